@@ -1,0 +1,1 @@
+"""Nearest tracks to a query vector: exact, FAISS on CPU, FAISS on GPU."""

@@ -1,0 +1,1 @@
+"""The shared vocabulary: what training and serving must agree on."""

@@ -1,0 +1,72 @@
+"""The error tree: what can go wrong, and what a user or client then sees.
+
+===================  =========  ===========  ==================================================
+error                exit code  HTTP status  raised by
+===================  =========  ===========  ==================================================
+InputError           2          422          any wrong input that has no class of its own
+BadLog               2          -            reading listening logs (`segue prepare`)
+BadDataset           2          -            opening a dataset
+BadRelease           2          -            opening, writing or serving a release
+BadOption            2          -            recipes, `--set`, settings
+UnknownTrack         2          404          asking for a track outside the catalogue
+UnknownSession       2          404          asking for a session that holds no plays
+StoreUnavailable     1          503          Redis cannot be reached or refuses writes
+===================  =========  ===========  ==================================================
+
+A message is one line: the value, what was expected, what to do.
+"""
+
+from typing import ClassVar
+
+
+class SegueError(Exception):
+    """Anything that Segue itself reports; its text is meant for the user."""
+
+    exit_code: ClassVar[int] = 1
+    http_status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+
+
+class InputError(SegueError):
+    """The user's input is wrong."""
+
+    exit_code = 2
+    http_status = 422
+    title = "Invalid input"
+
+
+class BadLog(InputError):
+    """A listening log cannot be read."""
+
+
+class BadDataset(InputError):
+    """A dataset folder is damaged, of another version or not a dataset."""
+
+
+class BadRelease(InputError):
+    """A release folder is damaged, of another version or unfit for what is asked of it."""
+
+
+class BadOption(InputError):
+    """An option is unknown, of the wrong type or out of its range."""
+
+
+class UnknownTrack(InputError):
+    """A track is not in the catalogue."""
+
+    http_status = 404
+    title = "Unknown track"
+
+
+class UnknownSession(InputError):
+    """A session holds no plays: it never did, expired or was erased."""
+
+    http_status = 404
+    title = "Unknown session"
+
+
+class StoreUnavailable(SegueError):
+    """The session store cannot be reached or refuses writes; trying again later may help."""
+
+    http_status = 503
+    title = "Session store unavailable"

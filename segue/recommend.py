@@ -1,0 +1,167 @@
+"""Session in, ranked tracks out: the one step that the service answers with and the evaluator measures.
+
+Knows nothing of HTTP, Redis, ONNX or FAISS: what encodes and what searches are passed in.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+
+from segue.arrays import Float32, Int
+from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW
+from segue.window import Sessions, Windows, to_windows
+
+Source: TypeAlias = Literal["model", "popularity"]
+
+
+class Ranked(NamedTuple):
+    """Tracks in falling order of score, one line for each query."""
+
+    rows: Int  # [batch, k] int64, PAD_ROW where there is no further track
+    scores: Float32  # [batch, k] float32, -inf where there is no further track
+
+
+class QueryEncoder(Protocol):
+    """Turns windows into query vectors in the item space."""
+
+    def encode(self, windows: Windows) -> Float32:
+        """Query vectors. [batch, dimension] float32."""
+        ...
+
+
+class NearestTracks(Protocol):
+    """Finds the tracks whose embeddings have the largest inner product with a query."""
+
+    def search(self, queries: Float32, k: int) -> Ranked:
+        """The k best tracks for each of `queries` [batch, dimension] float32; an approximate index may miss some."""
+        ...
+
+
+class Ranker(Protocol):
+    """Anything that orders tracks for a window: an encoder with an index, popularity, a Markov chain."""
+
+    def rank(self, windows: Windows, k: int) -> Ranked:
+        """The k best tracks for each window; never fewer than min(k, tracks)."""
+        ...
+
+    def scores(self, windows: Windows, rows: Int) -> Float32:
+        """Scores of given tracks, `rows` [batch, candidates] int64 -> [batch, candidates] float32."""
+        ...
+
+
+class EncoderRanker:
+    """Ranks by inner product between the encoder's query and the item embeddings, through an index."""
+
+    def __init__(self, encoder: QueryEncoder, index: NearestTracks, exact: NearestTracks, embeddings: Float32) -> None:
+        """`exact` answers where `index`, being approximate, found fewer than asked; `embeddings` [num_rows, dim]."""
+        self._encoder = encoder
+        self._index = index
+        self._exact = exact
+        self._embeddings = embeddings
+
+    def rank(self, windows: Windows, k: int) -> Ranked:
+        """See Ranker."""
+        queries = self._encoder.encode(windows)
+        k = min(k, len(self._embeddings) - FIRST_TRACK_ROW)
+        found = self._index.search(queries, k)
+        short = np.flatnonzero(found.rows[:, -1] == PAD_ROW) if k else np.empty(0, dtype=np.int64)
+        if len(short):
+            full = self._exact.search(queries[short], k)
+            rows, scores = found.rows.copy(), found.scores.copy()
+            rows[short], scores[short] = full
+            found = Ranked(rows, scores)
+        return found
+
+    def scores(self, windows: Windows, rows: Int) -> Float32:
+        """See Ranker."""
+        queries = self._encoder.encode(windows)
+        scores: Float32 = np.einsum("bd,bcd->bc", queries, self._embeddings[rows])
+        return scores
+
+
+class PopularityRanker:
+    """Ranks every session alike: by the number of plays, then by row."""
+
+    def __init__(self, plays: Int) -> None:
+        """`plays` [num_rows] int64, indexed by row."""
+        self._plays = plays.astype(np.float32)
+        order = np.argsort(-plays[FIRST_TRACK_ROW:], kind="stable") + FIRST_TRACK_ROW
+        self._order = order.astype(np.int64)
+
+    def rank(self, windows: Windows, k: int) -> Ranked:
+        """See Ranker."""
+        best = np.broadcast_to(self._order[:k], (len(windows), min(k, len(self._order))))
+        return Ranked(best, self._plays[best])
+
+    def scores(self, windows: Windows, rows: Int) -> Float32:  # noqa: ARG002 (every session alike)
+        """See Ranker."""
+        return self._plays[rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """The answer for one session."""
+
+    source: Source
+    rows: Int  # [n] int64, best first; n is k unless the catalogue has fewer tracks left
+    scores: Float32  # [n] float32
+    window_plays: int  # plays in the window, skipped ones not counted
+    window_skips: int  # skipped plays in the window
+
+
+@dataclass(frozen=True, slots=True)
+class Recommender:
+    """What a release recommends with: a ranker, the fallback for sessions without usable plays, the window length."""
+
+    ranker: Ranker
+    popularity: PopularityRanker
+    window: int
+
+    def recommend(
+        self, sessions: Sessions, k: int, excluded: Sequence[Int] | None = None, *, exclude_heard: bool = False
+    ) -> list[Recommendation]:
+        """The next tracks for each session, best first.
+
+        `excluded` gives, for each session, rows that must not appear; with `exclude_heard` the session's own tracks
+        must not appear either. Exclusions never shorten an answer while the catalogue has tracks left.
+        """
+        barred = [self._barred(sessions, i, excluded, exclude_heard) for i in range(len(sessions))]
+        wanted = k + max((len(rows) for rows in barred), default=0)
+        windows = to_windows(sessions, self.window)
+        real = windows.tracks != PAD_ROW
+        from_model = real.any(axis=1)
+        ranked: list[tuple[Source, Int, Float32]] = [("popularity", _NO_ROWS, _NO_SCORES)] * len(sessions)
+        for source, ranker, which in (
+            ("model", self.ranker, np.flatnonzero(from_model)),
+            ("popularity", self.popularity, np.flatnonzero(~from_model)),
+        ):
+            if len(which):
+                found = ranker.rank(Windows(windows.tracks[which], windows.skipped[which]), wanted)
+                for line, i in enumerate(which):
+                    ranked[i] = (source, found.rows[line], found.scores[line])  # type: ignore[assignment]
+        skips = windows.skipped.sum(axis=1)
+        plays = real.sum(axis=1) - skips
+        return [
+            Recommendation(source, *_first(k, rows, scores, barred[i]), int(plays[i]), int(skips[i]))
+            for i, (source, rows, scores) in enumerate(ranked)
+        ]
+
+    @staticmethod
+    def _barred(sessions: Sessions, i: int, excluded: Sequence[Int] | None, exclude_heard: bool) -> Int:
+        heard = sessions.rows[sessions.offsets[i] : sessions.offsets[i + 1]] if exclude_heard else _NO_ROWS
+        named = excluded[i] if excluded is not None else _NO_ROWS
+        return np.unique(np.concatenate([heard, named])) if len(heard) or len(named) else _NO_ROWS
+
+
+_NO_ROWS: Int = np.empty(0, dtype=np.int64)
+_NO_SCORES: Float32 = np.empty(0, dtype=np.float32)
+
+
+def _first(k: int, rows: Int, scores: Float32, barred: Int) -> tuple[Int, Float32]:
+    """The first k of a ranking that are tracks and not barred."""
+    keep = rows != PAD_ROW
+    if len(barred):
+        keep &= ~np.isin(rows, barred)
+    return rows[keep][:k], scores[keep][:k]

@@ -1,0 +1,259 @@
+"""A release: one immutable folder with everything that serving needs. docs/release-format.md describes format 1.
+
+Written beside its final name and renamed; opening verifies version, sizes, hashes and shapes. No pickle anywhere;
+arrays are memory-mapped, so that several processes share one copy.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from segue.arrays import Float32
+from segue.catalogue import Catalogue
+from segue.errors import BadRelease
+from segue.folders import new_folder
+
+FORMAT_VERSION: Final = 1
+MANIFEST: Final = "manifest.json"
+CATALOGUE: Final = "catalogue.parquet"
+ENCODER: Final = "encoder.onnx"
+ITEM_EMBEDDINGS: Final = "item_embeddings.npy"
+INDEX: Final = "index.faiss"
+INDEX_FACTS: Final = "index.json"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileFacts(_Frozen):
+    """What a file must be to be trusted."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class DatasetFacts(_Frozen):
+    """What the release was trained on."""
+
+    fingerprint: str
+    source: str
+    split: Literal["last-play", "new-sessions"]
+
+
+class Loss(_Frozen):
+    """The training objective: L = alpha * NLL + beta * NCE (paper, section 4.1.1)."""
+
+    objective: Literal["next", "next-played"]
+    alpha: float
+    beta: float
+    temperature: float
+    negatives: int
+
+
+class WindowFacts(_Frozen):
+    """How much of a session the encoder sees."""
+
+    length: int = Field(ge=1)
+
+
+class Manifest(_Frozen):
+    """`manifest.json`."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    name: str = Field(description="Names the release in answers and logs: model and first digits of the content's hash")
+    model: str
+    options: dict[str, Any]
+    loss: Loss | None = Field(description="None for a baseline")
+    window: WindowFacts
+    dimension: int | None = Field(description="Columns of item_embeddings.npy; None without an encoder")
+    metric: Literal["inner_product"] = "inner_product"
+    tracks: int = Field(ge=0)
+    dataset: DatasetFacts
+    source_commit: str | None
+    created: datetime
+    files: dict[str, FileFacts]
+    evaluation: dict[str, Any] = Field(description="Validation summary of the finished model")
+
+
+class Draft(BaseModel):
+    """What a trainer knows of a release before its files are written; the fields of Manifest."""
+
+    model: str
+    options: dict[str, Any]
+    loss: Loss | None
+    window: WindowFacts
+    dimension: int | None
+    dataset: DatasetFacts
+    source_commit: str | None
+    evaluation: dict[str, Any]
+
+
+class Release:
+    """An opened release. `path` is the folder, `manifest` its checked manifest."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @property
+    def name(self) -> str:
+        """What answers and logs call this release."""
+        return self.manifest.name
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether the release can be served; a baseline can only be evaluated."""
+        return ENCODER in self.manifest.files
+
+    @property
+    def has_index(self) -> bool:
+        """Whether `segue index` has built a FAISS index; without one, search is exact."""
+        return INDEX in self.manifest.files
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """The tracks, with counts of the training part."""
+        return Catalogue.read(self.path / CATALOGUE)
+
+    def array(self, file: str) -> NDArray[Any]:
+        """An array of the release, memory-mapped and read-only. Raises BadRelease for a file that is not one."""
+        if file not in self.manifest.files:
+            raise BadRelease(f"{self.path} holds no {file}: it was trained as {self.manifest.model}")
+        try:
+            array: NDArray[Any] = np.load(self.path / file, mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            raise BadRelease(f"{self.path / file} is not a NumPy array: {error}") from error
+        return array
+
+    @cached_property
+    def item_embeddings(self) -> Float32:
+        """The matrix M that queries are compared with. [num_rows, dimension] float32; row 0 is padding."""
+        return self.array(ITEM_EMBEDDINGS)
+
+
+def open_release(path: Path) -> Release:
+    """Open a release and verify it: format version, files, sizes, hashes, shapes. Raises BadRelease with one line."""
+    manifest = _read_manifest(path)
+    for name, facts in manifest.files.items():
+        _verify(path, name, facts)
+    release = Release(path, manifest)
+    if CATALOGUE not in manifest.files:
+        raise BadRelease(f"{path / MANIFEST} lists no {CATALOGUE}, without which rows have no names")
+    if len(release.catalogue) != manifest.tracks:
+        raise BadRelease(f"{path}: the catalogue has {len(release.catalogue)} tracks, the manifest {manifest.tracks}")
+    if release.has_encoder:
+        expected = (release.catalogue.num_rows, manifest.dimension)
+        found = release.item_embeddings
+        if found.shape != expected or found.dtype != np.float32:
+            raise BadRelease(
+                f"{path}: {ITEM_EMBEDDINGS} is {found.dtype} {found.shape}, the manifest asks for float32 {expected}"
+            )
+    return release
+
+
+def write_release(
+    path: Path,
+    draft: Draft,
+    catalogue: Catalogue,
+    arrays: Mapping[str, NDArray[Any]],
+    encoder: bytes | None = None,
+    *,
+    overwrite: bool = False,
+) -> Release:
+    """Write a release whole or not at all, and open it. `arrays` go by file name, each to its own .npy file."""
+    with new_folder(path, overwrite=overwrite, marker=MANIFEST) as folder:
+        catalogue.write(folder / CATALOGUE)
+        for name, array in arrays.items():
+            np.save(folder / name, array, allow_pickle=False)
+        if encoder is not None:
+            (folder / ENCODER).write_bytes(encoder)
+        files = _facts_of(folder)
+        _write_manifest(
+            folder,
+            Manifest(
+                **draft.model_dump(),
+                name=_name(draft.model, files),
+                tracks=len(catalogue),
+                created=datetime.now(UTC),
+                files=files,
+            ),
+        )
+    return open_release(path)
+
+
+def with_index(release: Release, index: bytes | None, facts: Mapping[str, Any]) -> Release:
+    """Replace the release by one with another index; the other files stay as they are.
+
+    `index` is the content of index.faiss, None for exact search; `facts` is the content of index.json.
+    """
+    with new_folder(release.path, overwrite=True, marker=MANIFEST) as folder:
+        for name in release.manifest.files:
+            if name not in (INDEX, INDEX_FACTS):
+                (folder / name).hardlink_to(release.path / name)
+        if index is not None:
+            (folder / INDEX).write_bytes(index)
+        (folder / INDEX_FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        files = release.manifest.files | _facts_of(folder, only=(INDEX, INDEX_FACTS))
+        if index is None:
+            files.pop(INDEX, None)
+        _write_manifest(folder, release.manifest.model_copy(update={"files": files}))
+    return open_release(release.path)
+
+
+def _name(model: str, files: Mapping[str, FileFacts]) -> str:
+    digest = hashlib.sha256("".join(f"{name}{facts.sha256}" for name, facts in sorted(files.items())).encode())
+    return f"{model}-{digest.hexdigest()[:10]}"
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    if not file.is_file():
+        raise BadRelease(f"{path} is not a release: it holds no {MANIFEST} (segue train writes one)")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadRelease(f"{file} is damaged: {error}") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise BadRelease(f"{file} has format version {version!r}, this Segue reads {FORMAT_VERSION}: train it again")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadRelease(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _facts_of(folder: Path, only: tuple[str, ...] | None = None) -> dict[str, FileFacts]:
+    names = sorted(file.name for file in folder.iterdir() if only is None or file.name in only)
+    return {name: FileFacts(sha256=_sha256(folder / name), bytes=(folder / name).stat().st_size) for name in names}
+
+
+def _verify(path: Path, name: str, facts: FileFacts) -> None:
+    if Path(name).name != name or name.startswith("."):
+        raise BadRelease(f"{path / MANIFEST} lists {name!r}, which is no plain file name")
+    file = path / name
+    if not file.is_file() or file.is_symlink():
+        raise BadRelease(f"{path} is incomplete: {name} is missing or no plain file; copy the release again")
+    size = file.stat().st_size
+    if size != facts.bytes:
+        raise BadRelease(f"{file} has {size} bytes, the manifest says {facts.bytes}; copy the release again")
+    if _sha256(file) != facts.sha256:
+        raise BadRelease(f"{file} is not the file that was released: its sha256 differs; copy the release again")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

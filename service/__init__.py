@@ -1,0 +1,1 @@
+"""The live service: sessions in Redis, recommendations over HTTP."""

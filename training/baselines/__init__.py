@@ -1,0 +1,1 @@
+"""Rankers without an encoder, which every encoder has to beat."""

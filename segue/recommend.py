@@ -3,7 +3,7 @@
 Knows nothing of HTTP, Redis, ONNX or FAISS: what encodes and what searches are passed in.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
@@ -130,23 +130,35 @@ class Recommender:
         barred = [self._barred(sessions, i, excluded, exclude_heard) for i in range(len(sessions))]
         wanted = k + max((len(rows) for rows in barred), default=0)
         windows = to_windows(sessions, self.window)
-        real = windows.tracks != PAD_ROW
-        from_model = real.any(axis=1)
         ranked: list[tuple[Source, Int, Float32]] = [("popularity", _NO_ROWS, _NO_SCORES)] * len(sessions)
-        for source, ranker, which in (
-            ("model", self.ranker, np.flatnonzero(from_model)),
-            ("popularity", self.popularity, np.flatnonzero(~from_model)),
-        ):
-            if len(which):
-                found = ranker.rank(Windows(windows.tracks[which], windows.skipped[which]), wanted)
-                for line, i in enumerate(which):
-                    ranked[i] = (source, found.rows[line], found.scores[line])  # type: ignore[assignment]
+        for source, ranker, which in self._by_source(windows):
+            found = ranker.rank(windows.select(which), wanted)
+            for line, i in enumerate(which.tolist()):
+                ranked[i] = (source, found.rows[line], found.scores[line])
+        real = windows.tracks != PAD_ROW
         skips = windows.skipped.sum(axis=1)
         plays = real.sum(axis=1) - skips
         return [
             Recommendation(source, *_first(k, rows, scores, barred[i]), int(plays[i]), int(skips[i]))
             for i, (source, rows, scores) in enumerate(ranked)
         ]
+
+    def scores(self, sessions: Sessions, rows: Int) -> Float32:
+        """Scores of given tracks for each session, `rows` [batch, candidates] int64 -> [batch, candidates] float32."""
+        windows = to_windows(sessions, self.window)
+        result = np.empty(rows.shape, dtype=np.float32)
+        for _, ranker, which in self._by_source(windows):
+            result[which] = ranker.scores(windows.select(which), rows[which])
+        return result
+
+    def _by_source(self, windows: Windows) -> Iterator[tuple[Source, Ranker, Int]]:
+        """Who answers which windows: the model those with a usable play, popularity the others."""
+        usable = (windows.tracks != PAD_ROW).any(axis=1)
+        by: tuple[tuple[Source, Ranker, Int], ...] = (
+            ("model", self.ranker, np.flatnonzero(usable)),
+            ("popularity", self.popularity, np.flatnonzero(~usable)),
+        )
+        yield from (line for line in by if len(line[2]))
 
     @staticmethod
     def _barred(sessions: Sessions, i: int, excluded: Sequence[Int] | None, exclude_heard: bool) -> Int:

@@ -6,7 +6,7 @@ arrays are memory-mapped, so that several processes share one copy.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -20,12 +20,15 @@ from segue.arrays import Float32
 from segue.catalogue import Catalogue
 from segue.errors import BadRelease
 from segue.folders import new_folder
+from segue.window import Windows
 
 FORMAT_VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
 CATALOGUE: Final = "catalogue.parquet"
 ENCODER: Final = "encoder.onnx"
 ITEM_EMBEDDINGS: Final = "item_embeddings.npy"
+SAMPLE_TRACKS: Final = "sample_tracks.npy"
+SAMPLE_SKIPPED: Final = "sample_skipped.npy"
 INDEX: Final = "index.faiss"
 INDEX_FACTS: Final = "index.json"
 
@@ -139,6 +142,16 @@ class Release:
         """The matrix M that queries are compared with. [num_rows, dimension] float32; row 0 is padding."""
         return self.array(ITEM_EMBEDDINGS)
 
+    @property
+    def sample_windows(self) -> Windows:
+        """Real windows from validation, for tuning an index and for comparing runtimes; see Windows."""
+        return Windows(self.array(SAMPLE_TRACKS).astype(np.int64), self.array(SAMPLE_SKIPPED).astype(np.bool_))
+
+
+def sample_arrays(windows: Windows) -> dict[str, NDArray[Any]]:
+    """Windows as the arrays that a release keeps, by file name."""
+    return {SAMPLE_TRACKS: windows.tracks.astype(np.int32), SAMPLE_SKIPPED: windows.skipped}
+
 
 def open_release(path: Path) -> Release:
     """Open a release and verify it: format version, files, sizes, hashes, shapes. Raises BadRelease with one line."""
@@ -168,14 +181,20 @@ def write_release(
     encoder: bytes | None = None,
     *,
     overwrite: bool = False,
+    check: Callable[[Path], object] | None = None,
 ) -> Release:
-    """Write a release whole or not at all, and open it. `arrays` go by file name, each to its own .npy file."""
+    """Write a release whole or not at all, and open it. `arrays` go by file name, each to its own .npy file.
+
+    `check` is given the folder before it takes its name; what it raises leaves nothing behind.
+    """
     with new_folder(path, overwrite=overwrite, marker=MANIFEST) as folder:
         catalogue.write(folder / CATALOGUE)
         for name, array in arrays.items():
             np.save(folder / name, array, allow_pickle=False)
         if encoder is not None:
             (folder / ENCODER).write_bytes(encoder)
+        if check is not None:
+            check(folder)
         files = _facts_of(folder)
         _write_manifest(
             folder,

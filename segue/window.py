@@ -63,6 +63,10 @@ class Windows(NamedTuple):
         """The number of windows."""
         return len(self.tracks)
 
+    def select(self, which: Int | slice) -> "Windows":
+        """The windows with these numbers, in that order."""
+        return Windows(self.tracks[which], self.skipped[which])
+
 
 def to_sessions(sessions: Sequence[Sequence[Play]], catalogue: Catalogue) -> Sessions:
     """Sessions of plays by TrackId as flat arrays of rows."""

@@ -1,0 +1,41 @@
+# Everything happens in .venv; a target sets up what it needs and does nothing twice.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_FLAGS ?=
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/.demo-installed  ## the whole path on planted data, then the player
+	$(BIN)/segue demo $(DEMO_FLAGS)
+
+test: $(VENV)/.dev-installed  ## the everyday tests; SEGUE_DATA=folder adds those on real data, TESTS= chooses
+	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+
+check: $(VENV)/.dev-installed  ## format, lint, types, import directions
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev-installed  ## the measurements behind benchmarks/README.md; needs SEGUE_DATA
+	$(BIN)/python benchmarks/prepare_lfm1k.py
+	$(BIN)/python benchmarks/index_search.py
+	$(BIN)/python benchmarks/planted_gain.py
+	$(BIN)/python benchmarks/mssd_sasrec.py
+
+clean:  ## everything that was made here, but no data or release of yours
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "segue needs Python 3.11 or newer, $(PYTHON) is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo-installed: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[service,training]'
+	touch $@
+
+$(VENV)/.dev-installed: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@ $(VENV)/.demo-installed

@@ -1,0 +1,293 @@
+"""Which index a release is served with: build, tune to a recall target, record what was measured, open again.
+
+An index is judged by real query vectors of the release's encoder, passed in by the caller. Half of them (every other
+one) choose the search-time parameter, the other half, held out, give the recall and the times that index.json states.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from index import faiss_cpu, faiss_gpu
+from index.exact import ExactIndex
+from index.faiss_cpu import FaissIndex, Parameters
+from index.recall import RECALL_K, Exam
+from segue.arrays import Float32
+from segue.catalogue import FIRST_TRACK_ROW
+from segue.errors import BadOption, BadRelease
+from segue.recommend import NearestTracks
+from segue.release import INDEX, INDEX_FACTS, Release, with_index
+
+Device: TypeAlias = Literal["cpu", "gpu"]
+Kind: TypeAlias = Literal["exact", "flat", "flat-sq8", "ivf", "ivf-sq8", "hnsw", "hnsw-sq8"]
+KINDS: Final[tuple[str, ...]] = ("auto", *get_args(Kind))
+DEVICES: Final[tuple[str, ...]] = get_args(Device)
+SMALL_CATALOGUE: Final = 50_000  # tracks below which exact search takes a millisecond or so, and needs no file
+
+_LARGE_CATALOGUE: Final = 1_500_000  # tracks from which auto spares the user the hours that a graph takes to build
+# Where a kind misses the recall target at every setting, this one is built instead.
+_STRONGER: Final[dict[str, faiss_cpu.Kind]] = {
+    "hnsw-sq8": "hnsw",
+    "hnsw": "ivf",
+    "ivf-sq8": "ivf",
+    "ivf": "flat",
+    "flat-sq8": "flat",
+}
+
+# The search-time parameter of each kind, its first value and its last; nprobe ends at the number of lists.
+_STEPS: Final[dict[str, tuple[Literal["nprobe", "ef_search", "rerank"], int, int]]] = {
+    "flat": ("rerank", 1, 64),
+    "ivf": ("nprobe", 1, 1),
+    "hnsw": ("ef_search", 16, 2048),
+}
+
+Progress: TypeAlias = Callable[[str], None]  # is told, in a sentence, what has been done
+
+
+class Tried(BaseModel):
+    """One point of the curve of recall against time."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Kind
+    parameter: Literal["nprobe", "ef_search", "rerank"] | None = Field(description="None where there is none to tune")
+    value: int | None
+    recall: float = Field(ge=0, le=1, description="Recall@recall_k over the queries that tune")
+    ms: float = Field(ge=0, description="Median milliseconds of one query alone, one thread")
+
+
+class IndexFacts(BaseModel):
+    """`index.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Kind
+    device: Device = Field(description="Where it was measured; a file opens on either device if the kind allows")
+    parameters: Parameters
+    recall_target: float = Field(gt=0, le=1)
+    recall: float = Field(ge=0, le=1, description="Recall@recall_k over the held-out queries, ties allowed")
+    recall_k: int = Field(ge=1)
+    queries: int = Field(ge=1, description="Held-out queries")
+    search_ms: float = Field(ge=0, description="Median milliseconds of one held-out query alone")
+    exact_ms: float = Field(ge=0, description="The same with exact search on CPU, in the same run")
+    build_s: float = Field(ge=0, description="Seconds that building took, all threads")
+    seed: int
+    tracks: int = Field(ge=0)
+    dimension: int = Field(ge=1)
+    tried: tuple[Tried, ...] = ()
+
+    @model_validator(mode="after")
+    def _searchable(self) -> "IndexFacts":
+        needed = _STEPS[self.kind.removesuffix("-sq8")][0] if self.kind != "exact" else "rerank"
+        if getattr(self.parameters, needed) is None:
+            raise ValueError(f"an index of the kind {self.kind} needs {needed}")
+        return self
+
+
+def build_index(
+    release: Release,
+    queries: Float32,
+    kind: str = "auto",
+    device: str = "cpu",
+    recall_target: float = 0.99,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[bytes | None, IndexFacts]:
+    """Build the index of a release and tune it to a recall target: the content of index.faiss (None: exact) and facts.
+
+    `queries` [n, dim] float32 are the encoder's answers to real windows; some hundreds do. A kind that misses the
+    target gives way to a stronger one, in the end to `flat`, which misses nothing. `auto` compares and takes the
+    fastest. Raises BadOption for a wrong kind, device, target or queries; BadRelease for a release without encoder.
+    """
+    _refuse_options(kind, device, recall_target)
+    embeddings = _embeddings_of(release)
+    exam = Exam.of(queries, embeddings)
+    tried: list[Tried] = []
+    search = _Search(
+        exam, "gpu" if device == "gpu" else "cpu", recall_target, seed, tried, progress or (lambda _: None)
+    )
+    best = search.best(kind)
+    facts = IndexFacts(
+        kind=best.kind,
+        device=search.device,
+        parameters=best.parameters,
+        recall_target=recall_target,
+        recall=best.recall,
+        recall_k=RECALL_K,
+        queries=len(exam.held_out.queries),
+        search_ms=best.ms,
+        exact_ms=exam.exact_ms,
+        build_s=best.build_s,
+        seed=seed,
+        tracks=len(embeddings) - FIRST_TRACK_ROW,
+        dimension=embeddings.shape[1],
+        tried=tuple(tried),
+    )
+    return (None if best.index is None else best.index.to_bytes()), facts
+
+
+def index_release(
+    release: Release,
+    queries: Float32,
+    kind: str = "auto",
+    device: str = "cpu",
+    recall_target: float = 0.99,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[Release, IndexFacts]:
+    """`build_index`, and the release replaced by one that holds the index. `queries` [n, dim] float32."""
+    content, facts = build_index(release, queries, kind, device, recall_target, seed, progress)
+    return with_index(release, content, facts.model_dump(mode="json")), facts
+
+
+def open_index(release: Release, device: str = "cpu") -> NearestTracks:
+    """The index that the release holds, memory-mapped; exact search where it holds none.
+
+    Raises BadRelease for an index that does not fit the embeddings or its index.json, BadOption for a device that is
+    not there or cannot hold the kind.
+    """
+    _refuse_device(device)
+    embeddings = _embeddings_of(release)
+    facts = read_facts(release)
+    if facts is None or facts.kind == "exact":
+        if release.has_index:
+            raise BadRelease(f"{release.path} holds {INDEX} but no facts about it: run segue index again")
+        return ExactIndex(embeddings) if device == "cpu" else faiss_gpu.build(embeddings, "flat")
+    expected = (len(embeddings) - FIRST_TRACK_ROW, embeddings.shape[1])
+    if not release.has_index or (facts.tracks, facts.dimension) != expected:
+        raise BadRelease(
+            f"{release.path / INDEX_FACTS} describes a {facts.kind} index of {facts.tracks} tracks and dimension "
+            f"{facts.dimension} that does not belong to this release: run segue index again"
+        )
+    index: NearestTracks = _backend(device).load(release.path / INDEX, facts.kind, facts.parameters, embeddings)
+    return index
+
+
+def read_facts(release: Release) -> IndexFacts | None:
+    """What index.json says; None for a release that was never indexed. Raises BadRelease if it is damaged."""
+    if INDEX_FACTS not in release.manifest.files:
+        return None
+    file = release.path / INDEX_FACTS
+    try:
+        return IndexFacts.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = ": ".join([*(str(part) for part in first["loc"]), first["msg"]])
+        raise BadRelease(f"{file}: {what}; run segue index again") from error
+    except ValueError as error:
+        raise BadRelease(f"{file} is damaged: {error}; run segue index again") from error
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """A kind with the parameters that it passed with."""
+
+    kind: Kind
+    index: FaissIndex | None  # None for exact
+    parameters: Parameters
+    recall: float
+    ms: float
+    build_s: float
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The way to the index: which kinds are built, and how each is tuned. Adds to `tried` what it measures."""
+
+    exam: Exam
+    device: Device
+    target: float
+    seed: int
+    tried: list[Tried]
+    tell: Progress
+
+    def best(self, kind: str) -> _Passed:
+        """The fastest of the kinds that stand for `kind`, each at the first setting that reaches the target."""
+        tracks = len(self.exam.tuning.embeddings) - FIRST_TRACK_ROW
+        best = min((self._pass(candidate) for candidate in _kinds(kind, self.device, tracks)), key=lambda p: p.ms)
+        if kind == "auto" and self.device == "cpu" and best.ms > self.exam.exact_ms:
+            self.tell(f"exact search takes {self.exam.exact_ms:.2f} ms a query, and no index is faster")
+            return self._exact()
+        return best
+
+    def _exact(self) -> _Passed:
+        return _Passed("exact", None, Parameters(), 1.0, self.exam.exact_ms, 0.0)
+
+    def _pass(self, kind: Kind) -> _Passed:
+        """Build a kind, or the stronger ones that follow it, until one reaches the target."""
+        if kind == "exact":
+            return self._exact()
+        embeddings = self.exam.tuning.embeddings
+        self.tell(f"building {kind} for {len(embeddings) - FIRST_TRACK_ROW:,} tracks")
+        started = time.perf_counter()
+        index = _backend(self.device).build(embeddings, kind, seed=self.seed)
+        build_s = time.perf_counter() - started
+        for parameter, value, tuned in settings(index):
+            recall, ms = self.exam.tuning.recall(tuned), self.exam.tuning.ms(tuned)
+            self.tried.append(Tried(kind=kind, parameter=parameter, value=value, recall=recall, ms=ms))
+            setting = f"{kind} with {parameter} {value}" if parameter else kind
+            self.tell(f"{setting}: recall {recall:.4f}, {ms:.3f} ms a query")
+            if recall < self.target and kind != "flat":
+                continue
+            recall = self.exam.held_out.recall(tuned)
+            if recall >= self.target or kind == "flat":
+                return _Passed(kind, tuned, tuned.parameters, recall, self.exam.held_out.ms(tuned), build_s)
+        return self._pass(_STRONGER[kind])
+
+
+def _kinds(kind: str, device: Device, tracks: int) -> tuple[Kind, ...]:
+    """The kinds to compare: the one asked for, or for `auto` those that may be the fastest."""
+    if kind != "auto":
+        return (kind,)  # type: ignore[return-value]
+    if device == "gpu":
+        return ("flat", "ivf") if tracks >= _LARGE_CATALOGUE else ("flat",)
+    if tracks < SMALL_CATALOGUE:
+        return ("exact",)
+    return ("ivf",) if tracks >= _LARGE_CATALOGUE else ("ivf", "hnsw")
+
+
+def _backend(device: str) -> ModuleType:
+    """The twin that runs on a device; both have `build` and `load` with one signature."""
+    return faiss_cpu if device == "cpu" else faiss_gpu
+
+
+def settings(index: FaissIndex) -> Iterator[tuple[Any, int | None, FaissIndex]]:
+    """Rising settings of the kind's search-time parameter: its name, its value, the index that searches with it."""
+    if index.kind == "flat":
+        yield None, None, index
+        return
+    name, value, most = _STEPS[index.kind.removesuffix("-sq8")]
+    most = index.parameters.nlist or most
+    while True:
+        yield name, value, index.tuned(index.parameters.model_copy(update={name: value}))
+        if value == most:
+            return
+        # Half steps: 1, 2, 3, 4, 6, 8, 12, 16 ...
+        power_of_two = value & (value - 1) == 0
+        value = min(most, max(value + 1, value * 3 // 2 if power_of_two else value * 4 // 3))
+
+
+def _embeddings_of(release: Release) -> Float32:
+    if not release.has_encoder:
+        raise BadRelease(f"{release.path} has no encoder, so there is nothing to index: {release.manifest.model}")
+    return release.item_embeddings
+
+
+def _refuse_device(device: str) -> None:
+    if device not in DEVICES:
+        raise BadOption(f"device {device!r} is unknown: choose {' or '.join(DEVICES)}")
+
+
+def _refuse_options(kind: str, device: str, recall_target: float) -> None:
+    _refuse_device(device)
+    if kind not in KINDS:
+        raise BadOption(f"index kind {kind!r} is unknown: choose one of {', '.join(KINDS)}")
+    if not 0 < recall_target <= 1:
+        raise BadOption(f"recall target {recall_target} is out of range: more than 0, at most 1")
+    if device == "gpu":
+        faiss_gpu.refuse_unfit("flat" if kind == "auto" else kind)

@@ -1,0 +1,155 @@
+"""Exact search in NumPy, and the exact scoring that every other index ends with.
+
+The answer depends on nothing but the query and the embeddings: not on the batch a query came in, the blocks, or which
+BLAS kernel met a row. A matrix product only finds candidates; the score of a pair is always one and the same dot
+product, and equal scores go by the lower row. NumPy's own BLAS threads apply (OPENBLAS_NUM_THREADS); a service that
+runs several workers wants 1.
+"""
+
+from typing import Final
+
+import numpy as np
+
+from segue.arrays import Bool, Float32, Int
+from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW
+from segue.errors import BadRelease
+from segue.recommend import Ranked
+
+QUERIES_AT_ONCE: Final = 256
+_SCORES_AT_ONCE: Final = 4_000_000  # floats of one block of scores, 16 MB
+_ROWS_AT_ONCE: Final = 65_536  # rows of one block of embeddings, so that a lone query's block stays near the caches
+_FIRST_ROWS: Final = 4_096
+_VALUES_AT_ONCE: Final = 8_000_000  # floats of gathered embeddings while pairs are scored, 32 MB
+
+
+class ExactIndex:
+    """Compares a query with every track. Memory beside the embeddings stays below some 200 MB."""
+
+    def __init__(self, embeddings: Float32) -> None:
+        """`embeddings` [num_rows, dim] float32, possibly memory-mapped; row 0 is padding. Raises BadRelease on NaN."""
+        self._embeddings = np.asarray(embeddings)  # slices of a memmap object cost more than of a plain view
+        self._longest = _longest(self._embeddings)
+
+    def search(self, queries: Float32, k: int) -> Ranked:
+        """The k best tracks for each of `queries` [b, dim] float32; no tracks for a query that is not finite."""
+        queries = checked_queries(queries, self._embeddings.shape[1])
+        found = nothing_found(len(queries), k)
+        finite = finite_lines(queries)
+        wanted = min(k, len(self._embeddings) - FIRST_TRACK_ROW)
+        if wanted <= 0:
+            return found
+        for start in range(0, len(finite), QUERIES_AT_ONCE):
+            lines = finite[start : start + QUERIES_AT_ONCE]
+            best = self._search_some(queries[lines], wanted)
+            found.rows[lines, :wanted], found.scores[lines, :wanted] = best
+        return found
+
+    def _search_some(self, queries: Float32, k: int) -> Ranked:
+        """`queries` [b, dim] float32, b at most QUERIES_AT_ONCE, 1 <= k <= tracks."""
+        best = nothing_found(len(queries), k)
+        # A float32 product of `dim` terms is off by less than dim * eps * |q| * |x|, by whatever kernel it is computed.
+        doubt = 2 * queries.shape[1] * np.finfo(np.float32).eps * np.linalg.norm(queries, axis=1) * self._longest
+        step = min(_ROWS_AT_ONCE, max(1, _SCORES_AT_ONCE // max(1, len(queries))))
+        first = FIRST_TRACK_ROW
+        while first < len(self._embeddings):
+            # The first block is small: all it has to do is to raise the bar for the others.
+            block = self._embeddings[first : first + (step if first > FIRST_TRACK_ROW else min(step, _FIRST_ROWS))]
+            # [b, rows of the block]; for a lone query BLAS's matrix product is no faster than dot products.
+            rough = queries @ block.T if len(queries) > 1 else np.vecdot(block, queries[0])[None]
+            lines, rows = _candidates(rough, best.scores[:, -1], doubt, k)
+            if len(lines):
+                rows += first
+                best = _merged(best, lines, rows, pair_scores(queries, lines, self._embeddings, rows))
+            first += len(block)
+        return best
+
+
+def ranked(queries: Float32, rows: Int, embeddings: Float32, k: int) -> Ranked:
+    """The k best of given candidates by their exact scores, equal scores by the lower row.
+
+    `queries` [b, dim] float32, `rows` [b, candidates] int64 without repetitions except PAD_ROW, which is passed over.
+    """
+    best = nothing_found(len(queries), k)
+    if not rows.size:
+        return best
+    lines = np.repeat(np.arange(len(rows)), rows.shape[1])
+    scores = pair_scores(queries, lines, embeddings, rows.reshape(-1)).reshape(rows.shape)
+    missing = (rows == PAD_ROW) | ~np.isfinite(scores)
+    scores[missing] = -np.inf
+    order = np.lexsort((rows, -scores), axis=-1)[:, :k]
+    kept = order.shape[1]
+    best.scores[:, :kept] = np.take_along_axis(scores, order, axis=1)
+    best.rows[:, :kept] = np.where(np.isneginf(best.scores[:, :kept]), PAD_ROW, np.take_along_axis(rows, order, axis=1))
+    return best
+
+
+def pair_scores(queries: Float32, lines: Int, embeddings: Float32, rows: Int) -> Float32:
+    """Inner products of pairs: queries[lines[i]] with embeddings[rows[i]]. [pairs] float32.
+
+    One dot product a pair, so that a pair's score never depends on its neighbours (a matrix product's last bits do).
+    """
+    scores = np.empty(len(rows), dtype=np.float32)
+    step = max(1, _VALUES_AT_ONCE // max(1, queries.shape[1]))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        scores[part] = np.vecdot(embeddings[rows[part]], queries[lines[part]])
+    return scores
+
+
+def nothing_found(batch: int, k: int) -> Ranked:
+    """An answer with no track in it: rows [batch, k] int64 of PAD_ROW, scores [batch, k] float32 of -inf."""
+    return Ranked(np.full((batch, k), PAD_ROW, dtype=np.int64), np.full((batch, k), -np.inf, dtype=np.float32))
+
+
+def checked_queries(queries: Float32, dimension: int) -> Float32:
+    """The queries as FAISS and BLAS want them, contiguous float32. Raises ValueError unless they are [b, dimension]."""
+    if queries.ndim != 2 or queries.shape[1] != dimension:
+        raise ValueError(f"queries have the shape {queries.shape}, the embeddings ask for [batch, {dimension}]")
+    return np.ascontiguousarray(queries, dtype=np.float32)
+
+
+def finite_lines(queries: Float32) -> Int:
+    """The numbers of the queries without NaN or infinity. [n] int64.
+
+    The others get no tracks, since nothing is nearest to them: one broken query must not fail the batch it came in.
+    """
+    return np.flatnonzero(np.isfinite(queries).all(axis=1))
+
+
+def _longest(embeddings: Float32) -> float:
+    """The largest Euclidean norm of a track's embedding, in blocks."""
+    longest = 0.0
+    for first in range(FIRST_TRACK_ROW, len(embeddings), _ROWS_AT_ONCE):
+        block = embeddings[first : first + _ROWS_AT_ONCE]
+        squares = np.vecdot(block, block)
+        if not np.isfinite(squares).all():
+            row = first + int(np.flatnonzero(~np.isfinite(squares))[0])
+            raise BadRelease(f"the item embedding of row {row} is not finite: train the release again")
+        longest = max(longest, float(np.sqrt(squares.max())))
+    return longest
+
+
+def _candidates(rough: Float32, bar: Float32, doubt: Float32, k: int) -> tuple[Int, Int]:
+    """Lines and columns of a block that may belong to the k best. `rough` [b, step], `bar` and `doubt` [b] float32.
+
+    `bar` is the k-th best score so far. A block in which many pass it is first held against its own k-th best.
+    """
+    passing: Bool = rough >= (bar - doubt)[:, None]
+    if rough.shape[1] > k and np.count_nonzero(passing) > 4 * k * len(rough):
+        own = np.partition(rough, -k, axis=1)[:, -k]
+        # Both sides of this comparison are rough, hence twice the doubt.
+        passing &= rough >= (own - 2 * doubt)[:, None]
+    lines, columns = np.divmod(np.flatnonzero(passing), rough.shape[1])  # np.nonzero is slow on two dimensions
+    return lines, columns
+
+
+def _merged(best: Ranked, lines: Int, rows: Int, scores: Float32) -> Ranked:
+    """The k best of what was found so far and further pairs (line, row, score), each [pairs]."""
+    batch, k = best.rows.shape
+    all_lines = np.concatenate([np.repeat(np.arange(batch), k), lines])
+    all_rows = np.concatenate([best.rows.reshape(-1), rows])
+    all_scores = np.concatenate([best.scores.reshape(-1), scores])
+    order = np.lexsort((all_rows, -all_scores, all_lines))
+    starts = np.searchsorted(all_lines[order], np.arange(batch))
+    kept = order[starts[:, None] + np.arange(k)]
+    return Ranked(all_rows[kept], all_scores[kept])

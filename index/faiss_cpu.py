@@ -1,0 +1,227 @@
+"""Nearest tracks with FAISS on CPU: build, keep as bytes, open memory-mapped, search.
+
+FAISS positions are catalogue rows less FIRST_TRACK_ROW: the padding row is never added. FAISS finds candidates;
+their scores are then computed from the float embeddings (`index.exact.ranked`), so every kind returns exact scores,
+and a quantised kind, which fetches `rerank` times more candidates than asked, gets its order right as well.
+
+Threads. A batch under SMALL_BATCH queries is searched by the calling thread alone: a server has its parallelism in its
+workers, and waking OpenMP's threads costs more than one query. Larger batches (evaluation) and building use OpenMP's
+default, which OMP_NUM_THREADS sets. OpenMP keeps this number for each calling thread, so nothing here reaches others.
+
+Search changes nothing in the index, search-time parameters travel with the call: an index may be shared by threads.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+import faiss as faiss_module
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from index.exact import QUERIES_AT_ONCE, checked_queries, finite_lines, nothing_found, ranked
+from segue.arrays import Float32, Int
+from segue.catalogue import FIRST_TRACK_ROW
+from segue.errors import BadRelease
+from segue.recommend import Ranked
+
+faiss: Any = faiss_module  # the types it publishes are those of C++, not of the Python functions around them
+
+Kind: TypeAlias = Literal["flat", "flat-sq8", "ivf", "ivf-sq8", "hnsw", "hnsw-sq8"]
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+SMALL_BATCH: Final = 256
+
+_ROWS_AT_ONCE: Final = 65_536  # rows handed to FAISS at once, so that memory-mapped embeddings are never copied whole
+_TRAINING_ROWS_PER_LIST: Final = 40  # FAISS asks for 39 and more to place a centroid well
+_QUANTISER_TRAINING_ROWS: Final = 100_000  # for the range of each dimension
+_KMEANS_ROUNDS: Final = 10
+_NEIGHBOURS: Final = 32
+_EF_CONSTRUCTION: Final = 64
+_RERANK: Final = 3
+_CLASSES: Final[dict[Kind, Any]] = {
+    "flat": faiss.IndexFlatIP,
+    "flat-sq8": faiss.IndexScalarQuantizer,
+    "ivf": faiss.IndexIVFFlat,
+    "ivf-sq8": faiss.IndexIVFScalarQuantizer,
+    "hnsw": faiss.IndexHNSWFlat,
+    "hnsw-sq8": faiss.IndexHNSWSQ,
+}
+# Indexes too old to map their arrays (before FAISS 1.11) still map the inverted lists.
+_MAPPED: Final = getattr(faiss, "IO_FLAG_MMAP_IFC", faiss.IO_FLAG_MMAP)
+
+
+class Parameters(BaseModel):
+    """How an index is built and searched; None where the kind has no such parameter."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    nlist: int | None = Field(default=None, ge=1, description="ivf: lists that the tracks are divided into")
+    nprobe: int | None = Field(default=None, ge=1, description="ivf: lists that a search visits")
+    m: int | None = Field(default=None, ge=2, description="hnsw: neighbours of a track")
+    ef_construction: int | None = Field(default=None, ge=1, description="hnsw: candidates kept while building")
+    ef_search: int | None = Field(
+        default=None, ge=1, description="hnsw: candidates kept while searching, never fewer than asked"
+    )
+    rerank: int = Field(default=1, ge=1, description="candidates fetched for each track asked, before exact scoring")
+
+
+class FaissIndex:
+    """A FAISS index over the item embeddings, with the parameters it is searched with."""
+
+    def __init__(self, index: Any, kind: Kind, parameters: Parameters, embeddings: Float32) -> None:
+        """`embeddings` [num_rows, dim] float32, possibly memory-mapped: what `index` was built from."""
+        self.kind: Kind = kind
+        self.parameters = parameters
+        self._index = index
+        self._embeddings = np.asarray(embeddings)
+
+    def search(self, queries: Float32, k: int) -> Ranked:
+        """See NearestTracks; `queries` [b, dim] float32. No tracks for a query that is not finite."""
+        queries = checked_queries(queries, self._embeddings.shape[1])
+        found = nothing_found(len(queries), k)
+        finite = finite_lines(queries)
+        count = min(k * self.parameters.rerank, self._most())
+        if count <= 0:
+            return found
+        with _threads_for(len(finite)):
+            for start in range(0, len(finite), QUERIES_AT_ONCE):
+                lines = finite[start : start + QUERIES_AT_ONCE]
+                rows = self._positions(queries[lines], count) + FIRST_TRACK_ROW  # FAISS's -1 becomes PAD_ROW
+                found.rows[lines], found.scores[lines] = ranked(queries[lines], rows, self._embeddings, k)
+        return found
+
+    def tuned(self, parameters: Parameters) -> "FaissIndex":
+        """The same index searched with other parameters; the structure is shared."""
+        return FaissIndex(self._index, self.kind, parameters, self._embeddings)
+
+    @property
+    def structure(self) -> Any:
+        """The faiss.Index itself."""
+        return self._index
+
+    def to_bytes(self) -> bytes:
+        """The content of index.faiss."""
+        return bytes(faiss.serialize_index(self._index).data)
+
+    def _most(self) -> int:
+        """The most candidates that one search can give."""
+        return int(self._index.ntotal)
+
+    def _positions(self, queries: Float32, count: int) -> Int:
+        """Candidates. [b, count] int64, -1 where there are no more."""
+        positions: Int
+        if self.kind.startswith("ivf"):
+            options = faiss.SearchParametersIVF(nprobe=self.parameters.nprobe)
+            _, positions = self._index.search(queries, count, params=options)
+        elif self.kind.startswith("hnsw"):
+            options = faiss.SearchParametersHNSW(efSearch=max(count, self.parameters.ef_search or 1))
+            _, positions = self._index.search(queries, count, params=options)
+        else:
+            _, positions = self._index.search(queries, count)
+        return positions
+
+
+def build(embeddings: Float32, kind: Kind, *, seed: int = 0) -> FaissIndex:
+    """Build an index over `embeddings` [num_rows, dim] float32, at least one track.
+
+    The seed draws the training sample, the first centroids and the levels of the graph. Several OpenMP threads link an
+    hnsw graph in an order that differs from run to run; with OMP_NUM_THREADS=1 it repeats exactly.
+    """
+    rng = np.random.default_rng(seed)
+    tracks, dimension = len(embeddings) - FIRST_TRACK_ROW, embeddings.shape[1]
+    if tracks < 1:
+        raise BadRelease("a release without tracks cannot be indexed: search it with the kind exact")
+    parameters = _parameters(kind, tracks)
+    index = _empty(kind, dimension, parameters, seed)
+    if not index.is_trained:
+        wanted = max(_QUANTISER_TRAINING_ROWS, _TRAINING_ROWS_PER_LIST * (parameters.nlist or 0))
+        index.train(_sample(embeddings, wanted, rng))
+    for first in range(FIRST_TRACK_ROW, len(embeddings), _ROWS_AT_ONCE):
+        index.add(np.ascontiguousarray(embeddings[first : first + _ROWS_AT_ONCE]))
+    return FaissIndex(index, kind, parameters, embeddings)
+
+
+def load(path: Path, kind: Kind, parameters: Parameters, embeddings: Float32) -> FaissIndex:
+    """Open an index file memory-mapped, so that processes share one copy. Raises BadRelease if it does not fit.
+
+    `embeddings` [num_rows, dim] float32.
+    """
+    try:
+        index = faiss.read_index(str(path), _MAPPED)
+    except RuntimeError as error:
+        reason = str(error).rpartition(": ")[2]
+        raise BadRelease(f"{path} is no FAISS index that can be read ({reason}): run segue index again") from error
+    expected = (len(embeddings) - FIRST_TRACK_ROW, embeddings.shape[1])
+    if (index.ntotal, index.d) != expected:
+        raise BadRelease(
+            f"{path} indexes {index.ntotal} tracks of dimension {index.d}, the release has {expected[0]} of "
+            f"{expected[1]}: run segue index again"
+        )
+    if type(index) is not _CLASSES[kind] or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise BadRelease(f"{path} is a {type(index).__name__}, not of the kind {kind}: run segue index again")
+    return FaissIndex(index, kind, parameters, embeddings)
+
+
+def _parameters(kind: Kind, tracks: int) -> Parameters:
+    """What a kind is built with; the search-time parameters are a start, `index.choose` tunes them."""
+    rerank = _RERANK if kind.endswith("sq8") else 1
+    if kind.startswith("ivf"):
+        nlist = _lists(tracks)
+        return Parameters(nlist=nlist, nprobe=min(nlist, 16), rerank=rerank)
+    if kind.startswith("hnsw"):
+        return Parameters(m=_NEIGHBOURS, ef_construction=_EF_CONSTRUCTION, ef_search=64, rerank=rerank)
+    return Parameters(rerank=rerank)
+
+
+def _lists(tracks: int) -> int:
+    """Lists of an IVF index: the power of two at or below 4 * sqrt(tracks), at most one for every 39 tracks."""
+    most = min(4 * tracks**0.5, tracks / 39)
+    return 1 << (int(most).bit_length() - 1) if most >= 1 else 1
+
+
+def _empty(kind: Kind, dimension: int, parameters: Parameters, seed: int) -> Any:
+    metric, quantiser = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_8bit
+    if kind == "flat":
+        return faiss.IndexFlatIP(dimension)
+    if kind == "flat-sq8":
+        return faiss.IndexScalarQuantizer(dimension, quantiser, metric)
+    if kind.startswith("ivf"):
+        centroids = faiss.IndexFlatIP(dimension)
+        if kind == "ivf":
+            index = faiss.IndexIVFFlat(centroids, dimension, parameters.nlist, metric)
+        else:
+            index = faiss.IndexIVFScalarQuantizer(centroids, dimension, parameters.nlist, quantiser, metric)
+        index.cp.seed = seed
+        index.cp.niter = _KMEANS_ROUNDS
+        index.cp.spherical = True  # centroids of equal length; else the longest would attract every track
+        index.cp.min_points_per_centroid = 1  # a small catalogue is no reason for a warning on stderr
+        return index
+    if kind == "hnsw":
+        index = faiss.IndexHNSWFlat(dimension, parameters.m, metric)
+    else:
+        index = faiss.IndexHNSWSQ(dimension, quantiser, parameters.m, metric)
+    index.hnsw.efConstruction = parameters.ef_construction
+    index.hnsw.rng = faiss.RandomGenerator(seed)
+    return index
+
+
+def _sample(embeddings: Float32, wanted: int, rng: np.random.Generator) -> Float32:
+    """At most `wanted` tracks, in the order of their rows, which reads a memory-mapped file forwards."""
+    tracks = len(embeddings) - FIRST_TRACK_ROW
+    if tracks <= wanted:
+        return np.ascontiguousarray(embeddings[FIRST_TRACK_ROW:])
+    rows = np.sort(rng.choice(tracks, wanted, replace=False)) + FIRST_TRACK_ROW
+    return np.ascontiguousarray(embeddings[rows])
+
+
+@contextlib.contextmanager
+def _threads_for(batch: int) -> Iterator[None]:
+    """One thread for a small batch, OpenMP's own number for a large one; the calling thread's number is put back."""
+    before = faiss.omp_get_max_threads()
+    if batch < SMALL_BATCH:
+        faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)

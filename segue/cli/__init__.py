@@ -1,0 +1,66 @@
+"""The command line. It composes everything and nothing imports it; stations are imported inside the commands.
+
+A wrong input ends with one line on stderr and exit code 2.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+import click
+
+from segue.cli.data import prepare, simulate
+from segue.cli.demo import demo
+from segue.cli.models import evaluate, index, train
+from segue.cli.serving import openapi, recommend, serve
+from segue.errors import SegueError
+
+_EXTRA_OF = {
+    "torch": "training",
+    "onnx": "training",
+    "onnxruntime": "service",
+    "faiss": "service",
+    "fastapi": "service",
+    "redis": "service",
+    "httpx": "service",
+    "uvicorn": "service",
+}
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="One path: prepare, train, evaluate, index, serve. `segue demo` walks it on planted data.",
+)
+@click.version_option(metadata.version("segue"), prog_name="segue")
+def segue() -> None:
+    """Skip-aware next-track recommendations: from a log of plays and skips to a live service."""
+
+
+for _command in (prepare, simulate, train, evaluate, index, serve, recommend, openapi, demo):
+    segue.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        result = segue.main(arguments, prog_name="segue", standalone_mode=False)
+    except click.ClickException as error:
+        return _refuse(error.format_message(), 2)
+    except SegueError as error:
+        return _refuse(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        return _refuse(f"{error.name} is not installed: this command needs `pip install 'segue[{extra}]'`", 2)
+    except (click.Abort, KeyboardInterrupt):
+        return _refuse("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read the output has closed it, as `head` does
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def _refuse(message: str, code: int) -> int:
+    click.echo(f"segue: {' '.join(message.split())}", err=True)
+    return code

@@ -1,0 +1,82 @@
+"""`segue demo`: the whole path on planted data, then the player."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from segue.cli.models import FOLDER, answers_of, build_index, print_evaluations
+from segue.cli.output import TrainingProgress, counting, say
+
+if TYPE_CHECKING:
+    from training.dataset import Dataset
+
+SYSTEMS: Final = {"sasrec": None, "sasrec-no-nce": 0.0}  # release folder: beta, None for the recipe's
+
+
+@click.command()
+@click.option("--folder", type=FOLDER, default=Path("demo"), show_default=True, help="Where everything goes.")
+@click.option("--tracks", type=click.IntRange(1000), default=2000, show_default=True)
+@click.option("--sessions", type=click.IntRange(100), default=6000, show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 for a free one.")
+@click.option("--browser/--no-browser", default=True, help="Open the player in a browser where there is one.")
+@click.option("--serve/--no-serve", default=True, help="Stop before the service starts.")
+def demo(folder: Path, tracks: int, sessions: int, port: int, browser: bool, serve: bool) -> None:
+    """Simulate, prepare, train with and without the skip loss, evaluate, index, and serve the player.
+
+    What is done already is not done again: the second start takes seconds.
+    """
+    started = time.monotonic()
+    world = folder / f"{tracks}-tracks-{sessions}-sessions"
+    dataset = _dataset(world / "dataset", tracks, sessions)
+    results = [(name, _system(dataset, world / name, beta)) for name, beta in SYSTEMS.items()]
+    print_evaluations(results[0][1][0], [(name, result) for name, (_, result) in results])
+    say(f"ready after {time.monotonic() - started:.0f} s")
+    if serve:
+        _serve(world / "sasrec", folder / "data", port, browser=browser)
+
+
+def _dataset(folder: Path, tracks: int, sessions: int) -> "Dataset":
+    from training.dataset import open_dataset
+    from training.planted_sessions import simulate
+
+    if (folder / "dataset.json").is_file():
+        return open_dataset(folder)
+    say(f"simulating {sessions:,} sessions over {tracks:,} tracks")
+    return simulate(tracks, sessions, folder)
+
+
+def _system(dataset: "Dataset", out: Path, beta: float | None) -> tuple[Any, dict[str, Any]]:
+    """Train, index and evaluate one system, unless its release is there. Returns the question and its result."""
+    import json
+
+    from segue.release import MANIFEST, open_release
+    from training.encoders.sasrec import SasRecOptions
+    from training.evaluate import Question, evaluate
+    from training.models import Job, train
+    from training.options import read_options
+
+    if not (out / MANIFEST).is_file():
+        say(f"training {out.name}")
+        options = read_options(SasRecOptions, "demo", [], beta=beta)
+        with TrainingProgress(options.epochs) as progress:
+            release = train(Job("sasrec", options, dataset, "last-play", out), progress)
+        build_index(release)
+    question = Question(dataset, open_release(out), "last-play")
+    kept = out.with_name(f"{out.name}.evaluation.json")
+    if kept.is_file():
+        result: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        if result["release"] == question.release.name:
+            return question, result
+    with counting("evaluating") as advance:
+        result = evaluate(question, answers_of(question), advance)
+    kept.write_text(json.dumps(result), encoding="utf-8")
+    return question, result
+
+
+def _serve(release: Path, data: Path, port: int, *, browser: bool) -> None:
+    from service.app import serve as run
+    from service.settings import read_settings
+
+    run(read_settings(release=release, data_dir=data, port=port), 1, open_player=browser)

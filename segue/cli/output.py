@@ -1,0 +1,121 @@
+"""What commands print: progress on stderr, results on stdout, as tables for people or JSON for programs."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+METRIC_COLUMNS = ("HR@1", "HR@5", "HR@10", "HR@20", "MRR@10", "NDCG@10")
+
+
+def say(line: str) -> None:
+    """One line about the work, on stderr."""
+    click.echo(line, err=True)
+
+
+def print_json(content: Any) -> None:
+    """A result for programs."""
+    click.echo(json.dumps(content, indent=2, default=str))
+
+
+def print_table(table: Table) -> None:
+    """A result for people; as wide as it needs to be where the output is no terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table)
+
+
+def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
+    """Names and values, a line each."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in facts.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+    return table
+
+
+def evaluation_table(title: str, results: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
+    """A line for every system and group of targets: means with 95 % bootstrap intervals."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("system")
+    table.add_column("targets")
+    table.add_column("sessions", justify="right")
+    for metric in METRIC_COLUMNS:
+        table.add_column(metric, justify="right")
+    for group in ("all", "played", "skipped"):
+        for system, result in results:
+            measured = result["groups"][group]
+            table.add_row(system, group, f"{measured['sessions']:,}", *(_cell(measured[m]) for m in METRIC_COLUMNS))
+        table.add_section()
+    table.caption = "value [95 % interval]; skipped targets: lower is better"
+    return table
+
+
+def _cell(estimate: Mapping[str, float] | None) -> str:
+    if estimate is None:
+        return "-"
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+
+
+def _bar(*columns: Any) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        *columns,
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar that is told (done, total)."""
+    with _bar(MofNCompleteColumn()) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class TrainingProgress:
+    """A bar over the sessions of an epoch with loss terms and speed, and a lasting line for every epoch."""
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+        self._progress = _bar(TextColumn("{task.fields[terms]}"), TextColumn("{task.speed:,.0f} sessions/s"))
+        self._task: TaskID | None = None
+        self._epoch_shown = -1
+
+    def __enter__(self) -> Self:
+        """Show the bar."""
+        if self._progress.console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the bar."""
+        self._progress.stop()
+
+    def step(self, epoch: int, sessions_done: int, sessions: int, terms: Mapping[str, float]) -> None:
+        """See training.fit.Reporter."""
+        if not self._progress.live.is_started:
+            return
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
+        if self._task is None or epoch != self._epoch_shown:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._task = self._progress.add_task(f"epoch {epoch + 1}/{self._epochs}", total=sessions, terms=shown)
+            self._epoch_shown = epoch
+        self._progress.update(self._task, completed=sessions_done, terms=shown)
+
+    def epoch(self, line: Mapping[str, float]) -> None:
+        """See training.fit.Reporter."""
+        self._progress.console.print(
+            f"epoch {line['epoch']:.0f}/{self._epochs}  loss {line['loss']:.4f}  nll {line['nll']:.4f}  "
+            f"nce {line['nce']:.4f}  validation HR@10 {line['HR@10']:.4f}  {line['sessions_per_s']:,.0f} sessions/s",
+            highlight=False,
+        )

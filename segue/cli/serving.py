@@ -1,0 +1,90 @@
+"""`segue serve`, `segue recommend` and `segue openapi`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.table import Table
+
+from segue.cli.models import FOLDER
+from segue.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from segue.events import Event
+
+
+@click.command()
+@click.argument("release", type=FOLDER)
+@click.option("--redis-url", help="A Redis to keep sessions in; without it an embedded server is started.")
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on, 0 for a free one.  [default: 8000]")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that answer.")
+def serve(release: Path, redis_url: str | None, host: str | None, port: int | None, workers: int) -> None:
+    """Serve RELEASE over HTTP; the address is printed once requests are answered.
+
+    Everything else is set by SEGUE_* variables (docs/operations.md).
+    """
+    from service.app import serve as run
+    from service.settings import read_settings
+
+    given = {"release": release, "redis_url": redis_url, "host": host, "port": port}
+    run(read_settings(**{name: value for name, value in given.items() if value is not None}), workers)
+
+
+class _InOrder(click.Command):
+    """A command that remembers the order in which its options were given, across options."""
+
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        """Parse as usual, and keep the names of the options in their order."""
+        _, _, order = self.make_parser(context).parse_args(list(arguments))
+        context.meta["segue.order"] = [parameter.name for parameter in order]
+        return super().parse_args(context, arguments)
+
+
+def _in_order(context: click.Context, plays: tuple[str, ...], skips: tuple[str, ...]) -> "Iterator[Event]":
+    from segue import events
+
+    made = {"plays": map(events.play, plays), "skips": map(events.skip, skips)}
+    for name in context.meta["segue.order"]:
+        if name in made:
+            yield next(made[name])
+
+
+@click.command(cls=_InOrder)
+@click.argument("release", type=FOLDER)
+@click.option("--play", "plays", multiple=True, metavar="TRACK", help="A track that was played; may be repeated.")
+@click.option("--skip", "skips", multiple=True, metavar="TRACK", help="A track that was skipped; may be repeated.")
+@click.option("-k", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many tracks.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@click.pass_context
+def recommend(
+    context: click.Context, release: Path, plays: tuple[str, ...], skips: tuple[str, ...], k: int, as_json: bool
+) -> None:
+    """Recommend once from the shell: --play and --skip in the order in which it happened."""
+    from segue.sessions import plays_of
+    from service.live_release import open_live_release
+
+    live = open_live_release(release)
+    answer = live.recommend(plays_of(_in_order(context, plays, skips)), k, [], exclude_heard=True)
+    items: list[dict[str, Any]] = [
+        {"rank": rank, "track_id": t.track_id, "score": t.score, "title": t.title, "artist": t.artist}
+        for rank, t in enumerate(answer.tracks, start=1)
+    ]
+    if as_json:
+        print_json({"release": live.name, "source": answer.source, "items": items})
+        return
+    table = Table(title=f"next tracks from {answer.source}", title_justify="left")
+    for column in ("rank", "track_id", "score", "title", "artist"):
+        table.add_column(column)
+    for item in items:
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value or "") for value in item.values()))
+    print_table(table)
+
+
+@click.command()
+def openapi() -> None:
+    """Print the description of the HTTP interface (openapi.yaml)."""
+    from service.app import openapi_yaml
+
+    click.echo(openapi_yaml(), nl=False)

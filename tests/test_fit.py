@@ -1,0 +1,167 @@
+"""Training: reproducible to the bit, resumed as if never killed, early stopping, and what it learns on toy data."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from segue.errors import BadOption  # noqa: E402 (after the check that torch is there)
+from segue.window import Sessions  # noqa: E402
+from training.checkpoint import Checkpoints  # noqa: E402
+from training.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
+from training.fit import Fitted, fit  # noqa: E402
+from training.splits import Examples  # noqa: E402
+
+OPTIONS = SasRecOptions(dimension=16, heads=2, window=6, epochs=3, batch_size=8, negatives=20, learning_rate=0.01)
+TRACKS = 12
+
+
+class Silent:
+    def step(self, epoch: int, sessions_done: int, sessions: int, terms: dict[str, float]) -> None: ...
+
+    def epoch(self, line: dict[str, float]) -> None: ...
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledAfter(Silent):
+    """Stops training after some steps, as a signal would."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def step(self, *_: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+
+def planted(count: int = 60, seed: int = 0) -> Sessions:
+    """After track t comes t + 1 (in a ring); every third track is always skipped."""
+    rng = np.random.default_rng(seed)
+    rows = (rng.integers(0, TRACKS, (count, 1)) + np.arange(6)) % TRACKS + 1
+    return Sessions(rows.ravel(), rows.ravel() % 3 == 0, np.arange(0, 6 * count + 1, 6))
+
+
+def asked(sessions: Sessions) -> Examples:
+    ends = sessions.offsets[1:] - 1
+    inputs = sessions.cut(sessions.offsets[:-1], ends)
+    return Examples(inputs, sessions.rows[ends], sessions.skipped[ends], np.arange(len(ends)))
+
+
+def run(folder: Path, options: SasRecOptions = OPTIONS, reporter: Silent | None = None) -> Fitted:
+    encoder = SasRec(TRACKS + 1, options)
+    encoder.initialise(torch.Generator().manual_seed(options.seed))
+    checkpoints = Checkpoints(folder, options.model_dump())
+    return fit(encoder, planted(), asked(planted(20, seed=1)), checkpoints, reporter or Silent())
+
+
+def weights(fitted: Fitted) -> list[bytes]:
+    return [value.numpy().tobytes() for value in fitted.encoder.state_dict().values()]
+
+
+class TestReproducible:
+    def test_the_same_seed_gives_the_same_bits(self, tmp_path: Path) -> None:
+        assert weights(run(tmp_path / "a")) == weights(run(tmp_path / "b"))
+
+    def test_another_seed_gives_others(self, tmp_path: Path) -> None:
+        other = OPTIONS.model_copy(update={"seed": 1})
+        assert weights(run(tmp_path / "a")) != weights(run(tmp_path / "b", other))
+
+    @pytest.mark.parametrize("steps", [1, 8, 9, 13])
+    def test_a_killed_training_goes_on_to_the_same_weights(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+    ) -> None:
+        monkeypatch.setattr("training.fit.CHECKPOINT_EVERY_S", 0.0)  # so that mid-epoch checkpoints take part
+        whole = run(tmp_path / "whole")
+        with pytest.raises(Killed):
+            run(tmp_path / "killed", reporter=KilledAfter(steps))
+        assert (tmp_path / "killed").exists() == (steps > 1)
+        resumed = run(tmp_path / "killed")
+        assert weights(resumed) == weights(whole)
+        keys = ("epoch", "loss", "nll", "nce", "HR@10")
+        assert [[line[k] for k in keys] for line in resumed.history] == [[line[k] for k in keys] for line in whole.history]
+
+    def test_a_finished_training_resumes_to_its_end(self, tmp_path: Path) -> None:
+        assert weights(run(tmp_path)) == weights(run(tmp_path))
+
+    def test_a_checkpoint_of_another_training_is_refused(self, tmp_path: Path) -> None:
+        run(tmp_path)
+        with pytest.raises(BadOption, match=r"another training \(beta 0.5 there, 0.1 here\): delete"):
+            run(tmp_path, OPTIONS.model_copy(update={"beta": 0.1}))
+
+    def test_a_damaged_checkpoint_is_refused(self, tmp_path: Path) -> None:
+        run(tmp_path)
+        (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
+        with pytest.raises(BadOption, match="is damaged"):
+            run(tmp_path)
+
+
+class TestLearning:
+    def test_it_learns_what_comes_next(self, tmp_path: Path) -> None:
+        options = OPTIONS.model_copy(update={"epochs": 15, "patience": 15})
+        fitted = run(tmp_path, options)
+        with torch.no_grad():
+            tracks = torch.tensor([[1, 2, 3, 4, 5, 6]])
+            query = fitted.encoder.query(tracks, tracks % 3 == 0)
+            best = (query @ fitted.encoder.item_embeddings.weight[1:].T).argmax().item() + 1
+        assert best == 7
+
+    def test_the_skip_loss_puts_what_is_always_skipped_behind_what_is_played_next(self, tmp_path: Path) -> None:
+        """After 5 comes 6, always skipped, then 7: the plain loss says 6, the skip loss raises 7 over it."""
+
+        def lead(beta: float) -> float:
+            options = OPTIONS.model_copy(update={"epochs": 25, "patience": 25, "beta": beta, "alpha": 0.5})
+            fitted = run(tmp_path / str(beta), options)
+            with torch.no_grad():
+                tracks = torch.tensor([[12, 1, 2, 3, 4, 5]])
+                query = fitted.encoder.query(tracks, tracks % 3 == 0)[0]
+                scores = torch.cosine_similarity(query[None], fitted.encoder.item_embeddings.weight, dim=1)
+            return float(scores[7] - scores[6])
+
+        assert lead(0.0) < 0 < lead(1.0)
+
+    def test_it_stops_when_validation_gets_no_better(self, tmp_path: Path) -> None:
+        fitted = run(tmp_path, OPTIONS.model_copy(update={"epochs": 60, "patience": 2, "learning_rate": 1e-9}))
+        assert len(fitted.history) == 3
+        assert fitted.best_epoch == 0
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_and_the_same_command_give_the_weights_of_an_undisturbed_run(tmp_path: Path) -> None:
+    """The command itself, killed at several moments by SIGKILL."""
+    segue = [sys.executable, "-m", "segue"]
+    data = tmp_path / "data"
+    subprocess.run([*segue, "simulate", "--tracks", "1000", "--sessions", "1500", "--out", str(data)], check=True)
+
+    def command(out: str) -> list[str]:
+        settings = [f"--set={s}" for s in ("epochs=3", "dimension=16", "heads=2", "negatives=100", "patience=3")]
+        return [*segue, "train", str(data), "--out", str(tmp_path / out), *settings]
+
+    subprocess.run(command("whole"), check=True)
+    kills = 0
+    for delay in (6.0, 7.5, 9.0):
+        process = subprocess.Popen(command("killed"))
+        time.sleep(delay)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+        if (tmp_path / "killed").exists():
+            break
+    if not (tmp_path / "killed").exists():
+        subprocess.run(command("killed"), check=True)
+    assert kills
+    whole, killed = (np.load(tmp_path / out / "item_embeddings.npy") for out in ("whole", "killed"))
+    assert whole.tobytes() == killed.tobytes()
+    assert not (tmp_path / "killed.training").exists()

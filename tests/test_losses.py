@@ -1,0 +1,172 @@
+"""The losses: numbers worked out by hand, and references with plain loops over every step."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from segue.catalogue import PAD_ROW
+from segue.window import Sessions
+from training.batches import Batch, distinct, make_batch, next_played, trainable
+from training.encoders.contract import SessionEncoder
+from training.encoders.sasrec import SasRec, SasRecOptions
+from training.fit import step_terms
+from training.losses import info_nce, sampled_softmax
+
+Session = list[tuple[int, bool]]  # rows and whether they were skipped
+
+
+def sessions_of(*sessions: Session) -> Sessions:
+    flat = [play for session in sessions for play in session]
+    return Sessions(
+        np.array([row for row, _ in flat], dtype=np.int64),
+        np.array([skipped for _, skipped in flat], dtype=np.bool_),
+        np.cumsum([0, *(len(session) for session in sessions)]).astype(np.int64),
+    )
+
+
+class TestSampledSoftmax:
+    def test_by_hand(self) -> None:
+        # exp(1) against exp(1) + exp(0) + exp(0): two allowed negatives, one that the session holds.
+        loss = sampled_softmax(
+            torch.tensor([1.0]), torch.tensor([[0.0, 0.0, 9.0]]), torch.tensor([[True, True, False]])
+        )
+        assert loss.item() == pytest.approx(-math.log(math.e / (math.e + 2)))
+
+    def test_the_perfect_score_costs_nothing(self) -> None:
+        loss = sampled_softmax(torch.tensor([99.0]), torch.zeros(1, 5), torch.ones(1, 5, dtype=torch.bool))
+        assert loss.item() == 0.0
+
+    def test_equal_scores_cost_the_logarithm_of_the_candidates(self) -> None:
+        loss = sampled_softmax(torch.zeros(3), torch.zeros(3, 7), torch.ones(3, 7, dtype=torch.bool))
+        assert loss.item() == pytest.approx(math.log(8))
+
+    def test_no_step_is_no_loss(self) -> None:
+        assert sampled_softmax(torch.zeros(0), torch.zeros(0, 4), torch.zeros(0, 4, dtype=torch.bool)).item() == 0.0
+
+    def test_inputs_stay_as_they_are(self) -> None:
+        negatives = torch.ones(1, 2)
+        sampled_softmax(torch.ones(1), negatives, torch.tensor([[True, False]]))
+        assert negatives.tolist() == [[1.0, 1.0]]
+
+
+class TestInfoNce:
+    def test_by_hand(self) -> None:
+        # Query along x; the positive at 60 degrees (cosine 0.5), the one skip at 90 degrees (cosine 0); lengths vary.
+        positive = torch.tensor([0.5, math.sqrt(3) / 2]) * 7
+        loss = info_nce(
+            queries=torch.tensor([[[3.0, 0.0]]]),
+            positives=positive[None, None],
+            negatives=torch.tensor([[[0.0, 2.0]]]),
+            steps=torch.tensor([[True]]),
+            contrasts=torch.tensor([[[True]]]),
+            temperature=0.1,
+        )
+        assert loss.item() == pytest.approx(math.log(1 + math.exp(-5)), rel=1e-4)
+
+    def test_a_session_without_skips_has_no_term(self) -> None:
+        vectors = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0))
+        steps, contrasts = torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 3, 3, dtype=torch.bool)
+        assert info_nce(vectors, vectors, vectors, steps, contrasts, 0.1).item() == 0.0
+
+    def test_padding_vectors_of_zeros_leave_finite_gradients(self) -> None:
+        queries = torch.zeros(1, 2, 3, requires_grad=True)
+        zeros = torch.zeros(1, 2, 3, requires_grad=True)
+        steps = torch.tensor([[False, True]])
+        contrasts = torch.tensor([[[False, False], [True, False]]])
+        loss = info_nce(queries, zeros, zeros, steps, contrasts, 0.1)
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert loss.item() == pytest.approx(math.log(2))
+        assert queries.grad is not None
+        assert torch.isfinite(queries.grad).all()
+
+
+class TestTargets:
+    def test_what_a_batch_holds_by_hand(self) -> None:
+        # 1 played, 2 skipped, 3 played, 2 skipped again, 4 skipped
+        batch = make_batch(sessions_of([(1, False), (2, True), (3, False), (2, True), (4, True)]), 6, "next")
+        assert batch.tracks.tolist() == [[0, 0, 1, 2, 3, 2]]
+        assert batch.skipped.tolist() == [[False, False, False, True, False, True]]
+        assert batch.targets.tolist() == [[0, 0, 2, 3, 2, 4]]
+        assert batch.positives.tolist() == [[0, 0, 3, 3, 0, 0]]
+        assert sorted(batch.session_skips[0][batch.session_skips[0] != PAD_ROW].tolist()) == [2, 4]
+        assert sorted(batch.session_tracks[0][batch.session_tracks[0] != PAD_ROW].tolist()) == [1, 2, 3, 4]
+
+    def test_the_objective_next_played_passes_over_skips(self) -> None:
+        batch = make_batch(sessions_of([(1, False), (2, True), (3, False), (4, True)]), 3, "next-played")
+        assert batch.targets.tolist() == [[3, 3, 0]]
+
+    @given(st.lists(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=6, max_size=6), min_size=1, max_size=4))
+    def test_next_played_and_distinct_equal_plain_loops(self, lines: list[Session]) -> None:
+        rows = np.array([[row for row, _ in line] for line in lines])
+        skipped = np.array([[flag for _, flag in line] for line in lines])
+        found, once = next_played(rows, skipped), distinct(rows)
+        for i, line in enumerate(lines):
+            for t in range(len(line)):
+                wanted = next((row for row, flag in line[t:] if row != PAD_ROW and not flag), PAD_ROW)
+                assert found[i, t] == wanted
+                assert once[i, t] == (PAD_ROW if line[t][0] in [row for row, _ in line[:t]] else line[t][0])
+
+    @given(st.lists(st.integers(0, 30), max_size=5), st.integers(2, 6))
+    def test_long_sessions_are_cut_so_that_every_play_but_the_first_is_predicted_once(
+        self, lengths: list[int], window: int
+    ) -> None:
+        sessions = sessions_of(*([(row, False) for row in range(1, length + 1)] for length in lengths))
+        pieces = trainable(sessions, window)
+        predicted = [
+            pieces.rows[start + 1 : end].tolist()
+            for start, end in zip(pieces.offsets[:-1], pieces.offsets[1:], strict=True)
+        ]
+        assert [row for piece in predicted for row in piece] == [r for n in lengths for r in range(2, n + 1)]
+        assert all(2 <= length <= window + 1 for length in pieces.lengths)
+
+
+def reference(encoder: SessionEncoder, batch: Batch, negatives: list[int]) -> tuple[float, float]:
+    """NLL and NCE of a batch by loops over sessions, steps and tracks, from the text of the paper."""
+    weight: Tensor = encoder.item_embeddings.weight
+    predicted = encoder(batch.tracks, batch.skipped)
+    nll, nce = [], []
+    for b in range(len(batch.tracks)):
+        own = {int(row) for row in batch.session_tracks[b]} - {PAD_ROW}
+        skips = {int(row) for row in batch.session_skips[b]} - {PAD_ROW}
+        for t in range(batch.tracks.shape[1]):
+            query = predicted[b, t]
+            if target := int(batch.targets[b, t]):
+                candidates = [r for r in own if r != target] + [r for r in negatives if r not in own]
+                scores = torch.stack([query @ weight[r] for r in [target, *candidates]])
+                nll.append(-torch.log_softmax(scores, 0)[0])
+            positive = int(batch.positives[b, t])
+            contrast = sorted(skips - {positive})
+            if positive and contrast:
+                cosines = [torch.cosine_similarity(query, weight[r], dim=0) for r in [positive, *contrast]]
+                nce.append(-torch.log_softmax(torch.stack(cosines) / encoder.options.temperature, 0)[0])
+    return tuple(torch.stack(terms).mean().item() if terms else 0.0 for terms in (nll, nce))  # type: ignore[return-value]
+
+
+class TestStep:
+    @given(
+        st.lists(st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=2, max_size=7), min_size=1, max_size=4),
+        st.lists(st.integers(1, 9), min_size=1, max_size=6),
+        st.sampled_from(["next", "next-played"]),
+    )
+    @settings(max_examples=40, deadline=None)
+    def test_the_loss_of_a_batch_equals_plain_loops(
+        self, sessions: list[Session], negatives: list[int], objective: str
+    ) -> None:
+        options = SasRecOptions(dimension=8, heads=2, window=6, dropout=0.0, objective=objective, alpha=0.7, beta=0.3)
+        encoder = SasRec(10, options)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in encoder.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+            encoder.item_embeddings.weight[PAD_ROW] = 0
+        batch = make_batch(sessions_of(*sessions), 6, options.objective)
+        terms = step_terms(encoder, batch, torch.tensor(negatives), options)
+        nll, nce = reference(encoder, batch, negatives)
+        assert terms.nll.item() == pytest.approx(nll, abs=1e-4)
+        assert terms.nce.item() == pytest.approx(nce, abs=1e-4)
+        assert terms.loss.item() == pytest.approx(0.7 * nll + 0.3 * nce, abs=1e-4)

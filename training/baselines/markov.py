@@ -1,0 +1,72 @@
+"""First-order Markov chain: what came next after the newest play, however those plays ended.
+
+score(j | i) = count(i -> j) + plays(j) / (plays of all tracks + 1): the chain's count decides, popularity only orders
+tracks that the chain has seen equally often, and serves where the newest track never had a successor.
+"""
+
+from typing import Self
+
+import numpy as np
+
+from segue.arrays import Float32, Int
+from segue.catalogue import FIRST_TRACK_ROW
+from segue.recommend import PopularityRanker, Ranked
+from segue.window import Sessions, Windows
+
+
+class MarkovRanker:
+    """Ranks by the transition counts of the newest play. Three arrays, row by row (CSR): offsets, followers, counts."""
+
+    files = ("markov_offsets.npy", "markov_followers.npy", "markov_counts.npy")
+
+    def __init__(self, offsets: Int, followers: Int, counts: Int, plays: Int) -> None:
+        """`offsets` [num_rows + 1], `followers` and `counts` [transitions], `plays` [num_rows], all int64."""
+        self._offsets = offsets
+        self._followers = followers
+        self._counts = counts
+        self._popularity = PopularityRanker(plays)
+        self._share = plays / (plays.sum() + 1.0)
+
+    @classmethod
+    def fit(cls, sessions: Sessions, num_rows: int, plays: Int) -> Self:
+        """Count the transitions between neighbouring plays of the same session."""
+        first = np.ones(len(sessions.rows), dtype=np.bool_)
+        first[sessions.offsets[:-1][sessions.lengths > 0]] = False
+        to = np.flatnonzero(first)  # every play that is not its session's first
+        pairs = sessions.rows[to - 1] * num_rows + sessions.rows[to]
+        distinct, counts = np.unique(pairs, return_counts=True)
+        offsets = np.searchsorted(distinct, np.arange(num_rows + 1, dtype=np.int64) * num_rows)
+        return cls(offsets.astype(np.int64), distinct % num_rows, counts.astype(np.int64), plays)
+
+    def arrays(self) -> dict[str, Int]:
+        """What a release keeps, by file name."""
+        return dict(zip(self.files, (self._offsets, self._followers, self._counts), strict=True))
+
+    def rank(self, windows: Windows, k: int) -> Ranked:
+        """See segue.recommend.Ranker."""
+        k = min(k, len(self._share) - FIRST_TRACK_ROW)
+        rows = np.empty((len(windows), k), dtype=np.int64)
+        popular = self._popularity.rank(Windows(windows.tracks[:1], windows.skipped[:1]), len(self._share)).rows
+        for line, newest in enumerate(windows.tracks[:, -1]):
+            followers, scores = self._followers_of(newest)
+            seen = followers[np.lexsort((followers, -scores))]
+            rest = popular[0, : k + len(seen)] if len(popular) else seen
+            rows[line] = np.concatenate([seen, rest[~np.isin(rest, seen)]])[:k]
+        return Ranked(rows, self.scores(windows, rows))
+
+    def scores(self, windows: Windows, rows: Int) -> Float32:
+        """See segue.recommend.Ranker."""
+        result = self._share[rows]
+        for line, newest in enumerate(windows.tracks[:, -1]):
+            followers, scores = self._followers_of(newest)
+            if len(followers):
+                place = np.minimum(np.searchsorted(followers, rows[line]), len(followers) - 1)
+                known = followers[place] == rows[line]
+                result[line] = np.where(known, scores[place], result[line])
+        scored: Float32 = result.astype(np.float32)
+        return scored
+
+    def _followers_of(self, newest: int) -> tuple[Int, Float32]:
+        span = slice(self._offsets[newest], self._offsets[newest + 1])
+        followers = self._followers[span]
+        return followers, (self._counts[span] + self._share[followers]).astype(np.float32)

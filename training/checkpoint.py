@@ -1,0 +1,69 @@
+"""Checkpoints: everything that training needs to go on as if it had not been stopped.
+
+All randomness of a step is derived from (seed, epoch, step), so a checkpoint holds weights, optimiser state and
+counters, and no generator state.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segue.errors import BadOption
+
+_FILE = "checkpoint.pt"
+
+
+@dataclass
+class Progress:
+    """Where training stands."""
+
+    epoch: int = 0  # the epoch under way, from 0
+    step: int = 0  # steps of that epoch already taken
+    best: float = -1.0  # best validation HR@10 so far
+    best_epoch: int = -1
+    history: list[dict[str, float]] = field(default_factory=list)  # a line for every finished epoch
+    sums: dict[str, float] = field(default_factory=dict)  # loss terms of the epoch under way, summed over steps
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoint folder of one training; `identity` is what must be equal for a checkpoint to be resumed."""
+
+    folder: Path
+    identity: dict[str, Any]
+
+    def save(self, progress: Progress, state: dict[str, Any]) -> None:
+        """Write beside, then rename: a kill at any moment leaves the old or the new checkpoint."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / f"{_FILE}.unfinished"
+        torch.save({"identity": json.dumps(self.identity), "progress": vars(progress), "state": state}, unfinished)
+        unfinished.rename(self.folder / _FILE)
+
+    def load(self) -> tuple[Progress, dict[str, Any]] | None:
+        """The checkpoint to resume from, or None. Raises BadOption where it belongs to another training."""
+        path = self.folder / _FILE
+        if not path.is_file():
+            return None
+        try:
+            content = torch.load(path, weights_only=True)
+            found = json.loads(content["identity"])
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise BadOption(f"{path} is damaged ({type(error).__name__}): delete it to train from the start") from error
+        expected = json.loads(json.dumps(self.identity))
+        differing = sorted(key for key in expected | found if expected.get(key) != found.get(key))
+        if differing:
+            what = ", ".join(f"{key} {found.get(key)!r} there, {expected.get(key)!r} here" for key in differing[:3])
+            raise BadOption(
+                f"{path} belongs to another training ({what}): delete {self.folder} or choose another --out"
+            )
+        return Progress(**content["progress"]), content["state"]
+
+    def remove(self) -> None:
+        """Delete the checkpoint, once the release is written."""
+        for name in (_FILE, f"{_FILE}.unfinished"):
+            (self.folder / name).unlink(missing_ok=True)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()

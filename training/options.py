@@ -1,0 +1,121 @@
+"""What can be set about training, from recipes (TOML), `--set key=value` and the command line's own flags."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from segue.errors import BadOption
+from segue.window import DEFAULT_LENGTH
+
+
+class Options(BaseModel):
+    """Options common to every model. An unknown name or a value out of range is an error, never ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    window: int = Field(default=DEFAULT_LENGTH, ge=2, le=1000, description="Plays of a session that the model sees")
+    seed: int = Field(
+        default=0, ge=0, lt=2**31, description="Seed of everything random: same seed, same weights on a CPU"
+    )
+
+
+class NeuralOptions(Options):
+    """Options of every encoder; the defaults are the paper's (section 4.1.2) where it names a value."""
+
+    epochs: int = Field(
+        default=30, ge=1, description="Passes over the training part at most; early stopping may end sooner"
+    )
+    patience: int = Field(default=5, ge=1, description="Epochs without a better validation HR@10 before training stops")
+    batch_size: int = Field(default=64, ge=1, description="Sessions a step")
+    learning_rate: float = Field(default=0.005, gt=0, le=1, description="Adam's learning rate (paper: 0.005)")
+    schedule: Literal["constant", "linear"] = Field(
+        default="constant", description="Learning rate over the epochs: as it is, or falling in a line to 0"
+    )
+    gradient_clip: float = Field(default=5.0, gt=0, description="Largest norm of the gradient of a step")
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="Decoupled weight decay (AdamW); 0 is Adam, as in the paper"
+    )
+    objective: Literal["next", "next-played"] = Field(
+        default="next", description="What the NLL term predicts: the next track, or the next one that was not skipped"
+    )
+    negatives: int = Field(
+        default=1000,
+        ge=1,
+        description="Uniform negatives of the sampled softmax, redrawn every batch, shared by its sessions",
+    )
+    alpha: float = Field(default=1.0, ge=0, description="Weight of the NLL term")
+    beta: float = Field(
+        default=0.5, ge=0, description="Weight of the InfoNCE term over skips; 0 leaves it out (--no-nce)"
+    )
+    temperature: float = Field(default=0.1, gt=0, description="Divides the cosine similarities of the InfoNCE term")
+    dimension: int = Field(default=128, ge=1, description="Columns of the item embeddings and of hidden layers")
+    dropout: float = Field(default=0.2, ge=0, lt=1, description="Share of activations dropped in training")
+    skip_input: bool = Field(
+        default=True,
+        description="Whether the encoder is told which plays were skipped. Without it a skip acts on the loss alone",
+    )
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> Self:
+        if self.alpha == 0 and self.beta == 0:
+            raise ValueError("alpha and beta are both 0, so that there is nothing to learn: set one of them above 0")
+        return self
+
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+
+def read_options(
+    kind: type[AnyOptions], recipe: Path | str | None, settings: Sequence[str], **flags: Any
+) -> AnyOptions:
+    """Options of class `kind`: defaults, then the recipe, then `--set`, then flags that are not None.
+
+    `recipe` is a TOML file or the name of a recipe that is shipped; `settings` are texts `key=value`.
+    Raises BadOption with one line.
+    """
+    values: dict[str, Any] = {} if recipe is None else dict(_read_recipe(recipe))
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key.strip():
+            raise BadOption(f"--set {setting!r}: expected key=value, such as epochs=10")
+        values[key.strip()] = value.strip()
+    values |= {key: value for key, value in flags.items() if value is not None}
+    return check_options(kind, values)
+
+
+def check_options(kind: type[AnyOptions], values: Mapping[str, Any]) -> AnyOptions:
+    """Options from plain values. Raises BadOption with one line naming the option, the value and what is allowed."""
+    for key in values:
+        if key not in kind.model_fields:
+            raise BadOption(f"unknown option {key!r}: this model has {', '.join(sorted(kind.model_fields))}")
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise BadOption(f"option {name} = {first['input']!r}: {message}" if name else message) from error
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes in training/recipes."""
+    folder = resources.files("training") / "recipes"
+    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def _read_recipe(recipe: Path | str) -> Mapping[str, Any]:
+    path = Path(recipe)
+    shipped = resources.files("training") / "recipes" / f"{recipe}.toml"
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else shipped.read_text(encoding="utf-8")
+    except OSError as error:
+        names = ", ".join(shipped_recipes())
+        raise BadOption(f"no recipe {str(recipe)!r}: expected a TOML file or one of {names}") from error
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadOption(f"recipe {recipe} is not TOML: {error}") from error

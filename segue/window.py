@@ -5,7 +5,7 @@ is always in the last column. Plays of tracks outside the catalogue are passed o
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,7 +16,8 @@ from segue.sessions import Play
 DEFAULT_LENGTH = 20
 
 
-class Sessions(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Sessions:
     """Many sessions in three flat arrays; session i is the slice offsets[i]:offsets[i + 1], oldest play first."""
 
     rows: Int  # [plays] int64, PAD_ROW where the track is outside the catalogue
@@ -53,7 +54,8 @@ class Sessions(NamedTuple):
         return Sessions(self.rows[known], self.skipped[known], kept[self.offsets].astype(np.int64))
 
 
-class Windows(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Windows:
     """What an encoder sees of a batch of sessions."""
 
     tracks: Int  # [batch, window] int64, PAD_ROW on the left

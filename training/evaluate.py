@@ -6,7 +6,7 @@ segue.recommend.Recommender, or the service, for the first LIST_LENGTH tracks: w
 
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Protocol, Self, TypeAlias
 
 import httpx
@@ -59,7 +59,7 @@ class Offline:
 
     def lists(self, sessions: Sessions) -> list[RankedList]:
         """See Answers."""
-        mapped = sessions._replace(rows=self.to_release[sessions.rows])
+        mapped = replace(sessions, rows=self.to_release[sessions.rows])
         return [(answer.rows, answer.scores) for answer in self.recommender.recommend(mapped, LIST_LENGTH)]
 
 
@@ -239,7 +239,7 @@ def _sampled_ranks(
         ]
         width = max(len(line) for line in candidates)
         rows = to_release[np.array([np.pad(line, (0, width - len(line))) for line in candidates])]
-        scored = recommender.scores(inputs._replace(rows=to_release[inputs.rows]), rows)
+        scored = recommender.scores(replace(inputs, rows=to_release[inputs.rows]), rows)
         scores = np.where(rows == PAD_ROW, -np.inf, scored)
         of_target = scores[:, :1]
         rank = mean_rank((scores > of_target).sum(axis=1), (scores == of_target).sum(axis=1) - 1)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from segue.cli.models import FOLDER, answers_of, build_index, print_evaluations
+from segue.cli.data import FOLDER
+from segue.cli.models import answers_of, build_index, print_evaluations
 from segue.cli.output import TrainingProgress, counting, say
 
 if TYPE_CHECKING:

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from segue.cli.data import FOLDER
 from segue.cli.output import TrainingProgress, counting, evaluation_table, facts_table, print_json, print_table, say
 from segue.errors import BadOption, BadRelease, InputError
 
 if TYPE_CHECKING:
     from segue.release import Release
     from training.evaluate import Answers, Question
-
-FOLDER = click.Path(path_type=Path)
 
 
 @click.command()
@@ -169,13 +168,15 @@ def open_recommender(release: "Release", *, exact: bool = False) -> Any:
 
 def print_evaluations(question: "Question", results: list[tuple[str, Any]]) -> None:
     """The table of one or more systems on the same question."""
-    title = f"{question.dataset.facts.source}: {question.part} targets, {question.split} split, {question.protocol} ranking"
+    title = (
+        f"{question.dataset.facts.source}: {question.part} targets, {question.split} split, {question.protocol} ranking"
+    )
     print_table(evaluation_table(title, results))
 
 
 @click.command()
 @click.argument("release", type=FOLDER)
-@click.option("--kind", default="auto", show_default=True, help="auto, exact, flat, ivf, hnsw, each but exact with -sq8.")
+@click.option("--kind", default="auto", help="auto, exact, flat, ivf, hnsw; the last three also as -sq8.")
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
 @click.option("--recall", type=click.FloatRange(0.0, 1.0), default=0.99, show_default=True, help="Recall@20 to reach.")
 @click.option("--json", "as_json", is_flag=True, help="Print index.json.")
@@ -192,9 +193,7 @@ def index(release: Path, kind: str, device: str, recall: float, as_json: bool) -
     print_table(facts_table(f"index of {opened.name}", shown))
 
 
-def build_index(
-    release: "Release", *, kind: str = "auto", device: str = "cpu", recall: float = 0.99
-) -> dict[str, Any]:
+def build_index(release: "Release", *, kind: str = "auto", device: str = "cpu", recall: float = 0.99) -> dict[str, Any]:
     """Index a release in place and return the facts of index.json. The queries are those of its sample windows."""
     from index.choose import index_release
     from segue.release import ENCODER

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-METRIC_COLUMNS = ("HR@1", "HR@5", "HR@10", "HR@20", "MRR@10", "NDCG@10")
+METRIC_COLUMNS = ("HR@1", "HR@10", "MRR@10")
 
 
 def say(line: str) -> None:
@@ -46,7 +46,7 @@ def evaluation_table(title: str, results: Sequence[tuple[str, Mapping[str, Any]]
     table.add_column("targets")
     table.add_column("sessions", justify="right")
     for metric in METRIC_COLUMNS:
-        table.add_column(metric, justify="right")
+        table.add_column(metric, justify="right", no_wrap=True)
     for group in ("all", "played", "skipped"):
         for system, result in results:
             measured = result["groups"][group]
@@ -79,6 +79,14 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     with _bar(MofNCompleteColumn()) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def counting_steps() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar that is told (what is done now, steps done, steps in all)."""
+    with _bar(MofNCompleteColumn()) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
 
 
 class TrainingProgress:
@@ -118,4 +126,5 @@ class TrainingProgress:
             f"epoch {line['epoch']:.0f}/{self._epochs}  loss {line['loss']:.4f}  nll {line['nll']:.4f}  "
             f"nce {line['nce']:.4f}  validation HR@10 {line['HR@10']:.4f}  {line['sessions_per_s']:,.0f} sessions/s",
             highlight=False,
+            soft_wrap=True,
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from segue.cli.models import FOLDER
+from segue.cli.data import FOLDER
 from segue.cli.output import print_json, print_table
 
 if TYPE_CHECKING:

@@ -1,0 +1,117 @@
+"""`segue prepare` and `segue simulate`: where datasets come from."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from segue.cli.output import counting_steps, facts_table, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from training.dataset import Dataset
+    from training.listening_logs import PrepareReport
+
+FOLDER = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("kind", metavar="{mssd|lfm1k|lfm2b|yambda|events}")
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.option("--out", type=FOLDER, required=True, help="The dataset folder to write.")
+@click.option("--overwrite", is_flag=True, help="Replace a dataset of that name.")
+@click.option(
+    "--idle-gap", "idle_gap_s", type=float, metavar="S", help="That long a pause ends a session.  [default: 1200]"
+)
+@click.option(
+    "--skip-within",
+    "skip_within_s",
+    type=float,
+    metavar="S",
+    help="Next start this soon: a skip.  [default: 30]",
+)
+@click.option("--min-session", "min_session_plays", type=int, help="Drop shorter sessions.  [default: 5]")
+@click.option("--max-session", "max_session_plays", type=int, help="Cut longer sessions.  [default: 20]")
+@click.option("--min-plays", "min_track_plays", type=int, help="Drop tracks with fewer plays.  [default: 0]")
+@click.option(
+    "--half-with-skips/--all-sessions",
+    "sample_half_skips",
+    default=None,
+    help="Sample so that half of the sessions hold a skip.  [default: for lfm1k alone]",
+)
+@click.option("--max-sessions", type=int, help="Keep so many sessions, drawn at random.")
+@click.option("--skip-flag", type=click.Choice(["skip_1", "skip_2", "skip_3"]), help="MSSD's skip.  [default: skip_2]")
+@click.option(
+    "--played-ratio", "played_ratio_pct", type=int, metavar="PCT", help="Yambda: less is a skip.  [default: 50]"
+)
+@click.option("--seed", type=int, help="Of the sampling.  [default: 0]")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def prepare(kind: str, sources: tuple[str, ...], out: Path, overwrite: bool, as_json: bool, **given: Any) -> None:
+    """Make a dataset of listening logs: files, folders or globs, plain or .gz, .bz2, .zst.
+
+    `events` is the format for your own data: CSV or Parquet with track_id, and either session_id, skipped and
+    position or timestamp, or user_id and timestamp; title and artist where you have them.
+    """
+    from training.listening_logs import prepare as prepare_logs
+    from training.listening_logs import prepare_options
+
+    options = prepare_options(**{name: value for name, value in given.items() if value is not None})
+    with counting_steps() as tell:
+        report = prepare_logs(kind, sources, out, options, overwrite=overwrite, progress=tell)  # type: ignore[arg-type]
+    _show_malformed(report)
+    if as_json:
+        print_json(_report_json(report))
+        return
+    steps = {step.rule: f"{step.plays:,} plays" + _in_sessions(step.sessions) for step in report.steps}
+    print_table(facts_table(f"{kind}: {report.lines:,} lines of {report.files:,} files", steps))
+    _print_dataset(report.dataset)
+
+
+@click.command()
+@click.option("--tracks", type=int, default=2000, show_default=True, help="1,000 to 10,000,000.")
+@click.option("--sessions", type=int, default=10_000, show_default=True)
+@click.option("--out", type=FOLDER, required=True, help="The dataset folder to write.")
+@click.option("--overwrite", is_flag=True, help="Replace a dataset of that name.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the dataset's facts as JSON.")
+def simulate(tracks: int, sessions: int, out: Path, overwrite: bool, seed: int, as_json: bool) -> None:
+    """Make a dataset of planted sessions: listeners who skip what does not fit their taste.
+
+    The rule behind the sessions is described in training/planted_sessions.py; titles and artists are invented.
+    """
+    from training.planted_sessions import simulate as plant
+
+    dataset = plant(tracks, sessions, out, seed, overwrite=overwrite)
+    if as_json:
+        print_json({"path": str(dataset.path), **dataset.facts.model_dump(mode="json")})
+    else:
+        _print_dataset(dataset)
+
+
+def _in_sessions(sessions: int | None) -> str:
+    return "" if sessions is None else f" in {sessions:,} sessions"
+
+
+def _show_malformed(report: "PrepareReport") -> None:
+    if report.malformed:
+        say(f"{report.malformed:,} of {report.lines:,} lines were malformed and left out; the first ones:")
+        for line in report.malformed_examples:
+            say(f"  {line.file}: {line.reason}: {line.text}")
+
+
+def _report_json(report: "PrepareReport") -> dict[str, Any]:
+    return {
+        "kind": report.kind,
+        "files": report.files,
+        "lines": report.lines,
+        "malformed": report.malformed,
+        "malformed_reasons": report.malformed_reasons,
+        "steps": [step._asdict() for step in report.steps],
+        "path": str(report.dataset.path),
+        **report.dataset.facts.model_dump(mode="json"),
+    }
+
+
+def _print_dataset(dataset: "Dataset") -> None:
+    facts = dataset.facts
+    shown = {"folder": dataset.path, **facts.counts.model_dump(), "skip rate": f"{facts.skip_rate:.1%}"}
+    print_table(facts_table(f"dataset {facts.fingerprint[:12]}", shown))

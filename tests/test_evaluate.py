@@ -1,0 +1,231 @@
+"""Evaluation: splits, both protocols, groups, other datasets; against numbers by hand and theory."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("httpx")
+
+from segue.arrays import Float32, Int  # noqa: E402 (after the check that the extra is there)
+from segue.errors import BadOption, InputError  # noqa: E402
+from segue.recommend import PopularityRanker, Ranked, Recommender  # noqa: E402
+from segue.release import DatasetFacts, Draft, Release, WindowFacts, write_release  # noqa: E402
+from segue.window import Sessions, Windows  # noqa: E402
+from training.baselines.markov import MarkovRanker  # noqa: E402
+from training.dataset import Dataset, write_dataset  # noqa: E402
+from training.evaluate import Offline, OverHttp, Question, evaluate, sample_candidates  # noqa: E402
+from training.splits import examples, training_part  # noqa: E402
+
+
+def dataset(path: Path, sessions: dict[str, str]) -> Dataset:
+    """Sessions as text: `s1: "ab-c"` reads a played, b skipped, c played."""
+    lines = [
+        {"session_id": session, "track_id": track, "skipped": text[i + 1 : i + 2] == "-"}
+        for session, text in sessions.items()
+        for i, track in enumerate(text)
+        if track != "-"
+    ]
+    return write_dataset(path, pl.DataFrame(lines), "by hand")
+
+
+def baseline(path: Path, data: Dataset, model: str = "popularity", split: Any = "last-play") -> Release:
+    part = training_part(data, split)
+    plays = np.bincount(part.rows, minlength=data.catalogue.num_rows)
+    arrays = MarkovRanker.fit(part, data.catalogue.num_rows, plays).arrays() if model == "markov" else {}
+    draft = Draft(
+        model=model,
+        options={},
+        loss=None,
+        window=WindowFacts(length=20),
+        dimension=None,
+        dataset=DatasetFacts(fingerprint=data.facts.fingerprint, source="by hand", split=split),
+        source_commit=None,
+        evaluation={},
+    )
+    return write_release(path, draft, data.catalogue.with_counts(plays, plays * 0), arrays)
+
+
+def offline(question: Question) -> Offline:
+    release = question.release
+    popularity = PopularityRanker(release.catalogue.plays)
+    if release.manifest.model == "markov":
+        chain = MarkovRanker(*(release.array(name) for name in MarkovRanker.files), release.catalogue.plays)
+        return Offline(Recommender(chain, popularity, 20), question.to_release())
+    return Offline(Recommender(popularity, popularity, 20), question.to_release())
+
+
+def value(result: dict[str, Any], group: str, metric: str) -> float:
+    return float(result["groups"][group][metric]["value"])
+
+
+class TestSplits:
+    def test_last_play_by_hand(self, tmp_path: Path) -> None:
+        data = dataset(tmp_path / "d", {"s1": "ab-cd-", "s2": "ba"})
+        name = data.catalogue.track_id
+        assert [name(row) for row in training_part(data, "last-play").rows] == ["a", "b", "b", "a"]
+        validation, test = (examples(data, "last-play", part) for part in ("validation", "test"))
+        assert [name(row) for row in validation.inputs.rows] == ["a", "b"]
+        assert [name(row) for row in validation.targets] == ["c"]
+        assert validation.target_skipped.tolist() == [False]
+        assert [name(row) for row in test.inputs.rows] == ["a", "b", "c"]
+        assert [name(row) for row in test.targets] == ["d"]
+        assert test.target_skipped.tolist() == [True]
+        assert test.sessions.tolist() == [0]
+
+    def test_new_sessions_are_never_trained_on_and_fall_into_parts_by_their_id(self, tmp_path: Path) -> None:
+        data = dataset(tmp_path / "d", {f"s{i}": "abc" for i in range(600)})
+        trained = len(training_part(data, "new-sessions"))
+        parts = [set(examples(data, "new-sessions", part).sessions.tolist()) for part in ("validation", "test")]
+        assert trained + len(parts[0]) + len(parts[1]) == 600
+        assert not parts[0] & parts[1]
+        assert len(parts[0]) == pytest.approx(60, abs=25)
+        assert len(parts[1]) == pytest.approx(120, abs=35)
+        again = dataset(tmp_path / "grown", {f"s{i}": "abc" for i in range(700)})
+        grown = set(examples(again, "new-sessions", "test").sessions.tolist())
+        assert parts[1] == {number for number in grown if number < 600}
+
+
+class TestFull:
+    def test_popularity_by_hand(self, tmp_path: Path) -> None:
+        # Training holds a 3 times, b twice, c once; the targets are c (skipped), a, and d, which training never saw.
+        data = dataset(tmp_path / "d", {"s1": "aacc-", "s2": "abba", "s3": "bbd"})
+        question = Question(data, baseline(tmp_path / "r", data), "last-play")
+        result = evaluate(question, offline(question))
+        trained = question.release.catalogue.plays.tolist()
+        by_plays = dict(zip(question.release.catalogue.track_ids, trained[1:], strict=True))
+        assert by_plays == {"a": 3, "b": 2, "c": 0, "d": 0}
+        # Ranks: c and d tie at 3 and 4 (3.5), a is first.
+        assert result["ranks"] == [3.5, 1.0, 3.5]
+        assert value(result, "all", "HR@1") == pytest.approx(1 / 3)
+        assert value(result, "all", "MRR@10") == pytest.approx((1 + 2 / 3.5) / 3)
+        assert value(result, "played", "MRR@10") == pytest.approx((1 + 1 / 3.5) / 2)
+        assert value(result, "skipped", "MRR@10") == pytest.approx(1 / 3.5)
+        difference = result["skip_down_ranking"]["MRR@10 played - skipped"]["value"]
+        assert difference == pytest.approx((1 + 1 / 3.5) / 2 - 1 / 3.5)
+        assert result["unseen_targets"] == pytest.approx(2 / 3)
+        assert result["catalogue_coverage@20"] == 1.0
+        assert [result["groups"][group]["sessions"] for group in ("all", "played", "skipped")] == [3, 2, 1]
+
+    def test_a_group_without_sessions_has_no_figures(self, tmp_path: Path) -> None:
+        data = dataset(tmp_path / "d", {"s1": "abc"})
+        question = Question(data, baseline(tmp_path / "r", data), "last-play")
+        result = evaluate(question, offline(question))
+        assert result["groups"]["skipped"]["HR@10"] is None
+        assert result["skip_down_ranking"]["MRR@10 played - skipped"] is None
+
+    def test_the_chain_knows_what_came_next(self, tmp_path: Path) -> None:
+        data = dataset(tmp_path / "d", {"s1": "abcab", "s2": "ababab", "s3": "cabcca"})
+        question = Question(data, baseline(tmp_path / "r", data, "markov"), "last-play")
+        # Trained on abc, abab, cabc. Targets: b after a (3 of 3 went on to b), b after a, a after c (1 of 1).
+        assert evaluate(question, offline(question))["ranks"] == [1.0, 1.0, 1.0]
+
+    def test_another_dataset_is_mapped_by_track_id_and_a_foreign_target_is_a_miss(self, tmp_path: Path) -> None:
+        home = dataset(tmp_path / "home", {"s1": "aaaabc", "s2": "aabbbb"})
+        away = dataset(tmp_path / "away", {"s1": "xxa", "s2": "xab", "s3": "abx"})
+        assert home.catalogue.row("a") != away.catalogue.row("a")
+        question = Question(away, baseline(tmp_path / "r", home), "last-play")
+        result = evaluate(question, offline(question))
+        assert question.release.catalogue.plays.tolist() == [0, 6, 2, 0]
+        assert result["ranks"] == [1.0, 2.0, None]
+        assert result["unseen_targets"] == pytest.approx(1 / 3)
+
+    def test_what_was_trained_on_is_not_asked_for(self, tmp_path: Path) -> None:
+        data = dataset(tmp_path / "d", {f"s{i}": "abc" for i in range(50)})
+        question = Question(data, baseline(tmp_path / "r", data), "new-sessions")
+        with pytest.raises(InputError, match="was trained with the split last-play"):
+            evaluate(question, offline(question))
+
+
+class RandomRanker:
+    """A score for every pair of session and track, drawn from its bits."""
+
+    def rank(self, windows: Windows, k: int) -> Ranked:
+        raise AssertionError("the sampled protocol scores candidates only")
+
+    def scores(self, windows: Windows, rows: Int) -> Float32:
+        return np.random.default_rng(int(windows.tracks.sum())).random(rows.shape).astype(np.float32)
+
+
+class TestSampled:
+    @given(st.lists(st.integers(1, 40), max_size=12), st.integers(1, 40), st.integers(0, 9))
+    def test_candidates_are_the_target_and_distinct_tracks_outside_the_session(
+        self, heard: list[int], target: int, seed: int
+    ) -> None:
+        rows = np.array(heard, dtype=np.int64)
+        inputs = Sessions(rows, np.zeros(len(rows), dtype=np.bool_), np.array([0, len(rows)]))
+        drawn = sample_candidates(inputs, 0, target, 40, (seed, 0))
+        assert drawn[0] == target
+        # 1,000 do not fit into 40 tracks: all outside the session are drawn, each once.
+        assert sorted(drawn[1:].tolist()) == sorted(set(range(1, 41)) - set(heard) - {target})
+
+    def test_every_track_outside_is_as_likely(self) -> None:
+        rows = np.array([5, 9], dtype=np.int64)
+        inputs = Sessions(rows, np.zeros(2, dtype=np.bool_), np.array([0, 2]))
+        counts = np.zeros(4001)
+        for number in range(200):
+            drawn = sample_candidates(inputs, 0, 7, 4000, (0, number))
+            assert len(drawn) == 1001
+            counts[drawn[1:]] += 1
+        assert counts[[0, 5, 7, 9]].sum() == 0
+        outside = np.delete(counts, [0, 5, 7, 9])
+        # Binomial with 200 draws and p = 1000 / 3997: mean 50.0, standard deviation 6.1
+        assert outside.mean() == pytest.approx(200 * 1000 / 3997)
+        assert outside.std() == pytest.approx(6.1, abs=0.4)
+
+    def test_a_random_scorer_gets_its_theoretical_value(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(0)
+        plays = pl.DataFrame(
+            {
+                "session_id": np.repeat(np.arange(4000), 4).astype(str),
+                "track_id": [f"t{n}" for n in rng.integers(0, 1500, 16000)],
+                "skipped": rng.random(16000) < 0.5,
+            }
+        )
+        data = write_dataset(tmp_path / "d", plays, "random")
+        question = Question(data, baseline(tmp_path / "r", data), "last-play", protocol="sampled")
+        recommender = Recommender(RandomRanker(), PopularityRanker(question.release.catalogue.plays), 20)
+        result = evaluate(question, Offline(recommender, question.to_release()))
+        assert value(result, "all", "HR@10") == pytest.approx(10 / 1001, abs=4 * (0.01 / 4000) ** 0.5)
+        assert value(result, "all", "HR@20") == pytest.approx(20 / 1001, abs=4 * (0.02 / 4000) ** 0.5)
+
+    def test_a_plain_loop_gives_the_same_ranks(self, tmp_path: Path) -> None:
+        data = dataset(tmp_path / "d", {"s1": "abcab", "s2": "ababdb", "s3": "cabeca", "s4": "dedcb"})
+        question = Question(data, baseline(tmp_path / "r", data, "markov"), "last-play", protocol="sampled")
+        result = evaluate(question, offline(question))
+        asked, catalogue = question.examples(), question.release.catalogue
+        part = training_part(data, "last-play")
+        for i, target in enumerate(asked.targets):
+            session = asked.inputs.select(slice(i, i + 1))
+            last = session.rows[-1]
+
+            def score(row: int, last: int = last) -> float:
+                count = sum(
+                    part.rows[j] == last and part.rows[j + 1] == row
+                    for n in range(len(part))
+                    for j in range(part.offsets[n], part.offsets[n + 1] - 1)
+                )
+                return count + float(catalogue.plays[row] / (catalogue.plays.sum() + 1))
+
+            others = [row for row in range(1, 6) if row not in {*session.rows.tolist(), target}]
+            scores = [score(row) for row in others]
+            rank = 1 + sum(s > score(target) for s in scores) + sum(s == score(target) for s in scores) / 2
+            assert result["ranks"][i] == rank
+
+    def test_it_cannot_go_through_a_service(self, tmp_path: Path) -> None:
+        data = dataset(tmp_path / "d", {"s1": "abc"})
+        question = Question(data, baseline(tmp_path / "r", data), "last-play", protocol="sampled")
+        with OverHttp("http://127.0.0.1:9", data.catalogue, data.catalogue) as service:
+            with pytest.raises(BadOption, match="use full"):
+                evaluate(question, service)
+
+
+def test_a_service_that_does_not_answer_is_one_clear_line(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "d", {"s1": "abc"})
+    with OverHttp("http://127.0.0.1:9", data.catalogue, data.catalogue) as service:
+        with pytest.raises(InputError, match=r"--through http://127\.0\.0\.1:9: GET /releases/current got no answer"):
+            service.serves()

@@ -1,0 +1,92 @@
+"""The embedded Redis: one a folder, ended with its owner, nothing lost."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from segue.errors import BadOption, StoreUnavailable
+from service.embedded_redis import embedded_redis, redis_server_binary
+
+_OWNER = """
+import pathlib, sys, time
+from service.embedded_redis import embedded_redis
+with embedded_redis(pathlib.Path(sys.argv[1])) as url:
+    print(url, flush=True)
+    time.sleep(60)
+"""
+
+
+def ask(url: str, command: str) -> str:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5)
+        client.connect(url.removeprefix("unix://"))
+        client.sendall(command.encode() + b"\r\n")
+        return client.recv(1000).decode().strip()
+
+
+def test_it_is_a_real_server_that_is_gone_afterwards(tmp_path: Path) -> None:
+    with embedded_redis(tmp_path) as url:
+        assert ask(url, "PING") == "+PONG"
+    with pytest.raises(OSError, match=r"No such file|refused"):
+        ask(url, "PING")
+
+
+def test_what_was_written_is_there_again(tmp_path: Path) -> None:
+    with embedded_redis(tmp_path) as url:
+        assert ask(url, "SET name value") == "+OK"
+    with embedded_redis(tmp_path) as url:
+        assert ask(url, "GET name").split() == ["$5", "value"]
+
+
+def test_a_long_folder_name_is_no_obstacle(tmp_path: Path) -> None:
+    with embedded_redis(tmp_path / ("long" * 40)) as url:
+        assert ask(url, "PING") == "+PONG"
+    assert not Path(url.removeprefix("unix://")).parent.exists()
+
+
+def test_a_second_owner_is_refused_in_one_line(tmp_path: Path) -> None:
+    with (
+        embedded_redis(tmp_path),
+        pytest.raises(BadOption, match="another service keeps its sessions in"),
+        embedded_redis(tmp_path, lock_wait_s=0.2),
+    ):
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
+def test_a_killed_owner_leaves_no_server_and_nothing_is_lost(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", _OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        url = owner.stdout.readline().strip()
+        server = int(next(word for word in ask(url, "INFO server").split() if word.startswith("process_id:"))[11:])
+        assert ask(url, "SET name value") == "+OK"
+        owner.send_signal(signal.SIGKILL)
+        owner.wait()
+        with embedded_redis(tmp_path) as again:
+            assert ask(again, "GET name").split() == ["$5", "value"]
+            deadline = time.monotonic() + 5
+            while Path(f"/proc/{server}").exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            state = Path(f"/proc/{server}/stat")
+            assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_a_damaged_file_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "appendonly.aof").write_bytes(b"*3\r\n$3\r\nSET\r\nnonsense that no server can read back\r\n" * 4)
+    with pytest.raises(StoreUnavailable, match="redis-server ended with code 1"), embedded_redis(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BadOption, match="cannot be written"), embedded_redis(tmp_path / "file" / "redis"):
+        pass
+
+
+def test_the_binary_is_found() -> None:
+    assert redis_server_binary().name == "redis-server"

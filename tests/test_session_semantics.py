@@ -1,0 +1,245 @@
+"""The Redis script against segue.sessions, on the real Redis server; the rules are in docs/session-semantics.md."""
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from segue.errors import StoreUnavailable
+from segue.events import Event, EventType, play, skip
+from segue.sessions import Outcome, Play, plays_of
+from service.embedded_redis import embedded_redis
+from service.session_store import BUCKETS, Appended, SessionStore, bucket_of, connect, keys_of, stream_of
+from service.settings import Settings
+
+_numbers = itertools.count()
+
+
+class Stores:
+    """Stores on one Redis, driven from plain tests: each has the settings that it is asked for."""
+
+    def __init__(self, url: str, runner: asyncio.Runner) -> None:
+        self._url = url
+        self._runner = runner
+
+    def __call__(self, use: Callable[[SessionStore, "Redis"], Coroutine[Any, Any, Any]], **changed: Any) -> Any:
+        """What `use` answers, given a store with these settings and a client."""
+
+        async def run() -> Any:
+            options = Settings(release=Path("unused"), redis_url=self._url, **changed)
+            async with _client(options) as client:
+                return await use(SessionStore(client, options), client)
+
+        return self._runner.run(run())
+
+
+@contextlib.asynccontextmanager
+async def _client(options: Settings) -> "AsyncIterator[Redis]":
+    client = connect(options)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
+    with embedded_redis(tmp_path_factory.mktemp("redis")) as url, asyncio.Runner() as runner:
+        yield Stores(url, runner)
+
+
+@pytest.fixture
+def session_id() -> str:
+    return new_session()
+
+
+def new_session() -> str:
+    return f"session-{next(_numbers)}"
+
+
+def appended(stores: Stores, session_id: str, events: list[Event], **changed: Any) -> Appended:
+    async def use(store: SessionStore, _: "Redis") -> Appended:
+        return await store.append(session_id, events, with_plays=True)
+
+    answer = stores(use, **changed)
+    assert isinstance(answer, Appended)
+    return answer
+
+
+def outcomes(plays: list[Play]) -> list[tuple[str, Outcome, int | None]]:
+    return [(one.track_id, one.outcome, one.ms_played) for one in plays]
+
+
+# Few tracks, so that skips often meet the latest play; one with what separates fields and is special to Lua.
+track_ids = st.sampled_from(["a", "b", "%a é|,:", "日本"])
+times = st.datetimes(datetime(1960, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
+heard = st.none() | st.integers(0, 2**31 - 1)
+events = st.builds(Event, type=st.sampled_from(EventType), track_id=track_ids, at=times, ms_played=heard)
+
+
+@given(requests=st.lists(st.lists(events, min_size=1, max_size=8), min_size=1, max_size=5))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_script_makes_the_plays_that_the_reference_makes(stores: Stores, requests: list[list[Event]]) -> None:
+    session_id = new_session()
+
+    async def use(store: SessionStore, _: "Redis") -> tuple[Appended, list[Play]]:
+        for request in requests:
+            answer = await store.append(session_id, request, with_plays=True)
+        return answer, await store.plays(session_id)
+
+    answer, read = stores(use)
+    expected = plays_of(event for request in requests for event in request)
+    assert read == answer.plays == expected
+    assert answer.length == len(expected)
+
+
+@given(
+    reports=st.lists(
+        st.tuples(st.sampled_from(EventType), track_ids, st.none() | st.integers(0, 3)), max_size=25
+    ).filter(len)
+)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_an_event_id_has_an_effect_once(stores: Stores, reports: list[tuple[EventType, str, int | None]]) -> None:
+    sent = [
+        Event(type=kind, track_id=track, event_id=None if number is None else f"e{number}")
+        for kind, track, number in reports
+    ]
+    seen: set[str] = set()
+    first = []
+    for event in sent:
+        if event.event_id is None or event.event_id not in seen:
+            first.append(event)
+        seen.add(event.event_id or "")
+    answer = appended(stores, new_session(), sent)
+    assert outcomes(answer.plays) == outcomes(plays_of(first))
+    assert answer.duplicates == len(sent) - len(first)
+
+
+def test_an_event_without_a_time_happened_when_it_arrived(stores: Stores, session_id: str) -> None:
+    before = time.time_ns() // 10**6
+    [stored] = appended(stores, session_id, [play("a")]).plays
+    assert before <= (stored.at_ms or 0) <= time.time_ns() // 10**6
+
+
+def test_the_latest_plays_are_kept_and_positions_go_on(stores: Stores, session_id: str) -> None:
+    async def use(store: SessionStore, client: "Redis") -> tuple[list[Play], list[str]]:
+        for number in range(7):
+            await store.append(session_id, [play(f"t{number}")])
+        await store.append(session_id, [skip("t6")])
+        entries = await client.xrange(stream_of(bucket_of(session_id)))
+        positions = [fields["position"] for _, fields in entries if fields["session_id"].startswith(f"{session_id}@")]
+        return await store.plays(session_id), positions
+
+    plays, positions = stores(use, max_session_plays=3)
+    assert [(one.track_id, one.skipped) for one in plays] == [("t4", False), ("t5", False), ("t6", True)]
+    assert positions == ["0", "1", "2", "3", "4", "5", "6", "6"]
+
+
+def test_a_session_is_over_after_the_idle_gap(stores: Stores, session_id: str) -> None:
+    async def use(store: SessionStore, client: "Redis") -> list[int]:
+        lengths = []
+        for pause_s in (0, 0.25, 0.25, 0.8):
+            await asyncio.sleep(pause_s)
+            lengths.append((await store.append(session_id, [play("a")])).length)
+        await asyncio.sleep(0.8)
+        assert await client.exists(*keys_of(session_id)[:3]) == 0
+        return lengths
+
+    assert stores(use, idle_gap_s=0.5) == [1, 2, 3, 1]
+
+
+def test_erasing_leaves_no_trace_but_the_mark(stores: Stores, session_id: str) -> None:
+    async def use(store: SessionStore, client: "Redis") -> None:
+        stream = stream_of(bucket_of(session_id))
+        neighbour = next(name for name in map(str, range(10_000)) if bucket_of(name) == bucket_of(session_id))
+        await client.delete(stream)
+        for _ in range(12):
+            await store.append(session_id, [play("secret-track"), skip("secret-track")] * 40)
+        await store.append(neighbour, [play("b")])
+        await store.erase(session_id)
+        await store.erase(session_id)
+        assert await store.plays(session_id) == []
+        assert [key async for key in client.scan_iter(match=f"*:{session_id}:*")] == []
+        found = [fields for _, fields in await client.xrange(stream)]
+        assert [fields.get("track_id") for fields in found] == ["b", None, None]
+        assert found[-1] == {"erased": session_id}
+
+    stores(use)
+
+
+def test_nothing_is_logged_when_the_log_is_off(stores: Stores, session_id: str) -> None:
+    async def use(store: SessionStore, client: "Redis") -> int:
+        await client.delete(stream_of(bucket_of(session_id)))
+        await store.append(session_id, [play("a")])
+        await store.erase(session_id)
+        return int(await client.exists(stream_of(bucket_of(session_id))))
+
+    assert stores(use, event_log=False) == 0
+
+
+def test_a_stream_is_capped(stores: Stores, session_id: str) -> None:
+    async def use(store: SessionStore, client: "Redis") -> int:
+        for _ in range(20):
+            await store.append(session_id, [play("a")] * 100)
+        return int(await client.xlen(stream_of(bucket_of(session_id))))
+
+    assert stores(use, stream_max_length=200) <= 400  # Redis trims whole nodes of 100
+
+
+def test_all_keys_of_a_session_share_a_slot() -> None:
+    for session_id in ("a", "S.-_~9", "x" * 128):
+        tags = {key.partition("{")[2].partition("}")[0] for key in keys_of(session_id)}
+        assert tags == {f"b{bucket_of(session_id)}"}
+        assert 0 <= bucket_of(session_id) < BUCKETS
+
+
+def test_a_script_that_redis_forgot_is_sent_again(stores: Stores, session_id: str) -> None:
+    async def use(store: SessionStore, client: "Redis") -> int:
+        await store.append(session_id, [play("a")])
+        await client.script_flush()
+        return (await store.append(session_id, [play("b")])).length
+
+    assert stores(use) == 2
+
+
+def test_a_full_redis_is_unavailable_and_keeps_what_it_has(stores: Stores, session_id: str) -> None:
+    async def use(store: SessionStore, client: "Redis") -> int:
+        await store.append(session_id, [play("a")])
+        await client.config_set("maxmemory", "1")
+        try:
+            with pytest.raises(StoreUnavailable, match="OOM"):
+                await store.append(session_id, [play("b")])
+        finally:
+            await client.config_set("maxmemory", "0")
+        return len(await store.plays(session_id))
+
+    assert stores(use) == 1
+
+
+def test_no_redis_is_unavailable(tmp_path: Path) -> None:
+    async def use() -> None:
+        options = Settings(release=tmp_path, redis_url=f"unix://{tmp_path}/none.sock")
+        async with _client(options) as client:
+            await SessionStore(client, options).check()
+
+    with pytest.raises(StoreUnavailable, match="cannot be reached"):
+        asyncio.run(use())
+
+
+def test_times_out_of_the_calendar_are_kept_within_it(stores: Stores, session_id: str) -> None:
+    from datetime import timezone
+
+    early = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))
+    late = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=timezone(timedelta(hours=-14)))
+    plays = appended(stores, session_id, [play("a", early), play("b", late)]).plays
+    shown = [datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=one.at_ms or 0) for one in plays]
+    assert [time.year for time in shown] == [1, 9999]

@@ -1,0 +1,123 @@
+"""Which files a command names, and their plain text or Parquet: folders and globs looked into, compression undone.
+
+Knows nothing of what stands in a line.
+"""
+
+import bz2
+import contextlib
+import fnmatch
+import glob
+import gzip
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Final, Literal, TypeAlias, cast, get_args
+
+import zstandard
+
+from segue.errors import BadLog
+
+LogKind: TypeAlias = Literal["mssd", "lfm1k", "lfm2b", "yambda", "events"]
+KINDS: Final[tuple[LogKind, ...]] = get_args(LogKind)
+
+_COMPRESSIONS: Final = (".gz", ".bz2", ".zst")
+_COPY_BYTES: Final = 1 << 20
+
+# What of a folder belongs to a log: the published folders hold other tables beside it.
+_IN_FOLDERS: Final[dict[LogKind, tuple[str, ...]]] = {
+    "mssd": ("*.csv",),
+    "lfm1k": ("*.tsv",),
+    "lfm2b": ("*listening*events*.tsv", "*listening*events*.csv"),
+    "yambda": ("*listens*.parquet",),
+    "events": ("*.csv", "*.tsv", "*.parquet"),
+}
+_NOT_IN_FOLDERS: Final[dict[LogKind, str]] = {"mssd": "tf_*", "lfm1k": "userid-profile*"}
+
+
+def find_files(kind: LogKind, sources: Sequence[Path | str]) -> list[Path]:
+    """The files that `sources` (files, folders, globs) name, each once; those of a folder or glob in order of name.
+
+    Below a folder, only files named as the kind's logs are, none that is hidden. Raises BadLog.
+    """
+    if not sources:
+        raise BadLog("no log is named: name at least one file or folder")
+    unique: dict[Path, Path] = {}
+    for source in sources:
+        for file in _files_of(kind, source):
+            unique.setdefault(file.resolve(), file)
+    for file in unique.values():
+        if file.stat().st_size == 0:
+            raise BadLog(f"{file} is empty: expected a log of kind {kind}")
+    return list(unique.values())
+
+
+def inner_suffix(file: Path) -> str:
+    """The suffix without that of the compression, in small letters: `.csv` for `log.csv.gz`."""
+    return _inner_name(file).suffix.lower()
+
+
+@contextlib.contextmanager
+def uncompressed(file: Path, scratch: Path) -> Iterator[Path]:
+    """Yield `file` itself, or an uncompressed copy in the folder `scratch` that is gone afterwards.
+
+    Takes a few MB of memory whatever the size. Raises BadLog where the compressed data is damaged.
+    """
+    compression = file.suffix.lower()
+    if compression not in _COMPRESSIONS:
+        yield file
+        return
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=".log-") as folder:
+        plain = Path(folder) / _inner_name(file).name
+        try:
+            with _opened(file, compression) as compressed, plain.open("wb") as copy:
+                shutil.copyfileobj(compressed, copy, _COPY_BYTES)
+        except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+            raise BadLog(f"{file} cannot be uncompressed: {error}: fetch the file again") from error
+        except OSError as error:  # bz2 reports damage as a plain OSError without a number
+            reason = "damaged data" if error.errno is None else error.strerror
+            raise BadLog(f"{file} cannot be uncompressed: {reason}: fetch the file again") from error
+        if plain.stat().st_size == 0:
+            raise BadLog(f"{file} holds nothing once uncompressed: expected a log")
+        yield plain
+
+
+def _files_of(kind: LogKind, source: Path | str) -> list[Path]:
+    path = Path(source)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file() and _belongs(kind, file, path))
+        if not files:
+            raise BadLog(f"{path} holds no log of kind {kind}: expected files {' or '.join(_IN_FOLDERS[kind])}")
+        return files
+    if not glob.has_magic(str(source)):
+        raise BadLog(f"{path} does not exist: name a file, a folder or a glob")
+    # glob.glob, for Path.glob takes no absolute pattern.
+    files = sorted(file for name in glob.glob(str(source), recursive=True) if (file := Path(name)).is_file())  # noqa: PTH207
+    if not files:
+        raise BadLog(f"no file matches {source}: name a file, a folder or a glob")
+    return files
+
+
+def _belongs(kind: LogKind, file: Path, folder: Path) -> bool:
+    if any(part.startswith((".", "_")) for part in file.relative_to(folder).parts):
+        return False
+    name = _inner_name(file).name.lower()
+    if kind in _NOT_IN_FOLDERS and fnmatch.fnmatch(name, _NOT_IN_FOLDERS[kind]):
+        return False
+    return any(fnmatch.fnmatch(name, pattern) for pattern in _IN_FOLDERS[kind])
+
+
+def _inner_name(file: Path) -> Path:
+    return file.with_suffix("") if file.suffix.lower() in _COMPRESSIONS else file
+
+
+def _opened(file: Path, compression: str) -> IO[bytes]:
+    """The uncompressed bytes of a file as a stream."""
+    if compression == ".gz":
+        return cast("IO[bytes]", gzip.open(file, "rb"))
+    if compression == ".bz2":
+        return bz2.open(file, "rb")
+    return cast("IO[bytes]", zstandard.open(file, "rb"))

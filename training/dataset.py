@@ -60,7 +60,7 @@ class Facts(BaseModel):
     fingerprint: str = Field(description="sha256 of track ids, rows, skip flags and offsets, in hexadecimal")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A dataset in memory."""
 
@@ -71,7 +71,7 @@ class Dataset:
     session_ids: pl.Series  # [sessions] string
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Listening:
     """The plays of a dataset before its tracks have rows. Session i is the slice offsets[i]:offsets[i + 1]."""
 

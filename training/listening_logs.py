@@ -3,7 +3,7 @@
 The rules are applied in this order, and the report says what each one left:
 
 1. Malformed lines (a wrong number of fields, no listener, session or track, an unreadable time, position or skip
-   flag) are left out, counted, and the first five shown.
+   flag) are left out, counted, and the first five shown. A line is a record: a field in quotes ends on its line.
 2. Of several reports of one play (same session, same position) one remains: the newest by `written_at`, where the
    log has that column, otherwise the last in the order of the files and their lines. A log may so be delivered more
    than once, and a play that was later skipped reported again. Sessions without positions are ordered by

@@ -8,12 +8,11 @@ import contextlib
 import fnmatch
 import glob
 import gzip
-import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Final, Literal, TypeAlias, cast, get_args
+from typing import Final, Literal, TypeAlias, get_args
 
 import zstandard
 
@@ -71,8 +70,9 @@ def uncompressed(file: Path, scratch: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".log-") as folder:
         plain = Path(folder) / _inner_name(file).name
         try:
-            with _opened(file, compression) as compressed, plain.open("wb") as copy:
-                shutil.copyfileobj(compressed, copy, _COPY_BYTES)
+            with plain.open("wb") as copy:
+                for block in _blocks(file, compression):
+                    copy.write(block)
         except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
             raise BadLog(f"{file} cannot be uncompressed: {error}: fetch the file again") from error
         except OSError as error:  # bz2 reports damage as a plain OSError without a number
@@ -114,10 +114,25 @@ def _inner_name(file: Path) -> Path:
     return file.with_suffix("") if file.suffix.lower() in _COMPRESSIONS else file
 
 
-def _opened(file: Path, compression: str) -> IO[bytes]:
-    """The uncompressed bytes of a file as a stream."""
-    if compression == ".gz":
-        return cast("IO[bytes]", gzip.open(file, "rb"))
-    if compression == ".bz2":
-        return bz2.open(file, "rb")
-    return cast("IO[bytes]", zstandard.open(file, "rb"))
+def _blocks(file: Path, compression: str) -> Iterator[bytes]:
+    """The uncompressed bytes, a block at a time."""
+    if compression == ".zst":
+        yield from _zst_blocks(file)
+        return
+    with gzip.open(file) if compression == ".gz" else bz2.open(file) as stream:
+        while block := stream.read(_COPY_BYTES):
+            yield block
+
+
+def _zst_blocks(file: Path) -> Iterator[bytes]:
+    # zstandard.open takes the end of a file that was cut short for the end of the data: here that is an error.
+    with file.open("rb") as stream:
+        rest = stream.read(_COPY_BYTES)
+        while rest:
+            frame = zstandard.ZstdDecompressor().decompressobj()
+            while not frame.eof:
+                if not rest:
+                    raise EOFError("the data end within a frame")
+                yield frame.decompress(rest)
+                rest = stream.read(_COPY_BYTES) if not frame.eof else frame.unused_data
+            rest = rest or stream.read(_COPY_BYTES)

@@ -13,7 +13,8 @@ import polars as pl
 
 from segue.errors import BadLog
 
-_OVERFLOW: Final = "\x00overflow"
+# Names that no column of a log has.
+_LINE, _PARTS, _COMPLETE, _OVERFLOW = "\x00line", "\x00parts", "\x00complete", "\x00overflow"
 _HEADER_BYTES: Final = 1 << 20
 
 # An epoch is in seconds, ms, us or ns; each limit is beyond the year 5000 in its unit and before 1975 in the next.
@@ -49,16 +50,10 @@ class Table:
 
     @classmethod
     def of_text(cls, file: Path, name: str, *, quoted: bool) -> "Table":
-        """A text with a header; tabs or commas separate. `quoted`: fields may stand in double quotes."""
+        """A text with a header; tabs or commas separate. `quoted`: fields may stand in double quotes, on one line."""
         header, separator = _header(file, name)
-        names = [*header, _OVERFLOW]
-        if quoted:
-            frame = _scan(file, separator, names, skip_lines=1)
-            complete = pl.col(_OVERFLOW) == ""
-            text = pl.concat_str(pl.exclude(_OVERFLOW), separator=separator)
-            frame = frame.filter(pl.any_horizontal(pl.all() != ""))
-        else:
-            frame, complete, text = split_lines(file, separator, header, skip_lines=1)
+        split = split_quoted_lines if quoted and _holds_quotes(file) else split_lines
+        frame, complete, text = split(file, separator, header, skip_lines=1)
         return cls(frame, dict.fromkeys(header, pl.String()), text, name, complete)
 
     def require(self, *names: str) -> None:
@@ -126,27 +121,57 @@ def split_lines(
 ) -> tuple[pl.LazyFrame, pl.Expr, pl.Expr]:
     """The fields of lines without quoting; whether their number is right; and the text of the line."""
     # Split here and not by the CSV reader: it fills up short lines, which then cannot be told from empty fields.
-    lines = _scan(file, "\x01", ["line"], skip_lines=skip_lines).filter(pl.col("line") != "")
-    fields = pl.col("line").str.split_exact(separator, len(names)).struct.rename_fields([*names, _OVERFLOW])
+    fields = pl.col(_LINE).str.split_exact(separator, len(names)).struct.rename_fields([*names, _OVERFLOW])
     complete = pl.col(names[-1]).is_not_null() & pl.col(_OVERFLOW).is_null()
-    return lines.select("line", fields.alias("fields")).unnest("fields"), complete, pl.col("line")
+    return _lines(file, skip_lines).select(_LINE, fields.alias("fields")).unnest("fields"), complete, pl.col(_LINE)
 
 
-def _scan(file: Path, separator: str, names: Sequence[str], *, skip_lines: int) -> pl.LazyFrame:
+def split_quoted_lines(
+    file: Path, separator: str, names: Sequence[str], *, skip_lines: int
+) -> tuple[pl.LazyFrame, pl.Expr, pl.Expr]:
+    """The same for lines whose fields may stand in double quotes, a quote within them doubled (RFC 4180).
+
+    A line is a record: a quoted field ends on its line, or the line is malformed.
+    """
+    # Split here and not by the CSV reader: to that, one title such as 12" mix makes the rest of the file one field.
+    line, parts = pl.col(_LINE), pl.col(_PARTS)
+    field = f'{separator}(?:"(?:[^"]|"")*"|[^"{separator}][^{separator}]*|)'
+    found = _lines(file, skip_lines).with_columns((pl.lit(separator) + line).str.extract_all(field).alias(_PARTS))
+    # Behind a closing quote nothing but a separator may follow: what is left over belongs to no field.
+    complete = (parts.list.len() == len(names)) & (parts.list.join("").str.len_bytes() == line.str.len_bytes() + 1)
+    fields = [_unquoted(parts.list.get(place, null_on_oob=True), separator) for place in range(len(names))]
+    named = [value.alias(name) for value, name in zip(fields, names, strict=True)]
+    return found.select(_LINE, complete.alias(_COMPLETE), *named), pl.col(_COMPLETE), line
+
+
+def _unquoted(part: pl.Expr, separator: str) -> pl.Expr:
+    value = part.str.strip_prefix(separator)
+    inner = value.str.strip_prefix('"').str.strip_suffix('"').str.replace_all('""', '"', literal=True)
+    return pl.when(value.str.starts_with('"')).then(inner).otherwise(value)
+
+
+def _lines(file: Path, skip_lines: int) -> pl.LazyFrame:
+    """The lines of a text that are not blank; bytes that are no UTF-8 are replaced."""
     return pl.scan_csv(
         file,
         has_header=False,
         skip_lines=skip_lines,
-        separator=separator,
-        quote_char=None if separator == "\x01" else '"',
-        schema=dict.fromkeys(names, pl.String),
+        separator="\x01",  # stands in no log: a line is one field
+        quote_char=None,
+        schema={_LINE: pl.String},
         encoding="utf8-lossy",
         empty_string_is_null=False,
         extra_columns="ignore",
         missing_columns="insert",
         raise_if_empty=False,
         glob=False,
-    )
+    ).filter(pl.col(_LINE) != "")
+
+
+def _holds_quotes(file: Path) -> bool:
+    with file.open("rb") as stream:
+        stream.readline(_HEADER_BYTES)  # read by itself
+        return any(b'"' in block for block in iter(lambda: stream.read(_HEADER_BYTES), b""))
 
 
 def _header(file: Path, name: str) -> tuple[list[str], str]:

@@ -65,7 +65,7 @@ _FORENAMES: Final = """
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlantedWorld:
     """The plays and the truth behind them. Tracks have numbers from 0; the id of track 42 is `t0000042`."""
 

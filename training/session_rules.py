@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from segue.arrays import Bool, Int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plays:
     """The plays of many sessions; session i is the slice offsets[i]:offsets[i + 1], oldest play first."""
 

@@ -64,4 +64,4 @@ def _first_given(column: pl.Series, code_of_line: NDArray[Any], used: NDArray[np
     first = np.full(int(code_of_line.max()) + 1, -1, dtype=np.int64)
     first[code_of_line[given]] = given  # backwards, so that the first line is the last to be written
     lines = pl.Series(first[used])
-    return column.cast(pl.String).gather(lines.set(lines < 0, None))
+    return column.gather(lines.set(lines < 0, None)).cast(pl.String)

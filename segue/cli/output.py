@@ -63,13 +63,15 @@ def _cell(estimate: Mapping[str, float] | None) -> str:
 
 
 def _bar(*columns: Any) -> Progress:
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         *columns,
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 
@@ -100,8 +102,7 @@ class TrainingProgress:
 
     def __enter__(self) -> Self:
         """Show the bar."""
-        if self._progress.console.is_terminal:
-            self._progress.start()
+        self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -110,8 +111,6 @@ class TrainingProgress:
 
     def step(self, epoch: int, sessions_done: int, sessions: int, terms: Mapping[str, float]) -> None:
         """See training.fit.Reporter."""
-        if not self._progress.live.is_started:
-            return
         shown = "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
         if self._task is None or epoch != self._epoch_shown:
             if self._task is not None:

@@ -1,0 +1,181 @@
+"""The bodies of requests and answers, as clients and `openapi.yaml` see them."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from segue.events import Event
+from segue.sessions import Outcome, Play
+from service.live_release import Answer, LiveRelease, Track
+
+MAX_EVENTS = 100
+MAX_TRACKS = 100  # in an answer, and in `exclude`
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class ReportedEvent(Event):
+    """One thing that a listener did."""
+
+    @field_validator("ms_played", mode="before")
+    @classmethod
+    def _whole(cls, value: object) -> object:
+        """JSON knows no integers, so 1000.0 is one: strict checking would refuse it."""
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class EventsRequest(BaseModel):
+    """What happened in a session, in its order."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    events: list[ReportedEvent] = Field(min_length=1, max_length=MAX_EVENTS)
+
+
+class TrackBody(BaseModel):
+    """A track of the catalogue."""
+
+    track_id: str
+    title: str | None = Field(default=None, description="Absent where the catalogue does not know it")
+    artist: str | None = Field(default=None, description="Absent where the catalogue does not know it")
+
+    @classmethod
+    def of(cls, track: Track) -> Self:
+        """The body for a track."""
+        return cls(track_id=track.track_id, title=track.title, artist=track.artist)
+
+
+class RankedTrackBody(BaseModel):
+    """A track in an order."""
+
+    rank: int = Field(ge=1, description="1 is the best")
+    track_id: str
+    score: float = Field(description="Larger is better; comparable within one answer only")
+    title: str | None = Field(default=None, description="Absent where the catalogue does not know it")
+    artist: str | None = Field(default=None, description="Absent where the catalogue does not know it")
+
+    @classmethod
+    def list_of(cls, tracks: list[Track]) -> list[Self]:
+        """The bodies for tracks, best first."""
+        return [
+            cls(rank=rank, track_id=track.track_id, title=track.title, artist=track.artist, score=track.score or 0.0)
+            for rank, track in enumerate(tracks, start=1)
+        ]
+
+
+class WindowBody(BaseModel):
+    """What the encoder saw of the session."""
+
+    plays: int = Field(description="Plays in the window that were not skipped")
+    skips: int = Field(description="Plays in the window that were skipped")
+
+
+class RecommendationsBody(BaseModel):
+    """The next tracks for a session."""
+
+    session_id: str
+    release: str = Field(description="The release that answered")
+    source: Literal["model", "popularity"] = Field(
+        description="`popularity` where the session has no play of a track that the release holds"
+    )
+    items: list[RankedTrackBody] = Field(description="Best first")
+    window: WindowBody
+
+    @classmethod
+    def of(cls, session_id: str, release: str, answer: Answer) -> Self:
+        """The body for an answer."""
+        window = WindowBody(plays=answer.window_plays, skips=answer.window_skips)
+        items = RankedTrackBody.list_of(answer.tracks)
+        return cls(session_id=session_id, release=release, source=answer.source, items=items, window=window)
+
+
+class EventsAnswer(BaseModel):
+    """What became of the events. They are stored when this is sent."""
+
+    session_id: str
+    length: int = Field(description="Plays that the session now holds")
+    accepted: int = Field(description="Events that had an effect")
+    duplicates: int = Field(description="Events whose event_id had been reported before; they had no effect")
+    unknown_tracks: list[str] = Field(description="Tracks that the release does not hold: stored, and passed over")
+    recommendations: RecommendationsBody | None = Field(default=None, description="If asked for by `recommend`")
+
+
+class PlayBody(BaseModel):
+    """One presentation of a track in a session."""
+
+    track_id: str
+    outcome: Outcome
+    at: datetime = Field(description="When it began, RFC 3339 in UTC")
+    ms_played: int | None = Field(default=None, description="Absent where the client did not say")
+
+
+class SessionBody(BaseModel):
+    """A session's plays, oldest first."""
+
+    session_id: str
+    plays: list[PlayBody]
+
+    @classmethod
+    def of(cls, session_id: str, plays: list[Play]) -> Self:
+        """The body for a session."""
+        bodies = [
+            PlayBody(
+                track_id=play.track_id,
+                outcome=play.outcome,
+                at=_EPOCH + timedelta(milliseconds=play.at_ms or 0),
+                ms_played=play.ms_played,
+            )
+            for play in plays
+        ]
+        return cls(session_id=session_id, plays=bodies)
+
+
+class FoundTracks(BaseModel):
+    """Tracks found by title, artist or id, most played first."""
+
+    items: list[TrackBody]
+
+
+class SimilarTracks(BaseModel):
+    """Tracks near another, nearest first."""
+
+    items: list[RankedTrackBody]
+
+
+class ReleaseBody(BaseModel):
+    """Facts about what is served, from the release's manifest."""
+
+    name: str
+    model: str
+    tracks: int = Field(description="Tracks in the catalogue")
+    dimension: int | None = Field(description="Columns of the item embeddings")
+    window: int = Field(description="Latest plays that the encoder sees")
+    loss: dict[str, Any] | None = Field(description="The training objective")
+    created: datetime
+    dataset: dict[str, Any] = Field(description="What the release was trained on")
+    evaluation: dict[str, Any] = Field(description="Validation summary of the finished model")
+    index: dict[str, Any] = Field(description="How near tracks are searched")
+
+    @classmethod
+    def of(cls, live: LiveRelease) -> Self:
+        """The body for a release."""
+        manifest = live.release.manifest
+        return cls(
+            name=manifest.name,
+            model=manifest.model,
+            tracks=manifest.tracks,
+            dimension=manifest.dimension,
+            window=manifest.window.length,
+            loss=manifest.loss.model_dump() if manifest.loss is not None else None,
+            created=manifest.created,
+            dataset=manifest.dataset.model_dump(),
+            evaluation=manifest.evaluation,
+            index=live.index_facts(),
+        )
+
+
+class Health(BaseModel):
+    """The service is well."""
+
+    status: Literal["live", "ready"]

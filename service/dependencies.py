@@ -1,0 +1,100 @@
+"""What routes ask for, by name: the parts of the running service and the checked pieces of a request."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, ParamSpec, TypeVar
+
+import anyio
+import anyio.to_thread
+from fastapi import Depends, Query, Request
+from fastapi import Path as PathParameter
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError, WithJsonSchema
+
+from segue.events import MAX_ID_LENGTH, TEXT_PATTERN, TrackId
+from service.bodies import MAX_TRACKS, EventsRequest
+from service.live_release import LiveRelease
+from service.session_store import SessionStore
+from service.telemetry import Telemetry
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SESSION_ID_PATTERN = r"^[A-Za-z0-9._~-]{1,128}$"
+
+
+class Threads:
+    """Runs what keeps a core busy off the event loop, a bounded number at a time, so that health stays responsive."""
+
+    def __init__(self, number: int) -> None:
+        """At most `number` calls run at once; the others wait."""
+        self._limiter = anyio.CapacityLimiter(number)
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `function` answers."""
+        return await anyio.to_thread.run_sync(lambda: function(*args, **kwargs), limiter=self._limiter)
+
+
+@dataclass(slots=True)
+class Parts:
+    """What the lifespan opened. `live` may be replaced by another release while requests run."""
+
+    live: LiveRelease
+    store: SessionStore
+    threads: Threads
+    telemetry: Telemetry
+
+
+async def _parts(request: Request) -> Parts:  # async, or FastAPI would call it in a thread
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+async def _reported(request: Request) -> EventsRequest:
+    """The body, checked as JSON: numbers for numbers and text for text, nothing is converted."""
+    try:
+        return EventsRequest.model_validate_json(await request.body(), strict=True)
+    except ValidationError as error:
+        errors = [{**found, "loc": ("body", *found["loc"])} for found in error.errors(include_url=False)]
+        raise RequestValidationError(errors) from error
+
+
+# FastAPI learns of the body through openapi_extra, as it does not read it itself.
+EVENTS_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/EventsRequest"}}},
+    }
+}
+
+Reported = Annotated[EventsRequest, Depends(_reported)]
+Service = Annotated[Parts, Depends(_parts)]
+
+SessionId = Annotated[
+    str,
+    PathParameter(pattern=SESSION_ID_PATTERN, description="The client's own id of the session", examples=["s-42"]),
+]
+SessionIdQuery = Annotated[
+    str, Query(alias="session_id", pattern=SESSION_ID_PATTERN, description="The session to continue")
+]
+TrackIdPath = Annotated[
+    str,
+    PathParameter(
+        min_length=1, max_length=MAX_ID_LENGTH, pattern=TEXT_PATTERN, description="A track; may hold slashes"
+    ),
+]
+K = Annotated[int, Query(ge=1, le=MAX_TRACKS, description="How many tracks to answer with")]
+Recommend = Annotated[
+    int | None,
+    Query(ge=1, le=MAX_TRACKS, description="Answer with this many next tracks in the same round trip"),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_TRACKS}),  # a query holds no null
+]
+Excluded = Annotated[
+    list[TrackId],
+    Query(max_length=MAX_TRACKS, description="A track that must not be answered; repeat it for several"),
+]
+ExcludeHeard = Annotated[bool, Query(description="Whether the session's own tracks are left out")]
+SearchText = Annotated[
+    str, Query(alias="query", max_length=200, description="Words of title, artist or id; none finds the most played")
+]
+Limit = Annotated[int, Query(ge=1, le=MAX_TRACKS, description="How many tracks to find at most")]

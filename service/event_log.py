@@ -1,0 +1,225 @@
+"""The event log: what was reported, as Parquet files that `segue prepare events` reads. What was served becomes data.
+
+The streams in Redis hold every event until it is in a file, so nothing is lost by a crash; a crash between writing
+and deleting writes some rows twice (at least once). One writer works on a folder at a time. Per session_id and
+position, the row with the latest `written_at` is the play: one that became a skip has two rows.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, Final, TypeAlias
+
+import polars as pl
+import structlog
+from redis.asyncio import Redis
+
+from segue.errors import BadOption, StoreUnavailable
+from service.session_store import BUCKETS, store_errors, stream_of
+from service.telemetry import Telemetry
+
+_log = structlog.get_logger()
+
+SCHEMA: Final[dict[str, pl.DataType]] = {
+    "session_id": pl.String(),  # <id>@<start of the session in ms since 1970>: a reused id is another session
+    "position": pl.Int64(),  # of the play in its session, from 0
+    "track_id": pl.String(),
+    "skipped": pl.Boolean(),
+    "timestamp": pl.Datetime("ms", "UTC"),
+    "ms_played": pl.Int64(),
+    "written_at": pl.Datetime("us", "UTC"),  # the stream's own clock: never runs backwards
+}
+_BATCH: Final = 2000  # entries read of one stream at a time: 64 streams make one file of at most 128,000 rows
+_UNFINISHED: Final = ".unfinished"
+
+Entry: TypeAlias = tuple[str, dict[str, str]]
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What one look at the streams found."""
+
+    entries: dict[str, list[str]] = field(default_factory=dict)  # stream -> entry ids
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
+    erased: set[str] = field(default_factory=set)  # session ids as clients know them
+    oldest_us: int | None = None
+    full: bool = False  # whether a stream holds more
+
+    def add(self, stream: str, entries: Sequence[Entry]) -> None:
+        self.entries[stream] = [entry_id for entry_id, _ in entries]
+        self.full |= len(entries) >= _BATCH
+        for entry_id, fields in entries:
+            written_us = _written_us(entry_id)
+            self.oldest_us = min(self.oldest_us or written_us, written_us)
+            if "erased" in fields:
+                # The script that left the mark has deleted the session's earlier entries: rows here are later ones.
+                self.erased.add(fields["erased"])
+            else:
+                self.rows.append(_row(fields, written_us))
+
+
+class EventLog:
+    """Moves events from the streams into the files of one folder, for as long as it holds the folder's lock."""
+
+    def __init__(self, client: "Redis", folder: Path, flush_s: float, telemetry: Telemetry) -> None:
+        self._client = client
+        self._folder = folder
+        self._flush_s = flush_s
+        self._telemetry = telemetry
+        self._lock: IO[str] | None = None
+
+    async def run(self, leaving: asyncio.Event) -> None:
+        """Write a file every `flush_s` seconds until `leaving` is set, and then a last one."""
+        while not leaving.is_set():
+            await self._try_flush()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(leaving.wait(), self._flush_s)
+        await self._try_flush()
+        if self._lock is not None:
+            self._lock.close()
+
+    async def flush(self) -> int:
+        """Move everything that the streams hold; answers the number of rows written, 0 if another process writes."""
+        if not self._is_writer():
+            return 0
+        rows = 0
+        while True:
+            batch = await self._read()
+            if batch.erased:
+                await asyncio.to_thread(erase_from_files, self._folder, batch.erased)
+            if batch.rows:
+                await asyncio.to_thread(write_file, self._folder, batch.rows)
+            await self._delete(batch.entries)
+            rows += len(batch.rows)
+            self._telemetry.logged_plays.inc(len(batch.rows))
+            now_us = time.time_ns() // 1000
+            self._telemetry.log_lag.set((now_us - (batch.oldest_us or now_us)) / 1e6)
+            if not batch.full:
+                return rows
+
+    async def _try_flush(self) -> None:
+        try:
+            rows = await self.flush()
+        except (StoreUnavailable, OSError) as error:
+            # The events wait in their streams; the next look finds them.
+            _log.error("event_log_not_written", folder=str(self._folder), reason=str(error))
+        except Exception:  # noqa: BLE001 (see below)
+            # The outermost loop of a task that nobody watches: it must outlive what it cannot foresee.
+            _log.exception("event_log_failed", folder=str(self._folder))
+        else:
+            if rows:
+                _log.info("event_log_written", folder=str(self._folder), rows=rows)
+
+    def _is_writer(self) -> bool:
+        """Take the folder's lock, or say that another process holds it; the kernel frees it when its holder ends."""
+        if self._lock is not None:
+            return True
+        lock = (self._folder / "lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return False
+        self._lock = lock
+        for left_over in self._folder.glob(f".*{_UNFINISHED}"):
+            left_over.unlink()
+        return True
+
+    async def _read(self) -> _Batch:
+        streams = [stream_of(bucket) for bucket in range(BUCKETS)]
+        batch = _Batch()
+        async with store_errors():
+            pipeline = self._client.pipeline(transaction=False)
+            for stream in streams:
+                pipeline.xrange(stream, count=_BATCH)
+            for stream, entries in zip(streams, await pipeline.execute(), strict=True):
+                if entries:
+                    batch.add(stream, entries)
+        return batch
+
+    async def _delete(self, entries: Mapping[str, list[str]]) -> None:
+        if not entries:
+            return
+        async with store_errors():
+            pipeline = self._client.pipeline(transaction=False)
+            for stream, ids in entries.items():
+                pipeline.xdel(stream, *ids)
+            await pipeline.execute()
+
+
+def open_folder(folder: Path) -> Path:
+    """The folder, made if need be. Raises BadOption if it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lock").touch()
+    except OSError as error:
+        raise BadOption(f"the event log folder {folder} cannot be written: {error.strerror}; choose another") from error
+    return folder
+
+
+def write_file(folder: Path, rows: Sequence[tuple[Any, ...]]) -> Path:
+    """Write rows in the order of SCHEMA to a new file, whole or not at all."""
+    now = datetime.now(UTC)
+    path = folder / f"events-{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}.parquet"
+    _write_whole(pl.DataFrame(rows, schema=SCHEMA, orient="row"), path)
+    return path
+
+
+def erase_from_files(folder: Path, erased: set[str]) -> None:
+    """Remove every play of the erased session ids from the folder's files."""
+    of_erased = pl.col("session_id").str.replace("@.*$", "").is_in(sorted(erased))
+    for path in sorted(folder.glob("events-*.parquet")):
+        if not pl.scan_parquet(path).select(of_erased.any()).collect().item():
+            continue
+        kept = pl.read_parquet(path, memory_map=False).filter(~of_erased)
+        if len(kept):
+            _write_whole(kept, path)
+        else:
+            path.unlink()
+        _flush_to_disk(folder)
+
+
+def _write_whole(frame: pl.DataFrame, path: Path) -> None:
+    unfinished = path.with_name(f".{path.name}{_UNFINISHED}")
+    try:
+        frame.write_parquet(unfinished, compression="zstd")
+        _flush_to_disk(unfinished)
+        unfinished.replace(path)
+        _flush_to_disk(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _written_us(entry_id: str) -> int:
+    """Microseconds from an entry id `<ms>-<number within the ms>`: rises with the id, as Redis never adds 1000 a ms."""
+    ms, _, number = entry_id.partition("-")
+    return int(ms) * 1000 + min(int(number), 999)
+
+
+def _row(fields: Mapping[str, str], written_us: int) -> tuple[Any, ...]:
+    return (
+        fields["session_id"],
+        int(fields["position"]),
+        fields["track_id"],
+        fields["skipped"] == "1",
+        int(fields["at"]),
+        int(fields["ms_played"]) if fields["ms_played"] else None,
+        written_us,
+    )

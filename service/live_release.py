@@ -1,0 +1,192 @@
+"""A release made ready to answer: encoder, index, catalogue and the Recommender that joins them.
+
+Knows nothing of HTTP and Redis; `segue recommend` answers from here as well.
+"""
+
+import contextlib
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from index.choose import open_index
+from index.exact import ExactIndex
+from segue.arrays import Float32
+from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Row
+from segue.errors import BadRelease
+from segue.recommend import EncoderRanker, NearestTracks, PopularityRanker, QueryEncoder, Ranked, Recommender, Source
+from segue.release import ENCODER, INDEX_FACTS, Release, open_release
+from segue.sessions import Play
+from segue.window import Windows, to_sessions
+from service.onnx_encoder import OnnxEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """A track as answers show it; `score` is None where nothing was ranked."""
+
+    track_id: str
+    title: str | None
+    artist: str | None
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The next tracks of one session, best first."""
+
+    source: Source
+    tracks: list[Track]
+    window_plays: int
+    window_skips: int
+
+
+class Timed(Protocol):
+    """Gives a context that measures the step of the given name: `encode` or `search`."""
+
+    def __call__(self, step: str, /) -> AbstractContextManager[Any]:
+        """Start measuring."""
+        ...
+
+
+def _untimed(_: str) -> AbstractContextManager[Any]:
+    return contextlib.nullcontext()
+
+
+class LiveRelease:
+    """Answers from one release. Immutable and safe to call from several threads at once."""
+
+    def __init__(self, release: Release, encoder: QueryEncoder, index: NearestTracks, exact: NearestTracks) -> None:
+        self.release = release
+        self.catalogue = release.catalogue
+        self._index = index
+        self._exact = exact
+        self._recommender = _recommender(release, encoder, index, exact)
+
+    @property
+    def name(self) -> str:
+        """What answers and logs call this release."""
+        return self.release.name
+
+    def recommend(
+        self, plays: Sequence[Play], k: int, exclude: Sequence[str] = (), *, exclude_heard: bool = True
+    ) -> Answer:
+        """The k next tracks of a session; ids in `exclude` that the catalogue does not hold are passed over."""
+        [found] = self._recommender.recommend(
+            to_sessions([plays], self.catalogue), k, [self.catalogue.rows(exclude)], exclude_heard=exclude_heard
+        )
+        tracks = [
+            self._track(row, score) for row, score in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
+        ]
+        return Answer(found.source, tracks, found.window_plays, found.window_skips)
+
+    def similar(self, track_id: str, k: int) -> list[Track]:
+        """The k tracks nearest to a track by inner product, itself left out. Raises UnknownTrack."""
+        row = self.catalogue.row(track_id)
+        rows, scores = self._nearest(self.release.item_embeddings[row][None], min(k + 1, len(self.catalogue)))
+        found = zip(rows[0].tolist(), scores[0].tolist(), strict=True)
+        return [self._track(near, score) for near, score in found if near not in (row, PAD_ROW)][:k]
+
+    def search(self, query: str, limit: int) -> list[Track]:
+        """Tracks whose title, artist or id hold every word of `query`, most played first."""
+        return [self._track(row) for row in self.catalogue.search(query, limit)]
+
+    def unknown(self, track_ids: Sequence[str]) -> list[str]:
+        """Those that the catalogue does not hold, each once, in their order."""
+        return list(dict.fromkeys(track_id for track_id in track_ids if track_id not in self.catalogue))
+
+    def index_facts(self) -> dict[str, Any]:
+        """What `index.json` says of the index that was chosen; exact search where the release has none."""
+        if INDEX_FACTS not in self.release.manifest.files:
+            return {"kind": "exact"}
+        facts: dict[str, Any] = json.loads((self.release.path / INDEX_FACTS).read_text(encoding="utf-8"))
+        return {name: fact for name, fact in facts.items() if name != "tried"}
+
+    def _nearest(self, queries: Float32, k: int) -> Ranked:
+        found = self._index.search(queries, k)
+        return self._exact.search(queries, k) if (found.rows == PAD_ROW).any() else found
+
+    def _track(self, row: Row, score: float | None = None) -> Track:
+        at = row - FIRST_TRACK_ROW
+        return Track(self.catalogue.track_ids[at], self.catalogue.titles[at], self.catalogue.artists[at], score)
+
+
+@dataclass(frozen=True, slots=True)
+class _TimedEncoder:
+    encoder: QueryEncoder
+    timed: Timed
+
+    def encode(self, windows: Windows) -> Float32:
+        with self.timed("encode"):
+            return self.encoder.encode(windows)
+
+
+@dataclass(frozen=True, slots=True)
+class _TimedIndex:
+    index: NearestTracks
+    timed: Timed
+
+    def search(self, queries: Float32, k: int) -> Ranked:
+        with self.timed("search"):
+            return self.index.search(queries, k)
+
+
+def recommender_of(release: Release, *, exact: bool = False, threads: int = 1) -> Recommender:
+    """What the service recommends with, for the evaluator; `exact` searches exactly although there is an index.
+
+    Raises BadRelease for a release without an encoder.
+    """
+    encoder = OnnxEncoder(_encoder_file(release), threads)
+    exactly = ExactIndex(release.item_embeddings)
+    return _recommender(release, encoder, exactly if exact else open_index(release), exactly)
+
+
+def open_live_release(path: Path, device: str = "cpu", threads: int = 1, timed: Timed = _untimed) -> LiveRelease:
+    """Open a release, verify it and answer once, so that the first request finds everything loaded.
+
+    `device` is where the index is searched, `threads` work on one encoding. Raises BadRelease with one line.
+    """
+    release = open_release(path)
+    encoder = _TimedEncoder(OnnxEncoder(_encoder_file(release), threads), timed)
+    index = _TimedIndex(open_index(release, device), timed)
+    live = LiveRelease(release, encoder, index, ExactIndex(release.item_embeddings))
+    _warm_up(live, encoder)
+    return live
+
+
+def _encoder_file(release: Release) -> Path:
+    if not release.has_encoder:
+        model = release.manifest.model
+        raise BadRelease(
+            f"{release.path} was trained as {model}, which has no encoder: it can be evaluated, not served"
+        )
+    return release.path / ENCODER
+
+
+def _recommender(release: Release, encoder: QueryEncoder, index: NearestTracks, exact: NearestTracks) -> Recommender:
+    ranker = EncoderRanker(encoder, index, exact, release.item_embeddings)
+    return Recommender(ranker, PopularityRanker(release.catalogue.plays), release.manifest.window.length)
+
+
+def _warm_up(live: LiveRelease, encoder: QueryEncoder) -> None:
+    manifest = live.release.manifest
+    shape = (1, manifest.window.length)
+    try:
+        found = encoder.encode(Windows(np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.bool_))).shape
+    except Exception as error:  # ONNX Runtime's errors share no class of their own
+        reason = str(error).splitlines()[0][:200]
+        raise BadRelease(f"{live.release.path}: the encoder fails on a window of {shape[1]}: {reason}") from error
+    if found != (1, manifest.dimension):
+        raise BadRelease(
+            f"{live.release.path}: the encoder answers {found}, the manifest says {(1, manifest.dimension)}; "
+            "export it again"
+        )
+    live.recommend([], 1)
+    live.search("a", 1)
+    for track_id in live.catalogue.track_ids[:1]:
+        live.recommend([Play(track_id)], 1)
+        live.similar(track_id, 1)

@@ -1,0 +1,81 @@
+"""What happens around every request: it is measured, its body is limited, and no failure goes unanswered."""
+
+import time
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.problems import BodyTooLarge, problem_response
+from service.telemetry import Telemetry
+
+_log = structlog.get_logger()
+
+
+class Measured:
+    """The outermost layer: counts and times every request and answers 500 where nothing else did."""
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+        self._app = app
+        self._telemetry = telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        status = 0
+
+        async def send_noting_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting_status)
+        except Exception:
+            _log.exception("request_failed", method=scope["method"], path=scope["path"])
+            if status:  # half an answer cannot be taken back: uvicorn closes the connection
+                raise
+            status = 500
+            await problem_response(500, "the service failed; its log says why")(scope, receive, send)
+        finally:
+            self._note(scope, status, time.perf_counter() - began)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "none")
+        method = scope["method"] if route != "none" else "any"  # a client may invent methods without end
+        self._telemetry.requests.labels(method, route, str(status)).inc()
+        self._telemetry.request_seconds.labels(method, route).observe(seconds)
+        _log.debug("request", method=method, route=route, status=status, ms=round(seconds * 1000, 3))
+
+
+class LimitedBody:
+    """Refuses bodies over a number of bytes, whether or not the client says their length."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        text = f"the body is larger than {self._max_bytes:,} bytes: send fewer events at a time"
+        stated = dict(scope["headers"]).get(b"content-length", b"0")
+        if stated.isdigit() and int(stated) > self._max_bytes:
+            await problem_response(413, text, BodyTooLarge.title)(scope, receive, send)
+            return
+        received = 0
+
+        async def receive_counting() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                raise BodyTooLarge(text)
+            return message
+
+        await self._app(scope, receive_counting, send)

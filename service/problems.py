@@ -1,0 +1,139 @@
+"""Every error as an RFC 9457 problem document (`application/problem+json`), and what OpenAPI says of them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
+from starlette.types import Scope
+
+from segue.errors import SegueError
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 1
+_LONGEST_FOUND = 80
+
+
+class InvalidField(BaseModel):
+    """One thing that is wrong with a request."""
+
+    field: str = Field(description="Where: `body.events.0.type`, `query.k`", examples=["body.events.0.type"])
+    found: str = Field(description="What was there, shortened", examples=["'plai'"])
+    expected: str = Field(description="What is expected instead", examples=["Input should be 'play' or 'skip'"])
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 has it."""
+
+    type: str = Field(default="about:blank", description="The kind of problem; about:blank: the status says it all")
+    title: str = Field(description="The problem in a few words", examples=["Unknown session"])
+    status: int = Field(description="The HTTP status", ge=400, le=599)
+    detail: str = Field(description="This occurrence: what was found, what is expected, what to do")
+    errors: list[InvalidField] | None = Field(default=None, description="For 422: every field that is wrong")
+
+
+class BodyTooLarge(SegueError):
+    """The request's body is larger than the service takes."""
+
+    http_status: ClassVar[int] = 413
+    title: ClassVar[str] = "Body too large"
+
+
+_DESCRIPTIONS = {
+    404: "Nothing goes by that name",
+    405: "The path knows other methods, named in `Allow`",
+    413: "The body is larger than the service takes",
+    422: "The request is not as described; `errors` names every field",
+    503: "The session store cannot be reached; try again after `Retry-After` seconds",
+}
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What a route declares of the problems it may answer."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        responses[status] = {"model": Problem, "description": _DESCRIPTIONS[status]}
+        if status == 503:
+            seconds = {"description": "Seconds to wait", "schema": {"type": "integer"}}
+            responses[status]["headers"] = {"Retry-After": seconds}
+    return responses
+
+
+def problem_response(
+    status: int,
+    detail: str,
+    title: str | None = None,
+    errors: Sequence[InvalidField] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """A problem document. Its text is ASCII, so that whatever a client sent can be shown."""
+    title = title or HTTPStatus(status).phrase
+    problem = Problem(title=title, status=status, detail=detail, errors=list(errors) if errors is not None else None)
+    content = json.dumps(problem.model_dump(exclude_none=True), ensure_ascii=True)
+    return Response(content, status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+
+
+def answer_problems(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Have `app` answer every error by a problem document; `routes` are those that it knows."""
+
+    async def on_segue_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, SegueError)
+        headers = {"Retry-After": str(RETRY_AFTER_S)} if error.http_status == 503 else None
+        detail = str(error) if error.http_status != 500 else "the service failed; its log says why"
+        return problem_response(error.http_status, detail, error.title, headers=headers)
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        headers = dict(error.headers or {})
+        detail = str(error.detail)
+        if error.status_code == 404:
+            detail = f"{ascii(request.url.path)[1:-1]} is not a path of this service: GET /openapi.json lists them"
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_allowed(routes, request.scope)) or "GET, HEAD"
+            detail = f"{request.method} is not for this path: use {headers['Allow']}"
+        return problem_response(error.status_code, detail, headers=headers)
+
+    async def on_invalid_request(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        fields = [_invalid_field(found) for found in error.errors()]
+        first = fields[0]
+        detail = f"{first.field} is {first.found}: {first.expected}"
+        return problem_response(422, detail, "Invalid input", fields)
+
+    app.add_exception_handler(SegueError, on_segue_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_invalid_request)
+
+
+def _invalid_field(error: Mapping[str, Any]) -> InvalidField:
+    found = "missing" if error["type"] == "missing" else ascii(error.get("input"))
+    if len(found) > _LONGEST_FOUND:
+        found = found[: _LONGEST_FOUND - 3] + "..."
+    field = ".".join(str(part) for part in error["loc"])
+    return InvalidField(field=ascii(field)[1:-1], found=found, expected=str(error["msg"]))
+
+
+def _allowed(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
+    """The methods that the path knows, over all routes: Starlette itself names only those of the first route."""
+    methods: set[str] = set()
+    for route in routes:
+        match, _ = route.matches(scope)
+        if match is Match.PARTIAL:
+            methods |= getattr(route, "methods", None) or set()
+    return sorted(methods)
+
+
+def describe_problems(schema: dict[str, Any]) -> None:
+    """Correct the media type of problems in an OpenAPI document, in place: FastAPI calls every body plain JSON."""
+    for path in schema["paths"].values():
+        for operation in path.values():
+            for status, response in operation["responses"].items():
+                content = response.get("content", {})
+                if int(status) >= 400 and "application/json" in content:
+                    response["content"] = {MEDIA_TYPE: content["application/json"]}

@@ -1,0 +1,193 @@
+"""The calls of the HTTP interface. What they mean is in docs/session-semantics.md and openapi.yaml."""
+
+from pathlib import Path
+
+from fastapi import APIRouter, Response
+from fastapi.responses import FileResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from segue.errors import UnknownSession
+from segue.events import EventType
+from segue.sessions import Play
+from service.bodies import (
+    EventsAnswer,
+    FoundTracks,
+    Health,
+    RankedTrackBody,
+    RecommendationsBody,
+    ReleaseBody,
+    SessionBody,
+    SimilarTracks,
+    TrackBody,
+)
+from service.dependencies import (
+    EVENTS_BODY,
+    Excluded,
+    ExcludeHeard,
+    K,
+    Limit,
+    Parts,
+    Recommend,
+    Reported,
+    SearchText,
+    Service,
+    SessionId,
+    SessionIdQuery,
+    TrackIdPath,
+)
+from service.problems import problem_responses
+
+WEB = Path(__file__).parent / "web"
+
+router = APIRouter()
+
+
+@router.post(
+    "/sessions/{session_id}/events",
+    tags=["sessions"],
+    response_model_exclude_none=True,
+    responses=problem_responses(404, 413, 422, 503),
+    openapi_extra=EVENTS_BODY,
+)
+async def report_events(
+    session_id: SessionId, reported: Reported, service: Service, recommend: Recommend = None
+) -> EventsAnswer:
+    """Append what happened to a session; optionally answer with its next tracks."""
+    stored = await service.store.append(session_id, reported.events, with_plays=recommend is not None)
+    unknown = service.live.unknown([event.track_id for event in reported.events])
+    _count_events(service, reported, stored.duplicates, len(unknown))
+    answer = EventsAnswer(
+        session_id=session_id,
+        length=stored.length,
+        accepted=len(reported.events) - stored.duplicates,
+        duplicates=stored.duplicates,
+        unknown_tracks=unknown,
+    )
+    if recommend is not None:
+        answer.recommendations = await _recommend(service, session_id, stored.plays, recommend)
+    return answer
+
+
+@router.get(
+    "/recommendations",
+    tags=["recommendations"],
+    response_model_exclude_none=True,
+    responses=problem_responses(422, 503),
+)
+async def recommendations(
+    session_id: SessionIdQuery,
+    service: Service,
+    k: K = 20,
+    exclude_heard: ExcludeHeard = True,
+    exclude: Excluded = [],  # noqa: B006 (FastAPI copies it)
+) -> RecommendationsBody:
+    """The next tracks for a session; the most popular ones for a session that holds no usable play."""
+    plays = await service.store.plays(session_id)
+    return await _recommend(service, session_id, plays, k, exclude, exclude_heard=exclude_heard)
+
+
+@router.get(
+    "/sessions/{session_id}",
+    tags=["sessions"],
+    response_model_exclude_none=True,
+    responses=problem_responses(404, 422, 503),
+)
+async def session(session_id: SessionId, service: Service) -> SessionBody:
+    """The plays of a session, oldest first."""
+    plays = await service.store.plays(session_id)
+    if not plays:
+        raise UnknownSession(f"session {session_id!r} holds no plays: it never did, is over, or was erased")
+    return SessionBody.of(session_id, plays)
+
+
+@router.delete(
+    "/sessions/{session_id}",
+    tags=["sessions"],
+    status_code=204,
+    response_class=Response,
+    responses=problem_responses(404, 422, 503),
+)
+async def erase_session(session_id: SessionId, service: Service) -> Response:
+    """Erase a session, from the store at once and from the event log's files at their next writing."""
+    await service.store.erase(session_id)
+    return Response(status_code=204)
+
+
+@router.get("/tracks", tags=["tracks"], response_model_exclude_none=True, responses=problem_responses(422))
+async def find_tracks(service: Service, query: SearchText = "", limit: Limit = 20) -> FoundTracks:
+    """Find tracks by words of their title, artist or id."""
+    found = await service.threads.run(service.live.search, query, limit)
+    return FoundTracks(items=[TrackBody.of(track) for track in found])
+
+
+@router.get(
+    "/tracks/{track_id:path}/similar",
+    tags=["tracks"],
+    response_model_exclude_none=True,
+    responses=problem_responses(404, 422),
+)
+async def similar_tracks(track_id: TrackIdPath, service: Service, k: K = 20) -> SimilarTracks:
+    """The tracks nearest to a track."""
+    found = await service.threads.run(service.live.similar, track_id, k)
+    return SimilarTracks(items=RankedTrackBody.list_of(found))
+
+
+@router.get("/releases/current", tags=["releases"])
+async def current_release(service: Service) -> ReleaseBody:
+    """What is served."""
+    return ReleaseBody.of(service.live)
+
+
+@router.get("/health/live", tags=["operations"])
+async def live() -> Health:
+    """Whether the process answers."""
+    return Health(status="live")
+
+
+@router.get("/health/ready", tags=["operations"], responses=problem_responses(503))
+async def ready(service: Service) -> Health:
+    """Whether requests can be served: the release is loaded and Redis answers."""
+    await service.store.check()
+    return Health(status="ready")
+
+
+@router.get(
+    "/metrics",
+    tags=["operations"],
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus' text"}},
+)
+async def metrics(service: Service) -> Response:
+    """Metrics for Prometheus, of all workers."""
+    return Response(service.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/", include_in_schema=False)
+async def player() -> FileResponse:
+    """The player page."""
+    return FileResponse(WEB / "index.html")
+
+
+async def _recommend(
+    service: Parts,
+    session_id: str,
+    plays: list[Play],
+    k: int,
+    exclude: list[str] | None = None,
+    *,
+    exclude_heard: bool = True,
+) -> RecommendationsBody:
+    release = service.live  # once: the release may be swapped meanwhile
+    answer = await service.threads.run(release.recommend, plays, k, exclude or [], exclude_heard=exclude_heard)
+    service.telemetry.recommendations.labels(answer.source).inc()
+    return RecommendationsBody.of(session_id, release.name, answer)
+
+
+def _count_events(service: Parts, reported: Reported, duplicates: int, unknown: int) -> None:
+    """Count what was reported; which of the events were duplicates is known to Redis alone, how many is answered."""
+    telemetry = service.telemetry
+    skips = sum(event.type is EventType.SKIP for event in reported.events)
+    telemetry.events.labels("skip").inc(skips)
+    telemetry.events.labels("play").inc(len(reported.events) - skips)
+    telemetry.duplicates.inc(duplicates)
+    telemetry.unknown_tracks.inc(unknown)

@@ -1,0 +1,155 @@
+"""Sessions in Redis: one atomic script for a write, one command for a read. docs/session-semantics.md says the rules.
+
+Sessions are spread over 64 buckets by a hash of their id; the bucket is the keys' hash tag, so that a session's keys
+and the stream its events are logged to share a slot of Redis Cluster.
+"""
+
+import contextlib
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from segue.errors import StoreUnavailable
+from segue.events import Event
+from segue.sessions import Outcome, Play
+from service.settings import Settings
+
+BUCKETS: Final = 64
+# At least this many of a session's latest event ids are remembered.
+MAX_EVENT_IDS: Final = 5000
+# What Redis answers when it is alive and yet cannot serve: full, read-only, failing to save, without a quorum.
+_UNFIT: Final = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "LOADING", "BUSY", "TRYAGAIN")
+# Latest and earliest time of datetime in UTC, so that a stored time can always be shown.
+_MIN_MS, _MAX_MS = -62_135_596_800_000, 253_402_300_799_999
+_HERE = Path(__file__).parent
+
+Timed = Callable[[str], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What one write did."""
+
+    length: int  # plays that the session now holds
+    duplicates: int  # events that had been reported before
+    plays: list[Play]  # oldest first; empty unless asked for
+
+
+def connect(settings: Settings) -> "Redis":
+    """A client with its own pool; connects at the first command. `redis_url` must be set."""
+    pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
+        settings.redis_url or "",
+        decode_responses=True,
+        max_connections=settings.redis_connections,
+        timeout=settings.redis_timeout_s,  # seconds to wait for a free connection
+        socket_timeout=settings.redis_timeout_s,
+        socket_connect_timeout=settings.redis_timeout_s,
+        # A write that timed out may have been carried out: sending it again is the client's choice, by event id.
+        retry=Retry(NoBackoff(), 0),
+    )
+    return Redis.from_pool(pool)
+
+
+def bucket_of(session_id: str) -> int:
+    """The bucket of a session, 0 to 63."""
+    return zlib.crc32(session_id.encode()) % BUCKETS
+
+
+def stream_of(bucket: int) -> str:
+    """The stream that the events of a bucket's sessions are logged to."""
+    return f"segue:{{b{bucket}}}:events"
+
+
+def keys_of(session_id: str) -> list[str]:
+    """The keys of a session: plays, facts, event ids, and the stream of its bucket."""
+    bucket = bucket_of(session_id)
+    family = f"segue:{{b{bucket}}}:{session_id}"
+    return [f"{family}:plays", f"{family}:facts", f"{family}:event_ids", stream_of(bucket)]
+
+
+class SessionStore:
+    """The plays of every session. All methods raise StoreUnavailable if Redis cannot be reached or refuses."""
+
+    def __init__(self, client: "Redis", settings: Settings, timed: Timed = lambda _: contextlib.nullcontext()) -> None:
+        """`timed` gives a context that measures the operation of the given name."""
+        self._client = client
+        self._timed = timed
+        self._idle_gap_ms = max(1, round(settings.idle_gap_s * 1000))
+        self._max_plays = settings.max_session_plays
+        self._stream_length = settings.stream_max_length if settings.event_log else 0
+        self._append = client.register_script((_HERE / "append_events.lua").read_text())
+        self._erase = client.register_script((_HERE / "erase_session.lua").read_text())
+
+    async def append(self, session_id: str, events: Sequence[Event], *, with_plays: bool = False) -> Appended:
+        """Apply the events to the session, all or none, in one round trip."""
+        limits = [self._idle_gap_ms, self._max_plays, MAX_EVENT_IDS, self._stream_length, int(with_plays)]
+        arguments = [session_id, *limits, *(word for event in events for word in _words(event))]
+        async with self._redis("append"):
+            length, duplicates, plays = await self._append(keys=keys_of(session_id), args=arguments)
+        return Appended(int(length), int(duplicates), _plays(plays))
+
+    async def plays(self, session_id: str) -> list[Play]:
+        """The session's plays, oldest first; none for an unknown session."""
+        async with self._redis("plays"):
+            found = await self._client.lrange(keys_of(session_id)[0], 0, -1)
+        return _plays(str(line) for line in found)
+
+    async def erase(self, session_id: str) -> None:
+        """Erase the session from Redis and have the event log erase it from its files."""
+        async with self._redis("erase"):
+            await self._erase(keys=keys_of(session_id), args=[session_id, self._stream_length])
+
+    async def check(self) -> None:
+        """Return if Redis answers."""
+        async with self._redis("ping"):
+            await self._client.ping()
+
+    @contextlib.asynccontextmanager
+    async def _redis(self, operation: str) -> AsyncIterator[None]:
+        with self._timed(operation):
+            async with store_errors():
+                yield
+
+
+@contextlib.asynccontextmanager
+async def store_errors() -> AsyncIterator[None]:
+    """Turn what says that Redis is away or unfit into StoreUnavailable; other errors are ours and go on."""
+    try:
+        yield
+    except (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OSError) as error:
+        raise StoreUnavailable(f"Redis cannot be reached ({_reason(error)}): try again in a moment") from error
+    except (ResponseError, RedisError) as error:
+        if not any(word in str(error) for word in _UNFIT):
+            raise
+        raise StoreUnavailable(f"Redis refuses the command ({_reason(error)}): try again later") from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _words(event: Event) -> tuple[str, str, str | int, str | int, str]:
+    at_ms: str | int = ""
+    if event.at is not None:
+        at_ms = min(max(round(event.at.timestamp() * 1000), _MIN_MS), _MAX_MS)
+    ms_played = "" if event.ms_played is None else event.ms_played
+    return event.type.value, event.track_id, at_ms, ms_played, event.event_id or ""
+
+
+def _plays(stored: Iterable[str]) -> list[Play]:
+    plays = []
+    for line in stored:
+        outcome, at_ms, ms_played, track_id = line.split("\t", 3)
+        heard = int(ms_played) if ms_played else None
+        plays.append(Play(track_id, Outcome.SKIPPED if outcome == "S" else Outcome.PLAYED, int(at_ms), heard))
+    return plays

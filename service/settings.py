@@ -1,0 +1,95 @@
+"""What the service can be told: every setting, its unit and bounds. Environment variables are `SEGUE_` and the name.
+
+Nothing is read at import; the command line and `create_app_from_environment` call `read_settings`.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from segue.errors import BadOption
+
+PREFIX = "SEGUE_"
+
+
+class Settings(BaseSettings):
+    """The settings of one service. Immutable."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, validate_default=True)
+
+    release: Path = Field(description="Folder of the release to serve, written by `segue train`")
+    index_device: Literal["cpu", "gpu"] = Field(default="cpu", description="Where the index is searched")
+    encoder_threads: int = Field(default=1, ge=1, le=64, description="Threads of ONNX Runtime for one query")
+    ranking_threads: int = Field(default=2, ge=1, le=64, description="Requests that are encoded and searched at a time")
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on")
+    port: int = Field(default=8000, ge=0, le=65_535, description="TCP port to listen on; 0 takes a free one")
+    max_request_bytes: int = Field(default=2**20, ge=1024, description="Largest request body, in bytes; more is a 413")
+    shutdown_s: int = Field(default=10, ge=0, le=300, description="Seconds that open requests get at shutdown")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least level that is logged; `debug` logs every request"
+    )
+
+    redis_url: str | None = Field(
+        default=None,
+        pattern=r"^(redis|rediss|unix)://",
+        description="Redis to keep sessions in (redis://, rediss:// or unix://); without one, Segue starts its own",
+    )
+    redis_timeout_s: float = Field(
+        default=2.0, gt=0, le=60, description="Seconds to wait for Redis before answering 503"
+    )
+    redis_connections: int = Field(default=32, ge=1, le=10_000, description="Connections to Redis in each worker")
+    data_dir: Path = Field(
+        default=Path("data"), description="Folder of the embedded Redis (`redis/`) and of the event log (`events/`)"
+    )
+    redis_fsync: Literal["always", "everysec", "no"] = Field(
+        default="everysec",
+        description="When the embedded Redis forces acknowledged events to disk; a crash of the machine, not of the "
+        "service, loses what came after",
+    )
+
+    idle_gap_s: float = Field(
+        default=1200, gt=0, le=31_536_000, description="Seconds without an event after which a session is over"
+    )
+    max_session_plays: int = Field(default=1000, ge=1, le=100_000, description="Latest plays kept of each session")
+    event_log: bool = Field(default=True, description="Whether events are logged for training")
+    event_log_writer: bool = Field(
+        default=True,
+        description="Whether this service writes the log's files; exactly one machine of those sharing a Redis does",
+    )
+    event_log_dir: Path | None = Field(default=None, description="Folder of the event log; `events/` in data_dir")
+    event_log_flush_s: float = Field(
+        default=30,
+        gt=0,
+        le=3600,
+        description="Seconds between two files of the event log, and until an erasure has reached the files",
+    )
+    stream_max_length: int = Field(
+        default=10_000, ge=100, description="Events kept in each of the 64 streams until the log's writer takes them"
+    )
+
+    @property
+    def event_log_folder(self) -> Path:
+        """Where the event log's files are written."""
+        return self.event_log_dir or self.data_dir / "events"
+
+
+def read_settings(**given: Any) -> Settings:
+    """Settings from the environment; what is given and not None goes first. Raises BadOption with one line."""
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        if first["type"] == "missing":
+            raise BadOption(f"{name} is missing: set {PREFIX}{name.upper()} or give it to `segue serve`") from error
+        raise BadOption(
+            f"{name} is {first['input']!r}: {first['msg'].lower()}; see {PREFIX}{name.upper()} in docs/operations.md"
+        ) from error
+
+
+def as_environment(settings: Settings) -> dict[str, str]:
+    """Environment variables from which `read_settings` reads the same settings."""
+    return {f"{PREFIX}{name.upper()}": str(value) for name, value in settings.model_dump().items() if value is not None}

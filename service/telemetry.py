@@ -1,0 +1,88 @@
+"""What operators see of the service: JSON log lines, one a fact, and Prometheus metrics."""
+
+import logging
+import os
+import sys
+from contextlib import AbstractContextManager
+from typing import Any, Final
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+# prometheus_client keeps its numbers in files of this folder, if it is named, so that workers are added up.
+MULTIPROCESS_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
+_SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+def configure_logging(level: str) -> None:
+    """Send structlog's lines and those of the standard library (uvicorn) to stderr as JSON."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    number = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[*shared, structlog.processors.JSONRenderer(sort_keys=True)],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    output = logging.StreamHandler(sys.stderr)
+    output.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(sort_keys=True),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [output]
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    root.setLevel(max(number, logging.INFO))  # debug lines of libraries say nothing of the service
+
+
+class Telemetry:
+    """The metrics of one app. Labels hold route templates and fixed words, never what a client sent."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = self._counter("http_requests", "Requests answered", "method", "route", "status")
+        self.request_seconds = self._histogram("http_request_seconds", "Time to answer", "method", "route")
+        self.events = self._counter("events", "Events reported, by type, duplicates included", "type")
+        self.duplicates = self._counter("duplicate_events", "Events that had been reported before")
+        self.unknown_tracks = self._counter("unknown_tracks", "Tracks reported that the release does not hold")
+        self.recommendations = self._counter("recommendations", "Lists of tracks answered, by source", "source")
+        self.ranking_seconds = self._histogram("ranking_seconds", "Time to encode and to search", "step")
+        self.redis_seconds = self._histogram("redis_seconds", "Time of one round trip to Redis", "operation")
+        self.logged_plays = self._counter("logged_plays", "Plays written to the event log's files")
+        self.log_lag = Gauge(
+            "segue_event_log_lag_seconds",
+            "Age of the oldest event that was not in the event log's files at the last look",
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
+
+    def time_redis(self, operation: str) -> AbstractContextManager[Any]:
+        """A context that measures one round trip."""
+        return self.redis_seconds.labels(operation).time()
+
+    def time_ranking(self, step: str, /) -> AbstractContextManager[Any]:
+        """A context that measures one step of a recommendation: `encode` or `search`."""
+        return self.ranking_seconds.labels(step).time()
+
+    def exposition(self) -> bytes:
+        """All metrics in Prometheus' text format, of all workers."""
+        if MULTIPROCESS_DIR not in os.environ:
+            return generate_latest(self.registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        return generate_latest(together)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"segue_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(f"segue_{name}", text, labels, registry=self.registry, buckets=_SECONDS)

@@ -119,4 +119,3 @@ def test_without_skip_input_sasrec_does_not_see_skips() -> None:
     windows = random_windows(4)
     tracks, skipped = torch.from_numpy(windows.tracks), torch.from_numpy(windows.skipped)
     assert torch.equal(encoder.query(tracks, skipped), encoder.query(tracks, ~skipped))
-

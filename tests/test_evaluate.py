@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 pytest.importorskip("httpx")
 
-from segue.arrays import Float32, Int  # noqa: E402 (after the check that the extra is there)
-from segue.errors import BadOption, InputError  # noqa: E402
-from segue.recommend import PopularityRanker, Ranked, Recommender  # noqa: E402
-from segue.release import DatasetFacts, Draft, Release, WindowFacts, write_release  # noqa: E402
-from segue.window import Sessions, Windows  # noqa: E402
-from training.baselines.markov import MarkovRanker  # noqa: E402
-from training.dataset import Dataset, write_dataset  # noqa: E402
-from training.evaluate import Offline, OverHttp, Question, evaluate, sample_candidates  # noqa: E402
-from training.splits import examples, training_part  # noqa: E402
+from segue.arrays import Float32, Int
+from segue.errors import BadOption, InputError
+from segue.recommend import PopularityRanker, Ranked, Recommender
+from segue.release import DatasetFacts, Draft, Release, WindowFacts, write_release
+from segue.window import Sessions, Windows
+from training.baselines.markov import MarkovRanker
+from training.dataset import Dataset, write_dataset
+from training.evaluate import Offline, OverHttp, Question, evaluate, sample_candidates
+from training.splits import examples, training_part
 
 
 def dataset(path: Path, sessions: dict[str, str]) -> Dataset:
@@ -219,13 +219,13 @@ class TestSampled:
     def test_it_cannot_go_through_a_service(self, tmp_path: Path) -> None:
         data = dataset(tmp_path / "d", {"s1": "abc"})
         question = Question(data, baseline(tmp_path / "r", data), "last-play", protocol="sampled")
-        with OverHttp("http://127.0.0.1:9", data.catalogue, data.catalogue) as service:
-            with pytest.raises(BadOption, match="use full"):
-                evaluate(question, service)
+        service = OverHttp("http://127.0.0.1:9", data.catalogue, data.catalogue)
+        with service, pytest.raises(BadOption, match="use full"):
+            evaluate(question, service)
 
 
 def test_a_service_that_does_not_answer_is_one_clear_line(tmp_path: Path) -> None:
     data = dataset(tmp_path / "d", {"s1": "abc"})
-    with OverHttp("http://127.0.0.1:9", data.catalogue, data.catalogue) as service:
-        with pytest.raises(InputError, match=r"--through http://127\.0\.0\.1:9: GET /releases/current got no answer"):
-            service.serves()
+    service = OverHttp("http://127.0.0.1:9", data.catalogue, data.catalogue)
+    with service, pytest.raises(InputError, match=r"--through http://127\.0\.0\.1:9: GET /releases/current got no"):
+        service.serves()

@@ -90,7 +90,9 @@ class TestReproducible:
         resumed = run(tmp_path / "killed")
         assert weights(resumed) == weights(whole)
         keys = ("epoch", "loss", "nll", "nce", "HR@10")
-        assert [[line[k] for k in keys] for line in resumed.history] == [[line[k] for k in keys] for line in whole.history]
+        assert [[line[k] for k in keys] for line in resumed.history] == [
+            [line[k] for k in keys] for line in whole.history
+        ]
 
     def test_a_finished_training_resumes_to_its_end(self, tmp_path: Path) -> None:
         assert weights(run(tmp_path)) == weights(run(tmp_path))

@@ -100,7 +100,9 @@ class TestTargets:
         batch = make_batch(sessions_of([(1, False), (2, True), (3, False), (4, True)]), 3, "next-played")
         assert batch.targets.tolist() == [[3, 3, 0]]
 
-    @given(st.lists(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=6, max_size=6), min_size=1, max_size=4))
+    @given(
+        st.lists(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=6, max_size=6), min_size=1, max_size=4)
+    )
     def test_next_played_and_distinct_equal_plain_loops(self, lines: list[Session]) -> None:
         rows = np.array([[row for row, _ in line] for line in lines])
         skipped = np.array([[flag for _, flag in line] for line in lines])

@@ -1,5 +1,7 @@
 """Session in, ranked tracks out: sources, exclusions, and batches that change nothing."""
 
+from typing import TypeAlias
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -46,7 +48,12 @@ def recommender(index: Exact | None = None) -> Recommender:
     return Recommender(ranker, PopularityRanker(np.arange(TRACKS + 1)), window=5)
 
 
-def ask(*sessions: list[Play], k: int = 5, exclude: list[Int] | None = None, heard: bool = False) -> list[Recommendation]:
+Answers: TypeAlias = list[Recommendation]
+
+
+def ask(
+    *sessions: list[Play], k: int = 5, exclude: list[Int] | None = None, heard: bool = False
+) -> list[Recommendation]:
     return recommender().recommend(to_sessions(sessions, CATALOGUE), k, exclude, exclude_heard=heard)
 
 
@@ -71,8 +78,16 @@ class TestSources:
         assert one.rows.tolist() != other.rows.tolist()
 
 
+tracks = st.integers(1, TRACKS)
+
+
 class TestExclusions:
-    @given(st.lists(st.integers(1, TRACKS), max_size=40), st.sets(st.integers(1, TRACKS)), st.integers(1, 40), st.booleans())
+    @given(
+        st.lists(st.integers(1, TRACKS), max_size=40),
+        st.sets(st.integers(1, TRACKS)),
+        st.integers(1, 40),
+        st.booleans(),
+    )
     def test_they_never_shorten_the_answer_while_tracks_are_left(
         self, heard: list[int], excluded: set[int], k: int, exclude_heard: bool
     ) -> None:

@@ -135,7 +135,7 @@ def test_the_latest_plays_are_kept_and_positions_go_on(stores: Stores, session_i
         for number in range(7):
             await store.append(session_id, [play(f"t{number}")])
         await store.append(session_id, [skip("t6")])
-        entries = await client.xrange(stream_of(bucket_of(session_id)))
+        entries: Any = await client.xrange(stream_of(bucket_of(session_id)))
         positions = [fields["position"] for _, fields in entries if fields["session_id"].startswith(f"{session_id}@")]
         return await store.plays(session_id), positions
 
@@ -169,7 +169,8 @@ def test_erasing_leaves_no_trace_but_the_mark(stores: Stores, session_id: str) -
         await store.erase(session_id)
         assert await store.plays(session_id) == []
         assert [key async for key in client.scan_iter(match=f"*:{session_id}:*")] == []
-        found = [fields for _, fields in await client.xrange(stream)]
+        entries: Any = await client.xrange(stream)
+        found = [fields for _, fields in entries]
         assert [fields.get("track_id") for fields in found] == ["b", None, None]
         assert found[-1] == {"erased": session_id}
 

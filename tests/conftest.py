@@ -1,0 +1,196 @@
+"""Shared by the tests of the running service: a tiny release whose right answers are known, and a service process."""
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import polars as pl
+import pytest
+
+from segue.catalogue import Catalogue
+from segue.release import DatasetFacts, Draft, Release, WindowFacts, write_release
+
+GENRES, TRACKS_OF_A_GENRE = 6, 12
+WINDOW = 5
+_SERVE = (
+    "{prelude}; from service.app import serve; from service.settings import read_settings; import sys;"
+    "serve(read_settings(), workers=int(sys.argv[1]))"
+)
+
+
+def track_ids() -> list[str]:
+    """Twelve tracks of each of six genres, `g0-t00` to `g5-t11`; the last holds what is awkward in a URL."""
+    ids = [f"g{genre}-t{number:02}" for genre in range(GENRES) for number in range(TRACKS_OF_A_GENRE)]
+    return [*ids[:-1], "disc/1 é?&#similar"]
+
+
+@pytest.fixture(scope="session")
+def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """A release in which a played track recommends its genre and a skipped one speaks against it.
+
+    Popularity falls with the row. The encoder is the sum of the window's embeddings, skipped ones times -2.
+    """
+    ids = track_ids()
+    catalogue = Catalogue(
+        pl.DataFrame(
+            {
+                "track_id": ids,
+                "plays": list(range(1000, 1000 - len(ids), -1)),
+                "skips": [0] * len(ids),
+                "title": [None if i == 3 else f"Song {i:02}" for i in range(len(ids))],
+                "artist": [f"Artist {i // TRACKS_OF_A_GENRE}" for i in range(len(ids))],
+            }
+        )
+    )
+    embeddings = np.zeros((catalogue.num_rows, GENRES + 1), dtype=np.float32)
+    for i in range(len(ids)):
+        embeddings[i + 1, i // TRACKS_OF_A_GENRE] = 1.0
+        embeddings[i + 1, GENRES] = (len(ids) - i) / 1000  # no ties: the more popular track first
+    draft = Draft(
+        model="sasrec",
+        options={},
+        loss=None,
+        window=WindowFacts(length=WINDOW),
+        dimension=GENRES + 1,
+        dataset=DatasetFacts(fingerprint="0" * 16, source="tests", split="last-play"),
+        source_commit=None,
+        evaluation={},
+    )
+    path = tmp_path_factory.mktemp("releases") / "tiny"
+    return write_release(path, draft, catalogue, {"item_embeddings.npy": embeddings}, _encoder(embeddings))
+
+
+def _encoder(embeddings: "np.ndarray[tuple[int, int], np.dtype[np.float32]]") -> bytes:
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    constants = {
+        "embeddings": embeddings,
+        "for": np.float32(1.0),
+        "against": np.float32(-2.0),
+        "last_axis": np.array([-1], dtype=np.int64),
+        "window_axis": np.array([1], dtype=np.int64),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["embeddings", "tracks"], ["gathered"]),
+            helper.make_node("Where", ["skipped", "against", "for"], ["weights"]),
+            helper.make_node("Unsqueeze", ["weights", "last_axis"], ["column"]),
+            helper.make_node("Mul", ["gathered", "column"], ["weighted"]),
+            helper.make_node("ReduceSum", ["weighted", "window_axis"], ["query"], keepdims=0),
+        ],
+        "sum_of_the_window",
+        [
+            helper.make_tensor_value_info("tracks", TensorProto.INT64, ["batch", WINDOW]),
+            helper.make_tensor_value_info("skipped", TensorProto.BOOL, ["batch", WINDOW]),
+        ],
+        [helper.make_tensor_value_info("query", TensorProto.FLOAT, ["batch", embeddings.shape[1]])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    checker.check_model(model)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+class ServiceProcess:
+    """A service in a process of its own, with the embedded Redis, on a free port."""
+
+    def __init__(
+        self, release: Path, data_dir: Path, workers: int = 1, prelude: str = "pass", **settings: object
+    ) -> None:
+        """`prelude` is Python that runs before the service is imported; `settings` go into its environment."""
+        self.output: list[str] = []
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        given = {"release": release, "data_dir": data_dir, "port": 0, "log_level": "info", **settings}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("SEGUE_")}
+        environment |= {f"SEGUE_{name.upper()}": str(value) for name, value in given.items()}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _SERVE.format(prelude=prelude), str(workers)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output.append(line.rstrip())
+            self._lines.put(line.rstrip())
+        self._lines.put(None)
+
+    def address(self) -> str:
+        """The address it prints once it is ready."""
+        while (line := self._lines.get(timeout=60)) is not None:
+            if line.startswith("http://"):
+                return line
+        raise AssertionError("\n".join(self.output))
+
+    def client(self) -> httpx.Client:
+        """A client of its address; waits until it is ready."""
+        return httpx.Client(base_url=self.address(), timeout=20, trust_env=False)
+
+    def stop(self) -> int:
+        """Ask it to end; the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self._ended()
+
+    def kill(self) -> None:
+        """End it at once, with no chance to clean up."""
+        self.process.kill()
+        self._ended()
+
+    def _ended(self) -> int:
+        try:
+            code = self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        self._reader.join(10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
+
+
+StartService = Callable[..., ServiceProcess]
+
+
+@pytest.fixture
+def start_service(tiny_release: Release, tmp_path: Path) -> Iterator[StartService]:
+    """Starts services of the tiny release on `tmp_path`; all are stopped at the end."""
+    started: list[ServiceProcess] = []
+
+    def start(workers: int = 1, **settings: object) -> ServiceProcess:
+        given: dict[str, Any] = {"release": tiny_release.path, "data_dir": tmp_path / "data", **settings}
+        started.append(ServiceProcess(workers=workers, **given))
+        return started[-1]
+
+    yield start
+    for service in started:
+        with contextlib.suppress(ValueError):
+            service.stop()
+
+
+@pytest.fixture(scope="session")
+def running(tiny_release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of one service that many tests share; each uses sessions of its own."""
+    service = ServiceProcess(
+        tiny_release.path, tmp_path_factory.mktemp("service"), event_log_flush_s=0.2, max_request_bytes=50_000
+    )
+    try:
+        with service.client() as client:
+            yield client
+    finally:
+        service.stop()

@@ -1,0 +1,155 @@
+"""The event log: its files say what the sessions were, whatever happened to the service meanwhile."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import polars as pl
+import pytest
+
+from service.event_log import SCHEMA, erase_from_files, write_file
+
+StartService = Callable[..., Any]
+
+
+def report(client: httpx.Client, session_id: str, *events: tuple[str, str]) -> None:
+    body = {"events": [{"type": kind, "track_id": track, "ms_played": len(track)} for kind, track in events]}
+    assert client.post(f"/sessions/{session_id}/events", json=body).status_code == 200
+
+
+def shown(client: httpx.Client, session_id: str) -> list[tuple[str, bool]]:
+    plays = client.get(f"/sessions/{session_id}").json()["plays"]
+    return [(one["track_id"], one["outcome"] == "skipped") for one in plays]
+
+
+def read_back(folder: Path) -> dict[str, list[tuple[str, bool]]]:
+    """Plays by session id, as a reader of the log should make them: of one position, the latest row counts."""
+    frames = [pl.DataFrame(schema=SCHEMA)]
+    for file in sorted(folder.glob("*.parquet")):
+        # As bytes, since polars opens a file twice and the writer may replace it in between.
+        with contextlib.suppress(FileNotFoundError):
+            frames.append(pl.read_parquet(file.read_bytes()))
+    assert all(frame.schema == SCHEMA for frame in frames)
+    rows = pl.concat(frames)
+    plays: dict[str, dict[int, tuple[str, bool]]] = {}
+    for row in rows.sort("written_at", maintain_order=True).iter_rows(named=True):
+        assert row["timestamp"] is not None
+        plays.setdefault(row["session_id"], {})[row["position"]] = (row["track_id"], row["skipped"])
+    return {name: [of[position] for position in range(len(of))] for name, of in plays.items()}
+
+
+def of(session_id: str, log: dict[str, list[tuple[str, bool]]]) -> list[list[tuple[str, bool]]]:
+    return [plays for name, plays in log.items() if name.partition("@")[0] == session_id]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_log_is_what_the_sessions_are(start_service: StartService, tmp_path: Path) -> None:
+    service = start_service(event_log_flush_s=0.2)
+    with service.client() as client:
+        report(client, "a", ("play", "g0-t00"), ("play", "g0-t01"))
+        wait_for(lambda: bool(of("a", read_back(tmp_path / "data" / "events"))))
+        # The skip turns a play into one that is already in a file.
+        report(client, "a", ("skip", "g0-t01"), ("skip", "g0-t01"), ("play", "not in the catalogue"))
+        report(client, "b", ("skip", "g1-t00"))
+        sessions = {name: shown(client, name) for name in ("a", "b")}
+    assert service.stop() == 0
+    log = read_back(tmp_path / "data" / "events")
+    assert of("a", log) == [sessions["a"]]
+    assert of("a", log) == [[("g0-t00", False), ("g0-t01", True), ("g0-t01", True), ("not in the catalogue", False)]]
+    assert of("b", log) == [sessions["b"]]
+
+
+def test_the_log_survives_a_kill(start_service: StartService, tmp_path: Path) -> None:
+    service = start_service(event_log_flush_s=3600)
+    with service.client() as client:
+        time.sleep(0.5)  # the first look at the streams is over
+        report(client, "a", ("play", "g0-t00"), ("skip", "g0-t00"))
+    service.kill()
+    again = start_service(event_log_flush_s=3600)
+    with again.client() as client:
+        report(client, "a", ("play", "g0-t01"))
+    assert again.stop() == 0
+    assert of("a", read_back(tmp_path / "data" / "events")) == [[("g0-t00", True), ("g0-t01", False)]]
+
+
+def test_erasing_a_session_erases_its_log(start_service: StartService, tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "events"
+    service = start_service(event_log_flush_s=0.2)
+    with service.client() as client:
+        report(client, "gone", ("play", "g0-t00"))
+        report(client, "gone.not", ("play", "g0-t01"))
+        wait_for(lambda: len(read_back(folder)) == 2)
+        report(client, "gone", ("play", "g0-t02"))
+        client.delete("/sessions/gone")
+        report(client, "gone", ("play", "g0-t03"))  # a new session of that name is another matter
+        wait_for(lambda: of("gone", read_back(folder)) == [[("g0-t03", False)]])
+    assert service.stop() == 0
+    log = read_back(folder)
+    assert of("gone", log) == [[("g0-t03", False)]]
+    assert of("gone.not", log) == [[("g0-t01", False)]]
+
+
+def test_a_reused_id_is_another_session(start_service: StartService, tmp_path: Path) -> None:
+    service = start_service(idle_gap_s=0.3)
+    with service.client() as client:
+        report(client, "a", ("play", "g0-t00"))
+        time.sleep(0.5)
+        report(client, "a", ("play", "g0-t01"))
+    assert service.stop() == 0
+    assert of("a", read_back(tmp_path / "data" / "events")) == [[("g0-t00", False)], [("g0-t01", False)]]
+
+
+@pytest.mark.slow
+def test_one_worker_of_several_writes_and_another_takes_over(start_service: StartService, tmp_path: Path) -> None:
+    service = start_service(workers=2, event_log_flush_s=0.2)
+    with service.client() as client:
+        for number in range(40):
+            report(client, f"s{number}", ("play", "g0-t00"), ("skip", "g0-t00"))
+    assert service.stop() == 0
+    rows = pl.concat([pl.read_parquet(file) for file in (tmp_path / "data" / "events").glob("*.parquet")])
+    assert len(rows) == 80
+    assert len(read_back(tmp_path / "data" / "events")) == 40
+
+
+@pytest.mark.slow
+def test_a_service_may_leave_the_writing_to_another(start_service: StartService, tmp_path: Path) -> None:
+    service = start_service(event_log_writer=False)
+    with service.client() as client:
+        report(client, "a", ("play", "g0-t00"))
+    assert service.stop() == 0
+    assert not (tmp_path / "data" / "events").exists()
+    assert start_and_stop(start_service) == 0
+    assert of("a", read_back(tmp_path / "data" / "events")) == [[("g0-t00", False)]]
+
+
+def start_and_stop(start_service: StartService) -> int:
+    service = start_service()
+    with service.client() as client:
+        client.get("/health/ready")
+    code: int = service.stop()
+    return code
+
+
+@pytest.fixture
+def rows() -> list[tuple[Any, ...]]:
+    return [(f"{name}@1", 0, "t", False, 5, None, 7) for name in ("a", "b", "a.b")]
+
+
+def test_a_file_is_erased_of_one_session_alone(tmp_path: Path, rows: list[tuple[Any, ...]]) -> None:
+    path = write_file(tmp_path, rows)
+    untouched = write_file(tmp_path, rows[1:])
+    before = untouched.stat().st_mtime_ns
+    erase_from_files(tmp_path, {"a"})
+    assert pl.read_parquet(path)["session_id"].to_list() == ["b@1", "a.b@1"]
+    assert untouched.stat().st_mtime_ns == before
+    erase_from_files(tmp_path, {"a.b", "b"})
+    assert list(tmp_path.iterdir()) == []

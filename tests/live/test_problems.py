@@ -1,0 +1,119 @@
+"""Every error is a problem document (RFC 9457) that says what was found and what is expected."""
+
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+GOOD = {"type": "play", "track_id": "g0-t00"}
+
+
+def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    content: dict[str, Any] = answer.json()
+    assert content["status"] == status
+    assert content["type"] == "about:blank"
+    assert content["title"]
+    assert content["detail"]
+    assert "\n" not in content["detail"]
+    return content
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "found"),
+    [
+        ("/recommendations", "query.session_id", "missing"),
+        ("/recommendations?session_id=a%20b", "query.session_id", "'a b'"),
+        ("/recommendations?session_id=a&k=0", "query.k", "'0'"),
+        ("/recommendations?session_id=a&k=101", "query.k", "'101'"),
+        ("/recommendations?session_id=a&exclude_heard=perhaps", "query.exclude_heard", "'perhaps'"),
+        ("/recommendations?session_id=a&exclude=%00", "query.exclude.0", "'\\x00'"),
+        (f"/recommendations?session_id=a{'&exclude=b' * 101}", "query.exclude", None),
+        (f"/sessions/{'x' * 129}", "path.session_id", None),
+        ("/sessions/a%00b", "path.session_id", "'a\\x00b'"),
+        ("/tracks?limit=1000", "query.limit", "'1000'"),
+        (f"/tracks?query={'x' * 201}", "query.query", None),
+        ("/tracks/%00/similar", "path.track_id", "'\\x00'"),
+    ],
+)
+def test_a_wrong_parameter_is_named(running: httpx.Client, path: str, field: str, found: str | None) -> None:
+    [error] = problem(running.get(path), 422)["errors"]
+    assert error["field"] == field
+    assert found is None or error["found"] == found
+    assert len(error["found"]) <= 80
+    assert error["expected"]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ("", "body"),
+        ("{", "body"),
+        ("[]", "body"),
+        ("nonsense \ud800", "body"),
+        ("[" * 20_000, "body"),
+        ("{}", "body.events"),
+        ('{"events": []}', "body.events"),
+        ('{"events": [], "more": 1}', "body.more"),
+        (json.dumps({"events": [GOOD] * 101}), "body.events"),
+        (json.dumps({"events": [{**GOOD, "type": "plai"}]}), "body.events.0.type"),
+        (json.dumps({"events": [GOOD, {**GOOD, "track_id": ""}]}), "body.events.1.track_id"),
+        (json.dumps({"events": [{**GOOD, "track_id": "a\x00b"}]}), "body.events.0.track_id"),
+        (json.dumps({"events": [{**GOOD, "track_id": "\ud800"}]}), "body"),
+        (json.dumps({"events": [{**GOOD, "track_id": "x" * 257}]}), "body.events.0.track_id"),
+        (json.dumps({"events": [{**GOOD, "track_id": 7}]}), "body.events.0.track_id"),
+        (json.dumps({"events": [{**GOOD, "ms_played": -1}]}), "body.events.0.ms_played"),
+        (json.dumps({"events": [{**GOOD, "ms_played": "12"}]}), "body.events.0.ms_played"),
+        (json.dumps({"events": [{**GOOD, "at": "2026-01-01T00:00:00"}]}), "body.events.0.at"),
+        (json.dumps({"events": [{**GOOD, "at": "yesterday"}]}), "body.events.0.at"),
+        (json.dumps({"events": [{**GOOD, "what": 1}]}), "body.events.0.what"),
+    ],
+)
+def test_a_wrong_body_is_named(running: httpx.Client, body: str, field: str) -> None:
+    content = body.encode("utf-8", "surrogatepass")
+    answer = running.post("/sessions/wrong/events", content=content, headers={"content-type": "application/json"})
+    assert field in [error["field"] for error in problem(answer, 422)["errors"]]
+    assert running.get("/sessions/wrong").status_code == 404  # all or nothing
+
+
+def test_what_is_unknown_is_a_404_in_words(running: httpx.Client) -> None:
+    assert "'nobody'" in problem(running.get("/sessions/nobody"), 404)["detail"]
+    assert "'no/such'" in problem(running.get("/tracks/no/such/similar"), 404)["detail"]
+    assert "/nowhere" in problem(running.get("/nowhere"), 404)["detail"]
+    problem(running.get("/web/nothing.js"), 404)
+    problem(running.get("/sessions/a%2Fb"), 404)
+    problem(running.get("/tracks/"), 404)
+
+
+def test_a_wrong_method_names_the_right_ones(running: httpx.Client) -> None:
+    for method, path, allowed in (
+        ("PUT", "/sessions/a", "DELETE, GET"),
+        ("GET", "/sessions/a/events", "POST"),
+        ("POST", "/recommendations", "GET"),
+        ("POST", "/web/player.js", "GET, HEAD"),
+    ):
+        answer = running.request(method, path)
+        problem(answer, 405)
+        assert answer.headers["allow"] == allowed
+
+
+def test_a_body_is_limited_with_and_without_a_length(running: httpx.Client) -> None:
+    problem(running.post("/sessions/large/events", content=b"x" * 50_001), 413)
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(60):
+            yield b" " * 1000
+
+    problem(running.post("/sessions/large/events", content=chunks()), 413)
+    assert running.get("/health/live").status_code == 200
+
+
+def test_nonsense_is_refused_and_the_service_goes_on(running: httpx.Client) -> None:
+    with socket.create_connection((running.base_url.host, running.base_url.port or 0), timeout=5) as client:
+        client.sendall(b"NONSENSE\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 400")
+    assert running.get("/health/ready").json() == {"status": "ready"}

@@ -1,0 +1,134 @@
+"""From planted sessions to a running service: what is measured offline is what is served."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+SEGUE = [sys.executable, "-m", "segue"]
+SMALL = ["epochs=4", "dimension=32", "heads=4", "negatives=200"]
+
+
+def segue(*arguments: object, code: int = 0) -> str:
+    done = subprocess.run([*SEGUE, *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("path") / "dataset"
+    segue("simulate", "--tracks", 1000, "--sessions", 1200, "--out", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def release(dataset: Path) -> Path:
+    out = dataset.parent / "release"
+    segue("train", dataset, "--out", out, *(f"--set={setting}" for setting in SMALL))
+    return out
+
+
+@pytest.fixture(scope="module", params=["exact", "hnsw-sq8"])
+def indexed(request: pytest.FixtureRequest, release: Path) -> Path:
+    """The release, once with exact search and once with an approximate index."""
+    facts = json.loads(segue("index", release, "--kind", request.param, "--recall", 0.95, "--json"))
+    assert facts["kind"] == request.param
+    assert facts["recall"] >= 0.95
+    assert json.loads((release / "index.json").read_text())["recall"] == facts["recall"]
+    return release
+
+
+def test_the_same_sessions_offline_and_over_http_give_identical_lists_and_figures(
+    indexed: Path, dataset: Path, tmp_path: Path, start_service: Callable[..., Any]
+) -> None:
+    from segue.release import open_release
+    from service.live_release import recommender_of
+    from training.dataset import open_dataset
+    from training.evaluate import Offline, OverHttp, Question
+
+    service = start_service(release=indexed)
+    url = service.address()
+    offline, through = tmp_path / "offline.json", tmp_path / "through.json"
+    segue("evaluate", indexed, dataset, "--json", offline)
+    segue("evaluate", indexed, dataset, "--json", through, "--through", url)
+    assert json.loads(offline.read_text()) == json.loads(through.read_text())
+
+    opened, data = open_release(indexed), open_dataset(dataset)
+    question = Question(data, opened, "last-play")
+    inputs = question.examples().inputs.select(slice(0, 100))
+    local = Offline(recommender_of(opened), question.to_release()).lists(inputs)
+    with OverHttp(url, data.catalogue, opened.catalogue) as served:
+        for (rows, scores), (rows_served, scores_served) in zip(local, served.lists(inputs), strict=True):
+            assert len(rows) == 100
+            assert rows.tolist() == rows_served.tolist()
+            assert np.allclose(scores, scores_served, atol=1e-5)
+
+
+def test_a_service_of_another_release_is_not_measured_by_mistake(
+    release: Path, dataset: Path, start_service: Callable[..., Any]
+) -> None:
+    url = start_service().address()  # serves the tiny release
+    done = subprocess.run(
+        [*SEGUE, "evaluate", str(release), str(dataset), "--through", url], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "serve the release you evaluate" in done.stderr
+
+
+def test_torch_and_onnx_runtime_agree_on_the_releases_own_windows(release: Path) -> None:
+    """The weights went through training, export and the file; the windows are real ones from validation."""
+    import onnx
+
+    from segue.release import open_release
+    from service.onnx_encoder import OnnxEncoder
+
+    opened = open_release(release)
+    windows = opened.sample_windows
+    assert len(windows) == 1000
+    queries = OnnxEncoder(release / "encoder.onnx").encode(windows)
+    one_by_one = [OnnxEncoder(release / "encoder.onnx").encode(windows.select(slice(i, i + 1)))[0] for i in range(3)]
+    assert np.allclose(queries[:3], one_by_one, atol=1e-4)
+    graph = onnx.load(str(release / "encoder.onnx"), load_external_data=False).graph
+    external = [t.name for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    assert len(external) == 1
+
+
+def test_a_baseline_is_evaluated_but_not_served(dataset: Path, tmp_path: Path) -> None:
+    segue("train", dataset, "--model", "markov", "--out", tmp_path / "markov")
+    result = json.loads(segue("evaluate", tmp_path / "markov", dataset, "--json", "-"))
+    assert result["groups"]["all"]["HR@10"]["value"] > 0.05
+    done = subprocess.run([*SEGUE, "serve", str(tmp_path / "markov")], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "markov" in done.stderr
+
+
+def test_new_sessions_are_held_out_and_asked_for(dataset: Path, tmp_path: Path) -> None:
+    segue("train", dataset, "--model", "markov", "--new-sessions", "--out", tmp_path / "m")
+    result = json.loads(segue("evaluate", tmp_path / "m", dataset, "--new-sessions", "--json", "-"))
+    assert 150 < result["groups"]["all"]["sessions"] < 330
+    segue("evaluate", tmp_path / "m", dataset, code=2)
+
+
+def test_the_shell_recommends_in_the_order_of_what_happened(release: Path) -> None:
+    ids = ["t0000001", "t0000002"]
+
+    def ask(*arguments: str) -> list[str]:
+        answer = json.loads(segue("recommend", release, *arguments, "-k", 5, "--json"))
+        return [item["track_id"] for item in answer["items"]]
+
+    played = ask("--play", ids[0], "--play", ids[1])
+    skipped = ask("--play", ids[0], "--play", ids[1], "--skip", ids[1])
+    swapped = ask("--play", ids[1], "--play", ids[0])
+    assert len(played) == len(skipped) == 5
+    assert played != skipped
+    assert played != swapped

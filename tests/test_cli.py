@@ -1,0 +1,79 @@
+"""The command line: help at once, one clear line and exit code 2 for a wrong input, never a traceback."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from segue.cli import main, segue
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in sorted(segue.commands))])
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    code, out, err = run(capsys, *command, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"Usage: segue {' '.join(command)}".rstrip())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["train"], "Missing argument 'DATASET'"),
+        (["train", "nowhere", "--out", "r"], "nowhere"),
+        (["train", "nowhere", "--out", "r", "--model", "best"], "--model 'best': expected one of sasrec"),
+        (["evaluate", "nowhere", "nowhere"], "nowhere"),
+        (["index", "nowhere"], "nowhere is not a release"),
+        (["serve", "nowhere"], "nowhere is not a release"),
+        (["recommend", "nowhere", "--play", "x"], "nowhere is not a release"),
+        (["prepare", "mssd", "nowhere", "--out", "d"], "nowhere does not exist"),
+        (["prepare", "tapes", "nowhere", "--out", "d"], "'tapes': expected one of"),
+        (["simulate", "--tracks", "3", "--out", "d"], "3"),
+        (["serve", "nowhere", "--port", "99999"], "99999"),
+    ],
+)
+def test_a_wrong_input_is_one_line_and_code_two(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("segue: ")
+    assert len(err.strip().splitlines()) == 1
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_extra_is_named() -> None:
+    program = (
+        "import sys; sys.modules['torch'] = None; from segue.cli import main;"
+        "sys.exit(main(['train', 'nowhere', '--out', 'r']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install 'segue[training]'" in done.stderr
+
+
+def test_help_imports_no_station() -> None:
+    program = (
+        "import sys; from segue.cli import main; main(['--help']);"
+        "heavy = {'torch', 'fastapi', 'polars', 'numpy', 'onnxruntime', 'faiss', 'redis'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    assert time.monotonic() - started < 10

@@ -1,0 +1,87 @@
+"""The documents say what is there: commands, settings, endpoints, manifest fields, the tree."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from segue.cli import segue
+from segue.release import Manifest
+
+ROOT = Path(__file__).parents[1]
+if not (ROOT / "docs").is_dir():
+    pytest.skip("the documents are not part of the wheel", allow_module_level=True)
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def doc(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_lists_every_command() -> None:
+    listed = set(re.findall(r"^\| `segue (\w+)` \|", README, flags=re.MULTILINE))
+    assert listed == set(segue.commands)
+
+
+def test_every_command_line_in_the_documents_uses_options_that_exist() -> None:
+    texts = [README, *(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))]
+    for text in texts:
+        for command, rest in re.findall(
+            r"segue (prepare|simulate|train|evaluate|index|serve|recommend|demo)\b([^`\n]*)", text
+        ):
+            known = {option for parameter in segue.commands[command].params for option in parameter.opts}
+            known |= {option for parameter in segue.commands[command].params for option in parameter.secondary_opts}
+            for option in re.findall(r"(?<!\S)(--[a-z-]+)", rest.partition("#")[0]):
+                assert option in known, f"segue {command} {option}"
+
+
+def test_the_tree_in_the_readme_names_what_is_there() -> None:
+    tree = re.findall(r"^    ([\w/]+)/ +\S", README, flags=re.MULTILINE)
+    for folder in tree:
+        assert (ROOT / folder).is_dir(), folder
+    top = {path.name for path in ROOT.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
+    assert top <= {folder.partition("/")[0] for folder in tree}
+
+
+def test_links_lead_somewhere() -> None:
+    for source, text in [(ROOT, README), *((ROOT / "docs", path.read_text()) for path in (ROOT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", text):
+            assert (source / target).exists(), target
+
+
+def test_every_setting_is_documented() -> None:
+    pytest.importorskip("pydantic_settings")
+    from service.settings import Settings
+
+    listed = dict(re.findall(r"^\| `SEGUE_(\w+)` \| ([^|]*) \|", doc("operations"), flags=re.MULTILINE))
+    assert {name.lower() for name in listed} == set(Settings.model_fields)
+
+
+def test_every_manifest_field_is_documented() -> None:
+    listed = set(re.findall(r"^\| `(\w+)` \|", doc("release-format").partition("## index.json")[0], flags=re.MULTILINE))
+    assert listed >= set(Manifest.model_fields)
+
+
+def test_every_index_fact_is_documented() -> None:
+    pytest.importorskip("faiss")
+    from index.choose import IndexFacts
+
+    section = doc("release-format").partition("## index.json")[2]
+    assert set(IndexFacts.model_fields) <= set(re.findall(r"`(\w+)`", section))
+
+
+def test_every_metric_is_documented() -> None:
+    from segue.ranking_metrics import METRICS
+
+    for name in METRICS:
+        assert name in doc("evaluation") or name.startswith("HR@"), name
+
+
+def test_the_readme_is_a_page_or_two() -> None:
+    assert len(README.splitlines()) <= 130
+
+
+def test_no_document_is_unfinished() -> None:
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        assert "@@" not in path.read_text(encoding="utf-8"), path

@@ -1,0 +1,70 @@
+"""Options: recipes, --set, and one clear line for every mistake."""
+
+from pathlib import Path
+
+import pytest
+
+from segue.errors import BadOption
+from training.options import NeuralOptions, Options, read_options, shipped_recipes
+
+
+def test_defaults_are_the_papers() -> None:
+    options = NeuralOptions()
+    assert (options.dimension, options.window, options.learning_rate) == (128, 20, 0.005)
+    assert (options.negatives, options.alpha, options.beta, options.temperature) == (1000, 1.0, 0.5, 0.1)
+
+
+def test_what_is_said_later_wins(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("epochs = 3\nalpha = 0.2\nbeta = 0.1\n")
+    options = read_options(NeuralOptions, recipe, ["alpha=0.7", "objective=next-played", "skip_input=false"], beta=0.0)
+    assert (options.epochs, options.alpha, options.beta) == (3, 0.7, 0.0)
+    assert options.objective == "next-played"
+    assert options.skip_input is False
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["epoch=3"], "unknown option 'epoch': this model has alpha, batch_size"),
+        (["epochs=0"], "option epochs = '0': Input should be greater than or equal to 1"),
+        (["epochs"], "--set 'epochs': expected key=value"),
+        (["objective=last"], "option objective = 'last': Input should be 'next' or 'next-played'"),
+        (["alpha=0", "beta=0"], "alpha and beta are both 0"),
+        (["temperature=nan"], "temperature"),
+    ],
+)
+def test_a_wrong_option_is_one_line(settings: list[str], message: str) -> None:
+    with pytest.raises(BadOption, match=message) as caught:
+        read_options(NeuralOptions, None, settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_baseline_takes_no_option_of_an_encoder() -> None:
+    with pytest.raises(BadOption, match="unknown option 'epochs': this model has seed, window"):
+        read_options(Options, None, ["epochs=3"])
+
+
+def test_a_missing_recipe_names_those_that_are_shipped() -> None:
+    with pytest.raises(BadOption, match=r"no recipe 'nowhere': expected a TOML file or one of .*demo"):
+        read_options(NeuralOptions, "nowhere", [])
+
+
+def test_a_broken_recipe_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("epochs = = 3")
+    with pytest.raises(BadOption, match="is not TOML"):
+        read_options(NeuralOptions, tmp_path / "r.toml", [])
+
+
+def test_every_option_says_what_it_means() -> None:
+    for kind in (Options, NeuralOptions):
+        for name, field in kind.model_fields.items():
+            assert field.description, name
+
+
+@pytest.mark.parametrize("recipe", shipped_recipes())
+def test_every_shipped_recipe_is_valid(recipe: str) -> None:
+    pytest.importorskip("torch")
+    from training.encoders.sasrec import SasRecOptions
+
+    read_options(SasRecOptions, recipe, [])

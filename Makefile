@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_FLAGS ?=
+BENCH ?= /tmp/segue-bench
 
 .PHONY: demo test check bench clean
 
@@ -19,10 +20,10 @@ check: $(VENV)/.dev-installed  ## format, lint, types, import directions
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev-installed  ## the measurements behind benchmarks/README.md; needs SEGUE_DATA
-	$(BIN)/python benchmarks/prepare_lfm1k.py
+	$(BIN)/python benchmarks/prepare_lfm1k.py --folder $(BENCH)/lfm1k
 	$(BIN)/python benchmarks/index_search.py
-	$(BIN)/python benchmarks/planted_gain.py
-	$(BIN)/python benchmarks/mssd_sasrec.py
+	$(BIN)/python benchmarks/skip_loss.py planted --folder $(BENCH)/planted
+	$(BIN)/python benchmarks/skip_loss.py mssd --folder $(BENCH)/mssd
 
 clean:  ## everything that was made here, but no data or release of yours
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo

@@ -155,7 +155,7 @@ def sample_arrays(windows: Windows) -> dict[str, NDArray[Any]]:
 
 def open_release(path: Path) -> Release:
     """Open a release and verify it: format version, files, sizes, hashes, shapes. Raises BadRelease with one line."""
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     for name, facts in manifest.files.items():
         _verify(path, name, facts)
     release = Release(path, manifest)
@@ -233,7 +233,8 @@ def _name(model: str, files: Mapping[str, FileFacts]) -> str:
     return f"{model}-{digest.hexdigest()[:10]}"
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """The manifest alone, unverified against the files. Raises BadRelease with one line."""
     file = path / MANIFEST
     if not file.is_file():
         raise BadRelease(f"{path} is not a release: it holds no {MANIFEST} (segue train writes one)")

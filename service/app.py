@@ -28,6 +28,7 @@ from starlette.staticfiles import StaticFiles
 from uvicorn.supervisors import Multiprocess
 
 from segue.errors import BadOption, SegueError
+from segue.release import read_manifest
 from service.bodies import EventsRequest
 from service.dependencies import Parts, Threads
 from service.embedded_redis import die_with_parent, embedded_redis
@@ -121,6 +122,7 @@ def serve(settings: Settings, workers: int = 1, *, open_player: bool = False) ->
     Raises BadOption, BadRelease or StoreUnavailable with one line if it cannot start.
     """
     configure_logging(settings.log_level)
+    read_manifest(settings.release)  # before anything is made: a wrong path shall leave no folder behind
     with contextlib.ExitStack() as opened:
         opened.enter_context(_ended_by_signals())
         if settings.redis_url is None:

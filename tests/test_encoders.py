@@ -1,6 +1,7 @@
 """What holds for every encoder; a new one adds three lines at the end."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ class EncoderContract:
             encoder.item_embeddings.weight[PAD_ROW] = 0
         return encoder.eval()
 
-    def ask(self, encoder: SessionEncoder, windows: Windows) -> "torch.Tensor":
+    def ask(self, encoder: SessionEncoder, windows: Windows) -> Any:
         with torch.no_grad():
             return encoder(torch.from_numpy(windows.tracks), torch.from_numpy(windows.skipped))
 

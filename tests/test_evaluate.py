@@ -54,7 +54,7 @@ def offline(question: Question) -> Offline:
     release = question.release
     popularity = PopularityRanker(release.catalogue.plays)
     if release.manifest.model == "markov":
-        chain = MarkovRanker(*(release.array(name) for name in MarkovRanker.files), release.catalogue.plays)
+        chain = MarkovRanker.of_release(release)
         return Offline(Recommender(chain, popularity, 20), question.to_release())
     return Offline(Recommender(popularity, popularity, 20), question.to_release())
 
@@ -209,7 +209,7 @@ class TestSampled:
                     for n in range(len(part))
                     for j in range(part.offsets[n], part.offsets[n + 1] - 1)
                 )
-                return count + float(catalogue.plays[row] / (catalogue.plays.sum() + 1))
+                return int(count) + float(catalogue.plays[row] / (catalogue.plays.sum() + 1))
 
             others = [row for row in range(1, 6) if row not in {*session.rows.tolist(), target}]
             scores = [score(row) for row in others]

@@ -1,6 +1,7 @@
 """The losses: numbers worked out by hand, and references with plain loops over every step."""
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -157,7 +158,7 @@ class TestStep:
     )
     @settings(max_examples=40, deadline=None)
     def test_the_loss_of_a_batch_equals_plain_loops(
-        self, sessions: list[Session], negatives: list[int], objective: str
+        self, sessions: list[Session], negatives: list[int], objective: Literal["next", "next-played"]
     ) -> None:
         options = SasRecOptions(dimension=8, heads=2, window=6, dropout=0.0, objective=objective, alpha=0.7, beta=0.3)
         encoder = SasRec(10, options)

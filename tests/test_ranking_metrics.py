@@ -107,6 +107,8 @@ class TestBootstrap:
 
     def test_a_difference_has_the_sign_of_first_minus_second(self) -> None:
         rng = np.random.default_rng(5)
-        estimate = bootstrap_difference((rng.random(500) < 0.6) * 1.0, (rng.random(500) < 0.4) * 1.0, rng)
+        estimate = bootstrap_difference(
+            (rng.random(500) < 0.6).astype(np.float64), (rng.random(500) < 0.4).astype(np.float64), rng
+        )
         assert estimate is not None
         assert 0 < estimate.low < estimate.value < estimate.high < 0.35

@@ -5,11 +5,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segue.arrays import Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW
@@ -127,6 +128,11 @@ class _Run:
         self.optimizer = torch.optim.AdamW(
             encoder.parameters(), lr=self.options.learning_rate, weight_decay=self.options.weight_decay
         )
+        # Follows the encoder; what is validated and kept where averaging is on.
+        self.average = AveragedModel(
+            self.encoder,
+            multi_avg_fn=get_ema_multi_avg_fn(self.options.averaging),  # type: ignore[no-untyped-call]
+        )
         self.progress = Progress()
         self.best_weights = copy.deepcopy(encoder.state_dict())
         self._resume()
@@ -163,7 +169,8 @@ class _Run:
 
     def _finish_epoch(self, reporter: Reporter, sessions_per_s: float) -> None:
         progress = self.progress
-        score = validation_hr10(self.encoder, self.validation, self.device)
+        candidate = self._candidate()
+        score = validation_hr10(candidate, self.validation, self.device)
         line = {
             "epoch": progress.epoch + 1,
             **self._means(),
@@ -173,7 +180,7 @@ class _Run:
         progress.history.append(line)
         if score > progress.best:
             progress.best, progress.best_epoch = score, progress.epoch
-            self.best_weights = copy.deepcopy(self.encoder.state_dict())
+            self.best_weights = copy.deepcopy(candidate.state_dict())
         progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
         self._save()
         reporter.epoch(line)
@@ -191,7 +198,13 @@ class _Run:
         terms.loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), self.options.gradient_clip)
         self.optimizer.step()
+        if self.options.averaging:
+            self.average.update_parameters(self.encoder)
         return terms
+
+    def _candidate(self) -> SessionEncoder:
+        """The encoder whose weights would be kept now."""
+        return cast("SessionEncoder", self.average.module) if self.options.averaging else self.encoder
 
     def _set_learning_rate(self) -> None:
         """From the counters alone, so that a resumed training has the same rate."""
@@ -207,6 +220,7 @@ class _Run:
     def _save(self) -> None:
         state = {
             "encoder": self.encoder.state_dict(),
+            "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best": self.best_weights,
         }
@@ -217,6 +231,7 @@ class _Run:
         if found is not None:
             self.progress, state = found
             self.encoder.load_state_dict(state["encoder"])
+            self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.best_weights = state["best"]
 

@@ -13,7 +13,17 @@ from segue.arrays import Int
 from segue.catalogue import Catalogue
 from segue.errors import BadDataset
 from segue.folders import refuse_existing
-from segue.release import ITEM_EMBEDDINGS, MANIFEST, DatasetFacts, Draft, Loss, Release, WindowFacts, sample_arrays, write_release
+from segue.release import (
+    ITEM_EMBEDDINGS,
+    MANIFEST,
+    DatasetFacts,
+    Draft,
+    Loss,
+    Release,
+    WindowFacts,
+    sample_arrays,
+    write_release,
+)
 from segue.window import Sessions, to_windows
 from training.baselines.markov import MarkovRanker
 from training.checkpoint import Checkpoints

@@ -39,6 +39,13 @@ class NeuralOptions(Options):
     weight_decay: float = Field(
         default=0.0, ge=0, description="Decoupled weight decay (AdamW); 0 is Adam, as in the paper"
     )
+    averaging: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Decay, a step, of a moving average of the weights that is validated and kept instead of them; "
+        "0 keeps the weights themselves, as in the paper",
+    )
     objective: Literal["next", "next-played"] = Field(
         default="next", description="What the NLL term predicts: the next track, or the next one that was not skipped"
     )

@@ -7,7 +7,8 @@ The world, all of it drawn from one seed:
   Nearly every track is in some playlist, popular ones in several.
 - A session is one listener with one playlist, popular playlists more often. The listener has one favourite genre,
   the taste, out of those of the playlist, likelier the leading one. From one play to the next the player goes on in
-  the playlist's order in half of the cases, and otherwise jumps to another place in it.
+  the playlist's order in half of the cases, and otherwise jumps to another place in it. What was heard is passed over
+  until the playlist is heard through.
 - The listener skips a track of another genre than the taste with probability 0.9, a track of that genre with 0.05.
 
 What follows from it: the playlist and the latest track tell what the player presents next, and nothing about the order
@@ -233,11 +234,17 @@ def _walk(rng: np.random.Generator, tracks: Int, offsets: Int, playlist: Int) ->
     lengths = rng.integers(shortest, longest, size=len(playlist), endpoint=True)
     starts, size = offsets[playlist], np.diff(offsets)[playlist]
     heard = np.empty((len(playlist), longest), dtype=np.int32)
+    everyone = np.arange(len(playlist))
+    visited = np.zeros((len(playlist), size.max(initial=0)), dtype=np.bool_)
     place = rng.integers(size)
     for step in range(longest):
         heard[:, step] = tracks[starts + place]
+        visited[everyone, place] = True
+        visited[visited.sum(axis=1) == size] = False  # heard through: it starts again
         jump = 1 + rng.integers(size - 1)  # never back to the same place
         place = (place + np.where(rng.random(len(place)) < GO_ON_IN_ORDER, 1, jump)) % size
+        while (again := np.flatnonzero(visited[everyone, place])).size:
+            place[again] = (place[again] + 1) % size[again]
     real = np.arange(longest) < lengths[:, None]
     return heard[real].astype(np.int64), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 

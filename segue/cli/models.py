@@ -46,6 +46,7 @@ def train(
     from training.models import MODELS, Job
     from training.models import train as train_model
     from training.options import NeuralOptions, read_options
+    from training.splits import Split
 
     if model not in MODELS:
         raise BadOption(f"--model {model!r}: expected one of {', '.join(MODELS)}")
@@ -53,7 +54,7 @@ def train(
     if no_nce and not issubclass(kind, NeuralOptions):
         raise BadOption(f"--no-nce: {model} has no loss terms; leave the flag out")
     options = read_options(kind, recipe, settings, **({"beta": 0.0} if no_nce else {}))
-    split = "new-sessions" if new_sessions else "last-play"
+    split: Split = "new-sessions" if new_sessions else "last-play"
     job = Job(model, options, open_dataset(dataset), split, out, overwrite, _torch_device(device))
     with TrainingProgress(options.epochs if isinstance(options, NeuralOptions) else 0) as progress:
         release = train_model(job, progress)
@@ -161,7 +162,7 @@ def open_recommender(release: "Release", *, exact: bool = False) -> Any:
     if release.manifest.model == "popularity":
         return Recommender(popularity, popularity, release.manifest.window.length)
     if release.manifest.model == "markov":
-        chain = MarkovRanker(*(release.array(name) for name in MarkovRanker.files), release.catalogue.plays)
+        chain = MarkovRanker.of_release(release)
         return Recommender(chain, popularity, release.manifest.window.length)
     raise BadRelease(f"{release.path} holds a {release.manifest.model}, which this Segue cannot evaluate: update Segue")
 

@@ -11,6 +11,7 @@ import numpy as np
 from segue.arrays import Float32, Int
 from segue.catalogue import FIRST_TRACK_ROW
 from segue.recommend import PopularityRanker, Ranked
+from segue.release import Release
 from segue.window import Sessions, Windows
 
 
@@ -37,6 +38,12 @@ class MarkovRanker:
         distinct, counts = np.unique(pairs, return_counts=True)
         offsets = np.searchsorted(distinct, np.arange(num_rows + 1, dtype=np.int64) * num_rows)
         return cls(offsets.astype(np.int64), distinct % num_rows, counts.astype(np.int64), plays)
+
+    @classmethod
+    def of_release(cls, release: Release) -> Self:
+        """From the arrays that a release keeps."""
+        offsets, followers, counts = (release.array(name) for name in cls.files)
+        return cls(offsets, followers, counts, release.catalogue.plays)
 
     def arrays(self) -> dict[str, Int]:
         """What a release keeps, by file name."""

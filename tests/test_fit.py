@@ -78,16 +78,17 @@ class TestReproducible:
         other = OPTIONS.model_copy(update={"seed": 1})
         assert weights(run(tmp_path / "a")) != weights(run(tmp_path / "b", other))
 
-    @pytest.mark.parametrize("steps", [1, 8, 9, 13])
+    @pytest.mark.parametrize(("steps", "averaging"), [(1, 0.0), (8, 0.0), (9, 0.0), (13, 0.0), (13, 0.9)])
     def test_a_killed_training_goes_on_to_the_same_weights(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, averaging: float
     ) -> None:
         monkeypatch.setattr("training.fit.CHECKPOINT_EVERY_S", 0.0)  # so that mid-epoch checkpoints take part
-        whole = run(tmp_path / "whole")
+        options = OPTIONS.model_copy(update={"averaging": averaging})
+        whole = run(tmp_path / "whole", options)
         with pytest.raises(Killed):
-            run(tmp_path / "killed", reporter=KilledAfter(steps))
+            run(tmp_path / "killed", options, KilledAfter(steps))
         assert (tmp_path / "killed").exists() == (steps > 1)
-        resumed = run(tmp_path / "killed")
+        resumed = run(tmp_path / "killed", options)
         assert weights(resumed) == weights(whole)
         keys = ("epoch", "loss", "nll", "nce", "HR@10")
         assert [[line[k] for k in keys] for line in resumed.history] == [
@@ -132,6 +133,35 @@ class TestLearning:
             return float(scores[7] - scores[6])
 
         assert lead(0.0) < 0 < lead(1.0)
+
+    def test_averaged_weights_are_the_moving_average_of_those_of_every_step(self, tmp_path: Path) -> None:
+        """Against a plain loop; the first step's weights start the average (Polyak and Juditsky, 1992; EMA form)."""
+        seen: list[list[Any]] = []
+
+        class Watching(SasRec):
+            def train(self, mode: bool = True) -> "Watching":
+                if mode:  # before each step
+                    seen.append([parameter.detach().clone() for parameter in self.parameters()])
+                return super().train(mode)
+
+        options = OPTIONS.model_copy(update={"averaging": 0.8, "epochs": 1})
+        encoder = Watching(TRACKS + 1, options)
+        encoder.initialise(torch.Generator().manual_seed(0))
+        seen.clear()
+        last: list[list[Any]] = []
+
+        class Last(Silent):
+            def step(self, *_: Any) -> None:
+                last[:] = [[parameter.detach().clone() for parameter in encoder.parameters()]]
+
+        fitted = fit(encoder, planted(), asked(planted(20, seed=1)), Checkpoints(tmp_path, {}), Last())
+        after = seen[1:] + last  # the weights after every step
+        assert len(after) == 8
+        expected = after[0]
+        for weights_of_step in after[1:]:
+            expected = [0.8 * mean + 0.2 * now for mean, now in zip(expected, weights_of_step, strict=True)]
+        for found, wanted in zip(fitted.encoder.parameters(), expected, strict=True):
+            torch.testing.assert_close(found, wanted)
 
     def test_it_stops_when_validation_gets_no_better(self, tmp_path: Path) -> None:
         fitted = run(tmp_path, OPTIONS.model_copy(update={"epochs": 60, "patience": 2, "learning_rate": 1e-9}))

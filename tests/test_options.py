@@ -26,7 +26,7 @@ def test_what_is_said_later_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["epoch=3"], "unknown option 'epoch': this model has alpha, batch_size"),
+        (["epoch=3"], "unknown option 'epoch': this model has alpha, averaging, batch_size"),
         (["epochs=0"], "option epochs = '0': Input should be greater than or equal to 1"),
         (["epochs"], "--set 'epochs': expected key=value"),
         (["objective=last"], "option objective = 'last': Input should be 'next' or 'next-played'"),

@@ -86,16 +86,29 @@ def test_playlists_mix_two_or_three_genres_and_name_a_track_once(world: PlantedW
     assert len(np.unique(world.playlist_tracks)) > 0.95 * len(world.genre)
 
 
-def test_every_other_play_is_the_next_of_the_playlist(world: PlantedWorld) -> None:
-    in_order = pairs = 0
+def test_every_other_play_is_the_next_of_the_playlist_that_was_not_heard(world: PlantedWorld) -> None:
+    in_order = pairs = expected = 0.0
     for session in range(1_000):
         playlist = playlist_of(world, session)
         heard = world.track[world.offsets[session] : world.offsets[session + 1]].tolist()
-        follows = {track: playlist[(place + 1) % len(playlist)] for place, track in enumerate(playlist)}
-        in_order += sum(follows[a] == b for a, b in itertools.pairwise(heard))
-        pairs += len(heard) - 1
-    # A jump lands on the next place in one of about 24 cases.
-    assert in_order / pairs == pytest.approx(0.52, abs=0.02)
+        for step, (now, after) in enumerate(itertools.pairwise(heard), start=1):
+            unheard = set(playlist) - set(heard[:step])
+            if not unheard:
+                break  # heard through, it starts again
+            others = playlist[playlist.index(now) + 1 :] + playlist[: playlist.index(now)]
+            # A jump to a place that was heard goes on to the first that was not.
+            reached = [next(t for t in [*others[place:], now, *others] if t in unheard) for place in range(len(others))]
+            in_order += reached[0] == after
+            expected += 0.5 + 0.5 * reached.count(reached[0]) / len(others)
+            pairs += 1
+    assert in_order / pairs == pytest.approx(expected / pairs, abs=0.01)
+    assert 0.5 < expected / pairs < 0.7
+
+
+def test_a_session_repeats_no_track_before_its_playlist_is_heard_through(world: PlantedWorld) -> None:
+    for session in range(1_000):
+        heard = world.track[world.offsets[session] : world.offsets[session + 1]]
+        assert len(set(heard)) == min(len(heard), len(playlist_of(world, session)))
 
 
 def test_what_comes_next_does_not_depend_on_the_taste(world: PlantedWorld) -> None:

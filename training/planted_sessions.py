@@ -7,8 +7,8 @@ The world, all of it drawn from one seed:
   Nearly every track is in some playlist, popular ones in several.
 - A session is one listener with one playlist, popular playlists more often. The listener has one favourite genre,
   the taste, out of those of the playlist, likelier the leading one. From one play to the next the player goes on in
-  the playlist's order in half of the cases, and otherwise jumps to another place in it. What was heard is passed over
-  until the playlist is heard through.
+  the playlist's order in half of the cases, and otherwise jumps to another place in it. From there it
+  passes over what the session holds already, until the playlist is heard through.
 - The listener skips a track of another genre than the taste with probability 0.9, a track of that genre with 0.05.
 
 What follows from it: the playlist and the latest track tell what the player presents next, and nothing about the order

@@ -35,8 +35,19 @@ def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
     """Names and values, a line each."""
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in facts.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+        table.add_row(name, _fact(value))
     return table
+
+
+def _fact(value: Any) -> str:
+    """A value as a person reads it; what is not set is left out of a mapping."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_fact(item)}" for name, item in value.items() if item is not None)
+    if isinstance(value, bool) or value is None:
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def evaluation_table(title: str, results: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:

@@ -1,22 +1,24 @@
 """The losses: numbers worked out by hand, and references with plain loops over every step."""
 
 import math
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from segue.catalogue import PAD_ROW
-from segue.window import Sessions
-from training.batches import Batch, distinct, make_batch, next_played, trainable
-from training.encoders.contract import SessionEncoder
-from training.encoders.sasrec import SasRec, SasRecOptions
-from training.fit import step_terms
-from training.losses import info_nce, sampled_softmax
+torch = pytest.importorskip("torch")
+
+from segue.catalogue import PAD_ROW  # noqa: E402 (after the check that torch is there)
+from segue.window import Sessions  # noqa: E402
+from training.batches import Batch, distinct, make_batch, next_played, trainable  # noqa: E402
+from training.encoders.contract import SessionEncoder  # noqa: E402
+from training.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
+from training.fit import step_terms  # noqa: E402
+from training.losses import info_nce, sampled_softmax  # noqa: E402
+
+Tensor: TypeAlias = Any
 
 Session = list[tuple[int, bool]]  # rows and whether they were skipped
 

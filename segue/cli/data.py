@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 FOLDER = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(short_help="Listening logs to a dataset.")
 @click.argument("kind", metavar="{mssd|lfm1k|lfm2b|yambda|events}")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option("--out", type=FOLDER, required=True, help="The dataset folder to write.")
@@ -66,7 +66,7 @@ def prepare(kind: str, sources: tuple[str, ...], out: Path, overwrite: bool, as_
     _print_dataset(report.dataset)
 
 
-@click.command()
+@click.command(short_help="Planted sessions to a dataset.")
 @click.option("--tracks", type=int, default=2000, show_default=True, help="1,000 to 10,000,000.")
 @click.option("--sessions", type=int, default=10_000, show_default=True)
 @click.option("--out", type=FOLDER, required=True, help="The dataset folder to write.")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from training.evaluate import Answers, Question
 
 
-@click.command()
+@click.command(short_help="A dataset to a release.")
 @click.argument("dataset", type=FOLDER)
 @click.option("--model", default="sasrec", show_default=True, help="sasrec, markov or popularity.")
 @click.option("--no-nce", is_flag=True, help="Leave out the skip-informed InfoNCE term (beta = 0).")
@@ -87,7 +87,7 @@ def _print_release(release: "Release", *, as_json: bool) -> None:
     print_table(facts_table(f"trained {manifest.model}", facts))
 
 
-@click.command()
+@click.command(short_help="Hit rates, MRR and NDCG of a release, with intervals.")
 @click.argument("release", type=FOLDER)
 @click.argument("dataset", type=FOLDER)
 @click.option("--split", "part", type=click.Choice(["test", "validation"]), default="test", show_default=True)
@@ -175,7 +175,7 @@ def print_evaluations(question: "Question", results: list[tuple[str, Any]]) -> N
     print_table(evaluation_table(title, results))
 
 
-@click.command()
+@click.command(short_help="Index a release, tuned to a recall.")
 @click.argument("release", type=FOLDER)
 @click.option("--kind", default="auto", help="auto, exact, flat, ivf, hnsw; the last three also as -sq8.")
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from segue.events import Event
 
 
-@click.command()
+@click.command(short_help="Serve a release over HTTP.")
 @click.argument("release", type=FOLDER)
 @click.option("--redis-url", help="A Redis to keep sessions in; without it an embedded server is started.")
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
@@ -51,7 +51,7 @@ def _in_order(context: click.Context, plays: tuple[str, ...], skips: tuple[str, 
             yield next(made[name])
 
 
-@click.command(cls=_InOrder)
+@click.command(cls=_InOrder, short_help="Recommend once from the shell.")
 @click.argument("release", type=FOLDER)
 @click.option("--play", "plays", multiple=True, metavar="TRACK", help="A track that was played; may be repeated.")
 @click.option("--skip", "skips", multiple=True, metavar="TRACK", help="A track that was skipped; may be repeated.")
@@ -82,7 +82,7 @@ def recommend(
     print_table(table)
 
 
-@click.command()
+@click.command(short_help="Print the description of the HTTP interface.")
 def openapi() -> None:
     """Print the description of the HTTP interface (openapi.yaml)."""
     from service.app import openapi_yaml

@@ -47,11 +47,17 @@ class Sessions:
 
     def usable(self) -> "Sessions":
         """The same sessions without the plays of tracks outside the catalogue."""
-        known = self.rows != PAD_ROW
-        if known.all():
+        return self._only(self.rows != PAD_ROW)
+
+    def played(self) -> "Sessions":
+        """The same sessions without the plays that were skipped."""
+        return self._only(~self.skipped)
+
+    def _only(self, kept: Bool) -> "Sessions":
+        if kept.all():
             return self
-        kept = np.concatenate([[0], np.cumsum(known)])
-        return Sessions(self.rows[known], self.skipped[known], kept[self.offsets].astype(np.int64))
+        places = np.concatenate([[0], np.cumsum(kept)])
+        return Sessions(self.rows[kept], self.skipped[kept], places[self.offsets].astype(np.int64))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,7 +16,7 @@ from training.batches import Batch, distinct, make_batch, next_played, trainable
 from training.encoders.contract import SessionEncoder  # noqa: E402
 from training.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
 from training.fit import step_terms  # noqa: E402
-from training.losses import info_nce, sampled_softmax  # noqa: E402
+from training.losses import info_nce, info_nce_as_published, sampled_softmax  # noqa: E402
 
 Tensor: TypeAlias = Any
 
@@ -175,3 +175,44 @@ class TestStep:
         assert terms.nll.item() == pytest.approx(nll, abs=1e-4)
         assert terms.nce.item() == pytest.approx(nce, abs=1e-4)
         assert terms.loss.item() == pytest.approx(0.7 * nll + 0.3 * nce, abs=1e-4)
+
+
+class TestPublishedPairing:
+    """The authors' public code, not their text (FACTS of the paper in docs/evaluation.md)."""
+
+    def test_against_a_loop_over_every_query(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        batch, window = 3, 4
+        queries, positives, plays = (torch.randn(batch, window, 5, generator=generator) for _ in range(3))
+        skipped = torch.rand(batch, window, generator=generator) < 0.5
+        steps = torch.rand(batch, window, generator=generator) < 0.8
+        found = info_nce_as_published(queries, positives, plays * skipped[..., None], steps, temperature=0.1)
+        terms = []
+        for n in range(batch * window):
+            b, t = divmod(n, window)
+            if not steps[b, t]:
+                continue
+            query = queries[b, t]
+            to_positive = math.exp(torch.cosine_similarity(query, positives[b, t], dim=0).item() / 0.1)
+            other = n % batch  # the session whose skips this query meets
+            against = [
+                math.exp(torch.cosine_similarity(query, plays[other, i], dim=0).item() / 0.1)
+                if skipped[other, i]
+                else 1.0
+                for i in range(window)
+            ]
+            terms.append(-math.log(to_positive / (to_positive + sum(against))))
+        assert found.item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+
+    def test_a_step_without_a_later_played_track_is_drawn_to_the_first_track(self) -> None:
+        """All of the session after its first play is skipped: the text has no term there, the public code has."""
+        sessions = sessions_of([(1, False), (2, True), (3, True)])
+        terms = {}
+        for pairing in ("session", "published"):
+            options = SasRecOptions(dimension=8, heads=2, window=4, dropout=0.0, alpha=0.0, beta=1.0, pairing=pairing)
+            encoder = SasRec(6, options)
+            encoder.initialise(torch.Generator().manual_seed(0))
+            batch = make_batch(sessions, 4, "next")
+            terms[pairing] = step_terms(encoder, batch, torch.tensor([4, 5]), options).nce.item()
+        assert terms["session"] == 0.0
+        assert terms["published"] > 0.0

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from segue.errors import BadOption
-from training.options import NeuralOptions, Options, read_options, shipped_recipes
+from training.options import NeuralOptions, Options, check_options, read_options, shipped_recipes
 
 
 def test_defaults_are_the_papers() -> None:
@@ -68,3 +68,9 @@ def test_every_shipped_recipe_is_valid(recipe: str) -> None:
     from training.encoders.sasrec import SasRecOptions
 
     read_options(SasRecOptions, recipe, [])
+
+
+def test_a_model_that_sees_no_skips_has_no_skip_loss() -> None:
+    with pytest.raises(BadOption, match="plays=played leaves no skips"):
+        check_options(NeuralOptions, {"plays": "played"})
+    assert check_options(NeuralOptions, {"plays": "played", "beta": 0}).plays == "played"

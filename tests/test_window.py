@@ -31,6 +31,12 @@ class TestByHand:
     def test_only_the_last_plays_fit(self) -> None:
         assert to_windows(to_sessions([plays("abcab")], CATALOGUE), 2).tracks.tolist() == [[1, 2]]
 
+    def test_played_plays_alone(self) -> None:
+        kept = to_sessions([plays("ab-c"), plays("a-b-"), plays("b")], CATALOGUE).played()
+        assert kept.rows.tolist() == [1, 3, 2]
+        assert kept.offsets.tolist() == [0, 2, 2, 3]
+        assert not kept.skipped.any()
+
     def test_unknown_tracks_take_no_column(self) -> None:
         windows = to_windows(to_sessions([plays("ax-xb-")], CATALOGUE), 3)
         assert windows.tracks.tolist() == [[PAD_ROW, 1, 2]]

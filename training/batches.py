@@ -13,14 +13,24 @@ from segue.window import Sessions, to_windows
 
 
 class Batch(NamedTuple):
-    """One training step's sessions. All tensors are [batch, window]; PAD_ROW marks what is not there."""
+    """One training step's sessions. PAD_ROW marks what is not there; columns of a play and of what follows it agree."""
 
-    tracks: Tensor  # int64, the plays that the encoder sees
-    skipped: Tensor  # bool
-    targets: Tensor  # int64, what the NLL term predicts at each step
-    positives: Tensor  # int64, the next track that was not skipped: the InfoNCE term's positive
-    session_skips: Tensor  # int64, the distinct skipped tracks of the session: the InfoNCE term's negatives
+    plays: Tensor  # int64 [batch, window + 1], the last plays of each session
+    plays_skipped: Tensor  # bool [batch, window + 1]
+    targets: Tensor  # int64 [batch, window], what the NLL term predicts after each play but the last
+    positives: Tensor  # int64 [batch, window], the next track that was not skipped: the InfoNCE term's positive
+    session_skips: Tensor  # int64 [batch, window + 1], the distinct skipped tracks: the InfoNCE term's negatives
     session_tracks: Tensor  # int64 [batch, window + 1], the distinct tracks of the session
+
+    @property
+    def tracks(self) -> Tensor:
+        """The plays that have a successor, which a causal encoder sees. [batch, window] int64."""
+        return self.plays[:, :-1]
+
+    @property
+    def skipped(self) -> Tensor:
+        """Which of `tracks` were skipped. [batch, window] bool."""
+        return self.plays_skipped[:, :-1]
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
@@ -36,8 +46,8 @@ def make_batch(sessions: Sessions, window: int, objective: Literal["next", "next
     positives = np.where(predicts, next_played(following, following_skipped), PAD_ROW)
     targets = positives if objective == "next-played" else np.where(predicts, following, PAD_ROW)
     arrays = (
-        plays.tracks[:, :-1],
-        plays.skipped[:, :-1],
+        plays.tracks,
+        plays.skipped,
         targets,
         positives,
         distinct(np.where(plays.skipped, plays.tracks, PAD_ROW)),

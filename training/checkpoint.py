@@ -22,8 +22,9 @@ class Progress:
 
     epoch: int = 0  # the epoch under way, from 0
     step: int = 0  # steps of that epoch already taken
-    best: float = -1.0  # best validation HR@10 so far
+    best: tuple[float, float] = (-1.0, -1.0)  # best validation HR@10 so far and, where several epochs reach it, MRR@10
     best_epoch: int = -1
+    seconds: float = 0.0  # spent in finished epochs, validation included
     history: list[dict[str, float]] = field(default_factory=list)  # a line for every finished epoch
     sums: dict[str, float] = field(default_factory=dict)  # loss terms of the epoch under way, summed over steps
 

@@ -32,6 +32,7 @@ from segue.sessions import Outcome, Play, events_of
 from segue.window import Sessions
 from training.dataset import Dataset
 from training.splits import Examples, Part, Split, examples
+from training.systems import system_name
 
 Protocol_: TypeAlias = Literal["full", "sampled"]
 
@@ -163,22 +164,36 @@ def evaluate(question: Question, answers: Answers, advance: Advance | None = Non
         ranks = _sampled_ranks(question, answers.recommender, asked, to_release, advance)
     else:
         raise BadOption("--protocol sampled cannot go --through a service, which ranks its whole catalogue: use full")
-    seen = question.release.catalogue.plays[targets] > 0
+    target_plays = question.release.catalogue.plays[targets]
+    manifest = question.release.manifest
     result: dict[str, Any] = {
         "release": question.release.name,
-        "model": question.release.manifest.model,
+        "model": manifest.model,
+        "system": system_name(manifest.model, manifest.options),
+        "options": manifest.options,
+        "train_seed": manifest.options.get("seed", 0),
+        "training": manifest.evaluation.get("training", {}),
         "dataset": {"source": question.dataset.facts.source, "fingerprint": question.dataset.facts.fingerprint},
         "split": question.split,
         "part": question.part,
         "protocol": question.protocol,
         **summary(ranks, asked.target_skipped, question.seed),
-        "unseen_targets": float(1.0 - seen.mean()),
+        "unseen_targets": float((target_plays == 0).mean()),
     }
     if question.protocol == "full":
         result["catalogue_coverage@20"] = len(covered) / max(len(question.release.catalogue), 1)
     result["ranks"] = [rank if np.isfinite(rank) else None for rank in ranks.tolist()]
     result["target_skipped"] = asked.target_skipped.tolist()
+    result["target_plays"] = target_plays.tolist()
+    result["session_length"] = asked.inputs.lengths.tolist()
+    result["session_skip_rate"] = [round(rate, 4) for rate in skip_rates(asked.inputs).tolist()]
     return result
+
+
+def skip_rates(sessions: Sessions) -> Float64:
+    """Share of each session's plays that were skipped; 0 for a session without plays. [sessions] float64."""
+    skips = np.concatenate([[0], np.cumsum(sessions.skipped)])
+    return np.diff(skips[sessions.offsets]) / np.maximum(sessions.lengths, 1)
 
 
 def summary(ranks: Float64, target_skipped: Bool, seed: int) -> dict[str, Any]:

@@ -23,14 +23,14 @@ from segue.arrays import Float32
 from segue.errors import BadRelease
 from segue.release import ENCODER, ITEM_EMBEDDINGS
 from segue.window import Windows
-from training.encoders.contract import SessionEncoder
+from training.encoders.contract import Encoder
 
 LARGEST_DIFFERENCE: Final = 1e-4
 OPSET: Final = 20
 
 
 class _Query(nn.Module):
-    def __init__(self, encoder: SessionEncoder) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
 
@@ -38,13 +38,13 @@ class _Query(nn.Module):
         return self.encoder.query(tracks, skipped)
 
 
-def item_embeddings(encoder: SessionEncoder) -> Float32:
+def item_embeddings(encoder: Encoder) -> Float32:
     """The matrix M as a release keeps it. [num_rows, dimension] float32."""
     matrix: Float32 = encoder.item_embeddings.weight.detach().cpu().numpy().astype(np.float32)
     return np.ascontiguousarray(matrix)
 
 
-def export_encoder(encoder: SessionEncoder) -> bytes:
+def export_encoder(encoder: Encoder) -> bytes:
     """The content of encoder.onnx: inputs tracks int64 and skipped bool [batch, window], output query [batch, dim]."""
     encoder = encoder.cpu().eval()
     window = encoder.options.window
@@ -71,7 +71,7 @@ def export_encoder(encoder: SessionEncoder) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def check_parity(folder: Path, encoder: SessionEncoder, windows: Windows) -> float:
+def check_parity(folder: Path, encoder: Encoder, windows: Windows) -> float:
     """The largest difference between ONNX Runtime and torch on real windows.
 
     `folder` holds encoder.onnx and item_embeddings.npy. Raises BadRelease above LARGEST_DIFFERENCE.

@@ -47,3 +47,32 @@ def info_nce(
     counted = steps & contrasts.any(dim=-1)
     terms = torch.logsumexp(scores, dim=-1) - to_positive
     return torch.where(counted, terms, 0.0).sum() / counted.sum().clamp(min=1)
+
+
+def info_nce_as_published(
+    queries: Tensor, positives: Tensor, skips: Tensor, steps: Tensor, temperature: float
+) -> Tensor:
+    """InfoNCE as the authors' public code pairs it (2023), which is not as their paper says: for comparison alone.
+
+    Its negatives are repeated in another order than its queries, so that query n of all batch * window queries meets
+    those of session n modulo batch. Plays that were not skipped, and padding, take part as zero vectors: similarity 0.
+
+    Args:
+        queries: [batch, window, dimension] float, the predicted embedding at each step.
+        positives: [batch, window, dimension] float; where no played track comes, the session's first track.
+        skips: [batch, window, dimension] float, the plays' embeddings, zero where a play was not skipped.
+        steps: [batch, window] bool, True where the step is real.
+        temperature: divides the cosine similarities.
+
+    Returns:
+        The mean over real steps, a scalar; 0 where there is none.
+
+    """
+    batch, window, dimension = queries.shape
+    queries = F.normalize(queries, dim=-1).reshape(-1, dimension)
+    to_positive = (queries * F.normalize(positives, dim=-1).reshape(-1, dimension)).sum(dim=-1) / temperature
+    met = F.normalize(skips, dim=-1)[torch.arange(batch * window, device=skips.device) % batch]  # [steps, window, dim]
+    to_negatives = torch.einsum("nd,nwd->nw", queries, met) / temperature
+    terms = torch.logsumexp(torch.cat([to_positive[:, None], to_negatives], dim=1), dim=1) - to_positive
+    real = steps.reshape(-1)
+    return torch.where(real, terms, 0.0).sum() / real.sum().clamp(min=1)

@@ -1,5 +1,6 @@
 """Every model that `segue train` knows, and the way from a dataset to a release. A new encoder is a line in MODELS."""
 
+import resource
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +29,10 @@ from segue.window import Sessions, to_windows
 from training.baselines.markov import MarkovRanker
 from training.checkpoint import Checkpoints
 from training.dataset import Dataset
+from training.encoders.bert4rec import Bert4Rec, Bert4RecOptions
+from training.encoders.caser import Caser, CaserOptions
 from training.encoders.contract import SessionEncoder
+from training.encoders.gru4rec import Gru4Rec, Gru4RecOptions
 from training.encoders.sasrec import SasRec, SasRecOptions
 from training.export_onnx import check_parity, export_encoder, item_embeddings
 from training.fit import Fitted, Reporter, fit
@@ -48,6 +52,9 @@ class Model:
 
 MODELS: Final[dict[str, Model]] = {
     "sasrec": Model(SasRecOptions, SasRec),
+    "bert4rec": Model(Bert4RecOptions, Bert4Rec),
+    "gru4rec": Model(Gru4RecOptions, Gru4Rec),
+    "caser": Model(CaserOptions, Caser),
     "popularity": Model(Options),
     "markov": Model(Options),
 }
@@ -120,7 +127,14 @@ def _summary(fitted: Fitted) -> dict[str, object]:
         "best_epoch": fitted.best_epoch + 1,
         "epochs": len(fitted.history),
         "history": fitted.history,
+        "training": _cost(fitted.seconds) | {"epochs": len(fitted.history), "validation HR@10": fitted.validation_hr10},
     }
+
+
+def _cost(seconds: float) -> dict[str, float]:
+    """What a training took: seconds, and the largest resident memory that this process has had."""
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": round(seconds, 2), "peak_memory_bytes": peak_kib * 1024}
 
 
 def _draft(job: Job, evaluation: dict[str, object]) -> Draft:

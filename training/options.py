@@ -59,6 +59,14 @@ class NeuralOptions(Options):
         default=0.5, ge=0, description="Weight of the InfoNCE term over skips; 0 leaves it out (--no-nce)"
     )
     temperature: float = Field(default=0.1, gt=0, description="Divides the cosine similarities of the InfoNCE term")
+    pairing: Literal["session", "published"] = Field(
+        default="session",
+        description="The skips that a step is contrasted with: its own session's, as the paper says, or mostly those "
+        "of another session, as the authors' public code repeats them",
+    )
+    plays: Literal["all", "played"] = Field(
+        default="all", description="The plays that the encoder is trained on and shown: all, or those not skipped"
+    )
     dimension: int = Field(default=128, ge=1, description="Columns of the item embeddings and of hidden layers")
     dropout: float = Field(default=0.2, ge=0, lt=1, description="Share of activations dropped in training")
     skip_input: bool = Field(
@@ -70,6 +78,8 @@ class NeuralOptions(Options):
     def _some_loss(self) -> Self:
         if self.alpha == 0 and self.beta == 0:
             raise ValueError("alpha and beta are both 0, so that there is nothing to learn: set one of them above 0")
+        if self.plays == "played" and self.beta > 0:
+            raise ValueError("plays=played leaves no skips for the InfoNCE term: leave it out (--no-nce, or beta=0)")
         return self
 
 

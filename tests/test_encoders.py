@@ -12,7 +12,7 @@ from segue.catalogue import PAD_ROW  # noqa: E402 (after the check that torch is
 from segue.release import ENCODER, ITEM_EMBEDDINGS  # noqa: E402
 from segue.window import Sessions, Windows  # noqa: E402
 from service.onnx_encoder import OnnxEncoder  # noqa: E402
-from training.batches import make_batch  # noqa: E402
+from training.batches import Batch, make_batch  # noqa: E402
 from training.encoders.bert4rec import Bert4Rec, Bert4RecOptions, cut_anew  # noqa: E402
 from training.encoders.caser import Caser, CaserOptions  # noqa: E402
 from training.encoders.contract import CausalEncoder, SessionEncoder, only_played  # noqa: E402
@@ -215,7 +215,11 @@ class TestMasking:
     def test_sessions_are_cut_after_every_play_alike(self) -> None:
         torch.manual_seed(0)
         batch = make_batch(long_sessions(1), WINDOW, "next")
-        cut = cut_anew(batch, 4000)
+        many = Batch(*(tensor.repeat(2000, 1) for tensor in batch))
+        early, late = (cut_anew(many, part, 2) for part in (0, 1))
+        assert ((early.plays != PAD_ROW).sum(dim=1) <= 1 + WINDOW // 2).all()
+        assert ((late.plays != PAD_ROW).sum(dim=1) > 1 + WINDOW // 2).all()
+        cut = Batch(*(torch.cat(both) for both in zip(early, late, strict=True)))
         lengths = (cut.plays != PAD_ROW).sum(dim=1)
         counts = torch.bincount(lengths, minlength=WINDOW + 2)
         assert counts[:2].sum() == 0  # one play alone predicts nothing

@@ -1,5 +1,7 @@
 """Options: recipes, --set, and one clear line for every mistake."""
 
+import tomllib
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -65,9 +67,23 @@ def test_every_option_says_what_it_means() -> None:
 @pytest.mark.parametrize("recipe", shipped_recipes())
 def test_every_shipped_recipe_is_valid(recipe: str) -> None:
     pytest.importorskip("torch")
-    from training.encoders.sasrec import SasRecOptions
+    from training.models import MODELS
 
-    read_options(SasRecOptions, recipe, [])
+    tables = tomllib.loads((resources.files("training") / "recipes" / f"{recipe}.toml").read_text(encoding="utf-8"))
+    assert tables
+    for model in tables:
+        read_options(MODELS[model].options, recipe, [], model)
+
+
+def test_a_table_of_a_recipe_is_for_the_model_of_its_name(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("[sasrec]\nepochs = 3\n[caser]\nepochs = 4\n")
+    assert read_options(NeuralOptions, recipe, [], "sasrec").epochs == 3
+    assert read_options(NeuralOptions, recipe, [], "caser").epochs == 4
+    assert read_options(NeuralOptions, recipe, [], "gru4rec") == NeuralOptions()
+    recipe.write_text("dropout = 0.1\n[sasrec]\nepochs = 3\n")
+    with pytest.raises(BadOption, match="dropout stands outside its tables"):
+        read_options(NeuralOptions, recipe, [], "sasrec")
 
 
 def test_a_model_that_sees_no_skips_has_no_skip_loss() -> None:

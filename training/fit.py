@@ -12,20 +12,17 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from segue.arrays import Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW
-from segue.ranking_metrics import hit, mean_rank, reciprocal_rank
-from segue.window import Sessions, to_windows
+from segue.window import Sessions
 from training.batches import Batch, epoch_batches, trainable
 from training.checkpoint import Checkpoints, Progress
 from training.encoders.contract import SessionEncoder
 from training.losses import info_nce, info_nce_as_published, sampled_softmax
 from training.options import NeuralOptions
 from training.splits import Examples
+from training.validation import encoder_score
 
 CHECKPOINT_EVERY_S: Final = 60.0
-# Validation steers early stopping alone: beyond this many sessions it gets slower, not better.
-VALIDATION_SESSIONS: Final = 20_000
 
 
 class Terms(NamedTuple):
@@ -191,7 +188,7 @@ class _Run:
     def _finish_epoch(self, sessions_per_s: float) -> dict[str, float]:
         progress = self.progress
         candidate = self._candidate()
-        score = validation_score(candidate, self.validation, self.device)
+        score = encoder_score(candidate, self.validation, str(self.device))
         line = {
             "epoch": progress.epoch + 1,
             **self._means(),
@@ -255,37 +252,6 @@ class _Run:
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.best_weights = state["best"]
-
-
-def validation_score(
-    encoder: SessionEncoder, examples: Examples, device: torch.device, batch_size: int = 512
-) -> tuple[float, float]:
-    """HR@10 and MRR@10 over all targets, ranked among all tracks; of the first VALIDATION_SESSIONS questions.
-
-    An epoch is better by HR@10; where that is equal, as on a catalogue of a few dozen tracks, by MRR@10.
-    """
-    encoder.eval()
-    count = min(len(examples.targets), VALIDATION_SESSIONS)
-    if not count:
-        return 0.0, 0.0
-    ranks = np.concatenate(
-        [
-            _ranks(encoder, examples, slice(start, min(start + batch_size, count)), device)
-            for start in range(0, count, batch_size)
-        ]
-    )
-    return float(hit(ranks, 10).mean()), float(reciprocal_rank(ranks, 10).mean())
-
-
-def _ranks(encoder: SessionEncoder, examples: Examples, which: slice, device: torch.device) -> Any:
-    windows = to_windows(examples.inputs.select(which), encoder.options.window)
-    targets: Int = examples.targets[which]
-    with torch.no_grad():
-        tracks, skipped = torch.from_numpy(windows.tracks).to(device), torch.from_numpy(windows.skipped).to(device)
-        scores = encoder.query(tracks, skipped) @ encoder.item_embeddings.weight[FIRST_TRACK_ROW:].T
-        at_target = scores.gather(1, torch.from_numpy(targets - FIRST_TRACK_ROW).to(device)[:, None])
-        greater, equal = (scores > at_target).sum(dim=1), (scores == at_target).sum(dim=1) - 1
-    return mean_rank(greater.cpu().numpy(), equal.cpu().numpy())
 
 
 @contextmanager

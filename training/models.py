@@ -2,18 +2,22 @@
 
 import resource
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from segue.arrays import Int
 from segue.catalogue import Catalogue
 from segue.errors import BadDataset
 from segue.folders import refuse_existing
+from segue.recommend import PopularityRanker, Ranker
 from segue.release import (
     ITEM_EMBEDDINGS,
     MANIFEST,
@@ -26,37 +30,69 @@ from segue.release import (
     write_release,
 )
 from segue.window import Sessions, to_windows
+from training.baselines.bpr import BprOptions, fit_bpr
+from training.baselines.knn import VmisKnn, VmisKnnOptions
 from training.baselines.markov import MarkovRanker
+from training.baselines.wrmf import WrmfOptions, fit_wrmf
 from training.checkpoint import Checkpoints
 from training.dataset import Dataset
 from training.encoders.bert4rec import Bert4Rec, Bert4RecOptions
 from training.encoders.caser import Caser, CaserOptions
-from training.encoders.contract import SessionEncoder
+from training.encoders.contract import Encoder, SessionEncoder
 from training.encoders.gru4rec import Gru4Rec, Gru4RecOptions
 from training.encoders.sasrec import SasRec, SasRecOptions
 from training.export_onnx import check_parity, export_encoder, item_embeddings
-from training.fit import Fitted, Reporter, fit
+from training.fit import Reporter, fit
 from training.options import NeuralOptions, Options
 from training.splits import Split, examples, training_part
+from training.validation import encoder_score, ranker_score
 
 SAMPLE_WINDOWS: Final = 1000
+
+Fold = Callable[
+    ..., Encoder
+]  # sessions, number of rows, options, report of rounds -> an encoder that folds sessions in
+Count = Callable[[Sessions, Catalogue, Options], Ranker]
 
 
 @dataclass(frozen=True)
 class Model:
-    """A line of the table: the class of a model's options and, for one with an encoder, the encoder's class."""
+    """A line of the table: the class of a model's options, and one way to train it."""
 
     options: type[Options]
-    encoder: Callable[..., SessionEncoder] | None = None
+    encoder: Callable[..., SessionEncoder] | None = None  # the class of a neural encoder
+    fold: Fold | None = None  # a matrix factorisation
+    count: Count | None = None  # a ranker without vectors, which cannot be served
+    seeded: bool = True  # whether anything is drawn at random
+
+
+def _popularity(_: Sessions, catalogue: Catalogue, __: Options) -> Ranker:
+    return PopularityRanker(catalogue.plays)
+
+
+def _markov(part: Sessions, catalogue: Catalogue, _: Options) -> Ranker:
+    return MarkovRanker.fit(part, catalogue.num_rows, catalogue.plays)
+
+
+def _vmis_knn(part: Sessions, catalogue: Catalogue, options: Options) -> Ranker:
+    assert isinstance(options, VmisKnnOptions)
+    return VmisKnn.fit(part, catalogue.num_rows, catalogue.plays, options)
 
 
 MODELS: Final[dict[str, Model]] = {
-    "sasrec": Model(SasRecOptions, SasRec),
-    "bert4rec": Model(Bert4RecOptions, Bert4Rec),
-    "gru4rec": Model(Gru4RecOptions, Gru4Rec),
-    "caser": Model(CaserOptions, Caser),
-    "popularity": Model(Options),
-    "markov": Model(Options),
+    "sasrec": Model(SasRecOptions, encoder=SasRec),
+    "bert4rec": Model(Bert4RecOptions, encoder=Bert4Rec),
+    "gru4rec": Model(Gru4RecOptions, encoder=Gru4Rec),
+    "caser": Model(CaserOptions, encoder=Caser),
+    "wrmf": Model(WrmfOptions, fold=partial(fit_wrmf, version="orig")),
+    "wrmf-bl": Model(WrmfOptions, fold=partial(fit_wrmf, version="bl")),
+    "wrmf-nr": Model(WrmfOptions, fold=partial(fit_wrmf, version="nr")),
+    "bpr": Model(BprOptions, fold=partial(fit_bpr, version="orig")),
+    "bpr-bl": Model(BprOptions, fold=partial(fit_bpr, version="bl")),
+    "bpr-nr": Model(BprOptions, fold=partial(fit_bpr, version="nr")),
+    "vmis-knn": Model(VmisKnnOptions, count=_vmis_knn, seeded=False),
+    "markov": Model(Options, count=_markov, seeded=False),
+    "popularity": Model(Options, count=_popularity, seeded=False),
 }
 
 
@@ -78,6 +114,13 @@ class Job:
         return self.out.parent / f"{self.out.name}.training"
 
 
+class Trained(NamedTuple):
+    """A trained model: an encoder, or a ranker without one."""
+
+    model: Encoder | Ranker
+    evaluation: dict[str, object]  # what the manifest says of it
+
+
 def train(job: Job, reporter: Reporter) -> Release:
     """Train a model and write its release. Interrupted, the same call goes on where it stopped."""
     refuse_existing(job.out, overwrite=job.overwrite, marker=MANIFEST)
@@ -85,10 +128,14 @@ def train(job: Job, reporter: Reporter) -> Release:
     if not (part.lengths >= 2).any():
         raise BadDataset(f"{job.dataset.path} leaves no two plays in a row to train on: it needs longer sessions")
     catalogue = _counted(job.dataset.catalogue, part)
+    checkpoints = Checkpoints(job.checkpoint_folder, _identity(job))
     if isinstance(job.options, NeuralOptions):
-        return _train_encoder(job, job.options, part, catalogue, reporter)
-    arrays = MarkovRanker.fit(part, catalogue.num_rows, catalogue.plays).arrays() if job.model == "markov" else {}
-    return write_release(job.out, _draft(job, {}), catalogue, arrays, overwrite=job.overwrite)
+        trained = _train_neural(job, job.options, part, catalogue, checkpoints, reporter)
+    else:
+        trained = _train_baseline(job, part, catalogue, reporter)
+    release = _write(job, trained, catalogue)
+    checkpoints.remove()
+    return release
 
 
 def new_encoder(job: Job, options: NeuralOptions, num_rows: int) -> SessionEncoder:
@@ -100,35 +147,46 @@ def new_encoder(job: Job, options: NeuralOptions, num_rows: int) -> SessionEncod
     return encoder
 
 
-def _train_encoder(
-    job: Job, options: NeuralOptions, part: Sessions, catalogue: Catalogue, reporter: Reporter
-) -> Release:
-    checkpoints = Checkpoints(job.checkpoint_folder, _identity(job))
-    validation = examples(job.dataset, job.split, "validation")
+def _train_neural(
+    job: Job,
+    options: NeuralOptions,
+    part: Sessions,
+    catalogue: Catalogue,
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+) -> Trained:
     encoder = new_encoder(job, options, catalogue.num_rows)
+    validation = examples(job.dataset, job.split, "validation")
     fitted = fit(encoder, part, validation, checkpoints, reporter, job.device)
-    sample = to_windows(validation.inputs.select(slice(0, SAMPLE_WINDOWS)), options.window)
-    release = write_release(
-        job.out,
-        _draft(job, _summary(fitted)),
-        catalogue,
-        {ITEM_EMBEDDINGS: item_embeddings(fitted.encoder), **sample_arrays(sample)},
-        export_encoder(fitted.encoder),
-        overwrite=job.overwrite,
-        check=lambda folder: check_parity(folder, fitted.encoder, sample),
+    return Trained(
+        fitted.encoder,
+        {
+            "validation": _validation(fitted.validation_hr10),
+            "training": _cost(fitted.seconds) | {"epochs": len(fitted.history)},
+            "best_epoch": fitted.best_epoch + 1,
+            "epochs": len(fitted.history),
+            "history": fitted.history,
+        },
     )
-    checkpoints.remove()
-    return release
 
 
-def _summary(fitted: Fitted) -> dict[str, object]:
-    return {
-        "validation": {"protocol": "full", "group": "all", "HR@10": fitted.validation_hr10},
-        "best_epoch": fitted.best_epoch + 1,
-        "epochs": len(fitted.history),
-        "history": fitted.history,
-        "training": _cost(fitted.seconds) | {"epochs": len(fitted.history), "validation HR@10": fitted.validation_hr10},
-    }
+def _train_baseline(job: Job, part: Sessions, catalogue: Catalogue, reporter: Reporter) -> Trained:
+    line, started = MODELS[job.model], time.monotonic()
+    validation = examples(job.dataset, job.split, "validation")
+    if line.fold is not None:
+        encoder = line.fold(
+            part, catalogue.num_rows, job.options, report=lambda done, total: reporter.step(0, done, total, {})
+        )
+        cost, score = _cost(time.monotonic() - started), encoder_score(encoder, validation)[0]
+        return Trained(encoder, {"validation": _validation(score), "training": cost})
+    assert line.count is not None, job.model
+    ranker = line.count(part, catalogue, job.options)
+    cost, score = _cost(time.monotonic() - started), ranker_score(ranker, validation, job.options.window)
+    return Trained(ranker, {"validation": _validation(score), "training": cost})
+
+
+def _validation(hr10: float) -> dict[str, object]:
+    return {"protocol": "full", "group": "all", "HR@10": hr10}
 
 
 def _cost(seconds: float) -> dict[str, float]:
@@ -137,7 +195,25 @@ def _cost(seconds: float) -> dict[str, float]:
     return {"seconds": round(seconds, 2), "peak_memory_bytes": peak_kib * 1024}
 
 
-def _draft(job: Job, evaluation: dict[str, object]) -> Draft:
+def _write(job: Job, trained: Trained, catalogue: Catalogue) -> Release:
+    model = trained.model
+    if not isinstance(model, Encoder):
+        arrays: Mapping[str, NDArray[Any]] = getattr(model, "arrays", dict)()
+        return write_release(job.out, _draft(job, trained, None), catalogue, arrays, overwrite=job.overwrite)
+    validation = examples(job.dataset, job.split, "validation")
+    sample = to_windows(validation.inputs.select(slice(0, SAMPLE_WINDOWS)), job.options.window)
+    return write_release(
+        job.out,
+        _draft(job, trained, model.item_embeddings.embedding_dim),
+        catalogue,
+        {ITEM_EMBEDDINGS: item_embeddings(model), **sample_arrays(sample)},
+        export_encoder(model),
+        overwrite=job.overwrite,
+        check=lambda folder: check_parity(folder, model, sample),
+    )
+
+
+def _draft(job: Job, trained: Trained, dimension: int | None) -> Draft:
     neural = job.options if isinstance(job.options, NeuralOptions) else None
     fields = ("objective", "alpha", "beta", "temperature", "negatives")
     return Draft(
@@ -145,12 +221,12 @@ def _draft(job: Job, evaluation: dict[str, object]) -> Draft:
         options=job.options.model_dump(),
         loss=None if neural is None else Loss(**{name: getattr(neural, name) for name in fields}),
         window=WindowFacts(length=job.options.window),
-        dimension=None if neural is None else neural.dimension,
+        dimension=dimension,
         dataset=DatasetFacts(
             fingerprint=job.dataset.facts.fingerprint, source=job.dataset.facts.source, split=job.split
         ),
         source_commit=source_commit(),
-        evaluation=evaluation,
+        evaluation=trained.evaluation,
     )
 
 

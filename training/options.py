@@ -69,6 +69,9 @@ class NeuralOptions(Options):
     )
     dimension: int = Field(default=128, ge=1, description="Columns of the item embeddings and of hidden layers")
     dropout: float = Field(default=0.2, ge=0, lt=1, description="Share of activations dropped in training")
+    first_weights: float = Field(
+        default=0.02, gt=0, le=1, description="First weights are normal(0, 1) truncated to this on both sides"
+    )
     skip_input: bool = Field(
         default=True,
         description="Whether the encoder is told which plays were skipped. Without it a skip acts on the loss alone",
@@ -87,14 +90,14 @@ AnyOptions = TypeVar("AnyOptions", bound=Options)
 
 
 def read_options(
-    kind: type[AnyOptions], recipe: Path | str | None, settings: Sequence[str], **flags: Any
+    kind: type[AnyOptions], recipe: Path | str | None, settings: Sequence[str], model: str | None = None, **flags: Any
 ) -> AnyOptions:
     """Options of class `kind`: defaults, then the recipe, then `--set`, then flags that are not None.
 
-    `recipe` is a TOML file or the name of a recipe that is shipped; `settings` are texts `key=value`.
-    Raises BadOption with one line.
+    `recipe` is a TOML file or the name of a recipe that is shipped; where it has tables, each is for the model of its
+    name, and `model` says which is meant. `settings` are texts `key=value`. Raises BadOption with one line.
     """
-    values: dict[str, Any] = {} if recipe is None else dict(_read_recipe(recipe))
+    values: dict[str, Any] = {} if recipe is None else _of_model(_read_recipe(recipe), recipe, model)
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key.strip():
@@ -102,6 +105,17 @@ def read_options(
         values[key.strip()] = value.strip()
     values |= {key: value for key, value in flags.items() if value is not None}
     return check_options(kind, values)
+
+
+def _of_model(content: Mapping[str, Any], recipe: Path | str, model: str | None) -> dict[str, Any]:
+    """What a recipe says for a model: all of it, or the table of the model where it has tables."""
+    tables = {name for name, value in content.items() if isinstance(value, Mapping)}
+    if not tables:
+        return dict(content)
+    loose = sorted(content.keys() - tables)
+    if loose:
+        raise BadOption(f"recipe {recipe}: {loose[0]} stands outside its tables: put it into the table of a model")
+    return dict(content.get(model or "", {}))
 
 
 def check_options(kind: type[AnyOptions], values: Mapping[str, Any]) -> AnyOptions:

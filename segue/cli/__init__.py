@@ -9,15 +9,22 @@ from importlib import metadata
 
 import click
 
+from segue.cli.comparison import compare
 from segue.cli.data import prepare, simulate
 from segue.cli.demo import demo
+from segue.cli.experiments import reproduce, tune
 from segue.cli.models import evaluate, index, train
 from segue.cli.serving import openapi, recommend, serve
 from segue.errors import SegueError
 
 _EXTRA_OF = {
     "torch": "training",
+    "implicit": "training",
+    "jinja2": "training",
+    "matplotlib": "training",
     "onnx": "training",
+    "optuna": "training",
+    "scipy": "training",
     "onnxruntime": "service",
     "faiss": "service",
     "fastapi": "service",
@@ -36,7 +43,7 @@ def segue() -> None:
     """Skip-aware next-track recommendations: from a log of plays and skips to a live service."""
 
 
-for _command in (prepare, simulate, train, evaluate, index, serve, recommend, openapi, demo):
+for _command in (prepare, simulate, train, evaluate, compare, tune, reproduce, index, serve, recommend, openapi, demo):
     segue.add_command(_command)
 
 

@@ -60,7 +60,7 @@ def _system(dataset: "Dataset", out: Path, beta: float | None) -> tuple[Any, dic
 
     if not (out / MANIFEST).is_file():
         say(f"training {out.name}")
-        options = read_options(SasRecOptions, "demo", [], beta=beta)
+        options = read_options(SasRecOptions, "demo", [], "sasrec", beta=beta)
         with TrainingProgress(options.epochs) as progress:
             release = train(Job("sasrec", options, dataset, "last-play", out), progress)
         build_index(release)

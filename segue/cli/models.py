@@ -13,11 +13,17 @@ from segue.errors import BadOption, BadRelease, InputError
 if TYPE_CHECKING:
     from segue.release import Release
     from training.evaluate import Answers, Question
+    from training.options import Options
 
 
 @click.command(short_help="A dataset to a release.")
 @click.argument("dataset", type=FOLDER)
-@click.option("--model", default="sasrec", show_default=True, help="sasrec, markov or popularity.")
+@click.option(
+    "--model",
+    default="sasrec",
+    show_default=True,
+    help="sasrec, bert4rec, gru4rec, caser, wrmf[-bl|-nr], bpr[-bl|-nr], vmis-knn, markov or popularity.",
+)
 @click.option("--no-nce", is_flag=True, help="Leave out the skip-informed InfoNCE term (beta = 0).")
 @click.option("--recipe", help="A TOML file of options, or the name of a shipped recipe.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set one option; may be repeated.")
@@ -43,22 +49,29 @@ def train(
     Interrupt it whenever you like: the same command goes on where it stopped.
     """
     from training.dataset import open_dataset
-    from training.models import MODELS, Job
+    from training.models import Job
     from training.models import train as train_model
-    from training.options import NeuralOptions, read_options
     from training.splits import Split
+
+    options = options_of(model, recipe, settings, no_nce=no_nce)
+    split: Split = "new-sessions" if new_sessions else "last-play"
+    job = Job(model, options, open_dataset(dataset), split, out, overwrite, _torch_device(device))
+    with TrainingProgress(getattr(options, "epochs", 1)) as progress:
+        release = train_model(job, progress)
+    _print_release(release, as_json=as_json)
+
+
+def options_of(model: str, recipe: str | None, settings: tuple[str, ...], *, no_nce: bool) -> "Options":
+    """The options of a model as flags, recipe and settings say. Raises BadOption."""
+    from training.models import MODELS
+    from training.options import NeuralOptions, read_options
 
     if model not in MODELS:
         raise BadOption(f"--model {model!r}: expected one of {', '.join(MODELS)}")
     kind = MODELS[model].options
     if no_nce and not issubclass(kind, NeuralOptions):
         raise BadOption(f"--no-nce: {model} has no loss terms; leave the flag out")
-    options = read_options(kind, recipe, settings, **({"beta": 0.0} if no_nce else {}))
-    split: Split = "new-sessions" if new_sessions else "last-play"
-    job = Job(model, options, open_dataset(dataset), split, out, overwrite, _torch_device(device))
-    with TrainingProgress(options.epochs if isinstance(options, NeuralOptions) else 0) as progress:
-        release = train_model(job, progress)
-    _print_release(release, as_json=as_json)
+    return read_options(kind, recipe, settings, model, **({"beta": 0.0} if no_nce else {}))
 
 
 def _torch_device(device: str) -> str:
@@ -152,19 +165,14 @@ def answers_of(question: "Question", through: str | None = None, *, exact: bool 
 def open_recommender(release: "Release", *, exact: bool = False) -> Any:
     """What recommends for a release of any model."""
     from segue.recommend import PopularityRanker, Recommender
-    from training.baselines.markov import MarkovRanker
+    from training.baselines.rankers import open_ranker
 
     if release.has_encoder:
         from service.live_release import recommender_of
 
         return recommender_of(release, exact=exact)
     popularity = PopularityRanker(release.catalogue.plays)
-    if release.manifest.model == "popularity":
-        return Recommender(popularity, popularity, release.manifest.window.length)
-    if release.manifest.model == "markov":
-        chain = MarkovRanker.of_release(release)
-        return Recommender(chain, popularity, release.manifest.window.length)
-    raise BadRelease(f"{release.path} holds a {release.manifest.model}, which this Segue cannot evaluate: update Segue")
+    return Recommender(open_ranker(release), popularity, release.manifest.window.length)
 
 
 def print_evaluations(question: "Question", results: list[tuple[str, Any]]) -> None:

@@ -2,7 +2,8 @@
 
 Source: https://arxiv.org/abs/1904.06690. A mask token appended to the window asks for the next track (paper, section
 4.1.1). Training hides the last play behind that token, and others with probability `masking`; each session takes part
-`copies` times a step, each time cut after another play, so that the appended token is asked after every play.
+`copies` times a step, each time cut after another play, so that the appended token is asked after every play. The
+copies are cut ever later, so that the early ones fill a part of the window only and cost less.
 """
 
 from typing import NamedTuple
@@ -52,16 +53,16 @@ class Bert4Rec(SessionEncoder):
         """Predict the track behind every mask token.
 
         Args:
-            tracks: [batch, window + 1] int64 rows, PAD_ROW on the left.
-            skipped: [batch, window + 1] bool.
-            masked: [batch, window + 1] bool, True where the play is hidden: neither track nor outcome is seen.
+            tracks: [batch, n] int64 rows, PAD_ROW on the left; n is at most window + 1.
+            skipped: [batch, n] bool.
+            masked: [batch, n] bool, True where the play is hidden: neither track nor outcome is seen.
 
         Returns:
-            [batch, window + 1, dimension] float32, of use where `masked`.
+            [batch, n, dimension] float32, of use where `masked`.
 
         """
         states = torch.where(masked[..., None], self.mask_token, self.embed(tracks, skipped))
-        states = self.input_norm(states + self.positions.weight)
+        states = self.input_norm(states + self.positions.weight[-tracks.shape[1] :])
         states = dropout(states, self.options.dropout, self.training)
         attends = attention((tracks != PAD_ROW) | masked, causal=False)
         for block in self.blocks:
@@ -78,8 +79,16 @@ class Bert4Rec(SessionEncoder):
 
     def predict(self, batch: Batch) -> tuple[Tensor, Batch]:
         """See SessionEncoder: hidden plays are predicted from those before and after them."""
-        hidden, masked = self._hide(cut_anew(batch, self.copies))
-        return self(hidden.plays, hidden.plays_skipped, masked)[:, 1:], hidden
+        predicted, asked = zip(
+            *(self._predict(cut_anew(batch, i, self.copies)) for i in range(self.copies)), strict=True
+        )
+        return torch.cat(predicted), Batch(*(torch.cat(tensors) for tensors in zip(*asked, strict=True)))
+
+    def _predict(self, batch: Batch) -> tuple[Tensor, Batch]:
+        hidden, masked = self._hide(batch)
+        empty = int((hidden.plays == PAD_ROW).all(dim=0).sum())  # columns, all on the left
+        seen = (hidden.plays[:, empty:], hidden.plays_skipped[:, empty:], masked[:, empty:])
+        return F.pad(self(*seen), (0, 0, empty, 0))[:, 1:], hidden
 
     def _hide(self, batch: Batch) -> _Hidden:
         """Hide the last play and a share of the others; a session's first play, which no play leads to, stays."""
@@ -93,13 +102,16 @@ class Bert4Rec(SessionEncoder):
         return _Hidden(shown_alone, F.pad(chosen, (1, 0)))
 
 
-def cut_anew(batch: Batch, copies: int) -> Batch:
-    """Every session `copies` times, each ending after a play drawn uniformly from its second one on."""
-    batch = Batch(*(tensor.repeat(copies, 1) for tensor in batch))
+def cut_anew(batch: Batch, part: int, parts: int) -> Batch:
+    """Every session ended after a play drawn uniformly from a part of its plays, its second one being the first.
+
+    `part` counts from 0; over all `parts` of them, each play is as likely as any other.
+    """
     window = batch.targets.shape[1]
     steps = (batch.plays[:, 1:] != PAD_ROW).logical_and(batch.plays[:, :-1] != PAD_ROW).sum(dim=1, keepdim=True)
-    dropped = (torch.rand(steps.shape, device=steps.device) * steps).long()  # newest plays left out, fewer than steps
-    source = torch.arange(window + 1, device=steps.device) - dropped  # the column that each column is filled from
+    share = (part + torch.rand(steps.shape, device=steps.device)) / parts  # of the steps that are kept, below 1
+    dropped = steps - 1 - (share * steps).long().clamp(max=steps - 1)  # newest plays left out
+    source = torch.arange(window + 1, device=steps.device) - dropped.clamp(min=0)  # where each column is filled from
     inside = source >= 0
 
     def shifted(tensor: Tensor, fill: int) -> Tensor:

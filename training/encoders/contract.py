@@ -73,11 +73,11 @@ class SessionEncoder(Encoder):
         return states
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw weights: normal(0, 1) truncated to [-0.02, 0.02] (paper, section 4.1.2); biases 0, scales 1."""
+        """Draw weights: a truncated normal, to [-0.02, 0.02] in the paper (section 4.1.2); biases 0, scales 1."""
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if parameter.dim() > 1:
-                    truncated_normal(parameter, generator)
+                    truncated_normal(parameter, self.options.first_weights, generator)
                 elif "bias" in name.rpartition(".")[2]:
                     parameter.zero_()
                 else:
@@ -118,9 +118,8 @@ def only_played(tracks: Tensor, skipped: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(kept, tracks, PAD_ROW).gather(1, order), torch.zeros_like(skipped)
 
 
-def truncated_normal(parameter: Tensor, generator: torch.Generator) -> None:
-    """Fill in place with normal(0, 1) truncated to [-0.02, 0.02], by the inverse of the distribution function."""
-    bound = 0.02
+def truncated_normal(parameter: Tensor, bound: float, generator: torch.Generator) -> None:
+    """Fill in place with normal(0, 1) truncated to +-bound, by the inverse of the distribution function."""
     edge = torch.special.ndtr(torch.tensor(bound, dtype=torch.float64)).item()
     uniform = torch.rand(parameter.shape, generator=generator, dtype=torch.float32)
     parameter.copy_(torch.special.ndtri((1 - edge) + (2 * edge - 1) * uniform.double()).float())

@@ -1,7 +1,7 @@
 """Self-attentive encoder blocks (Vaswani et al., 2017, https://arxiv.org/abs/1706.03762)."""
 
 import math
-from typing import Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,11 @@ class TransformerOptions(NeuralOptions):
 
     blocks: int = Field(default=2, ge=1, description="Self-attentive encoder blocks")
     heads: int = Field(default=8, ge=1, description="Attention heads of a block; they divide the dimension")
+    norm: Literal["post", "pre"] = Field(
+        default="post",
+        description="Layer norm after each residual sum, as in the authors' public code, or before each layer, which "
+        "learns from the first step on without a warm-up (Xiong et al., 2020)",
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -28,8 +33,8 @@ class TransformerOptions(NeuralOptions):
 class Block(nn.Module):
     """Multi-head self-attention and a position-wise feed-forward layer, each with dropout, residual and layer norm.
 
-    The norm comes after the residual sum (post-norm), as in the authors' public code. The feed-forward layer is as
-    wide as the states, with ReLU (SASRec), or `widening` times as wide, with GELU (BERT4Rec).
+    The feed-forward layer is as wide as the states, with ReLU (SASRec), or `widening` times as wide, with GELU
+    (BERT4Rec). Pre-norm: https://arxiv.org/abs/2002.04745.
     """
 
     def __init__(self, options: TransformerOptions, widening: int = 1) -> None:
@@ -37,6 +42,7 @@ class Block(nn.Module):
         dimension = options.dimension
         self.heads = options.heads
         self.dropout = options.dropout
+        self.pre_norm = options.norm == "pre"
         self.activation = F.relu if widening == 1 else F.gelu
         self.attention_input = nn.Linear(dimension, 3 * dimension)
         self.attention_output = nn.Linear(dimension, dimension)
@@ -47,10 +53,16 @@ class Block(nn.Module):
 
     def forward(self, states: Tensor, attends: Tensor) -> Tensor:
         """States [batch, n, dimension] and attends [batch, 1, n, n] bool -> states of the same shape."""
+        if self.pre_norm:
+            states = states + self._drop(self._attend(self.attention_norm(states), attends))
+            return states + self._drop(self._feed(self.feed_forward_norm(states)))
         states = self.attention_norm(states + self._drop(self._attend(states, attends)))
-        changed = self.contract(self._drop(self.activation(self.expand(states))))
-        normed: Tensor = self.feed_forward_norm(states + self._drop(changed))
+        normed: Tensor = self.feed_forward_norm(states + self._drop(self._feed(states)))
         return normed
+
+    def _feed(self, states: Tensor) -> Tensor:
+        changed: Tensor = self.contract(self._drop(self.activation(self.expand(states))))
+        return changed
 
     def _attend(self, states: Tensor, attends: Tensor) -> Tensor:
         batch, length, dimension = states.shape

@@ -1,0 +1,215 @@
+"""Results side by side: statistics against enumeration and by hand, tables, the page."""
+
+import itertools
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from segue.cli import main
+from segue.errors import InputError
+from training.comparison import paper
+from training.comparison.report import Section, as_json, as_markdown, measure, write_report
+from training.comparison.results import read_results
+from training.comparison.statistics import differences, holm, kendall, pairs, permutation_test
+
+SESSIONS = 400
+
+
+def result(path: Path, system: str, ranks: Any, seed: int = 0, **changed: Any) -> Path:
+    """A result file as `segue evaluate --json` writes it, with what a comparison reads."""
+    rng = np.random.default_rng(0)
+    count = len(ranks)
+    content = {
+        "system": system,
+        "train_seed": seed,
+        "dataset": {"source": "mssd", "fingerprint": "f" * 16},
+        "split": "last-play",
+        "part": "test",
+        "protocol": "full",
+        "training": {"seconds": 12.0, "peak_memory_bytes": 2**29},
+        "unseen_targets": 0.0,
+        "catalogue_coverage@20": 0.5,
+        "ranks": [None if rank > 100 else float(rank) for rank in ranks],
+        "target_skipped": (np.arange(count) % 2 == 1).tolist(),
+        "target_plays": rng.integers(0, 50, count).tolist(),
+        "session_length": rng.integers(5, 20, count).tolist(),
+        "session_skip_rate": rng.random(count).round(2).tolist(),
+    }
+    path.write_text(json.dumps(content | changed))
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Feedback helps the gru4rec in every fourth session, and does nothing to the sasrec."""
+    rng = np.random.default_rng(1)
+    found = []
+    for protocol in ("full", "sampled"):
+        for seed in (0, 1):
+            ranks = rng.integers(1, 40, SESSIONS)
+            better = np.where(np.arange(SESSIONS) % 4 == 0, 1, ranks)
+            systems = {"sasrec": ranks, "sasrec+nce": ranks[::-1], "gru4rec": ranks, "gru4rec+nce": better}
+            for system, given in systems.items():
+                path = tmp_path / f"{protocol}-{system}-{seed}.json"
+                found.append(result(path, system, given, seed, protocol=protocol))
+        found.append(result(tmp_path / f"{protocol}-markov.json", "markov", ranks + 5, protocol=protocol))
+    return found
+
+
+class TestPermutationTest:
+    def test_against_every_assignment_of_signs(self) -> None:
+        changes = np.array([0.3, -0.1, 0.2, 0.4, 0.1, 0.25, -0.05, 0.15])
+        signs = np.array(list(itertools.product((-1, 1), repeat=len(changes))))
+        exact = np.mean(np.abs(signs @ changes) >= abs(changes.sum()) - 1e-12)
+        (found,) = permutation_test(changes[:, None], np.random.default_rng(0), 20_000)
+        assert found == pytest.approx(exact, abs=0.01)
+
+    def test_no_change_has_p_1(self) -> None:
+        assert permutation_test(np.zeros((50, 1)), np.random.default_rng(0), 200).tolist() == [1.0]
+
+    def test_the_smallest_p_is_one_over_all(self) -> None:
+        assert permutation_test(np.ones((200, 1)), np.random.default_rng(0), 999).tolist() == [0.001]
+
+    def test_where_nothing_is_there_p_is_uniform(self) -> None:
+        rng = np.random.default_rng(0)
+        found = permutation_test(rng.normal(size=(100, 400)), rng, 500)
+        assert np.mean(found < 0.05) == pytest.approx(0.05, abs=0.03)
+        assert np.mean(found < 0.5) == pytest.approx(0.5, abs=0.08)
+
+
+class TestHolm:
+    def test_by_hand(self) -> None:
+        # Sorted .01 x 4, .02 x 3, .03 x 2, .04 x 1: 0.04, 0.06, 0.06, 0.06 (never below the one before).
+        assert holm(np.array([0.03, 0.01, 0.04, 0.02])).tolist() == pytest.approx([0.06, 0.04, 0.06, 0.06])
+
+    def test_no_p_above_1_and_none_at_all(self) -> None:
+        assert holm(np.array([0.9, 0.8])).tolist() == [1.0, 1.0]
+        assert len(holm(np.array([]))) == 0
+
+
+def test_kendall_by_hand() -> None:
+    assert kendall([1, 2, 3], [1, 2, 3]) == 1.0
+    assert kendall([1, 2, 3], [3, 2, 1]) == -1.0
+    assert kendall([1, 2, 3], [1, 3, 2]) == pytest.approx(1 / 3)
+
+
+class TestPaper:
+    def test_figures_of_the_tables(self) -> None:
+        assert paper.TABLE_1["MSSD"]["sasrec+nce", "HR@10"] == 0.706
+        assert paper.TABLE_1["LFM-2B"]["bpr-nr", "HR@20"] == 0.348
+        assert paper.TABLE_1["LFM-1K"]["wrmf", "MAP@10"] == 0.028
+        assert paper.TABLE_2["MSSD"]["bert4rec+nce"] == 0.950
+        assert all(len(table) == 14 * 5 for table in paper.TABLE_1.values())
+
+    def test_the_gains_that_the_paper_prints_follow_from_its_figures(self) -> None:
+        table = paper.TABLE_1["MSSD"]
+        for system, metric, printed in (("sasrec", "HR@1", 9), ("bert4rec", "MAP@10", 99), ("caser", "HR@20", 5)):
+            gain = 100 * (table[f"{system}+nce", metric] / table[system, metric] - 1)
+            assert gain == pytest.approx(printed, abs=0.6)
+
+
+class TestComparison:
+    def test_what_is_held_against_what(self) -> None:
+        found = {(pair.system, pair.against) for pair in pairs(["sasrec", "sasrec+nce", "markov", "wrmf", "wrmf-nr"])}
+        assert found == {("sasrec+nce", "sasrec"), ("wrmf-nr", "wrmf"), ("sasrec", "markov"), ("sasrec+nce", "markov")}
+
+    def test_a_gain_is_found_where_there_is_one(self, files: list[Path]) -> None:
+        (asked,) = [asked for question, asked in read_results(files).items() if question.protocol == "full"]
+        found = {(d.pair.system, d.group, d.metric): d for d in differences(asked, 2000) if d.pair.why == "feedback"}
+        gained = found["gru4rec+nce", "all", "HR@10"]
+        assert gained.measurable
+        assert gained.verdict() == f"better by {gained.estimate.value:.4f}"
+        assert gained.estimate.low > 0
+        before, after = (asked.systems[s].values("HR@10").mean() for s in ("gru4rec", "gru4rec+nce"))
+        assert gained.estimate.value == pytest.approx(after - before)
+        assert gained.gain_percent is not None
+        assert gained.gain_percent.value == pytest.approx(100 * (after / before - 1))
+        assert found["sasrec+nce", "all", "HR@10"].verdict() == "no measurable difference"
+        assert gained.p_corrected >= gained.p
+
+    def test_a_session_counts_with_its_mean_over_the_seeds(self, tmp_path: Path) -> None:
+        paths = [result(tmp_path / f"{s}.json", "caser", [1, 1, 50, 50], s) for s in (0, 1)]
+        paths.append(result(tmp_path / "2.json", "caser", [50, 1, 50, 1], 2))
+        (asked,) = read_results(paths).values()
+        assert asked.systems["caser"].values("HR@10").tolist() == pytest.approx([2 / 3, 1, 0, 1 / 3])
+        assert asked.systems["caser"].of_each_seed("HR@10", asked.members("skipped")).tolist() == [0.5, 0.5, 1.0]
+
+    def test_tables_hold_the_figures(self, files: list[Path]) -> None:
+        (section,) = measure(files, 500)
+        text = as_markdown([section])
+        value = section.by_protocol["full"].estimates["gru4rec+nce", "all", "HR@1"].value
+        assert f"**{value:.3f} (" in text  # bold, with its gain
+        assert "| HR@1 | paper (MSSD) | 0.377 | 0.410 | 0.210 | 0.235 |" in text
+        assert "Neural systems that do not beat the Markov chain's HR@1: none." in text
+        assert "Kendall's tau" in text
+        content = as_json([section])
+        assert content["questions"][0]["systems"]["gru4rec+nce"]["groups"]["all"]["HR@1"]["value"] == value
+        json.dumps(content)
+
+    def test_results_that_do_not_fit_are_refused(self, tmp_path: Path) -> None:
+        first = result(tmp_path / "a.json", "caser", [1, 2])
+        cases = {
+            "second result of caser with seed 0": result(tmp_path / "b.json", "caser", [1, 3]),
+            "other targets": result(tmp_path / "c.json", "sasrec", [1, 3], target_skipped=[True, True]),
+            "has no 'system'": tmp_path / "d.json",
+            "cannot be read": tmp_path / "missing.json",
+        }
+        cases["has no 'system'"].write_text("{}")
+        for message, path in cases.items():
+            with pytest.raises(InputError, match=message):
+                read_results([first, path])
+
+
+class Page(HTMLParser):
+    """What a page asks a network for, and the headings and cells that it shows."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.outside: list[str] = []
+        self.tags: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.outside += [
+            str(value) for name, value in attrs if name in ("src", "href") and not str(value).startswith("#")
+        ]
+
+
+class TestPage:
+    @pytest.fixture
+    def section(self, files: list[Path]) -> Section:
+        (section,) = measure(files, 200)
+        return section
+
+    def test_it_needs_nothing_else_and_is_the_same_each_time(self, section: Section, tmp_path: Path) -> None:
+        write_report([section], tmp_path / "a.html", tmp_path / "a.md", tmp_path / "a.json")
+        write_report([section], tmp_path / "b.html")
+        text = (tmp_path / "a.html").read_text()
+        assert text == (tmp_path / "b.html").read_text()
+        page = Page(text)
+        assert page.outside == []
+        assert "script" not in page.tags
+        assert "url(http" not in text
+        assert page.tags.count("svg") == 7
+        assert page.tags.count("table") == len(section.tables)
+        assert len(text) < 1_500_000
+        assert not list(tmp_path.glob("*.unfinished"))
+
+    def test_the_command_prints_and_writes(self, files: list[Path], tmp_path: Path, capsys: Any) -> None:
+        assert main(["compare", *map(str, files), "--html", str(tmp_path / "page.html")]) == 0
+        assert "gru4rec+nce" in capsys.readouterr().out
+        assert (tmp_path / "page.html").is_file()
+        assert main(["compare", *map(str, files), "--json", "-"]) == 0
+        assert json.loads(capsys.readouterr().out)["questions"]
+
+    def test_a_wrong_file_gives_one_line(self, tmp_path: Path, capsys: Any) -> None:
+        assert main(["compare", str(tmp_path / "nothing.json")]) == 2
+        assert capsys.readouterr().err.count("\n") == 1

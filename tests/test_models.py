@@ -1,0 +1,77 @@
+"""Every model of the table: trained, measured under both protocols, and asked as the service asks."""
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from segue.errors import BadRelease
+from segue.release import Release
+from segue.sessions import Outcome, Play
+from training.dataset import Dataset
+from training.evaluate import Offline, Question, evaluate
+from training.models import MODELS, Job, train
+from training.options import check_options
+from training.planted_sessions import simulate
+
+SMALL = {"epochs": 1, "dimension": 8, "heads": 2, "negatives": 20, "iterations": 2, "beta": 0.5}
+
+
+class Silent:
+    def step(self, epoch: int, sessions_done: int, sessions: int, terms: dict[str, float]) -> None: ...
+
+    def epoch(self, line: dict[str, float]) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return simulate(1000, 120, tmp_path_factory.mktemp("models") / "dataset")
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def release(request: Any, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    kind = MODELS[request.param].options
+    options = check_options(kind, {key: value for key, value in SMALL.items() if key in kind.model_fields})
+    out = tmp_path_factory.mktemp("release") / request.param
+    return train(Job(request.param, options, dataset, "last-play", out), Silent())
+
+
+def test_it_is_measured_under_both_protocols(release: Release, dataset: Dataset) -> None:
+    from segue.cli.models import open_recommender
+
+    for protocol in ("full", "sampled"):
+        question = Question(dataset, release, "last-play", protocol=protocol)
+        result = evaluate(question, Offline(open_recommender(release, exact=True), question.to_release()))
+        assert result["groups"]["all"]["sessions"] == 120
+        assert len(result["ranks"]) == len(result["target_plays"]) == len(result["session_length"]) == 120
+        assert result["training"]["seconds"] >= 0
+        assert result["training"]["peak_memory_bytes"] > 2**20
+
+
+def test_its_validation_is_what_evaluation_measures(release: Release, dataset: Dataset) -> None:
+    from segue.cli.models import open_recommender
+
+    question = Question(dataset, release, "last-play", "validation")
+    result = evaluate(question, Offline(open_recommender(release, exact=True), question.to_release()))
+    told: Any = release.manifest.evaluation["validation"]
+    assert result["groups"]["all"]["HR@10"]["value"] == pytest.approx(told["HR@10"], abs=0.01)
+
+
+def test_it_answers_sessions_as_it_is_served(release: Release, dataset: Dataset) -> None:
+    """A model with vectors is served; one without says so. A skip enters the answer of all that can hear it."""
+    from service.live_release import open_live_release
+
+    if not release.has_encoder:
+        with pytest.raises(BadRelease, match="has no encoder"):
+            open_live_release(release.path)
+        return
+    live = open_live_release(release.path)
+    ids = dataset.catalogue.track_ids
+    plays = [Play(track, Outcome.PLAYED) for track in ids[5:9]]
+    played = live.recommend(plays, 20, exclude_heard=True)
+    assert played.source == "model"
+    assert len({track.track_id for track in played.tracks} - {play.track_id for play in plays}) == 20
+    skipped = live.recommend([*plays[:-1], Play(ids[8], Outcome.SKIPPED)], 20, exclude_heard=True)
+    before, after = ([track.score for track in answer.tracks] for answer in (played, skipped))
+    assert (before == after) == (release.manifest.model in ("wrmf", "bpr"))  # blind to skips, as in the original

@@ -1,0 +1,88 @@
+"""Many systems, seeds and splits: what is planned, and that nothing is done twice or mixed up."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from segue.errors import BadOption, SegueError
+from training.dataset import Dataset
+from training.planted_sessions import simulate
+from training.reproduce import SYSTEMS, Plan, Wanted, carry_out, plan
+from training.systems import system_name
+
+SMALL = ("epochs=1", "dimension=8", "negatives=20")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return simulate(1000, 100, tmp_path_factory.mktemp("reproduce") / "dataset")
+
+
+def planned(dataset: Dataset, folder: Path, **changed: Any) -> Plan:
+    given: dict[str, Any] = {
+        "systems": ("popularity", "gru4rec"),
+        "seeds": (0, 1),
+        "splits": ("last-play",),
+        "protocols": ("full", "sampled"),
+        "recipe": None,
+        "settings": SMALL,
+    }
+    return plan(Wanted(**(given | changed)), dataset.path, dataset.facts.fingerprint, folder)
+
+
+def silent(*_: object) -> None: ...
+
+
+def test_every_system_is_what_its_name_says() -> None:
+    """The paper's fourteen versions, the other baselines and the open questions."""
+    paper = {f"{model}{loss}" for model in ("sasrec", "bert4rec", "gru4rec", "caser") for loss in ("", "+nce")}
+    paper |= {f"{model}{version}" for model in ("wrmf", "bpr") for version in ("", "-bl", "-nr")}
+    assert len(paper) == 14
+    assert paper | {"popularity", "markov", "vmis-knn"} <= set(SYSTEMS)
+    for name, system in SYSTEMS.items():
+        assert system_name(system.model, {"beta": 0.5 if "+nce" in name else 0.0} | dict(system.settings)) == name
+
+
+def test_what_is_not_drawn_at_random_runs_once(dataset: Dataset, tmp_path: Path) -> None:
+    runs = planned(dataset, tmp_path, splits=("last-play", "new-sessions")).runs
+    assert [(run.split, run.name) for run in runs] == [
+        (split, name) for split in ("last-play", "new-sessions") for name in ("popularity-0", "gru4rec-0", "gru4rec-1")
+    ]
+
+
+def test_runs_are_done_once_and_other_options_are_refused(dataset: Dataset, tmp_path: Path) -> None:
+    asked = planned(dataset, tmp_path, seeds=(0,))
+    heard: list[str] = []
+    results = carry_out(asked, 2, lambda what, done, total: heard.append(f"{what} {done}/{total}"))
+    assert sorted(path.name for path in results) == sorted(
+        path.name for path in (tmp_path / "last-play").glob("*.json")
+    )
+    assert len(results) == 4
+    assert heard[-1].endswith("2/2")
+    systems = {json.loads(path.read_text())["system"] for path in results}
+    assert systems == {"popularity", "gru4rec"}
+
+    heard.clear()
+    carry_out(asked, 2, lambda what, done, total: heard.append(f"{what} {done}/{total}"))
+    assert heard == [" 2/2"]
+    with pytest.raises(BadOption, match=r"trained with other options .dimension 8 there, 16 here"):
+        carry_out(planned(dataset, tmp_path, seeds=(0,), settings=("epochs=1", "dimension=16")), 1, silent)
+
+
+def test_a_failing_command_is_named_with_its_last_line(dataset: Dataset, tmp_path: Path) -> None:
+    asked = planned(dataset, tmp_path, seeds=(0,), systems=("popularity",))
+    (tmp_path / "last-play").mkdir(parents=True)
+    (tmp_path / "last-play" / "popularity-0").write_text("in the way")
+    with pytest.raises(SegueError, match="popularity-0 is not a release"):
+        carry_out(asked, 1, silent)
+
+
+def test_the_version_of_a_system_cannot_be_set_away(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(BadOption, match=r"make gru4rec\+nce a gru4rec\+nce\+next-played"):
+        planned(dataset, tmp_path, systems=("gru4rec+nce",), settings=("objective=next-played",))
+    with pytest.raises(BadOption, match="--system 'sasrek': expected one of"):
+        planned(dataset, tmp_path, systems=("sasrek",))

@@ -1,0 +1,116 @@
+"""Result files, read and grouped: which systems answered the same question, and what each got for every session.
+
+A question is a dataset, a split, a part and a protocol. A system may come with several training seeds; its value for a
+session is the mean over them. Knows nothing of statistics nor of how anything is shown.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import numpy as np
+
+from segue.arrays import Bool, Float64, Int
+from segue.errors import InputError
+from segue.ranking_metrics import METRICS, NOT_FOUND
+
+GROUPS: Final = ("all", "played", "skipped")
+_NEEDED: Final = ("system", "train_seed", "dataset", "split", "part", "protocol", "ranks", "target_skipped", "training")
+_OF_A_SESSION: Final = ("target_skipped", "target_plays", "session_length", "session_skip_rate")
+
+
+class Question(NamedTuple):
+    """What systems were asked."""
+
+    source: str
+    fingerprint: str
+    split: str
+    part: str
+    protocol: str
+
+    def __str__(self) -> str:
+        """As a person names it."""
+        return f"{self.part} targets, {self.split} split, {self.protocol} ranking"
+
+
+@dataclass
+class Answered:
+    """One system's answers to one question, over its seeds."""
+
+    ranks: dict[int, Float64] = field(default_factory=dict)  # training seed: [sessions] float64, NOT_FOUND beyond lists
+    training: list[dict[str, float]] = field(default_factory=list)  # a seed's seconds, peak_memory_bytes, epochs
+    unseen_targets: float = 0.0
+    coverage: list[float] = field(default_factory=list)
+
+    def values(self, metric: str) -> Float64:
+        """Each session's value, the mean over seeds. [sessions] float64."""
+        value: Float64 = np.mean([METRICS[metric](ranks) for ranks in self.ranks.values()], axis=0)
+        return value
+
+    def of_each_seed(self, metric: str, members: Bool) -> Float64:
+        """The mean over the sessions of a group, seed by seed. [seeds] float64."""
+        return np.array([METRICS[metric](ranks)[members].mean() for ranks in self.ranks.values()])
+
+
+@dataclass
+class Asked:
+    """One question, what is known of its sessions, and every system's answers."""
+
+    question: Question
+    target_skipped: Bool  # [sessions]
+    target_plays: Int  # [sessions] int64, plays of the target in the training part
+    session_length: Int  # [sessions] int64, plays of the input
+    session_skip_rate: Float64  # [sessions]
+    systems: dict[str, Answered] = field(default_factory=dict)
+
+    def members(self, group: str) -> Bool:
+        """Which sessions a group of targets has. [sessions] bool."""
+        every = np.ones_like(self.target_skipped)
+        return {"all": every, "played": ~self.target_skipped, "skipped": self.target_skipped}[group]
+
+
+Comparison: TypeAlias = dict[Question, Asked]
+
+
+def read_results(paths: Sequence[Path]) -> Comparison:
+    """Group result files by question. Raises InputError with one line for a file that does not fit."""
+    if not paths:
+        raise InputError("there is no result to compare: write some with `segue evaluate --json FILE`")
+    compared: Comparison = {}
+    for path in paths:
+        _add(compared, path, _read(path))
+    return dict(sorted(compared.items(), key=lambda item: _order(item[0])))
+
+
+def _order(question: Question) -> tuple[Any, ...]:
+    return (question.source, question.fingerprint, question.part, question.split != "last-play", question.protocol)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a result of `segue evaluate --json`: {error}") from error
+    missing = [key for key in (*_NEEDED, *_OF_A_SESSION) if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise InputError(f"{path} has no {missing[0]!r}: evaluate its release again with this Segue")
+    return dict(content)
+
+
+def _add(compared: Comparison, path: Path, content: dict[str, Any]) -> None:
+    question = Question(*content["dataset"].values(), *(content[key] for key in ("split", "part", "protocol")))
+    skipped, plays, length, skip_rate = (np.array(content[key]) for key in _OF_A_SESSION)
+    asked = compared.setdefault(question, Asked(question, skipped, plays, length, skip_rate))
+    if not np.array_equal(asked.target_skipped, skipped) or len(content["ranks"]) != len(skipped):
+        raise InputError(f"{path} has other targets than the results before it, though of the same dataset and split")
+    answered = asked.systems.setdefault(content["system"], Answered())
+    seed = content["train_seed"]
+    if seed in answered.ranks:
+        raise InputError(f"{path} is a second result of {content['system']} with seed {seed}: leave one of them out")
+    ranks = [NOT_FOUND if rank is None else rank for rank in content["ranks"]]
+    answered.ranks[seed] = np.array(ranks, dtype=np.float64)
+    answered.training.append(content["training"])
+    answered.unseen_targets = content["unseen_targets"]
+    answered.coverage.append(content.get("catalogue_coverage@20", float("nan")))

@@ -8,11 +8,11 @@ import pytest
 
 pytest.importorskip("scipy")
 
-from segue.arrays import Float64, Int  # noqa: E402 (after the check that scipy is there)
-from segue.catalogue import PAD_ROW, Catalogue  # noqa: E402
-from segue.release import DatasetFacts, Draft, WindowFacts, write_release  # noqa: E402
-from segue.window import Sessions, Windows, to_windows  # noqa: E402
-from training.baselines.knn import VmisKnn, VmisKnnOptions  # noqa: E402
+from segue.arrays import Float64, Int
+from segue.catalogue import PAD_ROW, Catalogue
+from segue.release import DatasetFacts, Draft, WindowFacts, write_release
+from segue.window import Sessions, Windows, to_windows
+from training.baselines.knn import VmisKnn, VmisKnnOptions
 
 ROWS = 30
 

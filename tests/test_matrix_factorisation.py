@@ -223,7 +223,8 @@ class TestBprDraws:
         assert all(np.array_equal(one, other) for one, other in zip(first, second, strict=True))
 
     def test_nothing_to_prefer_is_one_clear_line(self) -> None:
-        for log, version in (("abc-", "orig"), ("abc-", "bl"), ("abc", "nr"), ("a-b-", "bl")):
+        cases: list[tuple[str, Version]] = [("abc-", "orig"), ("abc-", "bl"), ("abc", "nr"), ("a-b-", "bl")]
+        for log, version in cases:
             with pytest.raises(BadDataset, match="no track to prefer over another"):
                 self.sampler(sessions_of(log), 4, version)
 
@@ -254,8 +255,9 @@ class TestBprFoldIn:
 
     def test_by_hand(self) -> None:
         windows = Windows(np.array([[1, 2, 3]]), np.array([[False, False, True]]))
-        # equal weights: all (1 + 3 + 8) / 3 = 4, played (1 + 3) / 2 = 2, skipped 8; the map doubles, and takes skips off
-        for version, expected in (("orig", 8.0), ("bl", 4.0), ("nr", -4.0)):
+        # equal weights: all (1 + 3 + 8) / 3 = 4, played (1 + 3) / 2 = 2, skipped 8; the map doubles and subtracts
+        cases: list[tuple[Version, float]] = [("orig", 8.0), ("bl", 4.0), ("nr", -4.0)]
+        for version, expected in cases:
             assert ask(self.model(version, 0.0), windows).tolist() == [[expected, 1.0]]
         # weights 1/4, 1/2, 1
         assert ask(self.model("bl", 1.0), windows)[0, 0] == pytest.approx(2 * (0.25 * 1 + 0.5 * 3) / 0.75)
@@ -326,11 +328,14 @@ class TestAgreementWithImplicit:
         part, targets, _, rows = planted(3000)
         ours, theirs = [], []
         for seed in self.SEEDS:
-            settings = {"learning_rate": 0.05, "regularization": 0.01}
-            options = BprOptions(dimension=16, epochs=25, seed=seed, negative_sampling="popular", **settings)
+            options = BprOptions(
+                dimension=16, epochs=25, seed=seed, negative_sampling="popular", learning_rate=0.05, regularization=0.01
+            )
             factors = factorise(Sampler(distinct_pairs(part, rows), rows, options, "orig"), len(part), rows, options)
             ours.append(self.hr(factors.sessions.numpy(), factors.tracks.numpy(), part, targets))
-            bpr = BayesianPersonalizedRanking(16, iterations=25, num_threads=1, random_state=seed, **settings)
+            bpr = BayesianPersonalizedRanking(
+                16, iterations=25, num_threads=1, random_state=seed, learning_rate=0.05, regularization=0.01
+            )
             bpr.fit(self.matrix(part, rows), show_progress=False)
             theirs.append(self.hr(bpr.user_factors, bpr.item_factors, part, targets))
         assert np.mean(theirs) > 0.1  # of 1,000 tracks: chance is 0.01

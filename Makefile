@@ -22,8 +22,11 @@ check: $(VENV)/.dev-installed  ## format, lint, types, import directions
 bench: $(VENV)/.dev-installed  ## the measurements behind benchmarks/README.md; needs SEGUE_DATA
 	$(BIN)/python benchmarks/prepare_lfm1k.py --folder $(BENCH)/lfm1k
 	$(BIN)/python benchmarks/index_search.py
-	$(BIN)/python benchmarks/skip_loss.py planted --folder $(BENCH)/planted
-	$(BIN)/python benchmarks/skip_loss.py mssd --folder $(BENCH)/mssd
+	$(BIN)/segue simulate --sessions 6000 --seed 1 --out $(BENCH)/planted --overwrite
+	$(BIN)/segue reproduce $(BENCH)/planted --recipe demo --split last-play --protocol full --out $(BENCH)/out
+	$(BIN)/segue prepare events $(SEGUE_DATA)/mssd-sample.csv.gz --out $(BENCH)/mssd --overwrite
+	$(BIN)/segue reproduce $(BENCH)/mssd --recipe mssd --out $(BENCH)/out
+	$(BIN)/python benchmarks/peers/run.py --folder $(BENCH)/peers
 
 clean:  ## everything that was made here, but no data or release of yours
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo

@@ -65,6 +65,12 @@ class Catalogue:
                 raise InputError(f"{path}: rows begin at {frame['row'][0]}, expected {FIRST_TRACK_ROW}")
         return cls(frame)
 
+    @staticmethod
+    def count(path: Path) -> int:
+        """How many tracks `catalogue.parquet` holds, without reading them."""
+        tracks: int = pl.scan_parquet(path).select(pl.len()).collect().item()
+        return tracks
+
     def write(self, path: Path) -> None:
         """Write `catalogue.parquet`."""
         self.frame.write_parquet(path, compression="zstd")
@@ -140,16 +146,3 @@ class Catalogue:
     def skips(self) -> Int:
         """Presentations that ended in a skip. [num_rows] int64, indexed by row."""
         return np.concatenate([[0], self.frame["skips"].to_numpy()]).astype(np.int64)
-
-    @cached_property
-    def _searchable(self) -> pl.DataFrame:
-        fields = [pl.col(name).fill_null("").str.to_lowercase() for name in ("title", "artist", "track_id")]
-        return self.frame.select("row", "plays", text=pl.concat_str(fields, separator="\n"))
-
-    def search(self, query: str, limit: int) -> list[Row]:
-        """Rows whose title, artist or id hold every word of `query`, most played first; all tracks for no word."""
-        matching = self._searchable.lazy()
-        for word in query.lower().split():
-            matching = matching.filter(pl.col("text").str.contains(word, literal=True))
-        found = matching.top_k(limit, by=[pl.col("plays"), -pl.col("row")]).collect()
-        return found.sort(["plays", "row"], descending=[True, False])["row"].to_list()

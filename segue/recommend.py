@@ -5,12 +5,12 @@ Knows nothing of HTTP, Redis, ONNX or FAISS: what encodes and what searches are 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
 from segue.arrays import Float32, Int
-from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW
+from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Row
 from segue.window import Sessions, Windows, to_windows
 
 Source: TypeAlias = Literal["model", "popularity"]
@@ -84,15 +84,14 @@ class EncoderRanker:
 class PopularityRanker:
     """Ranks every session alike: by the number of plays, then by row."""
 
-    def __init__(self, plays: Int) -> None:
-        """`plays` [num_rows] int64, indexed by row."""
-        self._plays = plays.astype(np.float32)
-        order = np.argsort(-plays[FIRST_TRACK_ROW:], kind="stable") + FIRST_TRACK_ROW
-        self._order = order.astype(np.int64)
+    def __init__(self, plays: Int | Float32, order: Int | None = None) -> None:
+        """`plays` [num_rows], indexed by row; `order` [tracks], rows from the most played on, if it is known."""
+        self._plays = plays.astype(np.float32, copy=False)
+        self._order = order if order is not None else np.argsort(-plays[FIRST_TRACK_ROW:], kind="stable") + 1
 
     def rank(self, windows: Windows, k: int) -> Ranked:
         """See Ranker."""
-        best = np.broadcast_to(self._order[:k], (len(windows), min(k, len(self._order))))
+        best = np.broadcast_to(self._order[:k].astype(np.int64), (len(windows), min(k, len(self._order))))
         return Ranked(best, self._plays[best])
 
     def scores(self, windows: Windows, rows: Int) -> Float32:  # noqa: ARG002 (every session alike)
@@ -120,27 +119,37 @@ class Recommender:
     window: int
 
     def recommend(
-        self, sessions: Sessions, k: int, excluded: Sequence[Int] | None = None, *, exclude_heard: bool = False
+        self,
+        sessions: Sessions,
+        k: int | Sequence[int],
+        excluded: Sequence[Int] | None = None,
+        *,
+        exclude_heard: bool | Sequence[bool] = False,
     ) -> list[Recommendation]:
         """The next tracks for each session, best first.
 
         `excluded` gives, for each session, rows that must not appear; with `exclude_heard` the session's own tracks
-        must not appear either. Exclusions never shorten an answer while the catalogue has tracks left.
+        must not appear either; `k` and `exclude_heard` may differ from session to session. Exclusions never shorten an
+        answer while the catalogue has tracks left, and a session's answer does not depend on the others.
         """
-        barred = [self._barred(sessions, i, excluded, exclude_heard) for i in range(len(sessions))]
-        wanted = k + max((len(rows) for rows in barred), default=0)
+        count = len(sessions)
+        asked = [k] * count if isinstance(k, int) else k
+        heard = [exclude_heard] * count if isinstance(exclude_heard, bool) else exclude_heard
+        barred = [_barred(sessions, i, excluded, heard[i]) for i in range(count)]
+        wanted = np.array([_with_spare(asked[i], len(barred[i])) for i in range(count)], dtype=np.int64)
         windows = to_windows(sessions, self.window)
-        ranked: list[tuple[Source, Int, Float32]] = [("popularity", _NO_ROWS, _NO_SCORES)] * len(sessions)
-        for source, ranker, which in self._by_source(windows):
-            found = ranker.rank(windows.select(which), wanted)
-            for line, i in enumerate(which.tolist()):
-                ranked[i] = (source, found.rows[line], found.scores[line])
-        real = windows.tracks != PAD_ROW
+        ranked: list[tuple[Source, Int, Float32]] = [("popularity", _NO_ROWS, _NO_SCORES)] * count
+        for source, ranker, usable in self._by_source(windows):
+            for most in np.unique(wanted[usable]).tolist():
+                which = usable[wanted[usable] == most]
+                found = ranker.rank(windows.select(which), most)
+                for line, i in enumerate(which.tolist()):
+                    ranked[i] = (source, found.rows[line], found.scores[line])
         skips = windows.skipped.sum(axis=1)
-        plays = real.sum(axis=1) - skips
+        plays = ((windows.tracks != PAD_ROW).sum(axis=1) - skips).tolist()
         return [
-            Recommendation(source, *_first(k, rows, scores, barred[i]), int(plays[i]), int(skips[i]))
-            for i, (source, rows, scores) in enumerate(ranked)
+            Recommendation(source, *_first(asked[i], rows, scores, barred[i]), plays[i], skip)
+            for i, ((source, rows, scores), skip) in enumerate(zip(ranked, skips.tolist(), strict=True))
         ]
 
     def scores(self, sessions: Sessions, rows: Int) -> Float32:
@@ -160,20 +169,36 @@ class Recommender:
         )
         yield from (line for line in by if len(line[2]))
 
-    @staticmethod
-    def _barred(sessions: Sessions, i: int, excluded: Sequence[Int] | None, exclude_heard: bool) -> Int:
-        heard = sessions.rows[sessions.offsets[i] : sessions.offsets[i + 1]] if exclude_heard else _NO_ROWS
-        named = excluded[i] if excluded is not None else _NO_ROWS
-        return np.unique(np.concatenate([heard, named])) if len(heard) or len(named) else _NO_ROWS
-
 
 _NO_ROWS: Int = np.empty(0, dtype=np.int64)
 _NO_SCORES: Float32 = np.empty(0, dtype=np.float32)
+_LEAST_SPARE: Final = 48  # 20 asked, and the window's 20 heard
 
 
-def _first(k: int, rows: Int, scores: Float32, barred: Int) -> tuple[Int, Float32]:
+def _barred(sessions: Sessions, i: int, excluded: Sequence[Int] | None, heard: bool) -> set[Row]:
+    """The rows that must not appear in session i's answer."""
+    barred: set[Row] = set(excluded[i].tolist()) if excluded is not None else set()
+    if heard:
+        barred.update(sessions.rows[sessions.offsets[i] : sessions.offsets[i + 1]].tolist())
+    barred.discard(PAD_ROW)
+    return barred
+
+
+def _with_spare(k: int, barred: int) -> int:
+    """How many tracks to rank so that k are left: in few sizes, so that sessions of one batch share a size."""
+    if not barred:
+        return k
+    size = _LEAST_SPARE
+    while size < k + barred:
+        size *= 2
+    return size
+
+
+def _first(k: int, rows: Int, scores: Float32, barred: set[Row]) -> tuple[Int, Float32]:
     """The first k of a ranking that are tracks and not barred."""
-    keep = rows != PAD_ROW
-    if len(barred):
-        keep &= ~np.isin(rows, barred)
-    return rows[keep][:k], scores[keep][:k]
+    if not barred:
+        rows, scores = rows[:k], scores[:k]
+        keep = rows != PAD_ROW
+        return rows[keep], scores[keep]
+    free = [i for i, row in enumerate(rows.tolist()) if row != PAD_ROW and row not in barred][:k]
+    return rows[free], scores[free]

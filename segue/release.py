@@ -6,6 +6,9 @@ arrays are memory-mapped, so that several processes share one copy.
 
 import hashlib
 import json
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
@@ -17,9 +20,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segue.arrays import Float32
-from segue.catalogue import Catalogue
+from segue.catalogue import FIRST_TRACK_ROW, Catalogue
 from segue.errors import BadRelease
 from segue.folders import new_folder
+from segue.track_table import TABLE_FILES, TrackTable, write_track_table
 from segue.window import Windows
 
 FORMAT_VERSION: Final = 1
@@ -127,6 +131,16 @@ class Release:
         """The tracks, with counts of the training part."""
         return Catalogue.read(self.path / CATALOGUE)
 
+    @cached_property
+    def table(self) -> TrackTable:
+        """The same tracks as mapped arrays; made in a temporary folder for a release that was written without them."""
+        if set(TABLE_FILES) <= set(self.manifest.files):
+            return TrackTable(self.path)
+        folder = Path(tempfile.mkdtemp(prefix="segue-tracks-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        write_track_table(self.catalogue, folder)
+        return TrackTable(folder)
+
     def array(self, file: str) -> NDArray[Any]:
         """An array of the release, memory-mapped and read-only. Raises BadRelease for a file that is not one."""
         if file not in self.manifest.files:
@@ -161,10 +175,11 @@ def open_release(path: Path) -> Release:
     release = Release(path, manifest)
     if CATALOGUE not in manifest.files:
         raise BadRelease(f"{path / MANIFEST} lists no {CATALOGUE}, without which rows have no names")
-    if len(release.catalogue) != manifest.tracks:
-        raise BadRelease(f"{path}: the catalogue has {len(release.catalogue)} tracks, the manifest {manifest.tracks}")
+    tracks = Catalogue.count(path / CATALOGUE)
+    if tracks != manifest.tracks:
+        raise BadRelease(f"{path}: the catalogue has {tracks} tracks, the manifest {manifest.tracks}")
     if release.has_encoder:
-        expected = (release.catalogue.num_rows, manifest.dimension)
+        expected = (tracks + FIRST_TRACK_ROW, manifest.dimension)
         found = release.item_embeddings
         if found.shape != expected or found.dtype != np.float32:
             raise BadRelease(
@@ -193,6 +208,7 @@ def write_release(
             np.save(folder / name, array, allow_pickle=False)
         if encoder is not None:
             (folder / ENCODER).write_bytes(encoder)
+            write_track_table(catalogue, folder)
         if check is not None:
             check(folder)
         files = _facts_of(folder)

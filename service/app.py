@@ -30,7 +30,7 @@ from uvicorn.supervisors import Multiprocess
 from segue.errors import BadOption, SegueError
 from segue.release import read_manifest
 from service.bodies import EventsRequest
-from service.dependencies import Parts, Threads
+from service.dependencies import Parts, Threads, ranking_of
 from service.embedded_redis import die_with_parent, embedded_redis
 from service.event_log import EventLog, open_folder
 from service.live_release import open_live_release
@@ -98,9 +98,10 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
     if settings.event_log and settings.event_log_writer:
         folder = open_folder(settings.event_log_folder)
         await opened.enter_async_context(_running(EventLog(client, folder, settings.event_log_flush_s, telemetry)))
-    _log.info("release_opened", release=live.name, tracks=len(live.catalogue), index=live.index_facts()["kind"])
+    _log.info("release_opened", release=live.name, tracks=len(live.table), index=live.index_facts()["kind"])
     store = SessionStore(client, settings, telemetry.time_redis)
-    return Parts(live, store, Threads(settings.ranking_threads), telemetry)
+    threads = Threads(settings.ranking_threads)
+    return Parts(live, ranking_of(live, threads, settings.ranking_threads), store, threads, telemetry)
 
 
 @contextlib.asynccontextmanager

@@ -1,11 +1,12 @@
 """What routes ask for, by name: the parts of the running service and the checked pieces of a request."""
 
+import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ParamSpec, TypeVar
 
-import anyio
-import anyio.to_thread
 from fastapi import Depends, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
@@ -13,7 +14,8 @@ from pydantic import ValidationError, WithJsonSchema
 
 from segue.events import MAX_ID_LENGTH, TEXT_PATTERN, TrackId
 from service.bodies import MAX_TRACKS, EventsRequest
-from service.live_release import LiveRelease
+from service.live_release import Answer, LiveRelease, Question
+from service.micro_batch import MicroBatch
 from service.session_store import SessionStore
 from service.telemetry import Telemetry
 
@@ -28,21 +30,31 @@ class Threads:
 
     def __init__(self, number: int) -> None:
         """At most `number` calls run at once; the others wait."""
-        self._limiter = anyio.CapacityLimiter(number)
+        self._pool = ThreadPoolExecutor(number, thread_name_prefix="ranking")
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What `function` answers."""
-        return await anyio.to_thread.run_sync(lambda: function(*args, **kwargs), limiter=self._limiter)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
 
 
 @dataclass(slots=True)
 class Parts:
-    """What the lifespan opened. `live` may be replaced by another release while requests run."""
+    """What the lifespan opened. `live` and its `ranking` may be replaced by another release while requests run."""
 
     live: LiveRelease
+    ranking: MicroBatch[Question, Answer]
     store: SessionStore
     threads: Threads
     telemetry: Telemetry
+
+
+def ranking_of(live: LiveRelease, threads: Threads, at_once: int) -> MicroBatch[Question, Answer]:
+    """What ranks for a release: questions that come while threads are busy are encoded and searched together."""
+
+    async def rank(questions: list[Question]) -> list[Answer]:
+        return await threads.run(live.answer, questions)
+
+    return MicroBatch(rank, at_once)
 
 
 async def _parts(request: Request) -> Parts:  # async, or FastAPI would call it in a thread

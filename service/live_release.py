@@ -36,13 +36,31 @@ class Track:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The next tracks of one session, best first."""
+class Question:
+    """What is asked for one session. Ids in `exclude` that the catalogue does not hold are passed over."""
 
+    plays: Sequence[Play]
+    k: int
+    exclude: Sequence[str] = ()
+    exclude_heard: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The next tracks of one session, best first, and who named them."""
+
+    release: "LiveRelease"
     source: Source
-    tracks: list[Track]
+    rows: list[Row]
+    scores: Float32  # [len(rows)] float32
     window_plays: int
     window_skips: int
+
+    @property
+    def tracks(self) -> list[Track]:
+        """The tracks by name."""
+        scored = zip(self.rows, self.scores.tolist(), strict=True)
+        return [self.release.track(row, score) for row, score in scored]
 
 
 class Timed(Protocol):
@@ -62,42 +80,51 @@ class LiveRelease:
 
     def __init__(self, release: Release, encoder: QueryEncoder, index: NearestTracks, exact: NearestTracks) -> None:
         self.release = release
-        self.catalogue = release.catalogue
+        self.table = release.table
         self._index = index
         self._exact = exact
-        self._recommender = _recommender(release, encoder, index, exact)
+        popularity = PopularityRanker(self.table.plays, self.table.by_plays)
+        ranker = EncoderRanker(encoder, index, exact, release.item_embeddings)
+        self._recommender = Recommender(ranker, popularity, release.manifest.window.length)
 
     @property
     def name(self) -> str:
         """What answers and logs call this release."""
         return self.release.name
 
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """The next tracks of each session. An answer does not depend on the other questions."""
+        found = self._recommender.recommend(
+            to_sessions([question.plays for question in questions], self.table),
+            [question.k for question in questions],
+            [self.table.rows(question.exclude) for question in questions],
+            exclude_heard=[question.exclude_heard for question in questions],
+        )
+        return [
+            Answer(self, one.source, one.rows.tolist(), one.scores, one.window_plays, one.window_skips) for one in found
+        ]
+
     def recommend(
         self, plays: Sequence[Play], k: int, exclude: Sequence[str] = (), *, exclude_heard: bool = True
     ) -> Answer:
-        """The k next tracks of a session; ids in `exclude` that the catalogue does not hold are passed over."""
-        [found] = self._recommender.recommend(
-            to_sessions([plays], self.catalogue), k, [self.catalogue.rows(exclude)], exclude_heard=exclude_heard
-        )
-        tracks = [
-            self._track(row, score) for row, score in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
-        ]
-        return Answer(found.source, tracks, found.window_plays, found.window_skips)
+        """The k next tracks of one session; see Question."""
+        [answer] = self.answer([Question(plays, k, exclude, exclude_heard)])
+        return answer
 
     def similar(self, track_id: str, k: int) -> list[Track]:
         """The k tracks nearest to a track by inner product, itself left out. Raises UnknownTrack."""
-        row = self.catalogue.row(track_id)
-        rows, scores = self._nearest(self.release.item_embeddings[row][None], min(k + 1, len(self.catalogue)))
+        row = self.table.row(track_id)
+        rows, scores = self._nearest(self.release.item_embeddings[row][None], min(k + 1, len(self.table)))
         found = zip(rows[0].tolist(), scores[0].tolist(), strict=True)
-        return [self._track(near, score) for near, score in found if near not in (row, PAD_ROW)][:k]
+        return [self.track(near, score) for near, score in found if near not in (row, PAD_ROW)][:k]
 
     def search(self, query: str, limit: int) -> list[Track]:
         """Tracks whose title, artist or id hold every word of `query`, most played first."""
-        return [self._track(row) for row in self.catalogue.search(query, limit)]
+        return [self.track(row) for row in self.table.search(query, limit)]
 
     def unknown(self, track_ids: Sequence[str]) -> list[str]:
         """Those that the catalogue does not hold, each once, in their order."""
-        return list(dict.fromkeys(track_id for track_id in track_ids if track_id not in self.catalogue))
+        return list(dict.fromkeys(track_id for track_id in track_ids if track_id not in self.table))
 
     def index_facts(self) -> dict[str, Any]:
         """What `index.json` says of the index that was chosen; exact search where the release has none."""
@@ -110,9 +137,10 @@ class LiveRelease:
         found = self._index.search(queries, k)
         return self._exact.search(queries, k) if (found.rows == PAD_ROW).any() else found
 
-    def _track(self, row: Row, score: float | None = None) -> Track:
-        at = row - FIRST_TRACK_ROW
-        return Track(self.catalogue.track_ids[at], self.catalogue.titles[at], self.catalogue.artists[at], score)
+    def track(self, row: Row, score: float | None = None) -> Track:
+        """The track of a row."""
+        facts: dict[str, str] = json.loads(b"{%b}" % self.table.json(row))
+        return Track(facts["track_id"], facts.get("title"), facts.get("artist"), score)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +170,8 @@ def recommender_of(release: Release, *, exact: bool = False, threads: int = 1) -
     """
     encoder = OnnxEncoder(_encoder_file(release), threads)
     exactly = ExactIndex(release.item_embeddings)
-    return _recommender(release, encoder, exactly if exact else open_index(release), exactly)
+    ranker = EncoderRanker(encoder, exactly if exact else open_index(release), exactly, release.item_embeddings)
+    return Recommender(ranker, PopularityRanker(release.catalogue.plays), release.manifest.window.length)
 
 
 def open_live_release(path: Path, device: str = "cpu", threads: int = 1, timed: Timed = _untimed) -> LiveRelease:
@@ -167,11 +196,6 @@ def _encoder_file(release: Release) -> Path:
     return release.path / ENCODER
 
 
-def _recommender(release: Release, encoder: QueryEncoder, index: NearestTracks, exact: NearestTracks) -> Recommender:
-    ranker = EncoderRanker(encoder, index, exact, release.item_embeddings)
-    return Recommender(ranker, PopularityRanker(release.catalogue.plays), release.manifest.window.length)
-
-
 def _warm_up(live: LiveRelease, encoder: QueryEncoder) -> None:
     manifest = live.release.manifest
     shape = (1, manifest.window.length)
@@ -187,6 +211,6 @@ def _warm_up(live: LiveRelease, encoder: QueryEncoder) -> None:
         )
     live.recommend([], 1)
     live.search("a", 1)
-    for track_id in live.catalogue.track_ids[:1]:
+    for track_id in map(live.table.track_id, range(FIRST_TRACK_ROW, len(live.table) + FIRST_TRACK_ROW)[:1]):
         live.recommend([Play(track_id)], 1)
         live.similar(track_id, 1)

@@ -1,14 +1,15 @@
 """The calls of the HTTP interface. What they mean is in docs/session-semantics.md and openapi.yaml."""
 
 from pathlib import Path
+from typing import Any
 
+import orjson
 from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from segue.errors import UnknownSession
 from segue.events import EventType
-from segue.sessions import Play
 from service.bodies import (
     EventsAnswer,
     FoundTracks,
@@ -19,6 +20,7 @@ from service.bodies import (
     SessionBody,
     SimilarTracks,
     TrackBody,
+    recommendations_json,
 )
 from service.dependencies import (
     EVENTS_BODY,
@@ -35,6 +37,7 @@ from service.dependencies import (
     SessionIdQuery,
     TrackIdPath,
 )
+from service.live_release import Question
 from service.problems import problem_responses
 
 WEB = Path(__file__).parent / "web"
@@ -45,33 +48,34 @@ router = APIRouter()
 @router.post(
     "/sessions/{session_id}/events",
     tags=["sessions"],
-    response_model_exclude_none=True,
+    response_model=EventsAnswer,
     responses=problem_responses(404, 413, 422, 503),
     openapi_extra=EVENTS_BODY,
 )
 async def report_events(
     session_id: SessionId, reported: Reported, service: Service, recommend: Recommend = None
-) -> EventsAnswer:
+) -> Response:
     """Append what happened to a session; optionally answer with its next tracks."""
     stored = await service.store.append(session_id, reported.events, with_plays=recommend is not None)
     unknown = service.live.unknown([event.track_id for event in reported.events])
     _count_events(service, reported, stored.duplicates, len(unknown))
-    answer = EventsAnswer(
-        session_id=session_id,
-        length=stored.length,
-        accepted=len(reported.events) - stored.duplicates,
-        duplicates=stored.duplicates,
-        unknown_tracks=unknown,
-    )
+    answer: dict[str, Any] = {
+        "session_id": session_id,
+        "length": stored.length,
+        "accepted": len(reported.events) - stored.duplicates,
+        "duplicates": stored.duplicates,
+        "unknown_tracks": unknown,
+    }
     if recommend is not None:
-        answer.recommendations = await _recommend(service, session_id, stored.plays, recommend)
-    return answer
+        found = await _recommend(service, session_id, Question(stored.plays, recommend))
+        answer["recommendations"] = orjson.Fragment(found)
+    return _json(orjson.dumps(answer))
 
 
 @router.get(
     "/recommendations",
     tags=["recommendations"],
-    response_model_exclude_none=True,
+    response_model=RecommendationsBody,
     responses=problem_responses(422, 503),
 )
 async def recommendations(
@@ -80,10 +84,10 @@ async def recommendations(
     k: K = 20,
     exclude_heard: ExcludeHeard = True,
     exclude: Excluded = [],  # noqa: B006 (FastAPI copies it)
-) -> RecommendationsBody:
+) -> Response:
     """The next tracks for a session; the most popular ones for a session that holds no usable play."""
     plays = await service.store.plays(session_id)
-    return await _recommend(service, session_id, plays, k, exclude, exclude_heard=exclude_heard)
+    return _json(await _recommend(service, session_id, Question(plays, k, exclude, exclude_heard)))
 
 
 @router.get(
@@ -168,19 +172,15 @@ async def player() -> FileResponse:
     return FileResponse(WEB / "index.html")
 
 
-async def _recommend(
-    service: Parts,
-    session_id: str,
-    plays: list[Play],
-    k: int,
-    exclude: list[str] | None = None,
-    *,
-    exclude_heard: bool = True,
-) -> RecommendationsBody:
-    release = service.live  # once: the release may be swapped meanwhile
-    answer = await service.threads.run(release.recommend, plays, k, exclude or [], exclude_heard=exclude_heard)
+async def _recommend(service: Parts, session_id: str, question: Question) -> bytes:
+    answer = await service.ranking(question)
     service.telemetry.recommendations.labels(answer.source).inc()
-    return RecommendationsBody.of(session_id, release.name, answer)
+    return recommendations_json(session_id, answer)
+
+
+def _json(content: bytes) -> Response:
+    """What two calls answer ready made; pydantic would take longer over it than the whole search."""
+    return Response(content, media_type="application/json")
 
 
 def _count_events(service: Parts, reported: Reported, duplicates: int, unknown: int) -> None:

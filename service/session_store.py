@@ -1,27 +1,31 @@
 """Sessions in Redis: one atomic script for a write, one command for a read. docs/session-semantics.md says the rules.
 
+Commands that come while others are under way go out together, in one pipeline: one round trip for all of them.
+
 Sessions are spread over 64 buckets by a hash of their id; the bucket is the keys' hash tag, so that a session's keys
 and the stream its events are logged to share a slot of Redis Cluster.
 """
 
 import contextlib
+import hashlib
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from segue.errors import StoreUnavailable
 from segue.events import Event
 from segue.sessions import Outcome, Play
+from service.micro_batch import MicroBatch
 from service.settings import Settings
 
 BUCKETS: Final = 64
@@ -32,6 +36,9 @@ _UNFIT: Final = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MAS
 # Latest and earliest time of datetime in UTC, so that a stored time can always be shown.
 _MIN_MS, _MAX_MS = -62_135_596_800_000, 253_402_300_799_999
 _HERE = Path(__file__).parent
+
+_PIPELINES: Final = 2  # under way at a time
+_Command: TypeAlias = tuple[str | int, ...]
 
 Timed = Callable[[str], AbstractContextManager[Any]]
 
@@ -87,7 +94,9 @@ class SessionStore:
         self._idle_gap_ms = max(1, round(settings.idle_gap_s * 1000))
         self._max_plays = settings.max_session_plays
         self._stream_length = settings.stream_max_length if settings.event_log else 0
-        self._append = client.register_script((_HERE / "append_events.lua").read_text())
+        self._append_text = (_HERE / "append_events.lua").read_text()
+        self._append_sha = hashlib.sha1(self._append_text.encode(), usedforsecurity=False).hexdigest()
+        self._send = MicroBatch(self._pipeline, _PIPELINES)
         self._erase = client.register_script((_HERE / "erase_session.lua").read_text())
 
     async def append(self, session_id: str, events: Sequence[Event], *, with_plays: bool = False) -> Appended:
@@ -95,14 +104,16 @@ class SessionStore:
         limits = [self._idle_gap_ms, self._max_plays, MAX_EVENT_IDS, self._stream_length, int(with_plays)]
         arguments = [session_id, *limits, *(word for event in events for word in _words(event))]
         async with self._redis("append"):
-            length, duplicates, plays = await self._append(keys=keys_of(session_id), args=arguments)
+            keys = keys_of(session_id)
+            command = ("EVALSHA", self._append_sha, len(keys), *keys, *arguments)
+            length, duplicates, plays = await self._send(command)
         return Appended(int(length), int(duplicates), _plays(plays))
 
     async def plays(self, session_id: str) -> list[Play]:
         """The session's plays, oldest first; none for an unknown session."""
         async with self._redis("plays"):
-            found = await self._client.lrange(keys_of(session_id)[0], 0, -1)
-        return _plays(str(line) for line in found)
+            found = await self._send(("LRANGE", keys_of(session_id)[0], 0, -1))
+        return _plays(found)
 
     async def erase(self, session_id: str) -> None:
         """Erase the session from Redis and have the event log erase it from its files."""
@@ -113,6 +124,24 @@ class SessionStore:
         """Return if Redis answers."""
         async with self._redis("ping"):
             await self._client.ping()
+
+    async def _pipeline(self, commands: list[_Command]) -> list[Any]:
+        """What Redis answers to each command; an exception where it refuses one."""
+        answers = await self._execute(commands)
+        unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if unknown:  # Redis was started anew, or its scripts were flushed; nothing was carried out
+            await self._client.script_load(self._append_text)
+            again = await self._execute([commands[i] for i in unknown])
+            for i, answer in zip(unknown, again, strict=True):
+                answers[i] = answer
+        return answers
+
+    async def _execute(self, commands: list[_Command]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        return answers
 
     @contextlib.asynccontextmanager
     async def _redis(self, operation: str) -> AsyncIterator[None]:

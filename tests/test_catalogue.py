@@ -57,32 +57,3 @@ def test_counts_are_replaced_by_row() -> None:
     counted = Catalogue.of(["a", "b"]).with_counts(np.array([9, 1, 2]), np.array([9, 0, 1]))
     assert counted.plays.tolist() == [0, 1, 2]
     assert counted.skips.tolist() == [0, 0, 1]
-
-
-class TestSearch:
-    catalogue = Catalogue(
-        pl.DataFrame(
-            {
-                "track_id": ["t1", "t2", "t3", "100%_x"],
-                "plays": [1, 9, 5, 0],
-                "title": ["Blue Harbour", "Blue Lanterns", "Red Harbour", None],
-                "artist": ["Ada", "Bo", "Ada", None],
-            }
-        )
-    )
-
-    def find(self, query: str, limit: int = 10) -> list[str]:
-        return [self.catalogue.track_id(row) for row in self.catalogue.search(query, limit)]
-
-    def test_every_word_must_be_found_in_title_artist_or_id(self) -> None:
-        assert self.find("harbour ADA") == ["t3", "t1"]
-        assert self.find("blue") == ["t2", "t1"]
-        assert self.find("t2") == ["t2"]
-        assert self.find("blue red") == []
-
-    def test_no_word_finds_the_most_played(self) -> None:
-        assert self.find("", 2) == ["t2", "t3"]
-
-    def test_signs_mean_themselves(self) -> None:
-        assert self.find("100%_x") == ["100%_x"]
-        assert self.find(".*") == []

@@ -1,0 +1,148 @@
+"""The catalogue as a service needs it: mapped arrays that all workers share, ready as a release is opened.
+
+Rows are those of segue.catalogue. The files lie in the release beside `catalogue.parquet`, from which they are made:
+
+    track_ids.bin    UTF-8 ids, one after another        track_id_ends.npy    [num_rows] int64, where each row's ends
+    track_json.bin   the inside of each track's JSON     track_json_ends.npy  [num_rows] int64
+    rows_by_id.npy   [tracks] int32, rows in the order of their ids' bytes
+    rows_by_plays.npy [tracks] int32, most played first, equal ones by row
+    plays.npy        [num_rows] float32, presentations in the training part
+    search.arrow     Arrow IPC, uncompressed: row, text (title, artist, id in lower case); most played first
+"""
+
+import bisect
+import mmap
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from segue.arrays import Float32, Int
+from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue, Row
+from segue.errors import UnknownTrack
+
+_IDS, _ID_ENDS = "track_ids.bin", "track_id_ends.npy"
+_JSON, _JSON_ENDS = "track_json.bin", "track_json_ends.npy"
+_BY_ID, _BY_PLAYS, _PLAYS, _SEARCH = "rows_by_id.npy", "rows_by_plays.npy", "plays.npy", "search.arrow"
+TABLE_FILES: Final = (_IDS, _ID_ENDS, _JSON, _JSON_ENDS, _BY_ID, _BY_PLAYS, _PLAYS, _SEARCH)
+
+_TRACKS_AT_ONCE: Final = 500_000  # while the files are written
+_REMEMBERED: Final = 100_000  # ids whose rows are kept at hand: plays follow Zipf's law
+
+
+def write_track_table(catalogue: Catalogue, folder: Path) -> None:
+    """Write the files of a table into `folder`."""
+    frame = catalogue.frame
+    ids = frame["track_id"]
+    _write_texts(folder, _IDS, _ID_ENDS, [ids[i : i + _TRACKS_AT_ONCE] for i in range(0, len(ids), _TRACKS_AT_ONCE)])
+    _write_texts(folder, _JSON, _JSON_ENDS, [_as_json(part) for part in frame.iter_slices(_TRACKS_AT_ONCE)])
+    by_id = frame.select("row", pl.col("track_id").cast(pl.Binary)).sort("track_id")["row"]
+    by_plays = frame.select("row", "plays").sort(["plays", "row"], descending=[True, False])["row"]
+    for name, array in (
+        (_BY_ID, by_id.to_numpy().astype(np.int32)),
+        (_BY_PLAYS, by_plays.to_numpy().astype(np.int32)),
+        (_PLAYS, catalogue.plays.astype(np.float32)),
+    ):
+        np.save(folder / name, array, allow_pickle=False)
+    text = pl.concat_str(
+        [pl.col(name).fill_null("").str.to_lowercase() for name in ("title", "artist", "track_id")], separator="\n"
+    )
+    searchable = frame.sort(["plays", "row"], descending=[True, False]).select("row", text=text)
+    searchable.write_ipc(folder / _SEARCH, compression="uncompressed")
+
+
+class TrackTable:
+    """The tracks of a release, from its files. Safe to use from several threads at once."""
+
+    def __init__(self, folder: Path) -> None:
+        """Map the files that `write_track_table` wrote."""
+        self._folder = folder
+        self._ids, self._id_ends = _mapped(folder / _IDS), _array(folder / _ID_ENDS)
+        self._json, self._json_ends = _mapped(folder / _JSON), _array(folder / _JSON_ENDS)
+        self._by_id = _array(folder / _BY_ID)
+        self.by_plays: Int = _array(folder / _BY_PLAYS)
+        self.plays: Float32 = _array(folder / _PLAYS)
+        self._searchable = pl.scan_ipc(self._folder / _SEARCH)
+        self.row_or_pad = lru_cache(maxsize=_REMEMBERED)(self._find)  # one cache for each table, freed with it
+
+    def __len__(self) -> int:
+        """The number of tracks."""
+        return len(self._by_id)
+
+    def __contains__(self, track_id: str) -> bool:
+        """Whether the table holds the track."""
+        return self.row_or_pad(track_id) != PAD_ROW
+
+    def row(self, track_id: str) -> Row:
+        """The row of a track. Raises UnknownTrack."""
+        row = self.row_or_pad(track_id)
+        if row == PAD_ROW:
+            raise UnknownTrack(
+                f"track {track_id!r} is not in the catalogue of {len(self):,} tracks: find ids by search"
+            )
+        return row
+
+    def rows(self, track_ids: Sequence[str]) -> Int:
+        """Rows of many tracks, PAD_ROW for those outside the catalogue. [n] int64."""
+        return np.fromiter(map(self.row_or_pad, track_ids), dtype=np.int64, count=len(track_ids))
+
+    def track_id(self, row: Row) -> str:
+        """The id of a row of a track."""
+        return self._id(row).decode()
+
+    def json(self, row: Row) -> bytes:
+        """What a JSON object says of a track, without its braces: `"track_id":"x","title":"y"`. UTF-8."""
+        text: bytes = self._json[self._json_ends[row - 1] : self._json_ends[row]]
+        return text
+
+    def search(self, query: str, limit: int) -> list[Row]:
+        """Rows whose title, artist or id hold every word of `query`, most played first; all tracks for no word."""
+        matching = self._searchable
+        for word in query.lower().split():
+            matching = matching.filter(pl.col("text").str.contains(word, literal=True))
+        rows: list[Row] = matching.head(limit).collect()["row"].to_list()
+        return rows
+
+    def _id(self, row: Row) -> bytes:
+        track_id: bytes = self._ids[self._id_ends[row - 1] : self._id_ends[row]]
+        return track_id
+
+    def _find(self, track_id: str) -> Row:
+        """The row of a track or PAD_ROW, by bisection."""
+        wanted = track_id.encode(errors="surrogatepass")
+        at = bisect.bisect_left(self._by_id, wanted, key=self._id)
+        if at == len(self._by_id):
+            return PAD_ROW
+        row = int(self._by_id[at])
+        return row if self._id(row) == wanted else PAD_ROW
+
+
+def _as_json(part: pl.DataFrame) -> pl.Series:
+    """Inside an object, absent where unknown. A quote within a value is escaped, so `,"title":null` is a field."""
+    whole = part.select(pl.struct("track_id", "title", "artist").struct.json_encode()).to_series()
+    for name in ("title", "artist"):
+        whole = whole.str.replace(f',"{name}":null', "", literal=True)
+    return whole.str.slice(1, whole.str.len_chars() - 2)
+
+
+def _write_texts(folder: Path, texts: str, ends: str, parts: Sequence[pl.Series]) -> None:
+    lengths = [np.zeros(FIRST_TRACK_ROW, dtype=np.int64)]
+    with (folder / texts).open("wb") as file:
+        for part in parts:
+            file.write("".join(part.to_list()).encode())
+            lengths.append(part.str.len_bytes().to_numpy().astype(np.int64))
+    np.save(folder / ends, np.cumsum(np.concatenate(lengths)), allow_pickle=False)
+
+
+def _mapped(file: Path) -> Any:
+    """The bytes of a file, mapped; slices are bytes."""
+    with file.open("rb") as stream:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if file.stat().st_size else b""
+
+
+def _array(file: Path) -> NDArray[Any]:
+    return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))

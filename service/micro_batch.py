@@ -1,0 +1,71 @@
+"""Work that waits together is done together, and nothing waits when there is nothing to wait for.
+
+A request that finds the work idle starts at once, alone. Those that come while it runs are the next batch. So batches
+are as large as the load makes them, and there is no time to tune.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+LARGEST: Final = 64
+
+
+class MicroBatch(Generic[Item, Result]):
+    """Calls `work` with batches of what it is called with. For one event loop."""
+
+    def __init__(
+        self,
+        work: Callable[[list[Item]], Awaitable[Sequence[Result | BaseException]]],
+        at_once: int = 1,
+        largest: int = LARGEST,
+    ) -> None:
+        """`work` answers for each item in its order, with an exception for an item that failed.
+
+        `at_once` batches of at most `largest` items run at a time.
+        """
+        self._work = work
+        self._at_once = at_once
+        self._largest = largest
+        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, item: Item) -> Result:
+        """The result for one item. Raises what `work` raised or answered for it."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        if len(self._running) < self._at_once:
+            task = asyncio.create_task(self._drain())
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        return await future
+
+    async def _drain(self) -> None:
+        while batch := self._next():
+            try:
+                results = await self._work([item for item, _ in batch])
+            except Exception as error:  # noqa: BLE001 (every caller gets it)
+                results = [error] * len(batch)
+            except BaseException:
+                for _, future in batch:
+                    future.cancel()
+                raise
+            for (_, future), result in zip(batch, results, strict=True):
+                if future.done():
+                    continue  # its caller has gone
+                if isinstance(result, BaseException):
+                    future.set_exception(result)
+                else:
+                    future.set_result(result)
+
+    def _next(self) -> list[tuple[Item, "asyncio.Future[Result]"]]:
+        batch: list[tuple[Item, asyncio.Future[Result]]] = []
+        while self._waiting and len(batch) < self._largest:
+            item, future = self._waiting.popleft()
+            if not future.done():
+                batch.append((item, future))
+        return batch

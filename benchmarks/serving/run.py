@@ -1,0 +1,303 @@
+"""What one core of the service can do, beside what its parts can do, in one run.
+
+    python benchmarks/serving/run.py --folder /tmp/serving --tracks 600000
+
+Trains a release on planted sessions, enlarges it, indexes it, starts Redis and the service, and drives them.
+The service has a core of its own, Redis and the generator share the other. Writes benchmarks/results/serving_TRACKS.json
+and a plot of latency against offered load. What has been trained, enlarged and indexed is not done again.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "results"
+sys.path.insert(0, str(HERE))
+SERVER_CORE, OTHER_CORE = 0, max(os.sched_getaffinity(0))
+CONNECTIONS = 32
+
+
+def segue(*arguments: object) -> None:
+    """One command of ours."""
+    subprocess.run([sys.executable, "-m", "segue", *map(str, arguments)], check=True)
+
+
+def release_of(folder: Path, tracks: int, kind: str, recall: float) -> Path:
+    """A trained release, enlarged and indexed; made where it is not there."""
+    from enlarge import enlarge
+
+    from segue.release import open_release
+
+    dataset, trained, large = folder / "dataset", folder / "trained", folder / f"release-{tracks}-{kind}"
+    if not trained.is_dir():
+        segue("simulate", "--tracks", 20_000, "--sessions", 20_000, "--out", dataset, "--overwrite")
+        segue("train", dataset, "--model", "sasrec", "--set", "epochs=3", "--set", "averaging=0.99", "--out", trained)
+    if not large.is_dir():
+        part = folder / f"part-{tracks}-{kind}"
+        release = enlarge(open_release(trained), tracks, part) if not part.is_dir() else open_release(part)
+        segue("index", release.path, "--kind", kind, "--recall", recall)
+        part.rename(large)
+    return large
+
+
+def sessions_of(release: Path, file: Path) -> None:
+    """The release's sample windows as sessions for the generator."""
+    from segue.catalogue import PAD_ROW
+    from segue.release import open_release
+
+    opened = open_release(release)
+    windows, table = opened.sample_windows, opened.table
+    lines = zip(windows.tracks.tolist(), windows.skipped.tolist(), strict=True)
+    sessions = [
+        [(table.track_id(row), skip) for row, skip in zip(rows, skips, strict=True) if row != PAD_ROW]
+        for rows, skips in lines
+    ]
+    file.write_text(json.dumps([session for session in sessions if session]))
+
+
+@contextlib.contextmanager
+def redis(folder: Path) -> Iterator[str]:
+    """A Redis of its own core."""
+    from service.embedded_redis import embedded_redis
+
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {OTHER_CORE})  # the server inherits it
+    with embedded_redis(folder, "everysec") as url:
+        os.sched_setaffinity(0, before)
+        yield url
+
+
+@contextlib.contextmanager
+def served(command: list[object], environment: dict[str, str], port: int) -> Iterator[psutil.Process]:
+    """A server on the server's core, as soon as it answers."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        env=os.environ | threads | environment,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: os.sched_setaffinity(0, {SERVER_CORE}),  # noqa: PLW1509 (no threads here)
+    )
+    try:
+        for _ in range(1200):
+            with contextlib.suppress(httpx.HTTPError):
+                httpx.get(f"http://127.0.0.1:{port}/health/live", trust_env=False)
+                break
+            if process.poll() is not None:
+                sys.exit(f"{command} has ended")
+            time.sleep(0.1)
+        yield psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def uvicorn(app: str, redis_url: str, release: Path, port: int) -> contextlib.AbstractContextManager[psutil.Process]:
+    """One of the references, run as the service is."""
+    options = ["--port", port, "--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"]
+    command = [sys.executable, "-m", "uvicorn", f"references:{app}", "--factory", "--app-dir", HERE, *options]
+    return served(command, {"REDIS_URL": redis_url, "RELEASE": str(release)}, port)
+
+
+def load(folder: Path, port: int, scenario: str, seconds: float, **more: Any) -> dict[str, Any]:
+    """One run of the generator, on the other core."""
+    plan = {
+        "host": "127.0.0.1",
+        "port": port,
+        "scenario": scenario,
+        "seconds": seconds,
+        "warm_up_s": 1.0 if scenario != "fill" else 0.0,
+        "connections": CONNECTIONS,
+        "sessions": str(folder / "sessions.json"),
+    } | more
+    file = folder / "plan.json"
+    file.write_text(json.dumps(plan))
+    done = subprocess.run(
+        [sys.executable, HERE / "load.py", file],
+        check=True,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: os.sched_setaffinity(0, {OTHER_CORE}),
+    )
+    result: dict[str, Any] = json.loads(done.stdout)
+    shown = {key: value for key, value in result.items() if key != "kept"}
+    print(f"{scenario} {more.get('rate', '')} {shown}", flush=True)
+    return result
+
+
+def parts_alone(release: Path) -> dict[str, float]:
+    """Microseconds of a request's encoding and search, alone and in batches of eight, on one core."""
+    code = f"""
+import json, time, numpy as np
+from pathlib import Path
+from index.choose import open_index
+from segue.release import ENCODER, open_release
+from segue.window import Windows
+from service.onnx_encoder import OnnxEncoder
+release = open_release(Path({str(release)!r}))
+windows, encoder, index = release.sample_windows, OnnxEncoder(release.path / ENCODER), open_index(release)
+queries = encoder.encode(windows)
+def us(run, batch):
+    best = []
+    for _ in range(5):
+        began = time.perf_counter()
+        for i in range(0, 400, batch):
+            run(slice(i, i + batch))
+        best.append((time.perf_counter() - began) / 400 * 1e6)
+    return float(np.median(best))
+encode = lambda which: encoder.encode(windows.select(which))
+search = lambda which: index.search(queries[which], 48)
+parts = [("encode", encode), ("search", search)]
+print(json.dumps({{f"{{name}}_us_in_{{batch}}": us(run, batch) for name, run in parts for batch in (1, 8)}}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        preexec_fn=lambda: os.sched_setaffinity(0, {SERVER_CORE}),
+    )
+    return dict(json.loads(done.stdout))
+
+
+def recall(release: Path, kept: list[Any], sessions: list[Any]) -> dict[str, float]:
+    """Of what was served: the share of exact search's first 20; the share of lists equal to those asked one at a time."""
+    from segue.release import open_release
+    from segue.sessions import Outcome, Play
+    from segue.window import to_sessions
+    from service.live_release import open_live_release, recommender_of
+
+    kept = kept[:500]
+    plays = [
+        [Play(t, Outcome.SKIPPED if s else Outcome.PLAYED) for t, s in sessions[int(path.split("s-")[1].split("&")[0])]]
+        for path, _ in kept
+    ]
+    live = open_live_release(release)
+    alone = [[track.track_id for track in live.recommend(one, 20).tracks] for one in plays]
+    opened = open_release(release)
+    exact = recommender_of(opened, exact=True)
+    lists = [
+        {opened.table.track_id(row) for row in found.rows.tolist()}
+        for found in exact.recommend(to_sessions(plays, opened.table), 20, exclude_heard=True)
+    ]
+    hits = [len(set(ids) & best) / 20 for (_, ids), best in zip(kept, lists, strict=True)]
+    same = [ids == one for (_, ids), one in zip(kept, alone, strict=True)]
+    return {"recall@20": round(float(np.mean(hits)), 4), "equal_to_one_at_a_time": round(float(np.mean(same)), 4)}
+
+
+def memory(process: psutil.Process) -> dict[str, int]:
+    """Resident and proportional MiB of a process and its children."""
+    infos = [one.memory_full_info() for one in [process, *process.children(recursive=True)]]
+    return {"rss_mib": sum(i.rss for i in infos) >> 20, "pss_mib": sum(i.pss for i in infos) >> 20}
+
+
+def measure(folder: Path, tracks: int, kind: str, target: float, seconds: float) -> dict[str, Any]:
+    """Everything of one size."""
+    release = release_of(folder, tracks, kind, target)
+    sessions_of(release, folder / "sessions.json")
+    sessions = json.loads((folder / "sessions.json").read_text())
+    result: dict[str, Any] = {"tracks": tracks, "index": json.loads((release / "index.json").read_text())}
+    result["index"].pop("tried", None)
+    with redis(folder / "redis") as url:
+        result["parts"] = parts_alone(release)
+        print(result["parts"], flush=True)
+        service = [sys.executable, "-m", "segue", "serve", release, "--redis-url", url, "--port", 8911]
+        environment = {
+            "SEGUE_DATA_DIR": str(folder / "data"),
+            "SEGUE_RANKING_THREADS": "1",
+            "SEGUE_LOG_LEVEL": "warning",
+        }
+        began = time.perf_counter()
+        with served(service, environment, 8911) as process:
+            result["ready_s"] = round(time.perf_counter() - began, 2)
+            load(folder, 8911, "fill", 600)
+            for scenario in ("recommend", "report", "report_and_recommend"):
+                before = process.cpu_times()
+                result[scenario] = load(folder, 8911, scenario, seconds, keep=scenario == "recommend")
+                after = process.cpu_times()
+                used = after.user + after.system - before.user - before.system
+                result[scenario]["server_cpu"] = round(used / seconds, 3)
+            result["recommend"] |= recall(release, result["recommend"].pop("kept"), sessions)
+            most = result["recommend"]["per_s"]
+            result["offered"] = [
+                {"share": share, "rate": round(most * share)}
+                | load(folder, 8911, "recommend", seconds, rate=most * share, connections=256)
+                for share in (0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
+            ]
+            result["memory"] = memory(process)
+        with uvicorn("constant", url, release, 8912):
+            result["constant"] = load(folder, 8912, "constant", seconds)
+        with uvicorn("one_read", url, release, 8913):
+            result["one_read"] = load(folder, 8913, "recommend", seconds)
+        if tracks <= 1_000_000:
+            with uvicorn("naive", url, release, 8914):
+                result["naive"] = load(folder, 8914, "recommend", seconds)
+    parts = result["parts"]
+    limit = 1e6 / (1e6 / result["one_read"]["per_s"] + parts["encode_us_in_8"] + parts["search_us_in_8"])
+    result["sum_of_parts_per_s"] = round(limit, 1)
+    result["ratios"] = {
+        "recommend to sum of parts": round(result["recommend"]["per_s"] / limit, 3),
+        "recommend to one read": round(result["recommend"]["per_s"] / result["one_read"]["per_s"], 3),
+    }
+    if "naive" in result:
+        result["ratios"]["recommend to naive"] = round(result["recommend"]["per_s"] / result["naive"]["per_s"], 1)
+    return result
+
+
+def plot(result: dict[str, Any], file: Path) -> None:
+    """Latency against offered load."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for name in ("p50_ms", "p90_ms", "p99_ms"):
+        axes.plot(
+            [one["rate"] for one in result["offered"]], [one[name] for one in result["offered"]], "o-", label=name[:3]
+        )
+    axes.axvline(result["sum_of_parts_per_s"], color="grey", linestyle=":", label="sum of the parts")
+    axes.set(
+        xlabel="offered requests/s", ylabel="latency, ms", yscale="log", title=f"{result['tracks']:,} tracks, one core"
+    )
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(file, bbox_inches="tight", metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Measure each size that was named."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="where releases and logs go; outside the tree")
+    parser.add_argument("--tracks", type=int, nargs="+", default=[600_000])
+    parser.add_argument("--kind", default="auto", help="kind of index")
+    parser.add_argument("--recall", type=float, default=0.99, help="the index's recall target")
+    parser.add_argument("--seconds", type=float, default=15, help="of each measurement")
+    chosen = parser.parse_args()
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    RESULTS.mkdir(exist_ok=True)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], check=False, capture_output=True, text=True, cwd=HERE
+    )
+    for tracks in chosen.tracks:
+        result = measure(chosen.folder, tracks, chosen.kind, chosen.recall, chosen.seconds)
+        result |= {"commit": commit.stdout.strip(), "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
+        (RESULTS / f"serving_{tracks}.json").write_text(json.dumps(result, indent=2) + "\n")
+        plot(result, RESULTS / f"serving_{tracks}.svg")
+        print(json.dumps(result["ratios"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_FLAGS ?=
 BENCH ?= /tmp/segue-bench
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench bench-serving clean
 
 demo: $(VENV)/.demo-installed  ## the whole path on planted data, then the player
 	$(BIN)/segue demo $(DEMO_FLAGS)
@@ -27,6 +27,9 @@ bench: $(VENV)/.dev-installed  ## the measurements behind benchmarks/README.md; 
 	$(BIN)/segue prepare events $(SEGUE_DATA)/mssd-sample.csv.gz --out $(BENCH)/mssd --overwrite
 	$(BIN)/segue reproduce $(BENCH)/mssd --recipe mssd --out $(BENCH)/out
 	$(BIN)/python benchmarks/peers/run.py --folder $(BENCH)/peers
+
+bench-serving: $(VENV)/.dev-installed  ## what one core of the service can do, beside its parts
+	$(BIN)/python -m benchmarks.serving.run --folder $(BENCH)/serving
 
 clean:  ## everything that was made here, but no data or release of yours
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo

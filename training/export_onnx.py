@@ -110,12 +110,12 @@ def _refer_to_item_embeddings(model: onnx.ModelProto, matrix: Float32) -> None:
         if list(tensor.dims) == list(matrix.shape) and tensor.raw_data == raw:
             tensor.ClearField("raw_data")
             tensor.data_location = onnx.TensorProto.EXTERNAL
-            facts = {"location": ITEM_EMBEDDINGS, "offset": _header_bytes(matrix), "length": len(raw)}
+            facts = {"location": ITEM_EMBEDDINGS, "offset": header_bytes(matrix), "length": len(raw)}
             for key, value in facts.items():
                 tensor.external_data.add(key=key, value=str(value))
 
 
-def _header_bytes(matrix: Float32) -> int:
+def header_bytes(matrix: Float32) -> int:
     """Where the data begins in the .npy file of this matrix."""
     stream = io.BytesIO()
     header = {"descr": np.lib.format.dtype_to_descr(matrix.dtype), "fortran_order": False, "shape": matrix.shape}

@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 import polars as pl
 
-from segue.arrays import Float32, Int
+from segue.arrays import Float32, Float64, Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue
 from segue.release import ENCODER, ITEM_EMBEDDINGS, Draft, Release, sample_arrays, write_release
 from segue.window import Windows
-from training.export_onnx import _header_bytes
+from training.export_onnx import header_bytes
 
 _NEIGHBOURS = 20
 _ROWS_AT_ONCE = 200_000
@@ -64,7 +64,7 @@ def _between(small: Float32, origins: Int, rng: np.random.Generator) -> Float32:
     return large
 
 
-def _renamed(windows: Windows, origins: Int, popularity: Int, rng: np.random.Generator) -> Windows:
+def _renamed(windows: Windows, origins: Int, popularity: Float64, rng: np.random.Generator) -> Windows:
     order = np.lexsort((-popularity, origins))  # the tracks of each origin, most popular first
     starts = np.searchsorted(origins[order], np.arange(origins.max() + 2))
     have = np.diff(starts)[windows.tracks]
@@ -83,5 +83,5 @@ def _referring(content: bytes, small: Float32, large: Float32) -> bytes:
     for tensor in tables:
         tensor.dims[0] = len(large)
         facts = {entry.key: entry for entry in tensor.external_data}
-        facts["offset"].value, facts["length"].value = str(_header_bytes(large)), str(large.nbytes)
+        facts["offset"].value, facts["length"].value = str(header_bytes(large)), str(large.nbytes)
     return bytes(model.SerializeToString(deterministic=True))

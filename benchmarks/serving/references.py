@@ -38,7 +38,7 @@ def one_read() -> FastAPI:
 
 
 def naive() -> FastAPI:
-    """What one would write first. The encoder has the release's shape and item embeddings, and otherwise new weights."""
+    """What one would write first. The encoder has the release's shape and item embeddings, otherwise new weights."""
     from pathlib import Path
 
     import torch
@@ -73,7 +73,7 @@ def naive() -> FastAPI:
     @app.get("/recommendations")
     async def recommendations(session_id: str, k: Annotated[int, Query()] = 20) -> dict[str, Any]:
         lines = await redis.lrange(keys_of(session_id)[0], 0, -1)
-        plays = [(row_of[line.split("\t", 3)[3]], line[0] == "S") for line in lines]
+        plays = [(row_of[str(line).split("\t", 3)[3]], str(line)[0] == "S") for line in lines]
         return {"session_id": session_id, "items": answer(plays, k)}
 
     return app

@@ -1,9 +1,9 @@
 """What one core of the service can do, beside what its parts can do, in one run.
 
-    python benchmarks/serving/run.py --folder /tmp/serving --tracks 600000
+    python -m benchmarks.serving.run --folder /tmp/serving --tracks 600000
 
-Trains a release on planted sessions, enlarges it, indexes it, starts Redis and the service, and drives them.
-The service has a core of its own, Redis and the generator share the other. Writes benchmarks/results/serving_TRACKS.json
+Trains a release on planted sessions, enlarges it, indexes it, starts Redis and the service, and drives it.
+The service has a core of its own, Redis and the generator share the other. Writes results/serving_TRACKS.json
 and a plot of latency against offered load. What has been trained, enlarged and indexed is not done again.
 """
 
@@ -25,7 +25,6 @@ import psutil
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
-sys.path.insert(0, str(HERE))
 SERVER_CORE, OTHER_CORE = 0, max(os.sched_getaffinity(0))
 CONNECTIONS = 32
 
@@ -37,8 +36,7 @@ def segue(*arguments: object) -> None:
 
 def release_of(folder: Path, tracks: int, kind: str, recall: float) -> Path:
     """A trained release, enlarged and indexed; made where it is not there."""
-    from enlarge import enlarge
-
+    from benchmarks.serving.enlarge import enlarge
     from segue.release import open_release
 
     dataset, trained, large = folder / "dataset", folder / "trained", folder / f"release-{tracks}-{kind}"
@@ -107,7 +105,7 @@ def served(command: list[object], environment: dict[str, str], port: int) -> Ite
 def uvicorn(app: str, redis_url: str, release: Path, port: int) -> contextlib.AbstractContextManager[psutil.Process]:
     """One of the references, run as the service is."""
     options = ["--port", port, "--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"]
-    command = [sys.executable, "-m", "uvicorn", f"references:{app}", "--factory", "--app-dir", HERE, *options]
+    command = [sys.executable, "-m", "uvicorn", f"benchmarks.serving.references:{app}", "--factory", *options]
     return served(command, {"REDIS_URL": redis_url, "RELEASE": str(release)}, port)
 
 
@@ -172,7 +170,7 @@ print(json.dumps({{f"{{name}}_us_in_{{batch}}": us(run, batch) for name, run in 
 
 
 def recall(release: Path, kept: list[Any], sessions: list[Any]) -> dict[str, float]:
-    """Of what was served: the share of exact search's first 20; the share of lists equal to those asked one at a time."""
+    """Of what was served: the share of exact search's first 20; how many lists equal those asked one at a time."""
     from segue.release import open_release
     from segue.sessions import Outcome, Play
     from segue.window import to_sessions

@@ -26,7 +26,7 @@ def enlarge(trained: Release, tracks: int, out: Path, seed: int = 0) -> Release:
     rng = np.random.default_rng(seed)
     small = np.asarray(trained.item_embeddings)
     origins = rng.integers(FIRST_TRACK_ROW, len(small), tracks)
-    popularity = 1.0 / (1.0 + rng.permutation(tracks))
+    popularity = np.asarray(1.0 / (1.0 + rng.permutation(tracks)), dtype=np.float64)
     draft = Draft.model_validate(trained.manifest.model_dump(include=set(Draft.model_fields)))
     catalogue = Catalogue(
         pl.DataFrame(

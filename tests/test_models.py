@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -75,3 +76,26 @@ def test_it_answers_sessions_as_it_is_served(release: Release, dataset: Dataset)
     skipped = live.recommend([*plays[:-1], Play(ids[8], Outcome.SKIPPED)], 20, exclude_heard=True)
     before, after = ([track.score for track in answer.tracks] for answer in (played, skipped))
     assert (before == after) == (release.manifest.model in ("wrmf", "bpr"))  # blind to skips, as in the original
+
+
+def test_a_batch_answers_as_one_question_at_a_time(release: Release, dataset: Dataset) -> None:
+    """Whatever a question is batched with: other sessions, lengths, exclusions and numbers of tracks."""
+    from service import live_release
+
+    if not release.has_encoder:
+        pytest.skip("a model without vectors is not served")
+    live = live_release.open_live_release(release.path)
+    ids, rng = dataset.catalogue.track_ids, np.random.default_rng(0)
+    questions = [
+        live_release.Question(
+            plays=[Play(ids[row], Outcome(rng.choice(list(Outcome)))) for row in rng.integers(0, len(ids), length)],
+            k=int(rng.integers(1, 60)),
+            exclude=[ids[row] for row in rng.integers(0, len(ids), rng.integers(0, 5))],
+            exclude_heard=bool(rng.random() < 0.8),
+        )
+        for length in rng.integers(0, 40, 50)
+    ]
+    together, alone = live.answer(questions), [live.answer([question])[0] for question in questions]
+    assert [answer.rows for answer in together] == [answer.rows for answer in alone]
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one.scores, other.scores, rtol=1e-5)

@@ -19,7 +19,7 @@ from typing import IO, Any, Final, TypeAlias
 
 import polars as pl
 import structlog
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from segue.errors import BadOption, StoreUnavailable
 from service.session_store import BUCKETS, store_errors, stream_of
@@ -68,7 +68,7 @@ class _Batch:
 class EventLog:
     """Moves events from the streams into the files of one folder, for as long as it holds the folder's lock."""
 
-    def __init__(self, client: "Redis", folder: Path, flush_s: float, telemetry: Telemetry) -> None:
+    def __init__(self, client: "Redis | RedisCluster", folder: Path, flush_s: float, telemetry: Telemetry) -> None:
         self._client = client
         self._folder = folder
         self._flush_s = flush_s

@@ -13,13 +13,13 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Self, TypeAlias
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisClusterException, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from segue.errors import StoreUnavailable
@@ -52,17 +52,22 @@ class Appended:
     plays: list[Play]  # oldest first; empty unless asked for
 
 
-def connect(settings: Settings) -> "Redis":
-    """A client with its own pool; connects at the first command. `redis_url` must be set."""
+def connect(settings: Settings) -> "Redis | RedisCluster":
+    """A client with its own connections, made at the first command. `redis_url` must be set."""
+    common: dict[str, Any] = {
+        "decode_responses": True,
+        "max_connections": settings.redis_connections,
+        "socket_timeout": settings.redis_timeout_s,
+        "socket_connect_timeout": settings.redis_timeout_s,
+        # A write that timed out may have been carried out: sending it again is the client's choice, by event id.
+        "retry": Retry(NoBackoff(), 0),
+    }
+    if settings.redis_cluster:
+        return RedisCluster.from_url(settings.redis_url or "", **common)
     pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
         settings.redis_url or "",
-        decode_responses=True,
-        max_connections=settings.redis_connections,
         timeout=settings.redis_timeout_s,  # seconds to wait for a free connection
-        socket_timeout=settings.redis_timeout_s,
-        socket_connect_timeout=settings.redis_timeout_s,
-        # A write that timed out may have been carried out: sending it again is the client's choice, by event id.
-        retry=Retry(NoBackoff(), 0),
+        **common,
     )
     return Redis.from_pool(pool)
 
@@ -84,29 +89,42 @@ def keys_of(session_id: str) -> list[str]:
     return [f"{family}:plays", f"{family}:facts", f"{family}:event_ids", stream_of(bucket)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Script:
+    text: str
+    sha: str
+
+    @classmethod
+    def read(cls, name: str) -> Self:
+        text = (_HERE / name).read_text()
+        return cls(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+    def call(self, keys: Sequence[str], arguments: Sequence[str | int]) -> _Command:
+        return ("EVALSHA", self.sha, len(keys), *keys, *arguments)
+
+
 class SessionStore:
     """The plays of every session. All methods raise StoreUnavailable if Redis cannot be reached or refuses."""
 
-    def __init__(self, client: "Redis", settings: Settings, timed: Timed = lambda _: contextlib.nullcontext()) -> None:
+    def __init__(
+        self, client: "Redis | RedisCluster", settings: Settings, timed: Timed = lambda _: contextlib.nullcontext()
+    ) -> None:
         """`timed` gives a context that measures the operation of the given name."""
         self._client = client
         self._timed = timed
         self._idle_gap_ms = max(1, round(settings.idle_gap_s * 1000))
         self._max_plays = settings.max_session_plays
         self._stream_length = settings.stream_max_length if settings.event_log else 0
-        self._append_text = (_HERE / "append_events.lua").read_text()
-        self._append_sha = hashlib.sha1(self._append_text.encode(), usedforsecurity=False).hexdigest()
+        self._append = _Script.read("append_events.lua")
+        self._erase = _Script.read("erase_session.lua")
         self._send = MicroBatch(self._pipeline, _PIPELINES)
-        self._erase = client.register_script((_HERE / "erase_session.lua").read_text())
 
     async def append(self, session_id: str, events: Sequence[Event], *, with_plays: bool = False) -> Appended:
         """Apply the events to the session, all or none, in one round trip."""
         limits = [self._idle_gap_ms, self._max_plays, MAX_EVENT_IDS, self._stream_length, int(with_plays)]
         arguments = [session_id, *limits, *(word for event in events for word in _words(event))]
         async with self._redis("append"):
-            keys = keys_of(session_id)
-            command = ("EVALSHA", self._append_sha, len(keys), *keys, *arguments)
-            length, duplicates, plays = await self._send(command)
+            length, duplicates, plays = await self._send(self._append.call(keys_of(session_id), arguments))
         return Appended(int(length), int(duplicates), _plays(plays))
 
     async def plays(self, session_id: str) -> list[Play]:
@@ -118,7 +136,7 @@ class SessionStore:
     async def erase(self, session_id: str) -> None:
         """Erase the session from Redis and have the event log erase it from its files."""
         async with self._redis("erase"):
-            await self._erase(keys=keys_of(session_id), args=[session_id, self._stream_length])
+            await self._send(self._erase.call(keys_of(session_id), [session_id, self._stream_length]))
 
     async def check(self) -> None:
         """Return if Redis answers."""
@@ -130,7 +148,8 @@ class SessionStore:
         answers = await self._execute(commands)
         unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if unknown:  # Redis was started anew, or its scripts were flushed; nothing was carried out
-            await self._client.script_load(self._append_text)
+            for script in (self._append, self._erase):
+                await self._client.script_load(script.text)
             again = await self._execute([commands[i] for i in unknown])
             for i, answer in zip(unknown, again, strict=True):
                 answers[i] = answer
@@ -157,6 +176,8 @@ async def store_errors() -> AsyncIterator[None]:
         yield
     except (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OSError) as error:
         raise StoreUnavailable(f"Redis cannot be reached ({_reason(error)}): try again in a moment") from error
+    except RedisClusterException as error:
+        raise StoreUnavailable(f"the Redis Cluster cannot be used ({_reason(error)}): try again later") from error
     except (ResponseError, RedisError) as error:
         if not any(word in str(error) for word in _UNFIT):
             raise

@@ -37,6 +37,9 @@ class Settings(BaseSettings):
         pattern=r"^(redis|rediss|unix)://",
         description="Redis to keep sessions in (redis://, rediss:// or unix://); without one, Segue starts its own",
     )
+    redis_cluster: bool = Field(
+        default=False, description="Whether `redis_url` names a node of a Redis Cluster, whose others are then found"
+    )
     redis_timeout_s: float = Field(
         default=2.0, gt=0, le=60, description="Seconds to wait for Redis before answering 503"
     )

@@ -4,10 +4,13 @@ import contextlib
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,11 @@ import httpx
 import numpy as np
 import polars as pl
 import pytest
+import redis
 
 from segue.catalogue import Catalogue
 from segue.release import DatasetFacts, Draft, Release, WindowFacts, write_release
+from service.embedded_redis import redis_server_binary
 
 GENRES, TRACKS_OF_A_GENRE = 6, 12
 WINDOW = 5
@@ -184,11 +189,62 @@ def start_service(tiny_release: Release, tmp_path: Path) -> Iterator[StartServic
 
 
 @pytest.fixture(scope="session")
-def running(tiny_release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a node of a Redis Cluster of three, without replicas, on loopback."""
+    with contextlib.ExitStack() as stack:
+        ports = [_free_pair() for _ in range(3)]
+        for port in ports:
+            options = {"port": port, "bind": "127.0.0.1", "cluster-enabled": "yes", "save": "", "loglevel": "warning"}
+            options |= {"dir": tmp_path_factory.mktemp("node")}
+            words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+            server = subprocess.Popen([str(redis_server_binary()), *words], stdout=subprocess.DEVNULL)
+            stack.callback(server.wait, 30)
+            stack.callback(server.terminate)
+        nodes = [stack.enter_context(redis.Redis(port=port, decode_responses=True)) for port in ports]
+        for number, node in enumerate(nodes):
+            _wait_for(node.ping)
+            slots = range(16_384 * number // 3, 16_384 * (number + 1) // 3)
+            node.execute_command("CLUSTER", "ADDSLOTS", *slots)
+            node.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0])
+        for node in nodes:
+            _wait_for(partial(_knows_all, node, len(ports)))
+        yield f"redis://127.0.0.1:{ports[0]}"
+
+
+def _knows_all(node: "redis.Redis", nodes: int) -> bool:
+    facts = str(node.execute_command("CLUSTER", "INFO"))  # type: ignore[no-untyped-call]
+    return "cluster_state:ok" in facts and f"cluster_known_nodes:{nodes}" in facts
+
+
+def _free_pair() -> int:
+    """A free port whose cluster bus, 10,000 higher, is free too."""
+    while True:
+        with socket.socket() as one, socket.socket() as bus, contextlib.suppress(OSError, OverflowError):
+            one.bind(("127.0.0.1", 0))
+            bus.bind(("127.0.0.1", one.getsockname()[1] + 10_000))
+            port: int = one.getsockname()[1]
+            return port
+
+
+def _wait_for(ready: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        with contextlib.suppress(redis.RedisError):
+            if ready():
+                return
+        assert time.monotonic() < deadline, "the Redis Cluster does not form"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session", params=["embedded", pytest.param("cluster", marks=pytest.mark.slow)])
+def running(
+    request: pytest.FixtureRequest, tiny_release: Release, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx.Client]:
     """A client of one service that many tests share; each uses sessions of its own."""
-    service = ServiceProcess(
-        tiny_release.path, tmp_path_factory.mktemp("service"), event_log_flush_s=0.2, max_request_bytes=50_000
-    )
+    settings: dict[str, Any] = {"event_log_flush_s": 0.2, "max_request_bytes": 50_000}
+    if request.param == "cluster":
+        settings |= {"redis_url": request.getfixturevalue("redis_cluster"), "redis_cluster": True}
+    service = ServiceProcess(tiny_release.path, tmp_path_factory.mktemp("service"), **settings)
     try:
         with service.client() as client:
             yield client

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from segue.errors import StoreUnavailable
 from segue.events import Event, EventType, play, skip
@@ -27,15 +27,16 @@ _numbers = itertools.count()
 class Stores:
     """Stores on one Redis, driven from plain tests: each has the settings that it is asked for."""
 
-    def __init__(self, url: str, runner: asyncio.Runner) -> None:
+    def __init__(self, url: str, runner: asyncio.Runner, *, cluster: bool) -> None:
         self._url = url
+        self._cluster = cluster
         self._runner = runner
 
-    def __call__(self, use: Callable[[SessionStore, "Redis"], Coroutine[Any, Any, Any]], **changed: Any) -> Any:
+    def __call__(self, use: Callable[[SessionStore, Any], Coroutine[Any, Any, Any]], **changed: Any) -> Any:
         """What `use` answers, given a store with these settings and a client."""
 
         async def run() -> Any:
-            options = Settings(release=Path("unused"), redis_url=self._url, **changed)
+            options = Settings(release=Path("unused"), redis_url=self._url, redis_cluster=self._cluster, **changed)
             async with _client(options) as client:
                 return await use(SessionStore(client, options), client)
 
@@ -43,7 +44,7 @@ class Stores:
 
 
 @contextlib.asynccontextmanager
-async def _client(options: Settings) -> "AsyncIterator[Redis]":
+async def _client(options: Settings) -> "AsyncIterator[Redis | RedisCluster]":
     client = connect(options)
     try:
         yield client
@@ -51,10 +52,15 @@ async def _client(options: Settings) -> "AsyncIterator[Redis]":
         await client.aclose()
 
 
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
-    with embedded_redis(tmp_path_factory.mktemp("redis")) as url, asyncio.Runner() as runner:
-        yield Stores(url, runner)
+@pytest.fixture(scope="module", params=["embedded", "cluster"])
+def stores(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
+    with contextlib.ExitStack() as opened:
+        if request.param == "cluster":
+            url = request.getfixturevalue("redis_cluster")
+        else:
+            url = opened.enter_context(embedded_redis(tmp_path_factory.mktemp("redis")))
+        runner = opened.enter_context(asyncio.Runner())
+        yield Stores(url, runner, cluster=request.param == "cluster")
 
 
 @pytest.fixture
@@ -67,7 +73,7 @@ def new_session() -> str:
 
 
 def appended(stores: Stores, session_id: str, events: list[Event], **changed: Any) -> Appended:
-    async def use(store: SessionStore, _: "Redis") -> Appended:
+    async def use(store: SessionStore, _: Any) -> Appended:
         return await store.append(session_id, events, with_plays=True)
 
     answer = stores(use, **changed)
@@ -91,7 +97,7 @@ events = st.builds(Event, type=st.sampled_from(EventType), track_id=track_ids, a
 def test_the_script_makes_the_plays_that_the_reference_makes(stores: Stores, requests: list[list[Event]]) -> None:
     session_id = new_session()
 
-    async def use(store: SessionStore, _: "Redis") -> tuple[Appended, list[Play]]:
+    async def use(store: SessionStore, _: Any) -> tuple[Appended, list[Play]]:
         for request in requests:
             answer = await store.append(session_id, request, with_plays=True)
         return answer, await store.plays(session_id)
@@ -131,7 +137,7 @@ def test_an_event_without_a_time_happened_when_it_arrived(stores: Stores, sessio
 
 
 def test_the_latest_plays_are_kept_and_positions_go_on(stores: Stores, session_id: str) -> None:
-    async def use(store: SessionStore, client: "Redis") -> tuple[list[Play], list[str]]:
+    async def use(store: SessionStore, client: Any) -> tuple[list[Play], list[str]]:
         for number in range(7):
             await store.append(session_id, [play(f"t{number}")])
         await store.append(session_id, [skip("t6")])
@@ -145,7 +151,7 @@ def test_the_latest_plays_are_kept_and_positions_go_on(stores: Stores, session_i
 
 
 def test_a_session_is_over_after_the_idle_gap(stores: Stores, session_id: str) -> None:
-    async def use(store: SessionStore, client: "Redis") -> list[int]:
+    async def use(store: SessionStore, client: Any) -> list[int]:
         lengths = []
         for pause_s in (0, 0.25, 0.25, 0.8):
             await asyncio.sleep(pause_s)
@@ -158,7 +164,7 @@ def test_a_session_is_over_after_the_idle_gap(stores: Stores, session_id: str) -
 
 
 def test_erasing_leaves_no_trace_but_the_mark(stores: Stores, session_id: str) -> None:
-    async def use(store: SessionStore, client: "Redis") -> None:
+    async def use(store: SessionStore, client: Any) -> None:
         stream = stream_of(bucket_of(session_id))
         neighbour = next(name for name in map(str, range(10_000)) if bucket_of(name) == bucket_of(session_id))
         await client.delete(stream)
@@ -178,7 +184,7 @@ def test_erasing_leaves_no_trace_but_the_mark(stores: Stores, session_id: str) -
 
 
 def test_nothing_is_logged_when_the_log_is_off(stores: Stores, session_id: str) -> None:
-    async def use(store: SessionStore, client: "Redis") -> int:
+    async def use(store: SessionStore, client: Any) -> int:
         await client.delete(stream_of(bucket_of(session_id)))
         await store.append(session_id, [play("a")])
         await store.erase(session_id)
@@ -188,7 +194,7 @@ def test_nothing_is_logged_when_the_log_is_off(stores: Stores, session_id: str) 
 
 
 def test_a_stream_is_capped(stores: Stores, session_id: str) -> None:
-    async def use(store: SessionStore, client: "Redis") -> int:
+    async def use(store: SessionStore, client: Any) -> int:
         for _ in range(20):
             await store.append(session_id, [play("a")] * 100)
         return int(await client.xlen(stream_of(bucket_of(session_id))))
@@ -204,7 +210,7 @@ def test_all_keys_of_a_session_share_a_slot() -> None:
 
 
 def test_a_script_that_redis_forgot_is_sent_again(stores: Stores, session_id: str) -> None:
-    async def use(store: SessionStore, client: "Redis") -> int:
+    async def use(store: SessionStore, client: Any) -> int:
         await store.append(session_id, [play("a")])
         await client.script_flush()
         return (await store.append(session_id, [play("b")])).length
@@ -213,7 +219,7 @@ def test_a_script_that_redis_forgot_is_sent_again(stores: Stores, session_id: st
 
 
 def test_a_full_redis_is_unavailable_and_keeps_what_it_has(stores: Stores, session_id: str) -> None:
-    async def use(store: SessionStore, client: "Redis") -> int:
+    async def use(store: SessionStore, client: Any) -> int:
         await store.append(session_id, [play("a")])
         await client.config_set("maxmemory", "1")
         try:

@@ -4,9 +4,9 @@
     locust -f benchmarks/locustfile.py --host http://127.0.0.1:8000 --headless -u 200 -r 50 -t 60s
 
 A listener stays for at most SESSION_TRACKS tracks, then erases the session and begins another. Think times are a tenth
-of a real listener's, so 200 users are about as much load as 2,000. With RAMP=100:30,400:60 in the environment,
-instead of -u, -r and -t, 100 users stay for 30 s and then 400 for 60 s. At the end, beside locust's latencies: the share
-of plays that were skipped, and how many different tracks were served.
+of a real listener's, so 200 users are as much load as 2,000. With RAMP=100:30,400:60 in the environment,
+instead of -u, -r and -t, 100 users stay for 30 s and then 400 for 60 s. At the end, beside locust's latencies: the
+share of plays that were skipped, and how many different tracks were served.
 """
 
 import os

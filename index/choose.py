@@ -24,7 +24,7 @@ from segue.recommend import NearestTracks
 from segue.release import INDEX, INDEX_FACTS, Release, with_index
 
 Device: TypeAlias = Literal["cpu", "gpu"]
-Kind: TypeAlias = Literal["exact", "flat", "flat-sq8", "ivf", "ivf-sq8", "hnsw", "hnsw-sq8"]
+Kind: TypeAlias = Literal["exact", "flat", "flat-sq8", "ivf", "ivf-sq8", "ivf-pq", "hnsw", "hnsw-sq8"]
 KINDS: Final[tuple[str, ...]] = ("auto", *get_args(Kind))
 DEVICES: Final[tuple[str, ...]] = get_args(Device)
 SMALL_CATALOGUE: Final = 50_000  # tracks below which exact search takes a millisecond or so, and needs no file
@@ -34,6 +34,7 @@ _LARGE_CATALOGUE: Final = 1_500_000  # tracks from which auto spares the user th
 _STRONGER: Final[dict[str, faiss_cpu.Kind]] = {
     "hnsw-sq8": "hnsw",
     "hnsw": "ivf",
+    "ivf-pq": "ivf-sq8",
     "ivf-sq8": "ivf",
     "ivf": "flat",
     "flat-sq8": "flat",
@@ -83,7 +84,7 @@ class IndexFacts(BaseModel):
 
     @model_validator(mode="after")
     def _searchable(self) -> "IndexFacts":
-        needed = _STEPS[self.kind.removesuffix("-sq8")][0] if self.kind != "exact" else "rerank"
+        needed = _STEPS[_structure(self.kind)][0] if self.kind != "exact" else "rerank"
         if getattr(self.parameters, needed) is None:
             raise ValueError(f"an index of the kind {self.kind} needs {needed}")
         return self
@@ -240,6 +241,11 @@ class _Search:
         return self._pass(_STRONGER[kind])
 
 
+def _structure(kind: str) -> str:
+    """The kind without its codes: `ivf` of `ivf-pq`."""
+    return kind.removesuffix("-sq8").removesuffix("-pq")
+
+
 def _kinds(kind: str, device: Device, tracks: int) -> tuple[Kind, ...]:
     """The kinds to compare: the one asked for, or for `auto` those that may be the fastest."""
     if kind != "auto":
@@ -261,7 +267,7 @@ def settings(index: FaissIndex) -> Iterator[tuple[Any, int | None, FaissIndex]]:
     if index.kind == "flat":
         yield None, None, index
         return
-    name, value, most = _STEPS[index.kind.removesuffix("-sq8")]
+    name, value, most = _STEPS[_structure(index.kind)]
     most = index.parameters.nlist or most
     while True:
         yield name, value, index.tuned(index.parameters.model_copy(update={name: value}))

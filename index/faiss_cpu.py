@@ -28,7 +28,7 @@ from segue.recommend import Ranked
 
 faiss: Any = faiss_module  # the types it publishes are those of C++, not of the Python functions around them
 
-Kind: TypeAlias = Literal["flat", "flat-sq8", "ivf", "ivf-sq8", "hnsw", "hnsw-sq8"]
+Kind: TypeAlias = Literal["flat", "flat-sq8", "ivf", "ivf-sq8", "ivf-pq", "hnsw", "hnsw-sq8"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 SMALL_BATCH: Final = 256
 
@@ -38,12 +38,15 @@ _QUANTISER_TRAINING_ROWS: Final = 100_000  # for the range of each dimension
 _KMEANS_ROUNDS: Final = 10
 _NEIGHBOURS: Final = 32
 _EF_CONSTRUCTION: Final = 64
-_RERANK: Final = 3
+_RERANK: Final = {"sq8": 3, "pq": 16}
+_CODE_FLOATS: Final = 4  # floats of a vector that one byte of a product code stands for
+_LEAST_FOR_CODES: Final = 39 * 256  # tracks that a product quantiser needs to place its 256 centroids well
 _CLASSES: Final[dict[Kind, Any]] = {
     "flat": faiss.IndexFlatIP,
     "flat-sq8": faiss.IndexScalarQuantizer,
     "ivf": faiss.IndexIVFFlat,
     "ivf-sq8": faiss.IndexIVFScalarQuantizer,
+    "ivf-pq": faiss.IndexIVFPQ,
     "hnsw": faiss.IndexHNSWFlat,
     "hnsw-sq8": faiss.IndexHNSWSQ,
 }
@@ -132,6 +135,8 @@ def build(embeddings: Float32, kind: Kind, *, seed: int = 0) -> FaissIndex:
     tracks, dimension = len(embeddings) - FIRST_TRACK_ROW, embeddings.shape[1]
     if tracks < 1:
         raise BadRelease("a release without tracks cannot be indexed: search it with the kind exact")
+    if kind == "ivf-pq" and tracks < _LEAST_FOR_CODES:
+        raise BadRelease(f"{tracks:,} tracks are too few for ivf-pq, which needs {_LEAST_FOR_CODES:,}: choose ivf-sq8")
     parameters = _parameters(kind, tracks)
     index = _empty(kind, dimension, parameters, seed)
     if not index.is_trained:
@@ -165,7 +170,7 @@ def load(path: Path, kind: Kind, parameters: Parameters, embeddings: Float32) ->
 
 def _parameters(kind: Kind, tracks: int) -> Parameters:
     """What a kind is built with; the search-time parameters are a start, `index.choose` tunes them."""
-    rerank = _RERANK if kind.endswith("sq8") else 1
+    rerank = _RERANK.get(kind.rpartition("-")[2], 1)
     if kind.startswith("ivf"):
         nlist = _lists(tracks)
         return Parameters(nlist=nlist, nprobe=min(nlist, 16), rerank=rerank)
@@ -190,6 +195,9 @@ def _empty(kind: Kind, dimension: int, parameters: Parameters, seed: int) -> Any
         centroids = faiss.IndexFlatIP(dimension)
         if kind == "ivf":
             index = faiss.IndexIVFFlat(centroids, dimension, parameters.nlist, metric)
+        elif kind == "ivf-pq":
+            parts = max(parts for parts in range(1, dimension // _CODE_FLOATS + 2) if dimension % parts == 0)
+            index = faiss.IndexIVFPQ(centroids, dimension, parameters.nlist, parts, 8, metric)
         else:
             index = faiss.IndexIVFScalarQuantizer(centroids, dimension, parameters.nlist, quantiser, metric)
         index.cp.seed = seed

@@ -19,6 +19,7 @@ from segue.errors import BadOption, BadRelease
 from segue.recommend import NearestTracks, Ranked
 
 TRACKS, DIMENSION = 20_000, 32
+FOR_FEW = [kind for kind in faiss_cpu.KINDS if kind != "ivf-pq"]
 
 
 def clustered(tracks: int, dimension: int, seed: int) -> tuple[Float32, Float32]:
@@ -182,7 +183,7 @@ class TestEveryIndex:
 
 
 class TestFewTracks:
-    @pytest.mark.parametrize("kind", faiss_cpu.KINDS)
+    @pytest.mark.parametrize("kind", FOR_FEW)
     @pytest.mark.parametrize("tracks", [1, 2, 7])
     def test_places_beyond_the_last_track_are_padded(self, kind: Kind, tracks: int) -> None:
         embeddings = EMBEDDINGS[: tracks + 1]
@@ -191,6 +192,10 @@ class TestFewTracks:
         same(found, expected)
         assert (found.rows[:, tracks:] == 0).all()
         assert np.isneginf(found.scores[:, tracks:]).all()
+
+    def test_product_codes_are_refused_for_too_few_tracks(self) -> None:
+        with pytest.raises(BadRelease, match="9,983 tracks are too few for ivf-pq, which needs 9,984: choose ivf-sq8"):
+            faiss_cpu.build(EMBEDDINGS[:9_984], "ivf-pq")
 
     def test_exact_search_of_no_tracks_finds_none(self) -> None:
         assert ExactIndex(EMBEDDINGS[:1]).search(QUERIES[:2], 3).rows.tolist() == [[0, 0, 0]] * 2
@@ -221,6 +226,15 @@ class TestCandidates:
         fine = index.tuned(Parameters(rerank=3)).search(QUERIES, 20)
         recalls = [recall_at_k(found.rows, expected, QUERIES, EMBEDDINGS) for found in (rough, fine)]
         assert recalls[0] < recalls[1] == 1.0
+
+
+def test_product_codes_are_small_and_their_candidates_hold_the_best(exact: ExactIndex) -> None:
+    index = built("ivf-pq")
+    index = index.tuned(index.parameters.model_copy(update={"nprobe": index.parameters.nlist}))
+    expected = exact.search(QUERIES, 20).rows
+    found = index.search(QUERIES, 20).rows
+    assert np.mean([len(set(a) & set(b)) / 20 for a, b in zip(found.tolist(), expected.tolist(), strict=True)]) > 0.97
+    assert len(index.to_bytes()) < EMBEDDINGS.nbytes / 4
 
 
 class TestFile:
@@ -256,7 +270,7 @@ class TestFile:
         with pytest.raises(BadRelease, match="no FAISS index"):
             faiss_cpu.load(tmp_path / "index.faiss", "flat", Parameters(), EMBEDDINGS)
 
-    @pytest.mark.parametrize("kind", faiss_cpu.KINDS)
+    @pytest.mark.parametrize("kind", FOR_FEW)
     def test_a_file_cut_short_is_refused(self, kind: Kind, tmp_path: Path) -> None:
         index = faiss_cpu.build(EMBEDDINGS[:500], kind)
         content = index.to_bytes()

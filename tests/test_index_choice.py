@@ -59,7 +59,7 @@ def queries() -> Float32:
 
 
 class TestBuilding:
-    @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("auto", "exact")])
+    @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("auto", "exact", "ivf-pq")])
     def test_what_index_json_states_is_measured(self, kind: str, release: Release, queries: Float32) -> None:
         release, facts = index_release(release, queries, kind, recall_target=0.95)
         assert json.loads((release.path / INDEX_FACTS).read_text()) == facts.model_dump(mode="json")

@@ -36,7 +36,11 @@ def enlarge(trained: Release, tracks: int, out: Path, seed: int = 0) -> Release:
                 "title": pl.int_range(tracks, eager=True).cast(pl.String),
                 "artist": pl.Series(origins).cast(pl.String),
             }
-        ).with_columns("track:" + pl.col("track_id"), "Title of " + pl.col("title"), "Artist " + pl.col("artist"))
+        ).with_columns(
+            track_id=pl.format("track:{}", "track_id"),
+            title=pl.format("Title of {}", "title"),
+            artist=pl.format("Artist {}", "artist"),
+        )
     )
     arrays = {ITEM_EMBEDDINGS: _between(small, origins, rng)}
     arrays |= sample_arrays(_renamed(trained.sample_windows, origins, popularity, rng))

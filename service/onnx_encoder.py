@@ -10,6 +10,8 @@ from segue.errors import BadRelease
 from segue.window import Windows
 
 _INPUTS = {"tracks": "tensor(int64)", "skipped": "tensor(bool)"}
+# ONNX Runtime's fused sum and layer norm takes five times as long on a CPU as the two apart.
+_SLOWER = ["SkipLayerNormFusion"]
 _OUTPUTS = {"query": "tensor(float)"}
 
 
@@ -25,7 +27,9 @@ class OnnxEncoder:
         # Spinning threads would take the other requests' core while they wait for work.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER
+            )
         except Exception as error:  # ONNX Runtime's errors share no class of their own
             raise BadRelease(f"{path} is not an encoder that ONNX Runtime can run: {_first_line(error)}") from error
         for kind, expected, found in (

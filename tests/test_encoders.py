@@ -164,6 +164,17 @@ class TestCaser(CausalContract):
         return Caser(ROWS, CaserOptions(dimension=16, window=WINDOW))
 
 
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_a_query_is_the_newest_of_sasrecs_steps(norm: str) -> None:
+    """It skips what the last block would work out for older steps."""
+    options = SasRecOptions.model_validate({"dimension": 16, "heads": 4, "window": WINDOW, "norm": norm})
+    encoder = SasRec(ROWS, options).eval()
+    encoder.initialise(torch.Generator().manual_seed(0))
+    windows = random_windows(20)
+    tracks, skipped = torch.from_numpy(windows.tracks), torch.from_numpy(windows.skipped)
+    torch.testing.assert_close(encoder.encode(tracks, skipped), encoder(tracks, skipped)[:, -1])
+
+
 def test_without_skip_input_sasrec_does_not_see_skips() -> None:
     encoder = SasRec(ROWS, SasRecOptions(dimension=16, heads=4, window=WINDOW, skip_input=False)).eval()
     encoder.initialise(torch.Generator().manual_seed(0))

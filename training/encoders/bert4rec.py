@@ -49,13 +49,14 @@ class Bert4Rec(SessionEncoder):
         self.projection = nn.Linear(options.dimension, options.dimension)
         self.projection_norm = nn.LayerNorm(options.dimension)
 
-    def forward(self, tracks: Tensor, skipped: Tensor, masked: Tensor) -> Tensor:
+    def forward(self, tracks: Tensor, skipped: Tensor, masked: Tensor, *, newest: bool = False) -> Tensor:
         """Predict the track behind every mask token.
 
         Args:
             tracks: [batch, n] int64 rows, PAD_ROW on the left; n is at most window + 1.
             skipped: [batch, n] bool.
             masked: [batch, n] bool, True where the play is hidden: neither track nor outcome is seen.
+            newest: whether the last column alone is wanted, [batch, 1, dimension].
 
         Returns:
             [batch, n, dimension] float32, of use where `masked`.
@@ -66,7 +67,7 @@ class Bert4Rec(SessionEncoder):
         states = dropout(states, self.options.dropout, self.training)
         attends = attention((tracks != PAD_ROW) | masked, causal=False)
         for block in self.blocks:
-            states = block(states, attends)
+            states = block(states, attends, newest=newest and block is self.blocks[-1])
         projected: Tensor = self.projection_norm(F.gelu(self.projection(states)))
         return projected
 
@@ -75,7 +76,7 @@ class Bert4Rec(SessionEncoder):
         tracks, skipped = F.pad(tracks, (0, 1), value=PAD_ROW), F.pad(skipped, (0, 1))
         length = tracks.shape[1]
         masked = (torch.arange(length, device=tracks.device) == length - 1).expand_as(tracks)
-        return self(tracks, skipped, masked)[:, -1]  # type: ignore[no-any-return]
+        return self(tracks, skipped, masked, newest=True)[:, -1]  # type: ignore[no-any-return]
 
     def predict(self, batch: Batch) -> tuple[Tensor, Batch]:
         """See SessionEncoder: hidden plays are predicted from those before and after them."""

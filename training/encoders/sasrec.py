@@ -21,11 +21,15 @@ class SasRec(CausalEncoder):
         self.input_norm = nn.LayerNorm(options.dimension)
         self.blocks = nn.ModuleList(Block(options) for _ in range(options.blocks))
 
-    def forward(self, tracks: Tensor, skipped: Tensor) -> Tensor:
-        """See CausalEncoder."""
+    def forward(self, tracks: Tensor, skipped: Tensor, *, newest: bool = False) -> Tensor:
+        """See CausalEncoder; with `newest` the last step alone, [batch, 1, dimension]."""
         states: Tensor = self.input_norm(self.embed(tracks, skipped) + self.positions.weight)
         states = dropout(states, self.options.dropout, self.training)
         attends = attention(tracks != PAD_ROW, causal=True)
         for block in self.blocks:
-            states = block(states, attends)
+            states = block(states, attends, newest=newest and block is self.blocks[-1])
         return states
+
+    def encode(self, tracks: Tensor, skipped: Tensor) -> Tensor:
+        """See SessionEncoder."""
+        return self(tracks, skipped, newest=True)[:, -1]  # type: ignore[no-any-return]

@@ -51,12 +51,17 @@ class Block(nn.Module):
         self.contract = nn.Linear(widening * dimension, dimension)
         self.feed_forward_norm = nn.LayerNorm(dimension)
 
-    def forward(self, states: Tensor, attends: Tensor) -> Tensor:
-        """States [batch, n, dimension] and attends [batch, 1, n, n] bool -> states of the same shape."""
+    def forward(self, states: Tensor, attends: Tensor, *, newest: bool = False) -> Tensor:
+        """States [batch, n, dimension] and attends [batch, 1, n, n] bool -> states of the same shape.
+
+        With `newest` the last state alone, [batch, 1, dimension], at a fraction of the work: it is all that a query
+        takes from the last block.
+        """
+        steps = states[:, -1:] if newest else states
         if self.pre_norm:
-            states = states + self._drop(self._attend(self.attention_norm(states), attends))
-            return states + self._drop(self._feed(self.feed_forward_norm(states)))
-        states = self.attention_norm(states + self._drop(self._attend(states, attends)))
+            steps = steps + self._drop(self._attend(self.attention_norm(states), attends, newest=newest))
+            return steps + self._drop(self._feed(self.feed_forward_norm(steps)))
+        states = self.attention_norm(steps + self._drop(self._attend(states, attends, newest=newest)))
         normed: Tensor = self.feed_forward_norm(states + self._drop(self._feed(states)))
         return normed
 
@@ -64,10 +69,21 @@ class Block(nn.Module):
         changed: Tensor = self.contract(self._drop(self.activation(self.expand(states))))
         return changed
 
-    def _attend(self, states: Tensor, attends: Tensor) -> Tensor:
+    def _attend(self, states: Tensor, attends: Tensor, *, newest: bool) -> Tensor:
         batch, length, dimension = states.shape
-        shape = (batch, length, 3, self.heads, dimension // self.heads)
-        query, key, value = self.attention_input(states).reshape(shape).permute(2, 0, 3, 1, 4)
+        if newest:
+            weight, bias = self.attention_input.weight, self.attention_input.bias
+            shape = (batch, length, 2, self.heads, dimension // self.heads)
+            key, value = F.linear(states, weight[dimension:], bias[dimension:]).reshape(shape).permute(2, 0, 3, 1, 4)
+            query = (
+                F.linear(states[:, -1:], weight[:dimension], bias[:dimension])
+                .reshape(batch, 1, *shape[3:])
+                .transpose(1, 2)
+            )
+            attends, length = attends[:, :, -1:], 1
+        else:
+            shape = (batch, length, 3, self.heads, dimension // self.heads)
+            query, key, value = self.attention_input(states).reshape(shape).permute(2, 0, 3, 1, 4)
         if self.training and self.dropout:
             weights = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
             mixed = self._drop(weights.masked_fill(~attends, -torch.inf).softmax(dim=-1)) @ value

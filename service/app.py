@@ -6,6 +6,7 @@ of Redis and the event log. Nothing is opened or read at import.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -53,6 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
         try:
             async with contextlib.AsyncExitStack() as opened:
                 app.state.parts = await _open(settings, telemetry, opened)
+                _spare_the_collector()
                 yield
         except SegueError as error:
             app.state.failure = error  # for `serve`, which says it in one line
@@ -102,6 +104,13 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
     store = SessionStore(client, settings, telemetry.time_redis)
     threads = Threads(settings.ranking_threads)
     return Parts(live, ranking_of(live, threads, settings.ranking_threads), store, threads, telemetry)
+
+
+def _spare_the_collector() -> None:
+    """Keep the garbage collector off what lives as long as the process: going through it stops requests for 50 ms."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @contextlib.asynccontextmanager

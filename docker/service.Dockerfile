@@ -15,8 +15,10 @@ FROM ${PYTHON}
 # /data is what the service writes beside /tmp; a volume mounted there takes over its owner.
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin segue && install --directory --owner segue /data
 COPY --from=build /opt/segue /opt/segue
+# ONNX Runtime tells Microsoft of its use unless it is told not to.
 ENV PATH=/opt/segue/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1 \
     SEGUE_HOST=0.0.0.0 \
     SEGUE_DATA_DIR=/data
 USER 10001:10001

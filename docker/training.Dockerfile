@@ -18,8 +18,10 @@ FROM ${PYTHON}
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin segue && install --directory --owner segue /work
 COPY --from=build /opt/segue /opt/segue
 # So that any --user will do: libraries look for a home to keep caches in, and for a name.
+# ONNX Runtime tells Microsoft of its use unless it is told not to.
 ENV PATH=/opt/segue/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1 \
     HOME=/tmp \
     USER=segue
 USER 10001:10001

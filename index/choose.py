@@ -24,7 +24,7 @@ from segue.recommend import NearestTracks
 from segue.release import INDEX, INDEX_FACTS, Release, with_index
 
 Device: TypeAlias = Literal["cpu", "gpu"]
-Kind: TypeAlias = Literal["exact", "flat", "flat-sq8", "ivf", "ivf-sq8", "ivf-pq", "hnsw", "hnsw-sq8"]
+Kind: TypeAlias = Literal["exact", "flat", "flat-sq8", "ivf", "ivf-sq8", "ivf-pq", "ivf-pq4", "hnsw", "hnsw-sq8"]
 KINDS: Final[tuple[str, ...]] = ("auto", *get_args(Kind))
 DEVICES: Final[tuple[str, ...]] = get_args(Device)
 SMALL_CATALOGUE: Final = 50_000  # tracks below which exact search takes a millisecond or so, and needs no file
@@ -35,6 +35,7 @@ _STRONGER: Final[dict[str, faiss_cpu.Kind]] = {
     "hnsw-sq8": "hnsw",
     "hnsw": "ivf",
     "ivf-pq": "ivf-sq8",
+    "ivf-pq4": "ivf",
     "ivf-sq8": "ivf",
     "ivf": "flat",
     "flat-sq8": "flat",
@@ -243,7 +244,7 @@ class _Search:
 
 def _structure(kind: str) -> str:
     """The kind without its codes: `ivf` of `ivf-pq`."""
-    return kind.removesuffix("-sq8").removesuffix("-pq")
+    return kind.partition("-")[0]
 
 
 def _kinds(kind: str, device: Device, tracks: int) -> tuple[Kind, ...]:
@@ -254,7 +255,7 @@ def _kinds(kind: str, device: Device, tracks: int) -> tuple[Kind, ...]:
         return ("flat", "ivf") if tracks >= _LARGE_CATALOGUE else ("flat",)
     if tracks < SMALL_CATALOGUE:
         return ("exact",)
-    return ("ivf",) if tracks >= _LARGE_CATALOGUE else ("ivf", "hnsw")
+    return ("ivf-pq4",) if tracks >= _LARGE_CATALOGUE else ("ivf-pq4", "hnsw")
 
 
 def _backend(device: str) -> ModuleType:

@@ -274,9 +274,8 @@ def settings(index: FaissIndex) -> Iterator[tuple[Any, int | None, FaissIndex]]:
         yield name, value, index.tuned(index.parameters.model_copy(update={name: value}))
         if value == most:
             return
-        # Half steps: 1, 2, 3, 4, 6, 8, 12, 16 ...
-        power_of_two = value & (value - 1) == 0
-        value = min(most, max(value + 1, value * 3 // 2 if power_of_two else value * 4 // 3))
+        # Quarter steps: 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20 ...
+        value = min(most, value + max(1, (1 << (value.bit_length() - 1)) // 4))
 
 
 def _embeddings_of(release: Release) -> Float32:

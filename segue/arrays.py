@@ -1,12 +1,26 @@
 """Array types used across the packages, so that signatures state their dtypes; and arrays from files."""
 
+import tokenize
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segue.errors import BadRelease
+
+# What NumPy raises for a header that lies depends on how it lies.
+_LIES: Final = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    EOFError,
+    SyntaxError,
+    tokenize.TokenError,
+    MemoryError,
+    RecursionError,
+    OSError,
+)
 
 Int: TypeAlias = NDArray[np.int64]
 Bool: TypeAlias = NDArray[np.bool_]
@@ -21,7 +35,6 @@ def mapped_array(path: Path) -> NDArray[Any]:
     """
     try:
         return np.lib.format.open_memmap(path, mode="r")
-    # What NumPy raises for headers that lie depends on how they lie.
-    except (ValueError, TypeError, OverflowError, EOFError, SyntaxError, MemoryError, RecursionError, OSError) as error:
+    except _LIES as error:
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise BadRelease(f"{path} is not a NumPy array: {reason}; copy the release again") from error

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segue.arrays import Float32, mapped_array
-from segue.catalogue import FIRST_TRACK_ROW, Catalogue
+from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue
 from segue.errors import BadRelease
 from segue.folders import new_folder
 from segue.strict_json import read_json
@@ -191,6 +191,8 @@ def open_release(path: Path) -> Release:
             raise BadRelease(
                 f"{path}: {ITEM_EMBEDDINGS} is {found.dtype} {found.shape}, the manifest asks for float32 {expected}"
             )
+        if not np.isfinite(found[PAD_ROW]).all():  # the tracks' own are looked at by whoever searches them
+            raise BadRelease(f"{path}: the item embedding of row {PAD_ROW} is not finite: train the release again")
     if set(TABLE_FILES) <= set(manifest.files) and len(release.table) != tracks:
         raise BadRelease(f"{path}: the files of the catalogue hold {len(release.table)} tracks, the manifest {tracks}")
     return release

@@ -203,16 +203,16 @@ def _encoder_file(release: Release) -> Path:
 
 def _warm_up(live: LiveRelease, encoder: QueryEncoder) -> None:
     manifest = live.release.manifest
-    shape = (1, manifest.window.length)
+    shape = (2, manifest.window.length)  # two, as a graph may be made for one alone
     first = np.full(shape, FIRST_TRACK_ROW if len(live.table) else PAD_ROW, dtype=np.int64)
     try:
         query = encoder.encode(Windows(first, np.zeros(shape, dtype=np.bool_)))
     except Exception as error:  # ONNX Runtime's errors share no class of their own
         reason = str(error).splitlines()[0][:200]
         raise BadRelease(f"{live.release.path}: the encoder fails on a window of {shape[1]}: {reason}") from error
-    if query.shape != (1, manifest.dimension):
+    if query.shape != (2, manifest.dimension):
         raise BadRelease(
-            f"{live.release.path}: the encoder answers {query.shape}, the manifest says {(1, manifest.dimension)}; "
+            f"{live.release.path}: the encoder answers {query.shape}, the manifest says {(2, manifest.dimension)}; "
             "export it again"
         )
     if not np.isfinite(query).all():

@@ -498,11 +498,13 @@ NO_ENCODER = "is not an encoder that ONNX Runtime can run"
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (outside(encoding(refer_to("../outside.npy"))), NO_ENCODER),
-        (outside(encoding(refer_to("./../outside.npy"))), NO_ENCODER),
-        (encoding(refer_to("/etc/passwd")), NO_ENCODER),
-        (encoding(refer_to("nothing.npy")), NO_ENCODER),
-        (encoding(refer_to("")), NO_ENCODER),
+        (outside(encoding(refer_to("../outside.npy"))), "refers to '../outside.npy'"),
+        (outside(encoding(refer_to("./../outside.npy"))), "refers to './../outside.npy'"),
+        (encoding(refer_to("/etc/passwd")), "refers to '/etc/passwd'"),
+        (encoding(refer_to("nothing.npy")), "refers to 'nothing.npy'"),
+        (encoding(refer_to("")), "refers to ''"),
+        (encoding(refer_to("*/_ORT_MEM_ADDR_/*")), "refers to '*/_ORT_MEM_ADDR_/*'"),
+        (encoding(refer_to("item_embeddings.npy\0.txt")), "refers to 'item_embeddings.npy"),
         (encoding(refer_to("item_embeddings.npy", offset=10**12)), NO_ENCODER),
         (encoding(refer_to("item_embeddings.npy", length=10**12)), NO_ENCODER),
         (encoding(rename_input), "has the inputs"),

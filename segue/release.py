@@ -81,7 +81,8 @@ class Manifest(_Frozen):
 
     format_version: Literal[1] = FORMAT_VERSION
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", description="Names the release in answers and logs: model and first digits of the content's hash"
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+        description="Names the release in answers and logs: model and first digits of the content's hash",
     )
     model: str
     options: dict[str, Any]

@@ -135,13 +135,18 @@ class TrackTable:
         if not np.isfinite(self.plays).all():
             raise BadRelease(f"{folder / _PLAYS} holds what is no number")
         for row in {FIRST_TRACK_ROW, (FIRST_TRACK_ROW + tracks) // 2, tracks} if tracks else ():
-            try:
-                track_id = self.track_id(row)
-                named = json.loads(b"{%b}" % self.json(row))["track_id"]
-            except (ValueError, KeyError) as error:
-                raise BadRelease(f"{folder / _JSON} or {_IDS} says nothing of row {row}: write the release again") from error
-            if named != track_id or self.row_or_pad(track_id) != row:
-                raise BadRelease(f"{folder}: the files of the catalogue disagree on row {row}: write the release again")
+            self._refuse_disagreement(folder, row)
+
+    def _refuse_disagreement(self, folder: Path, row: Row) -> None:
+        try:
+            track_id = self.track_id(row)
+            named = json.loads(b"{%b}" % self.json(row))["track_id"]
+        except (ValueError, KeyError) as error:
+            raise BadRelease(
+                f"{folder / _JSON} or {_IDS} says nothing of row {row}: write the release again"
+            ) from error
+        if named != track_id or self.row_or_pad(track_id) != row:
+            raise BadRelease(f"{folder}: the files of the catalogue disagree on row {row}: write the release again")
 
     def _searched_rows(self, folder: Path) -> Int:
         try:

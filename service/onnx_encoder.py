@@ -57,7 +57,9 @@ def _refuse_foreign_files(path: Path) -> None:
     except (ValueError, OSError) as error:
         raise BadRelease(f"{path} is not an encoder that ONNX Runtime can run: {error}") from error
     if foreign:
-        raise BadRelease(f"{path} refers to {min(foreign)[:200]!r}, allowed is {ITEM_EMBEDDINGS} alone: export it again")
+        raise BadRelease(
+            f"{path} refers to {min(foreign)[:200]!r}, allowed is {ITEM_EMBEDDINGS} alone: export it again"
+        )
 
 
 def _first_line(error: Exception) -> str:

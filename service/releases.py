@@ -6,7 +6,7 @@ with the last request that holds it: Python's reference counts keep it until the
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -94,8 +94,8 @@ class LiveReleases:
     async def swap(self, name: str) -> Served:
         """Serve the release in the folder `name`, here now and, by the pointer, wherever the folder is watched.
 
-        Raises SwapRefused while another swap runs or without a folder of releases, UnknownRelease, BadRelease, and ReleasesUnavailable if the pointer
-        cannot be written. Whatever it raises, what was served before is served on.
+        Raises SwapRefused while another swap runs or without a folder of releases, UnknownRelease, BadRelease, and
+        ReleasesUnavailable if the pointer cannot be written. In each case, what was served before is served on.
         """
         folder = self._folder
         if folder is None:

@@ -41,7 +41,9 @@ class ReleasesFolder:
         """The folder of a release. Raises UnknownRelease, and BadRelease for a link, which might lead anywhere."""
         path = self._path / name
         if not re.fullmatch(NAME_PATTERN, name) or name == POINTER or not path.is_dir():
-            raise UnknownRelease(f"{name[:200]!r} is no folder of {self._path}: copy the release there, name its folder")
+            raise UnknownRelease(
+                f"{name[:200]!r} is no folder of {self._path}: copy the release there, name its folder"
+            )
         if path.is_symlink():
             raise BadRelease(f"{path} is a link: copy the release itself into {self._path}")
         return path

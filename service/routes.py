@@ -39,8 +39,8 @@ from service.dependencies import (
     TrackIdPath,
 )
 from service.live_release import Question
-from service.releases import Served
 from service.problems import problem_responses
+from service.releases import Served
 
 WEB = Path(__file__).parent / "web"
 

@@ -64,7 +64,9 @@ class Telemetry:
             multiprocess_mode="mostrecent",  # a worker that died cannot go on claiming its release
         )
         self.recommended_plays = self._counter(
-            "recommended_plays", "Plays of tracks that the release had recommended, in sessions that are looked at", "release"
+            "recommended_plays",
+            "Plays of tracks that the release had recommended, in sessions that are looked at",
+            "release",
         )
         self.recommended_skips = self._counter("recommended_skips", "Those of them that were skipped", "release")
         self.ranking_seconds = self._histogram("ranking_seconds", "Time to encode and to search", "step")

@@ -12,6 +12,7 @@ import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ import polars as pl
 import pytest
 
 pytest.importorskip("faiss")
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
+
+import onnx
 
 from index.choose import index_release
 from segue.catalogue import Catalogue
@@ -103,19 +106,28 @@ def test_the_release_is_good_before_it_is_damaged(whole: Release, serving: Servi
     (serving.folder / "current").unlink()
 
 
-# Accidents
+# --- by accident ---
 
 FILES = [
-    "catalogue.parquet", "encoder.onnx", "index.faiss", "index.json", "item_embeddings.npy", "plays.npy",
-    "rows_by_id.npy", "rows_by_plays.npy", "sample_skipped.npy", "sample_tracks.npy", "search.arrow", "track_id_ends.npy",
-    "track_ids.bin", "track_json.bin", "track_json_ends.npy",
-]  # fmt: skip
+    *("catalogue.parquet", "encoder.onnx", "index.faiss", "index.json", "item_embeddings.npy", "plays.npy"),
+    *("rows_by_id.npy", "rows_by_plays.npy", "sample_skipped.npy", "sample_tracks.npy", "search.arrow"),
+    *("track_id_ends.npy", "track_ids.bin", "track_json.bin", "track_json_ends.npy"),
+]
 
 
-def flipped(file: Path, at: float) -> None:
-    content = bytearray(file.read_bytes())
+def flipped(name: str, at: float, path: Path) -> None:
+    content = bytearray((path / name).read_bytes())
     content[min(int(at * len(content)), len(content) - 1)] ^= 4
-    file.write_bytes(content)
+    (path / name).write_bytes(content)
+
+
+def overwritten(name: str, content: bytes, path: Path) -> None:
+    (path / name).write_bytes(content)
+
+
+def without(name: str, path: Path) -> None:
+    (path / name).unlink()
+    sealed(path)
 
 
 def swapped(one: Path, other: Path) -> None:
@@ -132,11 +144,10 @@ def test_every_file_is_damaged_below(whole: Release) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_accidents_to_a_file(serving: Serving, whole: Release, name: str) -> None:
     for at in (0, 0.5, 1):
-        assert "sha256 differs" in refuse(serving, whole, lambda path, at=at: flipped(path / name, at))
-    half = (whole.path / name).read_bytes()[: (whole.path / name).stat().st_size // 2]
-    for content in (b"", half, (whole.path / name).read_bytes() + b"\0"):
-        line = refuse(serving, whole, lambda path, content=content: (path / name).write_bytes(content))
-        assert "the manifest says" in line
+        assert "sha256 differs" in refuse(serving, whole, partial(flipped, name, at))
+    content = (whole.path / name).read_bytes()
+    for other in (b"", content[: len(content) // 2], content + b"\0"):
+        assert "the manifest says" in refuse(serving, whole, partial(overwritten, name, other))
     assert "is missing" in refuse(serving, whole, lambda path: (path / name).unlink())
 
 
@@ -174,7 +185,8 @@ def test_a_bit_of_the_manifest(serving: Serving, whole: Release) -> None:
             assert found.model_dump(exclude=set(beside)) == manifest.model_dump(exclude=set(beside))
 
 
-# Intent: what the manifest says
+# --- by intent: the manifest ---
+
 
 def sealed(path: Path) -> None:
     """Have the manifest vouch for whatever is in the folder."""
@@ -291,7 +303,8 @@ def test_a_manifest_that_lies(serving: Serving, whole: Release, damage: Damage, 
     assert message in refuse(serving, whole, damage)
 
 
-# Intent: arrays
+# --- by intent: the arrays ---
+
 
 def holding(name: str, change: Callable[[Any], Any]) -> Damage:
     """The array of a file, changed; the manifest vouches for it."""
@@ -404,8 +417,14 @@ def search_of(frame: pl.DataFrame) -> Damage:
 @pytest.mark.parametrize(
     ("frame", "message"),
     [
-        (pl.DataFrame({"row": [1], "text": ["a"]}, schema={"row": pl.Int32, "text": pl.String}), "does not name the rows"),
-        (pl.DataFrame({"row": [9999] * 1000}, schema={"row": pl.Int32}).with_columns(text=pl.lit("a")), "does not name"),
+        (
+            pl.DataFrame({"row": [1], "text": ["a"]}, schema={"row": pl.Int32, "text": pl.String}),
+            "does not name the rows",
+        ),
+        (
+            pl.DataFrame({"row": [9999] * 1000}, schema={"row": pl.Int32}).with_columns(text=pl.lit("a")),
+            "does not name",
+        ),
         (pl.DataFrame({"row": [1] * 1000, "text": ["a"] * 1000}), "has other columns"),
         (pl.DataFrame({"text": ["a"] * 1000}), "has other columns"),
     ],
@@ -444,7 +463,8 @@ def test_an_older_release_whose_catalogue_is_damaged(serving: Serving, whole: Re
         refuse(serving, whole, damage)
 
 
-# Intent: the encoder
+# --- by intent: the encoder ---
+
 
 def encoding(change: Callable[[Any], object]) -> Damage:
     """The graph, changed; the manifest vouches for it."""
@@ -547,7 +567,7 @@ def small_encoder(dtype: Any, window: Any, dimension: int, value: float, *, name
             [
                 constant,
                 numpy_helper.from_array(np.array([1], dtype=np.int64), "axis"),
-                numpy_helper.from_array(np.float32(0), "zero"),
+                numpy_helper.from_array(np.array(0, dtype=np.float32), "zero"),
             ],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
@@ -578,7 +598,8 @@ def test_an_encoder_of_another_output(serving: Serving, whole: Release) -> None:
     assert "has the outputs" in refuse(serving, whole, damage)
 
 
-# Intent: the index
+# --- by intent: the index ---
+
 
 def knowing(**change: Any) -> Damage:
     def damage(path: Path) -> None:
@@ -607,8 +628,8 @@ def knowing(**change: Any) -> Damage:
         (of_bytes("index.json", b"[]"), "index.json"),
         (of_bytes("index.json", b'{"kind": "ivf", "kind": "flat"}'), "holds 'kind' twice"),
         (of_bytes("index.json", b"[" * 100_000), "nested too deeply"),
-        (lambda path: ((path / "index.json").unlink(), sealed(path)), "no facts about it"),
-        (lambda path: ((path / "index.faiss").unlink(), sealed(path)), "does not belong to this release"),
+        (partial(without, "index.json"), "no facts about it"),
+        (partial(without, "index.faiss"), "does not belong to this release"),
     ],
 )
 def test_an_index_that_lies(serving: Serving, whole: Release, damage: Damage, message: str) -> None:

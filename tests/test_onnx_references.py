@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 
-from onnx import TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper, onnx_ml_pb2
 
 from service.onnx_references import LEADS_TO, referred_files
 
@@ -22,7 +22,7 @@ def outside(location: str) -> TensorProto:
     return tensor
 
 
-def model(graph: onnx.GraphProto) -> onnx.ModelProto:
+def model(graph: GraphProto) -> ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
 
 
@@ -32,12 +32,14 @@ def test_a_release_refers_to_its_embeddings_alone() -> None:
 
 def test_the_table_is_that_of_onnx() -> None:
     """Every message type from which a tensor can be reached, and every field by which."""
-    types = dict(onnx.onnx_ml_pb2.DESCRIPTOR.message_types_by_name)
+    types = dict(onnx_ml_pb2.DESCRIPTOR.message_types_by_name)
     reach = {"StringStringEntryProto"}
     fields: dict[str, dict[int, str]] = {}
     while True:
         fields = {
-            name: {f.number: f.message_type.name for f in kind.fields if f.message_type and f.message_type.name in reach}
+            name: {
+                f.number: f.message_type.name for f in kind.fields if f.message_type and f.message_type.name in reach
+            }
             for name, kind in types.items()
         }
         # Metadata and such are entries too, and name no file: entries count where a tensor holds its location.

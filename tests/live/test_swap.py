@@ -53,11 +53,6 @@ def until(condition: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.05)
 
 
-def named(folder: Path, line: dict[str, Any]) -> str:
-    """The release of the folder."""
-    return str(json.loads((folder / "manifest.json").read_text())["name"])
-
-
 class Listener(threading.Thread):
     """Asks without pause, until told to leave, and keeps what is wrong with the answers."""
 
@@ -181,7 +176,7 @@ def test_a_damaged_release_is_refused_once_until_it_changes(start_service: Start
         [line] = [json.loads(line) for line in service.output if "release_refused" in line]
         assert "sha256 differs" in line["reason"]
         assert 'segue_release_swaps_total{result="refused"} 1.0' in client.get("/metrics").text
-        assert serving(client) == "first" or serving(client) == "tiny"
+        assert serving(client) == "tiny"
         encoder.write_bytes(good)
         until(lambda: serving(client) == "second")
 
@@ -203,7 +198,9 @@ def another_swap(releases_dir: Path) -> Iterator[None]:
         yield
 
 
-def test_what_cannot_be_served_is_a_problem_and_changes_nothing(start_service: StartService, releases_dir: Path) -> None:
+def test_what_cannot_be_served_is_a_problem_and_changes_nothing(
+    start_service: StartService, releases_dir: Path
+) -> None:
     (releases_dir / "link").symlink_to(releases_dir / "second")
     (releases_dir / "empty").mkdir()
     with start_service(releases_dir=releases_dir).client() as client:

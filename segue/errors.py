@@ -83,7 +83,7 @@ class SwapRefused(SegueError):
 
 
 class ReleasesUnavailable(SegueError):
-    """The folder of releases cannot be written."""
+    """The folder of releases cannot be read or written."""
 
     http_status = 503
     title = "Folder of releases unavailable"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import structlog
 
-from segue.errors import BadOption, SegueError, SwapRefused
+from segue.errors import BadOption, InputError, SegueError, SwapRefused
 from segue.release import read_manifest
 from service.live_release import Answer, LiveRelease, Question, open_live_release
 from service.micro_batch import MicroBatch
@@ -48,7 +48,8 @@ def refuse_nothing_to_serve(settings: Settings) -> None:
     if settings.releases_dir is not None:
         folder = ReleasesFolder(settings.releases_dir)
         with contextlib.suppress(SegueError):
-            if (seen := folder.look()) is not None:
+            seen = folder.look()
+            if seen is not None:
                 read_manifest(folder.find(seen.name))
                 return
     read_manifest(settings.release)
@@ -75,8 +76,8 @@ class LiveReleases:
         self._folder = ReleasesFolder(settings.releases_dir) if settings.releases_dir is not None else None
         self._seen: Seen | None = None
         self._swapping = False
-        self.current = self._served(self._first(settings.release))
         self._challenger: Served | None = None
+        self.current = self._served(self._first(settings.release))
         if settings.experiment is not None:
             name, share = settings.experiment
             if self._folder is None:
@@ -84,6 +85,7 @@ class LiveReleases:
             self._challenger = self._served(self._open(self._folder.find(name)))
             # The name goes into the draw: the sessions of one experiment are not those of the one before.
             self._challenged = SessionDraw(f"experiment {name}", share)
+        self._tell_in_use()
 
     def for_session(self, session_id: str) -> Served:
         """What answers a session: always the same one while releases, experiment and share stay."""
@@ -116,7 +118,7 @@ class LiveReleases:
         while self._folder is not None and not leaving.is_set():
             try:
                 await self._follow(self._folder)
-            except (SegueError, OSError) as error:
+            except SegueError as error:
                 _log.error("releases_not_followed", reason=str(error))
             except Exception:  # noqa: BLE001 (see below)
                 # The outermost loop of a task that nobody watches: it must outlive what it cannot foresee.
@@ -136,22 +138,28 @@ class LiveReleases:
 
     def _first(self, release: Path) -> LiveRelease:
         """What the pointer names, as that was served last; the configured release where that fails."""
-        self._seen = self._folder.look() if self._folder is not None else None
-        if self._folder is not None and self._seen is not None:
-            with contextlib.suppress(SegueError), self._refusals(self._seen.name):
-                return self._open(self._folder.find(self._seen.name))
+        with contextlib.suppress(SegueError):
+            if self._folder is not None and (seen := self._folder.look()) is not None:
+                self._seen = seen
+                with self._refusals(seen.name):
+                    return self._open(self._folder.find(seen.name))
         return self._open(release)
 
     def _served(self, live: LiveRelease) -> Served:
-        self._telemetry.release_in_use.labels(live.name).set(1)
         return Served.of(live, self._threads, self._at_once)
 
     def _replace(self, live: LiveRelease) -> None:
         before = self.current.live.name
-        self._telemetry.release_in_use.labels(before).set(0)
         self.current = self._served(live)
+        self._telemetry.release_in_use.labels(before).set(0)
+        self._tell_in_use()
         self._telemetry.release_swaps.labels("done").inc()
         _log.info("release_swapped", release=live.name, folder=live.folder, before=before)
+
+    def _tell_in_use(self) -> None:
+        for served in (self.current, self._challenger):
+            if served is not None:
+                self._telemetry.release_in_use.labels(served.live.name).set(1)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -168,7 +176,7 @@ class LiveReleases:
         """Say and count that a release is refused, in one line."""
         try:
             yield
-        except SegueError as error:
+        except InputError as error:
             self._telemetry.release_swaps.labels("refused").inc()
             _log.error("release_refused", folder=name, reason=str(error))
             raise

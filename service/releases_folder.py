@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from segue.errors import BadRelease, ReleasesUnavailable, SwapRefused, UnknownRelease
+from segue.errors import BadOption, BadRelease, ReleasesUnavailable, SwapRefused, UnknownRelease
 
 POINTER: Final = "current"
 # No separator, no leading dot: a name can lead nowhere but into the folder, and not to what is still being written.
@@ -35,6 +35,11 @@ class ReleasesFolder:
     """Names to folders, and the pointer. Its methods touch the disk: call them off the event loop."""
 
     def __init__(self, path: Path) -> None:
+        """Raises BadOption unless `path` is a folder."""
+        if not path.is_dir():
+            raise BadOption(
+                f"SEGUE_RELEASES_DIR is {path}, which is no folder: make it, a folder for each release in it"
+            )
         self._path = path
 
     def find(self, name: str) -> Path:
@@ -49,13 +54,16 @@ class ReleasesFolder:
         return path
 
     def look(self) -> Seen | None:
-        """What the pointer says; None where there is none, or one that is being written. Raises OSError."""
+        """What the pointer says; None where there is none, or one that is being written. Raises ReleasesUnavailable."""
         file = self._path / POINTER
-        if not file.is_file():
-            return None
-        with file.open("rb") as stream:
-            name = stream.read(_LONGEST_POINTER).decode(errors="replace").strip()
-            written_ns = os.fstat(stream.fileno()).st_mtime_ns
+        try:
+            if not file.is_file():
+                return None
+            with file.open("rb") as stream:
+                name = stream.read(_LONGEST_POINTER).decode(errors="replace").strip()
+                written_ns = os.fstat(stream.fileno()).st_mtime_ns
+        except OSError as error:
+            raise ReleasesUnavailable(f"{file} cannot be read ({error.strerror}): see to it") from error
         return Seen(name, written_ns, self._files(name)) if name else None
 
     def point(self, name: str) -> Seen:

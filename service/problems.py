@@ -48,6 +48,7 @@ class BodyTooLarge(SegueError):
 _DESCRIPTIONS = {
     404: "Nothing goes by that name",
     405: "The path knows other methods, named in `Allow`",
+    409: "Another swap is under way, or the service has no folder of releases",
     413: "The body is larger than the service takes",
     422: "The request is not as described; `errors` names every field",
     503: "The session store cannot be reached; try again after `Retry-After` seconds",

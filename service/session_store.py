@@ -11,7 +11,7 @@ import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self, TypeAlias
 
@@ -50,6 +50,7 @@ class Appended:
     length: int  # plays that the session now holds
     duplicates: int  # events that had been reported before
     plays: list[Play]  # oldest first; empty unless asked for
+    credits: list[str] = field(default_factory=list)  # see append_events.lua
 
 
 def connect(settings: Settings) -> "Redis | RedisCluster":
@@ -117,18 +118,24 @@ class SessionStore:
         self._stream_length = settings.stream_max_length if settings.event_log else 0
         self._append = _Script.read("append_events.lua")
         self._erase = _Script.read("erase_session.lua")
+        self._remember = _Script.read("remember.lua")
         self._send = MicroBatch(self._pipeline, _PIPELINES)
 
     async def append(self, session_id: str, events: Sequence[Event], *, with_plays: bool = False) -> Appended:
         """Apply the events to the session, all or none, in one round trip."""
         limits = [self._idle_gap_ms, self._max_plays, MAX_EVENT_IDS, self._stream_length, int(with_plays)]
         arguments = [session_id, *limits, *(word for event in events for word in _words(event))]
-        length, duplicates, plays = await self._send(self._append.call(keys_of(session_id), arguments))
-        return Appended(int(length), int(duplicates), _plays(plays))
+        length, duplicates, plays, credits_ = await self._send(self._append.call(keys_of(session_id), arguments))
+        return Appended(int(length), int(duplicates), _plays(plays), credits_)
 
     async def plays(self, session_id: str) -> list[Play]:
         """The session's plays, oldest first; none for an unknown session."""
         return _plays(await self._send(("LRANGE", keys_of(session_id)[0], 0, -1)))
+
+    async def remember(self, session_id: str, release: str, track_ids: Sequence[str]) -> None:
+        """Keep what a release recommended to a session as long as the session itself, in place of the list before."""
+        shown = "\n".join((release, *track_ids, ""))
+        await self._send(self._remember.call(keys_of(session_id)[1:2], [shown]))
 
     async def erase(self, session_id: str) -> None:
         """Erase the session from Redis and have the event log erase it from its files."""
@@ -145,7 +152,7 @@ class SessionStore:
             answers = await self._execute(commands)
             unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
             if unknown:  # Redis was started anew, or its scripts were flushed; nothing was carried out
-                for script in (self._append, self._erase):
+                for script in (self._append, self._erase, self._remember):
                     await self._client.script_load(script.text)
                 again = await self._execute([commands[i] for i in unknown])
                 for i, answer in zip(unknown, again, strict=True):

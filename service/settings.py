@@ -3,13 +3,15 @@
 Nothing is read at import; the command line and `create_app_from_environment` call `read_settings`.
 """
 
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_serializer, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from segue.errors import BadOption
+from service.releases_folder import NAME_PATTERN
 
 PREFIX = "SEGUE_"
 
@@ -20,6 +22,25 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, validate_default=True)
 
     release: Path = Field(description="Folder of the release to serve, written by `segue train`")
+    releases_dir: Path | None = Field(
+        default=None,
+        description="Folder of releases, a folder each, that the service can be swapped to while it runs; its file "
+        "`current` names the one that all who share the folder serve, and goes before `release`",
+    )
+    releases_poll_s: float = Field(
+        default=1.0, gt=0, le=3600, description="Seconds between two looks at the file `current` of `releases_dir`"
+    )
+    experiment: Annotated[tuple[str, float] | None, NoDecode] = Field(
+        default=None,
+        description="`folder:share`: a second release of `releases_dir` that answers this share (0 to 1) of sessions",
+    )
+    credit_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of sessions whose recommended tracks are remembered, so that plays and skips of them are "
+        "counted for the release; 0 remembers none",
+    )
     index_device: Literal["cpu", "gpu"] = Field(default="cpu", description="Where the index is searched")
     encoder_threads: int = Field(default=1, ge=1, le=64, description="Threads of ONNX Runtime for one query")
     ranking_threads: int = Field(default=2, ge=1, le=64, description="Requests that are encoded and searched at a time")
@@ -72,6 +93,20 @@ class Settings(BaseSettings):
     stream_max_length: int = Field(
         default=10_000, ge=100, description="Events kept in each of the 64 streams until the log's writer takes them"
     )
+
+    @field_validator("experiment", mode="before")
+    @classmethod
+    def _experiment(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        name, _, share = value.rpartition(":")
+        if not re.fullmatch(NAME_PATTERN, name) or not re.fullmatch(r"0?\.\d+|[01](\.0*)?", share):
+            raise ValueError("expected folder:share, as in sasrec-2:0.1, with a share from 0 to 1")
+        return name, float(share)
+
+    @field_serializer("experiment")
+    def _experiment_as_text(self, value: tuple[str, float] | None) -> str | None:
+        return None if value is None else f"{value[0]}:{value[1]}"
 
     @property
     def event_log_folder(self) -> Path:

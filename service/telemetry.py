@@ -54,7 +54,21 @@ class Telemetry:
         self.events = self._counter("events", "Events reported, by type, duplicates included", "type")
         self.duplicates = self._counter("duplicate_events", "Events that had been reported before")
         self.unknown_tracks = self._counter("unknown_tracks", "Tracks reported that the release does not hold")
-        self.recommendations = self._counter("recommendations", "Lists of tracks answered, by source", "source")
+        self.recommendations = self._counter("recommendations", "Lists of tracks answered", "release", "source")
+        self.release_swaps = self._counter("release_swaps", "Releases that took over (done) or were refused", "result")
+        self.release_in_use = Gauge(
+            "segue_release_in_use",
+            "1 for each release that is served",
+            ["release"],
+            registry=self.registry,
+            multiprocess_mode="mostrecent",  # a worker that died cannot go on claiming its release
+        )
+        self.recommended_plays = self._counter(
+            "recommended_plays",
+            "Plays of tracks that the release had recommended, in sessions that are looked at",
+            "release",
+        )
+        self.recommended_skips = self._counter("recommended_skips", "Those of them that were skipped", "release")
         self.ranking_seconds = self._histogram("ranking_seconds", "Time to encode and to search", "step")
         self.redis_seconds = self._histogram("redis_seconds", "Time of one round trip to Redis", "operation")
         self.logged_plays = self._counter("logged_plays", "Plays written to the event log's files")

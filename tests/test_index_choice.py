@@ -175,6 +175,9 @@ class TestOpening:
         with pytest.raises(BadRelease, match="does not belong to this release"):
             open_index(with_index(release, foreign, facts.model_dump(mode="json")))
         claimed = facts.model_copy(update={"tracks": TRACKS})
+        with pytest.raises(BadRelease, match="does not belong to this release"):
+            open_index(with_index(release, foreign, claimed.model_dump(mode="json")))
+        claimed = claimed.model_copy(update={"embeddings_sha256": None})
         with pytest.raises(BadRelease, match="indexes 3001 tracks"):
             open_index(with_index(release, foreign, claimed.model_dump(mode="json")))
 

@@ -9,14 +9,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.problems import problem_response
 
-MAX_HEAD_BYTES: Final = 32_768  # a hundred excluded tracks of 256 letters fit
+MAX_HEAD_BYTES: Final = 65_536
+MAX_TARGET_BYTES: Final = 32_768  # path and query: a hundred excluded tracks of 256 letters fit
 MAX_PARAMETERS: Final = 200
 _TOO_LARGE: Final = f"the request line and headers are larger than {MAX_HEAD_BYTES:,} bytes: send fewer or shorter ones"
+_TOO_LONG: Final = f"path and query are longer than {MAX_TARGET_BYTES:,} bytes: exclude fewer tracks"
 _TOO_MANY: Final = f"the query has more than {MAX_PARAMETERS} parameters: send fewer"
 
 
 class BoundedHead(HttpToolsProtocol):
-    """uvicorn's protocol, refusing heads that are too large with 431, and too many parameters with 414."""
+    """uvicorn's protocol, refusing heads that are too large with 431 and queries that no call takes with 422."""
 
     _in_head = False
     _received = 0  # bytes that may belong to the head that is being read
@@ -41,8 +43,10 @@ class BoundedHead(HttpToolsProtocol):
         self._in_head = False
         if self._received > MAX_HEAD_BYTES and self._size() > MAX_HEAD_BYTES:
             self._refuse(431, _TOO_LARGE)
+        elif len(self.url) > MAX_TARGET_BYTES:
+            self._refuse(422, _TOO_LONG)
         elif self.url.count(b"&") >= MAX_PARAMETERS:
-            self._refuse(414, _TOO_MANY)
+            self._refuse(422, _TOO_MANY)
         else:
             super().on_headers_complete()
 

@@ -113,7 +113,9 @@ class Settings(BaseSettings):
         try:
             _ = urlsplit(url or "").port
         except ValueError:  # its text would quote a part of the password
-            raise ValueError("its port is no number: write `/`, `:`, `#` in a password as %2F, %3A, %23") from None
+            raise ValueError(
+                "its port is no number: write `/`, `:`, `@`, `#` in a password as %2F, %3A, %40, %23"
+            ) from None
         return url
 
     @model_validator(mode="after")

@@ -100,7 +100,9 @@ class Access:
         await (refusal or self._app)(scope, receive, send)
 
     def _refusal(self, request: Asgi) -> Response | None:
-        call = call_of(request["method"], request["path"], request["query_string"])
+        # The query is read for the session's own limit alone.
+        query = request["query_string"] if self._session_limit is not None else b""
+        call = call_of(request["method"], request["path"], query)
         if call.scope is not OPEN and self._keys is not None:
             texts = [value for name, value in request["headers"] if name == b"authorization"]
             key = self._keys.find(_bearer(texts[0])) if len(texts) == 1 else None

@@ -24,7 +24,7 @@ from segue.release import INDEX, INDEX_FACTS, ITEM_EMBEDDINGS, Release, with_ind
 from segue.strict_json import read_json
 
 Device: TypeAlias = Literal["cpu", "gpu"]
-Kind: TypeAlias = Literal["exact", "flat", "flat-sq8", "ivf", "ivf-sq8", "ivf-pq", "hnsw", "hnsw-sq8"]
+Kind: TypeAlias = Literal["exact", "flat", "flat-sq8", "ivf", "ivf-sq8", "ivf-pq", "ivf-pq4", "hnsw", "hnsw-sq8"]
 KINDS: Final[tuple[str, ...]] = ("auto", *get_args(Kind))
 DEVICES: Final[tuple[str, ...]] = get_args(Device)
 SMALL_CATALOGUE: Final = 50_000  # tracks below which exact search takes a millisecond or so, and needs no file
@@ -35,6 +35,7 @@ _STRONGER: Final[dict[str, faiss_cpu.Kind]] = {
     "hnsw-sq8": "hnsw",
     "hnsw": "ivf",
     "ivf-pq": "ivf-sq8",
+    "ivf-pq4": "ivf",
     "ivf-sq8": "ivf",
     "ivf": "flat",
     "flat-sq8": "flat",
@@ -247,7 +248,7 @@ class _Search:
 
 def _structure(kind: str) -> str:
     """The kind without its codes: `ivf` of `ivf-pq`."""
-    return kind.removesuffix("-sq8").removesuffix("-pq")
+    return kind.partition("-")[0]
 
 
 def _kinds(kind: str, device: Device, tracks: int) -> tuple[Kind, ...]:
@@ -258,7 +259,7 @@ def _kinds(kind: str, device: Device, tracks: int) -> tuple[Kind, ...]:
         return ("flat", "ivf") if tracks >= _LARGE_CATALOGUE else ("flat",)
     if tracks < SMALL_CATALOGUE:
         return ("exact",)
-    return ("ivf",) if tracks >= _LARGE_CATALOGUE else ("ivf", "hnsw")
+    return ("ivf-pq4",) if tracks >= _LARGE_CATALOGUE else ("ivf-pq4", "hnsw")
 
 
 def _backend(device: str) -> ModuleType:
@@ -277,9 +278,8 @@ def settings(index: FaissIndex) -> Iterator[tuple[Any, int | None, FaissIndex]]:
         yield name, value, index.tuned(index.parameters.model_copy(update={name: value}))
         if value == most:
             return
-        # Half steps: 1, 2, 3, 4, 6, 8, 12, 16 ...
-        power_of_two = value & (value - 1) == 0
-        value = min(most, max(value + 1, value * 3 // 2 if power_of_two else value * 4 // 3))
+        # Quarter steps: 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20 ...
+        value = min(most, value + max(1, (1 << (value.bit_length() - 1)) // 4))
 
 
 def _embeddings_of(release: Release) -> Float32:

@@ -25,6 +25,7 @@ import httpx
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.staticfiles import StaticFiles
 from uvicorn.supervisors import Multiprocess
 
@@ -36,6 +37,7 @@ from service.embedded_redis import die_with_parent, embedded_redis
 from service.event_log import EventLog, open_folder
 from service.middleware import LimitedBody, Measured
 from service.problems import answer_problems, describe_problems
+from service.quick_path import QuickPath
 from service.releases import LiveReleases, refuse_nothing_to_serve
 from service.routes import WEB, router
 from service.session_store import SessionStore, connect
@@ -75,6 +77,11 @@ def create_app(settings: Settings) -> FastAPI:
     app.mount("/web", StaticFiles(directory=WEB), name="web")
     answer_problems(app, [*app.router.routes, *router.routes])
     app.add_middleware(LimitedBody, max_bytes=settings.max_request_bytes)
+    app.add_middleware(
+        QuickPath,
+        routes={route.name: route for route in router.routes if isinstance(route, APIRoute)},
+        max_bytes=settings.max_request_bytes,
+    )
     app.add_middleware(Measured, telemetry=telemetry)
     _describe(app)
     return app

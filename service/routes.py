@@ -1,5 +1,6 @@
 """The calls of the HTTP interface. What they mean is in docs/session-semantics.md and openapi.yaml."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from segue.errors import UnknownSession
 from segue.events import EventType
 from service.bodies import (
     EventsAnswer,
+    EventsRequest,
     FoundTracks,
     Health,
     RankedTrackBody,
@@ -58,22 +60,7 @@ async def report_events(
     session_id: SessionId, reported: Reported, service: Service, recommend: Recommend = None
 ) -> Response:
     """Append what happened to a session; optionally answer with its next tracks."""
-    served = service.releases.for_session(session_id)
-    stored = await service.store.append(session_id, reported.events, with_plays=recommend is not None)
-    unknown = served.live.unknown([event.track_id for event in reported.events])
-    _count_events(service, reported, stored.duplicates, len(unknown))
-    service.credits.count(stored.credits)
-    answer: dict[str, Any] = {
-        "session_id": session_id,
-        "length": stored.length,
-        "accepted": len(reported.events) - stored.duplicates,
-        "duplicates": stored.duplicates,
-        "unknown_tracks": unknown,
-    }
-    if recommend is not None:
-        found = await _recommend(service, served, session_id, Question(stored.plays, recommend))
-        answer["recommendations"] = orjson.Fragment(found)
-    return _json(orjson.dumps(answer))
+    return _json(await answer_reported(service, session_id, reported, recommend))
 
 
 @router.get(
@@ -90,9 +77,7 @@ async def recommendations(
     exclude: Excluded = [],  # noqa: B006 (FastAPI copies it)
 ) -> Response:
     """The next tracks for a session; the most popular ones for a session that holds no usable play."""
-    plays = await service.store.plays(session_id)
-    served = service.releases.for_session(session_id)
-    return _json(await _recommend(service, served, session_id, Question(plays, k, exclude, exclude_heard)))
+    return _json(await answer_recommendations(service, session_id, k, exclude, exclude_heard=exclude_heard))
 
 
 @router.get(
@@ -181,6 +166,35 @@ async def metrics(service: Service) -> Response:
 async def player() -> FileResponse:
     """The player page."""
     return FileResponse(WEB / "index.html")
+
+
+async def answer_reported(service: Parts, session_id: str, reported: EventsRequest, recommend: int | None) -> bytes:
+    """Store the events; the content of an EventsAnswer. Raises StoreUnavailable."""
+    served = service.releases.for_session(session_id)
+    stored = await service.store.append(session_id, reported.events, with_plays=recommend is not None)
+    unknown = served.live.unknown([event.track_id for event in reported.events])
+    _count_events(service, reported, stored.duplicates, len(unknown))
+    service.credits.count(stored.credits)
+    answer: dict[str, Any] = {
+        "session_id": session_id,
+        "length": stored.length,
+        "accepted": len(reported.events) - stored.duplicates,
+        "duplicates": stored.duplicates,
+        "unknown_tracks": unknown,
+    }
+    if recommend is not None:
+        found = await _recommend(service, served, session_id, Question(stored.plays, recommend))
+        answer["recommendations"] = orjson.Fragment(found)
+    return orjson.dumps(answer)
+
+
+async def answer_recommendations(
+    service: Parts, session_id: str, k: int, exclude: Sequence[str] = (), *, exclude_heard: bool = True
+) -> bytes:
+    """The content of a RecommendationsBody. Raises StoreUnavailable."""
+    plays = await service.store.plays(session_id)
+    served = service.releases.for_session(session_id)
+    return await _recommend(service, served, session_id, Question(plays, k, exclude, exclude_heard))
 
 
 async def _recommend(service: Parts, served: Served, session_id: str, question: Question) -> bytes:

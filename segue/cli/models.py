@@ -185,7 +185,9 @@ def print_evaluations(question: "Question", results: list[tuple[str, Any]]) -> N
 
 @click.command(short_help="Index a release, tuned to a recall.")
 @click.argument("release", type=FOLDER)
-@click.option("--kind", default="auto", help="auto, exact, flat, ivf, hnsw; the last three also as -sq8; ivf-pq.")
+@click.option(
+    "--kind", default="auto", help="auto, exact, flat, ivf, hnsw; the last three also as -sq8; ivf-pq, ivf-pq4."
+)
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
 @click.option("--recall", type=click.FloatRange(0.0, 1.0), default=0.99, show_default=True, help="Recall@20 to reach.")
 @click.option("--json", "as_json", is_flag=True, help="Print index.json.")

@@ -4,7 +4,6 @@ An index is judged by real query vectors of the release's encoder, passed in by 
 one) choose the search-time parameter, the other half, held out, give the recall and the times that index.json states.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,10 +20,11 @@ from segue.arrays import Float32
 from segue.catalogue import FIRST_TRACK_ROW
 from segue.errors import BadOption, BadRelease
 from segue.recommend import NearestTracks
-from segue.release import INDEX, INDEX_FACTS, Release, with_index
+from segue.release import INDEX, INDEX_FACTS, ITEM_EMBEDDINGS, Release, with_index
+from segue.strict_json import read_json
 
 Device: TypeAlias = Literal["cpu", "gpu"]
-Kind: TypeAlias = Literal["exact", "flat", "flat-sq8", "ivf", "ivf-sq8", "ivf-pq", "hnsw", "hnsw-sq8"]
+Kind: TypeAlias = Literal["exact", "flat", "flat-sq8", "ivf", "ivf-sq8", "ivf-pq", "ivf-pq4", "hnsw", "hnsw-sq8"]
 KINDS: Final[tuple[str, ...]] = ("auto", *get_args(Kind))
 DEVICES: Final[tuple[str, ...]] = get_args(Device)
 SMALL_CATALOGUE: Final = 50_000  # tracks below which exact search takes a millisecond or so, and needs no file
@@ -35,6 +35,7 @@ _STRONGER: Final[dict[str, faiss_cpu.Kind]] = {
     "hnsw-sq8": "hnsw",
     "hnsw": "ivf",
     "ivf-pq": "ivf-sq8",
+    "ivf-pq4": "ivf",
     "ivf-sq8": "ivf",
     "ivf": "flat",
     "flat-sq8": "flat",
@@ -80,6 +81,7 @@ class IndexFacts(BaseModel):
     seed: int
     tracks: int = Field(ge=0)
     dimension: int = Field(ge=1)
+    embeddings_sha256: str | None = Field(default=None, description="Of the item embeddings that it was built from")
     tried: tuple[Tried, ...] = ()
 
     @model_validator(mode="after")
@@ -127,6 +129,7 @@ def build_index(
         seed=seed,
         tracks=len(embeddings) - FIRST_TRACK_ROW,
         dimension=embeddings.shape[1],
+        embeddings_sha256=release.manifest.files[ITEM_EMBEDDINGS].sha256,
         tried=tuple(tried),
     )
     return (None if best.index is None else best.index.to_bytes()), facts
@@ -160,7 +163,9 @@ def open_index(release: Release, device: str = "cpu") -> NearestTracks:
             raise BadRelease(f"{release.path} holds {INDEX} but no facts about it: run segue index again")
         return ExactIndex(embeddings) if device == "cpu" else faiss_gpu.build(embeddings, "flat")
     expected = (len(embeddings) - FIRST_TRACK_ROW, embeddings.shape[1])
-    if not release.has_index or (facts.tracks, facts.dimension) != expected:
+    own = release.manifest.files[ITEM_EMBEDDINGS].sha256
+    built_from = facts.embeddings_sha256 or own  # older indexes do not say
+    if not release.has_index or (facts.tracks, facts.dimension, built_from) != (*expected, own):
         raise BadRelease(
             f"{release.path / INDEX_FACTS} describes a {facts.kind} index of {facts.tracks} tracks and dimension "
             f"{facts.dimension} that does not belong to this release: run segue index again"
@@ -175,7 +180,7 @@ def read_facts(release: Release) -> IndexFacts | None:
         return None
     file = release.path / INDEX_FACTS
     try:
-        return IndexFacts.model_validate(json.loads(file.read_text(encoding="utf-8")))
+        return IndexFacts.model_validate(read_json(file))
     except ValidationError as error:
         first = error.errors()[0]
         what = ": ".join([*(str(part) for part in first["loc"]), first["msg"]])
@@ -243,7 +248,7 @@ class _Search:
 
 def _structure(kind: str) -> str:
     """The kind without its codes: `ivf` of `ivf-pq`."""
-    return kind.removesuffix("-sq8").removesuffix("-pq")
+    return kind.partition("-")[0]
 
 
 def _kinds(kind: str, device: Device, tracks: int) -> tuple[Kind, ...]:
@@ -254,7 +259,7 @@ def _kinds(kind: str, device: Device, tracks: int) -> tuple[Kind, ...]:
         return ("flat", "ivf") if tracks >= _LARGE_CATALOGUE else ("flat",)
     if tracks < SMALL_CATALOGUE:
         return ("exact",)
-    return ("ivf",) if tracks >= _LARGE_CATALOGUE else ("ivf", "hnsw")
+    return ("ivf-pq4",) if tracks >= _LARGE_CATALOGUE else ("ivf-pq4", "hnsw")
 
 
 def _backend(device: str) -> ModuleType:
@@ -273,9 +278,8 @@ def settings(index: FaissIndex) -> Iterator[tuple[Any, int | None, FaissIndex]]:
         yield name, value, index.tuned(index.parameters.model_copy(update={name: value}))
         if value == most:
             return
-        # Half steps: 1, 2, 3, 4, 6, 8, 12, 16 ...
-        power_of_two = value & (value - 1) == 0
-        value = min(most, max(value + 1, value * 3 // 2 if power_of_two else value * 4 // 3))
+        # Quarter steps: 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20 ...
+        value = min(most, value + max(1, (1 << (value.bit_length() - 1)) // 4))
 
 
 def _embeddings_of(release: Release) -> Float32:

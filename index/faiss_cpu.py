@@ -28,7 +28,7 @@ from segue.recommend import Ranked
 
 faiss: Any = faiss_module  # the types it publishes are those of C++, not of the Python functions around them
 
-Kind: TypeAlias = Literal["flat", "flat-sq8", "ivf", "ivf-sq8", "ivf-pq", "hnsw", "hnsw-sq8"]
+Kind: TypeAlias = Literal["flat", "flat-sq8", "ivf", "ivf-sq8", "ivf-pq", "ivf-pq4", "hnsw", "hnsw-sq8"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 SMALL_BATCH: Final = 256
 
@@ -38,15 +38,18 @@ _QUANTISER_TRAINING_ROWS: Final = 100_000  # for the range of each dimension
 _KMEANS_ROUNDS: Final = 10
 _NEIGHBOURS: Final = 32
 _EF_CONSTRUCTION: Final = 64
-_RERANK: Final = {"sq8": 3, "pq": 16}
+_RERANK: Final = {"sq8": 3, "pq": 16, "pq4": 2}
+_LEAST_RERANKED: Final = 96  # what a code gets wrong shifts a track by some places, however few are asked
 _CODE_FLOATS: Final = 4  # floats of a vector that one byte of a product code stands for
-_LEAST_FOR_CODES: Final = 39 * 256  # tracks that a product quantiser needs to place its 256 centroids well
+# Tracks that a product quantiser needs to place its 256 or 16 centroids well.
+_LEAST_FOR_CODES: Final[dict[str, int]] = {"ivf-pq": 39 * 256, "ivf-pq4": 39 * 16}
 _CLASSES: Final[dict[Kind, Any]] = {
     "flat": faiss.IndexFlatIP,
     "flat-sq8": faiss.IndexScalarQuantizer,
     "ivf": faiss.IndexIVFFlat,
     "ivf-sq8": faiss.IndexIVFScalarQuantizer,
     "ivf-pq": faiss.IndexIVFPQ,
+    "ivf-pq4": faiss.IndexIVFPQFastScan,
     "hnsw": faiss.IndexHNSWFlat,
     "hnsw-sq8": faiss.IndexHNSWSQ,
 }
@@ -84,8 +87,9 @@ class FaissIndex:
         queries = checked_queries(queries, self._embeddings.shape[1])
         found = nothing_found(len(queries), k)
         finite = finite_lines(queries)
-        count = min(k * self.parameters.rerank, self._most())
-        if count <= 0:
+        count = k if self.parameters.rerank == 1 else max(k * self.parameters.rerank, _LEAST_RERANKED)
+        count = min(count, self._most())
+        if k <= 0 or count <= 0:
             return found
         with _threads_for(len(finite)):
             for start in range(0, len(finite), QUERIES_AT_ONCE):
@@ -135,8 +139,9 @@ def build(embeddings: Float32, kind: Kind, *, seed: int = 0) -> FaissIndex:
     tracks, dimension = len(embeddings) - FIRST_TRACK_ROW, embeddings.shape[1]
     if tracks < 1:
         raise BadRelease("a release without tracks cannot be indexed: search it with the kind exact")
-    if kind == "ivf-pq" and tracks < _LEAST_FOR_CODES:
-        raise BadRelease(f"{tracks:,} tracks are too few for ivf-pq, which needs {_LEAST_FOR_CODES:,}: choose ivf-sq8")
+    needed = _LEAST_FOR_CODES.get(kind, 1)
+    if tracks < needed:
+        raise BadRelease(f"{tracks:,} tracks are too few for {kind}, which needs {needed:,}: choose ivf-sq8")
     parameters = _parameters(kind, tracks)
     index = _empty(kind, dimension, parameters, seed)
     if not index.is_trained:
@@ -195,6 +200,9 @@ def _empty(kind: Kind, dimension: int, parameters: Parameters, seed: int) -> Any
         centroids = faiss.IndexFlatIP(dimension)
         if kind == "ivf":
             index = faiss.IndexIVFFlat(centroids, dimension, parameters.nlist, metric)
+        elif kind == "ivf-pq4":
+            # Four bits for each dimension of what a centroid leaves: compared 32 tracks at a time, within registers.
+            index = faiss.IndexIVFPQFastScan(centroids, dimension, parameters.nlist, dimension, 4, metric)
         elif kind == "ivf-pq":
             parts = max(parts for parts in range(1, dimension // _CODE_FLOATS + 2) if dimension % parts == 0)
             index = faiss.IndexIVFPQ(centroids, dimension, parameters.nlist, parts, 8, metric)

@@ -3,7 +3,8 @@
 Row 0 is reserved for padding and never names a track; tracks take the rows from 1 on, in the order of the file.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
@@ -27,6 +28,16 @@ _SCHEMA = {
     "title": pl.String,
     "artist": pl.String,
 }
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what Polars says of a damaged file, a panic of its own included, into InputError with one line."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise InputError(f"{path} cannot be read as Parquet: {reason}; copy it again") from error
 
 
 class Catalogue:
@@ -57,19 +68,21 @@ class Catalogue:
 
     @classmethod
     def read(cls, path: Path) -> "Catalogue":
-        """Read `catalogue.parquet`."""
-        frame = pl.read_parquet(path, memory_map=True)
-        if "row" in frame.columns:
-            frame = frame.sort("row", maintain_order=True)
-            if frame["row"].to_list()[:1] not in ([], [FIRST_TRACK_ROW]):
-                raise InputError(f"{path}: rows begin at {frame['row'][0]}, expected {FIRST_TRACK_ROW}")
-        return cls(frame)
+        """Read `catalogue.parquet`. Raises InputError with one line."""
+        with _readable(path):
+            frame = pl.read_parquet(path, memory_map=True)
+            if "row" in frame.columns:
+                frame = frame.sort("row", maintain_order=True)
+                if frame["row"].to_list()[:1] not in ([], [FIRST_TRACK_ROW]):
+                    raise InputError(f"{path}: rows begin at {frame['row'][0]}, expected {FIRST_TRACK_ROW}")
+            return cls(frame)
 
     @staticmethod
     def count(path: Path) -> int:
-        """How many tracks `catalogue.parquet` holds, without reading them."""
-        tracks: int = pl.scan_parquet(path).select(pl.len()).collect().item()
-        return tracks
+        """How many tracks `catalogue.parquet` holds, without reading them. Raises InputError."""
+        with _readable(path):
+            tracks: int = pl.scan_parquet(path).select(pl.len()).collect().item()
+            return tracks
 
     def write(self, path: Path) -> None:
         """Write `catalogue.parquet`."""

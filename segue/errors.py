@@ -10,6 +10,9 @@ BadRelease           2          -            opening, writing or serving a relea
 BadOption            2          -            recipes, `--set`, settings
 UnknownTrack         2          404          asking for a track outside the catalogue
 UnknownSession       2          404          asking for a session that holds no plays
+UnknownRelease       2          404          asking for a release that is not there
+SwapRefused          1          409          swapping without a folder, or while another swap runs
+ReleasesUnavailable  1          503          the folder of releases cannot be written
 StoreUnavailable     1          503          Redis cannot be reached or refuses writes
 ===================  =========  ===========  ==================================================
 
@@ -63,6 +66,27 @@ class UnknownSession(InputError):
 
     http_status = 404
     title = "Unknown session"
+
+
+class UnknownRelease(InputError):
+    """No release goes by a name."""
+
+    http_status = 404
+    title = "Unknown release"
+
+
+class SwapRefused(SegueError):
+    """The service cannot swap releases, or not at this moment."""
+
+    http_status = 409
+    title = "Swap refused"
+
+
+class ReleasesUnavailable(SegueError):
+    """The folder of releases cannot be read or written."""
+
+    http_status = 503
+    title = "Folder of releases unavailable"
 
 
 class StoreUnavailable(SegueError):

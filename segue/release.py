@@ -6,6 +6,7 @@ arrays are memory-mapped, so that several processes share one copy.
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 import weakref
@@ -19,14 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from segue.arrays import Float32
-from segue.catalogue import FIRST_TRACK_ROW, Catalogue
+from segue.arrays import Float32, mapped_array
+from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue
 from segue.errors import BadRelease
 from segue.folders import new_folder
+from segue.strict_json import read_json
 from segue.track_table import TABLE_FILES, TrackTable, write_track_table
 from segue.window import Windows
 
 FORMAT_VERSION: Final = 1
+_FILE_NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 MANIFEST: Final = "manifest.json"
 CATALOGUE: Final = "catalogue.parquet"
 ENCODER: Final = "encoder.onnx"
@@ -35,6 +38,7 @@ SAMPLE_TRACKS: Final = "sample_tracks.npy"
 SAMPLE_SKIPPED: Final = "sample_skipped.npy"
 INDEX: Final = "index.faiss"
 INDEX_FACTS: Final = "index.json"
+_INDEX_FILES: Final = (INDEX, INDEX_FACTS)  # what `segue index` replaces: no part of the release's name
 
 
 class _Frozen(BaseModel):
@@ -69,14 +73,17 @@ class Loss(_Frozen):
 class WindowFacts(_Frozen):
     """How much of a session the encoder sees."""
 
-    length: int = Field(ge=1)
+    length: int = Field(ge=1, le=10_000)
 
 
 class Manifest(_Frozen):
     """`manifest.json`."""
 
     format_version: Literal[1] = FORMAT_VERSION
-    name: str = Field(description="Names the release in answers and logs: model and first digits of the content's hash")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+        description="Names the release in answers and logs: model and first digits of the content's hash",
+    )
     model: str
     options: dict[str, Any]
     loss: Loss | None = Field(description="None for a baseline")
@@ -145,11 +152,7 @@ class Release:
         """An array of the release, memory-mapped and read-only. Raises BadRelease for a file that is not one."""
         if file not in self.manifest.files:
             raise BadRelease(f"{self.path} holds no {file}: it was trained as {self.manifest.model}")
-        try:
-            array: NDArray[Any] = np.load(self.path / file, mmap_mode="r", allow_pickle=False)
-        except ValueError as error:
-            raise BadRelease(f"{self.path / file} is not a NumPy array: {error}") from error
-        return array
+        return mapped_array(self.path / file)
 
     @cached_property
     def item_embeddings(self) -> Float32:
@@ -172,6 +175,10 @@ def open_release(path: Path) -> Release:
     manifest = read_manifest(path)
     for name, facts in manifest.files.items():
         _verify(path, name, facts)
+    _refuse_unlisted(path, manifest)
+    named = _name(manifest.model, {name: facts for name, facts in manifest.files.items() if name not in _INDEX_FILES})
+    if manifest.name != named:
+        raise BadRelease(f"{path / MANIFEST} calls the release {manifest.name}, by its content it is {named}")
     release = Release(path, manifest)
     if CATALOGUE not in manifest.files:
         raise BadRelease(f"{path / MANIFEST} lists no {CATALOGUE}, without which rows have no names")
@@ -181,10 +188,14 @@ def open_release(path: Path) -> Release:
     if release.has_encoder:
         expected = (tracks + FIRST_TRACK_ROW, manifest.dimension)
         found = release.item_embeddings
-        if found.shape != expected or found.dtype != np.float32:
+        if found.shape != expected or found.dtype != np.float32 or not found.flags.c_contiguous:
             raise BadRelease(
                 f"{path}: {ITEM_EMBEDDINGS} is {found.dtype} {found.shape}, the manifest asks for float32 {expected}"
             )
+        if not np.isfinite(found[PAD_ROW]).all():  # the tracks' own are looked at by whoever searches them
+            raise BadRelease(f"{path}: the item embedding of row {PAD_ROW} is not finite: train the release again")
+    if set(TABLE_FILES) <= set(manifest.files) and len(release.table) != tracks:
+        raise BadRelease(f"{path}: the files of the catalogue hold {len(release.table)} tracks, the manifest {tracks}")
     return release
 
 
@@ -232,12 +243,12 @@ def with_index(release: Release, index: bytes | None, facts: Mapping[str, Any]) 
     """
     with new_folder(release.path, overwrite=True, marker=MANIFEST) as folder:
         for name in release.manifest.files:
-            if name not in (INDEX, INDEX_FACTS):
+            if name not in _INDEX_FILES:
                 (folder / name).hardlink_to(release.path / name)
         if index is not None:
             (folder / INDEX).write_bytes(index)
         (folder / INDEX_FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        files = release.manifest.files | _facts_of(folder, only=(INDEX, INDEX_FACTS))
+        files = release.manifest.files | _facts_of(folder, only=_INDEX_FILES)
         if index is None:
             files.pop(INDEX, None)
         _write_manifest(folder, release.manifest.model_copy(update={"files": files}))
@@ -255,17 +266,19 @@ def read_manifest(path: Path) -> Manifest:
     if not file.is_file():
         raise BadRelease(f"{path} is not a release: it holds no {MANIFEST} (segue train writes one)")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except ValueError as error:
         raise BadRelease(f"{file} is damaged: {error}") from error
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
+    if version != FORMAT_VERSION or type(version) is not int:
         raise BadRelease(f"{file} has format version {version!r}, this Segue reads {FORMAT_VERSION}: train it again")
     try:
-        return Manifest.model_validate(content)
+        # From JSON, as strictness then still takes text for a time; nothing else is converted.
+        return Manifest.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        raise BadRelease(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        where = ".".join(map(str, first["loc"]))
+        raise BadRelease(f"{file}: {ascii(where)[1:-1][:200]}: {first['msg']}") from error
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -277,9 +290,16 @@ def _facts_of(folder: Path, only: tuple[str, ...] | None = None) -> dict[str, Fi
     return {name: FileFacts(sha256=_sha256(folder / name), bytes=(folder / name).stat().st_size) for name in names}
 
 
+def _refuse_unlisted(path: Path, manifest: Manifest) -> None:
+    """Raise BadRelease for what the manifest does not vouch for: encoder.onnx may refer to any file beside it."""
+    for file in path.iterdir():
+        if file.name != MANIFEST and file.name not in manifest.files:
+            raise BadRelease(f"{path} holds {file.name!r}, which its manifest does not list: take it away")
+
+
 def _verify(path: Path, name: str, facts: FileFacts) -> None:
-    if Path(name).name != name or name.startswith("."):
-        raise BadRelease(f"{path / MANIFEST} lists {name!r}, which is no plain file name")
+    if not re.fullmatch(_FILE_NAME, name):
+        raise BadRelease(f"{path / MANIFEST} lists {name[:200]!r}, which is no plain file name")
     file = path / name
     if not file.is_file() or file.is_symlink():
         raise BadRelease(f"{path} is incomplete: {name} is missing or no plain file; copy the release again")
@@ -291,5 +311,8 @@ def _verify(path: Path, name: str, facts: FileFacts) -> None:
 
 
 def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise BadRelease(f"{file} cannot be read ({error.strerror}): copy the release again") from error

@@ -6,7 +6,7 @@ test holds the two together.
 
 import enum
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from segue.events import Event, EventType, play, skip
 
@@ -18,8 +18,7 @@ class Outcome(enum.StrEnum):
     SKIPPED = "skipped"
 
 
-@dataclass(frozen=True, slots=True)
-class Play:
+class Play(NamedTuple):
     """One presentation of a track in a session."""
 
     track_id: str
@@ -44,7 +43,7 @@ def apply_event(plays: list[Play], event: Event) -> None:
     if event.type is EventType.SKIP:
         if latest is not None and latest.track_id == event.track_id and not latest.skipped:
             heard = latest.ms_played if event.ms_played is None else event.ms_played
-            plays[-1] = replace(latest, outcome=Outcome.SKIPPED, ms_played=heard)
+            plays[-1] = latest._replace(outcome=Outcome.SKIPPED, ms_played=heard)
         else:
             plays.append(Play(event.track_id, Outcome.SKIPPED, at_ms, event.ms_played))
     else:

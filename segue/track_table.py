@@ -11,7 +11,10 @@ Rows are those of segue.catalogue. The files lie in the release beside `catalogu
 """
 
 import bisect
+import json
 import mmap
+import os
+import weakref
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -21,9 +24,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from segue.arrays import Float32, Int
+from segue.arrays import Float32, Int, mapped_array
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue, Row
-from segue.errors import UnknownTrack
+from segue.errors import BadRelease, UnknownTrack
 
 _IDS, _ID_ENDS = "track_ids.bin", "track_id_ends.npy"
 _JSON, _JSON_ENDS = "track_json.bin", "track_json_ends.npy"
@@ -59,15 +62,20 @@ class TrackTable:
     """The tracks of a release, from its files. Safe to use from several threads at once."""
 
     def __init__(self, folder: Path) -> None:
-        """Map the files that `write_track_table` wrote."""
-        self._folder = folder
-        self._ids, self._id_ends = _mapped(folder / _IDS), _array(folder / _ID_ENDS)
-        self._json, self._json_ends = _mapped(folder / _JSON), _array(folder / _JSON_ENDS)
+        """Map the files that `write_track_table` wrote. Raises BadRelease for files that do not fit each other."""
+        self._ids = _Texts(folder / _IDS, folder / _ID_ENDS)
+        self._json = _Texts(folder / _JSON, folder / _JSON_ENDS)
         self._by_id = _array(folder / _BY_ID)
         self.by_plays: Int = _array(folder / _BY_PLAYS)
         self.plays: Float32 = _array(folder / _PLAYS)
-        self._searchable = pl.scan_ipc(self._folder / _SEARCH)
-        self.row_or_pad = lru_cache(maxsize=_REMEMBERED)(self._find)  # one cache for each table, freed with it
+        # Polars opens the file for every search. By its descriptor it is this one, whatever the folder holds by then.
+        search = os.open(folder / _SEARCH, os.O_RDONLY)
+        weakref.finalize(self, os.close, search)
+        self._searchable = pl.scan_ipc(f"/dev/fd/{search}")
+        # Each table has its cache, which must not refer to the table: a release that is swapped away shall be freed at
+        # once, and the garbage collector hardly ever looks (service/app.py).
+        self.row_or_pad = lru_cache(maxsize=_REMEMBERED)(_Finder(self._ids, self._by_id).find)
+        self._refuse_unfit(folder)
 
     def __len__(self) -> int:
         """The number of tracks."""
@@ -92,12 +100,11 @@ class TrackTable:
 
     def track_id(self, row: Row) -> str:
         """The id of a row of a track."""
-        return self._id(row).decode()
+        return self._ids.of(row).decode()
 
     def json(self, row: Row) -> bytes:
         """What a JSON object says of a track, without its braces: `"track_id":"x","title":"y"`. UTF-8."""
-        text: bytes = self._json[self._json_ends[row - 1] : self._json_ends[row]]
-        return text
+        return self._json.of(row)
 
     def search(self, query: str, limit: int) -> list[Row]:
         """Rows whose title, artist or id hold every word of `query`, most played first; all tracks for no word."""
@@ -107,18 +114,81 @@ class TrackTable:
         rows: list[Row] = matching.head(limit).collect()["row"].to_list()
         return rows
 
-    def _id(self, row: Row) -> bytes:
-        track_id: bytes = self._ids[self._id_ends[row - 1] : self._id_ends[row]]
-        return track_id
+    def _refuse_unfit(self, folder: Path) -> None:
+        """Raise BadRelease unless every row leads somewhere in every file; three tracks are looked up."""
+        tracks = len(self)
+        for name, found, shape, dtype in (
+            (_ID_ENDS, self._ids.ends, (tracks + 1,), np.int64),
+            (_JSON_ENDS, self._json.ends, (tracks + 1,), np.int64),
+            (_BY_ID, self._by_id, (tracks,), np.int32),
+            (_BY_PLAYS, self.by_plays, (tracks,), np.int32),
+            (_PLAYS, self.plays, (tracks + 1,), np.float32),
+        ):
+            if found.shape != shape or found.dtype != dtype:
+                raise BadRelease(f"{folder / name} is {found.dtype} {found.shape}, expected {np.dtype(dtype)} {shape}")
+        for name, rows in ((_BY_ID, self._by_id), (_BY_PLAYS, self.by_plays), (_SEARCH, self._searched_rows(folder))):
+            if len(rows) != tracks or (tracks and not (rows.min() >= FIRST_TRACK_ROW and rows.max() <= tracks)):
+                raise BadRelease(f"{folder / name} does not name the rows 1 to {tracks} and no other")
+        for name, texts in ((_IDS, self._ids), (_JSON, self._json)):
+            if not texts.fit():
+                raise BadRelease(f"{folder / name} does not fit the ends that are stated of its texts")
+        if not np.isfinite(self.plays).all():
+            raise BadRelease(f"{folder / _PLAYS} holds what is no number")
+        for row in {FIRST_TRACK_ROW, (FIRST_TRACK_ROW + tracks) // 2, tracks} if tracks else ():
+            self._refuse_disagreement(folder, row)
 
-    def _find(self, track_id: str) -> Row:
+    def _refuse_disagreement(self, folder: Path, row: Row) -> None:
+        try:
+            track_id = self.track_id(row)
+            named = json.loads(b"{%b}" % self.json(row))["track_id"]
+        except (ValueError, KeyError) as error:
+            raise BadRelease(
+                f"{folder / _JSON} or {_IDS} says nothing of row {row}: write the release again"
+            ) from error
+        if named != track_id or self.row_or_pad(track_id) != row:
+            raise BadRelease(f"{folder}: the files of the catalogue disagree on row {row}: write the release again")
+
+    def _searched_rows(self, folder: Path) -> Int:
+        try:
+            if self._searchable.collect_schema() != {"row": pl.Int32, "text": pl.String}:
+                raise BadRelease(f"{folder / _SEARCH} has other columns than row and text: write the release again")
+            return self._searchable.select("row").collect()["row"].to_numpy()
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+            reason = str(error).partition("\n")[0][:200]
+            raise BadRelease(f"{folder / _SEARCH} is not an Arrow file: {reason}; copy the release again") from error
+
+
+class _Texts:
+    """A text for each row: the bytes of a file, and where each ends."""
+
+    def __init__(self, file: Path, ends: Path) -> None:
+        self._bytes = _mapped(file)
+        self.ends = _array(ends)
+
+    def of(self, row: Row) -> bytes:
+        """The text of a row, UTF-8."""
+        text: bytes = self._bytes[self.ends[row - 1] : self.ends[row]]
+        return text
+
+    def fit(self) -> bool:
+        """Whether the ends lie in the bytes, in their order."""
+        ends = self.ends
+        return ends[0] == 0 and ends[-1] == len(self._bytes) and bool((ends[1:] >= ends[:-1]).all())
+
+
+class _Finder:
+    def __init__(self, ids: _Texts, by_id: Int) -> None:
+        self._ids = ids
+        self._by_id = by_id
+
+    def find(self, track_id: str) -> Row:
         """The row of a track or PAD_ROW, by bisection."""
         wanted = track_id.encode(errors="surrogatepass")
-        at = bisect.bisect_left(self._by_id, wanted, key=self._id)
+        at = bisect.bisect_left(self._by_id, wanted, key=self._ids.of)
         if at == len(self._by_id):
             return PAD_ROW
         row = int(self._by_id[at])
-        return row if self._id(row) == wanted else PAD_ROW
+        return row if self._ids.of(row) == wanted else PAD_ROW
 
 
 def _as_json(part: pl.DataFrame) -> pl.Series:
@@ -145,4 +215,4 @@ def _mapped(file: Path) -> Any:
 
 
 def _array(file: Path) -> NDArray[Any]:
-    return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+    return np.asarray(mapped_array(file))

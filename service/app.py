@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import webbrowser
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -25,22 +25,27 @@ import httpx
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.staticfiles import StaticFiles
 from uvicorn.supervisors import Multiprocess
 
 from segue.errors import BadOption, SegueError
-from segue.release import read_manifest
+from service import access
 from service.bodies import EventsRequest
-from service.dependencies import Parts, Threads, ranking_of
+from service.credits import Credits
+from service.dependencies import Parts
 from service.embedded_redis import die_with_parent, embedded_redis
 from service.event_log import EventLog, open_folder
-from service.live_release import open_live_release
 from service.middleware import LimitedBody, Measured
 from service.problems import answer_problems, describe_problems
+from service.quick_path import QuickPath
+from service.releases import LiveReleases, refuse_nothing_to_serve
+from service.request_head import BoundedHead
 from service.routes import WEB, router
 from service.session_store import SessionStore, connect
 from service.settings import Settings, as_environment, read_settings
 from service.telemetry import MULTIPROCESS_DIR, Telemetry, configure_logging
+from service.threads import Threads
 
 _log = structlog.get_logger()
 
@@ -74,6 +79,13 @@ def create_app(settings: Settings) -> FastAPI:
     app.mount("/web", StaticFiles(directory=WEB), name="web")
     answer_problems(app, [*app.router.routes, *router.routes])
     app.add_middleware(LimitedBody, max_bytes=settings.max_request_bytes)
+    app.add_middleware(
+        QuickPath,
+        routes={route.name: route for route in router.routes if isinstance(route, APIRoute)},
+        max_bytes=settings.max_request_bytes,
+    )
+    if access.is_needed(settings):
+        app.add_middleware(access.Access, settings=settings)
     app.add_middleware(Measured, telemetry=telemetry)
     _describe(app)
     return app
@@ -83,7 +95,7 @@ def create_app_from_environment() -> FastAPI:
     """The app for the settings in the environment; how uvicorn's workers make theirs."""
     die_with_parent()
     settings = read_settings()
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_key)
     return create_app(settings)
 
 
@@ -92,18 +104,18 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
     if settings.redis_url is None:
         url = opened.enter_context(embedded_redis(settings.data_dir / "redis", settings.redis_fsync))
         settings = settings.model_copy(update={"redis_url": url})
-    live = await asyncio.to_thread(
-        open_live_release, settings.release, settings.index_device, settings.encoder_threads, telemetry.time_ranking
-    )
+    threads = Threads(settings.ranking_threads)
+    releases = await asyncio.to_thread(LiveReleases, settings, threads, telemetry)
+    await opened.enter_async_context(_running(releases.watch))
     client = connect(settings)
     opened.push_async_callback(client.aclose)
     if settings.event_log and settings.event_log_writer:
         folder = open_folder(settings.event_log_folder)
-        await opened.enter_async_context(_running(EventLog(client, folder, settings.event_log_flush_s, telemetry)))
+        await opened.enter_async_context(_running(EventLog(client, folder, settings.event_log_flush_s, telemetry).run))
+    live = releases.current.live
     _log.info("release_opened", release=live.name, tracks=len(live.table), index=live.index_facts()["kind"])
     store = SessionStore(client, settings, telemetry.time_redis)
-    threads = Threads(settings.ranking_threads)
-    return Parts(live, ranking_of(live, threads, settings.ranking_threads), store, threads, telemetry)
+    return Parts(releases, Credits(store, settings.credit_share, telemetry), store, threads, telemetry)
 
 
 def _spare_the_collector() -> None:
@@ -114,9 +126,9 @@ def _spare_the_collector() -> None:
 
 
 @contextlib.asynccontextmanager
-async def _running(log: EventLog) -> AsyncIterator[None]:
+async def _running(run: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
     leaving = asyncio.Event()
-    task = asyncio.create_task(log.run(leaving))
+    task = asyncio.create_task(run(leaving))
     try:
         yield
     finally:
@@ -131,8 +143,9 @@ def serve(settings: Settings, workers: int = 1, *, open_player: bool = False) ->
 
     Raises BadOption, BadRelease or StoreUnavailable with one line if it cannot start.
     """
-    configure_logging(settings.log_level)
-    read_manifest(settings.release)  # before anything is made: a wrong path shall leave no folder behind
+    configure_logging(settings.log_level, settings.log_key)
+    refuse_nothing_to_serve(settings)  # before anything is made: a wrong path shall leave no folder behind
+    access.check(settings)
     with contextlib.ExitStack() as opened:
         opened.enter_context(_ended_by_signals())
         if settings.redis_url is None:
@@ -162,7 +175,7 @@ def _serve_here(settings: Settings, listening: socket.socket) -> None:
 
 def _serve_by_workers(settings: Settings, workers: int, listening: socket.socket, opened: contextlib.ExitStack) -> None:
     # A worker cannot say why it failed to start, so whatever is wrong with the release is found here.
-    open_live_release(settings.release, settings.index_device)
+    LiveReleases(settings, Threads(1), Telemetry())
     numbers = opened.enter_context(tempfile.TemporaryDirectory(prefix="segue-metrics-"))
     os.environ.update(as_environment(settings), **{MULTIPROCESS_DIR: numbers})
     config = _uvicorn(settings, "service.app:create_app_from_environment", factory=True, workers=workers)
@@ -173,7 +186,8 @@ def _uvicorn(settings: Settings, app: Any, **options: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=BoundedHead,
+        headers=access.HEADERS,
         ws="none",
         lifespan="on",
         access_log=False,
@@ -257,6 +271,7 @@ def _describe(app: FastAPI) -> None:
         if app.openapi_schema is None:
             schema = plain()
             describe_problems(schema)
+            access.describe_access(schema)
             body = EventsRequest.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas = schema["components"]["schemas"]
             schemas.update(body.pop("$defs"))

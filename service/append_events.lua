@@ -4,7 +4,10 @@
 -- KEYS  plays (list), facts (hash), event ids (sorted set), events (stream): all of one slot
 -- ARGV  session id, idle gap in ms, most plays kept, most event ids kept, stream length (0: no log),
 --       '1' to return the plays, then five for each event: type, track id, at in ms, ms played, event id ('' for none)
--- Answer: plays kept, duplicates, list of plays if asked for
+-- Answer: plays kept, duplicates, list of plays if asked for, credits
+--
+-- A credit says what became of a track that a release had recommended, as <kind> TAB <release>: P it was played, S it
+-- was skipped, L its play, credited before, was later skipped. remember.lua writes what was recommended.
 --
 -- A play is stored as <P or S> TAB <at in ms> TAB <ms played or nothing> TAB <track id>; ids hold no control characters.
 local plays_key, facts_key, ids_key, stream = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -13,11 +16,22 @@ local max_plays, max_ids, stream_length = tonumber(ARGV[3]), tonumber(ARGV[4]), 
 
 local clock = redis.call('TIME')
 local now_ms = string.format('%.0f', clock[1] * 1000 + math.floor(clock[2] / 1000))
-local facts = redis.call('HMGET', facts_key, 'started', 'appended', 'reported')
+local facts = redis.call('HMGET', facts_key, 'started', 'appended', 'reported', 'shown', 'credited')
 local started = facts[1] or now_ms
 local appended, reported = tonumber(facts[2] or 0), tonumber(facts[3] or 0)
 local latest = redis.call('LINDEX', plays_key, -1)
 local duplicates = 0
+local shown, credited = facts[4], facts[5] or '' -- the latest list; the release credited with the latest play
+local credits = {}
+
+local function credit(kind, track)
+  if kind ~= 'L' then
+    credited = string.find(shown, '\n' .. track .. '\n', 1, true) and string.match(shown, '^[^\n]*') or ''
+  end
+  if credited ~= '' then
+    table.insert(credits, kind .. '\t' .. credited)
+  end
+end
 
 local function log(outcome, at, ms, track)
   if stream_length > 0 then
@@ -31,6 +45,7 @@ local function append(outcome, at, ms, track)
   redis.call('RPUSH', plays_key, latest)
   appended = appended + 1
   log(outcome, at, ms, track)
+  if shown then credit(outcome, track) end
 end
 
 local function is_new(event_id)
@@ -53,6 +68,7 @@ for i = 7, #ARGV, 5 do
       latest = 'S\t' .. began .. '\t' .. ms .. '\t' .. track
       redis.call('LSET', plays_key, -1, latest)
       log('S', began, ms, track)
+      if shown then credit('L', track) end
     else
       append('S', at, ms, track)
     end
@@ -62,8 +78,12 @@ end
 redis.call('LTRIM', plays_key, -max_plays, -1)
 redis.call('ZREMRANGEBYRANK', ids_key, 0, -(max_ids + 1))
 redis.call('HSET', facts_key, 'started', started, 'appended', appended, 'reported', reported)
+if shown then
+  redis.call('HSET', facts_key, 'credited', credited)
+end
 for _, key in ipairs({plays_key, facts_key, ids_key}) do
   redis.call('PEXPIRE', key, idle_gap_ms)
 end
 
-return {redis.call('LLEN', plays_key), duplicates, ARGV[6] == '1' and redis.call('LRANGE', plays_key, 0, -1) or {}}
+return {redis.call('LLEN', plays_key), duplicates, ARGV[6] == '1' and redis.call('LRANGE', plays_key, 0, -1) or {},
+  credits}

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from segue.events import Event
 from segue.sessions import Outcome, Play
 from service.live_release import Answer, LiveRelease, Track
+from service.releases_folder import NAME_PATTERN
 
 MAX_EVENTS = 100
 MAX_TRACKS = 100  # in an answer, and in `exclude`
@@ -160,7 +161,8 @@ class SimilarTracks(BaseModel):
 class ReleaseBody(BaseModel):
     """Facts about what is served, from the release's manifest."""
 
-    name: str
+    name: str = Field(description="What answers call the release")
+    folder: str = Field(description="Its folder: what `PUT /releases/current` takes to serve it again")
     model: str
     tracks: int = Field(description="Tracks in the catalogue")
     dimension: int | None = Field(description="Columns of the item embeddings")
@@ -177,6 +179,7 @@ class ReleaseBody(BaseModel):
         manifest = live.release.manifest
         return cls(
             name=manifest.name,
+            folder=live.folder,
             model=manifest.model,
             tracks=manifest.tracks,
             dimension=manifest.dimension,
@@ -187,6 +190,16 @@ class ReleaseBody(BaseModel):
             evaluation=manifest.evaluation,
             index=live.index_facts(),
         )
+
+
+class SwapRequest(BaseModel):
+    """Which release to serve."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(
+        pattern=NAME_PATTERN, description="The release's folder in SEGUE_RELEASES_DIR", examples=["sasrec-2026-11"]
+    )
 
 
 class Health(BaseModel):

@@ -1,11 +1,7 @@
 """What routes ask for, by name: the parts of the running service and the checked pieces of a request."""
 
-import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, ParamSpec, TypeVar
+from typing import Annotated
 
 from fastapi import Depends, Query, Request
 from fastapi import Path as PathParameter
@@ -14,47 +10,24 @@ from pydantic import ValidationError, WithJsonSchema
 
 from segue.events import MAX_ID_LENGTH, TEXT_PATTERN, TrackId
 from service.bodies import MAX_TRACKS, EventsRequest
-from service.live_release import Answer, LiveRelease, Question
-from service.micro_batch import MicroBatch
+from service.credits import Credits
+from service.releases import LiveReleases
 from service.session_store import SessionStore
 from service.telemetry import Telemetry
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from service.threads import Threads
 
 SESSION_ID_PATTERN = r"^[A-Za-z0-9._~-]{1,128}$"
 
 
-class Threads:
-    """Runs what keeps a core busy off the event loop, a bounded number at a time, so that health stays responsive."""
-
-    def __init__(self, number: int) -> None:
-        """At most `number` calls run at once; the others wait."""
-        self._pool = ThreadPoolExecutor(number, thread_name_prefix="ranking")
-
-    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `function` answers."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
-
-
 @dataclass(slots=True)
 class Parts:
-    """What the lifespan opened. `live` and its `ranking` may be replaced by another release while requests run."""
+    """What the lifespan opened. A request takes its release once: `releases` may give the next one another."""
 
-    live: LiveRelease
-    ranking: MicroBatch[Question, Answer]
+    releases: LiveReleases
+    credits: Credits
     store: SessionStore
     threads: Threads
     telemetry: Telemetry
-
-
-def ranking_of(live: LiveRelease, threads: Threads, at_once: int) -> MicroBatch[Question, Answer]:
-    """What ranks for a release: questions that come while threads are busy are encoded and searched together."""
-
-    async def rank(questions: list[Question]) -> list[Answer]:
-        return await threads.run(live.answer, questions)
-
-    return MicroBatch(rank, at_once)
 
 
 async def _parts(request: Request) -> Parts:  # async, or FastAPI would call it in a thread

@@ -135,7 +135,7 @@ class EventLog:
     async def _read(self) -> _Batch:
         streams = [stream_of(bucket) for bucket in range(BUCKETS)]
         batch = _Batch()
-        async with store_errors():
+        with store_errors():
             pipeline = self._client.pipeline(transaction=False)
             for stream in streams:
                 pipeline.xrange(stream, count=_BATCH)
@@ -147,7 +147,7 @@ class EventLog:
     async def _delete(self, entries: Mapping[str, list[str]]) -> None:
         if not entries:
             return
-        async with store_errors():
+        with store_errors():
             pipeline = self._client.pipeline(transaction=False)
             for stream, ids in entries.items():
                 pipeline.xdel(stream, *ids)

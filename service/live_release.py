@@ -13,13 +13,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from index.choose import open_index
+from index.choose import open_index, read_facts
 from index.exact import ExactIndex
 from segue.arrays import Float32
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Row
 from segue.errors import BadRelease
 from segue.recommend import EncoderRanker, NearestTracks, PopularityRanker, QueryEncoder, Ranked, Recommender, Source
-from segue.release import ENCODER, INDEX_FACTS, Release, open_release
+from segue.release import ENCODER, Release, open_release
 from segue.sessions import Play
 from segue.window import Windows, to_sessions
 from service.onnx_encoder import OnnxEncoder
@@ -81,6 +81,9 @@ class LiveRelease:
     def __init__(self, release: Release, encoder: QueryEncoder, index: NearestTracks, exact: NearestTracks) -> None:
         self.release = release
         self.table = release.table
+        # Read now: the folder may be replaced while this release is served.
+        facts = read_facts(release)
+        self._index_facts = {"kind": "exact"} if facts is None else facts.model_dump(mode="json", exclude={"tried"})
         self._index = index
         self._exact = exact
         popularity = PopularityRanker(self.table.plays, self.table.by_plays)
@@ -91,6 +94,11 @@ class LiveRelease:
     def name(self) -> str:
         """What answers and logs call this release."""
         return self.release.name
+
+    @property
+    def folder(self) -> str:
+        """The plain name of the folder that the release was opened from."""
+        return self.release.path.absolute().name
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """The next tracks of each session. An answer does not depend on the other questions."""
@@ -128,10 +136,7 @@ class LiveRelease:
 
     def index_facts(self) -> dict[str, Any]:
         """What `index.json` says of the index that was chosen; exact search where the release has none."""
-        if INDEX_FACTS not in self.release.manifest.files:
-            return {"kind": "exact"}
-        facts: dict[str, Any] = json.loads((self.release.path / INDEX_FACTS).read_text(encoding="utf-8"))
-        return {name: fact for name, fact in facts.items() if name != "tried"}
+        return self._index_facts
 
     def _nearest(self, queries: Float32, k: int) -> Ranked:
         found = self._index.search(queries, k)
@@ -198,17 +203,20 @@ def _encoder_file(release: Release) -> Path:
 
 def _warm_up(live: LiveRelease, encoder: QueryEncoder) -> None:
     manifest = live.release.manifest
-    shape = (1, manifest.window.length)
+    shape = (2, manifest.window.length)  # two, as a graph may be made for one alone
+    first = np.full(shape, FIRST_TRACK_ROW if len(live.table) else PAD_ROW, dtype=np.int64)
     try:
-        found = encoder.encode(Windows(np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.bool_))).shape
+        query = encoder.encode(Windows(first, np.zeros(shape, dtype=np.bool_)))
     except Exception as error:  # ONNX Runtime's errors share no class of their own
         reason = str(error).splitlines()[0][:200]
         raise BadRelease(f"{live.release.path}: the encoder fails on a window of {shape[1]}: {reason}") from error
-    if found != (1, manifest.dimension):
+    if query.shape != (2, manifest.dimension):
         raise BadRelease(
-            f"{live.release.path}: the encoder answers {found}, the manifest says {(1, manifest.dimension)}; "
+            f"{live.release.path}: the encoder answers {query.shape}, the manifest says {(2, manifest.dimension)}; "
             "export it again"
         )
+    if not np.isfinite(query).all():
+        raise BadRelease(f"{live.release.path}: the encoder answers what is no number: train the release again")
     live.recommend([], 1)
     live.search("a", 1)
     for track_id in map(live.table.track_id, range(FIRST_TRACK_ROW, len(live.table) + FIRST_TRACK_ROW)[:1]):

@@ -3,12 +3,15 @@
 import time
 
 import structlog
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.problems import BodyTooLarge, problem_response
 from service.telemetry import Telemetry
 
 _log = structlog.get_logger()
+
+CLIENT_CLOSED = 499  # what nginx calls a request whose client left before its answer; never sent, only counted
 
 
 class Measured:
@@ -34,6 +37,8 @@ class Measured:
 
         try:
             await self._app(scope, receive, send_noting_status)
+        except ClientDisconnect:
+            status = CLIENT_CLOSED
         except Exception:
             _log.exception("request_failed", method=scope["method"], path=scope["path"])
             if status:  # half an answer cannot be taken back: uvicorn closes the connection

@@ -7,7 +7,9 @@ import onnxruntime
 
 from segue.arrays import Float32
 from segue.errors import BadRelease
+from segue.release import ITEM_EMBEDDINGS
 from segue.window import Windows
+from service.onnx_references import referred_files
 
 _INPUTS = {"tracks": "tensor(int64)", "skipped": "tensor(bool)"}
 # ONNX Runtime's fused sum and layer norm takes five times as long on a CPU as the two apart.
@@ -20,6 +22,7 @@ class OnnxEncoder:
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         """Load `encoder.onnx`; `threads` work on one call. Raises BadRelease for a file that is no such encoder."""
+        _refuse_foreign_files(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -45,6 +48,18 @@ class OnnxEncoder:
         inputs = {"tracks": np.ascontiguousarray(windows.tracks), "skipped": np.ascontiguousarray(windows.skipped)}
         queries: Float32 = self._session.run(["query"], inputs)[0]
         return queries
+
+
+def _refuse_foreign_files(path: Path) -> None:
+    """Raise BadRelease for a graph that takes data from anywhere but the embeddings beside it."""
+    try:
+        foreign = referred_files(path.read_bytes()) - {ITEM_EMBEDDINGS}
+    except (ValueError, OSError) as error:
+        raise BadRelease(f"{path} is not an encoder that ONNX Runtime can run: {error}") from error
+    if foreign:
+        raise BadRelease(
+            f"{path} refers to {min(foreign)[:200]!r}, allowed is {ITEM_EMBEDDINGS} alone: export it again"
+        )
 
 
 def _first_line(error: Exception) -> str:

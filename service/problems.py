@@ -48,6 +48,7 @@ class BodyTooLarge(SegueError):
 _DESCRIPTIONS = {
     404: "Nothing goes by that name",
     405: "The path knows other methods, named in `Allow`",
+    409: "Another swap is under way, or the service has no folder of releases",
     413: "The body is larger than the service takes",
     422: "The request is not as described; `errors` names every field",
     503: "The session store cannot be reached; try again after `Retry-After` seconds",
@@ -79,14 +80,19 @@ def problem_response(
     return Response(content, status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
 
 
+def response_to(error: SegueError) -> Response:
+    """The problem document for an error of the project's own tree."""
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if error.http_status == 503 else None
+    detail = str(error) if error.http_status != 500 else "the service failed; its log says why"
+    return problem_response(error.http_status, detail, error.title, headers=headers)
+
+
 def answer_problems(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     """Have `app` answer every error by a problem document; `routes` are those that it knows."""
 
     async def on_segue_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, SegueError)
-        headers = {"Retry-After": str(RETRY_AFTER_S)} if error.http_status == 503 else None
-        detail = str(error) if error.http_status != 500 else "the service failed; its log says why"
-        return problem_response(error.http_status, detail, error.title, headers=headers)
+        return response_to(error)
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -1,5 +1,6 @@
 """The calls of the HTTP interface. What they mean is in docs/session-semantics.md and openapi.yaml."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from segue.errors import UnknownSession
 from segue.events import EventType
 from service.bodies import (
     EventsAnswer,
+    EventsRequest,
     FoundTracks,
     Health,
     RankedTrackBody,
@@ -19,6 +21,7 @@ from service.bodies import (
     ReleaseBody,
     SessionBody,
     SimilarTracks,
+    SwapRequest,
     TrackBody,
     recommendations_json,
 )
@@ -39,6 +42,7 @@ from service.dependencies import (
 )
 from service.live_release import Question
 from service.problems import problem_responses
+from service.releases import Served
 
 WEB = Path(__file__).parent / "web"
 
@@ -56,20 +60,7 @@ async def report_events(
     session_id: SessionId, reported: Reported, service: Service, recommend: Recommend = None
 ) -> Response:
     """Append what happened to a session; optionally answer with its next tracks."""
-    stored = await service.store.append(session_id, reported.events, with_plays=recommend is not None)
-    unknown = service.live.unknown([event.track_id for event in reported.events])
-    _count_events(service, reported, stored.duplicates, len(unknown))
-    answer: dict[str, Any] = {
-        "session_id": session_id,
-        "length": stored.length,
-        "accepted": len(reported.events) - stored.duplicates,
-        "duplicates": stored.duplicates,
-        "unknown_tracks": unknown,
-    }
-    if recommend is not None:
-        found = await _recommend(service, session_id, Question(stored.plays, recommend))
-        answer["recommendations"] = orjson.Fragment(found)
-    return _json(orjson.dumps(answer))
+    return _json(await answer_reported(service, session_id, reported, recommend))
 
 
 @router.get(
@@ -86,8 +77,7 @@ async def recommendations(
     exclude: Excluded = [],  # noqa: B006 (FastAPI copies it)
 ) -> Response:
     """The next tracks for a session; the most popular ones for a session that holds no usable play."""
-    plays = await service.store.plays(session_id)
-    return _json(await _recommend(service, session_id, Question(plays, k, exclude, exclude_heard)))
+    return _json(await answer_recommendations(service, session_id, k, exclude, exclude_heard=exclude_heard))
 
 
 @router.get(
@@ -120,7 +110,7 @@ async def erase_session(session_id: SessionId, service: Service) -> Response:
 @router.get("/tracks", tags=["tracks"], response_model_exclude_none=True, responses=problem_responses(422))
 async def find_tracks(service: Service, query: SearchText = "", limit: Limit = 20) -> FoundTracks:
     """Find tracks by words of their title, artist or id."""
-    found = await service.threads.run(service.live.search, query, limit)
+    found = await service.threads.run(service.releases.current.live.search, query, limit)
     return FoundTracks(items=[TrackBody.of(track) for track in found])
 
 
@@ -132,14 +122,20 @@ async def find_tracks(service: Service, query: SearchText = "", limit: Limit = 2
 )
 async def similar_tracks(track_id: TrackIdPath, service: Service, k: K = 20) -> SimilarTracks:
     """The tracks nearest to a track."""
-    found = await service.threads.run(service.live.similar, track_id, k)
+    found = await service.threads.run(service.releases.current.live.similar, track_id, k)
     return SimilarTracks(items=RankedTrackBody.list_of(found))
 
 
 @router.get("/releases/current", tags=["releases"])
 async def current_release(service: Service) -> ReleaseBody:
-    """What is served."""
-    return ReleaseBody.of(service.live)
+    """What is served; sessions of an experiment may get another release, which their answers name."""
+    return ReleaseBody.of(service.releases.current.live)
+
+
+@router.put("/releases/current", tags=["releases"], responses=problem_responses(404, 409, 413, 422, 503))
+async def swap_release(wanted: SwapRequest, service: Service) -> ReleaseBody:
+    """Serve another release once it is verified and warm; if it is refused, what was served is served on."""
+    return ReleaseBody.of((await service.releases.swap(wanted.name)).live)
 
 
 @router.get("/health/live", tags=["operations"])
@@ -172,9 +168,39 @@ async def player() -> FileResponse:
     return FileResponse(WEB / "index.html")
 
 
-async def _recommend(service: Parts, session_id: str, question: Question) -> bytes:
-    answer = await service.ranking(question)
-    service.telemetry.recommendations.labels(answer.source).inc()
+async def answer_reported(service: Parts, session_id: str, reported: EventsRequest, recommend: int | None) -> bytes:
+    """Store the events; the content of an EventsAnswer. Raises StoreUnavailable."""
+    served = service.releases.for_session(session_id)
+    stored = await service.store.append(session_id, reported.events, with_plays=recommend is not None)
+    unknown = served.live.unknown([event.track_id for event in reported.events])
+    _count_events(service, reported, stored.duplicates, len(unknown))
+    service.credits.count(stored.credits)
+    answer: dict[str, Any] = {
+        "session_id": session_id,
+        "length": stored.length,
+        "accepted": len(reported.events) - stored.duplicates,
+        "duplicates": stored.duplicates,
+        "unknown_tracks": unknown,
+    }
+    if recommend is not None:
+        found = await _recommend(service, served, session_id, Question(stored.plays, recommend))
+        answer["recommendations"] = orjson.Fragment(found)
+    return orjson.dumps(answer)
+
+
+async def answer_recommendations(
+    service: Parts, session_id: str, k: int, exclude: Sequence[str] = (), *, exclude_heard: bool = True
+) -> bytes:
+    """The content of a RecommendationsBody. Raises StoreUnavailable."""
+    plays = await service.store.plays(session_id)
+    served = service.releases.for_session(session_id)
+    return await _recommend(service, served, session_id, Question(plays, k, exclude, exclude_heard))
+
+
+async def _recommend(service: Parts, served: Served, session_id: str, question: Question) -> bytes:
+    answer = await served.ranking(question)
+    service.telemetry.recommendations.labels(served.live.name, answer.source).inc()
+    service.credits.remember(session_id, answer)
     return recommendations_json(session_id, answer)
 
 

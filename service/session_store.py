@@ -9,9 +9,9 @@ and the stream its events are logged to share a slot of Redis Cluster.
 import contextlib
 import hashlib
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self, TypeAlias
 
@@ -19,7 +19,7 @@ from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ReadOnlyError, RedisClusterException, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisClusterException, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from segue.errors import StoreUnavailable
@@ -50,6 +50,7 @@ class Appended:
     length: int  # plays that the session now holds
     duplicates: int  # events that had been reported before
     plays: list[Play]  # oldest first; empty unless asked for
+    credits: list[str] = field(default_factory=list)  # see append_events.lua
 
 
 def connect(settings: Settings) -> "Redis | RedisCluster":
@@ -62,6 +63,8 @@ def connect(settings: Settings) -> "Redis | RedisCluster":
         # A write that timed out may have been carried out: sending it again is the client's choice, by event id.
         "retry": Retry(NoBackoff(), 0),
     }
+    if settings.redis_ca_file is not None:
+        common["ssl_ca_certs"] = str(settings.redis_ca_file)
     if settings.redis_cluster:
         return RedisCluster.from_url(settings.redis_url or "", **common)
     pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
@@ -117,43 +120,46 @@ class SessionStore:
         self._stream_length = settings.stream_max_length if settings.event_log else 0
         self._append = _Script.read("append_events.lua")
         self._erase = _Script.read("erase_session.lua")
+        self._remember = _Script.read("remember.lua")
         self._send = MicroBatch(self._pipeline, _PIPELINES)
 
     async def append(self, session_id: str, events: Sequence[Event], *, with_plays: bool = False) -> Appended:
         """Apply the events to the session, all or none, in one round trip."""
         limits = [self._idle_gap_ms, self._max_plays, MAX_EVENT_IDS, self._stream_length, int(with_plays)]
         arguments = [session_id, *limits, *(word for event in events for word in _words(event))]
-        async with self._redis("append"):
-            length, duplicates, plays = await self._send(self._append.call(keys_of(session_id), arguments))
-        return Appended(int(length), int(duplicates), _plays(plays))
+        length, duplicates, plays, credits_ = await self._send(self._append.call(keys_of(session_id), arguments))
+        return Appended(int(length), int(duplicates), _plays(plays), credits_)
 
     async def plays(self, session_id: str) -> list[Play]:
         """The session's plays, oldest first; none for an unknown session."""
-        async with self._redis("plays"):
-            found = await self._send(("LRANGE", keys_of(session_id)[0], 0, -1))
-        return _plays(found)
+        return _plays(await self._send(("LRANGE", keys_of(session_id)[0], 0, -1)))
+
+    async def remember(self, session_id: str, release: str, track_ids: Sequence[str]) -> None:
+        """Keep what a release recommended to a session as long as the session itself, in place of the list before."""
+        shown = "\n".join((release, *track_ids, ""))
+        await self._send(self._remember.call(keys_of(session_id)[1:2], [shown]))
 
     async def erase(self, session_id: str) -> None:
         """Erase the session from Redis and have the event log erase it from its files."""
-        async with self._redis("erase"):
-            await self._send(self._erase.call(keys_of(session_id), [session_id, self._stream_length]))
+        await self._send(self._erase.call(keys_of(session_id), [session_id, self._stream_length]))
 
     async def check(self) -> None:
         """Return if Redis answers."""
-        async with self._redis("ping"):
+        with self._timed("ping"), store_errors():
             await self._client.ping()
 
     async def _pipeline(self, commands: list[_Command]) -> list[Any]:
         """What Redis answers to each command; an exception where it refuses one."""
-        answers = await self._execute(commands)
-        unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
-        if unknown:  # Redis was started anew, or its scripts were flushed; nothing was carried out
-            for script in (self._append, self._erase):
-                await self._client.script_load(script.text)
-            again = await self._execute([commands[i] for i in unknown])
-            for i, answer in zip(unknown, again, strict=True):
-                answers[i] = answer
-        return answers
+        with self._timed("commands"), store_errors():
+            answers = await self._execute(commands)
+            unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+            if unknown:  # Redis was started anew, or its scripts were flushed; nothing was carried out
+                for script in (self._append, self._erase, self._remember):
+                    await self._client.script_load(script.text)
+                again = await self._execute([commands[i] for i in unknown])
+                for i, answer in zip(unknown, again, strict=True):
+                    answers[i] = answer
+        return [_as_store_error(answer) if isinstance(answer, Exception) else answer for answer in answers]
 
     async def _execute(self, commands: list[_Command]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
@@ -162,26 +168,28 @@ class SessionStore:
         answers: list[Any] = await pipeline.execute(raise_on_error=False)
         return answers
 
-    @contextlib.asynccontextmanager
-    async def _redis(self, operation: str) -> AsyncIterator[None]:
-        with self._timed(operation):
-            async with store_errors():
-                yield
 
-
-@contextlib.asynccontextmanager
-async def store_errors() -> AsyncIterator[None]:
+@contextlib.contextmanager
+def store_errors() -> Iterator[None]:
     """Turn what says that Redis is away or unfit into StoreUnavailable; other errors are ours and go on."""
     try:
         yield
-    except (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OSError) as error:
-        raise StoreUnavailable(f"Redis cannot be reached ({_reason(error)}): try again in a moment") from error
-    except RedisClusterException as error:
-        raise StoreUnavailable(f"the Redis Cluster cannot be used ({_reason(error)}): try again later") from error
-    except (ResponseError, RedisError) as error:
-        if not any(word in str(error) for word in _UNFIT):
+    except (RedisError, OSError) as error:
+        found = _as_store_error(error)
+        if found is error:
             raise
-        raise StoreUnavailable(f"Redis refuses the command ({_reason(error)}): try again later") from error
+        raise found from error
+
+
+def _as_store_error(error: Exception) -> Exception:
+    """StoreUnavailable for what says that Redis is away or unfit; any other error as it is."""
+    if isinstance(error, RedisConnectionError | RedisTimeoutError | ReadOnlyError | OSError):
+        return StoreUnavailable(f"Redis cannot be reached ({_reason(error)}): try again in a moment")
+    if isinstance(error, RedisClusterException):
+        return StoreUnavailable(f"the Redis Cluster cannot be used ({_reason(error)}): try again later")
+    if isinstance(error, RedisError) and any(word in str(error) for word in _UNFIT):
+        return StoreUnavailable(f"Redis refuses the command ({_reason(error)}): try again later")
+    return error
 
 
 def _reason(error: Exception) -> str:

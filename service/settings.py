@@ -3,13 +3,17 @@
 Nothing is read at import; the command line and `create_app_from_environment` call `read_settings`.
 """
 
+import re
+import secrets
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, FilePath, ValidationError, field_serializer, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from segue.errors import BadOption
+from service.releases_folder import NAME_PATTERN
 
 PREFIX = "SEGUE_"
 
@@ -17,9 +21,30 @@ PREFIX = "SEGUE_"
 class Settings(BaseSettings):
     """The settings of one service. Immutable."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, validate_default=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="ignore", frozen=True, validate_default=True, hide_input_in_errors=True
+    )
 
     release: Path = Field(description="Folder of the release to serve, written by `segue train`")
+    releases_dir: Path | None = Field(
+        default=None,
+        description="Folder of releases, a folder each, that the service can be swapped to while it runs; its file "
+        "`current` names the one that all who share the folder serve, and goes before `release`",
+    )
+    releases_poll_s: float = Field(
+        default=1.0, gt=0, le=3600, description="Seconds between two looks at the file `current` of `releases_dir`"
+    )
+    experiment: Annotated[tuple[str, float] | None, NoDecode] = Field(
+        default=None,
+        description="`folder:share`: a second release of `releases_dir` that answers this share (0 to 1) of sessions",
+    )
+    credit_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of sessions whose recommended tracks are remembered, so that plays and skips of them are "
+        "counted for the release; 0 remembers none",
+    )
     index_device: Literal["cpu", "gpu"] = Field(default="cpu", description="Where the index is searched")
     encoder_threads: int = Field(default=1, ge=1, le=64, description="Threads of ONNX Runtime for one query")
     ranking_threads: int = Field(default=2, ge=1, le=64, description="Requests that are encoded and searched at a time")
@@ -31,14 +56,43 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least level that is logged; `debug` logs every request"
     )
+    log_key: str = Field(
+        default_factory=lambda: secrets.token_hex(16),
+        min_length=16,
+        max_length=64,
+        repr=False,
+        description="Secret with which session ids are hashed in logs; another one at each start unless set",
+    )
+
+    api_keys: Path | None = Field(
+        default=None, description="File of API keys, made by `segue keys new`; without one, every call is open"
+    )
+    open: bool = Field(
+        default=False,
+        description="Whether a service without keys may listen beyond this machine: a gateway must check who asks",
+    )
+    key_rate: float | None = Field(
+        default=None, gt=0, le=1e6, description="Requests a second of each API key, in each worker; more is a 429"
+    )
+    session_rate: float | None = Field(
+        default=None, gt=0, le=1e6, description="Requests a second for each session, in each worker; more is a 429"
+    )
+    rate_burst_s: float = Field(
+        default=5, ge=0, le=3600, description="Seconds whose requests may come at once after a rest"
+    )
 
     redis_url: str | None = Field(
         default=None,
+        repr=False,  # it may hold a password
         pattern=r"^(redis|rediss|unix)://",
         description="Redis to keep sessions in (redis://, rediss:// or unix://); without one, Segue starts its own",
     )
     redis_cluster: bool = Field(
         default=False, description="Whether `redis_url` names a node of a Redis Cluster, whose others are then found"
+    )
+    redis_ca_file: FilePath | None = Field(
+        default=None,
+        description="Certificates of those who may vouch for a rediss:// server; the system's own where absent",
     )
     redis_timeout_s: float = Field(
         default=2.0, gt=0, le=60, description="Seconds to wait for Redis before answering 503"
@@ -73,6 +127,39 @@ class Settings(BaseSettings):
         default=10_000, ge=100, description="Events kept in each of the 64 streams until the log's writer takes them"
     )
 
+    @field_validator("experiment", mode="before")
+    @classmethod
+    def _experiment(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        name, _, share = value.rpartition(":")
+        if not re.fullmatch(NAME_PATTERN, name) or not re.fullmatch(r"0?\.\d+|[01](\.0*)?", share):
+            raise ValueError("expected folder:share, as in sasrec-2:0.1, with a share from 0 to 1")
+        return name, float(share)
+
+    @field_serializer("experiment")
+    def _experiment_as_text(self, value: tuple[str, float] | None) -> str | None:
+        return None if value is None else f"{value[0]}:{value[1]}"
+
+    @field_validator("redis_url")
+    @classmethod
+    def _can_be_parsed(cls, url: str | None) -> str | None:
+        try:
+            _ = urlsplit(url or "").port
+        except ValueError:  # its text would quote a part of the password
+            raise ValueError(
+                "its port is no number: write `/`, `:`, `@`, `#` in a password as %2F, %3A, %40, %23"
+            ) from None
+        return url
+
+    @model_validator(mode="after")
+    def _has_its_use(self) -> Self:
+        if self.redis_ca_file is not None and not (self.redis_url or "").startswith("rediss://"):
+            raise ValueError("redis_ca_file is for a redis_url that begins with rediss://")
+        if self.key_rate is not None and self.api_keys is None:
+            raise ValueError("key_rate limits API keys, and api_keys names none")
+        return self
+
     @property
     def event_log_folder(self) -> Path:
         """Where the event log's files are written."""
@@ -85,12 +172,24 @@ def read_settings(**given: Any) -> Settings:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "settings"
+        if not first["loc"]:
+            raise BadOption(f"{first['msg'].removeprefix('Value error, ')}; see docs/operations.md") from error
+        name = str(first["loc"][0])
         if first["type"] == "missing":
             raise BadOption(f"{name} is missing: set {PREFIX}{name.upper()} or give it to `segue serve`") from error
+        found = _shown(name, first["input"])
         raise BadOption(
-            f"{name} is {first['input']!r}: {first['msg'].lower()}; see {PREFIX}{name.upper()} in docs/operations.md"
+            f"{name} is {found}: {first['msg'].lower()}; see {PREFIX}{name.upper()} in docs/operations.md"
         ) from error
+
+
+def _shown(name: str, value: object) -> str:
+    """A setting as it may be printed: without its secret."""
+    if name == "log_key":
+        return "not shown here"
+    if name == "redis_url":
+        return repr(re.sub(r"password=[^&]*", "password=***", re.sub(r"^.*@", "***@", str(value))))
+    return repr(value)
 
 
 def as_environment(settings: Settings) -> dict[str, str]:

@@ -1,7 +1,9 @@
 """What operators see of the service: JSON log lines, one a fact, and Prometheus metrics."""
 
+import hashlib
 import logging
 import os
+import re
 import sys
 from contextlib import AbstractContextManager
 from typing import Any, Final
@@ -15,12 +17,19 @@ MULTIPROCESS_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
-def configure_logging(level: str) -> None:
-    """Send structlog's lines and those of the standard library (uvicorn) to stderr as JSON."""
+_SESSION_IN_PATH: Final = re.compile(r"(?<=/sessions/)[^/]+")
+
+
+def configure_logging(level: str, log_key: str) -> None:
+    """Send structlog's lines and those of the standard library (uvicorn) to stderr as JSON.
+
+    Session ids are hashed with `log_key`: lines about one session can be put together, and nobody can be named.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
+        _hide_sessions(log_key),
     ]
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
@@ -44,6 +53,24 @@ def configure_logging(level: str) -> None:
     root.setLevel(max(number, logging.INFO))  # debug lines of libraries say nothing of the service
 
 
+def _hide_sessions(log_key: str) -> structlog.typing.Processor:
+    """A step that puts short hashes for the session ids in `session_id` and `path`."""
+
+    def hashed(session_id: str) -> str:
+        return hashlib.blake2s(
+            session_id.encode(errors="replace"), key=log_key.encode()[:32], digest_size=6
+        ).hexdigest()
+
+    def hide(_: Any, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        if "session_id" in line:
+            line["session_id"] = hashed(str(line["session_id"]))
+        if "path" in line:
+            line["path"] = _SESSION_IN_PATH.sub(lambda found: hashed(found[0]), str(line["path"]))
+        return line
+
+    return hide
+
+
 class Telemetry:
     """The metrics of one app. Labels hold route templates and fixed words, never what a client sent."""
 
@@ -54,7 +81,21 @@ class Telemetry:
         self.events = self._counter("events", "Events reported, by type, duplicates included", "type")
         self.duplicates = self._counter("duplicate_events", "Events that had been reported before")
         self.unknown_tracks = self._counter("unknown_tracks", "Tracks reported that the release does not hold")
-        self.recommendations = self._counter("recommendations", "Lists of tracks answered, by source", "source")
+        self.recommendations = self._counter("recommendations", "Lists of tracks answered", "release", "source")
+        self.release_swaps = self._counter("release_swaps", "Releases that took over (done) or were refused", "result")
+        self.release_in_use = Gauge(
+            "segue_release_in_use",
+            "1 for each release that is served",
+            ["release"],
+            registry=self.registry,
+            multiprocess_mode="mostrecent",  # a worker that died cannot go on claiming its release
+        )
+        self.recommended_plays = self._counter(
+            "recommended_plays",
+            "Plays of tracks that the release had recommended, in sessions that are looked at",
+            "release",
+        )
+        self.recommended_skips = self._counter("recommended_skips", "Those of them that were skipped", "release")
         self.ranking_seconds = self._histogram("ranking_seconds", "Time to encode and to search", "step")
         self.redis_seconds = self._histogram("redis_seconds", "Time of one round trip to Redis", "operation")
         self.logged_plays = self._counter("logged_plays", "Plays written to the event log's files")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import queue
+import shutil
 import signal
 import socket
 import subprocess
@@ -40,18 +41,34 @@ def track_ids() -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
-    """A release in which a played track recommends its genre and a skipped one speaks against it.
+    """A release in which a played track recommends its genre and a skipped one speaks against it."""
+    return write_tiny_release(tmp_path_factory.mktemp("releases") / "tiny")
 
-    Popularity falls with the row. The encoder is the sum of the window's embeddings, skipped ones times -2.
-    """
-    ids = track_ids()
+
+@pytest.fixture(scope="session")
+def other_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """The same of another catalogue: its ids and titles begin with `x-`."""
+    return write_tiny_release(tmp_path_factory.mktemp("releases") / "other", "x-")
+
+
+@pytest.fixture
+def releases_dir(tiny_release: Release, other_release: Release, tmp_path: Path) -> Path:
+    """A folder of releases to swap within: `first` and `second`."""
+    for name, release in (("first", tiny_release), ("second", other_release)):
+        shutil.copytree(release.path, tmp_path / "releases" / name)
+    return tmp_path / "releases"
+
+
+def write_tiny_release(path: Path, prefix: str = "") -> Release:
+    """Popularity falls with the row. The encoder is the sum of the window's embeddings, skipped ones times -2."""
+    ids = [prefix + track_id for track_id in track_ids()]
     catalogue = Catalogue(
         pl.DataFrame(
             {
                 "track_id": ids,
                 "plays": list(range(1000, 1000 - len(ids), -1)),
                 "skips": [0] * len(ids),
-                "title": [None if i == 3 else f"Song {i:02}" for i in range(len(ids))],
+                "title": [None if i == 3 else f"{prefix}Song {i:02}" for i in range(len(ids))],
                 "artist": [f"Artist {i // TRACKS_OF_A_GENRE}" for i in range(len(ids))],
             }
         )
@@ -70,7 +87,6 @@ def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
         source_commit=None,
         evaluation={},
     )
-    path = tmp_path_factory.mktemp("releases") / "tiny"
     return write_release(path, draft, catalogue, {"item_embeddings.npy": embeddings}, _encoder(embeddings))
 
 

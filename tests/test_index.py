@@ -19,7 +19,7 @@ from segue.errors import BadOption, BadRelease
 from segue.recommend import NearestTracks, Ranked
 
 TRACKS, DIMENSION = 20_000, 32
-FOR_FEW = [kind for kind in faiss_cpu.KINDS if kind != "ivf-pq"]
+FOR_FEW = [kind for kind in faiss_cpu.KINDS if not kind.startswith("ivf-pq")]
 
 
 def clustered(tracks: int, dimension: int, seed: int) -> tuple[Float32, Float32]:
@@ -71,8 +71,11 @@ class TestExactSearch:
 
     def test_it_is_what_sorting_all_scores_gives(self, exact: ExactIndex) -> None:
         found, expected = exact.search(QUERIES, 20), brute_force(EMBEDDINGS, QUERIES, 20)
-        np.testing.assert_array_equal(found.rows, expected.rows)
         np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
+        # Processors round float32 sums differently, so tracks whose scores agree to six digits may change places.
+        true = np.einsum("bd,bkd->bk", QUERIES.astype(np.float64), EMBEDDINGS[found.rows].astype(np.float64))
+        np.testing.assert_allclose(true, expected.scores, rtol=1e-6)
+        assert all(len(set(rows)) == 20 for rows in found.rows.tolist())
 
     def test_equal_scores_go_by_the_lower_row_across_blocks(self) -> None:
         embeddings = np.tile(EMBEDDINGS[5], (70_000, 1))
@@ -228,8 +231,9 @@ class TestCandidates:
         assert recalls[0] < recalls[1] == 1.0
 
 
-def test_product_codes_are_small_and_their_candidates_hold_the_best(exact: ExactIndex) -> None:
-    index = built("ivf-pq")
+@pytest.mark.parametrize("kind", ["ivf-pq", "ivf-pq4"])
+def test_product_codes_are_small_and_their_candidates_hold_the_best(kind: Kind, exact: ExactIndex) -> None:
+    index = built(kind)
     index = index.tuned(index.parameters.model_copy(update={"nprobe": index.parameters.nlist}))
     expected = exact.search(QUERIES, 20).rows
     found = index.search(QUERIES, 20).rows

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index import choose
+from index import choose, faiss_cpu
 from index.choose import KINDS, IndexFacts, build_index, index_release, open_index, read_facts
 from index.exact import ExactIndex
 from index.faiss_cpu import FaissIndex
@@ -86,6 +86,7 @@ class TestBuilding:
         self, release: Release, queries: Float32, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(choose, "_STEPS", choose._STEPS | {"hnsw": ("ef_search", 1, 2)})
+        monkeypatch.setattr(faiss_cpu, "_LEAST_RERANKED", 1)
         _, facts = build_index(release, queries, "hnsw-sq8", recall_target=1.0)
         assert facts.kind == "ivf"
         assert [point.kind for point in facts.tried][:4] == ["hnsw-sq8", "hnsw-sq8", "hnsw", "hnsw"]
@@ -102,10 +103,10 @@ class TestBuilding:
         monkeypatch.setattr(choose, "SMALL_CATALOGUE", 1_000)
         said: list[str] = []
         _, facts = build_index(release, queries, recall_target=0.9, progress=said.append)
-        assert {point.kind for point in facts.tried} >= {"ivf", "hnsw"}
+        assert {point.kind for point in facts.tried} >= {"ivf-pq4", "hnsw"}
         assert facts.recall >= 0.9
         assert facts.search_ms <= facts.exact_ms or facts.kind == "exact"
-        assert said[0] == "building ivf for 3,000 tracks"
+        assert said[0] == "building ivf-pq4 for 3,000 tracks"
 
     def test_one_query_is_enough_to_build_with(self, release: Release, queries: Float32) -> None:
         assert build_index(release, queries[:1], "hnsw")[1].queries == 1
@@ -174,6 +175,9 @@ class TestOpening:
         with pytest.raises(BadRelease, match="does not belong to this release"):
             open_index(with_index(release, foreign, facts.model_dump(mode="json")))
         claimed = facts.model_copy(update={"tracks": TRACKS})
+        with pytest.raises(BadRelease, match="does not belong to this release"):
+            open_index(with_index(release, foreign, claimed.model_dump(mode="json")))
+        claimed = claimed.model_copy(update={"embeddings_sha256": None})
         with pytest.raises(BadRelease, match="indexes 3001 tracks"):
             open_index(with_index(release, foreign, claimed.model_dump(mode="json")))
 

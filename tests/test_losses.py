@@ -16,7 +16,7 @@ from training.batches import Batch, distinct, make_batch, next_played, trainable
 from training.encoders.contract import SessionEncoder  # noqa: E402
 from training.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
 from training.fit import step_terms  # noqa: E402
-from training.losses import info_nce, info_nce_as_published, sampled_softmax  # noqa: E402
+from training.losses import info_nce, info_nce_as_published, sampled_softmax, uniform_log_q  # noqa: E402
 
 Tensor: TypeAlias = Any
 
@@ -216,3 +216,11 @@ class TestPublishedPairing:
             terms[pairing] = step_terms(encoder, batch, torch.tensor([4, 5]), options).nce.item()
         assert terms["session"] == 0.0
         assert terms["published"] > 0.0
+
+
+def test_log_q_makes_uniform_negatives_an_unbiased_estimate_of_all_tracks() -> None:
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randn(500, generator=generator)
+    drawn = torch.randint(0, 500, (4_000, 100), generator=generator)
+    estimates = (scores[drawn] - uniform_log_q(100, 500)).exp().sum(dim=1)
+    assert estimates.mean().item() == pytest.approx(scores.exp().sum().item(), rel=0.01)

@@ -17,7 +17,7 @@ from segue.window import Sessions
 from training.batches import Batch, epoch_batches, trainable
 from training.checkpoint import Checkpoints, Progress
 from training.encoders.contract import SessionEncoder
-from training.losses import info_nce, info_nce_as_published, sampled_softmax
+from training.losses import info_nce, info_nce_as_published, sampled_softmax, uniform_log_q
 from training.options import NeuralOptions
 from training.splits import Examples
 from training.validation import encoder_score
@@ -90,6 +90,8 @@ def _nll(encoder: SessionEncoder, predicted: Tensor, batch: Batch, negatives: Te
     own = batch.session_tracks  # [batch, window + 1]
     own_scores = torch.einsum("bwd,bid->bwi", predicted, encoder.item_embeddings(own))[real]
     uniform_scores = queries @ encoder.item_embeddings(negatives).T  # [steps, negatives]
+    if encoder.options.log_q:
+        uniform_scores = uniform_scores - uniform_log_q(len(negatives), encoder.item_embeddings.num_embeddings - 1)
     unseen = ~(own[:, :, None] == negatives).any(dim=1)  # [batch, negatives]
     others = (own[session_of_step] != targets[:, None]) & (own[session_of_step] != PAD_ROW)
     return sampled_softmax(

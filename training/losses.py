@@ -1,5 +1,7 @@
 """The losses, as pure functions of tensors."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +21,16 @@ def sampled_softmax(positive_scores: Tensor, negative_scores: Tensor, allowed: T
     """
     scores = torch.cat([positive_scores[:, None], negative_scores.masked_fill(~allowed, -torch.inf)], dim=1)
     return (torch.logsumexp(scores, dim=1) - positive_scores).sum() / max(len(scores), 1)
+
+
+def uniform_log_q(negatives: int, tracks: int) -> float:
+    """The logarithm of how often a track is among uniform negatives, expected: what logQ correction takes off a score.
+
+    With it exp(score) of a negative stands for all the tracks that were not drawn: the sum over negatives is an
+    unbiased estimate of the sum over all tracks. Source: Bengio and Senecal, "Adaptive importance sampling to
+    accelerate training of a neural probabilistic language model", 2008, https://doi.org/10.1109/TNN.2007.912312.
+    """
+    return math.log(negatives / tracks)
 
 
 def info_nce(

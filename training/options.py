@@ -54,6 +54,11 @@ class NeuralOptions(Options):
         ge=1,
         description="Uniform negatives of the sampled softmax, redrawn every batch, shared by its sessions",
     )
+    log_q: bool = Field(
+        default=False,
+        description="Whether each uniform negative counts for all the tracks that it stands for, so that the sampled "
+        "softmax estimates the one over all tracks (Bengio and Senecal, 2008); not in the paper",
+    )
     alpha: float = Field(default=1.0, ge=0, description="Weight of the NLL term")
     beta: float = Field(
         default=0.5, ge=0, description="Weight of the InfoNCE term over skips; 0 leaves it out (--no-nce)"

@@ -23,8 +23,13 @@ import httpx
 import numpy as np
 import psutil
 
+from benchmarks.serving import report
+
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
+# Recall@20 asked of the index of each size.
+RECALL = {100_000: 0.99, 600_000: 0.99, 1_000_000: 0.99, 10_000_000: 0.95}
+SOAKED = 600_000
 SERVER_CORE, OTHER_CORE = 0, max(os.sched_getaffinity(0))
 CONNECTIONS = 32
 
@@ -201,40 +206,73 @@ def memory(process: psutil.Process) -> dict[str, int]:
     return {"rss_mib": sum(i.rss for i in infos) >> 20, "pss_mib": sum(i.pss for i in infos) >> 20}
 
 
-def measure(folder: Path, tracks: int, kind: str, target: float, seconds: float) -> dict[str, Any]:
+def service(
+    folder: Path, release: Path, url: str, workers: int = 1
+) -> contextlib.AbstractContextManager[psutil.Process]:
+    """The service on the server's core, on port 8911."""
+    command = [sys.executable, "-m", "segue", "serve", release, "--redis-url", url, "--port", 8911]
+    environment = {
+        "SEGUE_DATA_DIR": str(folder / "data"),
+        "SEGUE_RANKING_THREADS": "1",
+        "SEGUE_LOG_LEVEL": "warning",
+    }
+    return served([*command, "--workers", workers], environment, 8911)
+
+
+def closed_loops(folder: Path, process: psutil.Process, seconds: float) -> dict[str, Any]:
+    """As much as 32 listeners can have of each call."""
+    result: dict[str, Any] = {}
+    for scenario in ("recommend", "report", "report_and_recommend"):
+        before = process.cpu_times()
+        result[scenario] = load(folder, 8911, scenario, seconds, keep=scenario == "recommend")
+        after = process.cpu_times()
+        used = after.user + after.system - before.user - before.system
+        result[scenario]["server_cpu"] = round(used / seconds, 3)
+    return result
+
+
+def offered(folder: Path, most: float, seconds: float) -> list[dict[str, Any]]:
+    """The capacity curve: latency against offered load, up to twice what the closed loop reached."""
+    return [
+        {"share": share, "rate": round(most * share)}
+        | load(folder, 8911, "recommend", seconds, rate=most * share, connections=256)
+        for share in (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 2.0)
+    ]
+
+
+def soak(folder: Path, process: psutil.Process, rate: float, minutes: int) -> list[dict[str, Any]]:
+    """The same load minute after minute: latency and memory of each."""
+    return [
+        load(folder, 8911, "recommend", 60, rate=rate, connections=256, warm_up_s=0.0) | memory(process)
+        for _ in range(minutes)
+    ]
+
+
+def measure(folder: Path, release: Path, tracks: int, seconds: float, soak_minutes: int) -> dict[str, Any]:
     """Everything of one size."""
-    release = release_of(folder, tracks, kind, target)
     sessions_of(release, folder / "sessions.json")
     sessions = json.loads((folder / "sessions.json").read_text())
     result: dict[str, Any] = {"tracks": tracks, "index": json.loads((release / "index.json").read_text())}
     result["index"].pop("tried", None)
+    result["index_mib"] = (release / "index.faiss").stat().st_size >> 20
+    result["embeddings_mib"] = (release / "item_embeddings.npy").stat().st_size >> 20
     with redis(folder / "redis") as url:
         result["parts"] = parts_alone(release)
         print(result["parts"], flush=True)
-        service = [sys.executable, "-m", "segue", "serve", release, "--redis-url", url, "--port", 8911]
-        environment = {
-            "SEGUE_DATA_DIR": str(folder / "data"),
-            "SEGUE_RANKING_THREADS": "1",
-            "SEGUE_LOG_LEVEL": "warning",
-        }
         began = time.perf_counter()
-        with served(service, environment, 8911) as process:
+        with service(folder, release, url) as process:
             result["ready_s"] = round(time.perf_counter() - began, 2)
             load(folder, 8911, "fill", 600)
-            for scenario in ("recommend", "report", "report_and_recommend"):
-                before = process.cpu_times()
-                result[scenario] = load(folder, 8911, scenario, seconds, keep=scenario == "recommend")
-                after = process.cpu_times()
-                used = after.user + after.system - before.user - before.system
-                result[scenario]["server_cpu"] = round(used / seconds, 3)
+            result |= closed_loops(folder, process, seconds)
             result["recommend"] |= recall(release, result["recommend"].pop("kept"), sessions)
-            most = result["recommend"]["per_s"]
-            result["offered"] = [
-                {"share": share, "rate": round(most * share)}
-                | load(folder, 8911, "recommend", seconds, rate=most * share, connections=256)
-                for share in (0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
-            ]
             result["memory"] = memory(process)
+            result["at_300_per_s"] = load(folder, 8911, "recommend", seconds, rate=300, connections=256)
+            most = result["recommend"]["per_s"]
+            result["offered"] = offered(folder, most, seconds)
+            result["soak"] = soak(folder, process, 0.8 * most, soak_minutes)
+        with service(folder, release, url, workers=2) as process:
+            load(folder, 8911, "recommend", seconds)
+            result["memory_of_two_workers"] = memory(process)
         with uvicorn("constant", url, release, 8912):
             result["constant"] = load(folder, 8912, "constant", seconds)
         with uvicorn("one_read", url, release, 8913):
@@ -242,48 +280,30 @@ def measure(folder: Path, tracks: int, kind: str, target: float, seconds: float)
         if tracks <= 1_000_000:
             with uvicorn("naive", url, release, 8914):
                 result["naive"] = load(folder, 8914, "recommend", seconds)
-    parts = result["parts"]
+    return result | ratios(result)
+
+
+def ratios(result: dict[str, Any]) -> dict[str, Any]:
+    """The service beside the references of the same run."""
+    parts, served_per_s = result["parts"], result["recommend"]["per_s"]
     limit = 1e6 / (1e6 / result["one_read"]["per_s"] + parts["encode_us_in_8"] + parts["search_us_in_8"])
-    result["sum_of_parts_per_s"] = round(limit, 1)
-    result["ratios"] = {
-        "recommend to sum of parts": round(result["recommend"]["per_s"] / limit, 3),
-        "recommend to one read": round(result["recommend"]["per_s"] / result["one_read"]["per_s"], 3),
+    found = {
+        "recommend to sum of parts": round(served_per_s / limit, 3),
+        "recommend to one read": round(served_per_s / result["one_read"]["per_s"], 3),
     }
     if "naive" in result:
-        result["ratios"]["recommend to naive"] = round(result["recommend"]["per_s"] / result["naive"]["per_s"], 1)
-    return result
-
-
-def plot(result: dict[str, Any], file: Path) -> None:
-    """Latency against offered load."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4))
-    for name in ("p50_ms", "p90_ms", "p99_ms"):
-        axes.plot(
-            [one["rate"] for one in result["offered"]], [one[name] for one in result["offered"]], "o-", label=name[:3]
-        )
-    axes.axvline(result["sum_of_parts_per_s"], color="grey", linestyle=":", label="sum of the parts")
-    axes.set(
-        xlabel="offered requests/s", ylabel="latency, ms", yscale="log", title=f"{result['tracks']:,} tracks, one core"
-    )
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(file, bbox_inches="tight", metadata={"Date": None})
-    pyplot.close(figure)
+        found["recommend to naive"] = round(served_per_s / result["naive"]["per_s"], 1)
+    return {"sum_of_parts_per_s": round(limit, 1), "ratios": found}
 
 
 def main() -> None:
     """Measure each size that was named."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="where releases and logs go; outside the tree")
-    parser.add_argument("--tracks", type=int, nargs="+", default=[600_000])
-    parser.add_argument("--kind", default="auto", help="kind of index")
-    parser.add_argument("--recall", type=float, default=0.99, help="the index's recall target")
+    parser.add_argument("--tracks", type=int, nargs="+", default=list(RECALL))
+    parser.add_argument("--kind", default="ivf-pq4", help="kind of index")
     parser.add_argument("--seconds", type=float, default=15, help="of each measurement")
+    parser.add_argument("--soak-minutes", type=int, default=10, help="at 80 %% of capacity, for 600,000 tracks")
     chosen = parser.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
     RESULTS.mkdir(exist_ok=True)
@@ -291,11 +311,15 @@ def main() -> None:
         ["git", "rev-parse", "--short", "HEAD"], check=False, capture_output=True, text=True, cwd=HERE
     )
     for tracks in chosen.tracks:
-        result = measure(chosen.folder, tracks, chosen.kind, chosen.recall, chosen.seconds)
+        release = release_of(chosen.folder, tracks, chosen.kind, RECALL.get(tracks, 0.99))
+        minutes = chosen.soak_minutes if tracks == SOAKED else 0
+        result = measure(chosen.folder, release, tracks, chosen.seconds, minutes)
         result |= {"commit": commit.stdout.strip(), "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
         (RESULTS / f"serving_{tracks}.json").write_text(json.dumps(result, indent=2) + "\n")
-        plot(result, RESULTS / f"serving_{tracks}.svg")
+        report.plot(result, RESULTS / f"serving_{tracks}.svg")
         print(json.dumps(result["ratios"]))
+    files = sorted(RESULTS.glob("serving_*.json"), key=lambda file: int(file.stem.partition("_")[2]))
+    (RESULTS / "serving.md").write_text(report.table([json.loads(file.read_text()) for file in files]))
 
 
 if __name__ == "__main__":

@@ -162,8 +162,8 @@ def test_the_metrics_count_what_happened(running: httpx.Client, session_id: str)
     for line in (
         'segue_http_requests_total{method="POST",route="/sessions/{session_id}/events",status="200"}',
         'segue_events_total{type="skip"}',
-        'segue_recommendations_total{source="model"}',
-        'segue_redis_seconds_count{operation="append"}',
+        'source="model"}',
+        'segue_redis_seconds_count{operation="commands"}',
         'segue_ranking_seconds_count{step="encode"}',
         'segue_ranking_seconds_count{step="search"}',
         "segue_unknown_tracks_total",

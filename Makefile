@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_FLAGS ?=
 BENCH ?= /tmp/segue-bench
 
-.PHONY: demo test check bench bench-serving clean
+.PHONY: demo test check image-check bench bench-serving clean
 
 demo: $(VENV)/.demo-installed  ## the whole path on planted data, then the player
 	$(BIN)/segue demo $(DEMO_FLAGS)
@@ -18,6 +18,9 @@ check: $(VENV)/.dev-installed  ## format, lint, types, import directions
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+image-check:  ## the steps of the service's image in a clean root, minutes; as root on Debian, IMAGES= names others
+	.ci/image-steps $(IMAGES)
 
 bench: $(VENV)/.dev-installed  ## the measurements behind benchmarks/README.md; needs SEGUE_DATA
 	$(BIN)/python benchmarks/prepare_lfm1k.py --folder $(BENCH)/lfm1k

@@ -30,6 +30,7 @@ from starlette.staticfiles import StaticFiles
 from uvicorn.supervisors import Multiprocess
 
 from segue.errors import BadOption, SegueError
+from service import access
 from service.bodies import EventsRequest
 from service.credits import Credits
 from service.dependencies import Parts
@@ -39,6 +40,7 @@ from service.middleware import LimitedBody, Measured
 from service.problems import answer_problems, describe_problems
 from service.quick_path import QuickPath
 from service.releases import LiveReleases, refuse_nothing_to_serve
+from service.request_head import BoundedHead
 from service.routes import WEB, router
 from service.session_store import SessionStore, connect
 from service.settings import Settings, as_environment, read_settings
@@ -82,6 +84,8 @@ def create_app(settings: Settings) -> FastAPI:
         routes={route.name: route for route in router.routes if isinstance(route, APIRoute)},
         max_bytes=settings.max_request_bytes,
     )
+    if access.is_needed(settings):
+        app.add_middleware(access.Access, settings=settings)
     app.add_middleware(Measured, telemetry=telemetry)
     _describe(app)
     return app
@@ -91,7 +95,7 @@ def create_app_from_environment() -> FastAPI:
     """The app for the settings in the environment; how uvicorn's workers make theirs."""
     die_with_parent()
     settings = read_settings()
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_key)
     return create_app(settings)
 
 
@@ -139,8 +143,9 @@ def serve(settings: Settings, workers: int = 1, *, open_player: bool = False) ->
 
     Raises BadOption, BadRelease or StoreUnavailable with one line if it cannot start.
     """
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_key)
     refuse_nothing_to_serve(settings)  # before anything is made: a wrong path shall leave no folder behind
+    access.check(settings)
     with contextlib.ExitStack() as opened:
         opened.enter_context(_ended_by_signals())
         if settings.redis_url is None:
@@ -181,7 +186,8 @@ def _uvicorn(settings: Settings, app: Any, **options: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=BoundedHead,
+        headers=access.HEADERS,
         ws="none",
         lifespan="on",
         access_log=False,
@@ -265,6 +271,7 @@ def _describe(app: FastAPI) -> None:
         if app.openapi_schema is None:
             schema = plain()
             describe_problems(schema)
+            access.describe_access(schema)
             body = EventsRequest.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas = schema["components"]["schemas"]
             schemas.update(body.pop("$defs"))

@@ -63,6 +63,8 @@ def connect(settings: Settings) -> "Redis | RedisCluster":
         # A write that timed out may have been carried out: sending it again is the client's choice, by event id.
         "retry": Retry(NoBackoff(), 0),
     }
+    if settings.redis_ca_file is not None:
+        common["ssl_ca_certs"] = str(settings.redis_ca_file)
     if settings.redis_cluster:
         return RedisCluster.from_url(settings.redis_url or "", **common)
     pool: BlockingConnectionPool = BlockingConnectionPool.from_url(

@@ -4,10 +4,12 @@ Nothing is read at import; the command line and `create_app_from_environment` ca
 """
 
 import re
+import secrets
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_serializer, field_validator
+from pydantic import Field, FilePath, ValidationError, field_serializer, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from segue.errors import BadOption
@@ -19,7 +21,9 @@ PREFIX = "SEGUE_"
 class Settings(BaseSettings):
     """The settings of one service. Immutable."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, validate_default=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="ignore", frozen=True, validate_default=True, hide_input_in_errors=True
+    )
 
     release: Path = Field(description="Folder of the release to serve, written by `segue train`")
     releases_dir: Path | None = Field(
@@ -52,14 +56,43 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least level that is logged; `debug` logs every request"
     )
+    log_key: str = Field(
+        default_factory=lambda: secrets.token_hex(16),
+        min_length=16,
+        max_length=64,
+        repr=False,
+        description="Secret with which session ids are hashed in logs; another one at each start unless set",
+    )
+
+    api_keys: Path | None = Field(
+        default=None, description="File of API keys, made by `segue keys new`; without one, every call is open"
+    )
+    open: bool = Field(
+        default=False,
+        description="Whether a service without keys may listen beyond this machine: a gateway must check who asks",
+    )
+    key_rate: float | None = Field(
+        default=None, gt=0, le=1e6, description="Requests a second of each API key, in each worker; more is a 429"
+    )
+    session_rate: float | None = Field(
+        default=None, gt=0, le=1e6, description="Requests a second for each session, in each worker; more is a 429"
+    )
+    rate_burst_s: float = Field(
+        default=5, ge=0, le=3600, description="Seconds whose requests may come at once after a rest"
+    )
 
     redis_url: str | None = Field(
         default=None,
+        repr=False,  # it may hold a password
         pattern=r"^(redis|rediss|unix)://",
         description="Redis to keep sessions in (redis://, rediss:// or unix://); without one, Segue starts its own",
     )
     redis_cluster: bool = Field(
         default=False, description="Whether `redis_url` names a node of a Redis Cluster, whose others are then found"
+    )
+    redis_ca_file: FilePath | None = Field(
+        default=None,
+        description="Certificates of those who may vouch for a rediss:// server; the system's own where absent",
     )
     redis_timeout_s: float = Field(
         default=2.0, gt=0, le=60, description="Seconds to wait for Redis before answering 503"
@@ -108,6 +141,25 @@ class Settings(BaseSettings):
     def _experiment_as_text(self, value: tuple[str, float] | None) -> str | None:
         return None if value is None else f"{value[0]}:{value[1]}"
 
+    @field_validator("redis_url")
+    @classmethod
+    def _can_be_parsed(cls, url: str | None) -> str | None:
+        try:
+            _ = urlsplit(url or "").port
+        except ValueError:  # its text would quote a part of the password
+            raise ValueError(
+                "its port is no number: write `/`, `:`, `@`, `#` in a password as %2F, %3A, %40, %23"
+            ) from None
+        return url
+
+    @model_validator(mode="after")
+    def _has_its_use(self) -> Self:
+        if self.redis_ca_file is not None and not (self.redis_url or "").startswith("rediss://"):
+            raise ValueError("redis_ca_file is for a redis_url that begins with rediss://")
+        if self.key_rate is not None and self.api_keys is None:
+            raise ValueError("key_rate limits API keys, and api_keys names none")
+        return self
+
     @property
     def event_log_folder(self) -> Path:
         """Where the event log's files are written."""
@@ -120,12 +172,24 @@ def read_settings(**given: Any) -> Settings:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "settings"
+        if not first["loc"]:
+            raise BadOption(f"{first['msg'].removeprefix('Value error, ')}; see docs/operations.md") from error
+        name = str(first["loc"][0])
         if first["type"] == "missing":
             raise BadOption(f"{name} is missing: set {PREFIX}{name.upper()} or give it to `segue serve`") from error
+        found = _shown(name, first["input"])
         raise BadOption(
-            f"{name} is {first['input']!r}: {first['msg'].lower()}; see {PREFIX}{name.upper()} in docs/operations.md"
+            f"{name} is {found}: {first['msg'].lower()}; see {PREFIX}{name.upper()} in docs/operations.md"
         ) from error
+
+
+def _shown(name: str, value: object) -> str:
+    """A setting as it may be printed: without its secret."""
+    if name == "log_key":
+        return "not shown here"
+    if name == "redis_url":
+        return repr(re.sub(r"password=[^&]*", "password=***", re.sub(r"^.*@", "***@", str(value))))
+    return repr(value)
 
 
 def as_environment(settings: Settings) -> dict[str, str]:

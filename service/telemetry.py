@@ -1,7 +1,9 @@
 """What operators see of the service: JSON log lines, one a fact, and Prometheus metrics."""
 
+import hashlib
 import logging
 import os
+import re
 import sys
 from contextlib import AbstractContextManager
 from typing import Any, Final
@@ -15,12 +17,19 @@ MULTIPROCESS_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
-def configure_logging(level: str) -> None:
-    """Send structlog's lines and those of the standard library (uvicorn) to stderr as JSON."""
+_SESSION_IN_PATH: Final = re.compile(r"(?<=/sessions/)[^/]+")
+
+
+def configure_logging(level: str, log_key: str) -> None:
+    """Send structlog's lines and those of the standard library (uvicorn) to stderr as JSON.
+
+    Session ids are hashed with `log_key`: lines about one session can be put together, and nobody can be named.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
+        _hide_sessions(log_key),
     ]
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
@@ -42,6 +51,24 @@ def configure_logging(level: str) -> None:
     root.handlers = [output]
     logging.getLogger("httpx").setLevel(logging.WARNING)
     root.setLevel(max(number, logging.INFO))  # debug lines of libraries say nothing of the service
+
+
+def _hide_sessions(log_key: str) -> structlog.typing.Processor:
+    """A step that puts short hashes for the session ids in `session_id` and `path`."""
+
+    def hashed(session_id: str) -> str:
+        return hashlib.blake2s(
+            session_id.encode(errors="replace"), key=log_key.encode()[:32], digest_size=6
+        ).hexdigest()
+
+    def hide(_: Any, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        if "session_id" in line:
+            line["session_id"] = hashed(str(line["session_id"]))
+        if "path" in line:
+            line["path"] = _SESSION_IN_PATH.sub(lambda found: hashed(found[0]), str(line["path"]))
+        return line
+
+    return hide
 
 
 class Telemetry:

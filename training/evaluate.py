@@ -67,8 +67,10 @@ class Offline:
 class OverHttp:
     """Answers from a running service: replays each session as events and asks for recommendations."""
 
-    def __init__(self, url: str, dataset: Catalogue, release: Catalogue) -> None:
-        self._client = httpx.Client(base_url=url, timeout=30.0)
+    def __init__(self, url: str, dataset: Catalogue, release: Catalogue, key: str | None = None) -> None:
+        """`key` is an API key with the scope `admin`, as the replayed sessions are erased again."""
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx.Client(base_url=url, timeout=30.0, headers=headers)
         self._url = url
         self._dataset = dataset
         self._release = release

@@ -13,6 +13,7 @@ from segue.cli.comparison import compare
 from segue.cli.data import prepare, simulate
 from segue.cli.demo import demo
 from segue.cli.experiments import reproduce, tune
+from segue.cli.keys import keys
 from segue.cli.models import evaluate, index, train
 from segue.cli.serving import openapi, recommend, serve
 from segue.errors import SegueError
@@ -43,7 +44,21 @@ def segue() -> None:
     """Skip-aware next-track recommendations: from a log of plays and skips to a live service."""
 
 
-for _command in (prepare, simulate, train, evaluate, compare, tune, reproduce, index, serve, recommend, openapi, demo):
+for _command in (
+    prepare,
+    simulate,
+    train,
+    evaluate,
+    compare,
+    tune,
+    reproduce,
+    index,
+    serve,
+    keys,
+    recommend,
+    openapi,
+    demo,
+):
     segue.add_command(_command)
 
 

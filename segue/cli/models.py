@@ -1,6 +1,7 @@
 """`segue train`, `segue evaluate` and `segue index`: from a dataset to a measured, indexed release."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +108,11 @@ def _print_release(release: "Release", *, as_json: bool) -> None:
 @click.option("--new-sessions", is_flag=True, help="Ask about whole sessions that training never saw.")
 @click.option("--protocol", type=click.Choice(["full", "sampled"]), default="full", show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of bootstrap and sampled tracks.")
-@click.option("--through", metavar="URL", help="Replay the sessions through a service that serves this release.")
+@click.option(
+    "--through",
+    metavar="URL",
+    help="Replay the sessions through a service that serves this release (SEGUE_KEY: its admin key).",
+)
 @click.option("--exact", is_flag=True, help="Search exactly, whatever index the release has.")
 @click.option("--json", "json_file", type=FOLDER, help="Write the result to this file; - prints it.")
 def evaluate(
@@ -155,7 +160,9 @@ def answers_of(question: "Question", through: str | None = None, *, exact: bool 
 
     if through is None:
         return Offline(open_recommender(question.release, exact=exact), question.to_release())
-    over_http = OverHttp(through, question.dataset.catalogue, question.release.catalogue)
+    over_http = OverHttp(
+        through, question.dataset.catalogue, question.release.catalogue, key=os.environ.get("SEGUE_KEY")
+    )
     served = over_http.serves()
     if served != question.release.name:
         raise BadRelease(f"{through} serves {served}, not {question.release.name}: serve the release you evaluate")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Serve a release over HTTP.")
 @click.argument("release", type=FOLDER)
 @click.option("--redis-url", help="A Redis to keep sessions in; without it an embedded server is started.")
-@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--host", help="Address to listen on; others than loopback need API keys.  [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on, 0 for a free one.  [default: 8000]")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that answer.")
 def serve(release: Path, redis_url: str | None, host: str | None, port: int | None, workers: int) -> None:

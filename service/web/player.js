@@ -2,6 +2,7 @@
 
 const NEXT = 15;
 const SESSION_KEY = "segue.session";
+const API_KEY = "segue.key";
 const byId = (id) => document.getElementById(id);
 
 const state = {
@@ -22,13 +23,16 @@ function newSessionId() {
 // ---- talking to the service
 
 async function call(path, options = {}) {
+  const key = sessionStorage.getItem(API_KEY); // of this tab: a key is no thing to leave behind in a browser
+  const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
   let answer;
   try {
-    answer = await fetch(path, options);
+    answer = await fetch(path, { ...options, headers });
   } catch {
     throw new Error("The service does not answer. Is it still running?");
   }
   const body = answer.status === 204 ? null : await answer.json().catch(() => null);
+  if (answer.status === 401 || answer.status === 403) byId("key-form").hidden = false;
   if (!answer.ok) {
     const error = new Error(body?.detail ? `${body.title}: ${body.detail}` : `The service answered ${answer.status}.`);
     error.status = answer.status;
@@ -242,9 +246,20 @@ byId("new-session").addEventListener("click", () => act(async () => {
   await openSession();
 }));
 
-act(async () => {
-  const release = await call("/releases/current");
-  byId("release").textContent = `${release.name}, ${release.tracks.toLocaleString("en")} tracks`;
-  await openSession();
+byId("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem(API_KEY, byId("key").value.trim());
+  byId("key").value = "";
+  byId("key-form").hidden = true;
+  start();
 });
-search();
+
+function start() {
+  act(async () => {
+    const release = await call("/releases/current");
+    byId("release").textContent = `${release.name}, ${release.tracks.toLocaleString("en")} tracks`;
+    await openSession();
+  });
+  search();
+}
+start();

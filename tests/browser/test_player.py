@@ -1,13 +1,17 @@
 """The player page in a real browser: search, play, skip, reload."""
 
+import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
 import pytest
+
+from service.keys import new_key, write_keys
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -36,21 +40,35 @@ def browser() -> "Iterator[Browser]":
         browser.close()
 
 
-@pytest.fixture
-def page(browser: "Browser", running: httpx.Client) -> "Iterator[Page]":
-    context = browser.new_context(
-        base_url=str(running.base_url), viewport={"width": 1100, "height": 800}, reduced_motion="reduce"
-    )
+NOTE_VIOLATIONS = """
+document.addEventListener("securitypolicyviolation", (event) =>
+  console.error(`violation of ${event.effectiveDirective} by ${event.blockedURI}`))
+"""
+
+
+@contextlib.contextmanager
+def opened(browser: "Browser", address: str, faults: list[str]) -> "Iterator[Page]":
+    """The page of a service. `faults` gets what went wrong: exceptions, what the content policy forbade, requests to
+    anybody else. A call that is answered by 4xx is none, though Chromium notes it on its console."""
+    context = browser.new_context(base_url=address, viewport={"width": 1100, "height": 800}, reduced_motion="reduce")
     context.set_default_timeout(10_000)
+    context.add_init_script(NOTE_VIOLATIONS)
     page = context.new_page()
-    faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("request", lambda request: faults.append(request.url) if running.base_url.host not in request.url else None)
+    page.on("request", lambda request: None if request.url.startswith(address) else faults.append(request.url))
+    page.on("console", lambda said: None if said.text.startswith("Failed to load") else faults.append(said.text))
     page.goto("/")
-    playwright.expect(page.locator("#next li")).to_have_count(15)
     yield page
     context.close()
-    assert faults == []  # no exception, and nothing asked of anybody else
+
+
+@pytest.fixture
+def page(browser: "Browser", running: httpx.Client) -> "Iterator[Page]":
+    faults: list[str] = []
+    with opened(browser, str(running.base_url), faults) as page:
+        playwright.expect(page.locator("#next li")).to_have_count(15)
+        yield page
+    assert faults == []
 
 
 def search_and_play(page: "Page", words: str, title: str) -> None:
@@ -128,3 +146,58 @@ def test_a_small_screen_shows_everything(page: "Page", scheme: "Literal['light',
     assert width <= 320
     if picture := os.environ.get("SEGUE_SCREENSHOT"):
         page.screenshot(path=picture.replace(".png", f"-320-{scheme}.png"), full_page=True)
+
+
+@pytest.mark.parametrize(
+    ("what", "violation"),
+    [
+        ("add('script', {textContent: 'window.in = 1'})", "script"),
+        ("document.body.insertAdjacentHTML('beforeend', '<img src=/web/icon.svg onload=\"window.in = 1\">')", "script"),
+        ("document.body.insertAdjacentHTML('beforeend', '<p style=\"color: red\">')", "style"),
+        ("add('style', {textContent: 'p { color: red }'})", "style"),
+        ("add('img', {src: 'http://127.0.0.1:9/pixel.gif'})", "img"),
+        ("fetch('http://127.0.0.1:9/').catch(() => 0)", "connect"),
+        ("add('iframe', {src: '/'})", "frame"),
+    ],
+)
+def test_the_content_policy_forbids_what_the_page_does_not_do(
+    browser: "Browser", running: httpx.Client, what: str, violation: str
+) -> None:
+    faults: list[str] = []
+    with opened(browser, str(running.base_url), faults) as page:
+        playwright.expect(page.locator("#next li")).to_have_count(15)
+        assert faults == []
+        add = "const add = (tag, facts) => document.body.append(Object.assign(document.createElement(tag), facts))"
+        page.evaluate(f"() => {{ {add}; {what} }}")
+        page.wait_for_timeout(300)
+        assert page.evaluate("window.in") is None
+    assert any(fault.startswith(f"violation of {violation}") for fault in faults), faults
+
+
+def test_a_service_with_keys_asks_for_one(
+    browser: "Browser", start_service: Callable[..., Any], tmp_path: Path
+) -> None:
+    text, kept = new_key("player", ["listen", "read"])
+    weak, kept_weak = new_key("weak", ["listen"])
+    write_keys(tmp_path / "keys.toml", [kept, kept_weak])
+    address = start_service(api_keys=tmp_path / "keys.toml").address()
+    faults: list[str] = []
+    with opened(browser, address, faults) as page:
+        key = page.get_by_label("API key")
+        for wrong, told in (("segue_wrong", "not known here"), (weak, "needs read")):
+            playwright.expect(key).to_be_visible()
+            key.fill(wrong)
+            key.press("Enter")
+            playwright.expect(page.get_by_role("alert")).to_contain_text(told)
+        key.fill(text)
+        page.get_by_role("button", name="Use this key").click()
+        playwright.expect(key).to_be_hidden()
+        playwright.expect(page.locator("#next li")).to_have_count(15)
+        search_and_play(page, "g2-t05", "Song 29")
+        playwright.expect(page.get_by_role("alert")).to_be_hidden()
+        assert text not in page.content()
+        page.reload()
+        playwright.expect(page.locator("#now .title")).to_have_text("Song 29")
+        playwright.expect(key).to_be_hidden()
+        assert page.evaluate("Object.keys(localStorage)") == ["segue.session"]
+    assert faults == []

@@ -84,6 +84,16 @@ def test_a_service_of_another_release_is_not_measured_by_mistake(
     assert "serve the release you evaluate" in done.stderr
 
 
+def test_a_service_with_keys_is_asked_with_the_one_in_the_environment(
+    release: Path, dataset: Path, tmp_path: Path, start_service: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGUE_KEY", segue("keys", "new", "e", "--scope", "admin", "--file", tmp_path / "k").strip())
+    url = start_service(api_keys=tmp_path / "k").address()  # serves the tiny release
+    segue("evaluate", release, dataset, "--through", url, code=2)
+    monkeypatch.setenv("SEGUE_KEY", "wrong")
+    segue("evaluate", release, dataset, "--through", url, code=1)
+
+
 def test_torch_and_onnx_runtime_agree_on_the_releases_own_windows(release: Path) -> None:
     """The weights went through training, export and the file; the windows are real ones from validation."""
     import onnx

@@ -1,0 +1,29 @@
+# The service on a CPU:  docker build -f docker/service.Dockerfile -t segue-service .
+# The base is pinned by its version; to pin its digest as well: --build-arg PYTHON=python:3.11.13-slim-bookworm@sha256:...
+ARG PYTHON=python:3.11.13-slim-bookworm
+
+FROM ${PYTHON} AS build
+WORKDIR /src
+RUN python -m venv /opt/segue
+# What Segue needs goes first, without Segue: it changes less often than the sources.
+COPY pyproject.toml README.md LICENSE ./
+RUN /opt/segue/bin/pip install --no-cache-dir '.[service]'
+COPY . .
+RUN /opt/segue/bin/pip install --no-cache-dir --no-deps --force-reinstall .
+
+FROM ${PYTHON}
+# /data is what the service writes beside /tmp; a volume mounted there takes over its owner.
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin segue && install --directory --owner segue /data
+COPY --from=build /opt/segue /opt/segue
+# ONNX Runtime tells Microsoft of its use unless it is told not to.
+ENV PATH=/opt/segue/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1 \
+    SEGUE_HOST=0.0.0.0 \
+    SEGUE_DATA_DIR=/data
+USER 10001:10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health/ready', timeout=4)"]
+ENTRYPOINT ["segue", "serve"]
+CMD ["/release"]

@@ -1,0 +1,131 @@
+"""What docker/ says agrees with the service: metrics, settings, routes, runbooks, one writer of the log."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+yaml = pytest.importorskip("yaml")
+pytest.importorskip("prometheus_client")
+
+ROOT = Path(__file__).parents[1]
+DOCKER = ROOT / "docker"
+if not DOCKER.is_dir():
+    pytest.skip("the deployment is not part of the wheel", allow_module_level=True)
+
+RULES = [
+    rule
+    for group in yaml.safe_load((DOCKER / "prometheus/alerts.yml").read_text())["groups"]
+    for rule in group["rules"]
+]
+PANELS = json.loads((DOCKER / "grafana/segue.json").read_text())["panels"]
+COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+EXPRESSIONS = [rule["expr"] for rule in RULES] + [target["expr"] for panel in PANELS for target in panel["targets"]]
+
+
+def manifests() -> Iterator[dict[str, Any]]:
+    for path in sorted((DOCKER / "kubernetes").glob("*.yaml")):
+        yield from yaml.safe_load_all(path.read_text())
+
+
+def container_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    container: dict[str, Any] = manifest["spec"]["template"]["spec"]["containers"][0]
+    return container
+
+
+WORKLOADS = {
+    manifest["metadata"]["name"]: manifest for manifest in manifests() if "template" in manifest.get("spec", {})
+}
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_every_metric_that_is_asked_for_exists(expression: str) -> None:
+    from service.telemetry import Telemetry
+
+    endings = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_count", "_sum"]}
+    metrics = Telemetry().registry.collect()
+    known = {metric.name + ending for metric in metrics for ending in endings[metric.type]}
+    asked = set(re.findall(r"\bsegue_\w+", expression))
+    assert asked <= known
+    assert asked or "up{" in expression
+
+
+def test_every_metric_is_on_the_dashboard() -> None:
+    from service.telemetry import Telemetry
+
+    shown = " ".join(target["expr"] for panel in PANELS for target in panel["targets"])
+    assert [metric.name for metric in Telemetry().registry.collect() if metric.name not in shown] == []
+
+
+def test_every_route_that_is_asked_for_exists() -> None:
+    paths = set(yaml.safe_load((ROOT / "openapi.yaml").read_text())["paths"])
+    for expression in EXPRESSIONS:
+        for pattern in re.findall(r'route[=!]~?"([^"]+)"', expression):
+            for route in pattern.split("|"):
+                assert route == "none" or any(re.fullmatch(re.escape(route).replace(r"\.\*", ".*"), p) for p in paths)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=[rule["alert"] for rule in RULES])
+def test_every_alert_has_a_runbook_and_is_shown_to_fire(rule: dict[str, Any]) -> None:
+    document, _, anchor = rule["annotations"]["runbook"].partition("#")
+    headings = re.findall(r"^#+ (.+)$", (ROOT / document).read_text(), flags=re.MULTILINE)
+    assert anchor in {heading.lower().replace(" ", "-") for heading in headings}
+    assert f'alertname="{rule["alert"]}"' in (DOCKER / "prometheus/alerts.test.yml").read_text()
+
+
+def test_every_setting_that_is_given_exists() -> None:
+    pytest.importorskip("pydantic_settings")
+    from service.settings import Settings
+
+    for path in (path for path in DOCKER.rglob("*") if path.is_file()):
+        for name in re.findall(r"\bSEGUE_([A-Z_]+)", path.read_text()):
+            assert name.lower() in Settings.model_fields, f"{path.name}: SEGUE_{name}"
+
+
+def test_exactly_one_service_of_the_compose_file_writes_the_event_log() -> None:
+    replicas = {"true": 0, "false": 0}
+    for service in COMPOSE["services"].values():
+        if service.get("image") == "segue-service":
+            writes = service["environment"]["SEGUE_EVENT_LOG_WRITER"]
+            replicas[writes] += service.get("deploy", {}).get("replicas", 1)
+    assert replicas == {"true": 1, "false": 2}
+
+
+def test_exactly_one_pod_of_the_kustomize_base_writes_the_event_log() -> None:
+    writes = {
+        name: {item["name"]: item.get("value") for item in container_of(manifest)["env"]}["SEGUE_EVENT_LOG_WRITER"]
+        for name, manifest in WORKLOADS.items()
+    }
+    assert writes == {"segue": "false", "segue-log-writer": "true"}
+    assert WORKLOADS["segue-log-writer"]["kind"] == "StatefulSet"
+    assert WORKLOADS["segue-log-writer"]["spec"]["replicas"] == 1
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_pods_run_without_rights(name: str) -> None:
+    pod = WORKLOADS[name]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert container_of(WORKLOADS[name])["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_containers_run_without_rights(name: str) -> None:
+    service = COMPOSE["services"][name]
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    assert re.search(r":v?\d+\.\d+\.\d+$", service["image"]) or "build" in service, "an image without a version"
+
+
+@pytest.mark.parametrize("path", sorted(DOCKER.glob("*.Dockerfile")), ids=lambda path: path.stem)
+def test_images_are_pinned_and_run_as_nobody_in_particular(path: Path) -> None:
+    text = path.read_text()
+    assert re.search(r"^ARG PYTHON=python:3\.11\.\d+-slim-bookworm$", text, flags=re.MULTILINE)
+    assert set(re.findall(r"^FROM (\S+)", text, flags=re.MULTILINE)) == {"${PYTHON}"}
+    assert re.findall(r"^USER (.+)$", text, flags=re.MULTILINE) == ["10001:10001"]

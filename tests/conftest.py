@@ -1,6 +1,7 @@
 """Shared by the tests of the running service: a tiny release whose right answers are known, and a service process."""
 
 import contextlib
+import logging
 import os
 import queue
 import shutil
@@ -20,6 +21,7 @@ import numpy as np
 import polars as pl
 import pytest
 import redis
+import structlog
 
 from segue.catalogue import Catalogue
 from segue.release import DatasetFacts, Draft, Release, WindowFacts, write_release
@@ -37,6 +39,16 @@ def track_ids() -> list[str]:
     """Twelve tracks of each of six genres, `g0-t00` to `g5-t11`; the last holds what is awkward in a URL."""
     ids = [f"g{genre}-t{number:02}" for genre in range(GENRES) for number in range(TRACKS_OF_A_GENRE)]
     return [*ids[:-1], "disc/1 é?&#similar"]
+
+
+@pytest.fixture(autouse=True)
+def logging_ends_with_its_test() -> Iterator[None]:
+    """What a test configures writes to that test's captured streams, which are closed afterwards."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers, root.level = handlers, level
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 import pytest
 import redis
+import structlog
 
 from segue.catalogue import Catalogue
 from segue.release import DatasetFacts, Draft, Release, WindowFacts, write_release
@@ -31,6 +32,13 @@ _SERVE = (
     "{prelude}; from service.app import serve; from service.settings import read_settings; import sys;"
     "serve(read_settings(), workers=int(sys.argv[1]))"
 )
+
+
+@pytest.fixture(autouse=True)
+def _logging_ends_with_the_test() -> Iterator[None]:
+    """A test that configured logging leaves it writing to a stream of that test, which is closed by the next one."""
+    yield
+    structlog.reset_defaults()
 
 
 def track_ids() -> list[str]:

@@ -3,6 +3,7 @@
     segue serve RELEASE --port 8000
     locust -f benchmarks/locustfile.py --host http://127.0.0.1:8000 --headless -u 200 -r 50 -t 60s
 
+With SEGUE_KEY in the environment, every request carries that API key (`admin`, as listeners erase their sessions).
 A listener stays for at most SESSION_TRACKS tracks, then erases the session and begins another. Think times are a tenth
 of a real listener's, so 200 users are as much load as 2,000. With RAMP=100:30,400:60 in the environment,
 instead of -u, -r and -t, 100 users stay for 30 s and then 400 for 60 s. At the end, beside locust's latencies: the
@@ -56,6 +57,8 @@ class Listener(HttpUser):
 
     def on_start(self) -> None:
         """Begin a session."""
+        if key := os.environ.get("SEGUE_KEY"):
+            self.client.headers["Authorization"] = f"Bearer {key}"
         self.session_id = f"locust-{uuid.uuid4().hex}"
         self.heard: list[str] = []
         self.next: list[str] = []

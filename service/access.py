@@ -30,7 +30,7 @@ CALLS: Final[dict[tuple[str, str], Scope | None]] = {
     ("DELETE", "/sessions/{session_id}"): "admin",
     ("GET", "/releases/current"): "read",
     ("PUT", "/releases/current"): "admin",
-    ("GET", "/metrics"): "admin",
+    ("GET", "/metrics"): "metrics",
     ("GET", "/health/live"): OPEN,
     ("GET", "/health/ready"): OPEN,
     ("GET", "/"): OPEN,

@@ -24,7 +24,7 @@ from segue.errors import BadOption
 
 _log = structlog.get_logger()
 
-Scope: TypeAlias = Literal["listen", "read", "admin"]
+Scope: TypeAlias = Literal["listen", "read", "metrics", "admin"]
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 LOOK_EVERY_S: Final = 1.0
 NAME_PATTERN: Final = r"^[A-Za-z0-9._-]{1,64}$"

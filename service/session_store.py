@@ -18,8 +18,17 @@ from typing import Any, Final, Self, TypeAlias
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import (
+    ClusterDownError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ReadOnlyError, RedisClusterException, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from segue.errors import StoreUnavailable
@@ -31,8 +40,21 @@ from service.settings import Settings
 BUCKETS: Final = 64
 # At least this many of a session's latest event ids are remembered.
 MAX_EVENT_IDS: Final = 5000
-# What Redis answers when it is alive and yet cannot serve: full, read-only, failing to save, without a quorum.
-_UNFIT: Final = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "LOADING", "BUSY", "TRYAGAIN")
+# What Redis answers when it is alive and yet cannot serve: full, read-only, failing to save, without a quorum. The
+# client makes classes of some words and cuts them from the text; within a script's error the word stays.
+_UNFIT_CLASSES: Final = (OutOfMemoryError, ReadOnlyError, NoPermissionError, ClusterDownError, TryAgainError)
+_UNFIT: Final = (
+    "OOM",
+    "READONLY",
+    "MISCONF",
+    "NOREPLICAS",
+    "NOPERM",
+    "CLUSTERDOWN",
+    "MASTERDOWN",
+    "LOADING",
+    "BUSY",
+    "TRYAGAIN",
+)
 # Latest and earliest time of datetime in UTC, so that a stored time can always be shown.
 _MIN_MS, _MAX_MS = -62_135_596_800_000, 253_402_300_799_999
 _HERE = Path(__file__).parent
@@ -183,11 +205,11 @@ def store_errors() -> Iterator[None]:
 
 def _as_store_error(error: Exception) -> Exception:
     """StoreUnavailable for what says that Redis is away or unfit; any other error as it is."""
-    if isinstance(error, RedisConnectionError | RedisTimeoutError | ReadOnlyError | OSError):
+    if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
         return StoreUnavailable(f"Redis cannot be reached ({_reason(error)}): try again in a moment")
     if isinstance(error, RedisClusterException):
         return StoreUnavailable(f"the Redis Cluster cannot be used ({_reason(error)}): try again later")
-    if isinstance(error, RedisError) and any(word in str(error) for word in _UNFIT):
+    if isinstance(error, _UNFIT_CLASSES) or (isinstance(error, RedisError) and any(w in str(error) for w in _UNFIT)):
         return StoreUnavailable(f"Redis refuses the command ({_reason(error)}): try again later")
     return error
 

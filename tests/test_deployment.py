@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,10 @@ def test_every_setting_that_is_given_exists() -> None:
     pytest.importorskip("pydantic_settings")
     from service.settings import Settings
 
+    # SEGUE_KEY is what clients send.
     for path in (path for path in DOCKER.rglob("*") if path.is_file()):
         for name in re.findall(r"\bSEGUE_([A-Z_]+)", path.read_text()):
-            assert name.lower() in Settings.model_fields, f"{path.name}: SEGUE_{name}"
+            assert name.lower() in {*Settings.model_fields, "key"}, f"{path.name}: SEGUE_{name}"
 
 
 def test_exactly_one_service_of_the_compose_file_writes_the_event_log() -> None:
@@ -129,3 +131,18 @@ def test_images_are_pinned_and_run_as_nobody_in_particular(path: Path) -> None:
     assert re.search(r"^ARG PYTHON=python:3\.11\.\d+-slim-bookworm$", text, flags=re.MULTILINE)
     assert set(re.findall(r"^FROM (\S+)", text, flags=re.MULTILINE)) == {"${PYTHON}"}
     assert re.findall(r"^USER (.+)$", text, flags=re.MULTILINE) == ["10001:10001"]
+
+
+def test_the_kustomize_base_takes_the_image_of_this_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    [base] = [manifest for manifest in manifests() if manifest["kind"] == "Kustomization"]
+    assert base["images"] == [{"name": "segue-service", "newTag": version}]
+
+
+def test_every_variable_of_the_compose_file_is_documented() -> None:
+    named = set(re.findall(r"\$\{(\w+)", (DOCKER / "compose.yaml").read_text()))
+    listed = (
+        (ROOT / "docs" / "operations.md").read_text().partition("### One machine")[2].partition("### Kubernetes")[0]
+    )
+    rows = " ".join(re.findall(r"^\| (`.*?) \|", listed, flags=re.MULTILINE))
+    assert named == set(re.findall(r"`(\w+)`", rows))

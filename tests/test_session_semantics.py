@@ -13,12 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis, RedisCluster
+from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError, ResponseError
 
 from segue.errors import StoreUnavailable
 from segue.events import Event, EventType, play, skip
 from segue.sessions import Outcome, Play, plays_of
 from service.embedded_redis import embedded_redis
-from service.session_store import BUCKETS, Appended, SessionStore, bucket_of, connect, keys_of, stream_of
+from service.session_store import BUCKETS, Appended, SessionStore, bucket_of, connect, keys_of, store_errors, stream_of
 from service.settings import Settings
 
 _numbers = itertools.count()
@@ -230,6 +231,28 @@ def test_a_full_redis_is_unavailable_and_keeps_what_it_has(stores: Stores, sessi
         return len(await store.plays(session_id))
 
     assert stores(use) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
+        NoPermissionError("User default has no permissions to run the 'evalsha' command"),
+        ReadOnlyError("You can't write against a read only replica."),
+        ResponseError(
+            "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk."
+        ),
+        ResponseError("NOREPLICAS Not enough good replicas to write."),
+    ],
+)
+def test_what_redis_refuses_as_unfit_is_unavailable(error: Exception) -> None:
+    with pytest.raises(StoreUnavailable, match="Redis refuses the command"), store_errors():
+        raise error
+
+
+def test_an_error_of_ours_stays_what_it_is() -> None:
+    with pytest.raises(ResponseError, match="wrong number"), store_errors():
+        raise ResponseError("wrong number of arguments for 'lrange' command")
 
 
 def test_no_redis_is_unavailable(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from service.request_head import MAX_HEAD_BYTES, MAX_PARAMETERS, MAX_TARGET_BYTE
 
 StartService = Callable[..., Any]
 BODY = {"events": [{"type": "play", "track_id": "g0-t00"}]}
-KEYS = ("listen", "read", "admin")
+KEYS = ("listen", "read", "metrics", "admin")
 
 
 class Keys:
@@ -137,7 +137,7 @@ def test_keys_are_rotated_while_the_service_runs(start_service: StartService, ke
 
 def test_a_key_and_a_session_that_ask_too_often_have_to_wait(start_service: StartService, keys: Keys) -> None:
     one, two = keys.new("one", "listen"), keys.new("two", "listen")
-    limits = {"key_rate": 4, "session_rate": 2, "rate_burst_s": 2}
+    limits = {"key_rate": 0.08, "session_rate": 0.04, "rate_burst_s": 100}  # 8 and 4 at once
     with start_service(api_keys=keys.path, **limits).client() as client:
 
         def ask(key: str, session_id: str) -> httpx.Response:
@@ -147,15 +147,14 @@ def test_a_key_and_a_session_that_ask_too_often_have_to_wait(start_service: Star
 
         answers = [ask(one, "a") for _ in range(6)]
         assert [answer.status_code for answer in answers] == [200] * 4 + [429] * 2
-        assert int(answers[-1].headers["retry-after"]) == 1
-        assert answers[-1].json()["detail"] == "this session asks too often: try again in 1 s"
+        seconds = int(answers[-1].headers["retry-after"])
+        assert 15 < seconds <= 25
+        assert answers[-1].json()["detail"] == f"this session asks too often: try again in {seconds} s"
         assert client.post("/sessions/a/events", json=BODY, headers=bearer(one)).status_code == 429
         assert ask(one, "b").status_code == 200
-        assert ask(one, "c").json()["detail"] == "the key 'one' asks too often: try again in 1 s"
+        assert ask(one, "c").json()["detail"].startswith("the key 'one' asks too often: try again in ")
         assert ask(two, "c").status_code == 200
         assert client.get("/health/live").status_code == 200
-        time.sleep(1)
-        assert ask(one, "a").status_code == 200
 
 
 def test_a_session_is_limited_without_keys_too(start_service: StartService) -> None:

@@ -31,7 +31,7 @@ from uvicorn.supervisors import Multiprocess
 
 from segue.errors import BadOption, SegueError
 from service import access
-from service.bodies import EventsRequest
+from service.bodies import EventsRequest, SwapRequest
 from service.credits import Credits
 from service.dependencies import Parts
 from service.embedded_redis import die_with_parent, embedded_redis
@@ -272,10 +272,11 @@ def _describe(app: FastAPI) -> None:
             schema = plain()
             describe_problems(schema)
             access.describe_access(schema)
-            body = EventsRequest.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas = schema["components"]["schemas"]
-            schemas.update(body.pop("$defs"))
-            schemas["EventsRequest"] = body
+            for model in (EventsRequest, SwapRequest):
+                body = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                schemas.update(body.pop("$defs", {}))
+                schemas[model.__name__] = body
             schema["components"]["schemas"] = dict(sorted(schemas.items()))
         assert app.openapi_schema is not None
         return app.openapi_schema

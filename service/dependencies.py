@@ -1,20 +1,22 @@
 """What routes ask for, by name: the parts of the running service and the checked pieces of a request."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError, WithJsonSchema
+from pydantic import BaseModel, ValidationError, WithJsonSchema
 
 from segue.events import MAX_ID_LENGTH, TEXT_PATTERN, TrackId
-from service.bodies import MAX_TRACKS, EventsRequest
+from service.bodies import MAX_TRACKS, EventsRequest, SwapRequest
 from service.credits import Credits
 from service.releases import LiveReleases
 from service.session_store import SessionStore
 from service.telemetry import Telemetry
 from service.threads import Threads
+
+Body = TypeVar("Body", bound=BaseModel)
 
 SESSION_ID_PATTERN = r"^[A-Za-z0-9._~-]{1,128}$"
 
@@ -36,23 +38,30 @@ async def _parts(request: Request) -> Parts:  # async, or FastAPI would call it 
 
 
 async def _reported(request: Request) -> EventsRequest:
+    return _checked(EventsRequest, await request.body())
+
+
+async def _wanted(request: Request) -> SwapRequest:
+    return _checked(SwapRequest, await request.body())
+
+
+def _checked(model: type[Body], body: bytes) -> Body:
     """The body, checked as JSON: numbers for numbers and text for text, nothing is converted."""
     try:
-        return EventsRequest.model_validate_json(await request.body(), strict=True)
+        return model.model_validate_json(body, strict=True)
     except ValidationError as error:
         errors = [{**found, "loc": ("body", *found["loc"])} for found in error.errors(include_url=False)]
         raise RequestValidationError(errors) from error
 
 
-# FastAPI learns of the body through openapi_extra, as it does not read it itself.
-EVENTS_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/EventsRequest"}}},
-    }
-}
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """What a route's `openapi_extra` says of its body, as FastAPI does not read it itself; see service/app.py."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
 
 Reported = Annotated[EventsRequest, Depends(_reported)]
+Wanted = Annotated[SwapRequest, Depends(_wanted)]
 Service = Annotated[Parts, Depends(_parts)]
 
 SessionId = Annotated[

@@ -26,7 +26,6 @@ from service.bodies import (
     recommendations_json,
 )
 from service.dependencies import (
-    EVENTS_BODY,
     Excluded,
     ExcludeHeard,
     K,
@@ -39,6 +38,8 @@ from service.dependencies import (
     SessionId,
     SessionIdQuery,
     TrackIdPath,
+    Wanted,
+    body_of,
 )
 from service.live_release import Question
 from service.problems import problem_responses
@@ -54,7 +55,7 @@ router = APIRouter()
     tags=["sessions"],
     response_model=EventsAnswer,
     responses=problem_responses(404, 413, 422, 503),
-    openapi_extra=EVENTS_BODY,
+    openapi_extra=body_of(EventsRequest),
 )
 async def report_events(
     session_id: SessionId, reported: Reported, service: Service, recommend: Recommend = None
@@ -132,8 +133,13 @@ async def current_release(service: Service) -> ReleaseBody:
     return ReleaseBody.of(service.releases.current.live)
 
 
-@router.put("/releases/current", tags=["releases"], responses=problem_responses(404, 409, 413, 422, 503))
-async def swap_release(wanted: SwapRequest, service: Service) -> ReleaseBody:
+@router.put(
+    "/releases/current",
+    tags=["releases"],
+    responses=problem_responses(404, 409, 413, 422, 503),
+    openapi_extra=body_of(SwapRequest),
+)
+async def swap_release(wanted: Wanted, service: Service) -> ReleaseBody:
     """Serve another release once it is verified and warm; if it is refused, what was served is served on."""
     return ReleaseBody.of((await service.releases.swap(wanted.name)).live)
 

@@ -652,7 +652,7 @@ def test_an_index_that_names_tracks_that_are_not_there(serving: Serving, whole: 
     def damage(path: Path) -> None:
         index: Any = faiss.read_index(str(path / "index.faiss"))
         size = index.invlists.list_size(0)
-        faiss.rev_swig_ptr(index.invlists.get_ids(0), size)[0] = 5000  # type: ignore[attr-defined]
+        faiss.rev_swig_ptr(index.invlists.get_ids(0), size)[0] = 5000
         faiss.write_index(index, str(path / "index.faiss"))
         sealed(path)
 

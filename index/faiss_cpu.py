@@ -159,7 +159,7 @@ def load(path: Path, kind: Kind, parameters: Parameters, embeddings: Float32) ->
     """
     try:
         index = faiss.read_index(str(path), _MAPPED)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:  # a damaged size asks for memory that there is not
         reason = str(error).rpartition(": ")[2]
         raise BadRelease(f"{path} is no FAISS index that can be read ({reason}): run segue index again") from error
     expected = (len(embeddings) - FIRST_TRACK_ROW, embeddings.shape[1])
@@ -170,7 +170,22 @@ def load(path: Path, kind: Kind, parameters: Parameters, embeddings: Float32) ->
         )
     if type(index) is not _CLASSES[kind] or index.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise BadRelease(f"{path} is a {type(index).__name__}, not of the kind {kind}: run segue index again")
+    if kind.startswith("ivf") and not _lists_fit(index.invlists, index.ntotal):
+        raise BadRelease(f"{path} names tracks that the release does not hold: run segue index again")
     return FaissIndex(index, kind, parameters, embeddings)
+
+
+def _lists_fit(lists: Any, tracks: int) -> bool:
+    """Whether the inverted lists hold each of `tracks` positions: a foreign one would fail the search that meets it."""
+    found = 0
+    for number in range(lists.nlist):
+        size = lists.list_size(number)
+        if size:
+            positions = faiss.rev_swig_ptr(lists.get_ids(number), size)
+            found += size
+            if positions.min() < 0 or positions.max() >= tracks:
+                return False
+    return found == tracks
 
 
 def _parameters(kind: Kind, tracks: int) -> Parameters:

@@ -37,25 +37,25 @@ async def _parts(request: Request) -> Parts:  # async, or FastAPI would call it 
     return parts
 
 
-async def _checked(request: Request, model: type[Body]) -> Body:
+async def _reported(request: Request) -> EventsRequest:
+    return _checked(EventsRequest, await request.body())
+
+
+async def _wanted(request: Request) -> SwapRequest:
+    return _checked(SwapRequest, await request.body())
+
+
+def _checked(model: type[Body], body: bytes) -> Body:
     """The body, checked as JSON: numbers for numbers and text for text, nothing is converted."""
     try:
-        return model.model_validate_json(await request.body(), strict=True)
+        return model.model_validate_json(body, strict=True)
     except ValidationError as error:
         errors = [{**found, "loc": ("body", *found["loc"])} for found in error.errors(include_url=False)]
         raise RequestValidationError(errors) from error
 
 
-async def _reported(request: Request) -> EventsRequest:
-    return await _checked(request, EventsRequest)
-
-
-async def _wanted(request: Request) -> SwapRequest:
-    return await _checked(request, SwapRequest)
-
-
-def described_body(model: type[BaseModel]) -> dict[str, Any]:
-    """What a route tells OpenAPI of its body (`openapi_extra`), as FastAPI does not read it itself."""
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """What a route's `openapi_extra` says of its body, as FastAPI does not read it itself; see service/app.py."""
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 

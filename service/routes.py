@@ -39,7 +39,7 @@ from service.dependencies import (
     SessionIdQuery,
     TrackIdPath,
     Wanted,
-    described_body,
+    body_of,
 )
 from service.live_release import Question
 from service.problems import problem_responses
@@ -55,7 +55,7 @@ router = APIRouter()
     tags=["sessions"],
     response_model=EventsAnswer,
     responses=problem_responses(404, 413, 422, 503),
-    openapi_extra=described_body(EventsRequest),
+    openapi_extra=body_of(EventsRequest),
 )
 async def report_events(
     session_id: SessionId, reported: Reported, service: Service, recommend: Recommend = None
@@ -137,7 +137,7 @@ async def current_release(service: Service) -> ReleaseBody:
     "/releases/current",
     tags=["releases"],
     responses=problem_responses(404, 409, 413, 422, 503),
-    openapi_extra=described_body(SwapRequest),
+    openapi_extra=body_of(SwapRequest),
 )
 async def swap_release(wanted: Wanted, service: Service) -> ReleaseBody:
     """Serve another release once it is verified and warm; if it is refused, what was served is served on."""

@@ -23,6 +23,7 @@ import pytest
 pytest.importorskip("faiss")
 pytest.importorskip("onnx")
 
+import faiss
 import onnx
 
 from index.choose import index_release
@@ -645,6 +646,17 @@ def test_the_index_of_an_encoder_before_this_one(serving: Serving, whole: Releas
         sealed(path)
 
     assert "does not belong to this release" in refuse(serving, whole, damage)
+
+
+def test_an_index_that_names_tracks_that_are_not_there(serving: Serving, whole: Release) -> None:
+    def damage(path: Path) -> None:
+        index: Any = faiss.read_index(str(path / "index.faiss"))
+        size = index.invlists.list_size(0)
+        faiss.rev_swig_ptr(index.invlists.get_ids(0), size)[0] = 5000
+        faiss.write_index(index, str(path / "index.faiss"))
+        sealed(path)
+
+    assert "names tracks that the release does not hold" in refuse(serving, whole, damage)
 
 
 def test_an_index_is_read_whatever_its_bytes_are(serving: Serving, whole: Release) -> None:

@@ -1,35 +1,23 @@
-"""The app, and the process that serves it: what is opened, in which order, and who closes it.
+"""The app of one worker: what is opened, in which order, and who closes it.
 
-`serve` (the parent) starts the embedded Redis and binds the port; each worker's lifespan opens the release, a client
-of Redis and the event log. Nothing is opened or read at import.
+Its lifespan opens the release, a client of Redis and the event log. Nothing is opened or read at import. What starts
+workers is service/process.py.
 """
 
 import asyncio
 import contextlib
 import gc
-import logging
-import os
-import signal
-import socket
-import sys
-import tempfile
-import threading
-import webbrowser
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import httpx
 import structlog
-import uvicorn
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.staticfiles import StaticFiles
-from uvicorn.supervisors import Multiprocess
 
-from segue.errors import BadOption, SegueError
+from segue.errors import SegueError
 from service import access
 from service.bodies import EventsRequest, SwapRequest
 from service.credits import Credits
@@ -40,11 +28,10 @@ from service.middleware import LimitedBody, Measured
 from service.problems import answer_problems, describe_problems
 from service.quick_path import QuickPath
 from service.releases import LiveReleases, refuse_nothing_to_serve
-from service.request_head import BoundedHead
 from service.routes import WEB, router
 from service.session_store import SessionStore, connect
-from service.settings import Settings, as_environment, read_settings
-from service.telemetry import MULTIPROCESS_DIR, Telemetry, configure_logging
+from service.settings import Settings, read_settings
+from service.telemetry import Telemetry, configure_logging
 from service.threads import Threads
 
 _log = structlog.get_logger()
@@ -136,131 +123,16 @@ async def _running(run: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) ->
         await task
 
 
-def serve(settings: Settings, workers: int = 1, *, open_player: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT; prints `http://host:port` on a line of its own once requests are answered.
-
-    `open_player` shows the player page in the user's browser then.
-
-    Raises BadOption, BadRelease or StoreUnavailable with one line if it cannot start.
-    """
-    configure_logging(settings.log_level, settings.log_key)
-    refuse_nothing_to_serve(settings)  # before anything is made: a wrong path shall leave no folder behind
+def refuse_unfit(settings: Settings) -> None:
+    """Raise BadRelease or BadOption for what can be seen to be wrong before anything is opened or made."""
+    refuse_nothing_to_serve(settings)
     access.check(settings)
-    with contextlib.ExitStack() as opened:
-        opened.enter_context(_ended_by_signals())
-        if settings.redis_url is None:
-            url = opened.enter_context(embedded_redis(settings.data_dir / "redis", settings.redis_fsync))
-            settings = settings.model_copy(update={"redis_url": url})
-        listening = opened.enter_context(_bind(settings.host, settings.port))
-        opened.enter_context(_announced(_address(listening), open_player=open_player))
-        if workers == 1:
-            _serve_here(settings, listening)
-        else:
-            _serve_by_workers(settings, workers, listening, opened)
 
 
-def _serve_here(settings: Settings, listening: socket.socket) -> None:
-    app = create_app(settings)
-    # A failure to start is raised below and said in one line; uvicorn would log its traceback as well.
-    logging.getLogger("uvicorn.error").addFilter(lambda _: not hasattr(app.state, "failure"))
-    try:
-        uvicorn.Server(_uvicorn(settings, app)).run(sockets=[listening])
-    except SystemExit as leaving:
-        failure = getattr(app.state, "failure", None)
-        if failure is not None:
-            raise failure from None
-        if leaving.code:
-            raise
-
-
-def _serve_by_workers(settings: Settings, workers: int, listening: socket.socket, opened: contextlib.ExitStack) -> None:
-    # A worker cannot say why it failed to start, so whatever is wrong with the release is found here.
+def refuse_what_cannot_be_opened(settings: Settings) -> None:
+    """The same, and open the releases: for a process that ends then. Workers cannot say why they fail to start."""
+    refuse_unfit(settings)
     LiveReleases(settings, Threads(1), Telemetry())
-    numbers = opened.enter_context(tempfile.TemporaryDirectory(prefix="segue-metrics-"))
-    os.environ.update(as_environment(settings), **{MULTIPROCESS_DIR: numbers})
-    config = _uvicorn(settings, "service.app:create_app_from_environment", factory=True, workers=workers)
-    Multiprocess(config, sockets=[listening]).run()
-
-
-def _uvicorn(settings: Settings, app: Any, **options: Any) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        loop="uvloop",
-        http=BoundedHead,
-        headers=access.HEADERS,
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        log_config=None,
-        log_level="warning" if settings.log_level != "debug" else "info",
-        server_header=False,
-        timeout_graceful_shutdown=settings.shutdown_s,
-        **options,
-    )
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise BadOption(
-            f"{host}:{port} cannot be listened on: {error.strerror}; choose another --port, or 0 for a free one"
-        ) from error
-    listening.set_inheritable(True)
-    return listening
-
-
-def _address(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-@contextlib.contextmanager
-def _announced(address: str, *, open_player: bool) -> Iterator[None]:
-    """Print the address as soon as it answers, from a thread: uvicorn does not say when its workers are ready."""
-    leaving = threading.Event()
-    unspecified = {"http://0.0.0.0:": "http://127.0.0.1:", "http://[::]:": "http://[::1]:"}
-    target = address
-    for everywhere, here in unspecified.items():
-        target = target.replace(everywhere, here)
-
-    def announce() -> None:
-        with httpx.Client(trust_env=False, timeout=0.5) as client:
-            while not leaving.wait(0.05):
-                with contextlib.suppress(httpx.HTTPError):
-                    if client.get(f"{target}/health/live").status_code == 200:
-                        sys.stdout.write(f"{address}\n")
-                        sys.stdout.flush()
-                        if open_player:
-                            webbrowser.open(target)
-                        return
-
-    thread = threading.Thread(target=announce, name="announce", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        leaving.set()
-        thread.join()
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Leave by SystemExit on SIGTERM and SIGINT, so that everything opened is closed, whatever runs at the time."""
-
-    def leave(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 (what signal.signal calls)
-        raise SystemExit(0)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    except SystemExit as leaving:
-        if leaving.code:
-            raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _describe(app: FastAPI) -> None:

@@ -49,7 +49,7 @@ def configure_logging(level: str, log_key: str) -> None:
     )
     root = logging.getLogger()
     root.handlers = [output]
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # which instructions it was built for
     root.setLevel(max(number, logging.INFO))  # debug lines of libraries say nothing of the service
 
 

@@ -30,7 +30,7 @@ from service.embedded_redis import redis_server_binary
 GENRES, TRACKS_OF_A_GENRE = 6, 12
 WINDOW = 5
 _SERVE = (
-    "{prelude}; from service.app import serve; from service.settings import read_settings; import sys;"
+    "{prelude}; from service.process import serve; from service.settings import read_settings; import sys;"
     "serve(read_settings(), workers=int(sys.argv[1]))"
 )
 

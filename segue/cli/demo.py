@@ -77,7 +77,7 @@ def _system(dataset: "Dataset", out: Path, beta: float | None) -> tuple[Any, dic
 
 
 def _serve(release: Path, data: Path, port: int, *, browser: bool) -> None:
-    from service.app import serve as run
+    from service.process import serve as run
     from service.settings import read_settings
 
     run(read_settings(release=release, data_dir=data, port=port), 1, open_player=browser)

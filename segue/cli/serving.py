@@ -25,7 +25,7 @@ def serve(release: Path, redis_url: str | None, host: str | None, port: int | No
 
     Everything else is set by SEGUE_* variables (docs/operations.md).
     """
-    from service.app import serve as run
+    from service.process import serve as run
     from service.settings import read_settings
 
     given = {"release": release, "redis_url": redis_url, "host": host, "port": port}

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from segue.cli import main
-from service.access import CALLS, HEADERS, OPEN
+from service.access import CALLS, OPEN
+from service.answer_headers import ANSWER_HEADERS
 from service.request_head import MAX_HEAD_BYTES, MAX_PARAMETERS, MAX_TARGET_BYTES
 
 StartService = Callable[..., Any]
@@ -51,7 +52,7 @@ def url_of(template: str) -> str:
 
 
 def has_headers(answer: httpx.Response) -> bool:
-    return all(answer.headers.get_list(name) == [value] for name, value in HEADERS)
+    return all(answer.headers.get_list(name) == [value] for name, value in ANSWER_HEADERS)
 
 
 def test_every_call_by_every_key(start_service: StartService, keys: Keys) -> None:
@@ -205,7 +206,7 @@ class TestEveryAnswer:
         assert b"\r\nx-content-type-options: nosniff\r\n" in answer
 
     def test_allows_no_script_or_style_but_its_own_files(self) -> None:
-        policy = dict(part.split(" ", 1) for part in dict(HEADERS)["content-security-policy"].split("; "))
+        policy = dict(part.split(" ", 1) for part in dict(ANSWER_HEADERS)["content-security-policy"].split("; "))
         assert policy["default-src"] == "'none'"
         assert {policy[f"{kind}-src"] for kind in ("script", "style", "connect", "img")} == {"'self'"}
         assert {policy[name] for name in ("base-uri", "form-action", "frame-ancestors")} == {"'none'"}

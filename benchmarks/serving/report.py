@@ -49,6 +49,7 @@ def table(results: list[dict[str, Any]]) -> str:
         ("GET to the naive service", lambda r: r["ratios"].get("recommend to naive", "-")),
         ("ready after, s", lambda r: r["ready_s"]),
         ("proportional MiB: one worker, two", _workers),
+        ("at 80 % of it for 10 minutes: failures; p99 ms, first and last minute; MiB", _soak),
         ("at twice the capacity: per s, p99 ms", lambda r: _overload(r["offered"][-1])),
         ("commit", lambda r: r["commit"]),
     ]
@@ -66,7 +67,16 @@ def _parts(parts: dict[str, float]) -> str:
 
 
 def _workers(result: dict[str, Any]) -> str:
-    return f"{result['memory']['pss_mib']:,}, {result['memory_of_two_workers']['pss_mib']:,}"
+    return f"{result['memory_of_one_worker']['pss_mib']:,}, {result['memory_of_two_workers']['pss_mib']:,}"
+
+
+def _soak(result: dict[str, Any]) -> str:
+    minutes = result["soak"]
+    if not minutes:
+        return "-"
+    first, last = minutes[0], minutes[-1]
+    failures = sum(sum(minute["failures"].values()) for minute in minutes)
+    return f"{failures}; {first['p99_ms']:.1f}, {last['p99_ms']:.1f}; {first['pss_mib']:,}, {last['pss_mib']:,}"
 
 
 def _overload(run: dict[str, Any]) -> str:

@@ -265,14 +265,14 @@ def measure(folder: Path, release: Path, tracks: int, seconds: float, soak_minut
             load(folder, 8911, "fill", 600)
             result |= closed_loops(folder, process, seconds)
             result["recommend"] |= recall(release, result["recommend"].pop("kept"), sessions)
-            result["memory"] = memory(process)
             result["at_300_per_s"] = load(folder, 8911, "recommend", seconds, rate=300, connections=256)
             most = result["recommend"]["per_s"]
             result["offered"] = offered(folder, most, seconds)
             result["soak"] = soak(folder, process, 0.8 * most, soak_minutes)
-        with service(folder, release, url, workers=2) as process:
-            load(folder, 8911, "recommend", seconds)
-            result["memory_of_two_workers"] = memory(process)
+        for workers, name in ((1, "memory_of_one_worker"), (2, "memory_of_two_workers")):
+            with service(folder, release, url, workers) as process:
+                load(folder, 8911, "recommend", seconds)
+                result[name] = memory(process)
         with uvicorn("constant", url, release, 8912):
             result["constant"] = load(folder, 8912, "constant", seconds)
         with uvicorn("one_read", url, release, 8913):

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -74,9 +75,10 @@ def sessions_of(release: Path, file: Path) -> None:
 
 @contextlib.contextmanager
 def redis(folder: Path) -> Iterator[str]:
-    """A Redis of its own core."""
+    """An empty Redis on a core of its own."""
     from service.embedded_redis import embedded_redis
 
+    shutil.rmtree(folder, ignore_errors=True)  # sessions of another catalogue would be gone on with
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {OTHER_CORE})  # the server inherits it
     with embedded_redis(folder, "everysec") as url:

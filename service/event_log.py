@@ -36,7 +36,9 @@ SCHEMA: Final[dict[str, pl.DataType]] = {
     "ms_played": pl.Int64(),
     "written_at": pl.Datetime("us", "UTC"),  # the stream's own clock: never runs backwards
 }
-_BATCH: Final = 2000  # entries read of one stream at a time: 64 streams make one file of at most 128,000 rows
+_MOST_ROWS: Final = 100_000  # of a file
+# Entries read, and rows handed to Polars, at a time: each takes Python a few milliseconds, in which nobody is answered.
+_AT_ONCE: Final = 500
 _UNFINISHED: Final = ".unfinished"
 
 Entry: TypeAlias = tuple[str, dict[str, str]]
@@ -46,15 +48,14 @@ Entry: TypeAlias = tuple[str, dict[str, str]]
 class _Batch:
     """What one look at the streams found."""
 
-    entries: dict[str, list[str]] = field(default_factory=dict)  # stream -> entry ids
+    read_to: dict[str, str] = field(default_factory=dict)  # stream -> id of the last entry that was read
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     erased: set[str] = field(default_factory=set)  # session ids as clients know them
     oldest_us: int | None = None
-    full: bool = False  # whether a stream holds more
+    full: bool = False  # whether streams hold more
 
     def add(self, stream: str, entries: Sequence[Entry]) -> None:
-        self.entries[stream] = [entry_id for entry_id, _ in entries]
-        self.full |= len(entries) >= _BATCH
+        self.read_to[stream] = entries[-1][0]
         for entry_id, fields in entries:
             written_us = _written_us(entry_id)
             self.oldest_us = min(self.oldest_us or written_us, written_us)
@@ -96,7 +97,7 @@ class EventLog:
                 await asyncio.to_thread(erase_from_files, self._folder, batch.erased)
             if batch.rows:
                 await asyncio.to_thread(write_file, self._folder, batch.rows)
-            await self._delete(batch.entries)
+            await self._delete(batch.read_to)
             rows += len(batch.rows)
             self._telemetry.logged_plays.inc(len(batch.rows))
             now_us = time.time_ns() // 1000
@@ -133,24 +134,40 @@ class EventLog:
         return True
 
     async def _read(self) -> _Batch:
-        streams = [stream_of(bucket) for bucket in range(BUCKETS)]
         batch = _Batch()
         with store_errors():
-            pipeline = self._client.pipeline(transaction=False)
-            for stream in streams:
-                pipeline.xrange(stream, count=_BATCH)
-            for stream, entries in zip(streams, await pipeline.execute(), strict=True):
-                if entries:
+            for stream in await self._streams_with_entries():
+                begin = "-"
+                while entries := await self._entries(stream, begin):
                     batch.add(stream, entries)
+                    begin = "(" + entries[-1][0]
+                    batch.full = len(batch.rows) >= _MOST_ROWS
+                    if batch.full:
+                        return batch
+                    if len(entries) < _AT_ONCE:
+                        break
         return batch
 
-    async def _delete(self, entries: Mapping[str, list[str]]) -> None:
-        if not entries:
+    async def _entries(self, stream: str, begin: str) -> list[Entry]:
+        entries: Any = await self._client.xrange(stream, begin, count=_AT_ONCE)
+        return list(entries)
+
+    async def _streams_with_entries(self) -> list[str]:
+        streams = [stream_of(bucket) for bucket in range(BUCKETS)]
+        pipeline = self._client.pipeline(transaction=False)
+        for stream in streams:
+            pipeline.xlen(stream)
+        return [stream for stream, length in zip(streams, await pipeline.execute(), strict=True) if length]
+
+    async def _delete(self, read_to: Mapping[str, str]) -> None:
+        """Delete what was read: an entry's id rises above those before it, so all that came since is kept."""
+        if not read_to:
             return
         with store_errors():
             pipeline = self._client.pipeline(transaction=False)
-            for stream, ids in entries.items():
-                pipeline.xdel(stream, *ids)
+            for stream, last in read_to.items():
+                ms, _, number = last.partition("-")
+                pipeline.xtrim(stream, minid=f"{ms}-{int(number) + 1}", approximate=False)
             await pipeline.execute()
 
 
@@ -168,7 +185,8 @@ def write_file(folder: Path, rows: Sequence[tuple[Any, ...]]) -> Path:
     """Write rows in the order of SCHEMA to a new file, whole or not at all."""
     now = datetime.now(UTC)
     path = folder / f"events-{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}.parquet"
-    _write_whole(pl.DataFrame(rows, schema=SCHEMA, orient="row"), path)
+    parts = [rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)]
+    _write_whole(pl.concat([pl.DataFrame(part, schema=SCHEMA, orient="row") for part in parts]), path)
     return path
 
 

@@ -59,7 +59,7 @@ _UNFIT: Final = (
 _MIN_MS, _MAX_MS = -62_135_596_800_000, 253_402_300_799_999
 _HERE = Path(__file__).parent
 
-_PIPELINES: Final = 2  # under way at a time
+_PIPELINES: Final = 1  # under way at a time: a second would carry half of what the first could have waited for
 _Command: TypeAlias = tuple[str | int, ...]
 
 Timed = Callable[[str], AbstractContextManager[Any]]

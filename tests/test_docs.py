@@ -78,6 +78,11 @@ def test_every_metric_is_documented() -> None:
         assert name in doc("evaluation") or name.startswith("HR@"), name
 
 
+def test_the_table_of_serving_is_the_one_that_was_measured() -> None:
+    benchmarks = ROOT / "benchmarks"
+    assert (benchmarks / "results" / "serving.md").read_text() in (benchmarks / "README.md").read_text()
+
+
 def test_the_readme_is_a_page_or_two() -> None:
     assert len(README.splitlines()) <= 130
 

@@ -40,6 +40,9 @@ _NEIGHBOURS: Final = 32
 _EF_CONSTRUCTION: Final = 64
 _RERANK: Final = {"sq8": 3, "pq": 16, "pq4": 2}
 _LEAST_RERANKED: Final = 96  # what a code gets wrong shifts a track by some places, however few are asked
+# Lists from which on a graph finds those next to a query: comparing it with each centroid would take longest of all.
+_MANY_LISTS: Final = 4096
+_EF_LISTS: Final = 128
 _CODE_FLOATS: Final = 4  # floats of a vector that one byte of a product code stands for
 # Tracks that a product quantiser needs to place its 256 or 16 centroids well.
 _LEAST_FOR_CODES: Final[dict[str, int]] = {"ivf-pq": 39 * 256, "ivf-pq4": 39 * 16}
@@ -193,6 +196,8 @@ def _parameters(kind: Kind, tracks: int) -> Parameters:
     rerank = _RERANK.get(kind.rpartition("-")[2], 1)
     if kind.startswith("ivf"):
         nlist = _lists(tracks)
+        if kind == "ivf-pq4" and nlist >= _MANY_LISTS:
+            rerank *= 2  # tracks lie denser: codes tell them apart less well
         return Parameters(nlist=nlist, nprobe=min(nlist, 16), rerank=rerank)
     if kind.startswith("hnsw"):
         return Parameters(m=_NEIGHBOURS, ef_construction=_EF_CONSTRUCTION, ef_search=64, rerank=rerank)
@@ -212,7 +217,8 @@ def _empty(kind: Kind, dimension: int, parameters: Parameters, seed: int) -> Any
     if kind == "flat-sq8":
         return faiss.IndexScalarQuantizer(dimension, quantiser, metric)
     if kind.startswith("ivf"):
-        centroids = faiss.IndexFlatIP(dimension)
+        by_graph = kind == "ivf-pq4" and (parameters.nlist or 0) >= _MANY_LISTS
+        centroids = _graph(dimension, seed) if by_graph else faiss.IndexFlatIP(dimension)
         if kind == "ivf":
             index = faiss.IndexIVFFlat(centroids, dimension, parameters.nlist, metric)
         elif kind == "ivf-pq4":
@@ -223,6 +229,8 @@ def _empty(kind: Kind, dimension: int, parameters: Parameters, seed: int) -> Any
             index = faiss.IndexIVFPQ(centroids, dimension, parameters.nlist, parts, 8, metric)
         else:
             index = faiss.IndexIVFScalarQuantizer(centroids, dimension, parameters.nlist, quantiser, metric)
+        if by_graph:
+            index.quantizer_trains_alone = "\x02"  # k-means by comparing with each centroid; then they make the graph
         index.cp.seed = seed
         index.cp.niter = _KMEANS_ROUNDS
         index.cp.spherical = True  # centroids of equal length; else the longest would attract every track
@@ -235,6 +243,15 @@ def _empty(kind: Kind, dimension: int, parameters: Parameters, seed: int) -> Any
     index.hnsw.efConstruction = parameters.ef_construction
     index.hnsw.rng = faiss.RandomGenerator(seed)
     return index
+
+
+def _graph(dimension: int, seed: int) -> Any:
+    """The centroids of many lists, to be filled by training."""
+    graph = faiss.IndexHNSWFlat(dimension, _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efConstruction = _EF_LISTS
+    graph.hnsw.efSearch = _EF_LISTS
+    graph.hnsw.rng = faiss.RandomGenerator(seed)
+    return graph
 
 
 def _sample(embeddings: Float32, wanted: int, rng: np.random.Generator) -> Float32:

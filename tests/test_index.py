@@ -241,6 +241,18 @@ def test_product_codes_are_small_and_their_candidates_hold_the_best(kind: Kind, 
     assert len(index.to_bytes()) < EMBEDDINGS.nbytes / 3
 
 
+def test_many_lists_are_found_by_a_graph(exact: ExactIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faiss_cpu, "_MANY_LISTS", 16)
+    index = faiss_cpu.build(EMBEDDINGS, "ivf-pq4", seed=1)
+    assert "HNSW" in type(faiss_cpu.faiss.downcast_index(index.structure.quantizer)).__name__
+    assert index.parameters.rerank == 4
+    index = index.tuned(index.parameters.model_copy(update={"nprobe": 64}))
+    expected, found = exact.search(QUERIES, 20), index.search(QUERIES, 20)
+    assert recall_at_k(found.rows, expected, QUERIES, EMBEDDINGS) > 0.97
+    (tmp_path / "index.faiss").write_bytes(index.to_bytes())
+    same(faiss_cpu.load(tmp_path / "index.faiss", "ivf-pq4", index.parameters, EMBEDDINGS).search(QUERIES, 20), found)
+
+
 class TestFile:
     @pytest.mark.parametrize("kind", faiss_cpu.KINDS)
     def test_an_index_comes_back_from_its_file_and_answers_alike(self, kind: Kind, tmp_path: Path) -> None:

@@ -140,15 +140,9 @@ def test_a_session_survives_a_swap_to_another_catalogue(start_service: StartServ
 
 def test_all_workers_follow_one_swap(start_service: StartService, releases_dir: Path) -> None:
     with start_service(workers=2, releases_dir=releases_dir, releases_poll_s=0.1).client() as client:
-
-        def served() -> set[str]:
-            """What 20 connections of their own meet: some worker or other."""
-            address = str(client.base_url)
-            return {httpx.get(f"{address}/releases/current", trust_env=False).json()["folder"] for _ in range(20)}
-
         for name in ("second", "first"):
             assert swap(client, name).status_code == 200
-            until(lambda name=name: served() == {name})  # type: ignore[misc]
+            until(lambda name=name: {serving(client) for _ in range(20)} == {name})  # type: ignore[misc]
 
 
 def test_the_pointer_is_followed_and_outlives_a_restart(

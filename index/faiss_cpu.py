@@ -39,7 +39,7 @@ _KMEANS_ROUNDS: Final = 10
 _NEIGHBOURS: Final = 32
 _EF_CONSTRUCTION: Final = 64
 _RERANK: Final = {"sq8": 3, "pq": 16, "pq4": 2}
-_LEAST_RERANKED: Final = 96  # what a code gets wrong shifts a track by some places, however few are asked
+_LEAST_ASKED: Final = 48  # a code's error shifts a track by some places however few are asked; a service asks for 48
 # Lists from which on a graph finds those next to a query: comparing it with each centroid would take longest of all.
 _MANY_LISTS: Final = 4096
 _EF_LISTS: Final = 128
@@ -90,8 +90,8 @@ class FaissIndex:
         queries = checked_queries(queries, self._embeddings.shape[1])
         found = nothing_found(len(queries), k)
         finite = finite_lines(queries)
-        count = k if self.parameters.rerank == 1 else max(k * self.parameters.rerank, _LEAST_RERANKED)
-        count = min(count, self._most())
+        asked = k if self.parameters.rerank == 1 else max(k, _LEAST_ASKED)
+        count = min(asked * self.parameters.rerank, self._most())
         if k <= 0 or count <= 0:
             return found
         with _threads_for(len(finite)):

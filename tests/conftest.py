@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import queue
+import re
 import shutil
 import signal
 import socket
@@ -166,8 +167,9 @@ class ServiceProcess:
     def address(self) -> str:
         """The address it prints once it is ready."""
         while (line := self._lines.get(timeout=60)) is not None:
-            if line.startswith("http://"):
-                return line
+            # Its log goes to the same pipe here, and may have begun the line.
+            if found := re.search(r"http://\S+$", line):
+                return found[0]
         raise AssertionError("\n".join(self.output))
 
     def client(self) -> httpx.Client:

@@ -86,7 +86,7 @@ class TestBuilding:
         self, release: Release, queries: Float32, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(choose, "_STEPS", choose._STEPS | {"hnsw": ("ef_search", 1, 2)})
-        monkeypatch.setattr(faiss_cpu, "_LEAST_RERANKED", 1)
+        monkeypatch.setattr(faiss_cpu, "_LEAST_ASKED", 1)
         _, facts = build_index(release, queries, "hnsw-sq8", recall_target=1.0)
         assert facts.kind == "ivf"
         assert [point.kind for point in facts.tried][:4] == ["hnsw-sq8", "hnsw-sq8", "hnsw", "hnsw"]

@@ -68,6 +68,7 @@ def export_encoder(encoder: Encoder) -> bytes:
         for value in place:
             value.type.tensor_type.shape.dim[0].dim_param = name
     _refer_to_item_embeddings(model, item_embeddings(encoder))
+    _forget_where_it_was_made(model)
     return bytes(model.SerializeToString(deterministic=True))
 
 
@@ -113,6 +114,12 @@ def _refer_to_item_embeddings(model: onnx.ModelProto, matrix: Float32) -> None:
             facts = {"location": ITEM_EMBEDDINGS, "offset": header_bytes(matrix), "length": len(raw)}
             for key, value in facts.items():
                 tensor.external_data.add(key=key, value=str(value))
+
+
+def _forget_where_it_was_made(model: onnx.ModelProto) -> None:
+    """Drop the exporter's notes, which hold the paths of the machine that trained."""
+    for noted in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        del noted.metadata_props[:]
 
 
 def header_bytes(matrix: Float32) -> int:

@@ -25,7 +25,7 @@ image-check:  ## the steps of the service's image in a clean root, minutes; as r
 bench: $(VENV)/.dev-installed  ## the measurements behind benchmarks/README.md; needs SEGUE_DATA
 	$(BIN)/python benchmarks/prepare_lfm1k.py --folder $(BENCH)/lfm1k
 	$(BIN)/python benchmarks/index_search.py
-	$(BIN)/segue simulate --sessions 6000 --seed 1 --out $(BENCH)/planted --overwrite
+	$(BIN)/segue simulate --tracks 1000 --sessions 6000 --seed 1 --out $(BENCH)/planted --overwrite
 	$(BIN)/segue reproduce $(BENCH)/planted --recipe demo --split last-play --protocol full --out $(BENCH)/out
 	$(BIN)/segue prepare events $(SEGUE_DATA)/mssd-sample.csv.gz --out $(BENCH)/mssd --overwrite
 	$(BIN)/segue reproduce $(BENCH)/mssd --recipe mssd --out $(BENCH)/out

@@ -86,7 +86,7 @@ class RecommendationsBody(BaseModel):
 
 
 def recommendations_json(session_id: str, answer: Answer) -> bytes:
-    """A RecommendationsBody as JSON, put together from what the track table holds ready: 20 tracks in some 10 us."""
+    """A RecommendationsBody as JSON, put together from what the track table holds ready."""
     table = answer.release.table
     scores = orjson.dumps(answer.scores, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
     items = b",".join(

@@ -4,8 +4,7 @@ Lists are remembered in Redis, with the session: the worker that answers a list 
 of it, and a worker's own memory would count a play here and miss its skip there. Not all lists are remembered but those
 of a share of the sessions: whole sessions are drawn, so the rates stay unbiased. Nobody waits for it: the list is sent
 once the answer is made, with whatever else goes to Redis then, and the script that stores an event finds it among the
-facts of the session that it reads anyway. A recommendation costs some 6 us more with a share of 0.1, of which 1 us is
-the draw, and 0.3 us with none; an event costs nothing more (measured on one core of a 2-core virtual machine).
+facts of the session that it reads anyway.
 """
 
 import asyncio

@@ -18,6 +18,7 @@ from service.threads import Threads
 
 Body = TypeVar("Body", bound=BaseModel)
 
+DEFAULT_K = 20
 SESSION_ID_PATTERN = r"^[A-Za-z0-9._~-]{1,128}$"
 
 

@@ -16,6 +16,7 @@ import threading
 import webbrowser
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from types import FrameType
@@ -25,7 +26,7 @@ from urllib.parse import urlsplit
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from segue.errors import BadOption, SegueError
+from segue.errors import BadOption, BadRelease, SegueError
 from service.answer_headers import ANSWER_HEADERS
 from service.embedded_redis import embedded_redis
 from service.settings import Settings, as_environment
@@ -65,6 +66,11 @@ def _refuse_unfit(settings: Settings, workers: int) -> None:
             child.submit(_try_in_a_child, settings).result()
         except SegueError as error:
             raise error from None  # where in the child it was raised says nothing to a user
+        except BrokenProcessPool:
+            raise BadRelease(
+                f"{settings.release} ends the process that opens it: it is damaged, or larger than the memory; "
+                "copy it again, or serve a smaller one"
+            ) from None
 
 
 def _try_in_a_child(settings: Settings) -> None:

@@ -1,7 +1,7 @@
 """The two calls that a listener's client makes all the time, without the general machinery around a route.
 
-FastAPI takes some 150 us to match, check and hand over what these requests say, as long as everything else together.
-A request in the plain form that clients send is read here in a few; it then takes the same functions as its route
+FastAPI takes longer to match, check and hand over what these requests say than the rest of the service takes to answer.
+A request in the plain form that clients send is read here; it then takes the same functions as its route
 (service.routes). Any other - escapes in the query, a parameter twice, a body that is not as described - goes on to
 FastAPI, which checks it, answers its problem document, and says in openapi.yaml what both of them take.
 """
@@ -13,19 +13,18 @@ from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from segue.errors import SegueError
-from service.bodies import EventsRequest
-from service.dependencies import Parts
+from service.bodies import MAX_TRACKS, EventsRequest
+from service.dependencies import DEFAULT_K, SESSION_ID_PATTERN, Parts
 from service.problems import response_to
 from service.routes import answer_recommendations, answer_reported
 
-_ID: Final = rb"[A-Za-z0-9._~-]{1,128}"
-_NUMBER: Final = rb"([1-9][0-9]?|100)"
-_EVENTS_PATH: Final = re.compile(r"/sessions/([A-Za-z0-9._~-]{1,128})/events")
-_EVENTS_QUERY: Final = re.compile(rb"recommend=" + _NUMBER)
+_ID: Final = SESSION_ID_PATTERN.strip("^$")
+_NUMBER: Final = "([1-9][0-9]{0,2})"
+_EVENTS_PATH: Final = re.compile(f"/sessions/({_ID})/events")
+_EVENTS_QUERY: Final = re.compile(f"recommend={_NUMBER}".encode())
 _RECOMMENDATIONS_QUERY: Final = re.compile(
-    rb"session_id=(" + _ID + rb")(?:&k=" + _NUMBER + rb")?(?:&exclude_heard=(true|false))?"
+    f"session_id=({_ID})(?:&k={_NUMBER})?(?:&exclude_heard=(true|false))?".encode()
 )
-_DEFAULT_K: Final = 20
 
 
 class QuickPath:
@@ -43,7 +42,7 @@ class QuickPath:
             path, method = scope["path"], scope["method"]
             if path == "/recommendations" and method == "GET":
                 asked = _RECOMMENDATIONS_QUERY.fullmatch(scope["query_string"])
-                if asked is not None:
+                if asked is not None and int(asked[2] or DEFAULT_K) <= MAX_TRACKS:
                     await self._recommend(asked, scope, receive, send)
                     return
             elif method == "POST" and (named := _EVENTS_PATH.fullmatch(path)):
@@ -57,7 +56,7 @@ class QuickPath:
         service: Parts = scope["app"].state.parts
         try:
             content = await answer_recommendations(
-                service, session_id.decode(), int(k or _DEFAULT_K), exclude_heard=heard != b"false"
+                service, session_id.decode(), int(k or DEFAULT_K), exclude_heard=heard != b"false"
             )
         except SegueError as error:
             await response_to(error)(scope, receive, send)
@@ -68,7 +67,10 @@ class QuickPath:
         query = scope["query_string"]
         asked = _EVENTS_QUERY.fullmatch(query) if query else None
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
-        if (query and asked is None) or not length.isdigit() or int(length) > self._max_bytes:
+        if query and (asked is None or int(asked[1]) > MAX_TRACKS):
+            await self._app(scope, receive, send)
+            return
+        if not length.isdigit() or int(length) > self._max_bytes:
             await self._app(scope, receive, send)
             return
         messages, body = await _whole_body(receive)

@@ -26,6 +26,7 @@ from service.bodies import (
     recommendations_json,
 )
 from service.dependencies import (
+    DEFAULT_K,
     Excluded,
     ExcludeHeard,
     K,
@@ -73,7 +74,7 @@ async def report_events(
 async def recommendations(
     session_id: SessionIdQuery,
     service: Service,
-    k: K = 20,
+    k: K = DEFAULT_K,
     exclude_heard: ExcludeHeard = True,
     exclude: Excluded = [],  # noqa: B006 (FastAPI copies it)
 ) -> Response:
@@ -121,7 +122,7 @@ async def find_tracks(service: Service, query: SearchText = "", limit: Limit = 2
     response_model_exclude_none=True,
     responses=problem_responses(404, 422),
 )
-async def similar_tracks(track_id: TrackIdPath, service: Service, k: K = 20) -> SimilarTracks:
+async def similar_tracks(track_id: TrackIdPath, service: Service, k: K = DEFAULT_K) -> SimilarTracks:
     """The tracks nearest to a track."""
     found = await service.threads.run(service.releases.current.live.similar, track_id, k)
     return SimilarTracks(items=RankedTrackBody.list_of(found))

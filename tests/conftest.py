@@ -199,6 +199,14 @@ class ServiceProcess:
         return code
 
 
+def recommended(client: httpx.Client, session_id: str, **query: Any) -> dict[str, Any]:
+    """What a service recommends to a session."""
+    answer = client.get("/recommendations", params={"session_id": session_id, **query})
+    assert answer.status_code == 200, answer.text
+    content: dict[str, Any] = answer.json()
+    return content
+
+
 StartService = Callable[..., ServiceProcess]
 
 

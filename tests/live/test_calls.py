@@ -7,6 +7,8 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from tests.conftest import recommended
+
 _numbers = itertools.count()
 
 
@@ -18,13 +20,6 @@ def session_id() -> str:
 def report(client: httpx.Client, session_id: str, *events: tuple[str, str], **query: Any) -> dict[str, Any]:
     body = {"events": [{"type": kind, "track_id": track} for kind, track in events]}
     answer = client.post(f"/sessions/{session_id}/events", json=body, params=query)
-    assert answer.status_code == 200, answer.text
-    content: dict[str, Any] = answer.json()
-    return content
-
-
-def recommended(client: httpx.Client, session_id: str, **query: Any) -> dict[str, Any]:
-    answer = client.get("/recommendations", params={"session_id": session_id, **query})
     assert answer.status_code == 200, answer.text
     content: dict[str, Any] = answer.json()
     return content

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from segue.release import Release
+from tests.conftest import recommended
 
 StartService = Callable[..., Any]
 
@@ -27,13 +28,6 @@ def swap(client: httpx.Client, name: str) -> httpx.Response:
 def report(client: httpx.Client, session_id: str, *tracks: str, kind: str = "play", **query: Any) -> dict[str, Any]:
     body = {"events": [{"type": kind, "track_id": track} for track in tracks]}
     answer = client.post(f"/sessions/{session_id}/events", json=body, params=query)
-    assert answer.status_code == 200, answer.text
-    content: dict[str, Any] = answer.json()
-    return content
-
-
-def recommended(client: httpx.Client, session_id: str, **query: Any) -> dict[str, Any]:
-    answer = client.get("/recommendations", params={"session_id": session_id, **query})
     assert answer.status_code == 200, answer.text
     content: dict[str, Any] = answer.json()
     return content

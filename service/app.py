@@ -19,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from segue.errors import SegueError
 from service import access
-from service.bodies import EventsRequest, SwapRequest
+from service.bodies import EventsRequest, SwapRequest, WhatIfRequest
 from service.credits import Credits
 from service.dependencies import Parts
 from service.embedded_redis import die_with_parent, embedded_redis
@@ -145,7 +145,7 @@ def _describe(app: FastAPI) -> None:
             describe_problems(schema)
             access.describe_access(schema)
             schemas = schema["components"]["schemas"]
-            for model in (EventsRequest, SwapRequest):
+            for model in (EventsRequest, SwapRequest, WhatIfRequest):
                 body = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 schemas.update(body.pop("$defs", {}))
                 schemas[model.__name__] = body

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError, WithJsonSchema
 
 from segue.events import MAX_ID_LENGTH, TEXT_PATTERN, TrackId
-from service.bodies import MAX_TRACKS, EventsRequest, SwapRequest
+from service.bodies import MAX_TRACKS, EventsRequest, SwapRequest, WhatIfRequest
 from service.credits import Credits
 from service.releases import LiveReleases
 from service.session_store import SessionStore
@@ -18,7 +18,6 @@ from service.threads import Threads
 
 Body = TypeVar("Body", bound=BaseModel)
 
-DEFAULT_K = 20
 SESSION_ID_PATTERN = r"^[A-Za-z0-9._~-]{1,128}$"
 
 
@@ -42,6 +41,10 @@ async def _reported(request: Request) -> EventsRequest:
     return _checked(EventsRequest, await request.body())
 
 
+async def _supposed(request: Request) -> WhatIfRequest:
+    return _checked(WhatIfRequest, await request.body())
+
+
 async def _wanted(request: Request) -> SwapRequest:
     return _checked(SwapRequest, await request.body())
 
@@ -62,6 +65,7 @@ def body_of(model: type[BaseModel]) -> dict[str, Any]:
 
 
 Reported = Annotated[EventsRequest, Depends(_reported)]
+Supposed = Annotated[WhatIfRequest, Depends(_supposed)]
 Wanted = Annotated[SwapRequest, Depends(_wanted)]
 Service = Annotated[Parts, Depends(_parts)]
 
@@ -89,6 +93,7 @@ Excluded = Annotated[
     Query(max_length=MAX_TRACKS, description="A track that must not be answered; repeat it for several"),
 ]
 ExcludeHeard = Annotated[bool, Query(description="Whether the session's own tracks are left out")]
+Explain = Annotated[bool, Query(description="Whether the answer says why each track is where it is")]
 SearchText = Annotated[
     str, Query(alias="query", max_length=200, description="Words of title, artist or id; none finds the most played")
 ]

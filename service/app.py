@@ -7,6 +7,7 @@ workers is service/process.py.
 import asyncio
 import contextlib
 import gc
+import math
 from collections.abc import AsyncIterator, Callable, Coroutine
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ from service import access
 from service.bodies import EventsRequest, SwapRequest
 from service.credits import Credits
 from service.dependencies import Parts
+from service.door import Door
 from service.embedded_redis import die_with_parent, embedded_redis
 from service.event_log import EventLog, open_folder
 from service.middleware import LimitedBody, Measured
@@ -40,14 +42,20 @@ _log = structlog.get_logger()
 def create_app(settings: Settings) -> FastAPI:
     """The app for these settings. What it needs is opened when it starts and closed when it ends."""
     telemetry = Telemetry()
+    door = Door(
+        settings.shed_after_ms / 1000 or math.inf,
+        settings.max_connections,
+        settings.read_timeout_s,
+        on_refusal=telemetry.shed.inc,
+    )
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Door]]:
         try:
             async with contextlib.AsyncExitStack() as opened:
                 app.state.parts = await _open(settings, telemetry, opened)
                 _spare_the_collector()
-                yield
+                yield {"door": door}  # for service/connection.py
         except SegueError as error:
             app.state.failure = error  # for `serve`, which says it in one line
             raise
@@ -73,7 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     if access.is_needed(settings):
         app.add_middleware(access.Access, settings=settings)
-    app.add_middleware(Measured, telemetry=telemetry)
+    app.add_middleware(Measured, telemetry=telemetry, door=door)
     _describe(app)
     return app
 

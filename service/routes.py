@@ -109,7 +109,7 @@ async def erase_session(session_id: SessionId, service: Service) -> Response:
     return Response(status_code=204)
 
 
-@router.get("/tracks", tags=["tracks"], response_model_exclude_none=True, responses=problem_responses(422))
+@router.get("/tracks", tags=["tracks"], response_model_exclude_none=True, responses=problem_responses(422, 503))
 async def find_tracks(service: Service, query: SearchText = "", limit: Limit = 20) -> FoundTracks:
     """Find tracks by words of their title, artist or id."""
     found = await service.threads.run(service.releases.current.live.search, query, limit)
@@ -120,7 +120,7 @@ async def find_tracks(service: Service, query: SearchText = "", limit: Limit = 2
     "/tracks/{track_id:path}/similar",
     tags=["tracks"],
     response_model_exclude_none=True,
-    responses=problem_responses(404, 422),
+    responses=problem_responses(404, 422, 503),
 )
 async def similar_tracks(track_id: TrackIdPath, service: Service, k: K = DEFAULT_K) -> SimilarTracks:
     """The tracks nearest to a track."""

@@ -52,6 +52,22 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on")
     port: int = Field(default=8000, ge=0, le=65_535, description="TCP port to listen on; 0 takes a free one")
     max_request_bytes: int = Field(default=2**20, ge=1024, description="Largest request body, in bytes; more is a 413")
+    shed_after_ms: float = Field(
+        default=50,
+        ge=0,
+        le=60_000,
+        description="Milliseconds that an answer may take: what cannot be answered within is refused with a 503 at "
+        "once; 0 refuses nothing",
+    )
+    max_connections: int = Field(
+        default=2048, ge=1, le=1_000_000, description="Clients connected to each worker; more get a 503 and are closed"
+    )
+    read_timeout_s: float = Field(
+        default=10,
+        gt=0,
+        le=3600,
+        description="Seconds that a client has to send a request whole, or to read what it is answered",
+    )
     shutdown_s: int = Field(default=10, ge=0, le=300, description="Seconds that open requests get at shutdown")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least level that is logged; `debug` logs every request"

@@ -78,6 +78,7 @@ class Telemetry:
         self.registry = CollectorRegistry()
         self.requests = self._counter("http_requests", "Requests answered", "method", "route", "status")
         self.request_seconds = self._histogram("http_request_seconds", "Time to answer", "method", "route")
+        self.shed = self._counter("shed_requests", "Requests and connections refused as the service was full")
         self.events = self._counter("events", "Events reported, by type, duplicates included", "type")
         self.duplicates = self._counter("duplicate_events", "Events that had been reported before")
         self.unknown_tracks = self._counter("unknown_tracks", "Tracks reported that the release does not hold")

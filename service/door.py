@@ -4,8 +4,8 @@ Beyond what the service can answer, requests would only wait, all of them, longe
 too many others within is refused at once, before its body is read, and those within are answered in time.
 
 How many may be within is learnt from the answers. One that took longer than the target cuts the number in proportion,
-once for all that were within by then; those that came in time, while the door was half full, raise it by one a round.
-By Little's law the number then settles where a request takes about the target. service/connection.py is at the door.
+once for all that were within by then; each that came in time, while the door was half full, raises it a little. By
+Little's law the number then settles where a request takes about the target. service/connection.py is at the door.
 """
 
 import math
@@ -20,6 +20,7 @@ from service.problems import response_to
 FEWEST: Final = 16
 _AT_FIRST: Final = 64
 _DEEPEST_CUT: Final = 0.5
+_RISE: Final = 1 / 32  # a stall is made good within seconds, and what is learnt too late costs a few in a hundred
 _CAME: Final = "segue.came"
 
 REFUSAL: Final = response_to(
@@ -75,7 +76,7 @@ class Door:
         took = now - came
         if took <= self._target_s:
             if self.within * 2 >= self.most_within:
-                self.most_within += 1 / self.most_within
+                self.most_within += _RISE
         elif came >= self._cut_at:
             self.most_within = max(FEWEST, self.most_within * max(_DEEPEST_CUT, self._target_s / took))
             self._cut_at = now

@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65_535, description="TCP port to listen on; 0 takes a free one")
     max_request_bytes: int = Field(default=2**20, ge=1024, description="Largest request body, in bytes; more is a 413")
     shed_after_ms: float = Field(
-        default=50,
+        default=40,
         ge=0,
         le=60_000,
         description="Milliseconds that an answer may take: what cannot be answered within is refused with a 503 at "

@@ -96,6 +96,11 @@ class StoreUnavailable(SegueError):
     http_status = 503
     title = "Session store unavailable"
 
+    def __init__(self, text: str, reason: str | None = None) -> None:
+        """`text` is for clients; `reason`, which may say where the store is, for the log. They are often the same."""
+        super().__init__(text)
+        self.reason = reason if reason is not None else text
+
 
 class Overloaded(SegueError):
     """More is asked for than can be answered in time; trying again a moment later helps."""

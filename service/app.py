@@ -26,6 +26,7 @@ from service.dependencies import Parts
 from service.door import Door
 from service.embedded_redis import die_with_parent, embedded_redis
 from service.event_log import EventLog, open_folder
+from service.fallback import Fallback
 from service.middleware import LimitedBody, Measured
 from service.problems import answer_problems, describe_problems
 from service.quick_path import QuickPath
@@ -109,8 +110,11 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
         await opened.enter_async_context(_running(EventLog(client, folder, settings.event_log_flush_s, telemetry).run))
     live = releases.current.live
     _log.info("release_opened", release=live.name, tracks=len(live.table), index=live.index_facts()["kind"])
-    store = SessionStore(client, settings, telemetry.time_redis)
-    return Parts(releases, Credits(store, settings.credit_share, telemetry), store, threads, telemetry)
+    store = SessionStore(client, settings, telemetry)
+    opened.push_async_callback(store.aclose)
+    credits_ = Credits(store, settings.credit_share, telemetry)
+    fallback = Fallback(store, telemetry, wanted=settings.fallback == "popularity")
+    return Parts(releases, credits_, store, fallback, threads, telemetry)
 
 
 def _spare_the_collector() -> None:

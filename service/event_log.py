@@ -22,7 +22,8 @@ import structlog
 from redis.asyncio import Redis, RedisCluster
 
 from segue.errors import BadOption, StoreUnavailable
-from service.session_store import BUCKETS, store_errors, stream_of
+from service.redis_errors import store_errors
+from service.session_store import BUCKETS, stream_of
 from service.telemetry import Telemetry
 
 _log = structlog.get_logger()
@@ -110,7 +111,8 @@ class EventLog:
             rows = await self.flush()
         except (StoreUnavailable, OSError) as error:
             # The events wait in their streams; the next look finds them.
-            _log.error("event_log_not_written", folder=str(self._folder), reason=str(error))
+            reason = error.reason if isinstance(error, StoreUnavailable) else str(error)
+            _log.error("event_log_not_written", folder=str(self._folder), reason=reason)
         except Exception:  # noqa: BLE001 (see below)
             # The outermost loop of a task that nobody watches: it must outlive what it cannot foresee.
             _log.exception("event_log_failed", folder=str(self._folder))

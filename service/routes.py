@@ -78,7 +78,7 @@ async def recommendations(
     exclude_heard: ExcludeHeard = True,
     exclude: Excluded = [],  # noqa: B006 (FastAPI copies it)
 ) -> Response:
-    """The next tracks for a session; the most popular ones for a session that holds no usable play."""
+    """The next tracks for a session; the most popular ones if it holds no usable play, or cannot be read for now."""
     return _json(await answer_recommendations(service, session_id, k, exclude, exclude_heard=exclude_heard))
 
 
@@ -198,14 +198,14 @@ async def answer_reported(service: Parts, session_id: str, reported: EventsReque
 async def answer_recommendations(
     service: Parts, session_id: str, k: int, exclude: Sequence[str] = (), *, exclude_heard: bool = True
 ) -> bytes:
-    """The content of a RecommendationsBody. Raises StoreUnavailable."""
-    plays = await service.store.plays(session_id)
+    """The content of a RecommendationsBody. Raises StoreUnavailable where there is no fallback."""
+    plays = await service.fallback.plays(session_id)
     served = service.releases.for_session(session_id)
     return await _recommend(service, served, session_id, Question(plays, k, exclude, exclude_heard))
 
 
 async def _recommend(service: Parts, served: Served, session_id: str, question: Question) -> bytes:
-    answer = await served.ranking(question)
+    answer = await service.fallback.answer(served, question)
     service.telemetry.recommendations.labels(served.live.name, answer.source).inc()
     service.credits.remember(session_id, answer)
     return recommendations_json(session_id, answer)

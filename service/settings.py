@@ -113,7 +113,18 @@ class Settings(BaseSettings):
     redis_timeout_s: float = Field(
         default=2.0, gt=0, le=60, description="Seconds to wait for Redis before answering 503"
     )
+    fallback: Literal["popularity", "none"] = Field(
+        default="popularity",
+        description="What GET /recommendations answers while Redis is away, and both calls while the model fails: the "
+        "most played tracks (`source` says so), or an error",
+    )
     redis_connections: int = Field(default=32, ge=1, le=10_000, description="Connections to Redis in each worker")
+    wait_replicas: int = Field(
+        default=0, ge=0, le=100, description="Replicas of Redis that must confirm a write before it is acknowledged"
+    )
+    wait_timeout_ms: int = Field(
+        default=500, ge=1, le=60_000, description="Milliseconds to wait for them; then the write is answered by 503"
+    )
     data_dir: Path = Field(
         default=Path("data"), description="Folder of the embedded Redis (`redis/`) and of the event log (`events/`)"
     )
@@ -172,6 +183,10 @@ class Settings(BaseSettings):
     def _has_its_use(self) -> Self:
         if self.redis_ca_file is not None and not (self.redis_url or "").startswith("rediss://"):
             raise ValueError("redis_ca_file is for a redis_url that begins with rediss://")
+        if self.wait_replicas and self.redis_cluster:
+            raise ValueError("wait_replicas is not for a Redis Cluster: set min-replicas-to-write in its configuration")
+        if self.wait_replicas and self.wait_timeout_ms >= self.redis_timeout_s * 1000:
+            raise ValueError("wait_timeout_ms must be below redis_timeout_s, or Redis would seem not to answer")
         if self.key_rate is not None and self.api_keys is None:
             raise ValueError("key_rate limits API keys, and api_keys names none")
         return self

@@ -16,14 +16,16 @@ from typing import Any
 import structlog
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from redis.asyncio import Redis, RedisCluster
 from starlette.staticfiles import StaticFiles
 
-from segue.errors import SegueError
+from segue.errors import SegueError, StoreUnavailable
 from service import access
 from service.bodies import EventsRequest, SwapRequest
 from service.credits import Credits
 from service.dependencies import Parts
 from service.door import Door
+from service.durability import DurabilityCheck
 from service.embedded_redis import die_with_parent, embedded_redis
 from service.event_log import EventLog, open_folder
 from service.fallback import Fallback
@@ -33,7 +35,7 @@ from service.quick_path import QuickPath
 from service.releases import LiveReleases, refuse_nothing_to_serve
 from service.routes import WEB, router
 from service.session_store import SessionStore, connect
-from service.settings import Settings, read_settings
+from service.settings import FSYNC, Settings, read_settings
 from service.telemetry import Telemetry, configure_logging
 from service.threads import Threads
 
@@ -98,13 +100,14 @@ def create_app_from_environment() -> FastAPI:
 async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.AsyncExitStack) -> Parts:
     """Open the parts; `opened` closes them in the opposite order."""
     if settings.redis_url is None:
-        url = opened.enter_context(embedded_redis(settings.data_dir / "redis", settings.redis_fsync))
+        url = opened.enter_context(embedded_redis(settings.data_dir / "redis", FSYNC[settings.durability]))
         settings = settings.model_copy(update={"redis_url": url})
     threads = Threads(settings.ranking_threads)
     releases = await asyncio.to_thread(LiveReleases, settings, threads, telemetry)
     await opened.enter_async_context(_running(releases.watch))
     client = connect(settings)
     opened.push_async_callback(client.aclose)
+    await _refuse_weak(client, settings)
     if settings.event_log and settings.event_log_writer:
         folder = open_folder(settings.event_log_folder)
         await opened.enter_async_context(_running(EventLog(client, folder, settings.event_log_flush_s, telemetry).run))
@@ -142,9 +145,30 @@ def refuse_unfit(settings: Settings) -> None:
 
 
 def refuse_what_cannot_be_opened(settings: Settings) -> None:
-    """The same, and open the releases: for a process that ends then. Workers cannot say why they fail to start."""
+    """The same, and open the releases and Redis: for a process that ends then.
+
+    Workers cannot say why they fail to start.
+    """
     refuse_unfit(settings)
     LiveReleases(settings, Threads(1), Telemetry())
+
+    async def ask() -> None:
+        client = connect(settings)
+        try:
+            await _refuse_weak(client, settings)
+        finally:
+            await client.aclose()
+
+    if settings.redis_url is not None:
+        asyncio.run(ask())
+
+
+async def _refuse_weak(client: "Redis | RedisCluster", settings: Settings) -> None:
+    """Raise BadOption if Redis keeps less than SEGUE_DURABILITY says. One that is away is asked again by readiness."""
+    try:
+        await DurabilityCheck(client, settings.durability).refuse_weak()
+    except StoreUnavailable as error:
+        _log.warning("durability_not_verified", promised=settings.durability, reason=error.reason)
 
 
 def _describe(app: FastAPI) -> None:

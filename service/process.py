@@ -30,7 +30,7 @@ from uvicorn.supervisors import Multiprocess
 from segue.errors import BadOption, BadRelease, SegueError
 from service.answer_headers import ANSWER_HEADERS
 from service.embedded_redis import embedded_redis
-from service.settings import Settings, as_environment
+from service.settings import FSYNC, Settings, as_environment
 from service.telemetry import MULTIPROCESS_DIR, configure_logging
 
 _OTHER_FILES: Final = 256  # of the release, the event log, connections to Redis
@@ -49,7 +49,7 @@ def serve(settings: Settings, workers: int = 1, *, open_player: bool = False) ->
     with contextlib.ExitStack() as opened:
         opened.enter_context(_ended_by_signals())
         if settings.redis_url is None:
-            url = opened.enter_context(embedded_redis(settings.data_dir / "redis", settings.redis_fsync))
+            url = opened.enter_context(embedded_redis(settings.data_dir / "redis", FSYNC[settings.durability]))
             settings = settings.model_copy(update={"redis_url": url})
         listening = opened.enter_context(_bind(settings.host, settings.port))
         opened.enter_context(_announced(_address(listening), open_player=open_player))

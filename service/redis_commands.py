@@ -70,14 +70,16 @@ class RedisCommands:
         self._replicas = settings.wait_replicas
         self._wait: Final = ("WAIT", settings.wait_replicas, settings.wait_timeout_ms)
         self._circuit = Circuit(client.ping, self._on_change)
-        self._batch = MicroBatch(self._pipeline, _PIPELINES)
+        self._writes = MicroBatch(self._pipeline, _PIPELINES)
+        # Where writes wait for replicas, reads do not wait with them.
+        self._reads = MicroBatch(self._pipeline, _PIPELINES) if settings.wait_replicas else self._writes
         self._told = 0.0
 
     async def __call__(self, command: Command) -> Any:
         """What Redis answers."""
         if self._circuit.is_open:
             raise _unavailable()
-        return await self._batch(command)
+        return await (self._writes if command.writes else self._reads)(command)
 
     async def check(self) -> None:
         """Return if Redis answers, and as many replicas as writes wait for."""

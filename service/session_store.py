@@ -15,8 +15,10 @@ from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from segue.errors import BadOption, StoreUnavailable
 from segue.events import Event
 from segue.sessions import Outcome, Play
+from service.durability import DurabilityCheck
 from service.redis_commands import Command, RedisCommands, Script
 from service.settings import Settings
 from service.telemetry import Telemetry
@@ -90,6 +92,7 @@ class SessionStore:
         self._remember = Script.read("remember.lua")
         scripts = (self._append, self._erase, self._remember)
         self._send = RedisCommands(client, settings, telemetry or Telemetry(), scripts)
+        self._durability = DurabilityCheck(client, settings.durability)
 
     async def append(self, session_id: str, events: Sequence[Event], *, with_plays: bool = False) -> Appended:
         """Apply the events to the session, all or none, in one round trip.
@@ -119,8 +122,12 @@ class SessionStore:
         await self._send(self._erase.call(keys_of(session_id), arguments, repeatable=True))
 
     async def check(self) -> None:
-        """Return if writes would be acknowledged: Redis answers, and as many replicas as they wait for."""
+        """Return if writes would be kept as promised: Redis answers, and as many replicas as they wait for."""
         await self._send.check()
+        try:
+            await self._durability.refuse_weak()
+        except BadOption as error:
+            raise StoreUnavailable(str(error)) from None
 
     async def aclose(self) -> None:
         """End what runs in the background."""

@@ -6,7 +6,7 @@ Nothing is read at import; the command line and `create_app_from_environment` ca
 import re
 import secrets
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import Field, FilePath, ValidationError, field_serializer, field_validator, model_validator
@@ -16,6 +16,10 @@ from segue.errors import BadOption
 from service.releases_folder import NAME_PATTERN
 
 PREFIX = "SEGUE_"
+
+Durability: TypeAlias = Literal["memory", "every-second", "always"]
+# What each means for Redis' appendfsync.
+FSYNC: Final[dict[Durability, str]] = {"memory": "no", "every-second": "everysec", "always": "always"}
 
 
 class Settings(BaseSettings):
@@ -128,10 +132,10 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         default=Path("data"), description="Folder of the embedded Redis (`redis/`) and of the event log (`events/`)"
     )
-    redis_fsync: Literal["always", "everysec", "no"] = Field(
-        default="everysec",
-        description="When the embedded Redis forces acknowledged events to disk; a crash of the machine, not of the "
-        "service, loses what came after",
+    durability: Durability = Field(
+        default="every-second",
+        description="What an acknowledged event survives (see Durability): the embedded Redis is started accordingly, "
+        "any other is verified at the start and by readiness",
     )
 
     idle_gap_s: float = Field(

@@ -1,10 +1,7 @@
 """Redis hangs, ends, restarts, loses connections; the model fails: what is answered meanwhile, and how soon."""
 
 import contextlib
-import os
-import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,61 +10,19 @@ from typing import Any
 
 import httpx
 import pytest
-import redis
 
-from service.embedded_redis import redis_server_binary
 from tests.conftest import recommended
+from tests.live.redis_server import Server
 
 StartService = Callable[..., Any]
 TIMEOUT_S = 0.5
 
 
-class Server:
-    """A Redis on a port of its own, whose data outlive it."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            self.port: int = listening.getsockname()[1]
-        self.start()
-
-    def start(self) -> None:
-        options = {"port": self.port, "bind": "127.0.0.1", "dir": self._folder, "save": ""}
-        # `everysec` keeps writes back while it flushes the ones before: a killed server would lose them.
-        options |= {"appendonly": "yes", "appendfsync": "always"}
-        words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-        self.process = subprocess.Popen([redis_server_binary(), *words], stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
-        while True:
-            with contextlib.suppress(redis.ConnectionError), self.client() as client:
-                client.ping()
-                return
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-    def client(self) -> "redis.Redis":
-        return redis.Redis(port=self.port, decode_responses=True)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(10)
-
-    @contextlib.contextmanager
-    def frozen(self) -> Iterator[None]:
-        os.kill(self.process.pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.kill(self.process.pid, signal.SIGCONT)
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    folder = tmp_path / "server"
-    folder.mkdir()
-    server = Server(folder)
-    yield server
-    server.kill()
+    # `everysec` keeps writes back while it flushes the ones before: a killed server would lose them.
+    with Server(tmp_path / "server", appendonly="yes", appendfsync="always") as server:
+        yield server
 
 
 class Proxy:

@@ -3,9 +3,10 @@
 Beyond what the service can answer, requests would only wait, all of them, longer and longer. So a request that finds
 too many others within is refused at once, before its body is read, and those within are answered in time.
 
-How many may be within is learnt from the answers. One that took longer than the target cuts the number in proportion,
-once for all that were within by then; each that came in time, while the door was half full, raises it a little. By
-Little's law the number then settles where a request takes about the target. service/connection.py is at the door.
+How many may be within is learnt from the answers. Where they take longer than the target in the mean, the next late one
+cuts the number in proportion, once for all that were within by then; each answer that comes in time, while the door is
+half full, raises it a little. By Little's law the number then settles where a request takes about the target.
+service/connection.py is at the door.
 """
 
 import math
@@ -20,7 +21,11 @@ from service.problems import response_to
 FEWEST: Final = 16
 _AT_FIRST: Final = 64
 _DEEPEST_CUT: Final = 0.5
-_RISE: Final = 1 / 32  # a stall is made good within seconds, and what is learnt too late costs a few in a hundred
+_RISE: Final = 1 / 32
+# The mean is of about so many answers, none counted for more than so many targets: a core that was away for a moment
+# makes a round of answers late and is no overload.
+_REMEMBERED: Final = 64
+_LONGEST: Final = 4
 _CAME: Final = "segue.came"
 
 REFUSAL: Final = response_to(
@@ -52,6 +57,7 @@ class Door:
         self._target_s = target_s
         self._clock = clock
         self._cut_at = -math.inf
+        self._mean_s = 0.0
 
     def is_full(self) -> bool:
         """Whether the next request is to be refused."""
@@ -72,11 +78,15 @@ class Door:
         self.within -= 1
 
     def _learn(self, came: float) -> None:
+        if came < self._cut_at:
+            return  # it came while more were let in, and tells what is known already
         now = self._clock()
-        took = now - came
+        took = min(now - came, _LONGEST * self._target_s)
+        self._mean_s += (took - self._mean_s) / _REMEMBERED
         if took <= self._target_s:
             if self.within * 2 >= self.most_within:
                 self.most_within += _RISE
-        elif came >= self._cut_at:
+        elif self._mean_s > self._target_s:
             self.most_within = max(FEWEST, self.most_within * max(_DEEPEST_CUT, self._target_s / took))
+            self._mean_s = self._target_s
             self._cut_at = now

@@ -17,7 +17,7 @@ from typing import Any, Final
 from segue.errors import Overloaded
 from service.problems import response_to
 
-# So many are always let in: a stall (a page fault, a rewrite of Redis' file) says nothing of a load as light as this.
+# So many are always let in: where fewer are within, batches are so small that each request costs more than it must.
 FEWEST: Final = 16
 _AT_FIRST: Final = 64
 _DEEPEST_CUT: Final = 0.5

@@ -3,7 +3,7 @@
     python benchmarks/serving/load.py PLAN.json        prints one JSON object
 
 It is a process of its own, so that it can have a core of its own, and reads answers no further than it must. Its own
-processor time is told beside the latencies: a generator that is busy all the time measures itself.
+processor time is told beside the latencies, and how late it was: a generator that is busy or late measures itself.
 
 At an offered rate, requests come as a Poisson process and wait for a free connection where there is none; their latency
 counts from when they came, so a stalled service is not asked less. `phases`, a list of seconds and rate, has the rate
@@ -125,6 +125,7 @@ class Run:
         self.latencies: list[float] = []
         self.failures: dict[int, int] = {}
         self.came, self.took, self.served = array("d"), array("d"), array("b")  # of every answer, if there are phases
+        self.late = array("d")  # how long after its time each offered request was made: the generator's own fault
         self.kept: list[tuple[str, list[str]]] = []
         self.began = 0.0
 
@@ -228,6 +229,7 @@ class Run:
             late = come - time.perf_counter()
             if late > 0:
                 await asyncio.sleep(late)
+            self.late.append(time.perf_counter() - come)
             waiting.append(come)
             start()
         patience = loop.time() + 10
@@ -261,6 +263,7 @@ class Run:
             **dict(zip(("p50_ms", "p90_ms", "p99_ms", "max_ms"), quantiles, strict=True)),
             "failures": self.failures,
             "generator_cpu": round((time.process_time() - worked) / took, 3),
+            **({"generator_late_p99_ms": round(float(np.percentile(self.late, 99)) * 1000, 2)} if self.late else {}),
             **({"kept": self.kept} if plan.get("keep") else {}),
             **({"phases": self.phases()} if "phases" in plan else {}),
         }

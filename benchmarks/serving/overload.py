@@ -63,6 +63,7 @@ def overload(
     return {
         **under,
         "generator_cpu": found["generator_cpu"],
+        "generator_late_p99_ms": found["generator_late_p99_ms"],
         "recovery_s": after["last_refused_or_late_s"],
         "memory_before_mib": before,
         "memory_most_mib": watch.stop(),

@@ -137,7 +137,8 @@ class NextTracks(BaseModel):
 
     release: str = Field(description="The release that answered")
     source: Literal["model", "popularity"] = Field(
-        description="`popularity` where the session has no play of a track that the release holds"
+        description="`popularity` where the session has no play of a track that the release holds, or where the "
+        "session store or the model is away"
     )
     items: list[RankedTrackBody] = Field(description="Best first")
     window: WindowBody

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError, WithJsonSchema
 from segue.events import MAX_ID_LENGTH, TEXT_PATTERN, TrackId
 from service.bodies import MAX_TRACKS, EventsRequest, SwapRequest, WhatIfRequest
 from service.credits import Credits
+from service.fallback import Fallback
 from service.releases import LiveReleases
 from service.session_store import SessionStore
 from service.telemetry import Telemetry
@@ -28,6 +29,7 @@ class Parts:
     releases: LiveReleases
     credits: Credits
     store: SessionStore
+    fallback: Fallback
     threads: Threads
     telemetry: Telemetry
 

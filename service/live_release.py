@@ -145,10 +145,13 @@ class LiveRelease:
 
     def explain(self, question: Question, answer: Answer) -> Explanation:
         """Why `answer`, this release's to `question`, is as it is. Some hundred encodings."""
-        sessions = to_sessions([question.plays], self.table)
+        heard = set(
+            self.table.rows([play.track_id for play in question.plays]).tolist() if question.exclude_heard else []
+        )
+        # Popularity knows of no play, whether there is none or the model has failed.
+        sessions = to_sessions([question.plays if answer.source == "model" else ()], self.table)
         window = to_windows(sessions, self.release.manifest.window.length)
         seen = np.flatnonzero(window.tracks[0] != PAD_ROW)
-        heard = set(sessions.rows.tolist()) if question.exclude_heard else set()
         barred = np.array(sorted((heard | set(self.table.rows(question.exclude).tolist())) - {PAD_ROW}), dtype=np.int64)
 
         [free] = self._recommender.recommend(sessions, len(answer.rows) + len(barred))

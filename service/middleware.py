@@ -6,20 +6,27 @@ import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.door import Door
 from service.problems import BodyTooLarge, problem_response
 from service.telemetry import Telemetry
 
 _log = structlog.get_logger()
 
+# The calls whose time tells how much is asked of the service: that of others depends on what they ask for.
+_USUAL = ("/recommendations", "/sessions/{session_id}/events")
 CLIENT_CLOSED = 499  # what nginx calls a request whose client left before its answer; never sent, only counted
 
 
 class Measured:
-    """The outermost layer: counts and times every request and answers 500 where nothing else did."""
+    """The outermost layer: counts and times every request and answers 500 where nothing else did.
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+    It tells the door when a request has been answered.
+    """
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry, door: Door) -> None:
         self._app = app
         self._telemetry = telemetry
+        self._door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -50,6 +57,7 @@ class Measured:
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
+        self._door.leave(scope, learn=route in _USUAL and status < 400)
         method = scope["method"] if route != "none" else "any"  # a client may invent methods without end
         self._telemetry.requests.labels(method, route, str(status)).inc()
         self._telemetry.request_seconds.labels(method, route).observe(seconds)

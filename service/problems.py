@@ -51,7 +51,7 @@ _DESCRIPTIONS = {
     409: "Another swap is under way, or the service has no folder of releases",
     413: "The body is larger than the service takes",
     422: "The request is not as described; `errors` names every field",
-    503: "The session store cannot be reached; try again after `Retry-After` seconds",
+    503: "The session store cannot be reached, or the service is full; try again after `Retry-After` seconds",
 }
 
 

@@ -85,7 +85,7 @@ async def recommendations(
     exclude: Excluded = [],  # noqa: B006 (FastAPI copies it)
     explain: Explain = False,
 ) -> Response:
-    """The next tracks for a session; the most popular ones for a session that holds no usable play."""
+    """The next tracks for a session; the most popular ones if it holds no usable play, or cannot be read for now."""
     found = answer_recommendations(service, session_id, k, exclude, exclude_heard=exclude_heard, explain=explain)
     return _json(await found)
 
@@ -132,7 +132,7 @@ async def erase_session(session_id: SessionId, service: Service) -> Response:
     return Response(status_code=204)
 
 
-@router.get("/tracks", tags=["tracks"], response_model_exclude_none=True, responses=problem_responses(422))
+@router.get("/tracks", tags=["tracks"], response_model_exclude_none=True, responses=problem_responses(422, 503))
 async def find_tracks(service: Service, query: SearchText = "", limit: Limit = 20) -> FoundTracks:
     """Find tracks by words of their title, artist or id."""
     found = await service.threads.run(service.releases.current.live.search, query, limit)
@@ -143,7 +143,7 @@ async def find_tracks(service: Service, query: SearchText = "", limit: Limit = 2
     "/tracks/{track_id:path}/similar",
     tags=["tracks"],
     response_model_exclude_none=True,
-    responses=problem_responses(404, 422),
+    responses=problem_responses(404, 422, 503),
 )
 async def similar_tracks(track_id: TrackIdPath, service: Service, k: K = DEFAULT_K) -> SimilarTracks:
     """The tracks nearest to a track."""
@@ -227,8 +227,8 @@ async def answer_recommendations(
     exclude_heard: bool = True,
     explain: bool = False,
 ) -> bytes:
-    """The content of a RecommendationsBody. Raises StoreUnavailable."""
-    plays = await service.store.plays(session_id)
+    """The content of a RecommendationsBody. Raises StoreUnavailable where there is no fallback."""
+    plays = await service.fallback.plays(session_id)
     served = service.releases.for_session(session_id)
     return await _recommend(service, served, session_id, Question(plays, k, exclude, exclude_heard), explain=explain)
 
@@ -236,7 +236,7 @@ async def answer_recommendations(
 async def _recommend(
     service: Parts, served: Served, session_id: str, question: Question, *, explain: bool = False
 ) -> bytes:
-    answer = await served.ranking(question)
+    answer = await service.fallback.answer(served, question)
     service.telemetry.recommendations.labels(served.live.name, answer.source).inc()
     service.credits.remember(session_id, answer)
     why = await _why(service, served, question, answer) if explain else None

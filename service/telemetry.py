@@ -78,10 +78,14 @@ class Telemetry:
         self.registry = CollectorRegistry()
         self.requests = self._counter("http_requests", "Requests answered", "method", "route", "status")
         self.request_seconds = self._histogram("http_request_seconds", "Time to answer", "method", "route")
+        self.shed = self._counter("shed_requests", "Requests and connections refused as the service was full")
         self.events = self._counter("events", "Events reported, by type, duplicates included", "type")
         self.duplicates = self._counter("duplicate_events", "Events that had been reported before")
         self.unknown_tracks = self._counter("unknown_tracks", "Tracks reported that the release does not hold")
         self.recommendations = self._counter("recommendations", "Lists of tracks answered", "release", "source")
+        self.fallbacks = self._counter(
+            "fallbacks", "Lists that came from popularity as the store or the model had failed", "failed"
+        )
         self.release_swaps = self._counter("release_swaps", "Releases that took over (done) or were refused", "result")
         self.release_in_use = Gauge(
             "segue_release_in_use",
@@ -98,7 +102,15 @@ class Telemetry:
         self.recommended_skips = self._counter("recommended_skips", "Those of them that were skipped", "release")
         self.ranking_seconds = self._histogram("ranking_seconds", "Time to encode and to search", "step")
         self.redis_seconds = self._histogram("redis_seconds", "Time of one round trip to Redis", "operation")
+        self.redis_repeats = self._counter("redis_repeats", "Commands sent again, as a connection to Redis had ended")
+        self.redis_circuit_open = Gauge(
+            "segue_redis_circuit_open",
+            "Workers that do not ask Redis for now, as it does not answer",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
         self.logged_plays = self._counter("logged_plays", "Plays written to the event log's files")
+        self.log_failures = self._counter("event_log_failures", "Turns of the event log's writer that failed")
         self.log_lag = Gauge(
             "segue_event_log_lag_seconds",
             "Age of the oldest event that was not in the event log's files at the last look",

@@ -1,15 +1,9 @@
-"""A Redis that can be killed, and a way to it that can be cut, slowed and stopped."""
+"""A way to a server that can be cut, slowed and stopped."""
 
 import contextlib
 import socket
-import subprocess
 import threading
 import time
-from pathlib import Path
-
-import redis
-
-from service.embedded_redis import redis_server_binary
 
 
 def free_port() -> int:
@@ -18,46 +12,6 @@ def free_port() -> int:
         one.bind(("127.0.0.1", 0))
         port: int = one.getsockname()[1]
         return port
-
-
-class RedisServer:
-    """A Redis on a port of its own that writes all it acknowledges to its append-only file first."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}"
-        self._folder = folder
-        self.start()
-
-    def start(self) -> None:
-        """Start it, and wait until it has read its file."""
-        options = {"port": self.port, "bind": "127.0.0.1", "dir": self._folder, "save": ""}
-        options |= {"appendonly": "yes", "appendfsync": "everysec", "loglevel": "warning"}
-        words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-        self._process = subprocess.Popen([str(redis_server_binary()), *words], stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 30
-        with self.client() as client:
-            while True:
-                with contextlib.suppress(redis.RedisError):
-                    if client.ping():
-                        return
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-
-    def client(self) -> redis.Redis:
-        """A client."""
-        return redis.Redis(port=self.port, decode_responses=True)
-
-    def kill(self) -> None:
-        """End it at once."""
-        self._process.kill()
-        self._process.wait(30)
-
-    def stop(self) -> None:
-        """End it in order."""
-        self._process.terminate()
-        self._process.wait(30)
 
 
 class Proxy:

@@ -20,7 +20,8 @@ from segue.release import Release
 from tests.conftest import ServiceProcess
 from tests.event_log_reader import read_back
 from tests.faults.ledger import Ledger, Listeners, shown_by
-from tests.faults.servers import Proxy, RedisServer
+from tests.faults.servers import Proxy
+from tests.live.redis_server import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -33,7 +34,7 @@ class Stand:
 
     def __init__(self, release: Release, folder: Path) -> None:
         self._release, self._folder = release, folder
-        self.redis = RedisServer(folder / "redis")
+        self.redis = Server(folder / "redis", appendonly="yes", appendfsync="always")
         self.redis_url = self.redis.url
         self.ledger = Ledger()
         self.service: ServiceProcess | None = None
@@ -46,6 +47,7 @@ class Stand:
     def start(self, **settings: object) -> str:
         """Start the service, and tell the listeners where it is."""
         given: dict[str, Any] = {"event_log_flush_s": 0.3, "redis_timeout_s": 0.5, "log_level": "error", **settings}
+        given |= {"durability": "always"}  # with less, a Redis that is killed may have kept writes back during a flush
         self.service = ServiceProcess(self._release.path, self._folder / "data", redis_url=self.redis_url, **given)
         self._address = self.service.address()
         return self._address
@@ -84,7 +86,7 @@ def stand(tiny_release: Release, tmp_path: Path) -> Iterator[Stand]:
     if stand.service is not None:
         with contextlib.suppress(ValueError):
             stand.service.stop()
-    stand.redis.stop()
+    stand.redis.kill()
 
 
 def test_the_service_is_killed_fifty_times(stand: Stand) -> None:

@@ -10,7 +10,7 @@ from segue.events import play, skip
 from segue.release import Release
 from tests.conftest import ServiceProcess
 from tests.faults.ledger import Ledger, Listeners, Shown, shown_by, violations
-from tests.faults.servers import RedisServer
+from tests.live.redis_server import Server
 
 EVENTS = [play("a"), play("b"), skip("b"), play("c"), skip("d")]
 SHOWN: Shown = [("a", False), ("b", True), ("c", False), ("d", True)]
@@ -44,7 +44,7 @@ def test_every_other_order_is_caught() -> None:
 
 def test_a_loss_planted_in_redis_is_caught(tiny_release: Release, tmp_path: Path) -> None:
     """Against the real service: a play taken out, doubled, and moved, each in a session of its own."""
-    redis = RedisServer(tmp_path / "redis")
+    redis = Server(tmp_path / "redis", appendonly="yes")
     service = ServiceProcess(tiny_release.path, tmp_path / "data", redis_url=redis.url)
     ledger = Ledger()
     try:
@@ -62,10 +62,10 @@ def test_a_loss_planted_in_redis_is_caught(tiny_release: Release, tmp_path: Path
         }
     finally:
         service.stop()
-        redis.stop()
+        redis.kill()
 
 
-def _damage(redis: RedisServer, client: httpx.Client) -> None:
+def _damage(redis: Server, client: httpx.Client) -> None:
     with redis.client() as connection:
         lost, doubled, moved = (
             next(connection.scan_iter(match=f"*:{session}:plays", count=10_000)) for session in ("l0-0", "l1-0", "l2-0")

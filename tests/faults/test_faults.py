@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from segue.release import Release
+from service.embedded_redis import mend_append_only_file
 from tests.conftest import ServiceProcess
 from tests.event_log_reader import read_back
 from tests.faults.ledger import Ledger, Listeners, shown_by
@@ -51,6 +52,11 @@ class Stand:
         self.service = ServiceProcess(self._release.path, self._folder / "data", redis_url=self.redis_url, **given)
         self._address = self.service.address()
         return self._address
+
+    def start_redis(self) -> None:
+        """As docs/operations.md says a Redis that crashed is to be started."""
+        mend_append_only_file(self._folder / "redis")
+        self.redis.start()
 
     def kill(self) -> None:
         """End the service at once."""
@@ -107,7 +113,7 @@ def test_redis_is_killed_twenty_times(stand: Stand) -> None:
             stand.wait_for_more(listeners)
             stand.redis.kill()
             time.sleep(random.Random(stand.ledger.events).random() / 3)
-            stand.redis.start()
+            stand.start_redis()
         listeners.wait_for(60_000)
     assert stand.ledger.answers["503"]
     stand.check()
@@ -182,7 +188,7 @@ def test_everything_is_killed_together(stand: Stand) -> None:
             stand.wait_for_more(listeners)
             stand.redis.kill()
             stand.kill()
-            stand.redis.start()
+            stand.start_redis()
             stand.start()
         listeners.wait_for(15_000)
     stand.check()

@@ -7,11 +7,12 @@ workers is service/process.py.
 import asyncio
 import contextlib
 import gc
+import importlib.util
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from fastapi import FastAPI
@@ -19,7 +20,7 @@ from fastapi.routing import APIRoute
 from redis.asyncio import Redis, RedisCluster
 from starlette.staticfiles import StaticFiles
 
-from segue.errors import SegueError, StoreUnavailable
+from segue.errors import BadOption, SegueError, StoreUnavailable
 from service import access
 from service.bodies import EventsRequest, SwapRequest, WhatIfRequest
 from service.credits import Credits
@@ -39,12 +40,16 @@ from service.settings import FSYNC, Settings, read_settings
 from service.telemetry import Telemetry, configure_logging
 from service.threads import Threads
 
+if TYPE_CHECKING:
+    from service.tracing import Tracing
+
 _log = structlog.get_logger()
 
 
 def create_app(settings: Settings) -> FastAPI:
     """The app for these settings. What it needs is opened when it starts and closed when it ends."""
-    telemetry = Telemetry()
+    tracing = _tracing(settings)
+    telemetry = Telemetry(tracing.span if tracing is not None else None)
     door = Door(
         settings.shed_after_ms / 1000 or math.inf,
         settings.max_connections,
@@ -56,6 +61,8 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Door]]:
         try:
             async with contextlib.AsyncExitStack() as opened:
+                if tracing is not None:
+                    opened.push_async_callback(asyncio.to_thread, tracing.end)
                 app.state.parts = await _open(settings, telemetry, opened)
                 _spare_the_collector()
                 yield {"door": door}  # for service/connection.py
@@ -85,8 +92,23 @@ def create_app(settings: Settings) -> FastAPI:
     if access.is_needed(settings):
         app.add_middleware(access.Access, settings=settings)
     app.add_middleware(Measured, telemetry=telemetry, door=door)
+    if tracing is not None:
+        from service.tracing import Traced  # noqa: PLC0415 (see _tracing)
+
+        app.add_middleware(Traced, tracer=tracing.tracer)
     _describe(app)
     return app
+
+
+def _tracing(settings: Settings) -> "Tracing | None":
+    """What traces, if it is asked for: OpenTelemetry is an extra. Raises BadOption where it is not installed."""
+    if not settings.tracing:
+        return None
+    try:
+        from service.tracing import Tracing  # noqa: PLC0415 (see above)
+    except ModuleNotFoundError as error:
+        raise BadOption(f"SEGUE_TRACING=true: {error.name} is missing; pip install 'segue[tracing]'") from error
+    return Tracing()
 
 
 def create_app_from_environment() -> FastAPI:
@@ -142,6 +164,8 @@ def refuse_unfit(settings: Settings) -> None:
     """Raise BadRelease or BadOption for what can be seen to be wrong before anything is opened or made."""
     refuse_nothing_to_serve(settings)
     access.check(settings)
+    if settings.tracing and importlib.util.find_spec("opentelemetry") is None:
+        raise BadOption("SEGUE_TRACING=true: OpenTelemetry is missing; pip install 'segue[tracing]'")
 
 
 def refuse_what_cannot_be_opened(settings: Settings) -> None:

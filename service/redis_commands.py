@@ -100,6 +100,7 @@ class RedisCommands:
 
     async def _pipeline(self, commands: list[Command]) -> list[Any]:
         """What Redis answers to each command; an exception where it refuses one."""
+        self._telemetry.batch_size.labels("redis").observe(len(commands))
         if self._circuit.is_open:  # it opened while they waited
             raise _unavailable()
         try:

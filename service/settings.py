@@ -76,6 +76,11 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least level that is logged; `debug` logs every request"
     )
+    tracing: bool = Field(
+        default=False,
+        description="Whether requests are traced by OpenTelemetry, whose own variables say where spans go; needs "
+        "segue[tracing]",
+    )
     log_key: str = Field(
         default_factory=lambda: secrets.token_hex(16),
         min_length=16,

@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from starlette.staticfiles import StaticFiles
 
 from segue.errors import SegueError
-from service import access
+from service import access, hosts
 from service.bodies import EventsRequest, SwapRequest
 from service.credits import Credits
 from service.dependencies import Parts
@@ -73,6 +73,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     if access.is_needed(settings):
         app.add_middleware(access.Access, settings=settings)
+    if hosts.is_needed(settings):
+        app.add_middleware(hosts.KnownHosts, settings=settings)
     app.add_middleware(Measured, telemetry=telemetry)
     _describe(app)
     return app

@@ -55,7 +55,7 @@ router = APIRouter()
     "/sessions/{session_id}/events",
     tags=["sessions"],
     response_model=EventsAnswer,
-    responses=problem_responses(404, 413, 422, 503),
+    responses=problem_responses(404, 413, 415, 422, 503),
     openapi_extra=body_of(EventsRequest),
 )
 async def report_events(
@@ -137,7 +137,7 @@ async def current_release(service: Service) -> ReleaseBody:
 @router.put(
     "/releases/current",
     tags=["releases"],
-    responses=problem_responses(404, 409, 413, 422, 503),
+    responses=problem_responses(404, 409, 413, 415, 422, 503),
     openapi_extra=body_of(SwapRequest),
 )
 async def swap_release(wanted: Wanted, service: Service) -> ReleaseBody:

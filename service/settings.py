@@ -34,6 +34,13 @@ class Settings(BaseSettings):
     releases_poll_s: float = Field(
         default=1.0, gt=0, le=3600, description="Seconds between two looks at the file `current` of `releases_dir`"
     )
+    release_trial_s: float = Field(
+        default=60,
+        gt=0,
+        le=3600,
+        description="Seconds that a release of `releases_dir` gets to open and answer in a process of its own, before "
+        "it is opened where requests are answered",
+    )
     experiment: Annotated[tuple[str, float] | None, NoDecode] = Field(
         default=None,
         description="`folder:share`: a second release of `releases_dir` that answers this share (0 to 1) of sessions",

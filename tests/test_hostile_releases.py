@@ -59,7 +59,7 @@ class Serving:
         try:
             asyncio.run(self.releases.swap("bad"))
         except BadRelease as error:
-            line = str(error)
+            line: str | None = str(error)
         else:
             line = None
         assert self._answers() == 20

@@ -69,11 +69,11 @@ class Parameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     nlist: int | None = Field(default=None, ge=1, description="ivf: lists that the tracks are divided into")
-    nprobe: int | None = Field(default=None, ge=1, description="ivf: lists that a search visits")
+    nprobe: int | None = Field(default=None, ge=1, le=2**24, description="ivf: lists that a search visits")
     m: int | None = Field(default=None, ge=2, description="hnsw: neighbours of a track")
     ef_construction: int | None = Field(default=None, ge=1, description="hnsw: candidates kept while building")
     ef_search: int | None = Field(
-        default=None, ge=1, description="hnsw: candidates kept while searching, never fewer than asked"
+        default=None, ge=1, le=2**16, description="hnsw: candidates kept while searching, never fewer than asked"
     )
     rerank: int = Field(default=1, ge=1, description="candidates fetched for each track asked, before exact scoring")
 
@@ -177,9 +177,17 @@ def load(path: Path, kind: Kind, parameters: Parameters, embeddings: Float32) ->
         )
     if type(index) is not _CLASSES[kind] or index.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise BadRelease(f"{path} is a {type(index).__name__}, not of the kind {kind}: run segue index again")
+    if kind.startswith("ivf") and not _centroids_fit(index):
+        raise BadRelease(f"{path} has other centroids than lists: run segue index again")
     if kind.startswith("ivf") and not _lists_fit(index.invlists, index.ntotal):
         raise BadRelease(f"{path} names tracks that the release does not hold: run segue index again")
     return FaissIndex(index, kind, parameters, embeddings)
+
+
+def _centroids_fit(index: Any) -> bool:
+    """Whether each list has its centroid. FAISS follows a centroid without a list to wherever it leads."""
+    centroids = index.quantizer
+    return bool((centroids.ntotal, centroids.d, index.invlists.nlist) == (index.nlist, index.d, index.nlist))
 
 
 def _lists_fit(lists: Any, tracks: int) -> bool:

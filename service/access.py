@@ -182,6 +182,7 @@ def describe_access(schema: dict[str, Any]) -> None:
         "403": {"description": "The key lacks the scope that the call needs", "headers": challenge},
         "429": {"description": "The key or the session asks too often", "headers": seconds},
     }
+    misdirected = {"421": {"description": "`Host` names no service that is here", "content": problem}}
     schema["components"]["securitySchemes"] = {
         "key": {
             "type": "http",
@@ -192,6 +193,7 @@ def describe_access(schema: dict[str, Any]) -> None:
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             scope = _scope_of(method.upper(), path)
+            operation["responses"] = dict(sorted((operation["responses"] | misdirected).items()))
             if scope is OPEN:
                 continue
             operation["security"] = [{}, {"key": [scope]}]

@@ -21,7 +21,7 @@ from redis.asyncio import Redis, RedisCluster
 from starlette.staticfiles import StaticFiles
 
 from segue.errors import BadOption, SegueError, StoreUnavailable
-from service import access
+from service import access, hosts
 from service.bodies import EventsRequest, SwapRequest, WhatIfRequest
 from service.credits import Credits
 from service.dependencies import Parts
@@ -91,6 +91,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     if access.is_needed(settings):
         app.add_middleware(access.Access, settings=settings)
+    if hosts.is_needed(settings):
+        app.add_middleware(hosts.KnownHosts, settings=settings)
     app.add_middleware(Measured, telemetry=telemetry, door=door)
     if tracing is not None:
         from service.tracing import Traced  # noqa: PLC0415 (see _tracing)

@@ -12,6 +12,7 @@ from segue.events import MAX_ID_LENGTH, TEXT_PATTERN, TrackId
 from service.bodies import MAX_TRACKS, EventsRequest, SwapRequest, WhatIfRequest
 from service.credits import Credits
 from service.fallback import Fallback
+from service.problems import WrongMediaType
 from service.releases import LiveReleases
 from service.session_store import SessionStore
 from service.telemetry import Telemetry
@@ -40,21 +41,29 @@ async def _parts(request: Request) -> Parts:  # async, or FastAPI would call it 
 
 
 async def _reported(request: Request) -> EventsRequest:
-    return _checked(EventsRequest, await request.body())
+    return await _checked(EventsRequest, request)
 
 
 async def _supposed(request: Request) -> WhatIfRequest:
-    return _checked(WhatIfRequest, await request.body())
+    return await _checked(WhatIfRequest, request)
 
 
 async def _wanted(request: Request) -> SwapRequest:
-    return _checked(SwapRequest, await request.body())
+    return await _checked(SwapRequest, request)
 
 
-def _checked(model: type[Body], body: bytes) -> Body:
-    """The body, checked as JSON: numbers for numbers and text for text, nothing is converted."""
+async def _checked(model: type[Body], request: Request) -> Body:
+    """The body, checked as JSON: numbers for numbers and text for text, nothing is converted.
+
+    It must say that it is JSON. Whatever a browser sends for a page of another site without asking first says something
+    else, or nothing (https://fetch.spec.whatwg.org/#cors-safelisted-request-header, 2026).
+    """
+    found = request.headers.getlist("content-type")
+    if len(found) != 1 or found[0].partition(";")[0].strip().lower() != "application/json":
+        shown = ascii(found[0][:80]) if len(found) == 1 else "missing" if not found else "there twice"
+        raise WrongMediaType(f"Content-Type is {shown}: send JSON, and say so by application/json")
     try:
-        return model.model_validate_json(body, strict=True)
+        return model.model_validate_json(await request.body(), strict=True)
     except ValidationError as error:
         errors = [{**found, "loc": ("body", *found["loc"])} for found in error.errors(include_url=False)]
         raise RequestValidationError(errors) from error

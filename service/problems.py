@@ -45,11 +45,19 @@ class BodyTooLarge(SegueError):
     title: ClassVar[str] = "Body too large"
 
 
+class WrongMediaType(SegueError):
+    """The request's body does not say that it is JSON."""
+
+    http_status: ClassVar[int] = 415
+    title: ClassVar[str] = "Unsupported media type"
+
+
 _DESCRIPTIONS = {
     404: "Nothing goes by that name",
     405: "The path knows other methods, named in `Allow`",
     409: "Another swap is under way, or the service has no folder of releases",
     413: "The body is larger than the service takes",
+    415: "The body does not say that it is JSON",
     422: "The request is not as described; `errors` names every field",
     503: "The session store cannot be reached, or the service is full; try again after `Retry-After` seconds",
 }

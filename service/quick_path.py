@@ -66,11 +66,11 @@ class QuickPath:
     async def _report(self, session_id: str, scope: Scope, receive: Receive, send: Send) -> None:
         query = scope["query_string"]
         asked = _EVENTS_QUERY.fullmatch(query) if query else None
-        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        length, kind = _length_and_kind(scope["headers"])
         if query and (asked is None or int(asked[1]) > MAX_TRACKS):
             await self._app(scope, receive, send)
             return
-        if not length.isdigit() or int(length) > self._max_bytes:
+        if kind != b"application/json" or not length.isdigit() or int(length) > self._max_bytes:
             await self._app(scope, receive, send)
             return
         messages, body = await _whole_body(receive)
@@ -88,6 +88,17 @@ class QuickPath:
             await response_to(error)(scope, receive, send)
             return
         await _answer(content, send)
+
+
+def _length_and_kind(headers: list[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
+    """The values of Content-Length and Content-Type; of a header that is there twice, nothing that passes."""
+    length = kind = b""
+    for name, value in headers:
+        if name == b"content-length":
+            length = value
+        elif name == b"content-type":
+            kind += value
+    return length, kind
 
 
 async def _whole_body(receive: Receive) -> tuple[list[Message], bytes]:

@@ -17,6 +17,7 @@ from segue.errors import BadOption, InputError, SegueError, SwapRefused
 from segue.release import read_manifest
 from service.live_release import Answer, LiveRelease, Question, open_live_release
 from service.micro_batch import MicroBatch
+from service.release_trial import try_release
 from service.releases_folder import ReleasesFolder, Seen
 from service.session_draws import SessionDraw
 from service.settings import Settings
@@ -69,6 +70,7 @@ class LiveReleases:
         self._telemetry = telemetry
         self._at_once = settings.ranking_threads
         self._poll_s = settings.releases_poll_s
+        self._trial_s = settings.release_trial_s
         self._open = partial(
             open_live_release,
             device=settings.index_device,
@@ -84,7 +86,7 @@ class LiveReleases:
             name, share = settings.experiment
             if self._folder is None:
                 raise BadOption("an experiment is in a folder of releases: set SEGUE_RELEASES_DIR too")
-            self._challenger = self._served(self._open(self._folder.find(name)))
+            self._challenger = self._served(self._open_tried(self._folder.find(name)))
             # The name goes into the draw: the sessions of one experiment are not those of the one before.
             self._challenged = SessionDraw(f"experiment {name}", share)
         self._tell_in_use()
@@ -107,7 +109,7 @@ class LiveReleases:
 
         def open_and_point() -> tuple[LiveRelease, Seen]:
             with folder.locked():
-                live = self._open(folder.find(name))
+                live = self._open_tried(folder.find(name))
                 return live, folder.point(name)
 
         with self._alone(), self._refusals(name):
@@ -136,7 +138,7 @@ class LiveReleases:
         with self._alone():
             self._seen = seen
             with contextlib.suppress(SegueError), self._refusals(seen.name):
-                self._replace(await asyncio.to_thread(lambda: self._open(folder.find(seen.name))))
+                self._replace(await asyncio.to_thread(lambda: self._open_tried(folder.find(seen.name))))
 
     def _first(self, release: Path) -> LiveRelease:
         """What the pointer names, as that was served last; the configured release where that fails."""
@@ -144,8 +146,13 @@ class LiveReleases:
             if self._folder is not None and (seen := self._folder.look()) is not None:
                 self._seen = seen
                 with self._refusals(seen.name):
-                    return self._open(self._folder.find(seen.name))
+                    return self._open_tried(self._folder.find(seen.name))
         return self._open(release)
+
+    def _open_tried(self, path: Path) -> LiveRelease:
+        """Open what was put into the folder of releases: in a process that may end first, then here."""
+        try_release(path, self._trial_s)
+        return self._open(path)
 
     def _served(self, live: LiveRelease) -> Served:
         return Served.of(live, self._threads, self._at_once, self._telemetry)

@@ -61,7 +61,7 @@ router = APIRouter()
     "/sessions/{session_id}/events",
     tags=["sessions"],
     response_model=EventsAnswer,
-    responses=problem_responses(404, 413, 422, 503),
+    responses=problem_responses(404, 413, 415, 422, 503),
     openapi_extra=body_of(EventsRequest),
 )
 async def report_events(
@@ -94,7 +94,7 @@ async def recommendations(
     "/recommendations/what-if",
     tags=["recommendations"],
     response_model=NextTracks,
-    responses=problem_responses(413, 422, 503),
+    responses=problem_responses(413, 415, 422, 503),
     openapi_extra=body_of(WhatIfRequest),
 )
 async def what_if(supposed: Supposed, service: Service) -> Response:
@@ -160,7 +160,7 @@ async def current_release(service: Service) -> ReleaseBody:
 @router.put(
     "/releases/current",
     tags=["releases"],
-    responses=problem_responses(404, 409, 413, 422, 503),
+    responses=problem_responses(404, 409, 413, 415, 422, 503),
     openapi_extra=body_of(SwapRequest),
 )
 async def swap_release(wanted: Wanted, service: Service) -> ReleaseBody:

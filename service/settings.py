@@ -38,6 +38,13 @@ class Settings(BaseSettings):
     releases_poll_s: float = Field(
         default=1.0, gt=0, le=3600, description="Seconds between two looks at the file `current` of `releases_dir`"
     )
+    release_trial_s: float = Field(
+        default=60,
+        gt=0,
+        le=3600,
+        description="Seconds that a release of `releases_dir` gets to open and answer in a process of its own, before "
+        "it is opened where requests are answered",
+    )
     experiment: Annotated[tuple[str, float] | None, NoDecode] = Field(
         default=None,
         description="`folder:share`: a second release of `releases_dir` that answers this share (0 to 1) of sessions",
@@ -95,6 +102,11 @@ class Settings(BaseSettings):
     open: bool = Field(
         default=False,
         description="Whether a service without keys may listen beyond this machine: a gateway must check who asks",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Names, separated by commas, that requests may have in `Host` besides loopback's and `host`; "
+        "others are refused where names are set, and where the service has neither keys nor `open`",
     )
     key_rate: float | None = Field(
         default=None, gt=0, le=1e6, description="Requests a second of each API key, in each worker; more is a 429"
@@ -176,6 +188,20 @@ class Settings(BaseSettings):
     @field_serializer("experiment")
     def _experiment_as_text(self, value: tuple[str, float] | None) -> str | None:
         return None if value is None else f"{value[0]}:{value[1]}"
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _hosts(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        hosts = tuple(name.strip().lower() for name in value.split(",") if name.strip())
+        if not all(re.fullmatch(r"[a-z0-9_]([a-z0-9._-]{0,251}[a-z0-9_])?|[0-9a-f:]+", name) for name in hosts):
+            raise ValueError("expected names or addresses without a port, as in music.example,10.0.0.7")
+        return hosts
+
+    @field_serializer("allowed_hosts")
+    def _hosts_as_text(self, value: tuple[str, ...]) -> str:
+        return ",".join(value)
 
     @field_validator("redis_url")
     @classmethod

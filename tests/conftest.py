@@ -100,10 +100,11 @@ def write_tiny_release(path: Path, prefix: str = "") -> Release:
         source_commit=None,
         evaluation={},
     )
-    return write_release(path, draft, catalogue, {"item_embeddings.npy": embeddings}, _encoder(embeddings))
+    return write_release(path, draft, catalogue, {"item_embeddings.npy": embeddings}, encoder_of(embeddings))
 
 
-def _encoder(embeddings: "np.ndarray[tuple[int, int], np.dtype[np.float32]]") -> bytes:
+def encoder_of(embeddings: "np.ndarray[tuple[int, int], np.dtype[np.float32]]") -> bytes:
+    """The sum of the window's embeddings, skipped ones times -2."""
     from onnx import TensorProto, checker, helper, numpy_helper
 
     constants = {

@@ -50,7 +50,14 @@ def test_a_service_needs_a_release() -> None:
 
 
 def test_workers_read_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings(release=Path("r"), port=0, event_log=False, idle_gap_s=0.25, redis_url="unix:///tmp/a b.sock")
+    settings = Settings(
+        release=Path("r"),
+        port=0,
+        event_log=False,
+        idle_gap_s=0.25,
+        redis_url="unix:///tmp/a b.sock",
+        allowed_hosts=("music.example", "::1"),
+    )
     for name, value in as_environment(settings).items():
         monkeypatch.setenv(name, value)
     assert read_settings() == settings

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+JSON = {"content-type": "application/json"}
 GOOD = {"type": "play", "track_id": "g0-t00"}
 
 
@@ -75,7 +76,7 @@ def test_a_wrong_parameter_is_named(running: httpx.Client, path: str, field: str
 )
 def test_a_wrong_body_is_named(running: httpx.Client, body: str, field: str) -> None:
     content = body.encode("utf-8", "surrogatepass")
-    answer = running.post("/sessions/wrong/events", content=content, headers={"content-type": "application/json"})
+    answer = running.post("/sessions/wrong/events", content=content, headers=JSON)
     assert field in [error["field"] for error in problem(answer, 422)["errors"]]
     assert running.get("/sessions/wrong").status_code == 404  # all or nothing
 
@@ -102,13 +103,13 @@ def test_a_wrong_method_names_the_right_ones(running: httpx.Client) -> None:
 
 
 def test_a_body_is_limited_with_and_without_a_length(running: httpx.Client) -> None:
-    problem(running.post("/sessions/large/events", content=b"x" * 50_001), 413)
+    problem(running.post("/sessions/large/events", content=b"x" * 50_001, headers=JSON), 413)
 
     def chunks() -> Iterator[bytes]:
         for _ in range(60):
             yield b" " * 1000
 
-    problem(running.post("/sessions/large/events", content=chunks()), 413)
+    problem(running.post("/sessions/large/events", content=chunks(), headers=JSON), 413)
     assert running.get("/health/live").status_code == 200
 
 

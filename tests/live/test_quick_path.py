@@ -12,10 +12,16 @@ import pytest
 from tests.conftest import track_ids
 
 IDS = track_ids()
+JSON = {"content-type": "application/json"}
 
 
 def events(*plays: tuple[str, str]) -> dict[str, Any]:
     return {"events": [{"type": kind, "track_id": track, "event_id": uuid4().hex} for kind, track in plays]}
+
+
+def head_of(session_id: str, content: bytes) -> bytes:
+    lines = (f"POST /sessions/{session_id}/events HTTP/1.1", "Host: localhost", "Content-Type: application/json")
+    return "\r\n".join((*lines, f"Content-Length: {len(content)}", "", "")).encode()
 
 
 def filled(client: httpx.Client, *plays: tuple[str, str]) -> str:
@@ -66,9 +72,9 @@ def test_reported_events_are_the_same_both_ways(running: httpx.Client, recommend
 def test_a_body_in_pieces_is_put_together(running: httpx.Client) -> None:
     session_id = filled(running)
     content = json.dumps(events(*(("play", track) for track in IDS[:30]))).encode()
-    head = f"POST /sessions/{session_id}/events HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = head_of(session_id, content)
     with socket.create_connection((running.base_url.host, running.base_url.port or 0), timeout=5) as client:
-        client.sendall(head.encode() + content[:100])
+        client.sendall(head + content[:100])
         for start in range(100, len(content), 400):
             client.sendall(content[start : start + 400])
         assert client.recv(100).startswith(b"HTTP/1.1 200")
@@ -83,15 +89,15 @@ def test_a_body_without_a_length_goes_the_long_way(running: httpx.Client) -> Non
         yield content[:10]
         yield content[10:]
 
-    assert running.post(f"/sessions/{session_id}/events", content=chunks()).json()["length"] == 1
+    assert running.post(f"/sessions/{session_id}/events", content=chunks(), headers=JSON).json()["length"] == 1
 
 
 def test_a_client_that_leaves_within_its_body_stores_nothing(running: httpx.Client) -> None:
     session_id = filled(running)
     content = json.dumps(events(("play", IDS[0]))).encode()
-    head = f"POST /sessions/{session_id}/events HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = head_of(session_id, content)
     with socket.create_connection((running.base_url.host, running.base_url.port or 0), timeout=5) as client:
-        client.sendall(head.encode() + content[:-1])
+        client.sendall(head + content[:-1])
     assert running.get(f"/sessions/{session_id}").status_code == 404
     assert 'route="/sessions/{session_id}/events",status="499"' in running.get("/metrics").text
 

@@ -15,8 +15,12 @@ from typing import Any
 import httpx
 import pytest
 
+pytest.importorskip("faiss")
+pytest.importorskip("onnx")
+
 from segue.release import Release
 from tests.conftest import recommended
+from tests.hostile import Hostile, centroids, endless_encoder, write_plain_release
 
 StartService = Callable[..., Any]
 
@@ -40,7 +44,7 @@ def serving(client: httpx.Client) -> str:
         return folder
 
 
-def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -182,6 +186,30 @@ def test_a_service_whose_pointer_leads_nowhere_starts_with_its_release(
     with service.client() as client:
         assert serving(client) == "tiny"
         assert sum("release_refused" in line for line in service.output) == 1
+
+
+def test_a_release_that_was_made_to_harm_ends_no_worker(start_service: StartService, releases_dir: Path) -> None:
+    """One never ends when it is asked, the other leads out of its own memory; listeners are answered all the while."""
+    hostile = Hostile(write_plain_release(releases_dir / "plain"))
+    hostile.with_encoder(releases_dir / "endless", endless_encoder())
+    hostile.with_index(releases_dir / "astray", "ivf-pq4", centroids(5000))
+    service = start_service(releases_dir=releases_dir, releases_poll_s=0.1, release_trial_s=2)
+    with service.client() as client:
+        listener = Listener(client.base_url, 0, {client.get("/releases/current").json()["name"]: ""})
+        listener.start()
+        for name, detail in (("endless", "does not answer within 2 s"), ("astray", "other centroids than lists")):
+            answer = swap(client, name)
+            assert answer.status_code == 422, answer.text
+            assert detail in answer.json()["detail"]
+            (releases_dir / "current").write_text(name)
+            until(lambda detail=detail: sum(detail in line for line in service.output) == 2)  # type: ignore[misc]
+        assert swap(client, "plain").status_code == 200
+        assert serving(client) == "plain"
+        listener.leaving.set()
+        listener.join()
+    assert listener.answers > 10
+    assert {wrong[:9] for wrong in listener.wrong} <= {"KeyError("}  # the name of `plain`, of which it knows nothing
+    assert service.stop() == 0
 
 
 @contextmanager

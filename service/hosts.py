@@ -1,0 +1,76 @@
+"""Which names a service without keys answers to, so that no page of another site can speak to it.
+
+A service on loopback is out of others' reach, but not of the pages that this machine's browser shows: a site whose name
+is made to resolve to 127.0.0.1 (DNS rebinding) becomes the same origin as the service. The browser then still sends the
+site's own name in `Host`, by which it is told. Knows nothing of keys: a service that asks for one is safe without this.
+"""
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.problems import problem_response
+from service.settings import Settings
+
+_HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?")
+_MOST_REMEMBERED: Final = 64
+_SHOWN: Final = 80
+
+
+def is_needed(settings: Settings) -> bool:
+    """Whether names are checked: where they are set, and where nobody else looks at who asks."""
+    return bool(settings.allowed_hosts) or (settings.api_keys is None and not settings.open)
+
+
+class KnownHosts:
+    """An ASGI layer that refuses requests for names which are neither this machine's own nor allowed."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._names = frozenset(name.lower() for name in (*settings.allowed_hosts, settings.host))
+        self._known: set[bytes] = set()  # headers that have passed: clients send the same one again and again
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] == "http":
+            sent = [value for name, value in scope["headers"] if name == b"host"]
+            if len(sent) != 1 or not (sent[0] in self._known or self._passes(sent[0])):
+                await _misdirected(sent)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _passes(self, header: bytes) -> bool:
+        if not names(header, self._names):
+            return False
+        if len(self._known) < _MOST_REMEMBERED:
+            self._known.add(header)
+        return True
+
+
+def names(header: bytes, allowed: Iterable[str] = ()) -> bool:
+    """Whether a Host header names this machine's loopback, or one of `allowed` (lower case), with or without a port."""
+    found = _HOST.fullmatch(header.decode("latin-1").lower())
+    if found is None:
+        return False
+    name = (found[1] or found[2]).removesuffix(".")
+    # `localhost` and what ends with it are no names of the DNS (RFC 6761), so nobody can have them resolve elsewhere.
+    return name in allowed or name == "localhost" or name.endswith(".localhost") or _is_loopback(name)
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _misdirected(sent: list[bytes]) -> ASGIApp:
+    shown = ascii(sent[0].decode("latin-1")[:_SHOWN]) if len(sent) == 1 else f"{len(sent)} of them"
+    return problem_response(
+        421,
+        f"the Host header is {shown}, which is no name of this service: ask localhost, or add the name to "
+        "SEGUE_ALLOWED_HOSTS",
+    )

@@ -1,0 +1,119 @@
+"""A release is opened and asked in a process of its own before this one opens it.
+
+Encoder and index are read by ONNX Runtime and FAISS, which are C++: what was damaged on purpose may end the process
+that opens it, or keep it busy for ever. Here that happens to a child, which has a bound on its time and its memory.
+
+The child is forked from a server that has the libraries loaded already (Python's `forkserver`), which starts with the
+first trial: a trial then takes as long as opening the release does.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import signal
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from segue.catalogue import FIRST_TRACK_ROW
+from segue.errors import BadRelease, SegueError
+from segue.sessions import Outcome, Play
+from service.embedded_redis import die_with_parent
+from service.live_release import LiveRelease, Question, open_live_release
+from service.micro_batch import LARGEST
+
+_SPARE_BYTES: Final = 2 * 2**30  # beyond what the process has mapped before it opens anything
+_TIMES_ITS_SIZE: Final = 4  # what opening may take: mapped, read, and laid out anew by ONNX Runtime
+_LONGEST_LINE: Final = 4096
+_K: Final = 100  # the most that a request asks for
+_HEARD: Final = 1000  # plays that a session keeps unless told otherwise
+_FINE: Final = b"fine"
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload([__name__])
+
+
+def try_release(path: Path, limit_s: float) -> None:
+    """Return if a child opens the release and gets answers from it within `limit_s` seconds; takes as long as it does.
+
+    The index is tried on the CPU, whatever it will be searched on. Raises BadRelease with one line.
+    """
+    receiver, sender = _context.Pipe(duplex=False)
+    child = _context.Process(target=_try, args=(path, sender, limit_s), name="release-trial", daemon=True)
+    with receiver:
+        with sender:
+            child.start()
+        try:
+            said = receiver.recv_bytes(_LONGEST_LINE) if receiver.poll(limit_s) else None
+        except (EOFError, OSError):  # nothing, or what no honest child says
+            said = b""
+        finally:
+            child.kill()
+            child.join()
+    if said is None:
+        raise BadRelease(
+            f"{path} does not answer within {limit_s:g} s: it is damaged, or larger than SEGUE_RELEASE_TRIAL_S allows"
+        )
+    if not said:
+        raise BadRelease(
+            f"{path} ends the process that opens it ({_how(child.exitcode)}): it is damaged, or larger than the "
+            "memory; copy it again, or serve a smaller one"
+        )
+    if said != _FINE:
+        raise BadRelease(said.decode(errors="replace").partition("\n")[0])
+
+
+def _how(code: int | None) -> str:
+    if code is not None and code < 0 and -code != signal.SIGKILL:  # by which it is ended here, too
+        return signal.Signals(-code).name
+    return "killed" if code is not None and code < 0 else f"exit code {code}"
+
+
+def _try(path: Path, sender: Connection, limit_s: float) -> None:
+    die_with_parent()
+    _bound(path, limit_s)
+    try:
+        _ask(open_live_release(path))
+        said = _FINE
+    except SegueError as error:
+        said = str(error).encode(errors="replace")
+    except Exception as error:  # noqa: BLE001 (whatever it is, it is the release that brought it about)
+        reason = (str(error).splitlines() or [""])[0][:200]
+        said = f"{path} fails when it is asked: {type(error).__name__} {reason}".encode(errors="replace")
+    sender.send_bytes(said[:_LONGEST_LINE])
+
+
+def _bound(path: Path, limit_s: float) -> None:
+    """Limits of the child: time, memory, a share of the cores below that of requests, and nothing said but the end."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    seconds = int(limit_s) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))  # should the process that waits for it be gone
+    os.environ["POLARS_MAX_THREADS"] = "1"  # each thread of it reserves addresses, which are counted below
+    with contextlib.suppress(OSError):  # not on Linux
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        size = sum(file.stat().st_size for file in path.iterdir())
+        most = mapped + _SPARE_BYTES + _TIMES_ITS_SIZE * size
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    os.nice(5)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+
+
+def _ask(live: LiveRelease) -> None:
+    """Ask what requests ask: batches of sessions, the longest session, tracks near others, words."""
+    tracks = len(live.table)
+    rows = np.unique(np.linspace(FIRST_TRACK_ROW, tracks, min(tracks, LARGEST), dtype=np.int64))
+    ids = [live.table.track_id(row) for row in rows.tolist()]
+    live.answer([Question([Play(track_id)], _K) for track_id in ids])
+    skipped = [Play(track_id, Outcome.SKIPPED) for track_id in ids]
+    longest = (skipped + [Play(track_id) for track_id in ids]) * (_HEARD // max(1, 2 * len(ids)))
+    for plays in (longest, skipped, longest[: live.release.manifest.window.length]):
+        for track in live.recommend(plays, _K, ids).tracks:
+            live.track(live.table.row(track.track_id))
+    for track_id in ids[::8]:
+        live.similar(track_id, _K)
+    live.search("a", _K)

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from segue.errors import UnknownSession
@@ -170,9 +170,9 @@ async def metrics(service: Service) -> Response:
 
 
 @router.get("/", include_in_schema=False)
-async def player() -> FileResponse:
+async def player() -> HTMLResponse:
     """The player page."""
-    return FileResponse(WEB / "index.html")
+    return HTMLResponse((WEB / "index.html").read_bytes())
 
 
 async def answer_reported(service: Parts, session_id: str, reported: EventsRequest, recommend: int | None) -> bytes:

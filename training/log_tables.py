@@ -181,7 +181,10 @@ def _header(file: Path, name: str) -> tuple[list[str], str]:
         line = stream.readline(_HEADER_BYTES)
     text = line.decode("utf-8-sig", errors="replace").rstrip("\r\n")
     separator = "\t" if "\t" in text else ","
-    header = [column.strip().lower() for column in next(csv.reader([text], delimiter=separator), [])]
+    try:
+        header = [column.strip().lower() for column in next(csv.reader([text], delimiter=separator), [])]
+    except csv.Error:  # a line within the line, or a name of 128 KiB
+        header = [""]
     if len(set(header)) < len(header) or "" in header:
         raise BadLog(f"{name} begins with {text[:120]!r}, expected a header that names every column once")
     return header, separator

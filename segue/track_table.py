@@ -152,7 +152,9 @@ class TrackTable:
         try:
             if self._searchable.collect_schema() != {"row": pl.Int32, "text": pl.String}:
                 raise BadRelease(f"{folder / _SEARCH} has other columns than row and text: write the release again")
-            return self._searchable.select("row").collect()["row"].to_numpy()
+            # The length of each text, as Polars checks a text only when it is asked for something of it.
+            lengths = pl.col("text").str.len_bytes()
+            return self._searchable.select("row", lengths).collect()["row"].to_numpy()
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
             reason = str(error).partition("\n")[0][:200]
             raise BadRelease(f"{folder / _SEARCH} is not an Arrow file: {reason}; copy the release again") from error

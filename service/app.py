@@ -30,7 +30,7 @@ from service.durability import DurabilityCheck
 from service.embedded_redis import die_with_parent, embedded_redis
 from service.event_log import EventLog, open_folder
 from service.fallback import Fallback
-from service.middleware import LimitedBody, Measured
+from service.middleware import LimitedBody, Measured, whole
 from service.problems import answer_problems, describe_problems
 from service.quick_path import QuickPath
 from service.releases import LiveReleases, refuse_nothing_to_serve
@@ -81,7 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.include_router(router)
-    app.mount("/web", StaticFiles(directory=WEB), name="web")
+    app.mount("/web", whole(StaticFiles(directory=WEB)), name="web")
     answer_problems(app, [*app.router.routes, *router.routes])
     app.add_middleware(LimitedBody, max_bytes=settings.max_request_bytes)
     app.add_middleware(

@@ -12,7 +12,7 @@ from segue.events import MAX_ID_LENGTH, TEXT_PATTERN, TrackId
 from service.bodies import MAX_TRACKS, EventsRequest, SwapRequest, WhatIfRequest
 from service.credits import Credits
 from service.fallback import Fallback
-from service.problems import WrongMediaType
+from service.problems import MOST_ERRORS, WrongMediaType
 from service.releases import LiveReleases
 from service.session_store import SessionStore
 from service.telemetry import Telemetry
@@ -58,14 +58,15 @@ async def _checked(model: type[Body], request: Request) -> Body:
     It must say that it is JSON. Whatever a browser sends for a page of another site without asking first says something
     else, or nothing (https://fetch.spec.whatwg.org/#cors-safelisted-request-header, 2026).
     """
-    found = request.headers.getlist("content-type")
-    if len(found) != 1 or found[0].partition(";")[0].strip().lower() != "application/json":
-        shown = ascii(found[0][:80]) if len(found) == 1 else "missing" if not found else "there twice"
+    kinds = request.headers.getlist("content-type")
+    if len(kinds) != 1 or kinds[0].partition(";")[0].strip().lower() != "application/json":
+        shown = ascii(kinds[0][:80]) if len(kinds) == 1 else "missing" if not kinds else "there twice"
         raise WrongMediaType(f"Content-Type is {shown}: send JSON, and say so by application/json")
     try:
         return model.model_validate_json(await request.body(), strict=True)
     except ValidationError as error:
-        errors = [{**found, "loc": ("body", *found["loc"])} for found in error.errors(include_url=False)]
+        found = error.errors(include_url=False)[:MOST_ERRORS]
+        errors = [{**one, "loc": ("body", *one["loc"])} for one in found]
         raise RequestValidationError(errors) from error
 
 

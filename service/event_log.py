@@ -195,12 +195,17 @@ def write_file(folder: Path, rows: Sequence[tuple[Any, ...]]) -> Path:
 
 
 def erase_from_files(folder: Path, erased: set[str]) -> None:
-    """Remove every play of the erased session ids from the folder's files."""
+    """Remove every play of the erased session ids from the folder's files. One that cannot be read is left as it is."""
     of_erased = pl.col("session_id").str.replace("@.*$", "").is_in(sorted(erased))
     for path in sorted(folder.glob("events-*.parquet")):
-        if not pl.scan_parquet(path).select(of_erased.any()).collect().item():
+        try:
+            if not pl.scan_parquet(path).select(of_erased.any()).collect().item():
+                continue
+            kept = pl.read_parquet(path, memory_map=False).filter(~of_erased)
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+            # Events that wait behind this erasure are not to wait for somebody to take a damaged file away.
+            _log.error("event_log_file_not_read", file=str(path), reason=str(error).partition("\n")[0][:200])
             continue
-        kept = pl.read_parquet(path, memory_map=False).filter(~of_erased)
         if len(kept):
             _write_whole(kept, path)
         else:

@@ -18,6 +18,7 @@ from segue.errors import SegueError
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
 _LONGEST_FOUND = 80
+MOST_ERRORS = 100  # named in one answer: a megabyte of JSON can be wrong in a hundred thousand places
 
 
 class InvalidField(BaseModel):
@@ -35,7 +36,9 @@ class Problem(BaseModel):
     title: str = Field(description="The problem in a few words", examples=["Unknown session"])
     status: int = Field(description="The HTTP status", ge=400, le=599)
     detail: str = Field(description="This occurrence: what was found, what is expected, what to do")
-    errors: list[InvalidField] | None = Field(default=None, description="For 422: every field that is wrong")
+    errors: list[InvalidField] | None = Field(
+        default=None, description="For 422: the fields that are wrong, the first 100"
+    )
 
 
 class BodyTooLarge(SegueError):
@@ -58,7 +61,7 @@ _DESCRIPTIONS = {
     409: "Another swap is under way, or the service has no folder of releases",
     413: "The body is larger than the service takes",
     415: "The body does not say that it is JSON",
-    422: "The request is not as described; `errors` names every field",
+    422: "The request is not as described; `errors` names the fields",
     503: "The session store cannot be reached, or the service is full; try again after `Retry-After` seconds",
 }
 
@@ -107,7 +110,8 @@ def answer_problems(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         headers = dict(error.headers or {})
         detail = str(error.detail)
         if error.status_code == 404:
-            detail = f"{ascii(request.url.path)[1:-1]} is not a path of this service: GET /openapi.json lists them"
+            # Of the scope: request.url fails on a query that is no UTF-8.
+            detail = f"{ascii(request.scope['path'])[1:-1]} is not a path of this service: GET /openapi.json lists them"
         if error.status_code == 405:
             headers["Allow"] = ", ".join(_allowed(routes, request.scope)) or "GET, HEAD"
             detail = f"{request.method} is not for this path: use {headers['Allow']}"
@@ -115,7 +119,7 @@ def answer_problems(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
     async def on_invalid_request(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        fields = [_invalid_field(found) for found in error.errors()]
+        fields = [_invalid_field(found) for found in error.errors()[:MOST_ERRORS]]
         first = fields[0]
         detail = f"{first.field} is {first.found}: {first.expected}"
         return problem_response(422, detail, "Invalid input", fields)

@@ -30,6 +30,7 @@ _TIMES_ITS_SIZE: Final = 4  # what opening may take: mapped, read, and laid out 
 _LONGEST_LINE: Final = 4096
 _K: Final = 100  # the most that a request asks for
 _HEARD: Final = 1000  # plays that a session keeps unless told otherwise
+_NAMED: Final = 10_000  # tracks whose texts are read
 _FINE: Final = b"fine"
 
 _context = multiprocessing.get_context("forkserver")
@@ -106,8 +107,9 @@ def _bound(path: Path, limit_s: float) -> None:
 def _ask(live: LiveRelease) -> None:
     """Ask what requests ask: batches of sessions, the longest session, tracks near others, words."""
     tracks = len(live.table)
-    rows = np.unique(np.linspace(FIRST_TRACK_ROW, tracks, min(tracks, LARGEST), dtype=np.int64))
-    ids = [live.table.track_id(row) for row in rows.tolist()]
+    for row in _rows(tracks, _NAMED):
+        live.track(row)
+    ids = [live.table.track_id(row) for row in _rows(tracks, LARGEST)]
     live.answer([Question([Play(track_id)], _K) for track_id in ids])
     skipped = [Play(track_id, Outcome.SKIPPED) for track_id in ids]
     longest = (skipped + [Play(track_id) for track_id in ids]) * (_HEARD // max(1, 2 * len(ids)))
@@ -117,3 +119,9 @@ def _ask(live: LiveRelease) -> None:
     for track_id in ids[::8]:
         live.similar(track_id, _K)
     live.search("a", _K)
+
+
+def _rows(tracks: int, most: int) -> list[int]:
+    """At most so many rows, spread over the catalogue."""
+    rows: list[int] = np.unique(np.linspace(FIRST_TRACK_ROW, tracks, min(tracks, most), dtype=np.int64)).tolist()
+    return rows

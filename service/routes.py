@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from segue.errors import UnknownSession
@@ -57,11 +57,28 @@ WEB = Path(__file__).parent / "web"
 router = APIRouter()
 
 
+def _links(**links: tuple[str, dict[str, str]]) -> dict[int | str, dict[str, Any]]:
+    """What a client may do next with an answer: for readers of openapi.yaml, and for tests that follow it."""
+    described = {
+        name: {"operationId": operation, "parameters": given} for name, (operation, given) in sorted(links.items())
+    }
+    return {200: {"links": described}}
+
+
+_IN_PATH = {"path.session_id": "$request.path.session_id"}
+_IN_QUERY = {"query.session_id": "$request.path.session_id"}
+
+
 @router.post(
     "/sessions/{session_id}/events",
     tags=["sessions"],
     response_model=EventsAnswer,
-    responses=problem_responses(404, 413, 415, 422, 503),
+    responses=problem_responses(404, 413, 415, 422, 503)
+    | _links(
+        next=("recommendations", _IN_QUERY),
+        plays=("session", _IN_PATH),
+        erasure=("erase_session", _IN_PATH),
+    ),
     openapi_extra=body_of(EventsRequest),
 )
 async def report_events(
@@ -75,7 +92,8 @@ async def report_events(
     "/recommendations",
     tags=["recommendations"],
     response_model=RecommendationsBody,
-    responses=problem_responses(422, 503),
+    responses=problem_responses(422, 503)
+    | _links(similar=("similar_tracks", {"path.track_id": "$response.body#/items/0/track_id"})),
 )
 async def recommendations(
     session_id: SessionIdQuery,
@@ -132,7 +150,13 @@ async def erase_session(session_id: SessionId, service: Service) -> Response:
     return Response(status_code=204)
 
 
-@router.get("/tracks", tags=["tracks"], response_model_exclude_none=True, responses=problem_responses(422, 503))
+@router.get(
+    "/tracks",
+    tags=["tracks"],
+    response_model_exclude_none=True,
+    responses=problem_responses(422, 503)
+    | _links(similar=("similar_tracks", {"path.track_id": "$response.body#/items/0/track_id"})),
+)
 async def find_tracks(service: Service, query: SearchText = "", limit: Limit = 20) -> FoundTracks:
     """Find tracks by words of their title, artist or id."""
     found = await service.threads.run(service.releases.current.live.search, query, limit)
@@ -193,9 +217,9 @@ async def metrics(service: Service) -> Response:
 
 
 @router.get("/", include_in_schema=False)
-async def player() -> FileResponse:
+async def player() -> HTMLResponse:
     """The player page."""
-    return FileResponse(WEB / "index.html")
+    return HTMLResponse((WEB / "index.html").read_bytes())
 
 
 async def answer_reported(service: Parts, session_id: str, reported: EventsRequest, recommend: int | None) -> bytes:

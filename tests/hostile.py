@@ -16,7 +16,7 @@ from index.faiss_cpu import FaissIndex, Kind
 from segue.catalogue import Catalogue
 from segue.release import DatasetFacts, Draft, Release, WindowFacts, write_release
 from tests.conftest import WINDOW, encoder_of
-from tests.test_damaged_releases import sealed
+from tests.sealing import sealed
 
 faiss: Any = faiss_module
 TRACKS, DIMENSION = 10_000, 16  # enough tracks for every kind of index

@@ -36,6 +36,7 @@ from service.releases import LiveReleases
 from service.settings import Settings
 from service.telemetry import Telemetry
 from service.threads import Threads
+from tests.sealing import named, sealed
 
 FROZEN = Path(__file__).parent / "releases" / "v1"
 Damage = Callable[[Path], object]
@@ -187,22 +188,6 @@ def test_a_bit_of_the_manifest(serving: Serving, whole: Release) -> None:
 
 
 # --- by intent: the manifest ---
-
-
-def sealed(path: Path) -> None:
-    """Have the manifest vouch for whatever is in the folder."""
-    manifest = json.loads((path / "manifest.json").read_text())
-    files = {}
-    for file in sorted(path.iterdir()):
-        if file.name != "manifest.json":
-            content = file.read_bytes()
-            files[file.name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    (path / "manifest.json").write_text(json.dumps(manifest | {"files": files, "name": named(manifest, files)}))
-
-
-def named(manifest: dict[str, Any], files: dict[str, Any]) -> str:
-    hashes = [f"{name}{files[name]['sha256']}" for name in sorted(files) if not name.startswith("index.")]
-    return f"{manifest['model']}-{hashlib.sha256(''.join(hashes).encode()).hexdigest()[:10]}"
 
 
 def saying(**change: Any) -> Damage:

@@ -516,6 +516,11 @@ class TestSources:
         with pytest.raises(BadLog, match="name at least one"):
             prepare("mssd", [], tmp_path / "out")
 
+    @pytest.mark.parametrize("header", ["session_id,track\rid,skipped,position", "x" * 200_000, "track_id,,skipped"])
+    def test_a_header_that_is_none_is_refused(self, run: Run, header: str) -> None:
+        with pytest.raises(BadLog, match="expected a header that names every column once"):
+            run("events", f"{header}\ns,t,true,0\n")
+
     def test_a_header_alone_is_no_log(self, run: Run) -> None:
         with pytest.raises(BadLog, match="no line in 1 files"):
             run("mssd", MSSD_HEADER + "\n")

@@ -152,7 +152,7 @@ def open_dataset(path: Path) -> Dataset:
         catalogue = Catalogue.read(path / CATALOGUE_FILE)
         sessions = _read_sessions(path / SESSIONS_FILE)
         session_ids = pl.read_parquet(path / SESSIONS_FILE, columns=["session_id"])["session_id"]
-    except (OSError, InputError, pl.exceptions.PolarsError) as error:
+    except (OSError, InputError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise BadDataset(f"{path} is damaged: {_one_line(error)}: write it again with `segue prepare`") from error
     found = fingerprint(catalogue, sessions)
     if found != facts.fingerprint:

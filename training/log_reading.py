@@ -13,6 +13,7 @@ import polars as pl
 from segue.errors import BadLog
 from training.log_formats import LINE_COLUMNS, PROBLEMS, LogLines, SkipFlag, read_lines
 from training.log_sources import LogKind, uncompressed
+from training.log_tables import UNREADABLE
 
 _EXAMPLES: Final = 5
 _EXAMPLE_CHARACTERS: Final = 120
@@ -68,7 +69,7 @@ class LogReader:
             try:
                 frame = log.frame.select("problem", *columns).collect(engine="streaming")
                 self._note_malformed(file, log, frame["problem"])
-            except (pl.exceptions.PolarsError, OSError) as error:
+            except UNREADABLE as error:
                 raise BadLog(f"{file} cannot be read: {str(error).strip().splitlines()[0]}") from error
         self.lines += len(frame)
         if frame["problem"].max():

@@ -15,6 +15,8 @@ from segue.errors import BadLog
 
 # Names that no column of a log has.
 _LINE, _PARTS, _COMPLETE, _OVERFLOW = "\x00line", "\x00parts", "\x00complete", "\x00overflow"
+# What Polars says of a damaged file, a panic of its own included.
+UNREADABLE: Final = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 _HEADER_BYTES: Final = 1 << 20
 
 # An epoch is in seconds, ms, us or ns; each limit is beyond the year 5000 in its unit and before 1975 in the next.
@@ -37,7 +39,7 @@ class Table:
         try:
             frame = pl.scan_parquet(file, glob=False)
             columns = frame.collect_schema()
-        except (pl.exceptions.PolarsError, OSError) as error:
+        except UNREADABLE as error:
             raise BadLog(f"{name} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
         small = {column: column.strip().lower() for column in columns}
         if len(set(small.values())) < len(small):
@@ -179,7 +181,10 @@ def _header(file: Path, name: str) -> tuple[list[str], str]:
         line = stream.readline(_HEADER_BYTES)
     text = line.decode("utf-8-sig", errors="replace").rstrip("\r\n")
     separator = "\t" if "\t" in text else ","
-    header = [column.strip().lower() for column in next(csv.reader([text], delimiter=separator), [])]
+    try:
+        header = [column.strip().lower() for column in next(csv.reader([text], delimiter=separator), [])]
+    except csv.Error:  # a line within the line, or a name of 128 KiB
+        header = [""]
     if len(set(header)) < len(header) or "" in header:
         raise BadLog(f"{name} begins with {text[:120]!r}, expected a header that names every column once")
     return header, separator

@@ -137,3 +137,15 @@ def test_a_file_is_erased_of_one_session_alone(tmp_path: Path, rows: list[tuple[
     assert untouched.stat().st_mtime_ns == before
     erase_from_files(tmp_path, {"a.b", "b"})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_file_stops_nobodys_erasure(tmp_path: Path) -> None:
+    """Nor the events that wait behind it: all of the log would stand still until somebody took the file away."""
+    rows: list[tuple[Any, ...]] = [(f"{name}@1", 0, "t", False, 10**12, None, 10**15) for name in "ab"]
+    damaged = write_file(tmp_path, rows)
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    damaged.rename(tmp_path / "events-0.parquet")
+    right = write_file(tmp_path, rows)
+    erase_from_files(tmp_path, {"a"})
+    assert pl.read_parquet(right)["session_id"].to_list() == ["b@1"]
+    assert (tmp_path / "events-0.parquet").exists()

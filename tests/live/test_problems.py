@@ -118,3 +118,14 @@ def test_nonsense_is_refused_and_the_service_goes_on(running: httpx.Client) -> N
         client.sendall(b"NONSENSE\r\n\r\n")
         assert client.recv(100).startswith(b"HTTP/1.1 400")
     assert running.get("/health/ready").json() == {"status": "ready"}
+
+
+def test_a_range_is_passed_over(running: httpx.Client) -> None:
+    for path in ("/", "/web/player.js"):
+        answer = running.get(path, headers={"Range": "bytes=9-3"})
+        assert (answer.status_code, answer.content) == (200, running.get(path).content)
+
+
+def test_a_hundred_wrong_fields_are_named_and_no_more(running: httpx.Client) -> None:
+    body = {"events": [GOOD], **{f"more-{number}": 1 for number in range(3000)}}
+    assert len(problem(running.post("/sessions/wrong/events", json=body), 422)["errors"]) == 100

@@ -1,5 +1,6 @@
 """The running service against its own description: random requests, right and wrong, and every check there is."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,8 +13,8 @@ import pytest
 from service.keys import new_key, write_keys
 
 
-def check(address: httpx.URL, folder: Path, examples: int, *more: str) -> None:
-    """By Schemathesis' own command: its phases are more than its pytest plugin runs."""
+def check(address: httpx.URL, folder: Path, examples: int, *more: str) -> str:
+    """By Schemathesis' own command: its phases are more than its pytest plugin runs. What it said."""
     program = Path(sys.executable).with_name("schemathesis")
     options = ["--max-examples", str(examples), "--checks", "all", "--generation-deterministic", "--no-color", *more]
     done = subprocess.run(
@@ -25,11 +26,34 @@ def check(address: httpx.URL, folder: Path, examples: int, *more: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def tell(said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Show what was counted."""
+    [cases] = re.findall(r"(\d+) generated, \d+ passed", said)
+    [scenarios] = re.findall(r"Scenarios: +(\d+)", said)
+    with capsys.disabled():
+        print(f"\n  {cases} cases, {scenarios} walks among them")  # noqa: T201 (the counts are the result)
 
 
 @pytest.mark.parametrize("examples", [15, pytest.param(500, marks=pytest.mark.slow)])
-def test_the_service_does_what_it_describes(running: httpx.Client, tmp_path: Path, examples: int) -> None:
-    check(running.base_url, tmp_path, examples)
+def test_the_service_does_what_it_describes(
+    running: httpx.Client, tmp_path: Path, examples: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell(check(running.base_url, tmp_path, examples), capsys)
+
+
+@pytest.mark.parametrize("examples", [15, pytest.param(500, marks=pytest.mark.slow)])
+def test_it_does_so_all_along_a_session(
+    running: httpx.Client, tmp_path: Path, examples: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From what is reported to recommendations, to tracks near those, to the plays, to their erasure."""
+    # Left to itself, Schemathesis starts its walks at /tracks, from where none leads to a session.
+    said = check(running.base_url, tmp_path, examples, "--phases", "stateful", "--exclude-path", "/tracks")
+    [covered] = re.findall(r"API Links: +(\d+) covered", said)
+    assert int(covered) >= 4, said
+    tell(said, capsys)
 
 
 @pytest.mark.slow

@@ -1,0 +1,133 @@
+"""Bytes on a connection: what uvicorn's parser, bounded by service.request_head, makes of damaged requests."""
+
+import asyncio
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import httptools
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from service.request_head import BoundedHead
+from tests.fuzzing.mutations import damaged
+from tests.fuzzing.requests import App
+
+_BODY: Final = json.dumps({"events": [{"type": "play", "track_id": "t0000000", "event_id": "e"}]}).encode()
+_HEAD: Final = b"Host: localhost\r\nContent-Type: application/json\r\n"
+_CHUNKED: Final = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(_BODY), _BODY)
+REQUESTS: Final = (
+    b"GET /recommendations?session_id=wire&k=20 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"POST /sessions/wire/events?recommend=5 HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (_HEAD, len(_BODY), _BODY),
+    b"POST /sessions/wire/events HTTP/1.1\r\n%b%b" % (_HEAD, _CHUNKED),
+    b"POST /sessions/wire/events HTTP/1.1\r\n%bExpect: 100-continue\r\nContent-Length: 9\r\n\r\n{" % _HEAD,
+    b"GET /health/live HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n",
+    b"GET http://localhost/tracks?query=a HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET /web/player.js HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 70_000 + b"\r\n\r\n",
+)
+
+
+def sent(rng: random.Random) -> bytes:
+    """What a connection carries: one to three requests, of which some are damaged."""
+    requests = [rng.choice(REQUESTS) for _ in range(rng.choice((1, 1, 2, 3)))]
+    return b"".join(damaged(one, rng, REQUESTS) if rng.random() < 0.8 else one for one in requests)
+
+
+def statuses(received: bytes) -> list[int]:
+    """The statuses of the answers on a connection, which may end within one. Raises where they are no HTTP."""
+    found: list[int] = []
+
+    class Answers:
+        def on_status(self, status: bytes) -> None: ...
+
+        def on_headers_complete(self) -> None:
+            found.append(parser.get_status_code())
+
+    parser = httptools.HttpResponseParser(Answers())
+    try:
+        parser.feed_data(received)
+    except httptools.HttpParserError:
+        # Answers to HEAD have no body, and the parser cannot know of which request an answer is.
+        found = [int(status) for status in re.findall(rb"(?:^|\n|\})HTTP/1\.1 (\d{3}) ", received)]
+        assert found, received
+    return found
+
+
+class _Transport(asyncio.Transport):
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__({"sockname": ("127.0.0.1", 8000), "peername": ("127.0.0.1", 1)})
+        self.written = b""
+        self.closed = False
+
+    def write(self, data: Any) -> None:
+        self.written += bytes(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None: ...
+
+
+class Wire(App):
+    """A connection for each case, in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._config = uvicorn.Config(self._app, http=BoundedHead, ws="none", lifespan="off", log_config=None)
+        self._config.load()
+
+    def case(self, rng: random.Random) -> str:
+        """See Target."""
+        content = sent(rng)
+        cuts = sorted(rng.randint(0, len(content)) for _ in range(rng.choice((0, 0, 1, 5))))
+        pieces = [content[start:end] for start, end in zip([0, *cuts], [*cuts, len(content)], strict=True)]
+        received = self._runner.run(self._exchange(pieces))
+        found = statuses(received) if received else []
+        assert all(status < 500 for status in found), (content, received)
+        return str(found[0]) if found else "nothing"
+
+    async def _exchange(self, pieces: list[bytes]) -> bytes:
+        state = ServerState()
+        state.default_headers = []
+        protocol: HttpToolsProtocol = BoundedHead(self._config, state, {}, _loop=asyncio.get_running_loop())
+        transport = _Transport()
+        protocol.connection_made(transport)
+        for piece in pieces:
+            if transport.closed:
+                break
+            protocol.data_received(piece)
+            await asyncio.sleep(0)
+        for _ in range(2000):  # what has come whole is answered; what has not waits for more
+            if not state.tasks or protocol.cycle is None or not protocol.cycle.more_body:
+                break
+            await asyncio.sleep(0)
+        for _ in range(200):
+            if not state.tasks:
+                break
+            await asyncio.sleep(0.001 if protocol.cycle is None or not protocol.cycle.more_body else 0)
+        protocol.connection_lost(None)
+        tasks = list(state.tasks)
+        if tasks:
+            done, waiting = await asyncio.wait(tasks, timeout=10)
+            assert not waiting, pieces
+            for task in done:
+                task.result()
+        return transport.written
+
+
+TARGETS: Final[dict[str, Any]] = {"wire": Wire}

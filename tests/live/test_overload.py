@@ -24,6 +24,7 @@ SLOW = (
     "import time, service.onnx_encoder as o; encode = o.OnnxEncoder.encode;"
     "o.OnnxEncoder.encode = lambda self, windows: (time.sleep(0.002 * len(windows)), encode(self, windows))[1]"
 )
+REPORT = b"POST /sessions/a/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 PLAY = {"events": [{"type": "play", "track_id": "g0-t00"}]}
 
 
@@ -107,15 +108,17 @@ def test_a_full_service_refuses_all_but_health_metrics_and_releases(full: httpx.
 def test_a_refusal_leaves_the_connection_as_it_was(full: httpx.Client) -> None:
     """Refused bodies are passed over, whole or in pieces, so that the next request is read from its beginning."""
     body = json.dumps(PLAY).encode()
-    head = b"POST /sessions/a/events HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    head = REPORT + b"Content-Length: %d\r\n\r\n" % len(body)
     with socket.create_connection(address_of(full), timeout=5) as client:
         client.sendall(head + body[:5])
         assert client.recv(4000).startswith(b"HTTP/1.1 503")
-        client.sendall(body[5:] + b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        client.sendall(body[5:] + b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b"HTTP/1.1 200" in client.recv(4000)
-        client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\nGET /tracks HTTP/1.1\r\nHost: x\r\n\r\n")
+        client.sendall(
+            b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\nGET /tracks HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        )
         assert statuses(client, 2) == [b"200", b"503"]
-        client.sendall(b"GET /tracks HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        client.sendall(b"GET /tracks HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert b"HTTP/1.1 503" in everything(client)
 
 
@@ -146,9 +149,9 @@ def test_requests_within_are_counted_until_they_are_answered(start_service: Star
     with service.client() as client:
         assert client.post("/sessions/a/events", json=PLAY).status_code == 200
         with socket.create_connection(address_of(client), timeout=5) as other:
-            other.sendall(b"GET /recommendations?session_id=a HTTP/1.1\r\nHost: x\r\n\r\n" * 5)
+            other.sendall(b"GET /recommendations?session_id=a HTTP/1.1\r\nHost: localhost\r\n\r\n" * 5)
             assert statuses(other, 5) == [b"200"] * 5
-            other.sendall(b"GET /recommendations?session_id=a HTTP/1.1\r\nHost: x\r\n\r\n" * 5)
+            other.sendall(b"GET /recommendations?session_id=a HTTP/1.1\r\nHost: localhost\r\n\r\n" * 5)
         assert client.get("/health/ready").status_code == 200
         assert client.get("/" + "x" * 40_000).status_code == 422
         for _ in range(100):
@@ -164,8 +167,8 @@ def test_slow_clients_are_told_and_let_go_and_take_nobodys_place(start_service: 
     with service.client() as client, contextlib.ExitStack() as stack:
         slow = {
             "says nothing": b"",
-            "no end of the head": b"GET /recommendations?session_id=a HTTP/1.1\r\nHost: x\r\n",
-            "no end of the body": b"POST /sessions/a/events HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{",
+            "no end of the head": b"GET /recommendations?session_id=a HTTP/1.1\r\nHost: localhost\r\n",
+            "no end of the body": REPORT + b"Content-Length: 99\r\n\r\n{",
         }
         sockets = {}
         for what, said in slow.items():
@@ -196,12 +199,12 @@ def test_a_client_that_sends_bit_by_bit_has_no_more_time_and_one_in_time_is_answ
                     time.sleep(0.05)
             assert 0.9 < time.monotonic() - began < 3
         with socket.create_connection(address_of(client), timeout=5) as patient:
-            for part in (b"GET /health/live HTTP/1.1\r\n", b"Host: x\r\n", b"\r\n"):
+            for part in (b"GET /health/live HTTP/1.1\r\n", b"Host: localhost\r\n", b"\r\n"):
                 time.sleep(0.2)
                 patient.sendall(part)
             assert statuses(patient, 1) == [b"200"]
             time.sleep(1.5)  # an idle connection is not a slow one
-            patient.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            patient.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert statuses(patient, 1) == [b"200"]
 
 
@@ -209,7 +212,7 @@ def test_clients_beyond_the_most_connections_are_refused(start_service: StartSer
     with start_service(max_connections=3).client() as client, contextlib.ExitStack() as stack:
         others = [stack.enter_context(socket.create_connection(address_of(client), timeout=5)) for _ in range(3)]
         for other in others:
-            other.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            other.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert other.recv(20).startswith(b"HTTP/1.1 200")
         with socket.create_connection(address_of(client), timeout=5) as more:
             assert everything(more).startswith(b"HTTP/1.1 503")

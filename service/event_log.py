@@ -22,6 +22,7 @@ import structlog
 from redis.asyncio import Redis, RedisCluster
 
 from segue.errors import BadOption, StoreUnavailable
+from segue.parquet_footer import UNREADABLE, check_footer
 from service.session_store import BUCKETS, store_errors, stream_of
 from service.telemetry import Telemetry
 
@@ -195,10 +196,11 @@ def erase_from_files(folder: Path, erased: set[str]) -> None:
     of_erased = pl.col("session_id").str.replace("@.*$", "").is_in(sorted(erased))
     for path in sorted(folder.glob("events-*.parquet")):
         try:
+            check_footer(path)
             if not pl.scan_parquet(path).select(of_erased.any()).collect().item():
                 continue
             kept = pl.read_parquet(path, memory_map=False).filter(~of_erased)
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        except UNREADABLE as error:
             # Events that wait behind this erasure are not to wait for somebody to take a damaged file away.
             _log.error("event_log_file_not_read", file=str(path), reason=str(error).partition("\n")[0][:200])
             continue

@@ -20,6 +20,7 @@ import faiss as faiss_module
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from index import mapped_lists
 from index.exact import QUERIES_AT_ONCE, checked_queries, finite_lines, nothing_found, ranked
 from segue.arrays import Float32, Int
 from segue.catalogue import FIRST_TRACK_ROW
@@ -42,6 +43,8 @@ _RERANK: Final = {"sq8": 3, "pq": 16, "pq4": 2}
 _LEAST_ASKED: Final = 48  # a code's error shifts a track by some places however few are asked; a service asks for 48
 # Lists from which on a graph finds those next to a query: comparing it with each centroid would take longest of all.
 _MANY_LISTS: Final = 4096
+_MOST_IN_A_LIST: Final = 512  # tracks, where a graph finds the lists: more of them cost it little
+_TRAINING_ROWS_PER_SHORT_LIST: Final = 20
 _EF_LISTS: Final = 128
 _CODE_FLOATS: Final = 4  # floats of a vector that one byte of a product code stands for
 # Tracks that a product quantiser needs to place its 256 or 16 centroids well.
@@ -112,6 +115,8 @@ class FaissIndex:
 
     def to_bytes(self) -> bytes:
         """The content of index.faiss."""
+        if self.kind == "ivf-pq4":
+            return mapped_lists.to_bytes(self._index)
         return bytes(faiss.serialize_index(self._index).data)
 
     def _most(self) -> int:
@@ -148,8 +153,7 @@ def build(embeddings: Float32, kind: Kind, *, seed: int = 0) -> FaissIndex:
     parameters = _parameters(kind, tracks)
     index = _empty(kind, dimension, parameters, seed)
     if not index.is_trained:
-        wanted = max(_QUANTISER_TRAINING_ROWS, _TRAINING_ROWS_PER_LIST * (parameters.nlist or 0))
-        index.train(_sample(embeddings, wanted, rng))
+        _train(index, embeddings, parameters.nlist or 0, rng, seed)
     for first in range(FIRST_TRACK_ROW, len(embeddings), _ROWS_AT_ONCE):
         index.add(np.ascontiguousarray(embeddings[first : first + _ROWS_AT_ONCE]))
     return FaissIndex(index, kind, parameters, embeddings)
@@ -161,7 +165,7 @@ def load(path: Path, kind: Kind, parameters: Parameters, embeddings: Float32) ->
     `embeddings` [num_rows, dim] float32.
     """
     try:
-        index = faiss.read_index(str(path), _MAPPED)
+        index = mapped_lists.read(path, _MAPPED) if kind == "ivf-pq4" else faiss.read_index(str(path), _MAPPED)
     except (RuntimeError, MemoryError) as error:  # a damaged size asks for memory that there is not
         reason = str(error).rpartition(": ")[2]
         raise BadRelease(f"{path} is no FAISS index that can be read ({reason}): run segue index again") from error
@@ -205,6 +209,7 @@ def _parameters(kind: Kind, tracks: int) -> Parameters:
     if kind.startswith("ivf"):
         nlist = _lists(tracks)
         if kind == "ivf-pq4" and nlist >= _MANY_LISTS:
+            nlist = max(nlist, 1 << (-(-tracks // _MOST_IN_A_LIST) - 1).bit_length())
             rerank *= 2  # tracks lie denser: codes tell them apart less well
         return Parameters(nlist=nlist, nprobe=min(nlist, 16), rerank=rerank)
     if kind.startswith("hnsw"):
@@ -238,7 +243,7 @@ def _empty(kind: Kind, dimension: int, parameters: Parameters, seed: int) -> Any
         else:
             index = faiss.IndexIVFScalarQuantizer(centroids, dimension, parameters.nlist, quantiser, metric)
         if by_graph:
-            index.quantizer_trains_alone = "\x02"  # k-means by comparing with each centroid; then they make the graph
+            index.quantizer_trains_alone = "\x02"  # k-means first; then its centroids make the graph
         index.cp.seed = seed
         index.cp.niter = _KMEANS_ROUNDS
         index.cp.spherical = True  # centroids of equal length; else the longest would attract every track
@@ -253,9 +258,21 @@ def _empty(kind: Kind, dimension: int, parameters: Parameters, seed: int) -> Any
     return index
 
 
-def _graph(dimension: int, seed: int) -> Any:
+def _train(index: Any, embeddings: Float32, nlist: int, rng: np.random.Generator, seed: int) -> None:
+    """Place the centroids of lists and of codes by a sample of `embeddings` [num_rows, dim] float32."""
+    if nlist < _MANY_LISTS or type(index) is not faiss.IndexIVFPQFastScan:
+        index.train(_sample(embeddings, max(_QUANTISER_TRAINING_ROWS, _TRAINING_ROWS_PER_LIST * nlist), rng))
+        return
+    # k-means asks a graph of the centroids as well, made anew in each round: comparing with each would take hours.
+    index.clustering_index = centroids = _graph(index.d, seed, faiss.METRIC_L2)
+    index.train(_sample(embeddings, _TRAINING_ROWS_PER_SHORT_LIST * nlist, rng))
+    index.clustering_index = None
+    del centroids  # FAISS kept only its address
+
+
+def _graph(dimension: int, seed: int, metric: int = faiss.METRIC_INNER_PRODUCT) -> Any:
     """The centroids of many lists, to be filled by training."""
-    graph = faiss.IndexHNSWFlat(dimension, _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+    graph = faiss.IndexHNSWFlat(dimension, _NEIGHBOURS, metric)
     graph.hnsw.efConstruction = _EF_LISTS
     graph.hnsw.efSearch = _EF_LISTS
     graph.hnsw.rng = faiss.RandomGenerator(seed)

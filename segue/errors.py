@@ -14,6 +14,7 @@ UnknownRelease       2          404          asking for a release that is not th
 SwapRefused          1          409          swapping without a folder, or while another swap runs
 ReleasesUnavailable  1          503          the folder of releases cannot be written
 StoreUnavailable     1          503          Redis cannot be reached or refuses writes
+Overloaded           1          503          asking for more than can be answered in time
 ===================  =========  ===========  ==================================================
 
 A message is one line: the value, what was expected, what to do.
@@ -94,3 +95,15 @@ class StoreUnavailable(SegueError):
 
     http_status = 503
     title = "Session store unavailable"
+
+    def __init__(self, text: str, reason: str | None = None) -> None:
+        """`text` is for clients; `reason`, which may say where the store is, for the log. They are often the same."""
+        super().__init__(text)
+        self.reason = reason if reason is not None else text
+
+
+class Overloaded(SegueError):
+    """More is asked for than can be answered in time; trying again a moment later helps."""
+
+    http_status = 503
+    title = "Overloaded"

@@ -24,6 +24,7 @@ OPEN: Final = None
 CALLS: Final[dict[tuple[str, str], Scope | None]] = {
     ("POST", "/sessions/{session_id}/events"): "listen",
     ("GET", "/recommendations"): "listen",
+    ("POST", "/recommendations/what-if"): "listen",
     ("GET", "/tracks"): "listen",
     ("GET", "/tracks/{track_id:path}/similar"): "listen",
     ("GET", "/sessions/{session_id}"): "read",

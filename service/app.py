@@ -7,47 +7,65 @@ workers is service/process.py.
 import asyncio
 import contextlib
 import gc
+import importlib.util
+import math
 from collections.abc import AsyncIterator, Callable, Coroutine
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from redis.asyncio import Redis, RedisCluster
 from starlette.staticfiles import StaticFiles
 
-from segue.errors import SegueError
+from segue.errors import BadOption, SegueError, StoreUnavailable
 from service import access, hosts
-from service.bodies import EventsRequest, SwapRequest
+from service.bodies import EventsRequest, SwapRequest, WhatIfRequest
 from service.credits import Credits
 from service.dependencies import Parts
+from service.door import Door
+from service.durability import DurabilityCheck
 from service.embedded_redis import die_with_parent, embedded_redis
 from service.event_log import EventLog, open_folder
+from service.fallback import Fallback
 from service.middleware import LimitedBody, Measured, whole
 from service.problems import answer_problems, describe_problems
 from service.quick_path import QuickPath
 from service.releases import LiveReleases, refuse_nothing_to_serve
 from service.routes import WEB, router
 from service.session_store import SessionStore, connect
-from service.settings import Settings, read_settings
+from service.settings import FSYNC, Settings, read_settings
 from service.telemetry import Telemetry, configure_logging
 from service.threads import Threads
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 _log = structlog.get_logger()
 
 
 def create_app(settings: Settings) -> FastAPI:
     """The app for these settings. What it needs is opened when it starts and closed when it ends."""
-    telemetry = Telemetry()
+    tracing = _tracing(settings)
+    telemetry = Telemetry(tracing.span if tracing is not None else None)
+    door = Door(
+        settings.shed_after_ms / 1000 or math.inf,
+        settings.max_connections,
+        settings.read_timeout_s,
+        on_refusal=telemetry.shed.inc,
+    )
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Door]]:
         try:
             async with contextlib.AsyncExitStack() as opened:
+                if tracing is not None:
+                    opened.push_async_callback(asyncio.to_thread, tracing.end)
                 app.state.parts = await _open(settings, telemetry, opened)
                 _spare_the_collector()
-                yield
+                yield {"door": door}  # for service/connection.py
         except SegueError as error:
             app.state.failure = error  # for `serve`, which says it in one line
             raise
@@ -75,9 +93,24 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(access.Access, settings=settings)
     if hosts.is_needed(settings):
         app.add_middleware(hosts.KnownHosts, settings=settings)
-    app.add_middleware(Measured, telemetry=telemetry)
+    app.add_middleware(Measured, telemetry=telemetry, door=door)
+    if tracing is not None:
+        from service.tracing import Traced  # noqa: PLC0415 (see _tracing)
+
+        app.add_middleware(Traced, tracer=tracing.tracer)
     _describe(app)
     return app
+
+
+def _tracing(settings: Settings) -> "Tracing | None":
+    """What traces, if it is asked for: OpenTelemetry is an extra. Raises BadOption where it is not installed."""
+    if not settings.tracing:
+        return None
+    try:
+        from service.tracing import Tracing  # noqa: PLC0415 (see above)
+    except ModuleNotFoundError as error:
+        raise BadOption(f"SEGUE_TRACING=true: {error.name} is missing; pip install 'segue[tracing]'") from error
+    return Tracing()
 
 
 def create_app_from_environment() -> FastAPI:
@@ -91,20 +124,24 @@ def create_app_from_environment() -> FastAPI:
 async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.AsyncExitStack) -> Parts:
     """Open the parts; `opened` closes them in the opposite order."""
     if settings.redis_url is None:
-        url = opened.enter_context(embedded_redis(settings.data_dir / "redis", settings.redis_fsync))
+        url = opened.enter_context(embedded_redis(settings.data_dir / "redis", FSYNC[settings.durability]))
         settings = settings.model_copy(update={"redis_url": url})
     threads = Threads(settings.ranking_threads)
     releases = await asyncio.to_thread(LiveReleases, settings, threads, telemetry)
     await opened.enter_async_context(_running(releases.watch))
     client = connect(settings)
     opened.push_async_callback(client.aclose)
+    await _refuse_weak(client, settings)
     if settings.event_log and settings.event_log_writer:
         folder = open_folder(settings.event_log_folder)
         await opened.enter_async_context(_running(EventLog(client, folder, settings.event_log_flush_s, telemetry).run))
     live = releases.current.live
     _log.info("release_opened", release=live.name, tracks=len(live.table), index=live.index_facts()["kind"])
-    store = SessionStore(client, settings, telemetry.time_redis)
-    return Parts(releases, Credits(store, settings.credit_share, telemetry), store, threads, telemetry)
+    store = SessionStore(client, settings, telemetry)
+    opened.push_async_callback(store.aclose)
+    credits_ = Credits(store, settings.credit_share, telemetry)
+    fallback = Fallback(store, telemetry, wanted=settings.fallback == "popularity")
+    return Parts(releases, credits_, store, fallback, threads, telemetry)
 
 
 def _spare_the_collector() -> None:
@@ -129,12 +166,35 @@ def refuse_unfit(settings: Settings) -> None:
     """Raise BadRelease or BadOption for what can be seen to be wrong before anything is opened or made."""
     refuse_nothing_to_serve(settings)
     access.check(settings)
+    if settings.tracing and importlib.util.find_spec("opentelemetry") is None:
+        raise BadOption("SEGUE_TRACING=true: OpenTelemetry is missing; pip install 'segue[tracing]'")
 
 
 def refuse_what_cannot_be_opened(settings: Settings) -> None:
-    """The same, and open the releases: for a process that ends then. Workers cannot say why they fail to start."""
+    """The same, and open the releases and Redis: for a process that ends then.
+
+    Workers cannot say why they fail to start.
+    """
     refuse_unfit(settings)
     LiveReleases(settings, Threads(1), Telemetry())
+
+    async def ask() -> None:
+        client = connect(settings)
+        try:
+            await _refuse_weak(client, settings)
+        finally:
+            await client.aclose()
+
+    if settings.redis_url is not None:
+        asyncio.run(ask())
+
+
+async def _refuse_weak(client: "Redis | RedisCluster", settings: Settings) -> None:
+    """Raise BadOption if Redis keeps less than SEGUE_DURABILITY says. One that is away is asked again by readiness."""
+    try:
+        await DurabilityCheck(client, settings.durability).refuse_weak()
+    except StoreUnavailable as error:
+        _log.warning("durability_not_verified", promised=settings.durability, reason=error.reason)
 
 
 def _describe(app: FastAPI) -> None:
@@ -147,7 +207,7 @@ def _describe(app: FastAPI) -> None:
             describe_problems(schema)
             access.describe_access(schema)
             schemas = schema["components"]["schemas"]
-            for model in (EventsRequest, SwapRequest):
+            for model in (EventsRequest, SwapRequest, WhatIfRequest):
                 body = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 schemas.update(body.pop("$defs", {}))
                 schemas[model.__name__] = body

@@ -6,13 +6,15 @@ from typing import Any, Literal, Self
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from segue.events import Event
+from segue.events import Event, TrackId
 from segue.sessions import Outcome, Play
-from service.live_release import Answer, LiveRelease, Track
+from service.live_release import RANKED_AGAIN, Answer, Explanation, LiveRelease, Track
 from service.releases_folder import NAME_PATTERN
 
 MAX_EVENTS = 100
 MAX_TRACKS = 100  # in an answer, and in `exclude`
+MAX_SUPPOSED = 500  # events of a session that is only supposed
+DEFAULT_K = 20
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -73,20 +75,90 @@ class WindowBody(BaseModel):
     skips: int = Field(description="Plays in the window that were skipped")
 
 
-class RecommendationsBody(BaseModel):
-    """The next tracks for a session."""
+class ExplainedPlay(TrackBody):
+    """A play that the encoder saw."""
 
-    session_id: str
+    outcome: Outcome
+
+
+class ExplainedItem(BaseModel):
+    """Why a track is where it is."""
+
+    track_id: str
+    contributions: list[float] = Field(
+        description="What each of `plays` adds to the score, negative where it pushes the track away; they add up to "
+        "the score. Shapley values, estimated; empty where popularity answered"
+    )
+    rank_without_skips: int | None = Field(
+        default=None, description=f"Its rank if nothing had been skipped; absent where that is beyond {RANKED_AGAIN}"
+    )
+
+
+class FilteredTrack(TrackBody):
+    """A track that ranks within the answer and was left out."""
+
+    rank: int = Field(ge=1, description="Its rank among all tracks")
+    reason: Literal["heard", "excluded"]
+
+
+class ExplanationBody(BaseModel):
+    """Why an answer is as it is."""
+
+    plays: list[ExplainedPlay] = Field(description="What the encoder saw, oldest first")
+    items: list[ExplainedItem] = Field(description="In the answer's order")
+    filtered: list[FilteredTrack] = Field(description="Best first")
+
+    @classmethod
+    def of(cls, answer: Answer, explanation: Explanation) -> Self:
+        """The body for an answer's explanation."""
+        outcomes = (Outcome.PLAYED, Outcome.SKIPPED)
+        table = answer.release.table
+        lines = zip(answer.rows, explanation.contributions.tolist(), explanation.ranks_without_skips, strict=True)
+        return cls(
+            plays=[
+                ExplainedPlay(outcome=outcomes[skipped], **TrackBody.of(track).model_dump())
+                for track, skipped in explanation.plays
+            ],
+            items=[
+                ExplainedItem(track_id=table.track_id(row), contributions=line, rank_without_skips=rank)
+                for row, line, rank in lines
+            ],
+            filtered=[
+                FilteredTrack(
+                    rank=one.rank, reason="heard" if one.heard else "excluded", **TrackBody.of(one.track).model_dump()
+                )
+                for one in explanation.filtered
+            ],
+        )
+
+
+class NextTracks(BaseModel):
+    """The next tracks for plays and skips."""
+
     release: str = Field(description="The release that answered")
     source: Literal["model", "popularity"] = Field(
-        description="`popularity` where the session has no play of a track that the release holds"
+        description="`popularity` where the session has no play of a track that the release holds, or where the "
+        "session store or the model is away"
     )
     items: list[RankedTrackBody] = Field(description="Best first")
     window: WindowBody
+    explanation: ExplanationBody | None = Field(default=None, description="If asked for by `explain`")
 
 
-def recommendations_json(session_id: str, answer: Answer) -> bytes:
+class RecommendationsBody(NextTracks):
+    """The next tracks for a session."""
+
+    session_id: str
+
+
+def recommendations_json(session_id: str, answer: Answer, explanation: Explanation | None = None) -> bytes:
     """A RecommendationsBody as JSON, put together from what the track table holds ready."""
+    # Ids of sessions need no escapes.
+    return b'{"session_id":"%b",%b' % (session_id.encode(), next_tracks_json(answer, explanation)[1:])
+
+
+def next_tracks_json(answer: Answer, explanation: Explanation | None = None) -> bytes:
+    """NextTracks as JSON."""
     table = answer.release.table
     scores = orjson.dumps(answer.scores, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
     items = b",".join(
@@ -95,14 +167,33 @@ def recommendations_json(session_id: str, answer: Answer) -> bytes:
             for rank, (row, score) in enumerate(zip(answer.rows, scores, strict=False), start=1)
         ]
     )
-    return b'{"session_id":"%b","release":%b,"source":"%b","items":[%b],"window":{"plays":%d,"skips":%d}}' % (
-        session_id.encode(),  # ids of sessions need no escapes
+    why = b""
+    if explanation is not None:
+        why = b',"explanation":' + ExplanationBody.of(answer, explanation).model_dump_json(exclude_none=True).encode()
+    return b'{"release":%b,"source":"%b","items":[%b],"window":{"plays":%d,"skips":%d}%b}' % (
         orjson.dumps(answer.release.name),
         answer.source.encode(),
         items,
         answer.window_plays,
         answer.window_skips,
+        why,
     )
+
+
+class WhatIfRequest(BaseModel):
+    """A session that is only supposed: what would be recommended after these events."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    events: list[ReportedEvent] = Field(
+        max_length=MAX_SUPPOSED, description="What happened, in its order; one session, whatever their times"
+    )
+    k: int = Field(default=DEFAULT_K, ge=1, le=MAX_TRACKS, description="How many tracks to answer with")
+    exclude: list[TrackId] = Field(
+        default_factory=list, max_length=MAX_TRACKS, description="Tracks that must not be answered"
+    )
+    exclude_heard: bool = Field(default=True, description="Whether the session's own tracks are left out")
+    explain: bool = Field(default=False, description="Whether the answer says why")
 
 
 class EventsAnswer(BaseModel):

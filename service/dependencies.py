@@ -9,8 +9,9 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError, WithJsonSchema
 
 from segue.events import MAX_ID_LENGTH, TEXT_PATTERN, TrackId
-from service.bodies import MAX_TRACKS, EventsRequest, SwapRequest
+from service.bodies import MAX_TRACKS, EventsRequest, SwapRequest, WhatIfRequest
 from service.credits import Credits
+from service.fallback import Fallback
 from service.problems import MOST_ERRORS, WrongMediaType
 from service.releases import LiveReleases
 from service.session_store import SessionStore
@@ -19,7 +20,6 @@ from service.threads import Threads
 
 Body = TypeVar("Body", bound=BaseModel)
 
-DEFAULT_K = 20
 SESSION_ID_PATTERN = r"^[A-Za-z0-9._~-]{1,128}$"
 
 
@@ -30,6 +30,7 @@ class Parts:
     releases: LiveReleases
     credits: Credits
     store: SessionStore
+    fallback: Fallback
     threads: Threads
     telemetry: Telemetry
 
@@ -41,6 +42,10 @@ async def _parts(request: Request) -> Parts:  # async, or FastAPI would call it 
 
 async def _reported(request: Request) -> EventsRequest:
     return await _checked(EventsRequest, request)
+
+
+async def _supposed(request: Request) -> WhatIfRequest:
+    return await _checked(WhatIfRequest, request)
 
 
 async def _wanted(request: Request) -> SwapRequest:
@@ -72,6 +77,7 @@ def body_of(model: type[BaseModel]) -> dict[str, Any]:
 
 
 Reported = Annotated[EventsRequest, Depends(_reported)]
+Supposed = Annotated[WhatIfRequest, Depends(_supposed)]
 Wanted = Annotated[SwapRequest, Depends(_wanted)]
 Service = Annotated[Parts, Depends(_parts)]
 
@@ -99,6 +105,7 @@ Excluded = Annotated[
     Query(max_length=MAX_TRACKS, description="A track that must not be answered; repeat it for several"),
 ]
 ExcludeHeard = Annotated[bool, Query(description="Whether the session's own tracks are left out")]
+Explain = Annotated[bool, Query(description="Whether the answer says why each track is where it is")]
 SearchText = Annotated[
     str, Query(alias="query", max_length=200, description="Words of title, artist or id; none finds the most played")
 ]

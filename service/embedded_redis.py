@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import fcntl
 import importlib.util
+import mmap
 import os
 import shutil
 import signal
@@ -21,6 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+import structlog
+
 from segue.errors import BadOption, StoreUnavailable
 
 LOCK_WAIT_S = 10.0
@@ -28,6 +31,10 @@ STOP_WAIT_S = 10.0
 # A Unix socket's path ends at 107 bytes.
 _LONGEST_SOCKET_PATH = 100
 _PR_SET_PDEATHSIG = 1
+# Beginning and end of a transaction in an append-only file; a script that writes is one.
+_BEGIN, _END = b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n"
+
+_log = structlog.get_logger()
 
 
 @contextlib.contextmanager
@@ -47,6 +54,7 @@ def embedded_redis(folder: Path, fsync: str = "everysec", lock_wait_s: float = L
     with owner, lock, contextlib.ExitStack() as cleanup:
         _take(owner, folder, 0.0)
         _take(lock, folder, lock_wait_s)
+        mend_append_only_file(folder)
         path = folder / "redis.sock"
         if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
             short = Path(tempfile.mkdtemp(prefix="segue-"))
@@ -56,6 +64,37 @@ def embedded_redis(folder: Path, fsync: str = "everysec", lock_wait_s: float = L
         cleanup.callback(_stop, server)
         _wait_until_ready(server, path, folder)
         yield f"unix://{path}"
+
+
+def mend_append_only_file(folder: Path) -> int:
+    """Cut off a transaction that a crash left half written, as `redis-check-aof --fix` does; answers the bytes cut off.
+
+    Redis passes over it when it reads the file, yet cuts off its last command alone. What it appends then is read as
+    a part of that transaction at the start after next, and the half is carried out, although its sender was told
+    nothing and has sent it again (https://github.com/valkey-io/valkey/pull/4342). A line end is in no id, so that the
+    words can be searched for.
+    """
+    files = [folder / "appendonly.aof", *sorted((folder / "appendonlydir").glob("*.incr.aof"), key=_number_of)[-1:]]
+    cut = 0
+    for file in files:
+        if not file.is_file() or not file.stat().st_size:
+            continue
+        with file.open("r+b") as stream:
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                begin = content.rfind(_BEGIN)
+                half = begin >= 0 and content.find(_END, begin) < 0
+                size = len(content)
+            if half:
+                stream.truncate(begin)
+                os.fsync(stream.fileno())
+                cut += size - begin
+                _log.warning("append_only_file_mended", file=str(file), bytes_cut_off=size - begin)
+    return cut
+
+
+def _number_of(file: Path) -> int:
+    """5 of `appendonly.aof.5.incr.aof`."""
+    return int(file.name.split(".")[-3])
 
 
 def redis_server_binary() -> Path:

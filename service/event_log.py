@@ -23,7 +23,8 @@ from redis.asyncio import Redis, RedisCluster
 
 from segue.errors import BadOption, StoreUnavailable
 from segue.parquet_footer import UNREADABLE, check_footer
-from service.session_store import BUCKETS, store_errors, stream_of
+from service.redis_errors import store_errors
+from service.session_store import BUCKETS, stream_of
 from service.telemetry import Telemetry
 
 _log = structlog.get_logger()
@@ -94,6 +95,8 @@ class EventLog:
         rows = 0
         while True:
             batch = await self._read()
+            now_us = time.time_ns() // 1000
+            self._telemetry.log_lag.set((now_us - (batch.oldest_us or now_us)) / 1e6)
             if batch.erased:
                 await asyncio.to_thread(erase_from_files, self._folder, batch.erased)
             if batch.rows:
@@ -101,8 +104,6 @@ class EventLog:
             await self._delete(batch.read_to)
             rows += len(batch.rows)
             self._telemetry.logged_plays.inc(len(batch.rows))
-            now_us = time.time_ns() // 1000
-            self._telemetry.log_lag.set((now_us - (batch.oldest_us or now_us)) / 1e6)
             if not batch.full:
                 return rows
 
@@ -111,9 +112,12 @@ class EventLog:
             rows = await self.flush()
         except (StoreUnavailable, OSError) as error:
             # The events wait in their streams; the next look finds them.
-            _log.error("event_log_not_written", folder=str(self._folder), reason=str(error))
+            self._telemetry.log_failures.inc()
+            reason = error.reason if isinstance(error, StoreUnavailable) else str(error)
+            _log.error("event_log_not_written", folder=str(self._folder), reason=reason)
         except Exception:  # noqa: BLE001 (see below)
             # The outermost loop of a task that nobody watches: it must outlive what it cannot foresee.
+            self._telemetry.log_failures.inc()
             _log.exception("event_log_failed", folder=str(self._folder))
         else:
             if rows:

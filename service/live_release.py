@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -18,10 +18,11 @@ from index.exact import ExactIndex
 from segue.arrays import Float32
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Row
 from segue.errors import BadRelease
+from segue.explain import contributions
 from segue.recommend import EncoderRanker, NearestTracks, PopularityRanker, QueryEncoder, Ranked, Recommender, Source
 from segue.release import ENCODER, Release, open_release
 from segue.sessions import Play
-from segue.window import Windows, to_sessions
+from segue.window import Windows, to_sessions, to_windows
 from service.onnx_encoder import OnnxEncoder
 
 
@@ -63,6 +64,28 @@ class Answer:
         return [self.release.track(row, score) for row, score in scored]
 
 
+@dataclass(frozen=True, slots=True)
+class Filtered:
+    """A track that was left out of an answer although it ranks within it."""
+
+    track: Track
+    rank: int  # among all tracks, from 1
+    heard: bool  # left out as heard in the session; else as one that was not wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why an answer is as it is."""
+
+    plays: list[tuple[Track, bool]]  # what the encoder saw, oldest first, and whether it was skipped
+    contributions: Float32  # [tracks, plays] float32, see segue.explain; a line adds up to its track's score
+    ranks_without_skips: list[int | None]  # of each track, if the session had had no skips; None beyond RANKED_AGAIN
+    filtered: list[Filtered]
+
+
+RANKED_AGAIN: Final = 200
+
+
 class Timed(Protocol):
     """Gives a context that measures the step of the given name: `encode` or `search`."""
 
@@ -84,6 +107,7 @@ class LiveRelease:
         # Read now: the folder may be replaced while this release is served.
         facts = read_facts(release)
         self._index_facts = {"kind": "exact"} if facts is None else facts.model_dump(mode="json", exclude={"tried"})
+        self._encoder = encoder
         self._index = index
         self._exact = exact
         popularity = PopularityRanker(self.table.plays, self.table.by_plays)
@@ -118,6 +142,32 @@ class LiveRelease:
         """The k next tracks of one session; see Question."""
         [answer] = self.answer([Question(plays, k, exclude, exclude_heard)])
         return answer
+
+    def explain(self, question: Question, answer: Answer) -> Explanation:
+        """Why `answer`, this release's to `question`, is as it is. Some hundred encodings."""
+        heard = set(
+            self.table.rows([play.track_id for play in question.plays]).tolist() if question.exclude_heard else []
+        )
+        # Popularity knows of no play, whether there is none or the model has failed.
+        sessions = to_sessions([question.plays if answer.source == "model" else ()], self.table)
+        window = to_windows(sessions, self.release.manifest.window.length)
+        seen = np.flatnonzero(window.tracks[0] != PAD_ROW)
+        barred = np.array(sorted((heard | set(self.table.rows(question.exclude).tolist())) - {PAD_ROW}), dtype=np.int64)
+
+        [free] = self._recommender.recommend(sessions, len(answer.rows) + len(barred))
+        places = {row: rank for rank, row in enumerate(free.rows.tolist(), start=1)}
+        last = max((places[row] for row in answer.rows if row in places), default=0)
+        left_out = sorted((places[row], row) for row in barred.tolist() if places.get(row, last) < last)
+
+        [unskipped] = self._recommender.recommend(sessions.played(), RANKED_AGAIN, [barred])
+        ranks = {row: rank for rank, row in enumerate(unskipped.rows.tolist(), start=1)}
+        targets = np.asarray(self.release.item_embeddings)[answer.rows]
+        return Explanation(
+            plays=[(self.track(int(window.tracks[0, i])), bool(window.skipped[0, i])) for i in seen],
+            contributions=contributions(self._encoder, window, targets),
+            ranks_without_skips=[ranks.get(row) for row in answer.rows],
+            filtered=[Filtered(self.track(row), rank, row in heard) for rank, row in left_out],
+        )
 
     def similar(self, track_id: str, k: int) -> list[Track]:
         """The k tracks nearest to a track by inner product, itself left out. Raises UnknownTrack."""

@@ -9,10 +9,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
 
+from segue.errors import Overloaded
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 LARGEST: Final = 64
+# service/door.py lets far fewer in; this bounds the memory whoever calls.
+MOST_WAITING: Final = 4096
 
 
 class MicroBatch(Generic[Item, Result]):
@@ -23,20 +27,24 @@ class MicroBatch(Generic[Item, Result]):
         work: Callable[[list[Item]], Awaitable[Sequence[Result | BaseException]]],
         at_once: int = 1,
         largest: int = LARGEST,
+        most_waiting: int = MOST_WAITING,
     ) -> None:
         """`work` answers for each item in its order, with an exception for an item that failed.
 
-        `at_once` batches of at most `largest` items run at a time.
+        `at_once` batches of at most `largest` items run at a time; at most `most_waiting` items wait for them.
         """
         self._work = work
         self._at_once = at_once
         self._largest = largest
+        self._most_waiting = most_waiting
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._running = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __call__(self, item: Item) -> Result:
-        """The result for one item. Raises what `work` raised or answered for it."""
+        """The result for one item. Raises what `work` raised or answered for it, and Overloaded if too many wait."""
+        if len(self._waiting) >= self._most_waiting:
+            raise Overloaded(f"{self._most_waiting:,} others wait already: try again in a moment")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._running < self._at_once:

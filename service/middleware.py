@@ -1,25 +1,39 @@
-"""What happens around every request: it is measured, its body is limited, and no failure goes unanswered."""
+"""What happens around every request: it is named and measured, its body is limited, no failure goes unanswered."""
 
+import itertools
+import re
+import secrets
 import time
 
 import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.door import Door
 from service.problems import BodyTooLarge, problem_response
-from service.telemetry import Telemetry
+from service.telemetry import Telemetry, request_id
 
 _log = structlog.get_logger()
 
+# The calls whose time tells how much is asked of the service: that of others depends on what they ask for.
+_USUAL = ("/recommendations", "/sessions/{session_id}/events")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:/+=-]{1,128}")
 CLIENT_CLOSED = 499  # what nginx calls a request whose client left before its answer; never sent, only counted
 
 
 class Measured:
-    """The outermost layer: counts and times every request and answers 500 where nothing else did."""
+    """The outermost layer: names, counts and times every request and answers 500 where nothing else did.
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+    A request is called what its client or a proxy calls it (`X-Request-ID`), or gets a name of ours; the answer and the
+    log lines say it. It tells the door when a request has been answered.
+    """
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry, door: Door) -> None:
         self._app = app
         self._telemetry = telemetry
+        self._door = door
+        self._ours = secrets.token_hex(8)  # of this worker, this start
+        self._numbers = itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -28,11 +42,14 @@ class Measured:
             return
         began = time.perf_counter()
         status = 0
+        name = self._name(scope)
+        request_id.set(name.decode())
 
         async def send_noting_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", name)]
             await send(message)
 
         try:
@@ -44,12 +61,20 @@ class Measured:
             if status:  # half an answer cannot be taken back: uvicorn closes the connection
                 raise
             status = 500
-            await problem_response(500, "the service failed; its log says why")(scope, receive, send)
+            await problem_response(500, "the service failed; its log says why")(scope, receive, send_noting_status)
         finally:
             self._note(scope, status, time.perf_counter() - began)
 
+    def _name(self, scope: Scope) -> bytes:
+        for header, value in scope["headers"]:
+            if header == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+                given: bytes = value
+                return given
+        return b"%b-%d" % (self._ours.encode(), next(self._numbers))
+
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
+        self._door.leave(scope, learn=route in _USUAL and status < 400)
         method = scope["method"] if route != "none" else "any"  # a client may invent methods without end
         self._telemetry.requests.labels(method, route, str(status)).inc()
         self._telemetry.request_seconds.labels(method, route).observe(seconds)

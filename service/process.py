@@ -8,6 +8,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -20,7 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -29,8 +30,10 @@ from uvicorn.supervisors import Multiprocess
 from segue.errors import BadOption, BadRelease, SegueError
 from service.answer_headers import ANSWER_HEADERS
 from service.embedded_redis import embedded_redis
-from service.settings import Settings, as_environment
+from service.settings import FSYNC, Settings, as_environment
 from service.telemetry import MULTIPROCESS_DIR, configure_logging
+
+_OTHER_FILES: Final = 256  # of the release, the event log, connections to Redis
 
 
 def serve(settings: Settings, workers: int = 1, *, open_player: bool = False) -> None:
@@ -41,11 +44,12 @@ def serve(settings: Settings, workers: int = 1, *, open_player: bool = False) ->
     Raises BadOption, BadRelease or StoreUnavailable with one line if it cannot start.
     """
     configure_logging(settings.log_level, settings.log_key)
+    _allow_connections(settings.max_connections)
     _refuse_unfit(settings, workers)  # before anything is made: a wrong path shall leave no folder behind
     with contextlib.ExitStack() as opened:
         opened.enter_context(_ended_by_signals())
         if settings.redis_url is None:
-            url = opened.enter_context(embedded_redis(settings.data_dir / "redis", settings.redis_fsync))
+            url = opened.enter_context(embedded_redis(settings.data_dir / "redis", FSYNC[settings.durability]))
             settings = settings.model_copy(update={"redis_url": url})
         listening = opened.enter_context(_bind(settings.host, settings.port))
         opened.enter_context(_announced(_address(listening), open_player=open_player))
@@ -53,6 +57,19 @@ def serve(settings: Settings, workers: int = 1, *, open_player: bool = False) ->
             _serve_here(settings, listening)
         else:
             _serve_by_workers(settings, workers, listening, opened)
+
+
+def _allow_connections(number: int) -> None:
+    """Have the kernel let each process open as many; its usual limit is 1,024 files. Raises BadOption."""
+    needed = number + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise BadOption(
+                f"max_connections is {number}, and this process may open {hard} files, of which it needs "
+                f"{_OTHER_FILES} itself: raise `ulimit -n`, or lower SEGUE_MAX_CONNECTIONS"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _refuse_unfit(settings: Settings, workers: int) -> None:
@@ -107,7 +124,7 @@ def _uvicorn(settings: Settings, app: Any, **options: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http="service.request_head:BoundedHead",
+        http="service.connection:Connection",
         headers=ANSWER_HEADERS,
         ws="none",
         lifespan="on",

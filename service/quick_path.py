@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from segue.errors import SegueError
-from service.bodies import MAX_TRACKS, EventsRequest
-from service.dependencies import DEFAULT_K, SESSION_ID_PATTERN, Parts
+from service.bodies import DEFAULT_K, MAX_TRACKS, EventsRequest
+from service.dependencies import SESSION_ID_PATTERN, Parts
 from service.problems import response_to
 from service.routes import answer_recommendations, answer_reported
 

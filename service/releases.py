@@ -35,10 +35,12 @@ class Served:
     ranking: MicroBatch[Question, Answer]
 
     @classmethod
-    def of(cls, live: LiveRelease, threads: Threads, at_once: int) -> "Served":
+    def of(cls, live: LiveRelease, threads: Threads, at_once: int, telemetry: Telemetry) -> "Served":
         """Questions that come while threads are busy are encoded and searched together; `at_once` batches at a time."""
+        sizes = telemetry.batch_size.labels("ranking")
 
         async def rank(questions: list[Question]) -> list[Answer]:
+            sizes.observe(len(questions))
             return await threads.run(live.answer, questions)
 
         return cls(live, MicroBatch(rank, at_once))
@@ -153,7 +155,7 @@ class LiveReleases:
         return self._open(path)
 
     def _served(self, live: LiveRelease) -> Served:
-        return Served.of(live, self._threads, self._at_once)
+        return Served.of(live, self._threads, self._at_once, self._telemetry)
 
     def _replace(self, live: LiveRelease) -> None:
         before = self.current.live.name

@@ -3,9 +3,10 @@
 uvicorn's parser has none, so a client could fill the memory with one endless header.
 """
 
-from typing import Final
+from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.responses import Response
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.problems import problem_response
 
@@ -30,7 +31,7 @@ class BoundedHead(HttpToolsProtocol):
         self._received += self._latest
         super().data_received(data)
         if self._in_head and self._received > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._end(_TOO_LARGE)
+            self._end(problem_response(431, _TOO_LARGE))
 
     def on_message_begin(self) -> None:
         """A request begins, somewhere in the latest bytes."""
@@ -42,29 +43,46 @@ class BoundedHead(HttpToolsProtocol):
         """The head is there. Its size is counted only where so much has come that it may be too large."""
         self._in_head = False
         if self._received > MAX_HEAD_BYTES and self._size() > MAX_HEAD_BYTES:
-            self._refuse(431, _TOO_LARGE)
+            self._hand_to(problem_response(431, _TOO_LARGE))
         elif len(self.url) > MAX_TARGET_BYTES:
-            self._refuse(422, _TOO_LONG)
+            self._hand_to(problem_response(422, _TOO_LONG))
         elif self.url.count(b"&") >= MAX_PARAMETERS:
-            self._refuse(422, _TOO_MANY)
+            self._hand_to(problem_response(422, _TOO_MANY))
         else:
             super().on_headers_complete()
 
     def _size(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
-    def _refuse(self, status: int, detail: str) -> None:
+    def _hand_to(self, app: Any) -> None:
         """Have another app than the service answer this request."""
-        app, self.app = self.app, problem_response(status, detail)
+        usual, self.app = self.app, app
         try:
             super().on_headers_complete()
         finally:
-            self.app = app
+            self.app = usual
 
-    def _end(self, detail: str) -> None:
-        """Answer a head that has no end, and close."""
-        answer = problem_response(431, detail)
-        head = [*self.server_state.default_headers, *answer.raw_headers, (b"connection", b"close")]
-        lines = b"".join(b"%b: %b\r\n" % line for line in head)
-        self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\n%b\r\n%b" % (lines, bytes(answer.body)))
+    def _end(self, answer: Response) -> None:
+        """Answer what has no end, and close."""
+        self.transport.write(ReadyAnswer(answer, closing=True).after(self.server_state.default_headers))
         self.transport.close()
+
+
+class ReadyAnswer:
+    """An answer as bytes, for where uvicorn has no part in it."""
+
+    def __init__(self, response: Response, *, closing: bool = False) -> None:
+        """`closing` says that the connection ends with it."""
+        self._status = STATUS_LINE[response.status_code]
+        self._headers = [*response.raw_headers, (b"connection", b"close")] if closing else list(response.raw_headers)
+        self._body = bytes(response.body)
+        self._before: list[tuple[bytes, bytes]] | None = None
+        self._bytes = b""
+
+    def after(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """The answer with these headers first. uvicorn makes a new list of its own once a second, for the date."""
+        if headers is not self._before:
+            lines = b"".join(b"%b: %b\r\n" % line for line in [*headers, *self._headers])
+            self._bytes = b"%b%b\r\n%b" % (self._status, lines, self._body)
+            self._before = headers
+        return self._bytes

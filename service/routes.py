@@ -11,11 +11,14 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from segue.errors import UnknownSession
 from segue.events import EventType
+from segue.sessions import plays_of
 from service.bodies import (
+    DEFAULT_K,
     EventsAnswer,
     EventsRequest,
     FoundTracks,
     Health,
+    NextTracks,
     RankedTrackBody,
     RecommendationsBody,
     ReleaseBody,
@@ -23,12 +26,14 @@ from service.bodies import (
     SimilarTracks,
     SwapRequest,
     TrackBody,
+    WhatIfRequest,
+    next_tracks_json,
     recommendations_json,
 )
 from service.dependencies import (
-    DEFAULT_K,
     Excluded,
     ExcludeHeard,
+    Explain,
     K,
     Limit,
     Parts,
@@ -38,11 +43,12 @@ from service.dependencies import (
     Service,
     SessionId,
     SessionIdQuery,
+    Supposed,
     TrackIdPath,
     Wanted,
     body_of,
 )
-from service.live_release import Question
+from service.live_release import Answer, Explanation, Question
 from service.problems import problem_responses
 from service.releases import Served
 
@@ -95,9 +101,26 @@ async def recommendations(
     k: K = DEFAULT_K,
     exclude_heard: ExcludeHeard = True,
     exclude: Excluded = [],  # noqa: B006 (FastAPI copies it)
+    explain: Explain = False,
 ) -> Response:
-    """The next tracks for a session; the most popular ones for a session that holds no usable play."""
-    return _json(await answer_recommendations(service, session_id, k, exclude, exclude_heard=exclude_heard))
+    """The next tracks for a session; the most popular ones if it holds no usable play, or cannot be read for now."""
+    found = answer_recommendations(service, session_id, k, exclude, exclude_heard=exclude_heard, explain=explain)
+    return _json(await found)
+
+
+@router.post(
+    "/recommendations/what-if",
+    tags=["recommendations"],
+    response_model=NextTracks,
+    responses=problem_responses(413, 415, 422, 503),
+    openapi_extra=body_of(WhatIfRequest),
+)
+async def what_if(supposed: Supposed, service: Service) -> Response:
+    """The next tracks for a session that is only supposed: nothing is stored, and Redis is not asked."""
+    question = Question(plays_of(supposed.events), supposed.k, supposed.exclude, supposed.exclude_heard)
+    served = service.releases.current
+    answer = await served.ranking(question)
+    return _json(next_tracks_json(answer, await _why(service, served, question, answer) if supposed.explain else None))
 
 
 @router.get(
@@ -131,7 +154,7 @@ async def erase_session(session_id: SessionId, service: Service) -> Response:
     "/tracks",
     tags=["tracks"],
     response_model_exclude_none=True,
-    responses=problem_responses(422)
+    responses=problem_responses(422, 503)
     | _links(similar=("similar_tracks", {"path.track_id": "$response.body#/items/0/track_id"})),
 )
 async def find_tracks(service: Service, query: SearchText = "", limit: Limit = 20) -> FoundTracks:
@@ -144,7 +167,7 @@ async def find_tracks(service: Service, query: SearchText = "", limit: Limit = 2
     "/tracks/{track_id:path}/similar",
     tags=["tracks"],
     response_model_exclude_none=True,
-    responses=problem_responses(404, 422),
+    responses=problem_responses(404, 422, 503),
 )
 async def similar_tracks(track_id: TrackIdPath, service: Service, k: K = DEFAULT_K) -> SimilarTracks:
     """The tracks nearest to a track."""
@@ -220,19 +243,32 @@ async def answer_reported(service: Parts, session_id: str, reported: EventsReque
 
 
 async def answer_recommendations(
-    service: Parts, session_id: str, k: int, exclude: Sequence[str] = (), *, exclude_heard: bool = True
+    service: Parts,
+    session_id: str,
+    k: int,
+    exclude: Sequence[str] = (),
+    *,
+    exclude_heard: bool = True,
+    explain: bool = False,
 ) -> bytes:
-    """The content of a RecommendationsBody. Raises StoreUnavailable."""
-    plays = await service.store.plays(session_id)
+    """The content of a RecommendationsBody. Raises StoreUnavailable where there is no fallback."""
+    plays = await service.fallback.plays(session_id)
     served = service.releases.for_session(session_id)
-    return await _recommend(service, served, session_id, Question(plays, k, exclude, exclude_heard))
+    return await _recommend(service, served, session_id, Question(plays, k, exclude, exclude_heard), explain=explain)
 
 
-async def _recommend(service: Parts, served: Served, session_id: str, question: Question) -> bytes:
-    answer = await served.ranking(question)
+async def _recommend(
+    service: Parts, served: Served, session_id: str, question: Question, *, explain: bool = False
+) -> bytes:
+    answer = await service.fallback.answer(served, question)
     service.telemetry.recommendations.labels(served.live.name, answer.source).inc()
     service.credits.remember(session_id, answer)
-    return recommendations_json(session_id, answer)
+    why = await _why(service, served, question, answer) if explain else None
+    return recommendations_json(session_id, answer, why)
+
+
+async def _why(service: Parts, served: Served, question: Question, answer: Answer) -> Explanation:
+    return await service.threads.run(served.live.explain, question, answer)
 
 
 def _json(content: bytes) -> Response:

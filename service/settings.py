@@ -6,7 +6,7 @@ Nothing is read at import; the command line and `create_app_from_environment` ca
 import re
 import secrets
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import Field, FilePath, ValidationError, field_serializer, field_validator, model_validator
@@ -16,6 +16,10 @@ from segue.errors import BadOption
 from service.releases_folder import NAME_PATTERN
 
 PREFIX = "SEGUE_"
+
+Durability: TypeAlias = Literal["memory", "every-second", "always"]
+# What each means for Redis' appendfsync.
+FSYNC: Final[dict[Durability, str]] = {"memory": "no", "every-second": "everysec", "always": "always"}
 
 
 class Settings(BaseSettings):
@@ -59,9 +63,30 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on")
     port: int = Field(default=8000, ge=0, le=65_535, description="TCP port to listen on; 0 takes a free one")
     max_request_bytes: int = Field(default=2**20, ge=1024, description="Largest request body, in bytes; more is a 413")
+    shed_after_ms: float = Field(
+        default=40,
+        ge=0,
+        le=60_000,
+        description="Milliseconds that an answer may take: what cannot be answered within is refused with a 503 at "
+        "once; 0 refuses nothing",
+    )
+    max_connections: int = Field(
+        default=2048, ge=1, le=1_000_000, description="Clients connected to each worker; more get a 503 and are closed"
+    )
+    read_timeout_s: float = Field(
+        default=10,
+        gt=0,
+        le=3600,
+        description="Seconds that a client has to send a request whole, or to read what it is answered",
+    )
     shutdown_s: int = Field(default=10, ge=0, le=300, description="Seconds that open requests get at shutdown")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least level that is logged; `debug` logs every request"
+    )
+    tracing: bool = Field(
+        default=False,
+        description="Whether requests are traced by OpenTelemetry, whose own variables say where spans go; needs "
+        "segue[tracing]",
     )
     log_key: str = Field(
         default_factory=lambda: secrets.token_hex(16),
@@ -109,14 +134,25 @@ class Settings(BaseSettings):
     redis_timeout_s: float = Field(
         default=2.0, gt=0, le=60, description="Seconds to wait for Redis before answering 503"
     )
+    fallback: Literal["popularity", "none"] = Field(
+        default="popularity",
+        description="What GET /recommendations answers while Redis is away, and both calls while the model fails: the "
+        "most played tracks (`source` says so), or an error",
+    )
     redis_connections: int = Field(default=32, ge=1, le=10_000, description="Connections to Redis in each worker")
+    wait_replicas: int = Field(
+        default=0, ge=0, le=100, description="Replicas of Redis that must confirm a write before it is acknowledged"
+    )
+    wait_timeout_ms: int = Field(
+        default=500, ge=1, le=60_000, description="Milliseconds to wait for them; then the write is answered by 503"
+    )
     data_dir: Path = Field(
         default=Path("data"), description="Folder of the embedded Redis (`redis/`) and of the event log (`events/`)"
     )
-    redis_fsync: Literal["always", "everysec", "no"] = Field(
-        default="everysec",
-        description="When the embedded Redis forces acknowledged events to disk; a crash of the machine, not of the "
-        "service, loses what came after",
+    durability: Durability = Field(
+        default="every-second",
+        description="What an acknowledged event survives (see Durability): the embedded Redis is started accordingly, "
+        "any other is verified at the start and by readiness",
     )
 
     idle_gap_s: float = Field(
@@ -182,6 +218,10 @@ class Settings(BaseSettings):
     def _has_its_use(self) -> Self:
         if self.redis_ca_file is not None and not (self.redis_url or "").startswith("rediss://"):
             raise ValueError("redis_ca_file is for a redis_url that begins with rediss://")
+        if self.wait_replicas and self.redis_cluster:
+            raise ValueError("wait_replicas is not for a Redis Cluster: set min-replicas-to-write in its configuration")
+        if self.wait_replicas and self.wait_timeout_ms >= self.redis_timeout_s * 1000:
+            raise ValueError("wait_timeout_ms must be below redis_timeout_s, or Redis would seem not to answer")
         if self.key_rate is not None and self.api_keys is None:
             raise ValueError("key_rate limits API keys, and api_keys names none")
         return self

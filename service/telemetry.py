@@ -5,7 +5,9 @@ import logging
 import os
 import re
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from contextvars import ContextVar
 from typing import Any, Final
 
 import structlog
@@ -17,6 +19,8 @@ MULTIPROCESS_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
+# What a client is told a request is called, and what log lines call it.
+request_id: Final[ContextVar[str]] = ContextVar("request_id", default="")
 _SESSION_IN_PATH: Final = re.compile(r"(?<=/sessions/)[^/]+")
 
 
@@ -27,6 +31,7 @@ def configure_logging(level: str, log_key: str) -> None:
     """
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
+        _name_request,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
         _hide_sessions(log_key),
@@ -53,6 +58,12 @@ def configure_logging(level: str, log_key: str) -> None:
     root.setLevel(max(number, logging.INFO))  # debug lines of libraries say nothing of the service
 
 
+def _name_request(_: Any, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    if name := request_id.get():
+        line["request_id"] = name
+    return line
+
+
 def _hide_sessions(log_key: str) -> structlog.typing.Processor:
     """A step that puts short hashes for the session ids in `session_id` and `path`."""
 
@@ -74,14 +85,20 @@ def _hide_sessions(log_key: str) -> structlog.typing.Processor:
 class Telemetry:
     """The metrics of one app. Labels hold route templates and fixed words, never what a client sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, span: Callable[[str], AbstractContextManager[Any]] | None = None) -> None:
+        """`span` gives a context that traces the step of the given name."""
+        self._span = span
         self.registry = CollectorRegistry()
         self.requests = self._counter("http_requests", "Requests answered", "method", "route", "status")
         self.request_seconds = self._histogram("http_request_seconds", "Time to answer", "method", "route")
+        self.shed = self._counter("shed_requests", "Requests and connections refused as the service was full")
         self.events = self._counter("events", "Events reported, by type, duplicates included", "type")
         self.duplicates = self._counter("duplicate_events", "Events that had been reported before")
         self.unknown_tracks = self._counter("unknown_tracks", "Tracks reported that the release does not hold")
         self.recommendations = self._counter("recommendations", "Lists of tracks answered", "release", "source")
+        self.fallbacks = self._counter(
+            "fallbacks", "Lists that came from popularity as the store or the model had failed", "failed"
+        )
         self.release_swaps = self._counter("release_swaps", "Releases that took over (done) or were refused", "result")
         self.release_in_use = Gauge(
             "segue_release_in_use",
@@ -97,8 +114,23 @@ class Telemetry:
         )
         self.recommended_skips = self._counter("recommended_skips", "Those of them that were skipped", "release")
         self.ranking_seconds = self._histogram("ranking_seconds", "Time to encode and to search", "step")
+        self.batch_size = Histogram(
+            "segue_batch_size",
+            "Requests whose work was done together",
+            ["of"],
+            registry=self.registry,
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+        )
         self.redis_seconds = self._histogram("redis_seconds", "Time of one round trip to Redis", "operation")
+        self.redis_repeats = self._counter("redis_repeats", "Commands sent again, as a connection to Redis had ended")
+        self.redis_circuit_open = Gauge(
+            "segue_redis_circuit_open",
+            "Workers that do not ask Redis for now, as it does not answer",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
         self.logged_plays = self._counter("logged_plays", "Plays written to the event log's files")
+        self.log_failures = self._counter("event_log_failures", "Turns of the event log's writer that failed")
         self.log_lag = Gauge(
             "segue_event_log_lag_seconds",
             "Age of the oldest event that was not in the event log's files at the last look",
@@ -108,11 +140,19 @@ class Telemetry:
 
     def time_redis(self, operation: str) -> AbstractContextManager[Any]:
         """A context that measures one round trip."""
-        return self.redis_seconds.labels(operation).time()
+        return self._measured(self.redis_seconds.labels(operation), f"redis {operation}")
 
     def time_ranking(self, step: str, /) -> AbstractContextManager[Any]:
         """A context that measures one step of a recommendation: `encode` or `search`."""
-        return self.ranking_seconds.labels(step).time()
+        return self._measured(self.ranking_seconds.labels(step), step)
+
+    def _measured(self, seconds: Histogram, step: str) -> AbstractContextManager[Any]:
+        if self._span is None:
+            return seconds.time()
+        both = ExitStack()
+        both.enter_context(self._span(step))
+        both.enter_context(seconds.time())
+        return both
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format, of all workers."""

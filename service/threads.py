@@ -1,6 +1,7 @@
 """Where the service does what keeps a core busy: off the event loop, so that health stays responsive."""
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,4 +20,5 @@ class Threads:
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What `function` answers."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
+        call = partial(contextvars.copy_context().run, function, *args, **kwargs)  # log lines name the request
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call)

@@ -282,7 +282,11 @@ def running(
     """A client of one service that many tests share; each uses sessions of its own."""
     settings: dict[str, Any] = {"event_log_flush_s": 0.2, "max_request_bytes": 50_000}
     if request.param == "cluster":
-        settings |= {"redis_url": request.getfixturevalue("redis_cluster"), "redis_cluster": True}
+        settings |= {
+            "redis_url": request.getfixturevalue("redis_cluster"),
+            "redis_cluster": True,
+            "durability": "memory",
+        }
     service = ServiceProcess(tiny_release.path, tmp_path_factory.mktemp("service"), **settings)
     try:
         with service.client() as client:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from index import faiss_cpu
+from index import faiss_cpu, mapped_lists
 from index.faiss_cpu import FaissIndex, Kind
 from segue.catalogue import Catalogue
 from segue.release import DatasetFacts, Draft, Release, WindowFacts, write_release
@@ -62,7 +62,7 @@ class Hostile:
         built = self._index(kind)
         index = faiss.clone_index(built.structure)
         changed = change(index) if change is not None else None
-        content = changed if isinstance(changed, bytes) else bytes(faiss.serialize_index(index).data)
+        content = changed if isinstance(changed, bytes) else written(index)
         facts = {
             "kind": kind,
             "device": "cpu",
@@ -91,6 +91,13 @@ class Hostile:
 
 
 # --- indexes ---
+
+
+def written(index: Any) -> bytes:
+    """The content of index.faiss."""
+    if isinstance(index, faiss.IndexIVFPQFastScan) and index.nlist == index.invlists.nlist:
+        return mapped_lists.to_bytes(index)
+    return bytes(faiss.serialize_index(index).data)
 
 
 def values(vector: Any) -> Any:
@@ -178,7 +185,7 @@ def storage(dimension: int, count: int) -> Change:
 
 def of_bytes(change: Callable[[bytes], bytes]) -> Change:
     """The file itself, changed."""
-    return lambda index: change(bytes(faiss.serialize_index(index).data))
+    return lambda index: change(written(index))
 
 
 def _kept(index: Any, count: int) -> Any:

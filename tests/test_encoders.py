@@ -225,6 +225,14 @@ class TestMasking:
         before_last = (asked.plays[:, :-2] != PAD_ROW) & (asked.plays[:, 1:-1] != PAD_ROW)
         assert (asked.targets[:, :-1] != PAD_ROW)[before_last].float().mean().item() == pytest.approx(0.3, abs=0.02)
 
+    def test_no_step_is_contrasted_whose_positive_is_seen(self) -> None:
+        options = Bert4RecOptions(dimension=16, heads=4, window=WINDOW, masking=0.5, copies=20)
+        torch.manual_seed(0)
+        _, asked = Bert4Rec(ROWS, options).eval().predict(make_batch(long_sessions(20), WINDOW, "next"))
+        assert (asked.positives[:, :-1] == PAD_ROW).all()
+        assert (asked.positives[:, -1] != PAD_ROW).any()
+        assert (asked.targets[:, :-1] != PAD_ROW).any()
+
     def test_sessions_are_cut_after_every_play_alike(self) -> None:
         torch.manual_seed(0)
         batch = make_batch(long_sessions(1), WINDOW, "next")

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 
 from segue.errors import BadOption  # noqa: E402 (after the check that torch is there)
 from segue.window import Sessions  # noqa: E402
+from training import fit as training_fit  # noqa: E402
 from training.checkpoint import Checkpoints  # noqa: E402
 from training.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
 from training.fit import Fitted, fit  # noqa: E402
@@ -93,6 +94,23 @@ class TestReproducible:
         assert [[line[k] for k in keys] for line in resumed.history] == [
             [line[k] for k in keys] for line in whole.history
         ]
+
+    @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+    def test_precision_holds_for_steps_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+    ) -> None:
+        seen: list[str] = []
+        plain = training_fit.step_terms
+
+        def watched(*arguments: Any) -> training_fit.Terms:
+            seen.append(torch.get_float32_matmul_precision())
+            return plain(*arguments)
+
+        monkeypatch.setattr(training_fit, "step_terms", watched)
+        fitted = run(tmp_path, OPTIONS.model_copy(update={"precision": precision}))
+        assert set(seen) == {"highest" if precision == "float32" else "medium"}
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert fitted.history[-1]["loss"] == pytest.approx(run(tmp_path / "plain").history[-1]["loss"], rel=0.02)
 
     def test_a_finished_training_resumes_to_its_end(self, tmp_path: Path) -> None:
         assert weights(run(tmp_path)) == weights(run(tmp_path))

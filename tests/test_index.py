@@ -1,6 +1,7 @@
 """Every index against the exact answer, on real FAISS."""
 
 import functools
+import struct
 import threading
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,67 @@ def test_many_lists_are_found_by_a_graph(exact: ExactIndex, tmp_path: Path, monk
     assert recall_at_k(found.rows, expected, QUERIES, EMBEDDINGS) > 0.97
     (tmp_path / "index.faiss").write_bytes(index.to_bytes())
     same(faiss_cpu.load(tmp_path / "index.faiss", "ivf-pq4", index.parameters, EMBEDDINGS).search(QUERIES, 20), found)
+
+
+class TestMappedLists:
+    """Lists of four-bit codes, which FAISS alone would read into each process."""
+
+    @pytest.fixture
+    def index(self) -> faiss_cpu.FaissIndex:
+        return faiss_cpu.build(EMBEDDINGS, "ivf-pq4", seed=1)
+
+    def test_codes_are_where_the_file_is_mapped(self, index: faiss_cpu.FaissIndex, tmp_path: Path) -> None:
+        file = tmp_path / "index.faiss"
+        file.write_bytes(index.to_bytes())
+        opened = faiss_cpu.load(file, "ivf-pq4", index.parameters, EMBEDDINGS)
+        codes = [int(opened.structure.invlists.get_codes(number)) for number in range(index.structure.nlist)]
+        maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(file))]
+        spans = [tuple(int(end, 16) for end in line[0].split("-")) for line in maps]
+        assert all(any(low <= code < high for low, high in spans) for code in codes if code)
+        assert {line[1][:2] for line in maps} == {"r-"}
+
+    def test_a_file_may_be_moved_and_written_again_from_what_was_opened(
+        self, index: faiss_cpu.FaissIndex, tmp_path: Path
+    ) -> None:
+        content = index.to_bytes()
+        (tmp_path / "one").write_bytes(content)
+        moved = (tmp_path / "one").rename(tmp_path / "another")
+        moved.chmod(0o444)
+        opened = faiss_cpu.load(moved, "ivf-pq4", index.parameters, EMBEDDINGS)
+        assert opened.to_bytes() == content
+        same(opened.search(QUERIES, 20), index.search(QUERIES, 20))
+
+    @pytest.mark.parametrize(
+        ("column", "value"), [(0, 1 << 40), (1, 1 << 62), (1, 33), (2, 1 << 40), (2, (1 << 64) - 64), (2, 5)]
+    )
+    def test_lists_outside_the_file_are_refused(
+        self, index: faiss_cpu.FaissIndex, tmp_path: Path, column: int, value: int
+    ) -> None:
+        """Size, capacity and offset of a list are what a file says: none may lead out of it."""
+        content = bytearray(index.to_bytes())
+        first = content.index(b"ilod") + 28  # behind the name: lists, bytes of a code, and the length of the table
+        size = index.structure.invlists.list_size(0)
+        assert struct.unpack_from("<2Q", content, first) == (size, -(-size // 32) * 32)
+        struct.pack_into("<Q", content, first + 8 * column, value)
+        (tmp_path / "index.faiss").write_bytes(content)
+        with pytest.raises(BadRelease, match="do not lie within the file"):
+            faiss_cpu.load(tmp_path / "index.faiss", "ivf-pq4", index.parameters, EMBEDDINGS)
+
+    def test_a_file_cut_within_its_lists_is_refused(self, index: faiss_cpu.FaissIndex, tmp_path: Path) -> None:
+        (tmp_path / "index.faiss").write_bytes(index.to_bytes()[:-8])
+        with pytest.raises(BadRelease, match="do not lie within the file"):
+            faiss_cpu.load(tmp_path / "index.faiss", "ivf-pq4", index.parameters, EMBEDDINGS)
+
+    def test_lists_that_faiss_wrote_itself_are_refused(self, index: faiss_cpu.FaissIndex, tmp_path: Path) -> None:
+        faiss_cpu.faiss.write_index(index.structure, str(tmp_path / "index.faiss"))
+        with pytest.raises(BadRelease, match=r"cannot be mapped.*run segue index again"):
+            faiss_cpu.load(tmp_path / "index.faiss", "ivf-pq4", index.parameters, EMBEDDINGS)
+
+    def test_lists_grow_in_number_so_that_none_is_long(self) -> None:
+        assert faiss_cpu._parameters("ivf-pq4", 1_000_000).nlist == 2048
+        assert faiss_cpu._parameters("ivf-pq4", 2_000_000).nlist == 4096
+        assert faiss_cpu._parameters("ivf-pq4", 10_000_000).nlist == 32_768
+        assert faiss_cpu._parameters("ivf-sq8", 10_000_000).nlist == 8192
 
 
 class TestFile:

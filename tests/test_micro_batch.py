@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from segue.errors import Overloaded
 from service.micro_batch import MicroBatch
 
 
@@ -103,5 +104,21 @@ def test_one_who_has_gone_is_not_worked_for_and_stops_nobody() -> None:
         assert work.batches == [[0], [4]]
         with pytest.raises(asyncio.CancelledError):
             await gone
+
+    run(test())
+
+
+def test_what_is_too_much_is_refused_at_once_and_the_others_are_worked_for() -> None:
+    async def test() -> None:
+        work = Work()
+        work.gate.clear()
+        batch = MicroBatch(work, largest=1, most_waiting=2)
+        running = await _after_starting(batch(0))
+        waiting = await _after_starting(batch(2), batch(4))
+        with pytest.raises(Overloaded, match="2 others wait already"):
+            await batch(6)
+        work.gate.set()
+        assert await asyncio.gather(*running, *waiting) == [0, 4, 8]
+        assert await batch(6) == 12
 
     run(test())

@@ -1,9 +1,14 @@
 """Many systems, seeds and splits: what is planned, and that nothing is done twice or mixed up."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 pytest.importorskip("torch")
@@ -86,3 +91,21 @@ def test_the_version_of_a_system_cannot_be_set_away(dataset: Dataset, tmp_path: 
         planned(dataset, tmp_path, systems=("gru4rec+nce",), settings=("objective=next-played",))
     with pytest.raises(BadOption, match="--system 'sasrek': expected one of"):
         planned(dataset, tmp_path, systems=("sasrek",))
+
+
+def test_a_command_that_is_told_to_end_leaves_no_training_behind(dataset: Dataset, tmp_path: Path) -> None:
+    settings = [f"--set={option}" for option in ("epochs=10000", "patience=10000", *SMALL[1:])]
+    command = [sys.executable, "-m", "segue", "reproduce", str(dataset.path), "--system", "gru4rec", *settings]
+    with subprocess.Popen([*command, "--jobs", "2", "--out", str(tmp_path / "out")], stderr=subprocess.PIPE) as process:
+        own = psutil.Process(process.pid)
+        started = time.monotonic()
+        while len(trainings := own.children()) < 2:
+            assert process.poll() is None
+            assert time.monotonic() - started < 60
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.decode().rstrip().endswith("segue: interrupted")
+    _, alive = psutil.wait_procs(trainings, timeout=30)
+    assert not alive

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+import redis
 
 from segue.errors import BadOption, StoreUnavailable
-from service.embedded_redis import embedded_redis, redis_server_binary
+from service.embedded_redis import embedded_redis, mend_append_only_file, redis_server_binary
 
 _OWNER = """
 import pathlib, sys, time
@@ -90,3 +91,35 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 
 def test_the_binary_is_found() -> None:
     assert redis_server_binary().name == "redis-server"
+
+
+def _as_written(*commands: tuple[str, ...]) -> bytes:
+    """Commands as an append-only file holds them."""
+    return b"".join(
+        f"*{len(words)}\r\n".encode() + b"".join(f"${len(word)}\r\n{word}\r\n".encode() for word in words)
+        for words in commands
+    )
+
+
+@pytest.mark.parametrize("left", ["MULTI", "a command", "half a command", "half of EXEC"])
+def test_a_transaction_that_a_crash_left_half_written_is_never_carried_out(tmp_path: Path, left: str) -> None:
+    """Not at the next start, and not at the one after it, when Redis would take what followed for its end."""
+    half = {
+        "MULTI": _as_written(("MULTI",)),
+        "a command": _as_written(("MULTI",), ("RPUSH", "plays", "half")),
+        "half a command": _as_written(("MULTI",), ("RPUSH", "plays", "half"), ("RPUSH", "plays", "other"))[:-9],
+        "half of EXEC": _as_written(("MULTI",), ("RPUSH", "plays", "half"), ("EXEC",))[:-4],
+    }[left]
+    folder = tmp_path / "redis"
+    with embedded_redis(folder) as url, redis.Redis.from_url(url, decode_responses=True) as client:
+        client.eval("redis.call('RPUSH', 'plays', 'one') redis.call('RPUSH', 'plays', 'two')", 0)
+    file = max(folder.glob("**/*.aof"), key=lambda path: path.stat().st_mtime)
+    with file.open("ab") as stream:
+        stream.write(half)
+    expected = ["one", "two"]
+    for more in ("three", "four"):
+        with embedded_redis(folder) as url, redis.Redis.from_url(url, decode_responses=True) as client:
+            assert client.lrange("plays", 0, -1) == expected
+            client.eval(f"redis.call('RPUSH', 'plays', '{more}') redis.call('SET', 'a', '{more}')", 0)
+        expected.append(more)
+    assert mend_append_only_file(folder) == 0

@@ -213,9 +213,10 @@ class _Run:
         negatives = torch.randint(
             FIRST_TRACK_ROW, self.encoder.item_embeddings.num_embeddings, (self.options.negatives,)
         ).to(self.device)
-        terms = step_terms(self.encoder, batch, negatives, self.options)
         self.optimizer.zero_grad(set_to_none=True)
-        terms.loss.backward()  # type: ignore[no-untyped-call]
+        with _multiplying_in(self.options.precision):
+            terms = step_terms(self.encoder, batch, negatives, self.options)
+            terms.loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), self.options.gradient_clip)
         self.optimizer.step()
         if self.options.averaging:
@@ -271,3 +272,14 @@ def _deterministic(device: str) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0])
         memory.fill_uninitialized_memory = before[1]
+
+
+@contextmanager
+def _multiplying_in(precision: str) -> Iterator[None]:
+    """How torch multiplies float32 matrices; it holds for the whole process, so for autograd's threads too."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest" if precision == "float32" else "medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

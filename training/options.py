@@ -77,6 +77,11 @@ class NeuralOptions(Options):
     first_weights: float = Field(
         default=0.02, gt=0, le=1, description="First weights are normal(0, 1) truncated to this on both sides"
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="What training multiplies matrices in: bfloat16 rounds the factors and adds up in float32, on "
+        "processors that have it (AVX-512 BF16, AMX, recent GPUs); elsewhere it changes nothing",
+    )
     skip_input: bool = Field(
         default=True,
         description="Whether the encoder is told which plays were skipped. Without it a skip acts on the loss alone",

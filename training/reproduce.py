@@ -146,7 +146,7 @@ def carry_out(plan: Plan, jobs: int, told: Told) -> list[Path]:
     for run in plan.runs:
         _refuse_others(run)
     todo = [run for run in plan.runs if not all(run.result(protocol).is_file() for protocol in plan.protocols)]
-    commands = _Commands(max((os.cpu_count() or 1) // jobs, 1))
+    commands = _Commands(os.environ.get("OMP_NUM_THREADS") or str(max((os.cpu_count() or 1) // jobs, 1)))
     done = len(plan.runs) - len(todo)
     told("", done, len(plan.runs))
     with ThreadPoolExecutor(jobs) as pool:
@@ -203,8 +203,8 @@ def _do(run: Run, protocols: Sequence[Protocol], commands: "_Commands") -> None:
 class _Commands:
     """Runs `segue` commands in processes of their own, all of which can be stopped."""
 
-    def __init__(self, threads: int) -> None:
-        self._environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1"}
+    def __init__(self, threads: str) -> None:
+        self._environment = os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": "1"}
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._stopped = False

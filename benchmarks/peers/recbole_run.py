@@ -22,8 +22,14 @@ from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
 
 MODELS = {"gru4rec": "GRU4Rec", "caser": "Caser"}
-LENGTH = 20
+WINDOW = 20
 HEADER = "session_id:token\titem_id_list:token_seq\titem_id:token\n"
+
+
+def longest(arrays: Any) -> int:
+    """Plays of the longest list that is written: RecBole's Caser takes no shorter ones."""
+    ahead = np.diff(arrays["train_offsets"]).max() - 1
+    return int(min(WINDOW, max(ahead, *(np.diff(arrays[f"{part}_offsets"]).max() for part in ("validation", "test")))))
 
 
 def write_parts(arrays: Any, folder: Path) -> None:
@@ -33,18 +39,18 @@ def write_parts(arrays: Any, folder: Path) -> None:
         stream.write(HEADER)
         for session, (start, end) in enumerate(pairwise(offsets)):
             for at in range(start + 1, end):
-                stream.write(f"{session}\t{' '.join(map(str, rows[max(start, at - LENGTH) : at]))}\t{rows[at]}\n")
+                stream.write(f"{session}\t{' '.join(map(str, rows[max(start, at - WINDOW) : at]))}\t{rows[at]}\n")
     for part, name in (("validation", "valid"), ("test", "test")):
         rows, offsets, targets = arrays[part], arrays[f"{part}_offsets"], arrays[f"{part}_targets"]
         with (folder / f"mssd.{name}.inter").open("w") as stream:
             stream.write(HEADER)
             for session, (start, end) in enumerate(pairwise(offsets)):
                 stream.write(
-                    f"{session}\t{' '.join(map(str, rows[max(start, end - LENGTH) : end]))}\t{targets[session]}\n"
+                    f"{session}\t{' '.join(map(str, rows[max(start, end - WINDOW) : end]))}\t{targets[session]}\n"
                 )
 
 
-def settings(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def settings(chosen: argparse.Namespace, folder: Path, length: int) -> dict[str, Any]:
     """What RecBole is told; everything else is its default for the model."""
     return {
         "data_path": str(folder.parent),
@@ -52,7 +58,7 @@ def settings(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "load_col": {"inter": ["session_id", "item_id_list", "item_id"]},
         "USER_ID_FIELD": "session_id",
         "alias_of_item_id": ["item_id_list"],
-        "MAX_ITEM_LIST_LENGTH": LENGTH,
+        "MAX_ITEM_LIST_LENGTH": length,
         "train_neg_sample_args": None,
         "loss_type": "CE",
         "embedding_size": 128,
@@ -75,7 +81,7 @@ def settings(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def ranks_of(model: Any, dataset: Any, arrays: Any, part: str) -> Any:
+def ranks_of(model: Any, dataset: Any, arrays: Any, part: str, length: int) -> Any:
     """Mean rank of each session's target by RecBole's scores of all items. [sessions] float64."""
     token = dataset.field2token_id["item_id"]
     rows, offsets, targets = arrays[part], arrays[f"{part}_offsets"], arrays[f"{part}_targets"]
@@ -84,10 +90,10 @@ def ranks_of(model: Any, dataset: Any, arrays: Any, part: str) -> Any:
     model.eval()
     for start in range(0, len(targets), 512):
         sessions = range(start, min(start + 512, len(targets)))
-        items = torch.zeros((len(sessions), LENGTH), dtype=torch.int64)
+        items = torch.zeros((len(sessions), length), dtype=torch.int64)
         lengths = torch.zeros(len(sessions), dtype=torch.int64)
         for line, session in enumerate(sessions):
-            plays = known[rows[offsets[session] : offsets[session + 1]][-LENGTH:]]
+            plays = known[rows[offsets[session] : offsets[session + 1]][-length:]]
             items[line, : len(plays)] = torch.from_numpy(plays)
             lengths[line] = len(plays)
         asked = {"item_id_list": items, "item_length": lengths, "session_id": torch.tensor(list(sessions))}
@@ -115,11 +121,12 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     arrays = np.load(chosen.arrays)
+    length = longest(arrays)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "mssd"
         folder.mkdir()
         write_parts(arrays, folder)
-        config = Config(model=MODELS[chosen.model], dataset="mssd", config_dict=settings(chosen, folder))
+        config = Config(model=MODELS[chosen.model], dataset="mssd", config_dict=settings(chosen, folder, length))
         init_seed(chosen.seed, config["reproducibility"])
         dataset = create_dataset(config)
         train, valid, _ = data_preparation(config, dataset)
@@ -130,7 +137,7 @@ def main() -> None:
         seconds = time.monotonic() - started
         kept = torch.load(trainer.saved_model_file, weights_only=False)
         model.load_state_dict(kept["state_dict"])
-        ranks = {part: ranks_of(model, dataset, arrays, part) for part in ("validation", "test")}
+        ranks = {part: ranks_of(model, dataset, arrays, part, length) for part in ("validation", "test")}
     hr10 = float((ranks["validation"] <= 10).mean())
     run = f"{chosen.model} lr {chosen.learning_rate} seed {chosen.seed}"
     print(f"{run}: validation HR@10 {hr10:.4f} (RecBole says {best})", flush=True)

@@ -3,10 +3,11 @@
     python benchmarks/serving/load.py PLAN.json        prints one JSON object
 
 It is a process of its own, so that it can have a core of its own, and reads answers no further than it must. Its own
-processor time is told beside the latencies: a generator that is busy all the time measures itself.
+processor time is told beside the latencies, and how late it was: a generator that is busy or late measures itself.
 
 At an offered rate, requests come as a Poisson process and wait for a free connection where there is none; their latency
-counts from when they came, so a stalled service is not asked less.
+counts from when they came, so a stalled service is not asked less. `phases`, a list of seconds and rate, has the rate
+change, and what is answered is then told for each phase: answers of 2xx apart from refusals.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ import json
 import random
 import sys
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -122,13 +124,20 @@ class Run:
         self.sessions: list[list[Play]] = json.loads(Path(plan["sessions"]).read_text()) if plan["sessions"] else []
         self.latencies: list[float] = []
         self.failures: dict[int, int] = {}
+        self.came, self.took, self.served = array("d"), array("d"), array("b")  # of every answer, if there are phases
+        self.late = array("d")  # how long after its time each offered request was made: the generator's own fault
         self.kept: list[tuple[str, list[str]]] = []
         self.began = 0.0
 
     def note(self, latency: float, status: int, request: bytes, body: bytes) -> None:
         """Count one answer."""
-        if time.perf_counter() - self.began < self.plan["warm_up_s"]:
+        came = time.perf_counter() - latency - self.began
+        if came + latency < self.plan["warm_up_s"]:
             return
+        if "phases" in self.plan:
+            self.came.append(came)
+            self.took.append(latency)
+            self.served.append(200 <= status < 300)
         self.latencies.append(latency)
         if not 200 <= status < 300:
             self.failures[status] = self.failures.get(status, 0) + 1
@@ -136,6 +145,35 @@ class Run:
             self.kept.append(
                 (request.split(b" ", 2)[1].decode(), [item["track_id"] for item in json.loads(body)["items"]])
             )
+
+    def rate(self, at: float) -> float:
+        """Requests a second that are to come `at` seconds after the beginning."""
+        steady: float = self.plan.get("rate", 1)
+        for seconds, rate in self.plan.get("phases", ()):
+            if at < seconds:
+                return float(rate)
+            at -= seconds
+        return steady
+
+    def phases(self) -> list[dict[str, Any]]:
+        """What was answered to the requests that came in each phase. A late answer is one after 100 ms."""
+        came, took, served = np.array(self.came), np.array(self.took) * 1000, np.array(self.served, dtype=bool)
+        found, began = [], 0.0
+        for seconds, rate in self.plan["phases"]:
+            within = (came >= began) & (came < began + seconds)
+            bad = came[within & (~served | (took > 100))]
+            found.append(
+                {
+                    "rate": rate,
+                    "served_per_s": round(float((within & served).sum()) / seconds, 1),
+                    "refused_per_s": round(float((within & ~served).sum()) / seconds, 1),
+                    **_quantiles("served", took[within & served]),
+                    **_quantiles("refused", took[within & ~served]),
+                    "last_refused_or_late_s": round(float(bad.max()) - began, 3) if len(bad) else 0.0,
+                }
+            )
+            began += seconds
+        return found
 
     async def closed(self, connection: Connection, requests: Iterator[bytes], until: float) -> None:
         """One listener: the next request as soon as the last one is answered."""
@@ -187,10 +225,11 @@ class Run:
 
         come = time.perf_counter()
         while come < until:
-            come += rng.expovariate(self.plan["rate"])
+            come += rng.expovariate(self.rate(come - self.began))
             late = come - time.perf_counter()
             if late > 0:
                 await asyncio.sleep(late)
+            self.late.append(time.perf_counter() - come)
             waiting.append(come)
             start()
         patience = loop.time() + 10
@@ -209,7 +248,7 @@ class Run:
         self.began = time.perf_counter()
         worked = time.process_time()
         until = self.began + plan["seconds"]
-        if plan.get("rate"):
+        if plan.get("rate") or "phases" in plan:
             await self.offered(connections, requests, until)
         else:
             await asyncio.gather(*(self.closed(c, r, until) for c, r in zip(connections, requests, strict=True)))
@@ -224,8 +263,15 @@ class Run:
             **dict(zip(("p50_ms", "p90_ms", "p99_ms", "max_ms"), quantiles, strict=True)),
             "failures": self.failures,
             "generator_cpu": round((time.process_time() - worked) / took, 3),
+            **({"generator_late_p99_ms": round(float(np.percentile(self.late, 99)) * 1000, 2)} if self.late else {}),
             **({"kept": self.kept} if plan.get("keep") else {}),
+            **({"phases": self.phases()} if "phases" in plan else {}),
         }
+
+
+def _quantiles(what: str, ms: "np.ndarray[Any, np.dtype[np.float64]]") -> dict[str, float | None]:
+    values = np.percentile(ms, [50, 99, 100]).round(2).tolist() if len(ms) else [None] * 3
+    return dict(zip((f"{what}_p50_ms", f"{what}_p99_ms", f"{what}_max_ms"), values, strict=True))
 
 
 if __name__ == "__main__":

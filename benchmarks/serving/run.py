@@ -210,14 +210,15 @@ def memory(process: psutil.Process) -> dict[str, int]:
 
 
 def service(
-    folder: Path, release: Path, url: str, workers: int = 1
+    folder: Path, release: Path, url: str, workers: int = 1, shed_after_ms: float = 0
 ) -> contextlib.AbstractContextManager[psutil.Process]:
-    """The service on the server's core, on port 8911."""
+    """The service on the server's core, on port 8911. It refuses nothing unless told: what it can do is asked."""
     command = [sys.executable, "-m", "segue", "serve", release, "--redis-url", url, "--port", 8911]
     environment = {
         "SEGUE_DATA_DIR": str(folder / "data"),
         "SEGUE_RANKING_THREADS": "1",
         "SEGUE_LOG_LEVEL": "warning",
+        "SEGUE_SHED_AFTER_MS": str(shed_after_ms),
     }
     return served([*command, "--workers", workers], environment, 8911)
 

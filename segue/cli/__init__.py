@@ -3,9 +3,13 @@
 A wrong input ends with one line on stderr and exit code 2.
 """
 
+import contextlib
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from importlib import metadata
+from types import FrameType
 
 import click
 
@@ -65,7 +69,8 @@ for _command in (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
-        result = segue.main(arguments, prog_name="segue", standalone_mode=False)
+        with _termination_interrupts():
+            result = segue.main(arguments, prog_name="segue", standalone_mode=False)
     except click.ClickException as error:
         return _refuse(error.format_message(), 2)
     except SegueError as error:
@@ -81,6 +86,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # whoever read the output has closed it, as `head` does
         return 0
     return result if isinstance(result, int) else 0
+
+
+@contextlib.contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """Take SIGTERM as Ctrl-C, so that a command that is told to end ends what it has started."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 (what signal.signal calls)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _refuse(message: str, code: int) -> int:

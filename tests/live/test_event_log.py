@@ -1,6 +1,5 @@
 """The event log: its files say what the sessions were, whatever happened to the service meanwhile."""
 
-import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,8 @@ import httpx
 import polars as pl
 import pytest
 
-from service.event_log import SCHEMA, erase_from_files, write_file
+from service.event_log import erase_from_files, write_file
+from tests.event_log_reader import read_back
 
 StartService = Callable[..., Any]
 
@@ -23,22 +23,6 @@ def report(client: httpx.Client, session_id: str, *events: tuple[str, str]) -> N
 def shown(client: httpx.Client, session_id: str) -> list[tuple[str, bool]]:
     plays = client.get(f"/sessions/{session_id}").json()["plays"]
     return [(one["track_id"], one["outcome"] == "skipped") for one in plays]
-
-
-def read_back(folder: Path) -> dict[str, list[tuple[str, bool]]]:
-    """Plays by session id, as a reader of the log should make them: of one position, the latest row counts."""
-    frames = [pl.DataFrame(schema=SCHEMA)]
-    for file in sorted(folder.glob("*.parquet")):
-        # As bytes, since polars opens a file twice and the writer may replace it in between.
-        with contextlib.suppress(FileNotFoundError):
-            frames.append(pl.read_parquet(file.read_bytes()))
-    assert all(frame.schema == SCHEMA for frame in frames)
-    rows = pl.concat(frames)
-    plays: dict[str, dict[int, tuple[str, bool]]] = {}
-    for row in rows.sort("written_at", maintain_order=True).iter_rows(named=True):
-        assert row["timestamp"] is not None
-        plays.setdefault(row["session_id"], {})[row["position"]] = (row["track_id"], row["skipped"])
-    return {name: [of[position] for position in range(len(of))] for name, of in plays.items()}
 
 
 def of(session_id: str, log: dict[str, list[tuple[str, bool]]]) -> list[list[tuple[str, bool]]]:

@@ -122,7 +122,7 @@ def test_what_is_wrong_with_redis_is_said_without_its_password(
         given["redis_url"] = f"rediss://segue:{ENCODED}@127.0.0.1:{free_port()}"
     else:
         given = {"redis_url": server.url().replace("rediss", "redis")}
-    service = start_service(**given, event_log_flush_s=0.1, redis_timeout_s=0.5, log_level="debug")
+    service = start_service(**given, event_log_flush_s=0.1, redis_timeout_s=0.5, log_level="debug", fallback="none")
     with service.client() as client:
         for answer in (report(client, "a"), client.get("/health/ready"), client.get("/recommendations?session_id=a")):
             assert answer.status_code == 503

@@ -97,8 +97,11 @@ class Bert4Rec(SessionEncoder):
         chosen = torch.rand(hideable.shape, device=hideable.device) < self.masking
         chosen[:, -1] = True
         chosen = chosen & hideable
+        # Plays after a hidden one are seen, the next played track among them: only at the end is it still to be found.
+        last = torch.zeros_like(chosen)
+        last[:, -1] = True
         shown_alone = batch._replace(
-            targets=torch.where(chosen, batch.targets, PAD_ROW), positives=torch.where(chosen, batch.positives, PAD_ROW)
+            targets=torch.where(chosen, batch.targets, PAD_ROW), positives=torch.where(last, batch.positives, PAD_ROW)
         )
         return _Hidden(shown_alone, F.pad(chosen, (1, 0)))
 

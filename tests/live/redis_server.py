@@ -1,0 +1,64 @@
+"""A Redis server for tests that stop, freeze and start it."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import redis
+
+from service.embedded_redis import redis_server_binary
+
+
+class Server:
+    """A Redis on a port of its own, whose data outlive it."""
+
+    def __init__(self, folder: Path, **options: str) -> None:
+        """`options` are Redis' own."""
+        folder.mkdir()
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            self.port: int = listening.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}"
+        self._options = {"port": str(self.port), "bind": "127.0.0.1", "dir": str(folder), "save": "", **options}
+        self.start()
+
+    def start(self) -> None:
+        """Start it, anew as the case may be, and wait until it answers."""
+        words = [word for name, value in self._options.items() for word in (f"--{name}", *value.split(" "))]
+        self.process = subprocess.Popen([redis_server_binary(), *words], stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 10
+        while True:
+            with contextlib.suppress(redis.ConnectionError), self.client() as client:
+                client.ping()
+                return
+            assert time.monotonic() < deadline, "Redis does not start"
+            time.sleep(0.02)
+
+    def client(self) -> "redis.Redis":
+        """A client of it."""
+        return redis.Redis(port=self.port, decode_responses=True)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.process.kill()
+        self.process.wait(10)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It neither answers nor ends."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.process.pid, signal.SIGCONT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()

@@ -1,0 +1,134 @@
+"""SEGUE_DURABILITY and SEGUE_WAIT_REPLICAS with real servers: verified, kept, and refused where Redis gives less."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from segue.errors import BadOption
+from service.settings import read_settings
+from tests.live.redis_server import Server
+
+StartService = Callable[..., Any]
+PLAY = {"events": [{"type": "play", "track_id": "g0-t00", "event_id": "e"}]}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with Server(tmp_path / "server", appendonly="yes", appendfsync="everysec") as server:
+        yield server
+
+
+def configured(server: Server, **settings: str) -> None:
+    with server.client() as client:
+        for name, value in settings.items():
+            client.config_set(name, value)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_redis_that_keeps_less_is_refused_at_the_start(
+    start_service: StartService, server: Server, workers: int
+) -> None:
+    service = start_service(redis_url=server.url, durability="always", workers=workers)
+    assert service.process.wait(30) != 0
+    service.stop()
+    assert "durability is always, and Redis has appendonly yes and appendfsync everysec" in service.output[-1]
+
+
+def test_readiness_notices_a_redis_that_has_become_weaker(start_service: StartService, server: Server) -> None:
+    with start_service(redis_url=server.url).client() as client:
+        assert client.get("/health/ready").status_code == 200
+        configured(server, appendonly="no")
+        answer = client.get("/health/ready")
+        assert answer.status_code == 503
+        assert "durability is every-second, and Redis has appendonly no" in answer.json()["detail"]
+        configured(server, appendonly="yes")
+        assert client.get("/health/ready").status_code == 200
+
+
+def test_memory_asks_nothing_of_redis(start_service: StartService, server: Server) -> None:
+    configured(server, appendonly="no")
+    with start_service(redis_url=server.url, durability="memory").client() as client:
+        assert client.get("/health/ready").status_code == 200
+        assert client.post("/sessions/a/events", json=PLAY).status_code == 200
+
+
+def test_a_redis_that_does_not_tell_its_configuration_is_believed_and_the_log_says_so(
+    start_service: StartService, server: Server
+) -> None:
+    with server.client() as client:
+        rules = ["on", ">secret", "~segue:*", "resetchannels", "+@all", "-config"]
+        client.execute_command("ACL", "SETUSER", "segue", *rules)
+    service = start_service(redis_url=f"redis://segue:secret@127.0.0.1:{server.port}", durability="always")
+    with service.client() as client:
+        for _ in range(3):
+            assert client.get("/health/ready").status_code == 200
+        service.stop()
+    told = [line for line in service.output if "durability_not_verified" in line]
+    assert 1 <= len(told) <= 2  # at the start, and by the first readiness
+    assert "config" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("durability", "fsync"), [("memory", "no"), ("every-second", "everysec"), ("always", "always")]
+)
+def test_the_embedded_redis_is_started_as_promised(
+    start_service: StartService, tmp_path: Path, durability: str, fsync: str
+) -> None:
+    with start_service(durability=durability).client() as client:
+        assert client.get("/health/ready").status_code == 200
+        with redis.Redis(
+            unix_socket_path=str(tmp_path / "data" / "redis" / "redis.sock"), decode_responses=True
+        ) as own:
+            assert own.config_get("append*") | {"appendonly": "yes", "appendfsync": fsync} == own.config_get("append*")
+
+
+def test_a_write_is_acknowledged_when_the_replica_has_it(
+    start_service: StartService, server: Server, tmp_path: Path
+) -> None:
+    with (
+        Server(tmp_path / "replica", replicaof=f"127.0.0.1 {server.port}") as replica,
+        start_service(redis_url=server.url, wait_replicas=1, wait_timeout_ms=300).client() as client,
+    ):
+        deadline = time.monotonic() + 20
+        while client.get("/health/ready").status_code != 200:
+            assert time.monotonic() < deadline, "the replica does not follow"
+            time.sleep(0.1)
+        assert client.post("/sessions/a/events", json=PLAY).status_code == 200
+        os.kill(replica.process.pid, signal.SIGSTOP)
+        try:
+            body = {"events": [{"type": "play", "track_id": "g0-t01", "event_id": "f"}]}
+            answer = client.post("/sessions/a/events", json=body)
+            assert answer.status_code == 503
+            assert "fewer than 1 replicas" in answer.json()["detail"]
+            assert answer.headers["retry-after"] == "1"
+            assert client.get("/health/ready").status_code == 503
+            assert len(client.get("/sessions/a").json()["plays"]) == 2  # it is stored, and not acknowledged
+        finally:
+            os.kill(replica.process.pid, signal.SIGCONT)
+        answer = client.post("/sessions/a/events", json=body)
+        assert (answer.status_code, answer.json()["duplicates"], answer.json()["length"]) == (200, 1, 2)
+        server.kill()
+        with replica.client() as kept:
+            [key] = kept.scan_iter("segue:*:a:plays")
+            assert kept.llen(key) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"durability": "forever"}, "durability is 'forever'"),
+        ({"wait_replicas": 1, "redis_cluster": True}, "wait_replicas is not for a Redis Cluster"),
+        ({"wait_replicas": 1, "wait_timeout_ms": 2000}, "wait_timeout_ms must be below redis_timeout_s"),
+    ],
+)
+def test_settings_that_do_not_fit_are_told_in_one_line(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadOption) as caught:
+        read_settings(release="r", redis_url="redis://r", **given)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

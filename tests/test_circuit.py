@@ -1,0 +1,90 @@
+"""While Redis does not answer, nobody waits for it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from service.circuit import FAILURES, Circuit
+
+
+class Server:
+    """Answers probes while it is up."""
+
+    def __init__(self) -> None:
+        self.up = False
+        self.asked = 0
+
+    async def ping(self) -> bool:
+        self.asked += 1
+        if not self.up:
+            raise RedisConnectionError("away")
+        return True
+
+
+def run(test: Callable[[Server, Circuit, list[bool]], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        server, told = Server(), list[bool]()
+        circuit = Circuit(server.ping, told.append, pause_s=0.01)
+        await test(server, circuit, told)
+        await circuit.aclose()
+
+    asyncio.run(asyncio.wait_for(whole(), 5))
+
+
+async def until_closed(circuit: Circuit) -> None:
+    while circuit.is_open:
+        await asyncio.sleep(0.005)
+
+
+def test_it_opens_after_failures_in_a_row_and_an_answer_between_them_counts() -> None:
+    async def test(server: Server, circuit: Circuit, told: list[bool]) -> None:
+        for _ in range(3):
+            for _ in range(FAILURES - 1):
+                circuit.failed(timed_out=False)
+            assert not circuit.is_open
+            circuit.succeeded()
+        for _ in range(FAILURES):
+            circuit.failed(timed_out=False)
+        assert circuit.is_open
+        assert told == [True]
+
+    run(test)
+
+
+def test_one_timeout_is_enough() -> None:
+    async def test(server: Server, circuit: Circuit, told: list[bool]) -> None:
+        circuit.failed(timed_out=True)
+        assert circuit.is_open
+
+    run(test)
+
+
+def test_a_probe_in_the_background_closes_it() -> None:
+    async def test(server: Server, circuit: Circuit, told: list[bool]) -> None:
+        circuit.failed(timed_out=True)
+        while server.asked < 3:
+            assert circuit.is_open
+            await asyncio.sleep(0.005)
+        circuit.failed(timed_out=True)  # one that was under way: no second probe, and told once
+        server.up = True
+        await until_closed(circuit)
+        assert told == [True, False]
+        asked = server.asked
+        await asyncio.sleep(0.05)
+        assert server.asked == asked
+        circuit.failed(timed_out=False)
+        assert not circuit.is_open  # failures are counted anew
+
+    run(test)
+
+
+def test_nothing_is_left_of_it_when_it_is_closed_for_good() -> None:
+    async def test(server: Server, circuit: Circuit, told: list[bool]) -> None:
+        circuit.failed(timed_out=True)
+        await circuit.aclose()
+        asked = server.asked
+        await asyncio.sleep(0.05)
+        assert server.asked == asked
+
+    run(test)

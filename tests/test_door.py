@@ -1,0 +1,150 @@
+"""Who is let in: the number that may be within is learnt from how long answers take."""
+
+from collections import deque
+from typing import Any
+
+import pytest
+
+from service.door import FEWEST, REFUSAL, Door
+
+TARGET_S = 0.05
+
+
+class Clock:
+    """Shows what it is set to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Queue:
+    """A service that answers one request after another, each in `each_s`."""
+
+    def __init__(self, each_s: float) -> None:
+        self.each_s = each_s
+        self.clock = Clock()
+        self.refused = 0
+        self.door = Door(TARGET_S, clock=self.clock)
+        self.within: deque[dict[str, Any]] = deque()
+        self.waits: list[float] = []
+
+    def offer(self, per_s: float, seconds: float) -> None:
+        """Requests at an even rate. A refusal takes no time."""
+        coming = self.clock.now
+        until = coming + seconds
+        answered = self.clock.now + self.each_s
+        while self.clock.now < until:
+            if coming <= answered or not self.within:
+                self.clock.now = coming
+                if not self.within:
+                    answered = coming + self.each_s
+                if self.door.is_full():
+                    self.refused += 1
+                else:
+                    scope: dict[str, Any] = {"came": coming}
+                    self.door.enter(scope)
+                    self.within.append(scope)
+                coming += 1 / per_s
+            else:
+                self.clock.now = answered
+                scope = self.within.popleft()
+                self.waits.append(answered - scope["came"])
+                self.door.leave(scope, learn=True)
+                answered += self.each_s
+
+
+def test_nobody_is_refused_below_capacity() -> None:
+    queue = Queue(each_s=0.001)
+    queue.offer(per_s=900, seconds=10)
+    assert queue.refused == 0
+    assert len(queue.waits) == pytest.approx(9000, abs=2)
+
+
+@pytest.mark.parametrize("times", [2, 5])
+@pytest.mark.parametrize("each_s", [0.0003, 0.001, 0.003])
+def test_beyond_capacity_those_within_are_answered_in_time(each_s: float, times: float) -> None:
+    queue = Queue(each_s)
+    queue.offer(per_s=times / each_s, seconds=2)  # the first seconds teach
+    queue.waits.clear()
+    queue.refused = 0
+    queue.offer(per_s=times / each_s, seconds=10)
+    waits = sorted(queue.waits)
+    assert len(waits) == pytest.approx(10 / each_s, rel=0.02)  # the capacity is used
+    assert queue.refused == pytest.approx((times - 1) * 10 / each_s, rel=0.05)
+    assert waits[int(0.99 * len(waits))] <= 1.1 * TARGET_S
+
+
+def test_a_service_that_becomes_slow_is_learnt_within_two_seconds_and_that_it_is_fast_again_too() -> None:
+    queue = Queue(each_s=0.0003)
+    queue.offer(per_s=10_000, seconds=3)
+    fast = queue.door.most_within
+    queue.each_s = 0.002
+    queue.offer(per_s=10_000, seconds=2)
+    assert queue.door.most_within == pytest.approx(TARGET_S / 0.002, rel=0.3)
+    queue.each_s = 0.0003
+    queue.offer(per_s=10_000, seconds=3)
+    assert queue.door.most_within == pytest.approx(fast, rel=0.3)
+
+
+def test_a_round_of_late_answers_among_many_in_time_is_no_overload() -> None:
+    """32 clients who ask again at once; every tenth of a second the core is away for longer than the target."""
+    clock = Clock()
+    door = Door(TARGET_S, clock=clock)
+    for _ in range(100):
+        for took in (*([0.01] * 10), 1.6 * TARGET_S):
+            scopes: list[dict[str, Any]] = [{} for _ in range(32)]
+            for scope in scopes:
+                assert not door.is_full()
+                door.enter(scope)
+            clock.now += took
+            for scope in scopes:
+                door.leave(scope, learn=True)
+
+
+def test_a_long_stall_cuts_once_and_few_are_always_let_in() -> None:
+    clock = Clock()
+    door = Door(TARGET_S, clock=clock)
+    before = door.most_within
+    scopes: list[dict[str, Any]] = [{} for _ in range(40)]
+    for scope in scopes:
+        door.enter(scope)
+    clock.now = 10.0
+    for scope in scopes:
+        door.leave(scope, learn=True)
+    assert door.most_within == before / 2
+    for _ in range(500):
+        scope = {}
+        door.enter(scope)
+        clock.now += 10
+        door.leave(scope, learn=True)
+    assert door.most_within == FEWEST
+    assert door.within == 0
+
+
+def test_what_does_not_tell_of_the_load_teaches_nothing_and_what_did_not_enter_does_not_leave() -> None:
+    clock = Clock()
+    door = Door(TARGET_S, clock=clock)
+    before = door.most_within
+    scope: dict[str, Any] = {}
+    door.enter(scope)
+    clock.now = 10.0
+    door.leave(scope, learn=False)
+    door.leave(scope, learn=True)
+    door.leave({}, learn=True)
+    assert (door.within, door.most_within) == (0, before)
+
+
+def test_a_door_without_a_target_is_never_full() -> None:
+    door = Door()
+    for _ in range(100_000):
+        door.enter({})
+    assert not door.is_full()
+
+
+def test_the_refusal_says_when_to_come_again() -> None:
+    assert REFUSAL.status_code == 503
+    assert REFUSAL.headers["retry-after"] == "1"
+    assert REFUSAL.media_type == "application/problem+json"

@@ -21,16 +21,16 @@ _VARINTS: Final = (4, 5, 6)
 _FIXED: Final = {_BYTE: 1, _DOUBLE: 8}
 
 
-class DamagedFooter(ValueError):
-    """A footer that leads out of itself."""
+class DamagedFile(ValueError):
+    """A file that is not to be given to Polars."""
 
 
 # What a damaged Parquet or Arrow file may raise: Polars' errors, a panic of its own included, and those of this module.
-UNREADABLE: Final = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, DamagedFooter)
+UNREADABLE: Final = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, DamagedFile)
 
 
 def check_footer(path: Path) -> None:
-    """Raise DamagedFooter where Polars would follow the footer of `path` too far; what else is wrong, it says itself.
+    """Raise DamagedFile where Polars would follow the footer of `path` too far; what else is wrong, it says itself.
 
     Raises OSError for a file that cannot be read.
     """
@@ -58,7 +58,7 @@ class _Walk:
     def value(self, kind: int, depth: int) -> None:
         """One value of a type."""
         if depth > _DEEPEST:
-            raise DamagedFooter("its footer is nested too deeply")
+            raise DamagedFile("its footer is nested too deeply")
         if kind in _VARINTS:
             self._varint()
         elif kind in _FIXED:
@@ -76,7 +76,7 @@ class _Walk:
                 kinds = self._byte()
                 self._elements(count, (kinds >> 4, kinds & 15), depth)
         else:
-            raise DamagedFooter(f"its footer holds a value of the unknown type {kind}")
+            raise DamagedFile(f"its footer holds a value of the unknown type {kind}")
 
     def _struct(self, depth: int) -> None:
         while (head := self._byte()) != _STOP:
@@ -87,7 +87,7 @@ class _Walk:
 
     def _elements(self, count: int, kinds: tuple[int, ...], depth: int) -> None:
         if count > len(self._content) - self._at:
-            raise DamagedFooter(f"its footer states {count:,} elements in {len(self._content) - self._at:,} bytes")
+            raise DamagedFile(f"its footer states {count:,} elements in {len(self._content) - self._at:,} bytes")
         for _ in range(count):
             for kind in kinds:
                 self.value(_BYTE if kind in (_TRUE, _FALSE) else kind, depth + 1)
@@ -103,9 +103,9 @@ class _Walk:
             number |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return number
-        raise DamagedFooter("a number in its footer does not end")
+        raise DamagedFile("a number in its footer does not end")
 
     def _skip(self, count: int) -> None:
         self._at += count
         if self._at > len(self._content):
-            raise DamagedFooter("its footer ends within a value")
+            raise DamagedFile("its footer ends within a value")

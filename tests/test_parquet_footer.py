@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from segue.parquet_footer import DamagedFooter, check_footer
+from segue.parquet_footer import DamagedFile, check_footer
 
 
 def with_footer(path: Path, footer: bytes) -> Path:
@@ -48,7 +48,7 @@ def test_what_polars_writes_is_let_through(tmp_path: Path, rows: int, groups: in
     ],
 )
 def test_a_footer_that_leads_out_of_itself_is_refused(tmp_path: Path, footer: bytes, message: str) -> None:
-    with pytest.raises(DamagedFooter, match=message):
+    with pytest.raises(DamagedFile, match=message):
         check_footer(with_footer(tmp_path / "f.parquet", footer))
 
 

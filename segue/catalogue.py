@@ -14,6 +14,7 @@ import polars as pl
 
 from segue.arrays import Int
 from segue.errors import InputError, UnknownTrack
+from segue.parquet_footer import UNREADABLE, check_footer
 
 Row: TypeAlias = int
 
@@ -34,8 +35,9 @@ _SCHEMA = {
 def _readable(path: Path) -> Iterator[None]:
     """Turn what Polars says of a damaged file, a panic of its own included, into InputError with one line."""
     try:
+        check_footer(path)
         yield
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+    except UNREADABLE as error:
         reason = str(error).partition("\n")[0][:200]
         raise InputError(f"{path} cannot be read as Parquet: {reason}; copy it again") from error
 

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from segue.arrays import Float32, Int, mapped_array
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue, Row
 from segue.errors import BadRelease, UnknownTrack
+from segue.parquet_footer import UNREADABLE
 
 _IDS, _ID_ENDS = "track_ids.bin", "track_id_ends.npy"
 _JSON, _JSON_ENDS = "track_json.bin", "track_json_ends.npy"
@@ -155,7 +156,7 @@ class TrackTable:
             # The length of each text, as Polars checks a text only when it is asked for something of it.
             lengths = pl.col("text").str.len_bytes()
             return self._searchable.select("row", lengths).collect()["row"].to_numpy()
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        except UNREADABLE as error:
             reason = str(error).partition("\n")[0][:200]
             raise BadRelease(f"{folder / _SEARCH} is not an Arrow file: {reason}; copy the release again") from error
 

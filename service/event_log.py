@@ -8,7 +8,9 @@ position, the row with the latest `written_at` is the play: one that became a sk
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import os
+import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -22,6 +24,7 @@ import structlog
 from redis.asyncio import Redis, RedisCluster
 
 from segue.errors import BadOption, StoreUnavailable
+from segue.parquet_footer import UNREADABLE, DamagedFile, check_footer
 from service.redis_errors import store_errors
 from service.session_store import BUCKETS, stream_of
 from service.telemetry import Telemetry
@@ -41,6 +44,8 @@ _MOST_ROWS: Final = 100_000  # of a file
 # Entries read, and rows handed to Polars, at a time: each takes Python a few milliseconds, in which nobody is answered.
 _AT_ONCE: Final = 500
 _UNFINISHED: Final = ".unfinished"
+_DIGITS: Final = 32  # of the sha256 of a file's content, in its name
+_NAME: Final = re.compile(rf"events-\d{{8}}T\d{{6}}-([0-9a-f]{{{_DIGITS}}})\.parquet")
 
 Entry: TypeAlias = tuple[str, dict[str, str]]
 
@@ -187,43 +192,62 @@ def open_folder(folder: Path) -> Path:
 
 def write_file(folder: Path, rows: Sequence[tuple[Any, ...]]) -> Path:
     """Write rows in the order of SCHEMA to a new file, whole or not at all."""
-    now = datetime.now(UTC)
-    path = folder / f"events-{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}.parquet"
     parts = [rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)]
-    _write_whole(pl.concat([pl.DataFrame(part, schema=SCHEMA, orient="row") for part in parts]), path)
-    return path
+    frame = pl.concat([pl.DataFrame(part, schema=SCHEMA, orient="row") for part in parts])
+    return _write_whole(frame, folder, f"events-{datetime.now(UTC):%Y%m%dT%H%M%S}")
 
 
 def erase_from_files(folder: Path, erased: set[str]) -> None:
-    """Remove every play of the erased session ids from the folder's files. One that cannot be read is left as it is."""
+    """Remove every play of the erased session ids from the folder's files; one of which something is left is renamed.
+
+    A damaged one is left as it is: events that wait behind this erasure are not to wait until it is taken away.
+    """
     of_erased = pl.col("session_id").str.replace("@.*$", "").is_in(sorted(erased))
     for path in sorted(folder.glob("events-*.parquet")):
         try:
+            _check_whole(path)
+            check_footer(path)
             if not pl.scan_parquet(path).select(of_erased.any()).collect().item():
                 continue
             kept = pl.read_parquet(path, memory_map=False).filter(~of_erased)
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-            # Events that wait behind this erasure are not to wait for somebody to take a damaged file away.
+        except UNREADABLE as error:
             _log.error("event_log_file_not_read", file=str(path), reason=str(error).partition("\n")[0][:200])
             continue
-        if len(kept):
-            _write_whole(kept, path)
-        else:
-            path.unlink()
+        if len(kept) and _write_whole(kept, folder, path.name.rpartition("-")[0]) == path:
+            continue
+        path.unlink()  # after a crash before this, the erasure is read from its stream again
         _flush_to_disk(folder)
 
 
-def _write_whole(frame: pl.DataFrame, path: Path) -> None:
-    unfinished = path.with_name(f".{path.name}{_UNFINISHED}")
+def _check_whole(path: Path) -> None:
+    """Raise DamagedFile where the file is not what it was written as, which its name tells.
+
+    Polars cannot be left to find out: for some bytes it asks for 2^61 others, and ends the process.
+    """
+    named = _NAME.fullmatch(path.name)  # files of Segue before this have names that tell nothing
+    if named is not None and _digest(path) != named[1]:
+        raise DamagedFile("it is not what was written: its sha256 is not the one that it is named by")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:_DIGITS]
+
+
+def _write_whole(frame: pl.DataFrame, folder: Path, stem: str) -> Path:
+    """Write a new file, whole or not at all; its name ends with what its content is told by."""
+    unfinished = folder / f".{stem}-{uuid.uuid4().hex[:8]}{_UNFINISHED}"
     try:
         frame.write_parquet(unfinished, compression="zstd")
         _flush_to_disk(unfinished)
+        path = folder / f"{stem}-{_digest(unfinished)}.parquet"
         unfinished.replace(path)
-        _flush_to_disk(path.parent)
+        _flush_to_disk(folder)
     except BaseException:
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise
+    return path
 
 
 def _flush_to_disk(path: Path) -> None:

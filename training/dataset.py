@@ -24,6 +24,7 @@ from segue.arrays import Bool, Int
 from segue.catalogue import FIRST_TRACK_ROW, Catalogue
 from segue.errors import BadDataset, InputError
 from segue.folders import new_folder
+from segue.parquet_footer import UNREADABLE, check_footer
 from segue.window import Sessions
 
 FORMAT_VERSION: Final = 1
@@ -150,9 +151,10 @@ def open_dataset(path: Path) -> Dataset:
     facts = _read_facts(path)
     try:
         catalogue = Catalogue.read(path / CATALOGUE_FILE)
+        check_footer(path / SESSIONS_FILE)
         sessions = _read_sessions(path / SESSIONS_FILE)
         session_ids = pl.read_parquet(path / SESSIONS_FILE, columns=["session_id"])["session_id"]
-    except (OSError, InputError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+    except (InputError, *UNREADABLE) as error:
         raise BadDataset(f"{path} is damaged: {_one_line(error)}: write it again with `segue prepare`") from error
     found = fingerprint(catalogue, sessions)
     if found != facts.fingerprint:

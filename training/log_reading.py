@@ -11,9 +11,9 @@ from typing import Final, NamedTuple
 import polars as pl
 
 from segue.errors import BadLog
+from segue.parquet_footer import UNREADABLE
 from training.log_formats import LINE_COLUMNS, PROBLEMS, LogLines, SkipFlag, read_lines
 from training.log_sources import LogKind, uncompressed
-from training.log_tables import UNREADABLE
 
 _EXAMPLES: Final = 5
 _EXAMPLE_CHARACTERS: Final = 120

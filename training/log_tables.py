@@ -12,11 +12,10 @@ from typing import Final
 import polars as pl
 
 from segue.errors import BadLog
+from segue.parquet_footer import UNREADABLE, check_footer
 
 # Names that no column of a log has.
 _LINE, _PARTS, _COMPLETE, _OVERFLOW = "\x00line", "\x00parts", "\x00complete", "\x00overflow"
-# What Polars says of a damaged file, a panic of its own included.
-UNREADABLE: Final = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 _HEADER_BYTES: Final = 1 << 20
 
 # An epoch is in seconds, ms, us or ns; each limit is beyond the year 5000 in its unit and before 1975 in the next.
@@ -37,6 +36,7 @@ class Table:
     def of_parquet(cls, file: Path, name: str) -> "Table":
         """A Parquet file; nothing but its schema is read. Raises BadLog."""
         try:
+            check_footer(file)
             frame = pl.scan_parquet(file, glob=False)
             columns = frame.collect_schema()
         except UNREADABLE as error:

@@ -302,20 +302,24 @@ class EventLogs(Files):
             (f"s{number % 4}@1", number, f"t{number}", number % 2 == 0, 10**12, None, 10**15) for number in range(40)
         ]
         assert len(rows[0]) == len(SCHEMA)
-        self._content = write_file(self.folder / "events", rows).read_bytes()
+        path = write_file(self.folder / "events", rows)
+        self._name, self._content = path.name, path.read_bytes()
 
     def case(self, rng: random.Random) -> str:
         """See Target."""
         for file in (self.folder / "events").iterdir():
             file.unlink()
-        wrong = self.folder / "events" / "events-1.parquet"
+        wrong = self.folder / "events" / self._name
         wrong.write_bytes(damaged(self._content, rng))
-        right = self.folder / "events" / "events-2.parquet"
+        right = self.folder / "events" / "events-of-before.parquet"
         right.write_bytes(self._content)
         erase_from_files(self.folder / "events", {"s1"})
-        left = pl.read_parquet(right, memory_map=False)["session_id"].unique().to_list()
-        assert sorted(left) == ["s0@1", "s2@1", "s3@1"]
-        return "erased"
+        assert not right.exists()
+        for path in (self.folder / "events").iterdir():
+            if path != wrong:
+                left = pl.read_parquet(path, memory_map=False)["session_id"].unique().to_list()
+                assert sorted(left) == ["s0@1", "s2@1", "s3@1"]
+        return "damaged" if wrong.exists() else "erased"
 
 
 class KeysFiles(Files):

@@ -1,5 +1,6 @@
 """The event log: its files say what the sessions were, whatever happened to the service meanwhile."""
 
+import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -129,23 +130,34 @@ def rows() -> list[tuple[Any, ...]]:
 
 
 def test_a_file_is_erased_of_one_session_alone(tmp_path: Path, rows: list[tuple[Any, ...]]) -> None:
-    path = write_file(tmp_path, rows)
-    untouched = write_file(tmp_path, rows[1:])
+    write_file(tmp_path, rows)
+    untouched = write_file(tmp_path, rows[2:])
     before = untouched.stat().st_mtime_ns
     erase_from_files(tmp_path, {"a"})
+    [path] = [path for path in tmp_path.iterdir() if path != untouched]
     assert pl.read_parquet(path)["session_id"].to_list() == ["b@1", "a.b@1"]
     assert untouched.stat().st_mtime_ns == before
     erase_from_files(tmp_path, {"a.b", "b"})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_file_stops_nobodys_erasure(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["events-20260101T000000-{}.parquet", "events-20260101T000000-0123abcd.parquet"])
+def test_a_damaged_file_stops_nobodys_erasure(tmp_path: Path, name: str) -> None:
     """Nor the events that wait behind it: all of the log would stand still until somebody took the file away."""
-    rows: list[tuple[Any, ...]] = [(f"{name}@1", 0, "t", False, 10**12, None, 10**15) for name in "ab"]
-    damaged = write_file(tmp_path, rows)
-    damaged.write_bytes(damaged.read_bytes()[:-9])
-    damaged.rename(tmp_path / "events-0.parquet")
+    rows: list[tuple[Any, ...]] = [(f"{session}@1", 0, "t", False, 10**12, None, 10**15) for session in "ab"]
     right = write_file(tmp_path, rows)
+    damaged = tmp_path / name.format("0" * 32)
+    damaged.write_bytes(right.read_bytes()[:-9])  # told by its name, or, as older ones, by Polars
     erase_from_files(tmp_path, {"a"})
-    assert pl.read_parquet(right)["session_id"].to_list() == ["b@1"]
-    assert (tmp_path / "events-0.parquet").exists()
+    [left] = [path for path in tmp_path.iterdir() if path != damaged]
+    assert pl.read_parquet(left)["session_id"].to_list() == ["b@1"]
+    assert len(damaged.read_bytes()) > 0
+
+
+def test_a_file_is_named_by_its_content(tmp_path: Path) -> None:
+    rows: list[tuple[Any, ...]] = [(f"{session}@1", 0, "t", False, 10**12, None, 10**15) for session in "ab"]
+    for path in (write_file(tmp_path, rows), write_file(tmp_path, rows[1:])):
+        assert path.stem.rpartition("-")[2] == hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+    erase_from_files(tmp_path, {"a"})
+    for path in tmp_path.iterdir():
+        assert path.stem.rpartition("-")[2] == hashlib.sha256(path.read_bytes()).hexdigest()[:32]

@@ -19,14 +19,15 @@ DEFAULT_K = 20
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+def _whole(value: object) -> object:
+    """JSON knows no integers, so 1000.0 is one: strict checking would refuse it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class ReportedEvent(Event):
     """One thing that a listener did."""
 
-    @field_validator("ms_played", mode="before")
-    @classmethod
-    def _whole(cls, value: object) -> object:
-        """JSON knows no integers, so 1000.0 is one: strict checking would refuse it."""
-        return int(value) if isinstance(value, float) and value.is_integer() else value
+    _whole = field_validator("ms_played", mode="before")(_whole)
 
 
 class EventsRequest(BaseModel):
@@ -194,6 +195,8 @@ class WhatIfRequest(BaseModel):
     )
     exclude_heard: bool = Field(default=True, description="Whether the session's own tracks are left out")
     explain: bool = Field(default=False, description="Whether the answer says why")
+
+    _whole = field_validator("k", mode="before")(_whole)
 
 
 class EventsAnswer(BaseModel):

@@ -50,7 +50,8 @@ def test_recommendations_are_the_same_both_ways(
     one, other = (running.get(f"/recommendations?{query.format(session_id)}", headers=name) for query in (quick, long))
     assert one.status_code == other.status_code == 200
     assert one.content == other.content
-    assert one.headers.items() == other.headers.items()
+    told, as_well = ({**answer.headers, "date": "a second may have passed"} for answer in (one, other))
+    assert told == as_well
     assert one.json()["items"]
 
 

@@ -29,6 +29,7 @@ from training.systems import system_name
 
 Protocol: TypeAlias = Literal["full", "sampled"]
 
+_STOP_WAIT_S: Final = 10.0
 _PLAIN: Final = {"beta": 0.0}
 NEURAL: Final = ("sasrec", "bert4rec", "gru4rec", "caser")
 
@@ -228,8 +229,16 @@ class _Commands:
             raise SegueError(f"segue {arguments[0]} ended with code {code}: {last} (all of it in {log})")
 
     def stop(self) -> None:
-        """End what runs; a training goes on from its checkpoint the next time."""
+        """End what runs; a training goes on from its checkpoint the next time.
+
+        A command that is still importing may miss being told, so it is not asked twice.
+        """
         with self._lock:
             self._stopped = True
             for process in self._running:
                 process.terminate()
+            for process in self._running:
+                try:
+                    process.wait(_STOP_WAIT_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()

@@ -263,7 +263,7 @@ def _train(index: Any, embeddings: Float32, nlist: int, rng: np.random.Generator
     if nlist < _MANY_LISTS or type(index) is not faiss.IndexIVFPQFastScan:
         index.train(_sample(embeddings, max(_QUANTISER_TRAINING_ROWS, _TRAINING_ROWS_PER_LIST * nlist), rng))
         return
-    # k-means asks a graph of the centroids as well, made anew in each round: comparing with each would take hours.
+    # k-means asks a graph of the centroids as well, made anew in each round: comparing with each would take longest.
     index.clustering_index = centroids = _graph(index.d, seed, faiss.METRIC_L2)
     index.train(_sample(embeddings, _TRAINING_ROWS_PER_SHORT_LIST * nlist, rng))
     index.clustering_index = None

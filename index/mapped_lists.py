@@ -63,7 +63,7 @@ def read(path: Path, flags: int) -> Any:
     if lists.code_size != index.M2 // 2 or lists.nlist != index.nlist or not _within(_table(lists), lists, length):
         raise RuntimeError("its lists do not lie within the file")
     lists.filename, lists.totsize, lists.read_only = str(path), length, True
-    lists.prefetch_nthread = 0  # the pages are there; threads for each search would cost more than they find
+    lists.prefetch_nthread = 0  # no threads for each search: the pages are there
     lists.do_mmap()
     return index
 

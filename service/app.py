@@ -7,7 +7,6 @@ workers is service/process.py.
 import asyncio
 import contextlib
 import gc
-import importlib.util
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine
 from importlib.metadata import version
@@ -48,7 +47,8 @@ _log = structlog.get_logger()
 
 def create_app(settings: Settings) -> FastAPI:
     """The app for these settings. What it needs is opened when it starts and closed when it ends."""
-    tracing = _tracing(settings)
+    tracing_class = _tracing_class(settings)
+    tracing = tracing_class() if tracing_class is not None else None
     telemetry = Telemetry(tracing.span if tracing is not None else None)
     door = Door(
         settings.shed_after_ms / 1000 or math.inf,
@@ -95,14 +95,14 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(hosts.KnownHosts, settings=settings)
     app.add_middleware(Measured, telemetry=telemetry, door=door)
     if tracing is not None:
-        from service.tracing import Traced  # noqa: PLC0415 (see _tracing)
+        from service.tracing import Traced  # noqa: PLC0415 (see _tracing_class)
 
         app.add_middleware(Traced, tracer=tracing.tracer)
     _describe(app)
     return app
 
 
-def _tracing(settings: Settings) -> "Tracing | None":
+def _tracing_class(settings: Settings) -> "type[Tracing] | None":
     """What traces, if it is asked for: OpenTelemetry is an extra. Raises BadOption where it is not installed."""
     if not settings.tracing:
         return None
@@ -110,7 +110,7 @@ def _tracing(settings: Settings) -> "Tracing | None":
         from service.tracing import Tracing  # noqa: PLC0415 (see above)
     except ModuleNotFoundError as error:
         raise BadOption(f"SEGUE_TRACING=true: {error.name} is missing; pip install 'segue[tracing]'") from error
-    return Tracing()
+    return Tracing
 
 
 def create_app_from_environment() -> FastAPI:
@@ -166,8 +166,7 @@ def refuse_unfit(settings: Settings) -> None:
     """Raise BadRelease or BadOption for what can be seen to be wrong before anything is opened or made."""
     refuse_nothing_to_serve(settings)
     access.check(settings)
-    if settings.tracing and importlib.util.find_spec("opentelemetry") is None:
-        raise BadOption("SEGUE_TRACING=true: OpenTelemetry is missing; pip install 'segue[tracing]'")
+    _tracing_class(settings)
 
 
 def refuse_what_cannot_be_opened(settings: Settings) -> None:

@@ -34,7 +34,7 @@ REFUSAL: Final = response_to(
 
 
 class Door:
-    """Counts the requests within, and learns how many there may be. For one event loop; under a microsecond a call."""
+    """Counts the requests within, and learns how many there may be. For one event loop."""
 
     def __init__(
         self,

@@ -66,6 +66,7 @@ class RedisCommands:
         """`scripts` are those that commands call."""
         self._client = client
         self._telemetry = telemetry
+        self._sizes = telemetry.batch_size.labels("redis")
         self._scripts = scripts
         self._replicas = settings.wait_replicas
         self._wait: Final = ("WAIT", settings.wait_replicas, settings.wait_timeout_ms)
@@ -100,7 +101,7 @@ class RedisCommands:
 
     async def _pipeline(self, commands: list[Command]) -> list[Any]:
         """What Redis answers to each command; an exception where it refuses one."""
-        self._telemetry.batch_size.labels("redis").observe(len(commands))
+        self._sizes.observe(len(commands))
         if self._circuit.is_open:  # it opened while they waited
             raise _unavailable()
         try:

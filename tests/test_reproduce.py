@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 from segue.errors import BadOption, SegueError
 from training.dataset import Dataset
 from training.planted_sessions import simulate
-from training.reproduce import SYSTEMS, Plan, Wanted, carry_out, plan
+from training.reproduce import SYSTEMS, Plan, Wanted, _Commands, carry_out, plan
 from training.systems import system_name
 
 SMALL = ("epochs=1", "dimension=8", "negatives=20")
@@ -109,3 +109,19 @@ def test_a_command_that_is_told_to_end_leaves_no_training_behind(dataset: Datase
     assert said.decode().rstrip().endswith("segue: interrupted")
     _, alive = psutil.wait_procs(trainings, timeout=30)
     assert not alive
+
+
+def test_a_command_that_does_not_hear_is_ended_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.reproduce._STOP_WAIT_S", 0.2)
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    )
+    commands = _Commands("1")
+    with subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"deaf\n"
+        commands._running.add(process)
+        commands.stop()
+        assert process.wait(10) == -signal.SIGKILL
+    with pytest.raises(SegueError, match="stopped"):
+        commands.run(["train"], tmp_path / "log")

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,11 @@ import pytest
 
 trace_service = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
 
-from tests.conftest import recommended  # noqa: E402 (after the check that OpenTelemetry is there)
+from segue.errors import BadOption  # noqa: E402 (after the check that OpenTelemetry is there)
+from segue.release import Release  # noqa: E402
+from service.app import refuse_unfit  # noqa: E402
+from service.settings import Settings  # noqa: E402
+from tests.conftest import recommended  # noqa: E402
 
 StartService = Callable[..., Any]
 EVENT = {"events": [{"type": "play", "track_id": "g1-t00"}]}
@@ -104,3 +109,10 @@ def test_a_request_is_traced_through_its_steps(start_service: StartService, monk
     assert {span.parent_span_id for span in of_trace.values()} == {root.span_id}
     assert {a.key: a.value.int_value for a in root.attributes} == {"http.response.status_code": 200}
     assert "POST /sessions/{session_id}/events" in {span.name for span in spans}
+
+
+def test_tracing_without_its_extra_is_told_in_one_line(tiny_release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "service.tracing", raising=False)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(BadOption, match=r"SEGUE_TRACING=true: .* is missing; pip install 'segue\[tracing\]'"):
+        refuse_unfit(Settings(release=tiny_release.path, tracing=True))

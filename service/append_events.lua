@@ -4,7 +4,7 @@
 -- KEYS  plays (list), facts (hash), event ids (sorted set), events (stream): all of one slot
 -- ARGV  session id, idle gap in ms, most plays kept, most event ids kept, stream length (0: no log),
 --       '1' to return the plays, then five for each event: type, track id, at in ms, ms played, event id ('' for none)
--- Answer: plays kept, duplicates, list of plays if asked for, credits
+-- Answer: plays kept, duplicates, list of plays if asked for, credits, entries that the full stream dropped
 --
 -- A credit says what became of a track that a release had recommended, as <kind> TAB <release>: P it was played, S it
 -- was skipped, L its play, credited before, was later skipped. remember.lua writes what was recommended.
@@ -21,6 +21,7 @@ local started = facts[1] or now_ms
 local appended, reported = tonumber(facts[2] or 0), tonumber(facts[3] or 0)
 local latest = redis.call('LINDEX', plays_key, -1)
 local duplicates = 0
+local logged, waiting = 0, stream_length > 0 and redis.call('XLEN', stream) or 0
 local shown, credited = facts[4], facts[5] or '' -- the latest list; the release credited with the latest play
 local credits = {}
 
@@ -35,6 +36,7 @@ end
 
 local function log(outcome, at, ms, track)
   if stream_length > 0 then
+    logged = logged + 1
     redis.call('XADD', stream, 'MAXLEN', '~', stream_length, '*', 'session_id', session .. '@' .. started,
       'position', appended - 1, 'track_id', track, 'skipped', outcome == 'S' and 1 or 0, 'at', at, 'ms_played', ms)
   end
@@ -85,5 +87,6 @@ for _, key in ipairs({plays_key, facts_key, ids_key}) do
   redis.call('PEXPIRE', key, idle_gap_ms)
 end
 
+local dropped = stream_length > 0 and waiting + logged - redis.call('XLEN', stream) or 0
 return {redis.call('LLEN', plays_key), duplicates, ARGV[6] == '1' and redis.call('LRANGE', plays_key, 0, -1) or {},
-  credits}
+  credits, dropped}

@@ -26,7 +26,7 @@ from redis.asyncio import Redis, RedisCluster
 from segue.errors import BadOption, StoreUnavailable
 from segue.parquet_footer import UNREADABLE, DamagedFile, check_footer
 from service.redis_errors import store_errors
-from service.session_store import BUCKETS, stream_of
+from service.session_store import BUCKETS, erasures_of, stream_of
 from service.telemetry import Telemetry
 
 _log = structlog.get_logger()
@@ -56,7 +56,7 @@ class _Batch:
 
     read_to: dict[str, str] = field(default_factory=dict)  # stream -> id of the last entry that was read
     rows: list[tuple[Any, ...]] = field(default_factory=list)
-    erased: set[str] = field(default_factory=set)  # session ids as clients know them
+    erasures: dict[str, list[str]] = field(default_factory=dict)  # set of erasures -> its marks
     oldest_us: int | None = None
     full: bool = False  # whether streams hold more
 
@@ -65,11 +65,7 @@ class _Batch:
         for entry_id, fields in entries:
             written_us = _written_us(entry_id)
             self.oldest_us = min(self.oldest_us or written_us, written_us)
-            if "erased" in fields:
-                # The script that left the mark has deleted the session's earlier entries: rows here are later ones.
-                self.erased.add(fields["erased"])
-            else:
-                self.rows.append(_row(fields, written_us))
+            self.rows.append(_row(fields, written_us))
 
 
 class EventLog:
@@ -101,11 +97,12 @@ class EventLog:
             batch = await self._read()
             now_us = time.time_ns() // 1000
             self._telemetry.log_lag.set((now_us - (batch.oldest_us or now_us)) / 1e6)
-            if batch.erased:
-                await asyncio.to_thread(erase_from_files, self._folder, batch.erased)
+            if batch.erasures:
+                marks = [mark for marks in batch.erasures.values() for mark in marks]
+                await asyncio.to_thread(erase_from_files, self._folder, marks)
             if batch.rows:
                 await asyncio.to_thread(write_file, self._folder, batch.rows)
-            await self._delete(batch.read_to)
+            await self._delete(batch)
             rows += len(batch.rows)
             self._telemetry.logged_plays.inc(len(batch.rows))
             if not batch.full:
@@ -145,6 +142,7 @@ class EventLog:
     async def _read(self) -> _Batch:
         batch = _Batch()
         with store_errors():
+            batch.erasures = await self._erasures()  # before the streams: one that comes later is for the next turn
             for stream in await self._streams_with_entries():
                 begin = "-"
                 while entries := await self._entries(stream, begin):
@@ -168,13 +166,22 @@ class EventLog:
             pipeline.xlen(stream)
         return [stream for stream, length in zip(streams, await pipeline.execute(), strict=True) if length]
 
-    async def _delete(self, read_to: Mapping[str, str]) -> None:
+    async def _erasures(self) -> dict[str, list[str]]:
+        sets = [erasures_of(bucket) for bucket in range(BUCKETS)]
+        pipeline = self._client.pipeline(transaction=False)
+        for one in sets:
+            pipeline.smembers(one)
+        return {one: sorted(marks) for one, marks in zip(sets, await pipeline.execute(), strict=True) if marks}
+
+    async def _delete(self, batch: _Batch) -> None:
         """Delete what was read: an entry's id rises above those before it, so all that came since is kept."""
-        if not read_to:
+        if not batch.read_to and not batch.erasures:
             return
         with store_errors():
             pipeline = self._client.pipeline(transaction=False)
-            for stream, last in read_to.items():
+            for erasures, marks in batch.erasures.items():
+                pipeline.srem(erasures, *marks)
+            for stream, last in batch.read_to.items():
                 ms, _, number = last.partition("-")
                 pipeline.xtrim(stream, minid=f"{ms}-{int(number) + 1}", approximate=False)
             await pipeline.execute()
@@ -197,12 +204,17 @@ def write_file(folder: Path, rows: Sequence[tuple[Any, ...]]) -> Path:
     return _write_whole(frame, folder, f"events-{datetime.now(UTC):%Y%m%dT%H%M%S}")
 
 
-def erase_from_files(folder: Path, erased: set[str]) -> None:
-    """Remove every play of the erased session ids from the folder's files; one of which something is left is renamed.
+def erase_from_files(folder: Path, marks: Sequence[str]) -> None:
+    """Remove erased sessions' plays from the folder's files; one of which something is left is renamed.
 
-    A damaged one is left as it is: events that wait behind this erasure are not to wait until it is taken away.
+    A mark `<id>@<ms>` erases what its id named until then. A damaged file is left as it is: events that wait behind
+    this erasure are not to wait until it is taken away.
     """
-    of_erased = pl.col("session_id").str.replace("@.*$", "").is_in(sorted(erased))
+    until: dict[str, int] = {}
+    for session_id, _, ms in (mark.rpartition("@") for mark in marks):
+        until[session_id] = max(int(ms), until.get(session_id, 0))
+    named, began = (pl.col("session_id").str.extract(part, 1) for part in ("^(.*)@", "@([0-9]+)$"))
+    of_erased = began.cast(pl.Int64) <= named.replace_strict(until, default=-1, return_dtype=pl.Int64)
     for path in sorted(folder.glob("events-*.parquet")):
         try:
             _check_whole(path)

@@ -51,6 +51,7 @@ from service.dependencies import (
 from service.live_release import Answer, Explanation, Question
 from service.problems import problem_responses
 from service.releases import Served
+from service.session_store import Appended
 
 WEB = Path(__file__).parent / "web"
 
@@ -227,7 +228,7 @@ async def answer_reported(service: Parts, session_id: str, reported: EventsReque
     served = service.releases.for_session(session_id)
     stored = await service.store.append(session_id, reported.events, with_plays=recommend is not None)
     unknown = served.live.unknown([event.track_id for event in reported.events])
-    _count_events(service, reported, stored.duplicates, len(unknown))
+    _count_events(service, reported, stored, len(unknown))
     service.credits.count(stored.credits)
     answer: dict[str, Any] = {
         "session_id": session_id,
@@ -276,11 +277,12 @@ def _json(content: bytes) -> Response:
     return Response(content, media_type="application/json")
 
 
-def _count_events(service: Parts, reported: Reported, duplicates: int, unknown: int) -> None:
+def _count_events(service: Parts, reported: Reported, stored: Appended, unknown: int) -> None:
     """Count what was reported; which of the events were duplicates is known to Redis alone, how many is answered."""
     telemetry = service.telemetry
     skips = sum(event.type is EventType.SKIP for event in reported.events)
     telemetry.events.labels("skip").inc(skips)
     telemetry.events.labels("play").inc(len(reported.events) - skips)
-    telemetry.duplicates.inc(duplicates)
+    telemetry.duplicates.inc(stored.duplicates)
+    telemetry.log_drops.inc(stored.dropped)
     telemetry.unknown_tracks.inc(unknown)

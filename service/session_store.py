@@ -38,6 +38,7 @@ class Appended:
     duplicates: int  # events that had been reported before
     plays: list[Play]  # oldest first; empty unless asked for
     credits: list[str] = field(default_factory=list)  # see append_events.lua
+    dropped: int = 0  # of the event log's entries, as the stream is full
 
 
 def connect(settings: Settings) -> "Redis | RedisCluster":
@@ -72,6 +73,11 @@ def stream_of(bucket: int) -> str:
     return f"segue:{{b{bucket}}}:events"
 
 
+def erasures_of(bucket: int) -> str:
+    """The set of a bucket's sessions that the event log's files are still to forget, each as `<id>@<ms>`."""
+    return f"segue:{{b{bucket}}}:erasures"
+
+
 def keys_of(session_id: str) -> list[str]:
     """The keys of a session: plays, facts, event ids, and the stream of its bucket."""
     bucket = bucket_of(session_id)
@@ -103,8 +109,8 @@ class SessionStore:
         arguments: list[str | int] = [session_id, *limits, *(word for event in events for word in _words(event))]
         named = all(event.event_id for event in events)
         command = self._append.call(keys_of(session_id), arguments, repeatable=named)
-        length, duplicates, plays, credits_ = await self._send(command)
-        return Appended(int(length), int(duplicates), _plays(plays), credits_)
+        length, duplicates, plays, credits_, dropped = await self._send(command)
+        return Appended(int(length), int(duplicates), _plays(plays), credits_, int(dropped))
 
     async def plays(self, session_id: str) -> list[Play]:
         """The session's plays, oldest first; none for an unknown session."""
@@ -118,8 +124,9 @@ class SessionStore:
 
     async def erase(self, session_id: str) -> None:
         """Erase the session from Redis and have the event log erase it from its files."""
-        arguments: list[str | int] = [session_id, self._stream_length]
-        await self._send(self._erase.call(keys_of(session_id), arguments, repeatable=True))
+        keys = [*keys_of(session_id), erasures_of(bucket_of(session_id))]
+        arguments: list[str | int] = [session_id, int(self._stream_length > 0)]
+        await self._send(self._erase.call(keys, arguments, repeatable=True))
 
     async def check(self) -> None:
         """Return if writes would be kept as promised: Redis answers, and as many replicas as they wait for."""

@@ -130,6 +130,9 @@ class Telemetry:
             multiprocess_mode="livesum",
         )
         self.logged_plays = self._counter("logged_plays", "Plays written to the event log's files")
+        self.log_drops = self._counter(
+            "event_log_dropped_plays", "Plays that the event log lost, as its stream was full and nobody wrote files"
+        )
         self.log_failures = self._counter("event_log_failures", "Turns of the event log's writer that failed")
         self.log_lag = Gauge(
             "segue_event_log_lag_seconds",

@@ -20,7 +20,7 @@ from segue.events import Event, EventType, play, skip
 from segue.sessions import Outcome, Play, plays_of
 from service.embedded_redis import embedded_redis
 from service.redis_errors import store_errors
-from service.session_store import BUCKETS, Appended, SessionStore, bucket_of, connect, keys_of, stream_of
+from service.session_store import BUCKETS, Appended, SessionStore, bucket_of, connect, erasures_of, keys_of, stream_of
 from service.settings import Settings
 
 _numbers = itertools.count()
@@ -167,9 +167,9 @@ def test_a_session_is_over_after_the_idle_gap(stores: Stores, session_id: str) -
 
 def test_erasing_leaves_no_trace_but_the_mark(stores: Stores, session_id: str) -> None:
     async def use(store: SessionStore, client: Any) -> None:
-        stream = stream_of(bucket_of(session_id))
+        stream, erasures = stream_of(bucket_of(session_id)), erasures_of(bucket_of(session_id))
         neighbour = next(name for name in map(str, range(10_000)) if bucket_of(name) == bucket_of(session_id))
-        await client.delete(stream)
+        await client.delete(stream, erasures)
         for _ in range(12):
             await store.append(session_id, [play("secret-track"), skip("secret-track")] * 40)
         await store.append(neighbour, [play("b")])
@@ -179,29 +179,49 @@ def test_erasing_leaves_no_trace_but_the_mark(stores: Stores, session_id: str) -
         assert [key async for key in client.scan_iter(match=f"*:{session_id}:*")] == []
         entries: Any = await client.xrange(stream)
         found = [fields for _, fields in entries]
-        assert [fields.get("track_id") for fields in found] == ["b", None, None]
-        assert found[-1] == {"erased": session_id}
+        assert [fields["track_id"] for fields in found] == ["b"]
+        marks = await client.smembers(erasures)
+        assert {mark.rpartition("@")[0] for mark in marks} == {session_id}
+        assert all(abs(int(mark.rpartition("@")[2]) - time.time() * 1000) < 60_000 for mark in marks)
 
     stores(use)
 
 
 def test_nothing_is_logged_when_the_log_is_off(stores: Stores, session_id: str) -> None:
     async def use(store: SessionStore, client: Any) -> int:
-        await client.delete(stream_of(bucket_of(session_id)))
+        log = [stream_of(bucket_of(session_id)), erasures_of(bucket_of(session_id))]
+        await client.delete(*log)
         await store.append(session_id, [play("a")])
         await store.erase(session_id)
-        return int(await client.exists(stream_of(bucket_of(session_id))))
+        return int(await client.exists(*log))
 
     assert stores(use, event_log=False) == 0
 
 
-def test_a_stream_is_capped(stores: Stores, session_id: str) -> None:
+def test_a_stream_is_capped_and_what_it_drops_is_counted(stores: Stores, session_id: str) -> None:
+    async def use(store: SessionStore, client: Any) -> tuple[int, list[int]]:
+        stream = stream_of(bucket_of(session_id))
+        await client.delete(stream)
+        dropped = [(await store.append(session_id, [play("a")] * 100)).dropped for _ in range(20)]
+        return int(await client.xlen(stream)), dropped
+
+    length, dropped = stores(use, stream_max_length=200)
+    assert 200 <= length <= 400  # Redis trims whole nodes of 100
+    assert sum(dropped) == 2000 - length
+    assert dropped[:2] == [0, 0]
+
+
+def test_an_erasure_is_not_dropped_by_a_full_stream(stores: Stores, session_id: str) -> None:
     async def use(store: SessionStore, client: Any) -> int:
+        erasures = erasures_of(bucket_of(session_id))
+        await client.delete(erasures)
+        await store.append(session_id, [play("a")])
+        await store.erase(session_id)
         for _ in range(20):
             await store.append(session_id, [play("a")] * 100)
-        return int(await client.xlen(stream_of(bucket_of(session_id))))
+        return int(await client.scard(erasures))
 
-    assert stores(use, stream_max_length=200) <= 400  # Redis trims whole nodes of 100
+    assert stores(use, stream_max_length=200) == 1
 
 
 def test_all_keys_of_a_session_share_a_slot() -> None:
@@ -222,14 +242,15 @@ def test_a_script_that_redis_forgot_is_sent_again(stores: Stores, session_id: st
 
 def test_a_full_redis_is_unavailable_and_keeps_what_it_has(stores: Stores, session_id: str) -> None:
     async def use(store: SessionStore, client: Any) -> int:
+        everywhere = {"target_nodes": RedisCluster.ALL_NODES} if isinstance(client, RedisCluster) else {}
         await store.append(session_id, [play("a")])
-        await client.config_set("maxmemory", "1")
+        await client.config_set("maxmemory", "1", **everywhere)
         try:
             with pytest.raises(StoreUnavailable, match="refuses this for now") as caught:
                 await store.append(session_id, [play("b")])
             assert "OOM" in caught.value.reason
         finally:
-            await client.config_set("maxmemory", "0")
+            await client.config_set("maxmemory", "0", **everywhere)
         return len(await store.plays(session_id))
 
     assert stores(use) == 1

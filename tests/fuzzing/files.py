@@ -313,7 +313,7 @@ class EventLogs(Files):
         wrong.write_bytes(damaged(self._content, rng))
         right = self.folder / "events" / "events-of-before.parquet"
         right.write_bytes(self._content)
-        erase_from_files(self.folder / "events", {"s1"})
+        erase_from_files(self.folder / "events", ["s1@1"])
         assert not right.exists()
         for path in (self.folder / "events").iterdir():
             if path != wrong:

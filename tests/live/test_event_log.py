@@ -133,12 +133,19 @@ def test_a_file_is_erased_of_one_session_alone(tmp_path: Path, rows: list[tuple[
     write_file(tmp_path, rows)
     untouched = write_file(tmp_path, rows[2:])
     before = untouched.stat().st_mtime_ns
-    erase_from_files(tmp_path, {"a"})
+    erase_from_files(tmp_path, ["a@1"])
     [path] = [path for path in tmp_path.iterdir() if path != untouched]
     assert pl.read_parquet(path)["session_id"].to_list() == ["b@1", "a.b@1"]
     assert untouched.stat().st_mtime_ns == before
-    erase_from_files(tmp_path, {"a.b", "b"})
+    erase_from_files(tmp_path, ["a.b@1", "b@0", "b@2"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_erasure_spares_what_its_id_names_afterwards(tmp_path: Path) -> None:
+    write_file(tmp_path, [(f"a@{start}", 0, "t", False, 5, None, 7) for start in (3, 12, 20)])
+    erase_from_files(tmp_path, ["a@12"])
+    [path] = tmp_path.iterdir()
+    assert pl.read_parquet(path)["session_id"].to_list() == ["a@20"]
 
 
 @pytest.mark.parametrize("name", ["events-20260101T000000-{}.parquet", "events-20260101T000000-0123abcd.parquet"])
@@ -148,7 +155,7 @@ def test_a_damaged_file_stops_nobodys_erasure(tmp_path: Path, name: str) -> None
     right = write_file(tmp_path, rows)
     damaged = tmp_path / name.format("0" * 32)
     damaged.write_bytes(right.read_bytes()[:-9])  # told by its name, or, as older ones, by Polars
-    erase_from_files(tmp_path, {"a"})
+    erase_from_files(tmp_path, ["a@1"])
     [left] = [path for path in tmp_path.iterdir() if path != damaged]
     assert pl.read_parquet(left)["session_id"].to_list() == ["b@1"]
     assert len(damaged.read_bytes()) > 0
@@ -158,6 +165,6 @@ def test_a_file_is_named_by_its_content(tmp_path: Path) -> None:
     rows: list[tuple[Any, ...]] = [(f"{session}@1", 0, "t", False, 10**12, None, 10**15) for session in "ab"]
     for path in (write_file(tmp_path, rows), write_file(tmp_path, rows[1:])):
         assert path.stem.rpartition("-")[2] == hashlib.sha256(path.read_bytes()).hexdigest()[:32]
-    erase_from_files(tmp_path, {"a"})
+    erase_from_files(tmp_path, ["a@1"])
     for path in tmp_path.iterdir():
         assert path.stem.rpartition("-")[2] == hashlib.sha256(path.read_bytes()).hexdigest()[:32]

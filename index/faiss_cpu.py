@@ -14,14 +14,15 @@ Search changes nothing in the index, search-time parameters travel with the call
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, cast, get_args
 
 import faiss as faiss_module
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from index import mapped_lists
+from index import inverted_file, mapped_lists
 from index.exact import QUERIES_AT_ONCE, checked_queries, finite_lines, nothing_found, ranked
+from index.inverted_file import ROWS_AT_ONCE, sample_of
 from segue.arrays import Float32, Int
 from segue.catalogue import FIRST_TRACK_ROW
 from segue.errors import BadRelease
@@ -33,20 +34,11 @@ Kind: TypeAlias = Literal["flat", "flat-sq8", "ivf", "ivf-sq8", "ivf-pq", "ivf-p
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 SMALL_BATCH: Final = 256
 
-_ROWS_AT_ONCE: Final = 65_536  # rows handed to FAISS at once, so that memory-mapped embeddings are never copied whole
-_TRAINING_ROWS_PER_LIST: Final = 40  # FAISS asks for 39 and more to place a centroid well
-_QUANTISER_TRAINING_ROWS: Final = 100_000  # for the range of each dimension
-_KMEANS_ROUNDS: Final = 10
+_CODE_TRAINING_ROWS: Final = 100_000  # for the range of each dimension
 _NEIGHBOURS: Final = 32
 _EF_CONSTRUCTION: Final = 64
 _RERANK: Final = {"sq8": 3, "pq": 16, "pq4": 2}
 _LEAST_ASKED: Final = 48  # a code's error shifts a track by some places however few are asked; a service asks for 48
-# Lists from which on a graph finds those next to a query: comparing it with each centroid would take longest of all.
-_MANY_LISTS: Final = 4096
-_MOST_IN_A_LIST: Final = 512  # tracks, where a graph finds the lists: more of them cost it little
-_TRAINING_ROWS_PER_SHORT_LIST: Final = 20
-_EF_LISTS: Final = 128
-_CODE_FLOATS: Final = 4  # floats of a vector that one byte of a product code stands for
 # Tracks that a product quantiser needs to place its 256 or 16 centroids well.
 _LEAST_FOR_CODES: Final[dict[str, int]] = {"ivf-pq": 39 * 256, "ivf-pq4": 39 * 16}
 _CLASSES: Final[dict[Kind, Any]] = {
@@ -151,11 +143,15 @@ def build(embeddings: Float32, kind: Kind, *, seed: int = 0) -> FaissIndex:
     if tracks < needed:
         raise BadRelease(f"{tracks:,} tracks are too few for {kind}, which needs {needed:,}: choose ivf-sq8")
     parameters = _parameters(kind, tracks)
+    if parameters.nlist is not None:
+        ivf_kind = cast("inverted_file.IvfKind", kind)
+        index = inverted_file.build(embeddings, ivf_kind, parameters.nlist, rng, seed)
+        return FaissIndex(index, kind, parameters, embeddings)
     index = _empty(kind, dimension, parameters, seed)
     if not index.is_trained:
-        _train(index, embeddings, parameters.nlist or 0, rng, seed)
-    for first in range(FIRST_TRACK_ROW, len(embeddings), _ROWS_AT_ONCE):
-        index.add(np.ascontiguousarray(embeddings[first : first + _ROWS_AT_ONCE]))
+        index.train(sample_of(embeddings, _CODE_TRAINING_ROWS, rng))
+    for first in range(FIRST_TRACK_ROW, len(embeddings), ROWS_AT_ONCE):
+        index.add(np.ascontiguousarray(embeddings[first : first + ROWS_AT_ONCE]))
     return FaissIndex(index, kind, parameters, embeddings)
 
 
@@ -207,20 +203,13 @@ def _parameters(kind: Kind, tracks: int) -> Parameters:
     """What a kind is built with; the search-time parameters are a start, `index.choose` tunes them."""
     rerank = _RERANK.get(kind.rpartition("-")[2], 1)
     if kind.startswith("ivf"):
-        nlist = _lists(tracks)
-        if kind == "ivf-pq4" and nlist >= _MANY_LISTS:
-            nlist = max(nlist, 1 << (-(-tracks // _MOST_IN_A_LIST) - 1).bit_length())
+        nlist = inverted_file.lists(kind, tracks)
+        if inverted_file.by_graph(kind, nlist):
             rerank *= 2  # tracks lie denser: codes tell them apart less well
         return Parameters(nlist=nlist, nprobe=min(nlist, 16), rerank=rerank)
     if kind.startswith("hnsw"):
         return Parameters(m=_NEIGHBOURS, ef_construction=_EF_CONSTRUCTION, ef_search=64, rerank=rerank)
     return Parameters(rerank=rerank)
-
-
-def _lists(tracks: int) -> int:
-    """Lists of an IVF index: the power of two at or below 4 * sqrt(tracks), at most one for every 39 tracks."""
-    most = min(4 * tracks**0.5, tracks / 39)
-    return 1 << (int(most).bit_length() - 1) if most >= 1 else 1
 
 
 def _empty(kind: Kind, dimension: int, parameters: Parameters, seed: int) -> Any:
@@ -229,26 +218,6 @@ def _empty(kind: Kind, dimension: int, parameters: Parameters, seed: int) -> Any
         return faiss.IndexFlatIP(dimension)
     if kind == "flat-sq8":
         return faiss.IndexScalarQuantizer(dimension, quantiser, metric)
-    if kind.startswith("ivf"):
-        by_graph = kind == "ivf-pq4" and (parameters.nlist or 0) >= _MANY_LISTS
-        centroids = _graph(dimension, seed) if by_graph else faiss.IndexFlatIP(dimension)
-        if kind == "ivf":
-            index = faiss.IndexIVFFlat(centroids, dimension, parameters.nlist, metric)
-        elif kind == "ivf-pq4":
-            # Four bits for each dimension of what a centroid leaves: compared 32 tracks at a time, within registers.
-            index = faiss.IndexIVFPQFastScan(centroids, dimension, parameters.nlist, dimension, 4, metric)
-        elif kind == "ivf-pq":
-            parts = max(parts for parts in range(1, dimension // _CODE_FLOATS + 2) if dimension % parts == 0)
-            index = faiss.IndexIVFPQ(centroids, dimension, parameters.nlist, parts, 8, metric)
-        else:
-            index = faiss.IndexIVFScalarQuantizer(centroids, dimension, parameters.nlist, quantiser, metric)
-        if by_graph:
-            index.quantizer_trains_alone = "\x02"  # k-means first; then its centroids make the graph
-        index.cp.seed = seed
-        index.cp.niter = _KMEANS_ROUNDS
-        index.cp.spherical = True  # centroids of equal length; else the longest would attract every track
-        index.cp.min_points_per_centroid = 1  # a small catalogue is no reason for a warning on stderr
-        return index
     if kind == "hnsw":
         index = faiss.IndexHNSWFlat(dimension, parameters.m, metric)
     else:
@@ -256,36 +225,6 @@ def _empty(kind: Kind, dimension: int, parameters: Parameters, seed: int) -> Any
     index.hnsw.efConstruction = parameters.ef_construction
     index.hnsw.rng = faiss.RandomGenerator(seed)
     return index
-
-
-def _train(index: Any, embeddings: Float32, nlist: int, rng: np.random.Generator, seed: int) -> None:
-    """Place the centroids of lists and of codes by a sample of `embeddings` [num_rows, dim] float32."""
-    if nlist < _MANY_LISTS or type(index) is not faiss.IndexIVFPQFastScan:
-        index.train(_sample(embeddings, max(_QUANTISER_TRAINING_ROWS, _TRAINING_ROWS_PER_LIST * nlist), rng))
-        return
-    # k-means asks a graph of the centroids as well, made anew in each round: comparing with each would take longest.
-    index.clustering_index = centroids = _graph(index.d, seed, faiss.METRIC_L2)
-    index.train(_sample(embeddings, _TRAINING_ROWS_PER_SHORT_LIST * nlist, rng))
-    index.clustering_index = None
-    del centroids  # FAISS kept only its address
-
-
-def _graph(dimension: int, seed: int, metric: int = faiss.METRIC_INNER_PRODUCT) -> Any:
-    """The centroids of many lists, to be filled by training."""
-    graph = faiss.IndexHNSWFlat(dimension, _NEIGHBOURS, metric)
-    graph.hnsw.efConstruction = _EF_LISTS
-    graph.hnsw.efSearch = _EF_LISTS
-    graph.hnsw.rng = faiss.RandomGenerator(seed)
-    return graph
-
-
-def _sample(embeddings: Float32, wanted: int, rng: np.random.Generator) -> Float32:
-    """At most `wanted` tracks, in the order of their rows, which reads a memory-mapped file forwards."""
-    tracks = len(embeddings) - FIRST_TRACK_ROW
-    if tracks <= wanted:
-        return np.ascontiguousarray(embeddings[FIRST_TRACK_ROW:])
-    rows = np.sort(rng.choice(tracks, wanted, replace=False)) + FIRST_TRACK_ROW
-    return np.ascontiguousarray(embeddings[rows])
 
 
 @contextlib.contextmanager

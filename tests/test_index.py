@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index import faiss_cpu, faiss_gpu
+from index import faiss_cpu, faiss_gpu, inverted_file
 from index.exact import ExactIndex, ranked
 from index.faiss_cpu import FaissIndex, Kind, Parameters, faiss
 from index.recall import Exam, recall_at_k
@@ -243,7 +243,7 @@ def test_product_codes_are_small_and_their_candidates_hold_the_best(kind: Kind, 
 
 
 def test_many_lists_are_found_by_a_graph(exact: ExactIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faiss_cpu, "_MANY_LISTS", 16)
+    monkeypatch.setattr(inverted_file, "_MANY_LISTS", 16)
     index = faiss_cpu.build(EMBEDDINGS, "ivf-pq4", seed=1)
     assert "HNSW" in type(faiss_cpu.faiss.downcast_index(index.structure.quantizer)).__name__
     assert index.parameters.rerank == 4
@@ -252,6 +252,26 @@ def test_many_lists_are_found_by_a_graph(exact: ExactIndex, tmp_path: Path, monk
     assert recall_at_k(found.rows, expected, QUERIES, EMBEDDINGS) > 0.97
     (tmp_path / "index.faiss").write_bytes(index.to_bytes())
     same(faiss_cpu.load(tmp_path / "index.faiss", "ivf-pq4", index.parameters, EMBEDDINGS).search(QUERIES, 20), found)
+
+
+def test_lists_of_long_tracks_are_visited_first() -> None:
+    """An inner product finds long tracks most: centroids that told no length would lead past them."""
+    rng = np.random.default_rng(3)
+    directions = rng.normal(size=(400, 1, 16)) + 0.2 * rng.normal(size=(400, 50, 16))
+    directions /= np.linalg.norm(directions, axis=2, keepdims=True)
+    embeddings = np.zeros((20_001, 16), dtype=np.float32)
+    embeddings[1:] = (directions * rng.uniform(0.5, 2.0, size=(400, 1, 1))).reshape(-1, 16)
+    queries = rng.normal(size=(200, 16)).astype(np.float32)
+    expected = ExactIndex(embeddings).search(queries, 20)
+    index = faiss_cpu.build(embeddings, "ivf", seed=1)
+    index = index.tuned(index.parameters.model_copy(update={"nprobe": 8}))
+    with_lengths = recall_at_k(index.search(queries, 20).rows, expected, queries, embeddings)
+    centroids = index.structure.quantizer.reconstruct_n(0, index.structure.nlist)
+    index.structure.quantizer.reset()
+    index.structure.quantizer.add(centroids / np.linalg.norm(centroids, axis=1, keepdims=True))
+    without = recall_at_k(index.search(queries, 20).rows, expected, queries, embeddings)
+    assert with_lengths > 0.95
+    assert without < with_lengths - 0.1
 
 
 class TestMappedLists:

@@ -1,0 +1,113 @@
+"""Inverted files (the `ivf` kinds): how tracks are divided into lists, and which lists a query visits.
+
+A list holds the tracks nearest to its centroid (k-means), and the centroid is their mean: not of length 1, so that it
+tells how long they are as well. A query visits the lists whose centroids have the largest inner products with it. Since
+long embeddings are found most, as inner products are, lists of long ones come first: with centroids of length 1 as many
+right tracks take three times the visits (10 million tracks; benchmarks/README.md). Dividing by inner products instead
+would give everything to the longest centroids.
+
+Source: Johnson, Douze and Jégou, "Billion-scale similarity search with GPUs", 2017, https://arxiv.org/abs/1702.08734;
+product codes within registers: André, Kermarrec and Le Scouarnec, VLDB 2015, https://doi.org/10.14778/2856318.2856324.
+"""
+
+from typing import Any, Final, Literal, TypeAlias
+
+import faiss as faiss_module
+import numpy as np
+
+from segue.arrays import Float32
+from segue.catalogue import FIRST_TRACK_ROW
+
+faiss: Any = faiss_module
+
+IvfKind: TypeAlias = Literal["ivf", "ivf-sq8", "ivf-pq", "ivf-pq4"]
+
+ROWS_AT_ONCE: Final = 65_536  # rows handed to FAISS at once, so that memory-mapped embeddings are never copied whole
+_TRAINING_ROWS_PER_LIST: Final = 40  # FAISS asks for 39 and more to place a centroid well
+_TRAINING_ROWS_PER_SHORT_LIST: Final = 20
+_CODE_TRAINING_ROWS: Final = 100_000  # for the range of each dimension
+_KMEANS_ROUNDS: Final = 10
+# Lists from which on a graph finds those next to a query: comparing it with each centroid would take longest of all.
+_MANY_LISTS: Final = 4096
+_MOST_IN_A_LIST: Final = 512  # tracks, where a graph finds the lists: more of them cost it little
+_NEIGHBOURS: Final = 32  # of a centroid in the graph
+_EF_LISTS: Final = 128  # centroids kept while searching it
+_CODE_FLOATS: Final = 4  # floats of a vector that one byte of a product code stands for
+
+
+def lists(kind: str, tracks: int) -> int:
+    """How many lists. The power of two at or below 4 * sqrt(tracks), at most one for every 39 tracks, at least 1.
+
+    For `ivf-pq4`, as many more as make them short, where that is many anyway.
+    """
+    most = min(4 * tracks**0.5, tracks / 39)
+    usual = 1 << (int(most).bit_length() - 1) if most >= 1 else 1
+    if kind != "ivf-pq4" or not by_graph(kind, usual):
+        return usual
+    return max(usual, 1 << (-(-tracks // _MOST_IN_A_LIST) - 1).bit_length())
+
+
+def by_graph(kind: str, nlist: int) -> bool:
+    """Whether a graph finds the lists of a query."""
+    return kind == "ivf-pq4" and nlist >= _MANY_LISTS
+
+
+def build(embeddings: Float32, kind: IvfKind, nlist: int, rng: np.random.Generator, seed: int) -> Any:
+    """A faiss.IndexIVF over the tracks of `embeddings` [num_rows, dim] float32."""
+    a_list = _TRAINING_ROWS_PER_SHORT_LIST if by_graph(kind, nlist) else _TRAINING_ROWS_PER_LIST
+    sample = sample_of(embeddings, max(_CODE_TRAINING_ROWS, a_list * nlist), rng)
+    centroids = _centroids(sample, kind, nlist, seed)
+    nearest = _finder(kind, nlist, sample.shape[1], faiss.METRIC_L2, seed)
+    nearest.add(centroids)
+    index = _empty(kind, nearest, nlist)
+    index.train(sample)  # of the codes: the centroids are there
+    for first in range(FIRST_TRACK_ROW, len(embeddings), ROWS_AT_ONCE):
+        index.add(np.ascontiguousarray(embeddings[first : first + ROWS_AT_ONCE]))
+    visited = _finder(kind, nlist, sample.shape[1], faiss.METRIC_INNER_PRODUCT, seed)
+    visited.add(centroids)
+    index.quantizer = visited
+    index.referenced_objects = [visited]  # FAISS keeps its address alone
+    return index
+
+
+def sample_of(embeddings: Float32, wanted: int, rng: np.random.Generator) -> Float32:
+    """At most `wanted` tracks, in the order of their rows, which reads a memory-mapped file forwards."""
+    tracks = len(embeddings) - FIRST_TRACK_ROW
+    if tracks <= wanted:
+        return np.ascontiguousarray(embeddings[FIRST_TRACK_ROW:])
+    rows = np.sort(rng.choice(tracks, wanted, replace=False)) + FIRST_TRACK_ROW
+    return np.ascontiguousarray(embeddings[rows])
+
+
+def _centroids(sample: Float32, kind: IvfKind, nlist: int, seed: int) -> Float32:
+    """Means of the lists by k-means. [nlist, dim] float32."""
+    clustering = faiss.Clustering(sample.shape[1], nlist)
+    clustering.seed, clustering.niter = seed, _KMEANS_ROUNDS
+    clustering.min_points_per_centroid = 1  # a small catalogue is no reason for a warning on stderr
+    clustering.train(sample, _finder(kind, nlist, sample.shape[1], faiss.METRIC_L2, seed))  # made anew in each round
+    return np.asarray(faiss.vector_to_array(clustering.centroids), dtype=np.float32).reshape(nlist, -1)
+
+
+def _finder(kind: IvfKind, nlist: int, dimension: int, metric: int, seed: int) -> Any:
+    """What finds centroids, without any: a graph of many, else a comparison with each."""
+    if not by_graph(kind, nlist):
+        return faiss.IndexFlat(dimension, metric)
+    graph = faiss.IndexHNSWFlat(dimension, _NEIGHBOURS, metric)
+    graph.hnsw.efConstruction = _EF_LISTS
+    graph.hnsw.efSearch = _EF_LISTS
+    graph.hnsw.rng = faiss.RandomGenerator(seed)
+    return graph
+
+
+def _empty(kind: IvfKind, nearest: Any, nlist: int) -> Any:
+    """An index of the kind, without tracks; `nearest` says which list a track belongs to."""
+    metric, dimension = faiss.METRIC_INNER_PRODUCT, nearest.d
+    if kind == "ivf":
+        return faiss.IndexIVFFlat(nearest, dimension, nlist, metric)
+    if kind == "ivf-pq4":
+        # Four bits for each dimension of what a centroid leaves: compared 32 tracks at a time, within registers.
+        return faiss.IndexIVFPQFastScan(nearest, dimension, nlist, dimension, 4, metric)
+    if kind == "ivf-pq":
+        parts = max(parts for parts in range(1, dimension // _CODE_FLOATS + 2) if dimension % parts == 0)
+        return faiss.IndexIVFPQ(nearest, dimension, nlist, parts, 8, metric)
+    return faiss.IndexIVFScalarQuantizer(nearest, dimension, nlist, faiss.ScalarQuantizer.QT_8bit, metric)

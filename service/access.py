@@ -28,6 +28,7 @@ CALLS: Final[dict[tuple[str, str], Scope | None]] = {
     ("GET", "/tracks"): "listen",
     ("GET", "/tracks/{track_id:path}/similar"): "listen",
     ("GET", "/sessions/{session_id}"): "read",
+    ("GET", "/sessions/{session_id}/stream"): "read",
     ("DELETE", "/sessions/{session_id}"): "admin",
     ("GET", "/releases/current"): "read",
     ("PUT", "/releases/current"): "admin",

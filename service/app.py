@@ -20,7 +20,7 @@ from redis.asyncio import Redis, RedisCluster
 from starlette.staticfiles import StaticFiles
 
 from segue.errors import BadOption, SegueError, StoreUnavailable
-from service import access, hosts
+from service import access, hosts, player, routes
 from service.bodies import EventsRequest, SwapRequest, WhatIfRequest
 from service.credits import Credits
 from service.dependencies import Parts
@@ -33,14 +33,16 @@ from service.middleware import LimitedBody, Measured, whole
 from service.problems import answer_problems, describe_problems
 from service.quick_path import QuickPath
 from service.releases import LiveReleases, refuse_nothing_to_serve
-from service.routes import WEB, router
 from service.session_store import SessionStore, connect
+from service.session_stream import SessionStreams
 from service.settings import FSYNC, Settings, read_settings
 from service.telemetry import Telemetry, configure_logging
 from service.threads import Threads
 
 if TYPE_CHECKING:
     from service.tracing import Tracing
+
+ROUTERS = (routes.router, player.router)
 
 _log = structlog.get_logger()
 
@@ -80,13 +82,14 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.include_router(router)
-    app.mount("/web", whole(StaticFiles(directory=WEB)), name="web")
-    answer_problems(app, [*app.router.routes, *router.routes])
+    for router in ROUTERS:
+        app.include_router(router)
+    app.mount("/web", whole(StaticFiles(directory=player.WEB)), name="web")
+    answer_problems(app, [*app.router.routes, *(route for router in ROUTERS for route in router.routes)])
     app.add_middleware(LimitedBody, max_bytes=settings.max_request_bytes)
     app.add_middleware(
         QuickPath,
-        routes={route.name: route for route in router.routes if isinstance(route, APIRoute)},
+        routes={route.name: route for route in routes.router.routes if isinstance(route, APIRoute)},
         max_bytes=settings.max_request_bytes,
     )
     if access.is_needed(settings):
@@ -141,7 +144,7 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
     opened.push_async_callback(store.aclose)
     credits_ = Credits(store, settings.credit_share, telemetry)
     fallback = Fallback(store, telemetry, wanted=settings.fallback == "popularity")
-    return Parts(releases, credits_, store, fallback, threads, telemetry)
+    return Parts(releases, credits_, store, SessionStreams(store), fallback, threads, telemetry)
 
 
 def _spare_the_collector() -> None:

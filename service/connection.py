@@ -125,6 +125,11 @@ class Connection(BoundedHead):
         super().timeout_keep_alive_handler()
         self.loop.call_later(self._door.read_timeout_s, self.transport.abort)
 
+    def shutdown(self) -> None:
+        """The service is to end."""
+        self._door.closing.set()
+        super().shutdown()
+
     def pause_writing(self) -> None:
         """The client reads more slowly than it is answered."""
         super().pause_writing()

@@ -15,6 +15,7 @@ from service.fallback import Fallback
 from service.problems import MOST_ERRORS, WrongMediaType
 from service.releases import LiveReleases
 from service.session_store import SessionStore
+from service.session_stream import SessionStreams
 from service.telemetry import Telemetry
 from service.threads import Threads
 
@@ -30,6 +31,7 @@ class Parts:
     releases: LiveReleases
     credits: Credits
     store: SessionStore
+    streams: SessionStreams
     fallback: Fallback
     threads: Threads
     telemetry: Telemetry

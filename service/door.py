@@ -9,6 +9,7 @@ half full, raises it a little. By Little's law the number then settles where a r
 service/connection.py is at the door.
 """
 
+import asyncio
 import math
 import time
 from collections.abc import Callable
@@ -52,6 +53,7 @@ class Door:
         self.most_connections = most_connections
         self.read_timeout_s = read_timeout_s
         self.on_refusal = on_refusal
+        self.closing = asyncio.Event()  # the service is to end: whoever answers without end stops
         self.within = 0
         self.most_within = math.inf if math.isinf(target_s) else float(_AT_FIRST)
         self._target_s = target_s

@@ -55,9 +55,17 @@ class WrongMediaType(SegueError):
     title: ClassVar[str] = "Unsupported media type"
 
 
+class NotAcceptable(SegueError):
+    """The request does not accept what would be answered."""
+
+    http_status: ClassVar[int] = 406
+    title: ClassVar[str] = "Not acceptable"
+
+
 _DESCRIPTIONS = {
     404: "Nothing goes by that name",
     405: "The path knows other methods, named in `Allow`",
+    406: "The answer is a stream of events, which `Accept` does not name",
     409: "Another swap is under way, or the service has no folder of releases",
     413: "The body is larger than the service takes",
     415: "The body does not say that it is JSON",

@@ -1,12 +1,10 @@
 """The calls of the HTTP interface. What they mean is in docs/session-semantics.md and openapi.yaml."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Response
-from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from segue.errors import UnknownSession
@@ -52,8 +50,6 @@ from service.live_release import Answer, Explanation, Question
 from service.problems import problem_responses
 from service.releases import Served
 from service.session_store import Appended
-
-WEB = Path(__file__).parent / "web"
 
 router = APIRouter()
 
@@ -215,12 +211,6 @@ async def ready(service: Service) -> Health:
 async def metrics(service: Service) -> Response:
     """Metrics for Prometheus, of all workers."""
     return Response(service.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
-
-
-@router.get("/", include_in_schema=False)
-async def player() -> HTMLResponse:
-    """The player page."""
-    return HTMLResponse((WEB / "index.html").read_bytes())
 
 
 async def answer_reported(service: Parts, session_id: str, reported: EventsRequest, recommend: int | None) -> bytes:

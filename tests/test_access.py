@@ -14,10 +14,9 @@ from starlette.routing import Mount, Route
 from segue.cli import main
 from segue.errors import BadOption
 from service.access import CALLS, OPEN, call_of, check, is_needed
-from service.app import create_app
+from service.app import ROUTERS, create_app
 from service.keys import SCOPES, Keyring, Scope, new_key, read_keys, write_keys
 from service.limits import RateLimit
-from service.routes import router
 from service.settings import Settings
 
 SETTINGS = Settings(release=Path("unused"))
@@ -50,7 +49,7 @@ class TestTable:
     def routes(self) -> set[tuple[str, str]]:
         app = create_app(SETTINGS)
         found = set()
-        for route in [*app.router.routes, *router.routes]:
+        for route in [*app.router.routes, *(route for router in ROUTERS for route in router.routes)]:
             if isinstance(route, Mount):
                 found |= {(method, f"{route.path}/{{path:path}}") for method in ("GET", "HEAD")}
             elif isinstance(route, Route):

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from service.keys import new_key, write_keys
+from tests.live.redis_server import Server
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -47,9 +48,12 @@ document.addEventListener("securitypolicyviolation", (event) =>
 
 
 @contextlib.contextmanager
-def opened(browser: "Browser", address: str, faults: list[str]) -> "Iterator[Page]":
-    """The page of a service. `faults` gets what went wrong: exceptions, what the content policy forbade, requests to
-    anybody else. A call that is answered by 4xx is none, though Chromium notes it on its console."""
+def opened(browser: "Browser", address: str, faults: list[str], fragment: str = "") -> "Iterator[Page]":
+    """The page of a service; `fragment` is what its address has behind #.
+
+    `faults` gets what went wrong: exceptions, what the content policy forbade, requests to anybody else.
+    A call that is answered by 4xx is none, though Chromium notes it on its console.
+    """
     context = browser.new_context(base_url=address, viewport={"width": 1100, "height": 800}, reduced_motion="reduce")
     context.set_default_timeout(10_000)
     context.add_init_script(NOTE_VIOLATIONS)
@@ -57,7 +61,7 @@ def opened(browser: "Browser", address: str, faults: list[str]) -> "Iterator[Pag
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("request", lambda request: None if request.url.startswith(address) else faults.append(request.url))
     page.on("console", lambda said: None if said.text.startswith("Failed to load") else faults.append(said.text))
-    page.goto("/")
+    page.goto(f"/#{fragment}" if fragment else "/")
     yield page
     context.close()
 
@@ -66,19 +70,25 @@ def opened(browser: "Browser", address: str, faults: list[str]) -> "Iterator[Pag
 def page(browser: "Browser", running: httpx.Client) -> "Iterator[Page]":
     faults: list[str] = []
     with opened(browser, str(running.base_url), faults) as page:
-        playwright.expect(page.locator("#next li")).to_have_count(15)
+        playwright.expect(page.locator("#next > li")).to_have_count(15)
         yield page
     assert faults == []
 
 
 def search_and_play(page: "Page", words: str, title: str) -> None:
     page.get_by_label("Title, artist or id").fill(words)
-    page.locator("#found button").filter(has_text=title).first.click()
+    page.locator("#found .play").filter(has_text=title).first.click()
     playwright.expect(page.locator("#now .title")).to_have_text(title)
 
 
 def next_tracks(page: "Page") -> list[str]:
-    return [item.get_attribute("data-track") or "" for item in page.locator("#next li").all()]
+    return [item.get_attribute("data-track") or "" for item in page.locator("#next > li").all()]
+
+
+def shows(page: "Page", tracks: list[str]) -> None:
+    """Wait until these are its next tracks."""
+    found = "[...document.querySelectorAll('#next > li')].map((item) => item.dataset.track).join(' ')"
+    page.wait_for_function(f"(wanted) => {found} === wanted", arg=" ".join(tracks))
 
 
 def test_playing_and_skipping_move_the_next_tracks(page: "Page") -> None:
@@ -105,13 +115,151 @@ def test_playing_and_skipping_move_the_next_tracks(page: "Page") -> None:
         page.screenshot(path=picture, full_page=True)
 
 
+def test_each_track_says_why_it_is_where_it_is(page: "Page", running: httpx.Client) -> None:
+    """The reasons on the page are those of the API: who draws a track, who pushes it away, its rank without skips."""
+    search_and_play(page, "artist 2 g2", "Song 30")
+    search_and_play(page, "g4-", "Song 48")
+    page.get_by_role("button", name="Skip").click()
+    playwright.expect(page.locator("#session li")).to_have_count(3)
+    playwright.expect(page.locator("#next .why")).to_have_count(15)
+    session_id = page.evaluate("localStorage.getItem('segue.session')")
+    answer = running.get(f"/recommendations?session_id={session_id}&k=15&explain=true").json()
+    plays, items = answer["explanation"]["plays"], answer["explanation"]["items"]
+    assert next_tracks(page) == [item["track_id"] for item in items]
+    for shown, item in zip(page.locator("#next .why").all(), items, strict=True):
+        pairs = list(zip(plays, item["contributions"], strict=True))
+        drawn = max((pair for pair in pairs if pair[0]["outcome"] == "played"), key=lambda pair: pair[1])
+        [(skipped, push)] = [pair for pair in pairs if pair[0]["outcome"] == "skipped"]
+        words = shown.locator("summary").inner_text()
+        assert (f"close to {drawn[0]['title']}" in words) == (drawn[1] > 0)
+        assert (f"pushed away by the skip of {skipped['title']}" in words) == (push < 0)
+        without = item.get("rank_without_skips")
+        assert (f"rank {without}." if without else "far down") in shown.locator("p").text_content()
+    first = page.locator("#next .why").first
+    first.locator("summary").click()
+    values = [float(text.replace("\N{MINUS SIGN}", "-")) for text in first.locator("li .score").all_inner_texts()]
+    assert sum(values) == pytest.approx(answer["items"][0]["score"], abs=0.02)
+    moves = {
+        item.get_attribute("data-track"): item.locator(".move .hidden-text").text_content()
+        for item in page.locator("#next > li").filter(has=page.locator(".move .hidden-text")).all()
+    }
+    assert any(words.startswith(("up", "down", "new")) for words in moves.values() if words)
+
+
+def test_what_is_queued_plays_next(page: "Page") -> None:
+    search_and_play(page, "g2-t05", "Song 29")
+    page.get_by_label("Title, artist or id").fill("g5-t03")
+    page.get_by_role("button", name="Play Song 63 next").first.click()
+    playwright.expect(page.get_by_role("status")).to_have_text("Song 63 plays next.")
+    playwright.expect(page.locator("#queue li")).to_have_count(1)
+    page.get_by_role("button", name="Played through").click()
+    playwright.expect(page.locator("#now .title")).to_have_text("Song 63")
+    playwright.expect(page.locator("#queue-part")).to_be_hidden()
+
+
+def test_a_track_that_is_heard_to_its_end_is_followed_by_the_first_of_the_list(page: "Page") -> None:
+    page.clock.install()  # before the page takes the real one
+    page.reload()
+    search_and_play(page, "g2-t05", "Song 29")
+    playwright.expect(page.locator("#next .why")).to_have_count(15)
+    first = page.locator("#next .title").first.inner_text()
+    page.clock.run_for(10_000)
+    page.get_by_role("button", name="Pause").click()
+    playwright.expect(page.locator("#time")).to_have_text(re.compile(r"0:1\d of 0:30"))
+    heard = page.locator("#time").inner_text()
+    page.clock.run_for(60_000)
+    playwright.expect(page.locator("#time")).to_have_text(heard)
+    page.get_by_role("button", name="Go on").click()
+    page.clock.run_for(20_200)
+    playwright.expect(page.locator("#now .title")).to_have_text(first)
+    playwright.expect(page.locator("#session li.played")).to_have_count(2)
+
+
+def test_another_tab_on_the_same_session_follows(page: "Page") -> None:
+    other = page.context.new_page()
+    other.goto("/")
+    playwright.expect(other.locator("#next > li")).to_have_count(15)
+    search_and_play(page, "g2-t05", "Song 29")
+    playwright.expect(other.locator("#now .title")).to_have_text("Song 29")
+    playwright.expect(other.locator("#session li")).to_have_text([re.compile("Song 29")])
+    page.get_by_role("button", name="Skip").click()
+    playwright.expect(other.locator("#session li.skipped")).to_have_text([re.compile("Song 29")])
+    shows(other, next_tracks(page))
+
+
+def test_a_link_replays_the_session_for_somebody_else(page: "Page", browser: "Browser", running: httpx.Client) -> None:
+    search_and_play(page, "g2-t05", "Song 29")
+    page.get_by_role("button", name="Skip").click()
+    playwright.expect(page.locator("#session li")).to_have_count(2)
+    playwright.expect(page.locator("#next .why")).to_have_count(15)
+    shown = next_tracks(page)
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    page.get_by_role("button", name="Copy a link").click()
+    playwright.expect(page.get_by_role("status")).to_contain_text("copy it")
+    link = page.url
+    faults: list[str] = []
+    with opened(browser, str(running.base_url), faults, link.partition("/#")[2]) as elsewhere:
+        playwright.expect(elsewhere.locator("#session li")).to_have_count(2)
+        playwright.expect(elsewhere.locator("#session li").first).to_have_class("skipped")
+        shows(elsewhere, shown)
+        ids = [one.evaluate("localStorage.getItem('segue.session')") for one in (page, elsewhere)]
+        assert ids[0] != ids[1]
+        assert "#" not in elsewhere.url
+    assert faults == []
+
+
+def test_it_reconnects_by_itself(browser: "Browser", start_service: Callable[..., Any], tmp_path: Path) -> None:
+    """Redis lost and back, the service ended and started again: said in words, and no longer once it is over."""
+    with Server(tmp_path / "its-redis", appendonly="yes") as redis:
+        service = start_service(redis_url=redis.url)
+        address = service.address()
+        with opened(browser, address, []) as page:
+            search_and_play(page, "g2-t05", "Song 29")
+            redis.kill()
+            playwright.expect(page.get_by_role("alert")).to_contain_text("cannot reach its sessions")
+            redis.start()
+            playwright.expect(page.get_by_role("alert")).to_be_hidden()
+            assert service.stop() == 0
+            playwright.expect(page.get_by_role("alert")).to_contain_text("does not answer")
+            start_service(redis_url=redis.url, port=int(address.rpartition(":")[2]))
+            playwright.expect(page.get_by_role("alert")).to_be_hidden(timeout=30_000)
+            playwright.expect(page.locator("#now .title")).to_have_text("Song 29")
+            page.get_by_role("button", name="Skip").click()
+            playwright.expect(page.locator("#session li.skipped")).to_have_count(1)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_stands_in_anybodys_way(page: "Page", scheme: "Literal['light', 'dark']") -> None:
+    """axe finds no violation of WCAG 2.2 AA and no bad practice, in each state of the page."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+
+    def look(state: str) -> None:
+        found = axe.run(page, options={"rules": {"target-size": {"enabled": True}}})
+        assert found.violations_count == 0, f"{state}: {found.generate_report()}"
+
+    look("nothing played")
+    search_and_play(page, "artist 2 g2", "Song 30")
+    page.get_by_role("button", name="Play Song").first.click()
+    page.get_by_role("button", name="Skip").click()
+    playwright.expect(page.locator("#next .why")).to_have_count(15)
+    page.locator("#next summary").first.click()
+    look("skipped, queued, a reason open")
+    page.get_by_label("Title, artist or id").fill("no such track")
+    playwright.expect(page.locator("#found")).to_contain_text("No track holds")
+    page.route("**/events*", lambda route: route.abort())
+    page.get_by_role("button", name="Skip").click()
+    playwright.expect(page.get_by_role("alert")).to_be_visible()
+    look("nothing found, and an error")
+
+
 def test_a_reload_keeps_the_session_and_a_new_one_is_empty(page: "Page") -> None:
     search_and_play(page, "g3-t05", "Song 41")
     shown = next_tracks(page)
     page.reload()
     playwright.expect(page.locator("#session li")).to_have_text([re.compile("Song 41")])
     playwright.expect(page.locator("#now .title")).to_have_text("Song 41")
-    playwright.expect(page.locator("#next li").first).to_have_attribute("data-track", shown[0])
+    playwright.expect(page.locator("#next > li").first).to_have_attribute("data-track", shown[0])
     assert next_tracks(page) == shown
     page.get_by_role("button", name="New session").click()
     playwright.expect(page.locator("#session li")).to_have_count(0)
@@ -121,10 +269,11 @@ def test_a_reload_keeps_the_session_and_a_new_one_is_empty(page: "Page") -> None
 def test_the_keyboard_is_enough(page: "Page") -> None:
     page.get_by_label("Title, artist or id").focus()
     page.keyboard.type("g5-t03")
-    playwright.expect(page.locator("#found button")).to_have_count(1)
+    playwright.expect(page.locator("#found .play")).to_have_count(1)
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     playwright.expect(page.locator("#now .title")).to_have_text("Song 63")
+    page.keyboard.press("Tab")  # the button that queues the track
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     playwright.expect(page.locator("#session li.skipped")).to_have_count(1)
@@ -133,7 +282,7 @@ def test_the_keyboard_is_enough(page: "Page") -> None:
 def test_an_error_is_said_in_words(page: "Page") -> None:
     page.route("**/events*", lambda route: route.abort())
     page.get_by_label("Title, artist or id").fill("g0-t00")
-    page.locator("#found button").first.click()
+    page.locator("#found .play").first.click()
     playwright.expect(page.get_by_role("alert")).to_have_text("The service does not answer. Is it still running?")
 
 
@@ -165,7 +314,7 @@ def test_the_content_policy_forbids_what_the_page_does_not_do(
 ) -> None:
     faults: list[str] = []
     with opened(browser, str(running.base_url), faults) as page:
-        playwright.expect(page.locator("#next li")).to_have_count(15)
+        playwright.expect(page.locator("#next > li")).to_have_count(15)
         assert faults == []
         add = "const add = (tag, facts) => document.body.append(Object.assign(document.createElement(tag), facts))"
         page.evaluate(f"() => {{ {add}; {what} }}")
@@ -192,7 +341,7 @@ def test_a_service_with_keys_asks_for_one(
         key.fill(text)
         page.get_by_role("button", name="Use this key").click()
         playwright.expect(key).to_be_hidden()
-        playwright.expect(page.locator("#next li")).to_have_count(15)
+        playwright.expect(page.locator("#next > li")).to_have_count(15)
         search_and_play(page, "g2-t05", "Song 29")
         playwright.expect(page.get_by_role("alert")).to_be_hidden()
         assert text not in page.content()

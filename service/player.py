@@ -1,0 +1,50 @@
+"""What the player asks for besides the interface for everybody: its page, and sessions as they change."""
+
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, StreamingResponse
+
+from service.dependencies import Service, SessionId
+from service.door import Door
+from service.problems import NotAcceptable, problem_responses
+
+WEB = Path(__file__).parent / "web"
+
+_EVENTS = "text/event-stream"
+
+router = APIRouter()
+
+
+@router.get("/", include_in_schema=False)
+async def player() -> HTMLResponse:
+    """The player page."""
+    return HTMLResponse((WEB / "index.html").read_bytes())
+
+
+@router.get(
+    "/sessions/{session_id}/stream",
+    tags=["sessions"],
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "content": {_EVENTS: {"schema": {"type": "string"}}},
+            "description": "Server-sent events: `session`, whose data are as GET /sessions/{session_id} answers them, "
+            "without plays where there are none; `away` while the session store is",
+        }
+    }
+    | problem_responses(406, 422, 503),
+)
+async def watch_session(session_id: SessionId, service: Service, request: Request) -> StreamingResponse:
+    """The plays of a session now and after each change, for five minutes or as long as the client listens.
+
+    To be asked with `Accept: text/event-stream`: a client that knows nothing of it would wait for an end.
+    """
+    if _EVENTS not in request.headers.get("accept", ""):
+        raise NotAcceptable(f"this answer has no end: ask for it with Accept: {_EVENTS}")
+    service.streams.refuse_more()
+    door: Door = request.state.door
+    door.leave(request.scope, learn=False)  # from now on it takes nobody's place
+    changes = service.streams.changes(session_id, door.closing)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would gather them
+    return StreamingResponse(changes, media_type=_EVENTS, headers=headers)

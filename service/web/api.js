@@ -1,0 +1,99 @@
+// Talking to the service: calls, the key, server-sent events, how long answers took.
+
+const API_KEY = "segue.key";
+const KEPT_TIMES = 50;
+const RETRY_AFTER_MS = [250, 500, 1000, 2000, 4000];
+
+/** Something that went wrong, in words for a listener; `status` is 0 where nothing answered. */
+export class CallFailed extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+const times = [];
+let onTime = () => {};
+let onKeyWanted = () => {};
+
+export const listenToTimes = (listener) => { onTime = listener; };
+export const listenForKeys = (listener) => { onKeyWanted = listener; };
+export const keepKey = (key) => sessionStorage.setItem(API_KEY, key); // of this tab: no thing to leave in a browser
+
+function headersOf(more = {}) {
+  const key = sessionStorage.getItem(API_KEY);
+  return { ...more, ...(key && { Authorization: `Bearer ${key}` }) };
+}
+
+/** The body of an answer. Throws CallFailed. */
+export async function call(path, options = {}) {
+  const began = performance.now();
+  let answer;
+  try {
+    answer = await fetch(path, { ...options, headers: headersOf(options.headers) });
+  } catch {
+    throw new CallFailed("The service does not answer. Is it still running?", 0);
+  }
+  const body = answer.status === 204 ? null : await answer.json().catch(() => null);
+  note(performance.now() - began);
+  if (answer.status === 401 || answer.status === 403) onKeyWanted();
+  if (!answer.ok) {
+    const told = body?.detail ? `${body.title}: ${body.detail}` : `The service answered ${answer.status}.`;
+    throw new CallFailed(told, answer.status);
+  }
+  return body;
+}
+
+export const send = (path, body) =>
+  call(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+
+function note(ms) {
+  times.push(ms);
+  if (times.length > KEPT_TIMES) times.shift();
+  onTime({ last: ms, median: [...times].sort((a, b) => a - b)[times.length >> 1] });
+}
+
+/**
+ * Server-sent events of a path until `signal` ends them, through failures and restarts of the service.
+ * (EventSource can send no key.) `handlers` has a function for each kind of event, `lost` and `found`.
+ */
+export async function watch(path, handlers, signal) {
+  let failures = 0;
+  while (!signal.aborted) {
+    try {
+      const answer = await fetch(path, { headers: headersOf({ Accept: "text/event-stream" }), signal });
+      if (!answer.ok) throw new CallFailed(`The service answered ${answer.status}.`, answer.status);
+      if (failures) handlers.found();
+      failures = 0;
+      for await (const { kind, data } of eventsOf(answer.body)) handlers[kind]?.(data);
+      await pause(RETRY_AFTER_MS[0], signal); // it ends after a while, and when the service does
+    } catch (error) {
+      if (signal.aborted) return;
+      if (error.status === 401 || error.status === 403) return; // whoever gives a key watches again
+      if (!failures++) handlers.lost();
+      await pause(RETRY_AFTER_MS[Math.min(failures, RETRY_AFTER_MS.length) - 1], signal);
+    }
+  }
+}
+
+async function* eventsOf(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const parts = (text + value).split("\n\n");
+    text = parts.pop();
+    for (const part of parts) {
+      const lines = Object.fromEntries(part.split("\n").map((line) => [line.split(": ", 1)[0], line.slice(line.indexOf(": ") + 2)]));
+      if (lines.event) yield { kind: lines.event, data: JSON.parse(lines.data) };
+    }
+  }
+}
+
+function pause(ms, signal) {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, ms);
+    signal.addEventListener("abort", () => { clearTimeout(timer); resolve(); }, { once: true });
+  });
+}

@@ -1,0 +1,74 @@
+// What plays: a clock of its own, as there is no sound here, and the queue of what the listener wants next.
+
+import { byId, button, element, sign } from "./show.js";
+import { state, titleOf, trackOf } from "./session.js";
+
+const LENGTH_S = 30;
+const TICK_MS = 200;
+
+let heardMs = 0;
+let runs = true;
+let onEnd = () => {};
+
+export const listenToEnd = (listener) => { onEnd = listener; };
+export const heard = () => heardMs;
+
+const clock = (seconds) => `0:${String(Math.floor(seconds)).padStart(2, "0")}`;
+
+/** Show the track that plays, from its beginning. */
+export function showNow() {
+  heardMs = 0;
+  showName();
+  showControls();
+  showProgress();
+}
+
+/** Show its name, which may have become known meanwhile. */
+export function showName() {
+  if (state.now) state.now = trackOf(state.now.track_id);
+  const shown = state.now
+    ? [element("p", "title", titleOf(state.now)), element("p", "artist", state.now.artist ?? "")]
+    : [element("p", "quiet", "Nothing yet: choose a track.")];
+  const text = shown.map((line) => line.textContent).join("\n");
+  if ([...byId("now").children].map((line) => line.textContent).join("\n") === text) return; // or it is read out again
+  byId("now").replaceChildren(...shown);
+}
+
+export function showControls() {
+  for (const id of ["skip", "played", "pause"]) byId(id).disabled = state.now === null;
+  byId("pause").textContent = runs ? "Pause" : "Go on";
+}
+
+export function togglePause() {
+  runs = !runs;
+  showControls();
+}
+
+function showProgress() {
+  byId("progress").value = heardMs / 1000 / LENGTH_S;
+  byId("time").textContent = state.now ? `${clock(heardMs / 1000)} of ${clock(LENGTH_S)}` : "";
+}
+
+setInterval(() => {
+  if (!state.now || !runs || document.hidden) return;
+  heardMs += TICK_MS;
+  showProgress();
+  if (heardMs >= LENGTH_S * 1000) {
+    heardMs = 0;
+    onEnd();
+  }
+}, TICK_MS);
+
+/** The tracks that the listener chose to hear next. */
+export function showQueue() {
+  byId("queue-part").hidden = !state.queue.length;
+  byId("queue").replaceChildren(...state.queue.map((track, place) => {
+    const remove = button("", () => {
+      state.queue.splice(place, 1);
+      showQueue();
+      (byId("queue").querySelector("button") ?? byId("now-title")).focus();
+    }, "queue");
+    remove.append(sign("×", `Take ${titleOf(track)} out of the queue`));
+    return element("li", "row", element("span", "name", titleOf(track)), remove);
+  }));
+}

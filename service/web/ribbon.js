@@ -1,0 +1,20 @@
+// The session as a ribbon: what was played and what was skipped, oldest first, told apart by shape and by words.
+
+import { byId, element, hidden } from "./show.js";
+import { state, titleOf, trackOf } from "./session.js";
+
+const SHOWN = 60;
+
+export function showSession() {
+  const list = byId("session");
+  list.replaceChildren(...state.plays.slice(-SHOWN).map(({ track_id: id, outcome }) => {
+    const track = trackOf(id);
+    const item = element("li", outcome, element("span", "name", titleOf(track)), hidden(`, ${outcome}`));
+    item.title = `${titleOf(track)}${track.artist ? `, ${track.artist}` : ""}: ${outcome}`;
+    return item;
+  }));
+  list.scrollLeft = list.scrollWidth;
+  const skips = state.plays.filter((play) => play.outcome === "skipped").length;
+  byId("tally").textContent = state.plays.length ? `${state.plays.length - skips} played, ${skips} skipped` : "Nothing so far";
+  byId("share").disabled = !state.plays.length;
+}

@@ -1,0 +1,29 @@
+// Making elements: small, and by text alone, so that a title can hold anything.
+
+export const byId = (id) => document.getElementById(id);
+
+export function element(tag, className, ...content) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  made.append(...content);
+  return made;
+}
+
+export function button(words, onClick, className = "") {
+  const made = element("button", className, words);
+  made.type = "button";
+  made.addEventListener("click", onClick);
+  return made;
+}
+
+/** Words for those who see the sign beside them. */
+export const hidden = (words) => element("span", "hidden-text", words);
+
+/** A sign that is read out in words. */
+export function sign(shown, words, className = "") {
+  const mark = element("span", "", shown);
+  mark.setAttribute("aria-hidden", "true");
+  const made = element("span", className, mark, hidden(words));
+  made.title = words;
+  return made;
+}

@@ -1,6 +1,7 @@
 """What the player asks for besides the interface for everybody: its page, and sessions as they change."""
 
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, StreamingResponse
@@ -12,6 +13,14 @@ from service.problems import NotAcceptable, problem_responses
 WEB = Path(__file__).parent / "web"
 
 _EVENTS = "text/event-stream"
+
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {_EVENTS: {"schema": {"type": "string"}}},
+        "description": "Server-sent events: `session`, whose data are as GET /sessions/{session_id} answers them, "
+        "without plays where there are none; `away` while the session store is",
+    }
+}
 
 router = APIRouter()
 
@@ -26,14 +35,7 @@ async def player() -> HTMLResponse:
     "/sessions/{session_id}/stream",
     tags=["sessions"],
     response_class=StreamingResponse,
-    responses={
-        200: {
-            "content": {_EVENTS: {"schema": {"type": "string"}}},
-            "description": "Server-sent events: `session`, whose data are as GET /sessions/{session_id} answers them, "
-            "without plays where there are none; `away` while the session store is",
-        }
-    }
-    | problem_responses(406, 422, 503),
+    responses=_ANSWERS | problem_responses(406, 422, 503),
 )
 async def watch_session(session_id: SessionId, service: Service, request: Request) -> StreamingResponse:
     """The plays of a session now and after each change, for five minutes or as long as the client listens.

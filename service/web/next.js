@@ -41,7 +41,7 @@ function row(track, why, isOpen, { onPlay, onQueue }) {
   play.append(element("span", "rank", String(track.rank)), element("span", "name", element("span", "title", titleOf(track)), artist));
   const facts = element("span", "facts", movement(track), element("span", "score", track.score.toFixed(2)));
   const queue = button("", () => onQueue(track), "queue");
-  queue.append(sign("＋", `Play ${titleOf(track)} next`));
+  queue.append(sign("+", `Play ${titleOf(track)} next`));
   const made = element("div", "row", play, facts, queue);
   return why ? withReasons(made, why, isOpen) : made;
 }

@@ -155,7 +155,7 @@ function foundRow(track) {
   const chosen = button("", () => play(track), "play");
   chosen.append(element("span", "name", element("span", "title", titleOf(track)), element("span", "artist", track.artist ?? "")));
   const queue = button("", () => enqueue(track), "queue");
-  queue.append(sign("＋", `Play ${titleOf(track)} next`));
+  queue.append(sign("+", `Play ${titleOf(track)} next`));
   return element("li", "row", chosen, queue);
 }
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 import annotated_types
 import click
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from segue.cli import segue
@@ -62,7 +61,9 @@ def _option(option: click.Option, context: click.Context) -> tuple[str, str, str
     names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
     taken = [] if option.is_flag else option.make_metavar(context).strip("[]").split("|")
     default = "needed" if option.required else f"`{option.default}`" if option.show_default is True else ""
-    return names, ", ".join(f"`{value}`" for value in taken), default, option.help or ""
+    meaning, _, told = (option.help or "").partition("  [default: ")
+    default = f"`{told.rstrip(']')}`" if told else default
+    return names, ", ".join(f"`{value}`" for value in taken), default, meaning.replace("|", "&#124;")
 
 
 def settings() -> str:
@@ -81,15 +82,15 @@ def options() -> str:
     """Every option of every model: those that all have, those of all encoders, and each model's own."""
     parts = [
         "# Options of training\n",
-        "Set by a recipe (TOML, `--recipe FILE`), by `--set name=value`, or both: `--set` goes first. An unknown name or "
-        "a value out of range is an error. Recipes that are shipped: `demo`, `mssd`.\n",
+        "Set by a recipe (TOML, `--recipe FILE`), by `--set name=value`, or both: `--set` goes first. An unknown name "
+        "or a value out of range is an error. Recipes that are shipped: `demo`, `mssd`.\n",
     ]
     by_kind: dict[type[Options], list[str]] = {Options: [], NeuralOptions: []}
     for name, model in MODELS.items():
         by_kind.setdefault(model.options, []).append(name)
     headings: dict[type[Options], str] = {Options: "Every model", NeuralOptions: "Every encoder"}
     for kind, names in by_kind.items():
-        own = {name: field for name, field in kind.model_fields.items() if not _inherited(kind, name)}
+        own = {name: field for name, field in kind.model_fields.items() if not _inherited(kind, name, by_kind)}
         if own:
             rows = (_field(name, field) for name, field in own.items())
             parts += [
@@ -99,11 +100,10 @@ def options() -> str:
     return "\n".join(parts)
 
 
-def _inherited(kind: type[Options], name: str) -> bool:
-    """Whether an option is that of a class above, default included."""
-    classes = [other for other in kind.__mro__[1:] if issubclass(other, BaseModel)]
-    above = [other.model_fields[name] for other in classes if name in other.model_fields]
-    return bool(above) and above[0].default == kind.model_fields[name].default
+def _inherited(kind: type[Options], name: str, shown: Iterable[type[Options]]) -> bool:
+    """Whether an option, its default included, is that of a class above which is shown as well."""
+    above = [other for other in shown if other is not kind and issubclass(kind, other) and name in other.model_fields]
+    return any(other.model_fields[name].default == kind.model_fields[name].default for other in above[-1:])
 
 
 def _field(name: str, field: FieldInfo) -> tuple[str, str, str, str]:

@@ -117,7 +117,7 @@ class TestWords:
         measured = measured_of(tmp_path, {"sasrec": without, "sasrec+nce": [5, 50] * 100})
         _, second = words.answer(measured)
         assert second == (
-            "Of 1 version with feedback all find more of what is played next (most of all sasrec+nce: HR@10 1.000 "
+            "Of 1 version with feedback all find more of what is played next (sasrec+nce: HR@10 1.000 "
             "instead of 0.500); all rank what is skipped next lower; the price is the first place, HR@1 of played "
             "targets: sasrec+nce 0.000 instead of 0.500."
         )

@@ -27,6 +27,7 @@ PAGES: Final = {
 }
 COPIES: Final = {"LICENSE": "LICENSE.txt", "openapi.yaml": "openapi.yaml"}
 RESULTS: Final = "benchmarks/results"
+PICTURES: Final = "results/figures/"
 MADE: Final[dict[str, Callable[[], str]]] = {
     "reference/commands.md": reference.commands,
     "reference/settings.md": reference.settings,
@@ -44,6 +45,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         copied[path.relative_to(ROOT).as_posix()] = site_path(path.relative_to(ROOT).as_posix())
     for source, target in copied.items():
         files.append(File.generated(config, target, abs_src_path=str(ROOT / source)))
+    for name, picture in figures.pictures(ROOT / RESULTS).items():
+        files.append(File.generated(config, PICTURES + name, content=picture))
     for target, make in MADE.items():
         files.append(File.generated(config, target, content=make()))
     return files
@@ -52,7 +55,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 (mkdocs' names)
     """Put figures in, and let links lead to where their targets stand on the site."""
     target = page.file.src_uri
-    return relinked(figures.filled(markdown, ROOT / RESULTS), repository_path(target), target)
+    made = posixpath.relpath(PICTURES, posixpath.dirname(target) or ".") + "/"
+    return figures.filled(relinked(markdown, repository_path(target), target), ROOT / RESULTS, made)
 
 
 def site_path(source: str) -> str:

@@ -53,8 +53,8 @@ def plots(by_protocol: Mapping[str, Measured]) -> list[Plot]:
     """Every plot of one dataset and split. What has one protocol only is of the full ranking where there is one."""
     measured = chosen(by_protocol)
     made = [
-        _systems(measured),
-        _feedback(measured),
+        systems_plot(measured),
+        feedback_plot(measured),
         _curves(measured),
         _by_bins(measured, "session_length", "plays before the target", "By session length"),
         _by_bins(measured, "session_skip_rate", "share of those plays that were skipped", "By skip rate"),
@@ -102,7 +102,8 @@ def _row(system: str, number: int, name: str, inside: str) -> str:
     )
 
 
-def _systems(measured: Measured) -> Plot:
+def systems_plot(measured: Measured) -> Plot:
+    """Every system's HR@10 of played and of skipped targets."""
     estimates = measured.estimates
     groups = ["played", "skipped"]
     if not all((system, group, "HR@10") in estimates for system in measured.asked.systems for group in groups):
@@ -124,12 +125,12 @@ def _systems(measured: Measured) -> Plot:
         "systems",
         "Every system",
         svg(_WIDTH, bottom + 44, says, f"<g {scale.data()}>{drawn}</g>"),
-        "The figures are those of the table below. A system that makes use of skips has the two apart, the skipped "
-        "targets to the left.",
+        "A system that makes use of skips has the two apart, the skipped targets to the left.",
     )
 
 
-def _feedback(measured: Measured) -> Plot | None:
+def feedback_plot(measured: Measured) -> Plot | None:
+    """What feedback changed in HR@10 of played targets; None where no system came with it and without."""
     every = [d for d in measured.differences if d.pair.why == "feedback"]
     shown = [d for d in every if (d.group, d.metric) == ("played", "HR@10")]
     if not shown:

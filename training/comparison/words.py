@@ -103,11 +103,13 @@ def _feedback(measured: Measured) -> str:
         return "No system came both with feedback and without, so what feedback gains cannot be said."
     more, fewer = (_changed(measured, "played", "HR@10", up=up) for up in (True, False))
     lower, higher = (_changed(measured, "skipped", "MRR@10", up=up) for up in (False, True))
-    gained = f"Of {len(pairs)} version{'s' * (len(pairs) > 1)} with feedback {_number(more, len(pairs))} find more of "
-    gained += f"what is played next{_largest(more)}"
-    gained += f" and {_number(fewer, len(pairs))} less of it" if fewer else ""
-    ranked = f"{_number(lower, len(pairs))} rank what is skipped next lower"
-    ranked += f" and {_number(higher, len(pairs))} higher" if higher else ""
+    count = len(pairs)
+    gained = (
+        f"Of {count} version{'s' * (count > 1)} with feedback {_do(more, count, 'find')} more of what is played next"
+    )
+    gained += _largest(more) + (f" and {_do(fewer, count, 'find')} less of it" if fewer else "")
+    ranked = f"{_do(lower, count, 'rank')} what is skipped next lower"
+    ranked += f" and {_do(higher, count, 'rank')} it higher" if higher else ""
     return f"{gained}; {ranked}; {_price(measured, pairs)}."
 
 
@@ -133,17 +135,18 @@ def _changed(measured: Measured, group: str, metric: str, *, up: bool) -> list[D
     ]
 
 
-def _number(changed: Sequence[Difference], of: int) -> str:
-    return "all" if len(changed) == of else str(len(changed) or "none")
+def _do(changed: Sequence[Difference], of: int, verb: str) -> str:
+    """How many do something: `all find`, `1 finds`, `none find`."""
+    number = "all" if len(changed) == of else str(len(changed) or "none")
+    return f"{number} {verb}{'s' * (number == '1')}"
 
 
 def _largest(changed: Sequence[Difference]) -> str:
     if not changed:
         return ""
     most = max(changed, key=lambda d: d.estimate.value)
-    return (
-        f" (most of all {most.pair.system}: HR@10 {most.before + most.estimate.value:.3f} instead of {most.before:.3f})"
-    )
+    who = f"{'most of all ' * (len(changed) > 1)}{most.pair.system}"
+    return f" ({who}: HR@10 {most.before + most.estimate.value:.3f} instead of {most.before:.3f})"
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:

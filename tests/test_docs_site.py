@@ -66,6 +66,7 @@ class TestLinks:
             ("[a](docs/operations.md#x)", "README.md", "index.md", "[a](operations.md#x)"),
             ("[a](../../benchmarks/README.md)", "docs/how-to/a.md", "how-to/a.md", "[a](../measurements.md)"),
             ("[a](results/mssd/report.md)", "benchmarks/README.md", "measurements.md", "[a](results/mssd/tables.md)"),
+            ("[a](../../training/options.py)", "docs/how-to/a.md", "how-to/a.md", "[a](../reference/options.md)"),
             ("[a](LICENSE)", "README.md", "index.md", "[a](LICENSE.txt)"),
             ("[a](https://example.org/docs/a.md)", "README.md", "index.md", "[a](https://example.org/docs/a.md)"),
         ):

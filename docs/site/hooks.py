@@ -25,6 +25,8 @@ PAGES: Final = {
     "benchmarks/README.md": "measurements.md",
     "benchmarks/peers/README.md": "peers.md",
 }
+# Code that documents refer to, and the page that is made from it.
+SOURCES: Final = {"training/options.py": "reference/options.md", "service/settings.py": "reference/settings.md"}
 COPIES: Final = {"LICENSE": "LICENSE.txt", "openapi.yaml": "openapi.yaml"}
 RESULTS: Final = "benchmarks/results"
 PICTURES: Final = "results/figures/"
@@ -61,8 +63,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def site_path(source: str) -> str:
     """Where a file of the repository stands on the site."""
-    if source in PAGES or source in COPIES:
-        return {**PAGES, **COPIES}[source]
+    if (known := {**PAGES, **COPIES, **SOURCES}.get(source)) is not None:
+        return known
     # A page report.md would take the place of the file report.html beside it.
     return source.removeprefix("docs/").removeprefix("benchmarks/").replace("/report.md", "/tables.md")
 

@@ -2,10 +2,16 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Literal
 
 import pytest
 import yaml
@@ -32,6 +38,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 class TestSite:
     def test_no_page_takes_anything_from_elsewhere(self, site: Path) -> None:
         pages = [page for page in site.rglob("*.html") if page.name != "report.html"]
@@ -58,6 +65,51 @@ class TestSite:
 
     def test_nothing_of_the_site_is_packaged(self) -> None:
         assert "docs" not in re.findall(r"include = \[(.*)\]", (ROOT / "pyproject.toml").read_text())[0]
+
+
+# What the theme itself has; everything else on a page is ours.
+OF_THE_THEME = {"aria-dialog-name": {"enabled": False}, "landmark-unique": {"enabled": False}}
+
+
+@pytest.fixture(scope="module")
+def served(site: Path) -> Iterator[str]:
+    """The site's address, served from its folder."""
+
+    class Silent(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=str(site))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_finds_its_way_and_asks_nobody_else(served: str, scheme: "Literal['light', 'dark']") -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--headless", "--no-sandbox"])
+        page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 900})
+        faults: list[str] = []
+        page.on("request", lambda r: None if r.url.startswith((served, "data:")) else faults.append(r.url))
+        page.on("console", lambda message: faults.append(message.text))
+        for name in ("index", "science", "reference/http"):
+            page.goto(f"{served}/{name}.html")
+            found = axe.Axe().run(page, options={"rules": OF_THE_THEME})
+            assert found.violations_count == 0, found.generate_report()
+        page.keyboard.press("/")
+        page.keyboard.type("log_q")
+        found = page.locator(".md-search-result__link[href*='science.html']").first
+        playwright.expect(found).to_be_visible()
+        page.set_viewport_size({"width": 320, "height": 640})
+        page.goto(f"{served}/tutorial.html")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320
+        browser.close()
+    assert faults == []
 
 
 class TestLinks:
@@ -147,6 +199,7 @@ class TestTutorial:
         assert walk.blocks(document) == [[("one", "1\n2\n"), ("two", "")], [("four", "4\n")]]
 
     @pytest.mark.slow
+    @pytest.mark.timeout(900)  # half a minute on two idle cores
     def test_what_it_shows_is_what_comes_out(self) -> None:
         assert len(walk.blocks(TUTORIAL)) >= 7
         with walk.shell() as shell:

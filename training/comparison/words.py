@@ -181,7 +181,7 @@ def example(measured: Measured) -> list[str]:
 
 
 def _telling(ranks: Float64, members: Bool) -> int:
-    """The first session of a group that stood well within the first ten, but not at their head, else its first."""
+    """The first session of a group whose target stood within the first nine, not at their head; else its first."""
     found = np.flatnonzero(members & (ranks > 1) & (ranks < 10) & (ranks == np.floor(ranks)))
     return int(found[0]) if len(found) else int(np.flatnonzero(members)[0])
 

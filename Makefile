@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_FLAGS ?=
 BENCH ?= /tmp/segue-bench
 
-.PHONY: demo test check image-check bench bench-serving clean
+.PHONY: demo test check docs image-check bench bench-serving clean
 
 demo: $(VENV)/.demo-installed  ## the whole path on planted data, then the player
 	$(BIN)/segue demo $(DEMO_FLAGS)
@@ -18,6 +18,9 @@ check: $(VENV)/.dev-installed  ## format, lint, types, import directions
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.dev-installed  ## the documentation site, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 image-check:  ## the steps of the service's image in a clean root, minutes; as root on Debian, IMAGES= names others
 	.ci/image-steps $(IMAGES)

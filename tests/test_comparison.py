@@ -1,65 +1,27 @@
-"""Results side by side: statistics against enumeration and by hand, tables, the page."""
+"""Results side by side: statistics against enumeration and by hand, tables, the command."""
 
 import itertools
 import json
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
 
 from segue.cli import main
 from segue.errors import InputError
+from tests.comparison_results import gaining, result
 from training.comparison import paper
-from training.comparison.report import Section, as_json, as_markdown, measure, write_report
+from training.comparison.report import as_json, as_markdown, measure
 from training.comparison.results import read_results
 from training.comparison.statistics import differences, holm, kendall, pairs, permutation_test
-
-SESSIONS = 400
-
-
-def result(path: Path, system: str, ranks: Any, seed: int = 0, **changed: Any) -> Path:
-    """A result file as `segue evaluate --json` writes it, with what a comparison reads."""
-    rng = np.random.default_rng(0)
-    count = len(ranks)
-    content = {
-        "system": system,
-        "train_seed": seed,
-        "dataset": {"source": "mssd", "fingerprint": "f" * 16},
-        "split": "last-play",
-        "part": "test",
-        "protocol": "full",
-        "training": {"seconds": 12.0, "peak_memory_bytes": 2**29},
-        "unseen_targets": 0.0,
-        "catalogue_coverage@20": 0.5,
-        "ranks": [None if rank > 100 else float(rank) for rank in ranks],
-        "target_skipped": (np.arange(count) % 2 == 1).tolist(),
-        "target_plays": rng.integers(0, 50, count).tolist(),
-        "session_length": rng.integers(5, 20, count).tolist(),
-        "session_skip_rate": rng.random(count).round(2).tolist(),
-    }
-    path.write_text(json.dumps(content | changed))
-    return path
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """Feedback helps the gru4rec in every fourth session, and does nothing to the sasrec."""
-    rng = np.random.default_rng(1)
-    found = []
-    for protocol in ("full", "sampled"):
-        for seed in (0, 1):
-            ranks = rng.integers(1, 40, SESSIONS)
-            better = np.where(np.arange(SESSIONS) % 4 == 0, 1, ranks)
-            systems = {"sasrec": ranks, "sasrec+nce": ranks[::-1], "gru4rec": ranks, "gru4rec+nce": better}
-            for system, given in systems.items():
-                path = tmp_path / f"{protocol}-{system}-{seed}.json"
-                found.append(result(path, system, given, seed, protocol=protocol))
-        found.append(result(tmp_path / f"{protocol}-markov.json", "markov", ranks + 5, protocol=protocol))
-    return found
+    return gaining(tmp_path)
 
 
 class TestPermutationTest:
@@ -166,43 +128,7 @@ class TestComparison:
                 read_results([first, path])
 
 
-class Page(HTMLParser):
-    """What a page asks a network for, and the headings and cells that it shows."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.outside: list[str] = []
-        self.tags: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.outside += [
-            str(value) for name, value in attrs if name in ("src", "href") and not str(value).startswith("#")
-        ]
-
-
-class TestPage:
-    @pytest.fixture
-    def section(self, files: list[Path]) -> Section:
-        (section,) = measure(files, 200)
-        return section
-
-    def test_it_needs_nothing_else_and_is_the_same_each_time(self, section: Section, tmp_path: Path) -> None:
-        write_report([section], tmp_path / "a.html", tmp_path / "a.md", tmp_path / "a.json")
-        write_report([section], tmp_path / "b.html")
-        text = (tmp_path / "a.html").read_text()
-        assert text == (tmp_path / "b.html").read_text()
-        page = Page(text)
-        assert page.outside == []
-        assert "script" not in page.tags
-        assert "url(http" not in text
-        assert page.tags.count("svg") == 7
-        assert page.tags.count("table") == len(section.tables)
-        assert len(text) < 1_500_000
-        assert not list(tmp_path.glob("*.unfinished"))
-
+class TestCommand:
     def test_the_command_prints_and_writes(self, files: list[Path], tmp_path: Path, capsys: Any) -> None:
         assert main(["compare", *map(str, files), "--html", str(tmp_path / "page.html")]) == 0
         assert "gru4rec+nce" in capsys.readouterr().out

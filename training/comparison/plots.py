@@ -1,42 +1,49 @@
-"""Plots of a comparison as SVG: text stays text, ink has the page's colour, the same figures give the same bytes."""
+"""Plots of a comparison as SVG, each of which shows what it says without any script.
 
-import io
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+The page's script moves the marks of "systems" and "feedback" to other metrics and groups and hides lines; what it needs
+for that stands in the marks' classes, in `data-` attributes and in the page's data.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from markupsafe import escape
 
 from segue.arrays import Bool, Float64
 from segue.ranking_metrics import Estimate, bootstrap, hit
 from training.comparison import paper
-from training.comparison.results import Answered
+from training.comparison.drawing import (
+    Scale,
+    along_x,
+    along_y,
+    line,
+    mark,
+    rounded_up,
+    svg,
+    text,
+    ticks,
+    x_axis,
+    y_axis,
+)
+from training.comparison.statistics import Difference
 from training.comparison.tables import Measured
+from training.comparison.words import chosen
 
-_INK: Final = "#0a0b0c"  # replaced by the page's own colour
-_BASELINES: Final = ("vmis-knn", "markov", "popularity")
-_STYLE: Final[dict[Any, Any]] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    **dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor"), _INK
-    ),
-}
+BASELINES: Final = ("vmis-knn", "markov", "popularity")
+CURVE: Final = (1, 2, 3, 5, 10, 20, 50, 100)
+_WIDTH: Final = 760.0
+_NAMES: Final = 215.0  # where the names of rows end
+_ROW: Final = 24.0
+_APART: Final = 4.5  # pixels that a row's two marks are above and below its middle
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture and what it shows, in words."""
+    """A picture and what it shows, in words; `kind` says what the page offers beside it."""
 
+    kind: str
     title: str
     svg: str
     says: str
@@ -44,11 +51,11 @@ class Plot:
 
 def plots(by_protocol: Mapping[str, Measured]) -> list[Plot]:
     """Every plot of one dataset and split. What has one protocol only is of the full ranking where there is one."""
-    measured = by_protocol.get("full") or next(iter(by_protocol.values()))
+    measured = chosen(by_protocol)
     made = [
-        _gains(by_protocol),
+        systems_plot(measured),
+        feedback_plot(measured),
         _curves(measured),
-        _played_and_skipped(measured),
         _by_bins(measured, "session_length", "plays before the target", "By session length"),
         _by_bins(measured, "session_skip_rate", "share of those plays that were skipped", "By skip rate"),
         _by_bins(measured, "target_plays", "plays of the target in the training part", "By the target's popularity"),
@@ -57,123 +64,181 @@ def plots(by_protocol: Mapping[str, Measured]) -> list[Plot]:
     return [plot for plot in made if plot is not None]
 
 
-@contextmanager
-def _axes(width: float, height: float) -> Iterator[tuple[Axes, list[str]]]:
-    """Axes to draw on; the SVG is in the list afterwards."""
-    drawn: list[str] = []
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": "segue"}):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure.subplots(), drawn
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = stream.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    drawn.append(re.sub(r'<g id="[^"]*">', "<g>", svg))
+def family_of(system: str) -> str:
+    """The family whose colour a system has: its model, the version left out."""
+    found = [name for name in (*paper.FAMILIES, *BASELINES) if system.startswith(name)]
+    return found[0] if found else "other"
 
 
-def _gains(by_protocol: Mapping[str, Measured]) -> Plot | None:
-    lines = {
-        protocol: [
-            (d.pair.system, d.gain_percent)
-            for d in measured.differences
-            if d.pair.why == "feedback" and (d.group, d.metric) == ("all", "HR@10") and d.gain_percent is not None
-        ]
-        for protocol, measured in by_protocol.items()
-    }
-    systems = list(dict.fromkeys(system for found in lines.values() for system, _ in found))
-    if not systems:
+def has_feedback(system: str) -> bool:
+    """Whether a system learns from what was skipped."""
+    return "+nce" in system or system.endswith(("-bl", "-nr"))
+
+
+def css_of(system: str) -> str:
+    """The classes of everything that is drawn of a system."""
+    return f"f-{family_of(system)} {'fed' if has_feedback(system) else 'plain'}"
+
+
+def estimate_says(system: str, metric: str, group: str, estimate: Estimate) -> str:
+    """A mark's words. The page's script makes the same."""
+    return f"{system}: {metric} of {group} targets {estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def difference_says(difference: Difference) -> str:
+    """A mark's words. The page's script makes the same."""
+    d, e = difference, difference.estimate
+    return (
+        f"{d.pair.system}: {d.metric} of {d.group} targets {e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}] "
+        f"against {d.pair.against}, {d.verdict()}"
+    )
+
+
+def _row(system: str, number: int, name: str, inside: str) -> str:
+    at = 14 + _ROW * number
+    return (
+        f'<g class="row {css_of(system)}" data-system="{escape(system)}" transform="translate(0 {at:g})">'
+        f"{text(_NAMES - 12, 4, name, 'name')}{inside}</g>"
+    )
+
+
+def systems_plot(measured: Measured) -> Plot:
+    """Every system's HR@10 of played and of skipped targets."""
+    estimates = measured.estimates
+    groups = ["played", "skipped"]
+    if not all((system, group, "HR@10") in estimates for system in measured.asked.systems for group in groups):
+        groups = ["all"]
+    ordered = sorted(measured.asked.systems, key=lambda s: -estimates[s, groups[0], "HR@10"].value)
+    scale = Scale(0, rounded_up(max(e.high for e in estimates.values())), _NAMES, _WIDTH - 20)
+    bottom = _ROW * len(ordered) + 6
+    rows = []
+    for number, system in enumerate(ordered):
+        marks = ""
+        for group, kind, aside in zip(groups, ("dot", "square"), (-_APART, _APART), strict=False):
+            e, y = estimates[system, group, "HR@10"], aside if len(groups) > 1 else 0
+            says, interval = estimate_says(system, "HR@10", group, e), along_x(scale, e.value, e.low, e.high)
+            marks += mark(scale(e.value), y, kind, says, f"{kind} g-{group}", interval)
+        rows.append(_row(system, number, system, marks))
+    says = "HR@10 of every system, with 95 % intervals. Circles: targets that were played; squares: that were skipped."
+    drawn = x_axis(scale, ticks(0, scale.high), 4, bottom, "HR@10") + "".join(rows)
+    return Plot(
+        "systems",
+        "Every system",
+        svg(_WIDTH, bottom + 44, says, f"<g {scale.data()}>{drawn}</g>"),
+        "A system that makes use of skips has the two apart, the skipped targets to the left.",
+    )
+
+
+def feedback_plot(measured: Measured) -> Plot | None:
+    """What feedback changed in HR@10 of played targets; None where no system came with it and without."""
+    every = [d for d in measured.differences if d.pair.why == "feedback"]
+    shown = [d for d in every if (d.group, d.metric) == ("played", "HR@10")]
+    if not shown:
         return None
-    with _axes(7, 0.9 + 0.34 * len(systems)) as (axes, drawn):
-        for shift, (protocol, found) in enumerate(lines.items()):
-            _dots(axes, [(systems.index(s) + 0.2 * shift, gain) for s, gain in found if gain], protocol, shift)
-        axes.axvline(0, color=_INK, linewidth=0.8)
-        axes.set_yticks(range(len(systems)), systems)
-        axes.invert_yaxis()
-        axes.set_xlabel("gain in HR@10 over the version without feedback, per cent")
-        axes.legend(title="ranking")
-    return Plot("Gain from feedback", drawn[0], "Gain in HR@10 of each version with feedback, with 95 % intervals.")
+    reach = rounded_up(max(max(abs(d.estimate.low), abs(d.estimate.high)) for d in every), 0.05)
+    scale, bottom = Scale(-reach, reach, _NAMES, _WIDTH - 20), _ROW * len(shown) + 6
+    rows = []
+    for number, d in enumerate(shown):
+        kind = "dot" if not d.measurable else "up" if d.estimate.value > 0 else "down"
+        verdict = d.verdict().partition(" ")[0]
+        e = d.estimate
+        drawn = mark(
+            scale(e.value), 0, kind, difference_says(d), f"v-{verdict}", along_x(scale, e.value, e.low, e.high)
+        )
+        rows.append(_row(d.pair.system, number, d.pair.system, drawn))
+    axis = x_axis(scale, ticks(-reach, reach), 4, bottom, "HR@10 of played targets, difference")
+    zero = line(scale(0), 4, scale(0), bottom, "zero")
+    says = "What feedback changed in HR@10 of played targets: each version with feedback less the one without."
+    return Plot(
+        "feedback",
+        "What feedback changed",
+        svg(_WIDTH, bottom + 44, says, f"<g {scale.data()}>{axis}{zero}{''.join(rows)}</g>"),
+        "Each version with feedback less the same system without, on the same sessions, with 95 % intervals. "
+        "Triangles: the corrected test finds a difference; circles: it finds none.",
+    )
 
 
-def _dots(axes: Axes, places: Sequence[tuple[float, Estimate]], label: str, shift: int) -> None:
-    values = np.array([(at, e.value, e.value - e.low, e.high - e.value) for at, e in places]).T
-    axes.errorbar(values[1], values[0], xerr=values[2:], fmt="os"[shift % 2], label=label, capsize=2, markersize=4)
-
-
-def _of_each_family(measured: Measured) -> list[str]:
+def first_shown(measured: Measured) -> list[str]:
     """The best version of every family by HR@10, and the baselines: as many lines as an eye can tell apart."""
     found = []
     for versions in paper.FAMILIES.values():
         present = [system for system in versions if system in measured.asked.systems]
         if present:
             found.append(max(present, key=lambda s: measured.estimates[s, "all", "HR@10"].value))
-    return [*found, *(system for system in _BASELINES if system in measured.asked.systems)] or list(
+    return [*found, *(system for system in BASELINES if system in measured.asked.systems)] or list(
         measured.asked.systems
     )
 
 
-def _hits_up_to(answered: Answered, last: int) -> Float64:
-    return np.array([np.mean([hit(ranks, k).mean() for ranks in answered.ranks.values()]) for k in range(1, last + 1)])
+def _lines(measured: Measured, drawn: Callable[[str, int], str]) -> str:
+    """What is drawn of each system, all but the first shown ones hidden."""
+    shown = first_shown(measured)
+    parts = []
+    for number, system in enumerate(measured.asked.systems):
+        hidden = "" if system in shown else " off"
+        parts.append(
+            f'<g class="line {css_of(system)}{hidden}" data-system="{escape(system)}">{drawn(system, number)}</g>'
+        )
+    return "".join(parts)
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return f'<path d="M{"L".join(f"{x:g} {y:g}" for x, y in points)}"/>'
 
 
 def _curves(measured: Measured) -> Plot:
-    with _axes(7, 3.6) as (axes, drawn):
-        for i, system in enumerate(_of_each_family(measured)):
-            style: dict[str, Any] = {"linestyle": "--"} if system in _BASELINES else {}
-            axes.plot(
-                range(1, 101), _hits_up_to(measured.asked.systems[system], 100), label=system, color=f"C{i}", **style
-            )
-        axes.set_xscale("log")
-        axes.set_xticks([1, 5, 10, 20, 50, 100], ["1", "5", "10", "20", "50", "100"])
-        axes.minorticks_off()
-        axes.set_xlabel("k")
-        axes.set_ylabel("HR@k, all targets")
-        axes.legend(ncols=2)
-    return Plot(
-        "Hit rate by length of the list", drawn[0], "HR@k for k from 1 to 100, the best version of each family."
-    )
+    across, up = Scale(1, 100, 50, _WIDTH - 20, log=True), Scale(0, 1, 300, 10)
 
+    def drawn(system: str, _: int) -> str:
+        ranks = measured.asked.systems[system].ranks.values()
+        values = [float(np.mean([hit(of, k).mean() for of in ranks])) for k in CURVE]
+        points = [(across(k), up(value)) for k, value in zip(CURVE, values, strict=True)]
+        marks = [
+            mark(*point, "dot", f"{system}: HR@{k} of all targets {value:.3f}")
+            for point, k, value in zip(points, CURVE, values, strict=True)
+        ]
+        return _path(points) + "".join(marks)
 
-def _played_and_skipped(measured: Measured) -> Plot | None:
-    systems = [s for s in (*paper.SYSTEMS, *_BASELINES) if s in measured.asked.systems]
-    if any((s, g, "HR@10") not in measured.estimates for s in systems for g in ("played", "skipped")):
-        return None
-    with _axes(7, 0.9 + 0.26 * len(systems)) as (axes, drawn):
-        for shift, group in enumerate(("played", "skipped")):
-            estimates = [(i + 0.2 * shift, measured.estimates[s, group, "HR@10"]) for i, s in enumerate(systems)]
-            _dots(axes, estimates, group, shift)
-        axes.set_yticks(range(len(systems)), systems)
-        axes.invert_yaxis()
-        axes.set_xlabel("HR@10")
-        axes.legend(title="targets that were")
+    axes = x_axis(across, CURVE, 10, 300, "k, the length of the list") + y_axis(up, ticks(0, 1), 50, _WIDTH - 20)
+    says = f"HR@k of all targets for k from 1 to 100, of {len(measured.asked.systems)} systems."
     return Plot(
-        "Targets that were played and targets that were skipped",
-        drawn[0],
-        "HR@10 of played and of skipped targets, with 95 % intervals. A system that knows skips has them apart, the "
-        "skipped to the left.",
+        "lines",
+        "Hit rate by length of the list",
+        svg(_WIDTH, 344, says, axes + _lines(measured, drawn)),
+        "The share of sessions whose target was among the first k (HR@k, all targets).",
     )
 
 
 def _by_bins(measured: Measured, of: str, label: str, title: str) -> Plot | None:
-    values = np.asarray(getattr(measured.asked, of), dtype=np.float64)
-    bins = _bins(values)
+    bins = _bins(np.asarray(getattr(measured.asked, of), dtype=np.float64))
     if len(bins) < 2:
         return None
-    with _axes(7, 3.2) as (axes, drawn):
-        for i, system in enumerate(_of_each_family(measured)):
-            hits = measured.asked.systems[system].values("HR@10")
-            rng = np.random.default_rng(0)
-            found = [estimate for _, inside in bins if (estimate := bootstrap(hits[inside], rng)) is not None]
-            centre, low, high = np.array([(e.value, e.value - e.low, e.high - e.value) for e in found]).T
-            places = np.arange(len(bins)) + (i - 4) * 0.05
-            axes.errorbar(
-                places, centre, yerr=[low, high], fmt="o-", label=system, color=f"C{i}", markersize=3, linewidth=1
-            )
-        axes.set_xticks(range(len(bins)), [f"{name}\n({inside.sum():,})" for name, inside in bins])
-        axes.set_xlabel(f"{label} (sessions)")
-        axes.set_ylabel("HR@10, all targets")
-        axes.get_figure().legend(loc="outside lower center", ncols=5, fontsize=7)  # type: ignore[union-attr]
-    return Plot(title, drawn[0], f"HR@10 by {label}, in groups of about as many sessions, with 95 % intervals.")
+    rng, count = np.random.default_rng(0), len(measured.asked.systems)
+    found: dict[str, list[Estimate]] = {}
+    for system, answered in measured.asked.systems.items():
+        hits = answered.values("HR@10")
+        found[system] = [e for _, inside in bins if (e := bootstrap(hits[inside], rng)) is not None]
+    up = Scale(0, rounded_up(max(e.high for line_of in found.values() for e in line_of)), 300, 10)
+    step = (_WIDTH - 70) / len(bins)
+
+    def drawn(system: str, number: int) -> str:
+        aside = (number - (count - 1) / 2) * min(step / 2 / count, 8)  # so that intervals do not hide each other
+        points = [(round(50 + step * (i + 0.5) + aside, 1), up(e.value)) for i, e in enumerate(found[system])]
+        marks = [
+            mark(*point, "dot", f"{system}: HR@10 {e.value:.3f} [{e.low:.3f}, {e.high:.3f}], {name} {label}", "",
+                 along_y(up, e.value, e.low, e.high))
+            for point, e, (name, _) in zip(points, found[system], bins, strict=True)
+        ]  # fmt: skip
+        return _path(points) + "".join(marks)
+
+    names = "".join(
+        text(50 + step * (i + 0.5), 316, name, "tick") + text(50 + step * (i + 0.5), 330, f"({inside.sum():,})", "tick")
+        for i, (name, inside) in enumerate(bins)
+    )
+    axes = y_axis(up, ticks(0, up.high), 50, _WIDTH - 20) + names
+    axes += text(_WIDTH / 2, 352, f"{label} (sessions)", "label")
+    says = f"HR@10 of all targets by {label}, in groups of about as many sessions, with 95 % intervals."
+    return Plot("lines", title, svg(_WIDTH, 360, says, axes + _lines(measured, drawn)), says)
 
 
 def _bins(values: Float64, wanted: int = 5) -> list[tuple[str, Bool]]:
@@ -193,23 +258,34 @@ def _number(value: float) -> str:
 
 
 def _cost(measured: Measured) -> Plot | None:
-    points = [
-        (float(np.mean(seconds)), measured.estimates[system, "all", "HR@10"].value, system)
+    took = {
+        system: max(float(np.mean(seconds)), 0.01)
         for system, answered in measured.asked.systems.items()
-        if system in _of_each_family(measured)
-        and (seconds := [of["seconds"] for of in answered.training if "seconds" in of])
-    ]
-    if not points:
+        if (seconds := [of["seconds"] for of in answered.training if "seconds" in of])
+    }
+    if not took:
         return None
-    with _axes(7, 3.6) as (axes, drawn):
-        for took_s, value, system in points:
-            axes.plot(max(took_s, 0.01), value, "o", color="C0", markersize=4)
-            axes.annotate(system, (max(took_s, 0.01), value), xytext=(4, 3), textcoords="offset points", fontsize=7)
-        axes.set_xscale("log")
-        axes.set_xlabel("seconds of training")
-        axes.set_ylabel("HR@10, all targets")
-    return Plot(
-        "Training time",
-        drawn[0],
-        "HR@10 of the best version of each family against the seconds that its training took.",
-    )
+    powers = [10.0**n for n in range(int(np.floor(np.log10(min(took.values())))), 9)]
+    powers = powers[: 1 + next(i for i, power in enumerate(powers) if i and power >= max(took.values()))]
+    value = {system: measured.estimates[system, "all", "HR@10"].value for system in took}
+    first = first_shown(measured)
+    across = Scale(powers[0], powers[-1], 50, _WIDTH - 110, log=True)
+    up = Scale(0, rounded_up(max(value.values())), 300, 10)
+
+    labels: list[tuple[float, float]] = []  # where names stand, none on another
+
+    def drawn(system: str, _: int) -> str:
+        if system not in took:
+            return ""
+        at = across(took[system]), up(value[system])
+        beside = at[1] + 4
+        if system in first:
+            while any(abs(at[0] - x) < 90 and abs(beside - y) < 11 for x, y in labels):
+                beside += 11
+            labels.append((at[0], beside))
+        says = f"{system}: HR@10 of all targets {value[system]:.3f} after {took[system]:,.1f} s of training"
+        return mark(*at, "dot", says) + text(at[0] + 7, beside, system, "beside")
+
+    axes = x_axis(across, powers, 10, 300, "seconds of training") + y_axis(up, ticks(0, up.high), 50, _WIDTH - 110)
+    says = "HR@10 of all targets against the seconds that a training took."
+    return Plot("lines", "Training time", svg(_WIDTH, 344, says, axes + _lines(measured, drawn)), says)

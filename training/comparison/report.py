@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segue.ranking_metrics import METRICS
-from training.comparison import paper
+from training.comparison import paper, words
 from training.comparison.page import page
 from training.comparison.results import read_results
 from training.comparison.statistics import PERMUTATIONS, differences, estimates
@@ -77,28 +77,13 @@ def _section(source: str, split: str, part: str, by_protocol: Mapping[str, Measu
 
 def sentences(by_protocol: Mapping[str, Measured]) -> list[str]:
     """What came out, in words made from the figures of the full ranking (of the first protocol without it)."""
-    measured = by_protocol.get("full") or next(iter(by_protocol.values()))
-    best = max(measured.asked.systems, key=lambda s: measured.estimates[s, "all", "HR@10"].value)
-    found = [f"The best HR@10 of all targets is {measured.estimates[best, 'all', 'HR@10'].value:.3f}, by {best}."]
-    feedback = [d for d in measured.differences if d.pair.why == "feedback" and (d.group, d.metric) == ("all", "HR@10")]
-    if feedback:
-        better = [d.pair.system for d in feedback if d.verdict().startswith("better")]
-        worse = [d.pair.system for d in feedback if d.verdict().startswith("worse")]
-        found.append(
-            f"Of {len(feedback)} versions with feedback, {_named(better)} better in HR@10 than without it, "
-            f"{_named(worse)} worse; the others show no measurable difference."
-        )
+    measured = words.chosen(by_protocol)
+    found = list(words.answer(measured))
     for metric in ("HR@1", "HR@10"):
         behind = behind_the_chain(measured, metric)
         if "markov" in measured.asked.systems:
             found.append(f"Neural systems that do not beat the Markov chain's {metric}: {', '.join(behind) or 'none'}.")
     return found
-
-
-def _named(systems: Sequence[str]) -> str:
-    if not systems:
-        return "none is"
-    return f"{len(systems)} ({', '.join(systems)}) {'is' if len(systems) == 1 else 'are'}"
 
 
 def as_markdown(sections: Sequence[Section]) -> str:

@@ -87,10 +87,16 @@ class TestTwoLooks:
         before = snapshot()
         after = later(before, 4.0)
         after["routes"][0] |= {"statuses": {"200": 102}, "within": [0, 102, 0, 0]}
+        for route in ("/sessions/{session_id}/stream", "none", "/ops"):
+            after["routes"].append({**after["routes"][2], "route": route})
         found = figures(before, after)
         assert found["routes"][0]["per_s"] == 25.0
         assert (found["total"]["per_s"], found["total"]["answered"]) == (11.0, 44)
         assert found["total"]["p50_ms"] == pytest.approx(1 + 9 * 2 / 10)
+
+    def test_call_what_found_no_route_so(self) -> None:
+        refused = {"method": "any", "route": "none", "statuses": {"401": 3}, "seconds": 0.0, "within": [3, 0, 0, 0]}
+        assert figures(None, snapshot(routes=[refused]))["routes"][0]["name"] == "files, or no route"
 
     def test_give_each_release_its_own_skip_rate(self) -> None:
         before = snapshot()

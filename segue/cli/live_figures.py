@@ -10,8 +10,9 @@ from typing import Any, Final, TypeAlias
 Snapshot: TypeAlias = Mapping[str, Any]  # an answer of GET /operations
 
 QUANTILES: Final = (50, 90, 99)
-# In a line of its own and in no total: what operators and their programs ask for, and streams, which last for minutes.
-APART: Final = frozenset({"/operations", "/metrics", "/health/live", "/health/ready", "/sessions/{session_id}/stream"})
+# What the total is of: what listeners ask for, but for streams, which last for minutes.
+LISTENERS: Final = ("/sessions/", "/recommendations", "/tracks")
+STREAM: Final = "/stream"
 _KEPT: Final = 600
 
 
@@ -44,7 +45,7 @@ def figures(before: Snapshot | None, after: Snapshot) -> dict[str, Any]:
     known = {(line["method"], line["route"]): line for line in (before["routes"] if before is not None else ())}
     credited = {line["release"]: line for line in (before["releases"] if before is not None else ())}
     counted = [_counted(known.get((line["method"], line["route"])), line) for line in after["routes"]]
-    asked = [line for line in counted if line["route"] not in APART]
+    asked = [line for line in counted if _is_listeners(line["route"])]
 
     def rate(count: float) -> float | None:
         return count / seconds if seconds is not None else None
@@ -67,12 +68,20 @@ def figures(before: Snapshot | None, after: Snapshot) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "total": line_of("all", asked),
-        "routes": [line_of(f"{line['method']} {line['route']}", [line]) for line in counted],
+        "routes": [line_of(_name(line), [line]) for line in counted],
         "shed_per_s": rate(after["shed"] - (before["shed"] if before is not None else 0)),
         "events_per_s": rate(since("events", "plays", "skips")),
         "sessions_per_s": rate(since("events", "sessions")),
         "releases": [_release(credited.get(line["release"]), line, rate) for line in after["releases"]],
     }
+
+
+def _is_listeners(route: str) -> bool:
+    return route.startswith(LISTENERS) and not route.endswith(STREAM)
+
+
+def _name(line: Mapping[str, Any]) -> str:
+    return "files, or no route" if line["route"] == "none" else f"{line['method']} {line['route']}"
 
 
 def _counted(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> dict[str, Any]:

@@ -162,7 +162,10 @@ class Screen:
         lines = sorted(self._figures["routes"], key=lambda line: -(line["per_s"] or 0.0))
         for line in (self._figures["total"], *lines):
             table.add_row(
-                Text(line["name"], style="bold" if line is self._figures["total"] else ""),
+                Text(
+                    "listeners, in all" if line is self._figures["total"] else line["name"],
+                    style="bold" if line is self._figures["total"] else "",
+                ),
                 _number(line["per_s"]),
                 *(_number(line[f"p{percent}_ms"]) for percent in (50, 90, 99)),
                 _number(line["refused_per_s"]),

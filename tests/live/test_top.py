@@ -53,7 +53,7 @@ def test_one_look_when_piped_is_plain_and_holds_what_the_service_says(
     assert traffic["route"] == ["per s", "p50 ms", "p90 ms", "p99 ms", "4xx per s", "5xx per s", "answered"]
     assert {len(line) for line in traffic.values()} == {7}
     assert traffic["GET /operations"][-1] == "1"  # between the two looks: the first of them
-    assert traffic["all"][0] == "0.00"
+    assert traffic["listeners, in all"][0] == "0.00"
     service = {name: " ".join(rest) for name, rest in table(out, "service").items()}
     assert told["release"]["name"] in service["release"]
     assert service["sessions"].startswith(f"{told['events']['sessions']:,} began")

@@ -20,7 +20,7 @@ from redis.asyncio import Redis, RedisCluster
 from starlette.staticfiles import StaticFiles
 
 from segue.errors import BadOption, SegueError, StoreUnavailable
-from service import access, hosts, player, routes
+from service import access, hosts, operations, player, routes
 from service.bodies import EventsRequest, SwapRequest, WhatIfRequest
 from service.credits import Credits
 from service.dependencies import Parts
@@ -29,6 +29,7 @@ from service.durability import DurabilityCheck
 from service.embedded_redis import die_with_parent, embedded_redis
 from service.event_log import EventLog, open_folder
 from service.fallback import Fallback
+from service.live_state import LiveState
 from service.middleware import LimitedBody, Measured, whole
 from service.problems import answer_problems, describe_problems
 from service.quick_path import QuickPath
@@ -36,13 +37,14 @@ from service.releases import LiveReleases, refuse_nothing_to_serve
 from service.session_store import SessionStore, connect
 from service.session_stream import SessionStreams
 from service.settings import FSYNC, Settings, read_settings
+from service.store_state import StoreState
 from service.telemetry import Telemetry, configure_logging
 from service.threads import Threads
 
 if TYPE_CHECKING:
     from service.tracing import Tracing
 
-ROUTERS = (routes.router, player.router)
+ROUTERS = (routes.router, player.router, operations.router)
 
 _log = structlog.get_logger()
 
@@ -144,7 +146,8 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
     opened.push_async_callback(store.aclose)
     credits_ = Credits(store, settings.credit_share, telemetry)
     fallback = Fallback(store, telemetry, wanted=settings.fallback == "popularity")
-    return Parts(releases, credits_, store, SessionStreams(store), fallback, threads, telemetry)
+    live_state = LiveState(StoreState(client), releases, settings, telemetry)
+    return Parts(releases, credits_, store, SessionStreams(store), fallback, threads, telemetry, live_state)
 
 
 def _spare_the_collector() -> None:

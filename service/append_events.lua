@@ -4,7 +4,8 @@
 -- KEYS  plays (list), facts (hash), event ids (sorted set), events (stream): all of one slot
 -- ARGV  session id, idle gap in ms, most plays kept, most event ids kept, stream length (0: no log),
 --       '1' to return the plays, then five for each event: type, track id, at in ms, ms played, event id ('' for none)
--- Answer: plays kept, duplicates, list of plays if asked for, credits, entries that the full stream dropped
+-- Answer: plays kept, duplicates, list of plays if asked for, credits, entries that the full stream dropped,
+--         1 if the session began, else 0
 --
 -- A credit says what became of a track that a release had recommended, as <kind> TAB <release>: P it was played, S it
 -- was skipped, L its play, credited before, was later skipped. remember.lua writes what was recommended.
@@ -89,4 +90,4 @@ end
 
 local dropped = stream_length > 0 and waiting + logged - redis.call('XLEN', stream) or 0
 return {redis.call('LLEN', plays_key), duplicates, ARGV[6] == '1' and redis.call('LRANGE', plays_key, 0, -1) or {},
-  credits, dropped}
+  credits, dropped, facts[1] and 0 or 1}

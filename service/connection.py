@@ -14,7 +14,7 @@ from service.problems import problem_response
 from service.request_head import BoundedHead, ReadyAnswer
 
 # What an operator needs most when the service is full: never refused, never counted.
-_ALWAYS: Final = (b"/health/", b"/metrics", b"/releases/")
+_ALWAYS: Final = (b"/health/", b"/metrics", b"/releases", b"/operations", b"/ops", b"/web/ops")
 _STAYS: Final = ReadyAnswer(REFUSAL)
 _GOES: Final = ReadyAnswer(REFUSAL, closing=True)
 

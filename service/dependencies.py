@@ -12,6 +12,7 @@ from segue.events import MAX_ID_LENGTH, TEXT_PATTERN, TrackId
 from service.bodies import MAX_TRACKS, EventsRequest, SwapRequest, WhatIfRequest
 from service.credits import Credits
 from service.fallback import Fallback
+from service.live_state import LiveState
 from service.problems import MOST_ERRORS, WrongMediaType
 from service.releases import LiveReleases
 from service.session_store import SessionStore
@@ -35,6 +36,7 @@ class Parts:
     fallback: Fallback
     threads: Threads
     telemetry: Telemetry
+    live_state: LiveState
 
 
 async def _parts(request: Request) -> Parts:  # async, or FastAPI would call it in a thread

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import structlog
 
-from segue.errors import BadOption, InputError, SegueError, SwapRefused
-from segue.release import read_manifest
+from segue.errors import BadOption, BadRelease, InputError, SegueError, SwapRefused
+from segue.release import ENCODER, read_manifest
 from service.live_release import Answer, LiveRelease, Question, open_live_release
 from service.micro_batch import MicroBatch
+from service.operations_bodies import ListedRelease, Releases
 from service.release_trial import try_release
 from service.releases_folder import ReleasesFolder, Seen
 from service.session_draws import SessionDraw
@@ -25,6 +27,8 @@ from service.telemetry import Telemetry
 from service.threads import Threads
 
 _log = structlog.get_logger()
+
+_MOST_LISTED: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,6 +60,28 @@ def refuse_nothing_to_serve(settings: Settings) -> None:
                 read_manifest(folder.find(seen.name))
                 return
     read_manifest(settings.release)
+
+
+def _listed(path: Path) -> ListedRelease:
+    if path.is_symlink():
+        return ListedRelease(folder=path.name, problem="it is a link: copy the release itself")
+    try:
+        manifest = read_manifest(path)
+    except BadRelease as error:
+        return ListedRelease(folder=path.name, problem=str(error))
+    validation = manifest.evaluation.get("validation")
+    hr10 = validation.get("HR@10") if isinstance(validation, dict) else None
+    return ListedRelease(
+        folder=path.name,
+        name=manifest.name,
+        model=manifest.model,
+        created=manifest.created,
+        tracks=manifest.tracks,
+        validation_hr10=hr10 if isinstance(hr10, (int, float)) else None,
+        problem=None
+        if ENCODER in manifest.files
+        else f"{manifest.model} has no encoder: it can be evaluated, not served",
+    )
 
 
 class LiveReleases:
@@ -110,12 +136,37 @@ class LiveReleases:
         def open_and_point() -> tuple[LiveRelease, Seen]:
             with folder.locked():
                 live = self._open_tried(folder.find(name))
-                return live, folder.point(name)
+                return live, folder.point(name, self._before(folder, name))
 
         with self._alone(), self._refusals(name):
             live, self._seen = await asyncio.to_thread(open_and_point)
             self._replace(live)
             return self.current
+
+    @property
+    def challenger(self) -> Served | None:
+        """What answers the sessions of the experiment."""
+        return self._challenger
+
+    def listing(self) -> Releases:
+        """What there is to swap to, by manifests alone. Reads the disk. Raises ReleasesUnavailable."""
+        folder, current = self._folder, self.current.live
+        if folder is None:
+            return Releases(items=[], can_swap=False, current=current.folder)
+        listed = [_listed(path) for path in folder.folders()]
+        listed.sort(key=lambda one: (one.created is not None and one.created.timestamp(), one.folder), reverse=True)
+        seen = folder.look()
+        before = seen.before if seen is not None and seen.name == current.folder else None
+        return Releases(items=listed[:_MOST_LISTED], can_swap=True, current=current.folder, before=before)
+
+    def _before(self, folder: ReleasesFolder, name: str) -> str | None:
+        """What one would roll back to from `name`; None where that is in no folder that a swap leads to."""
+        seen, live = folder.look(), self.current.live
+        if seen is not None and seen.name == name:
+            return seen.before
+        if seen is not None and seen.name == live.folder:
+            return seen.name
+        return live.folder if folder.holds(live.release.path) and live.folder != name else None
 
     async def watch(self, leaving: asyncio.Event) -> None:
         """Follow the pointer until `leaving` is set. A release that is refused is not tried again until it changes."""

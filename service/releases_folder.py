@@ -1,6 +1,7 @@
 """The folder that releases are swapped within: a folder for each release, and `current`, the pointer to one of them.
 
-The pointer is a small file that holds the plain name of a release's folder. Whoever shares the folder (workers,
+The pointer is a small file that holds the plain name of a release's folder and, on a second line where that is known,
+the name of the one served before it: what to roll back to. Whoever shares the folder (workers,
 replicas) follows it, so writing the pointer is swapping everywhere. Knows nothing of what is done with a release.
 """
 
@@ -29,6 +30,7 @@ class Seen:
     name: str
     written_ns: int
     files: tuple[tuple[str, int, int], ...]  # name, size and time of change of each file of the release
+    before: str | None = None  # what was served before
 
 
 class ReleasesFolder:
@@ -53,6 +55,19 @@ class ReleasesFolder:
             raise BadRelease(f"{path} is a link: copy the release itself into {self._path}")
         return path
 
+    def folders(self) -> list[Path]:
+        """What may be a release, by name; not looked into. Raises ReleasesUnavailable."""
+        try:
+            return sorted(
+                path for path in self._path.iterdir() if re.fullmatch(NAME_PATTERN, path.name) and path.is_dir()
+            )
+        except OSError as error:
+            raise ReleasesUnavailable(f"{self._path} cannot be read ({error.strerror}): see to it") from error
+
+    def holds(self, path: Path) -> bool:
+        """Whether a release's folder lies in this one."""
+        return path.absolute().parent.resolve() == self._path.resolve()
+
     def look(self) -> Seen | None:
         """What the pointer says; None where there is none, or one that is being written. Raises ReleasesUnavailable."""
         file = self._path / POINTER
@@ -60,20 +75,25 @@ class ReleasesFolder:
             if not file.is_file():
                 return None
             with file.open("rb") as stream:
-                name = stream.read(_LONGEST_POINTER).decode(errors="replace").strip()
+                text = stream.read(_LONGEST_POINTER).decode(errors="replace")
                 written_ns = os.fstat(stream.fileno()).st_mtime_ns
         except OSError as error:
             raise ReleasesUnavailable(f"{file} cannot be read ({error.strerror}): see to it") from error
-        return Seen(name, written_ns, self._files(name)) if name else None
+        name, _, before = (part.strip() for part in text.strip().partition("\n"))
+        known = before if re.fullmatch(NAME_PATTERN, before) else None
+        return Seen(name, written_ns, self._files(name), known) if name else None
 
-    def point(self, name: str) -> Seen:
-        """Have the pointer name a release, in one step. Raises ReleasesUnavailable where it cannot be written."""
+    def point(self, name: str, before: str | None = None) -> Seen:
+        """Have the pointer name a release, in one step, and what was served `before`.
+
+        Raises ReleasesUnavailable where it cannot be written.
+        """
         files = self._files(name)
         unfinished = self._path / f".{POINTER}.{uuid.uuid4().hex[:8]}"
         try:
-            unfinished.write_text(f"{name}\n", encoding="utf-8")
+            unfinished.write_text("".join(f"{line}\n" for line in (name, before) if line), encoding="utf-8")
             # Taken before the name is: afterwards, the pointer may already be another's.
-            seen = Seen(name, unfinished.stat().st_mtime_ns, files)
+            seen = Seen(name, unfinished.stat().st_mtime_ns, files, before)
             unfinished.replace(self._path / POINTER)
         except OSError as error:
             with contextlib.suppress(OSError):

@@ -275,4 +275,5 @@ def _count_events(service: Parts, reported: Reported, stored: Appended, unknown:
     telemetry.events.labels("play").inc(len(reported.events) - skips)
     telemetry.duplicates.inc(stored.duplicates)
     telemetry.log_drops.inc(stored.dropped)
+    telemetry.sessions.inc(stored.began)
     telemetry.unknown_tracks.inc(unknown)

@@ -39,6 +39,7 @@ class Appended:
     plays: list[Play]  # oldest first; empty unless asked for
     credits: list[str] = field(default_factory=list)  # see append_events.lua
     dropped: int = 0  # of the event log's entries, as the stream is full
+    began: bool = False  # whether the session began with these events
 
 
 def connect(settings: Settings) -> "Redis | RedisCluster":
@@ -109,8 +110,8 @@ class SessionStore:
         arguments: list[str | int] = [session_id, *limits, *(word for event in events for word in _words(event))]
         named = all(event.event_id for event in events)
         command = self._append.call(keys_of(session_id), arguments, repeatable=named)
-        length, duplicates, plays, credits_, dropped = await self._send(command)
-        return Appended(int(length), int(duplicates), _plays(plays), credits_, int(dropped))
+        length, duplicates, plays, credits_, dropped, began = await self._send(command)
+        return Appended(int(length), int(duplicates), _plays(plays), credits_, int(dropped), bool(began))
 
     async def plays(self, session_id: str) -> list[Play]:
         """The session's plays, oldest first; none for an unknown session."""

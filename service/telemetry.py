@@ -4,19 +4,21 @@ import hashlib
 import logging
 import os
 import re
+import secrets
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 # prometheus_client keeps its numbers in files of this folder, if it is named, so that workers are added up.
 MULTIPROCESS_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
-_SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
 # What a client is told a request is called, and what log lines call it.
@@ -88,11 +90,15 @@ class Telemetry:
     def __init__(self, span: Callable[[str], AbstractContextManager[Any]] | None = None) -> None:
         """`span` gives a context that traces the step of the given name."""
         self._span = span
+        # Tells one start of a service, with all of its workers, from another: counters begin anew with it.
+        shared = os.environ.get(MULTIPROCESS_DIR)
+        self.instance = Path(shared).name if shared is not None else f"alone-{secrets.token_hex(4)}"
         self.registry = CollectorRegistry()
         self.requests = self._counter("http_requests", "Requests answered", "method", "route", "status")
         self.request_seconds = self._histogram("http_request_seconds", "Time to answer", "method", "route")
         self.shed = self._counter("shed_requests", "Requests and connections refused as the service was full")
         self.events = self._counter("events", "Events reported, by type, duplicates included", "type")
+        self.sessions = self._counter("sessions", "Sessions that began")
         self.duplicates = self._counter("duplicate_events", "Events that had been reported before")
         self.unknown_tracks = self._counter("unknown_tracks", "Tracks reported that the release does not hold")
         self.recommendations = self._counter("recommendations", "Lists of tracks answered", "release", "source")
@@ -159,14 +165,21 @@ class Telemetry:
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format, of all workers."""
+        return generate_latest(self._of_all_workers())
+
+    def families(self) -> list[Metric]:
+        """The same as numbers."""
+        return list(self._of_all_workers().collect())
+
+    def _of_all_workers(self) -> CollectorRegistry:
         if MULTIPROCESS_DIR not in os.environ:
-            return generate_latest(self.registry)
+            return self.registry
         together = CollectorRegistry()
         MultiProcessCollector(together)  # type: ignore[no-untyped-call]
-        return generate_latest(together)
+        return together
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"segue_{name}", text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
-        return Histogram(f"segue_{name}", text, labels, registry=self.registry, buckets=_SECONDS)
+        return Histogram(f"segue_{name}", text, labels, registry=self.registry, buckets=SECONDS)

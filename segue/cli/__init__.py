@@ -20,6 +20,7 @@ from segue.cli.experiments import reproduce, tune
 from segue.cli.keys import keys
 from segue.cli.models import evaluate, index, train
 from segue.cli.serving import openapi, recommend, serve
+from segue.cli.top import top
 from segue.errors import SegueError
 
 _EXTRA_OF = {
@@ -60,6 +61,7 @@ for _command in (
     serve,
     keys,
     recommend,
+    top,
     openapi,
     demo,
 ):

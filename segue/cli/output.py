@@ -1,4 +1,8 @@
-"""What commands print: progress on stderr, results on stdout, as tables for people or JSON for programs."""
+"""What commands print: progress on stderr, results on stdout, as tables for people or JSON for programs.
+
+On a terminal a table has lines, colours and bars. Elsewhere it is plain: a line of names, then a line for each row, in
+fields parted by tabs, with `# ` before what is no row; `cut`, `awk` and spreadsheets read that.
+"""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,6 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 METRIC_COLUMNS = ("HR@1", "HR@10", "MRR@10")
 
@@ -24,18 +29,37 @@ def print_json(content: Any) -> None:
 
 
 def print_table(table: Table) -> None:
-    """A result for people; as wide as it needs to be where the output is no terminal."""
+    """A result for people; plain where the output is no terminal."""
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    for line in plain_lines(table):
+        click.echo(line)
+
+
+def plain_lines(table: Table) -> Iterator[str]:
+    """A table as lines of fields parted by tabs. A column without a header is a picture, and left out."""
+    yield from (f"# {_plain(table.title)}" for _ in range(table.title is not None))
+    columns = [column for column in table.columns if column.header or not table.show_header]
+    if table.show_header:
+        yield "\t".join(_plain(column.header) for column in columns)
+    for row in zip(*(column.cells for column in columns), strict=True):
+        yield "\t".join(map(_plain, row))
+    yield from (f"# {_plain(table.caption)}" for _ in range(table.caption is not None))
+
+
+def _plain(cell: Any) -> str:
+    """The text of a cell in one line; what rich takes for markup in plain text is taken so here, too."""
+    text = cell.plain if isinstance(cell, Text) else Text.from_markup(str(cell)).plain
+    return " ".join(text.split())
 
 
 def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
     """Names and values, a line each."""
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in facts.items():
-        table.add_row(name, _fact(value))
+        table.add_row(name, Text(_fact(value)))  # a path or an option may hold what looks like markup
     return table
 
 

@@ -1,0 +1,265 @@
+"""`segue top`: a running service on a screen that refreshes itself."""
+
+import time
+from collections import deque
+from datetime import datetime
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+import click
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from segue.cli.live_figures import History, Snapshot
+from segue.cli.output import facts_table, print_json, print_table
+from segue.cli.pictures import sparkline
+from segue.errors import InputError
+
+FIGURES_S: Final = 10.0  # rates and latencies are of so many seconds
+SKIPS_S: Final = 300.0  # skip rates need more plays
+_TIMEOUT_S: Final = 5.0
+_POINTS: Final = 60
+
+
+class NoAnswer(InputError):
+    """The service did not answer what was asked, for now or for good."""
+
+
+@click.command(short_help="A running service, live: traffic, latency, skips, Redis.")
+@click.argument("url", default="http://127.0.0.1:8000")
+@click.option("--key", envvar="SEGUE_KEY", help="An API key with the scope admin; SEGUE_KEY where it is not given.")
+@click.option("--every", "every_s", type=click.FloatRange(0.1), default=1.0, show_default=True, help="Seconds.")
+@click.option("--once", is_flag=True, help="Look twice, print what came out, and end; so it does where it is piped.")
+@click.option("--json", "as_json", is_flag=True, help="Print what the service answers (GET /operations), and end.")
+def top(url: str, key: str | None, every_s: float, once: bool, as_json: bool) -> None:
+    """Watch the service at URL; Ctrl-C ends it. Rates are of the last ten seconds, skip rates of five minutes."""
+    with Service(url, key) as service:
+        _show(service, Screen(url), every_s, once=once, as_json=as_json)
+
+
+def _show(service: "Service", screen: "Screen", every_s: float, *, once: bool, as_json: bool) -> None:
+    first = service.ask()
+    if as_json:
+        print_json(first)
+        return
+    screen.add(first)
+    console = Console()
+    if once or not console.is_terminal:
+        time.sleep(every_s)
+        screen.add(service.ask())
+        for table in screen.tables():
+            print_table(table)
+        return
+    try:
+        _watch(console, screen, service, every_s)
+    except KeyboardInterrupt:
+        return  # the usual way to leave
+
+
+def _watch(console: Console, screen: "Screen", service: "Service", every_s: float) -> None:
+    with Live(screen.shown(), console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            time.sleep(every_s)
+            try:
+                screen.add(service.ask())
+            except NoAnswer as error:  # it may be starting anew
+                screen.fault = str(error)
+            live.update(screen.shown(), refresh=True)
+
+
+class Service:
+    """Asks a service how it is."""
+
+    def __init__(self, url: str, key: str | None) -> None:
+        """Raises InputError for what is no address."""
+        import httpx
+
+        if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname:
+            raise InputError(f"{url!r} is no address of a service: expected one as in http://127.0.0.1:8000")
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise InputError("--key holds characters that no key has: copy it again")
+        headers = {"Authorization": f"Bearer {key.strip()}"} if key else {}
+        self._url = url.rstrip("/")
+        self._client = httpx.Client(headers=headers, timeout=_TIMEOUT_S)
+
+    def __enter__(self) -> Self:
+        """Nothing is sent yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def ask(self) -> Snapshot:
+        """What it answers to GET /operations. Raises NoAnswer with one line."""
+        import httpx
+
+        try:
+            answer = self._client.get(f"{self._url}/operations")
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise NoAnswer(f"{self._url} does not answer ({error}): is the service running?") from error
+        try:
+            content = answer.json()
+        except ValueError:
+            content = None
+        if answer.is_success and isinstance(content, dict) and "instance" in content:
+            return content
+        detail = content.get("detail") if isinstance(content, dict) else None
+        if answer.status_code in {401, 403}:
+            raise InputError(f"{self._url} refuses: {detail}; give a key of the scope admin by --key or SEGUE_KEY")
+        told = f": {detail}" if detail else ": is this a Segue service?"
+        raise NoAnswer(f"{self._url}/operations answers {answer.status_code}{told}")
+
+
+class Screen:
+    """What is shown of the latest snapshots."""
+
+    def __init__(self, url: str) -> None:
+        self.fault: str | None = None  # why the latest look failed
+        self._url = url
+        self._history = History()
+        self._latest: Snapshot = {}
+        self._figures: dict[str, Any] = {}
+        self._rates: deque[float | None] = deque(maxlen=_POINTS)
+        self._slowest: deque[float | None] = deque(maxlen=_POINTS)
+
+    def add(self, snapshot: Snapshot) -> None:
+        """Take in another snapshot."""
+        self.fault = None
+        self._history.add(snapshot)
+        self._latest = snapshot
+        self._figures = self._history.figures(FIGURES_S)
+        self._rates.append(self._figures["total"]["per_s"])
+        self._slowest.append(self._figures["total"]["p99_ms"])
+
+    def shown(self) -> Group:
+        """The whole screen."""
+        head = Text.assemble(
+            (" segue top ", "bold reverse"), "  ", (self._url, "bold"), "  ", _clock(self._latest["at"])
+        )
+        parts: list[Any] = [head, Text(self.fault or "", style="bold red")]
+        parts += [
+            Text.assemble(("requests/s  ", "dim"), (sparkline(list(self._rates), _POINTS), "cyan")),
+            Text.assemble(("p99         ", "dim"), (sparkline(list(self._slowest), _POINTS), "yellow")),
+            *self.tables(),
+            Text("Ctrl-C ends", style="dim"),
+        ]
+        return Group(*parts)
+
+    def tables(self) -> list[Table]:
+        """Traffic, releases, and what the service stands on."""
+        return [self._traffic(), self._releases(), self._facts()]
+
+    def _traffic(self) -> Table:
+        seconds = self._figures["seconds"]
+        title = f"requests of the last {seconds:.0f} s" if seconds is not None else "requests since the start"
+        table = Table(title=title, title_justify="left")
+        table.add_column("route", no_wrap=True)
+        for name in ("per s", "p50 ms", "p90 ms", "p99 ms", "4xx per s", "5xx per s", "answered"):
+            table.add_column(name, justify="right", no_wrap=True)
+        lines = sorted(self._figures["routes"], key=lambda line: -(line["per_s"] or 0.0))
+        for line in (self._figures["total"], *lines):
+            table.add_row(
+                Text(
+                    "listeners, in all" if line is self._figures["total"] else line["name"],
+                    style="bold" if line is self._figures["total"] else "",
+                ),
+                _number(line["per_s"]),
+                *(_number(line[f"p{percent}_ms"]) for percent in (50, 90, 99)),
+                _number(line["refused_per_s"]),
+                _alarming(line["errors_per_s"]),
+                f"{line['answered']:,}",
+            )
+        return table
+
+    def _releases(self) -> Table:
+        table = Table(title="releases, and what became of what they recommended", title_justify="left")
+        table.add_column("release", no_wrap=True)
+        for name in ("in use", "lists per s", "plays", "played", "skipped"):
+            table.add_column(name, justify="right")
+        lists = {line["release"]: line["lists_per_s"] for line in self._figures["releases"]}
+        for line in self._history.figures(SKIPS_S)["releases"]:
+            table.add_row(
+                Text(line["release"]),
+                "yes" if line["in_use"] else "no",
+                _number(lists[line["release"]]),
+                f"{line['plays']:,}",
+                _percent(line["played_rate"]),
+                _percent(line["skip_rate"]),
+            )
+        return table
+
+    def _facts(self) -> Table:
+        told, figures = self._latest, self._figures
+        events = told["events"]
+        validation = told["release"]["evaluation"].get("validation") or {}
+        facts: dict[str, Any] = {
+            "release": f"{told['release']['name']} in {told['release']['folder']}",
+            "validation HR@10": validation.get("HR@10", "not known"),
+            "experiment": _experiment(told["experiment"]),
+            "sessions": f"{events['sessions']:,} began, {_number(figures['sessions_per_s'])} per s",
+            "events": f"{events['plays'] + events['skips']:,}, {_number(figures['events_per_s'])} per s",
+            "refused as full": f"{told['shed']:,}, {_number(figures['shed_per_s'])} per s",
+            "redis": redis_line(told["redis"]),
+            "event log": log_line(told["event_log"]),
+        }
+        return facts_table("service", facts)
+
+
+def redis_line(redis: Snapshot) -> str:
+    """The session store in a line."""
+    parts = ["answers" if redis["reachable"] else "AWAY"]
+    if redis["detail"]:
+        parts.append(redis["detail"])
+    if redis["memory_bytes"] is not None:
+        limit = f" of {redis['memory_limit_bytes'] / 1e6:,.0f}" if redis["memory_limit_bytes"] else ""
+        parts += [f"{redis['memory_bytes'] / 1e6:,.1f}{limit} MB"]
+        parts += ["append-only" if redis["append_only"] else "NOT append-only"]
+        parts += [] if redis["last_write_ok"] else ["ITS LATEST WRITE TO DISK FAILED"]
+    if redis["workers_away"]:
+        parts.append(f"circuit open in {redis['workers_away']} workers")
+    return ", ".join(parts)
+
+
+def log_line(log: Snapshot) -> str:
+    """The event log in a line."""
+    if not log["kept"]:
+        return "none is kept"
+    waiting = "unknown" if log["waiting"] is None else f"{log['waiting']:,}"
+    parts = [f"{waiting} events wait"]
+    if log["oldest_s"] is not None:
+        parts.append(f"the oldest for {log['oldest_s']:.0f} s")
+    parts.append(f"{log['plays_written']:,} plays written")
+    if log["last_file"] is not None:
+        parts.append(f"last file {log['last_file']['written_at'][:19]}Z")
+    elif not log["written_here"]:
+        parts.append("another service writes the files")
+    parts += [f"{log['dropped']:,} DROPPED"] if log["dropped"] else []
+    parts += [f"{log['failures']:,} FAILURES"] if log["failures"] else []
+    return ", ".join(parts)
+
+
+def _experiment(experiment: Snapshot | None) -> str:
+    if experiment is None:
+        return "none"
+    return f"{experiment['release']} in {experiment['folder']}, {experiment['share']:.0%} of sessions"
+
+
+def _clock(at: float) -> str:
+    return datetime.fromtimestamp(at).astimezone().strftime("%H:%M:%S")
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _alarming(value: float | None) -> Text:
+    return Text(_number(value), style="bold red" if value else "")
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

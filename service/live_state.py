@@ -1,0 +1,74 @@
+"""The whole service at a moment, for operators: what `GET /operations` answers."""
+
+import asyncio
+import time
+
+from service.bodies import ReleaseBody
+from service.live_numbers import LiveNumbers
+from service.operations_bodies import EventLogState, Experiment, Operations, RedisState
+from service.releases import LiveReleases
+from service.settings import Settings
+from service.store_state import LogFolder, StoreLook, StoreState
+from service.telemetry import SECONDS, Telemetry
+
+
+class LiveState:
+    """Puts together what metrics, Redis, the event log's folder and the releases say. For one event loop."""
+
+    def __init__(self, store: StoreState, releases: LiveReleases, settings: Settings, telemetry: Telemetry) -> None:
+        self._store = store
+        self._releases = releases
+        self._telemetry = telemetry
+        self._share = settings.experiment[1] if settings.experiment is not None else 0.0
+        self._log_kept = settings.event_log
+        self._folder = (
+            LogFolder(settings.event_log_folder) if settings.event_log and settings.event_log_writer else None
+        )
+
+    async def look(self) -> Operations:
+        """All of it; within little more than the time limit of StoreState, whatever is wrong."""
+        store = await self._store.look()
+        at = time.time()
+        numbers = LiveNumbers(await asyncio.to_thread(self._telemetry.families))
+        return Operations(
+            instance=self._telemetry.instance,
+            at=at,
+            bounds_s=list(SECONDS),
+            routes=numbers.routes(),
+            shed=numbers.count("segue_shed_requests_total"),
+            events=numbers.events(),
+            releases=numbers.releases(),
+            fallbacks=numbers.by("segue_fallbacks_total", "failed"),
+            redis=self._redis(store, numbers),
+            event_log=await self._event_log(store, numbers),
+            release=ReleaseBody.of(self._releases.current.live),
+            experiment=self._experiment(),
+            swaps=numbers.by("segue_release_swaps_total", "result"),
+        )
+
+    def _redis(self, store: StoreLook, numbers: LiveNumbers) -> RedisState:
+        return RedisState(
+            reachable=store.reachable,
+            detail=store.detail,
+            workers_away=numbers.count("segue_redis_circuit_open"),
+            repeats=numbers.count("segue_redis_repeats_total"),
+            **store.facts,
+        )
+
+    async def _event_log(self, store: StoreLook, numbers: LiveNumbers) -> EventLogState:
+        return EventLogState(
+            kept=self._log_kept,
+            written_here=self._folder is not None,
+            waiting=store.waiting,
+            oldest_s=store.oldest_s,
+            last_file=await asyncio.to_thread(self._folder.latest) if self._folder is not None else None,
+            plays_written=numbers.count("segue_logged_plays_total"),
+            dropped=numbers.count("segue_event_log_dropped_plays_total"),
+            failures=numbers.count("segue_event_log_failures_total"),
+        )
+
+    def _experiment(self) -> Experiment | None:
+        challenger = self._releases.challenger
+        if challenger is None:
+            return None
+        return Experiment(release=challenger.live.name, folder=challenger.live.folder, share=self._share)

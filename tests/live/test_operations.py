@@ -1,0 +1,285 @@
+"""What operators are told of a running service: over all its workers, and whatever is wrong."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.live_numbers import LiveNumbers
+from service.session_store import stream_of
+from service.store_state import redis_facts
+from tests.live.redis_server import Server
+
+StartService = Callable[..., Any]
+
+
+def report(address: Any, session_id: str, *events: tuple[str, str], **query: Any) -> dict[str, Any]:
+    """Tell any worker what happened."""
+    body = {"events": [{"type": kind, "track_id": track} for kind, track in events]}
+    answer = httpx.post(f"{address}/sessions/{session_id}/events", json=body, params=query, trust_env=False)
+    assert answer.status_code == 200, answer.text
+    content: dict[str, Any] = answer.json()
+    return content
+
+
+def operations(address: Any) -> dict[str, Any]:
+    answer = httpx.get(f"{address}/operations", trust_env=False, timeout=10)
+    assert answer.status_code == 200, answer.text
+    content: dict[str, Any] = answer.json()
+    return content
+
+
+def route(told: dict[str, Any], method: str, path: str) -> dict[str, Any]:
+    [line] = [one for one in told["routes"] if (one["method"], one["route"]) == (method, path)]
+    assert isinstance(line, dict)
+    return line
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_counts_are_those_of_all_workers_together(start_service: StartService, workers: int) -> None:
+    address = start_service(workers=workers, credit_share=1, event_log_flush_s=0.2).address()
+    before = operations(address)
+    for number in range(8):  # a connection each, so that every worker gets some
+        report(address, f"s{number}", ("play", "g1-t00"), ("play", "nobody"), recommend=5)
+    time.sleep(0.2)  # nobody waits until a list is remembered
+    report(address, "s0", ("skip", "g1-t01"), ("play", "g1-t02"))
+    assert httpx.get(f"{address}/recommendations", trust_env=False).status_code == 422
+    after = operations(address)
+    assert after["instance"] == before["instance"]
+    assert after["at"] > before["at"]
+    told = route(after, "POST", "/sessions/{session_id}/events")
+    assert told["statuses"] == {"200": 9}
+    assert sum(told["within"]) == 9
+    assert len(told["within"]) == len(after["bounds_s"]) + 1
+    assert 0 < told["seconds"] < 9
+    assert route(after, "GET", "/recommendations")["statuses"] == {"422": 1}
+    assert after["events"] == {"plays": 17, "skips": 1, "duplicates": 0, "unknown_tracks": 8, "sessions": 8}
+    [release] = after["releases"]
+    assert (release["release"], release["in_use"]) == (after["release"]["name"], True)
+    assert (release["lists"], release["popularity_lists"]) == (8, 0)
+    assert (release["plays"], release["skips"]) == (2, 1)
+    assert (after["shed"], after["fallbacks"], after["swaps"], after["experiment"]) == (0, {}, {}, None)
+
+
+def test_a_session_is_counted_once_and_again_after_its_end(start_service: StartService) -> None:
+    address = start_service(idle_gap_s=0.5).address()
+    for _ in range(3):
+        report(address, "s", ("play", "g0-t00"), ("skip", "g0-t00"))
+    assert operations(address)["events"]["sessions"] == 1
+    time.sleep(0.7)
+    report(address, "s", ("play", "g0-t00"))
+    assert operations(address)["events"]["sessions"] == 2
+
+
+def test_each_start_is_told_from_the_one_before(start_service: StartService) -> None:
+    service = start_service()
+    first = operations(service.address())["instance"]
+    service.stop()
+    assert operations(start_service().address())["instance"] != first
+
+
+class TestRedis:
+    def test_tells_its_memory_and_how_it_keeps_what_it_holds(self, running: httpx.Client) -> None:
+        told = operations(running.base_url)["redis"]
+        assert (told["reachable"], told["detail"], told["workers_away"]) == (True, None, 0)
+        assert told["memory_bytes"] > 100_000
+        assert told["memory_limit_bytes"] == told["evicted_keys"] == 0
+        assert told["last_write_ok"] is True
+        assert told["nodes"] in {1, 3}
+
+    def test_that_hangs_or_is_gone_is_said_within_two_seconds(
+        self, start_service: StartService, tmp_path: Path
+    ) -> None:
+        with Server(tmp_path / "redis") as server:
+            settings = {"redis_url": server.url, "durability": "memory", "redis_timeout_s": 5}
+            address = start_service(**settings).address()
+            assert operations(address)["redis"]["append_only"] is False
+            with server.frozen():
+                began = time.monotonic()
+                told = operations(address)
+                assert time.monotonic() - began < 2
+                assert told["redis"]["reachable"] is False
+                assert told["redis"]["detail"] == "it does not answer within 1 s"
+                assert told["event_log"]["waiting"] is None
+                assert told["release"]["folder"] == "tiny"
+            until(lambda: bool(operations(address)["redis"]["reachable"]))
+            server.kill()
+            for _ in range(2):  # two failures open the circuit
+                httpx.get(f"{address}/recommendations?session_id=s", trust_env=False)
+            told = operations(address)
+            assert (told["redis"]["reachable"], told["redis"]["workers_away"]) == (False, 1)
+            assert told["fallbacks"] == {"store": 2}
+            assert str(server.port) not in str(told["redis"])
+            server.start()
+            until(lambda: operations(address)["redis"]["workers_away"] == 0)
+
+    def test_whose_user_may_not_ask_is_reachable_all_the_same(
+        self, start_service: StartService, tmp_path: Path
+    ) -> None:
+        with Server(tmp_path / "redis") as server:
+            with server.client() as operator:
+                rules = (
+                    "on >secret ~segue:* resetchannels -@all +@read +@write +@scripting +@connection +time -@dangerous"
+                )
+                operator.execute_command("ACL", "SETUSER", "segue", *rules.split())
+            url = server.url.replace("//", "//segue:secret@")
+            address = start_service(redis_url=url, durability="memory").address()
+            told = operations(address)
+            assert told["redis"]["reachable"] is True
+            assert told["redis"]["detail"] == "its user may not ask how it is: grant +info"
+            assert told["redis"]["memory_bytes"] is None
+            assert told["event_log"]["waiting"] == 0
+            with server.client() as operator:
+                operator.execute_command("ACL", "SETUSER", "segue", "+info")
+            assert operations(address)["redis"]["memory_bytes"] > 100_000
+
+
+def test_servers_of_a_cluster_are_added_up_and_the_worst_of_them_counts() -> None:
+    node = {
+        "redis_version": "7.2.0",
+        "connected_clients": 2,
+        "used_memory": 1000,
+        "maxmemory": 5000,
+        "evicted_keys": 1,
+        "aof_enabled": 1,
+        "aof_last_write_status": "ok",
+        "rdb_last_bgsave_status": "ok",
+    }
+    facts = redis_facts([node, {**node, "maxmemory": 6000}])
+    assert (facts["nodes"], facts["clients"], facts["memory_bytes"], facts["evicted_keys"]) == (2, 4, 2000, 2)
+    assert (facts["memory_limit_bytes"], facts["append_only"], facts["last_write_ok"]) == (11_000, True, True)
+    assert redis_facts([node, {**node, "maxmemory": 0}])["memory_limit_bytes"] == 0
+    assert redis_facts([node, {**node, "aof_last_write_status": "err"}])["last_write_ok"] is False
+    without = {**node, "aof_enabled": 0, "rdb_last_bgsave_status": "err", "aof_last_write_status": "ok"}
+    assert redis_facts([node, without])["append_only"] is False
+    assert redis_facts([node, without])["last_write_ok"] is False
+
+
+class TestEventLog:
+    def test_tells_its_last_file_and_what_waits(self, start_service: StartService, tmp_path: Path) -> None:
+        address = start_service(event_log_flush_s=1).address()
+        assert operations(address)["event_log"]["last_file"] is None
+        report(address, "s", ("play", "g0-t00"), ("play", "g0-t01"))
+        waiting = operations(address)["event_log"]
+        if waiting["waiting"]:  # unless the writer was at it in between
+            assert waiting["waiting"] == 2
+            assert 0 <= waiting["oldest_s"] < 2
+        until(lambda: operations(address)["event_log"]["plays_written"] == 2)
+        told = operations(address)["event_log"]
+        [file] = (tmp_path / "data" / "events").glob("*.parquet")
+        assert (told["last_file"]["name"], told["last_file"]["bytes"]) == (file.name, file.stat().st_size)
+        assert (told["waiting"], told["oldest_s"], told["dropped"], told["failures"]) == (0, None, 0, 0)
+
+    def test_tells_what_a_full_stream_has_dropped(self, start_service: StartService, tmp_path: Path) -> None:
+        """By what is left in the stream: Redis drops entries a node of its own (100) at a time."""
+        with Server(tmp_path / "redis") as server:
+            settings = {"redis_url": server.url, "durability": "memory", "stream_max_length": 150}
+            address = start_service(event_log_writer=False, **settings).address()
+            for _ in range(7):
+                report(address, "s", *[("play", f"g0-t0{number % 10}") for number in range(100)])
+            with server.client() as client:
+                left = sum(client.xlen(stream_of(bucket)) for bucket in range(64))
+            assert 150 <= left < 700
+            told = operations(address)["event_log"]
+            assert (told["dropped"], told["waiting"], told["written_here"]) == (700 - left, left, False)
+            assert told["last_file"] is None
+
+    def test_that_is_not_kept_says_so(self, start_service: StartService) -> None:
+        address = start_service(event_log="false").address()
+        report(address, "s", ("play", "g0-t00"))
+        told = operations(address)["event_log"]
+        assert (told["kept"], told["written_here"], told["waiting"], told["dropped"]) == (False, False, 0, 0)
+
+
+class TestReleases:
+    def test_lists_what_each_folder_is_and_what_is_wrong_with_it(
+        self, start_service: StartService, releases_dir: Path
+    ) -> None:
+        (releases_dir / "empty").mkdir()
+        (releases_dir / "damaged").mkdir()
+        (releases_dir / "damaged" / "manifest.json").write_text("{")
+        (releases_dir / "link").symlink_to(releases_dir / "first")
+        (releases_dir / ".unfinished").mkdir()
+        (releases_dir / "notes.txt").write_text("no release")
+        with start_service(releases_dir=releases_dir, experiment="second:0.25").client() as client:
+            told = client.get("/releases").json()
+            items = {item["folder"]: item for item in told["items"]}
+            assert set(items) == {"first", "second", "empty", "damaged", "link"}
+            assert (told["can_swap"], told["current"], told["before"]) == (True, "tiny", None)
+            assert items["first"]["model"] == "sasrec"
+            assert items["first"]["name"] == client.get("/releases/current").json()["name"]
+            assert items["first"]["tracks"] == 72
+            assert items["first"]["problem"] is None
+            assert "holds no manifest.json" in items["empty"]["problem"]
+            assert "is damaged" in items["damaged"]["problem"]
+            assert "it is a link" in items["link"]["problem"]
+            experiment = operations(client.base_url)["experiment"]
+            assert experiment == {"release": items["second"]["name"], "folder": "second", "share": 0.25}
+
+    def test_without_a_folder_has_nothing_to_swap_to(self, running: httpx.Client) -> None:
+        assert running.get("/releases").json() == {"items": [], "can_swap": False, "current": "tiny", "before": None}
+
+    @pytest.mark.parametrize(
+        ("workers", "swaps"),
+        [
+            # The first release lies elsewhere: nothing leads back to it. A swap to what is served changes nothing.
+            (1, [("first", None), ("second", "first"), ("second", "first"), ("first", "second")]),
+            (2, [("second", None), ("first", "second")]),
+        ],
+    )
+    def test_what_was_served_before_is_known_to_all_workers_and_after_a_restart(
+        self, start_service: StartService, releases_dir: Path, workers: int, swaps: list[tuple[str, str | None]]
+    ) -> None:
+        settings = {"releases_dir": releases_dir, "releases_poll_s": 0.1}
+        service = start_service(workers=workers, **settings)
+        address = service.address()
+
+        def seen() -> set[tuple[str, str | None]]:
+            told = [httpx.get(f"{address}/releases", trust_env=False).json() for _ in range(4 * workers)]
+            return {(one["current"], one["before"]) for one in told}
+
+        def swap(name: str) -> None:
+            answer = httpx.put(f"{address}/releases/current", json={"name": name}, trust_env=False, timeout=30)
+            assert answer.status_code == 200, answer.text
+
+        for name, before in swaps:
+            swap(name)
+            until(lambda name=name, before=before: seen() == {(name, before)})  # type: ignore[misc]
+        assert (releases_dir / "current").read_text() == "first\nsecond\n"
+        assert operations(address)["swaps"]["done"] >= len(swaps)
+        service.stop()
+        address = start_service(**settings).address()
+        assert seen() == {("first", "second")}
+        (releases_dir / "current").write_text("second\n")  # by hand, which does not say what was before
+        until(lambda: seen() == {("second", None)})
+
+    def test_a_first_release_within_the_folder_can_be_gone_back_to(
+        self, start_service: StartService, releases_dir: Path
+    ) -> None:
+        with start_service(release=releases_dir / "first", releases_dir=releases_dir).client() as client:
+            assert client.put("/releases/current", json={"name": "second"}, timeout=30).status_code == 200
+            assert client.get("/releases").json()["before"] == "first"
+
+
+def test_an_operator_is_answered_when_the_service_is_full(start_service: StartService) -> None:
+    prelude = "import service.door as d; d.Door.is_full = lambda self: True"
+    with start_service(prelude=prelude).client() as client:
+        assert client.get("/tracks").status_code == 503
+        for path in ("/operations", "/releases", "/ops", "/web/ops.js", "/web/ops.css"):
+            assert client.get(path).status_code == 200, path
+        assert client.get("/operations").json()["shed"] == 1
+
+
+def test_a_service_without_requests_has_no_numbers() -> None:
+    numbers = LiveNumbers([])
+    assert (numbers.routes(), numbers.releases(), numbers.count("segue_shed_requests_total")) == ([], [], 0)

@@ -56,7 +56,9 @@ class Shell:
 
     def _environment(self) -> dict[str, str]:
         programs = self.folder / "bin"
-        return os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+        # A terminal, as whoever follows the document has one, but without colours and moving bars.
+        terminal = {"FORCE_COLOR": "1", "TERM": "dumb", "COLUMNS": "100", "LINES": "50"}
+        return os.environ | terminal | {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
 
 
 @contextmanager

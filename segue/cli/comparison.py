@@ -7,7 +7,7 @@ import click
 from rich.table import Table as RichTable
 
 from segue.cli.data import FOLDER
-from segue.cli.output import print_json, print_table, say
+from segue.cli.output import print_json, print_table, say, titled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +45,7 @@ def show(sections: "Sequence[Section]") -> None:
 
 
 def _rich(table: "Table") -> RichTable:
-    shown = RichTable(title=table.title, title_justify="left", caption=table.note)
+    shown = titled(table.title, table.note)
     for column in table.columns[:6]:
         shown.add_column(column, no_wrap=True)
     for row in table.rows:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segue.cli.output import counting_steps, facts_table, print_json, print_table, say
+from segue.cli.output import facts_table, print_json, print_table, say
+from segue.cli.progress import counting_steps
 
 if TYPE_CHECKING:
     from training.dataset import Dataset

@@ -8,7 +8,8 @@ import click
 
 from segue.cli.data import FOLDER
 from segue.cli.models import answers_of, build_index, print_evaluations
-from segue.cli.output import TrainingProgress, counting, say
+from segue.cli.output import say
+from segue.cli.progress import TrainingProgress, counting
 
 if TYPE_CHECKING:
     from training.dataset import Dataset

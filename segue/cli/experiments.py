@@ -8,7 +8,8 @@ import click
 
 from segue.cli.comparison import show
 from segue.cli.data import FOLDER
-from segue.cli.output import counting_steps, facts_table, print_json, print_table, say
+from segue.cli.output import facts_table, print_json, print_table, say
+from segue.cli.progress import counting_steps
 from segue.errors import BadOption
 
 if TYPE_CHECKING:

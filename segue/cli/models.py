@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segue.cli.data import FOLDER
-from segue.cli.output import TrainingProgress, counting, evaluation_table, facts_table, print_json, print_table, say
+from segue.cli.evaluation_tables import beyond_hits, evaluation_table, hit_rates
+from segue.cli.output import facts_table, print_json, print_table, say
+from segue.cli.progress import TrainingProgress, counting
 from segue.errors import BadOption, BadRelease, InputError
 
 if TYPE_CHECKING:
@@ -183,11 +185,13 @@ def open_recommender(release: "Release", *, exact: bool = False) -> Any:
 
 
 def print_evaluations(question: "Question", results: list[tuple[str, Any]]) -> None:
-    """The table of one or more systems on the same question."""
+    """The tables of one or more systems on the same question."""
     title = (
         f"{question.dataset.facts.source}: {question.part} targets, {question.split} split, {question.protocol} ranking"
     )
     print_table(evaluation_table(title, results))
+    print_table(hit_rates(results))
+    print_table(beyond_hits(results))
 
 
 @click.command(short_help="Index a release, tuned to a recall.")

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-from rich.table import Table
+from rich.console import Console
 
 from segue.cli.data import FOLDER
-from segue.cli.output import print_json, print_table
+from segue.cli.next_tracks import explained, items, next_tracks
+from segue.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
     from segue.events import Event
@@ -56,30 +57,35 @@ def _in_order(context: click.Context, plays: tuple[str, ...], skips: tuple[str, 
 @click.option("--play", "plays", multiple=True, metavar="TRACK", help="A track that was played; may be repeated.")
 @click.option("--skip", "skips", multiple=True, metavar="TRACK", help="A track that was skipped; may be repeated.")
 @click.option("-k", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many tracks.")
+@click.option(
+    "--explain", is_flag=True, help="Say what pulls each track, what pushes it away, and its rank without skips."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 @click.pass_context
 def recommend(
-    context: click.Context, release: Path, plays: tuple[str, ...], skips: tuple[str, ...], k: int, as_json: bool
+    context: click.Context,
+    release: Path,
+    plays: tuple[str, ...],
+    skips: tuple[str, ...],
+    k: int,
+    explain: bool,
+    as_json: bool,
 ) -> None:
     """Recommend once from the shell: --play and --skip in the order in which it happened."""
     from segue.sessions import plays_of
-    from service.live_release import open_live_release
+    from service.live_release import Question, open_live_release
 
     live = open_live_release(release)
-    answer = live.recommend(plays_of(_in_order(context, plays, skips)), k, [], exclude_heard=True)
-    items: list[dict[str, Any]] = [
-        {"rank": rank, "track_id": t.track_id, "score": t.score, "title": t.title, "artist": t.artist}
-        for rank, t in enumerate(answer.tracks, start=1)
-    ]
+    question = Question(plays_of(_in_order(context, plays, skips)), k)
+    [answer] = live.answer([question])
+    why = live.explain(question, answer) if explain else None
+    if unknown := live.unknown([play.track_id for play in question.plays]):
+        say(f"passed over, as {live.name} does not hold them: {', '.join(unknown)}")
     if as_json:
-        print_json({"release": live.name, "source": answer.source, "items": items})
-        return
-    table = Table(title=f"next tracks from {answer.source}", title_justify="left")
-    for column in ("rank", "track_id", "score", "title", "artist"):
-        table.add_column(column)
-    for item in items:
-        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value or "") for value in item.values()))
-    print_table(table)
+        told = {"release": live.name, "source": answer.source, "items": items(answer)}
+        print_json(told if why is None else told | {"explanation": explained(why)})
+    else:
+        print_table(next_tracks(answer, why, Console().width))
 
 
 @click.command(short_help="Print the description of the HTTP interface.")

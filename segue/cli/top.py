@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segue.cli.live_figures import History, Snapshot
-from segue.cli.output import facts_table, print_json, print_table
+from segue.cli.output import facts_table, print_json, print_table, titled
 from segue.cli.pictures import sparkline
 from segue.errors import InputError
 
@@ -21,6 +21,8 @@ FIGURES_S: Final = 10.0  # rates and latencies are of so many seconds
 SKIPS_S: Final = 300.0  # skip rates need more plays
 _TIMEOUT_S: Final = 5.0
 _POINTS: Final = 60
+_OTHER_LINES: Final = 28  # of the screen, besides routes and releases
+_FEWEST_ROUTES: Final = 2
 
 
 class NoAnswer(InputError):
@@ -59,14 +61,14 @@ def _show(service: "Service", screen: "Screen", every_s: float, *, once: bool, a
 
 
 def _watch(console: Console, screen: "Screen", service: "Service", every_s: float) -> None:
-    with Live(screen.shown(), console=console, screen=True, auto_refresh=False) as live:
+    with Live(screen.shown(console.height), console=console, screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(every_s)
             try:
                 screen.add(service.ask())
             except NoAnswer as error:  # it may be starting anew
                 screen.fault = str(error)
-            live.update(screen.shown(), refresh=True)
+            live.update(screen.shown(console.height), refresh=True)
 
 
 class Service:
@@ -134,8 +136,8 @@ class Screen:
         self._rates.append(self._figures["total"]["per_s"])
         self._slowest.append(self._figures["total"]["p99_ms"])
 
-    def shown(self) -> Group:
-        """The whole screen."""
+    def shown(self, height: int) -> Group:
+        """The whole screen, of so many lines: where there are few, the routes that are asked for most."""
         head = Text.assemble(
             (" segue top ", "bold reverse"), "  ", (self._url, "bold"), "  ", _clock(self._latest["at"])
         )
@@ -143,24 +145,24 @@ class Screen:
         parts += [
             Text.assemble(("requests/s  ", "dim"), (sparkline(list(self._rates), _POINTS), "cyan")),
             Text.assemble(("p99         ", "dim"), (sparkline(list(self._slowest), _POINTS), "yellow")),
-            *self.tables(),
+            *self.tables(max(_FEWEST_ROUTES, height - _OTHER_LINES - len(self._latest["releases"]))),
             Text("Ctrl-C ends", style="dim"),
         ]
         return Group(*parts)
 
-    def tables(self) -> list[Table]:
+    def tables(self, most_routes: int | None = None) -> list[Table]:
         """Traffic, releases, and what the service stands on."""
-        return [self._traffic(), self._releases(), self._facts()]
+        return [self._traffic(most_routes), self._releases(), self._facts()]
 
-    def _traffic(self) -> Table:
+    def _traffic(self, most_routes: int | None) -> Table:
         seconds = self._figures["seconds"]
         title = f"requests of the last {seconds:.0f} s" if seconds is not None else "requests since the start"
-        table = Table(title=title, title_justify="left")
+        table = titled(title)
         table.add_column("route", no_wrap=True)
         for name in ("per s", "p50 ms", "p90 ms", "p99 ms", "4xx per s", "5xx per s", "answered"):
             table.add_column(name, justify="right", no_wrap=True)
         lines = sorted(self._figures["routes"], key=lambda line: -(line["per_s"] or 0.0))
-        for line in (self._figures["total"], *lines):
+        for line in (self._figures["total"], *lines[:most_routes]):
             table.add_row(
                 Text(
                     "listeners, in all" if line is self._figures["total"] else line["name"],
@@ -175,7 +177,7 @@ class Screen:
         return table
 
     def _releases(self) -> Table:
-        table = Table(title="releases, and what became of what they recommended", title_justify="left")
+        table = titled("releases, and what became of what they recommended")
         table.add_column("release", no_wrap=True)
         for name in ("in use", "lists per s", "plays", "played", "skipped"):
             table.add_column(name, justify="right")

@@ -1,13 +1,7 @@
 """`segue top` before a real service: one look when piped, a screen on a terminal, one line where it is refused."""
 
 import json
-import os
-import pty
-import select
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +12,7 @@ import pytest
 from segue.cli import main
 from service.keys import new_key, write_keys
 from tests.live.redis_server import Server
+from tests.live.terminal import Terminal
 
 StartService = Callable[..., Any]
 
@@ -113,43 +108,6 @@ def test_what_is_no_segue_is_said(capsys: pytest.CaptureFixture[str], running: h
     assert "answers 404" in err
 
 
-class Terminal:
-    """`segue` on a terminal of its own."""
-
-    def __init__(self, *arguments: object) -> None:
-        self._here, there = pty.openpty()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("SEGUE_")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "segue", *map(str, arguments)],
-            stdin=there,
-            stdout=there,
-            stderr=there,
-            env=environment | {"TERM": "xterm-256color", "COLUMNS": "120", "LINES": "50"},
-            start_new_session=True,
-        )
-        os.close(there)
-        self.text = ""
-
-    def until(self, words: str, seconds: float = 20) -> None:
-        """Read until these words have been shown."""
-        deadline = time.monotonic() + seconds
-        while words not in self.text:
-            left = deadline - time.monotonic()
-            assert left > 0, self.text[-3000:]
-            if select.select([self._here], [], [], left)[0]:
-                self.text += os.read(self._here, 65_536).decode(errors="replace")
-
-    def end(self, number: signal.Signals) -> int:
-        self.process.send_signal(number)
-        try:
-            code = self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise
-        os.close(self._here)
-        return code
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_on_a_terminal_it_is_a_screen_until_it_is_told_to_end(running: httpx.Client, number: signal.Signals) -> None:
     terminal = Terminal("top", running.base_url, "--every", "0.1")
@@ -159,6 +117,15 @@ def test_on_a_terminal_it_is_a_screen_until_it_is_told_to_end(running: httpx.Cli
     terminal.until("requests of the last 1 s")
     assert terminal.end(number) == 0
     assert "Traceback" not in terminal.text
+
+
+def test_a_small_terminal_shows_what_matters_to_the_end(running: httpx.Client) -> None:
+    for path in ("/tracks", "/recommendations?session_id=top", "/sessions/top", "/releases/current", "/health/live"):
+        running.get(path)
+    terminal = Terminal("top", running.base_url, "--every", "0.1", lines=32)
+    terminal.until("Ctrl-C ends")
+    assert "event log" in terminal.text
+    assert terminal.end(signal.SIGINT) == 0
 
 
 def test_a_service_that_goes_and_comes_back_is_waited_for(start_service: StartService, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from redis.asyncio import Redis, RedisCluster
 from starlette.staticfiles import StaticFiles
 
 from segue.errors import BadOption, SegueError, StoreUnavailable
-from service import access, hosts, player, routes
+from service import access, hosts, map_routes, player, routes
 from service.bodies import EventsRequest, SwapRequest, WhatIfRequest
 from service.credits import Credits
 from service.dependencies import Parts
@@ -42,7 +42,7 @@ from service.threads import Threads
 if TYPE_CHECKING:
     from service.tracing import Tracing
 
-ROUTERS = (routes.router, player.router)
+ROUTERS = (routes.router, player.router, map_routes.router)
 
 _log = structlog.get_logger()
 

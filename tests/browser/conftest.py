@@ -1,0 +1,31 @@
+"""A real Chromium, and the player page of the service that many tests share."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from tests.browser.player_page import CHROMIUM, FLAGS, opened, playwright
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: "Browser", running: httpx.Client) -> "Iterator[Page]":
+    faults: list[str] = []
+    with opened(browser, str(running.base_url), faults) as page:
+        playwright.expect(page.locator("#next > li")).to_have_count(15)
+        yield page
+    assert faults == []

@@ -76,6 +76,13 @@ class UnknownRelease(InputError):
     title = "Unknown release"
 
 
+class UnknownMap(InputError):
+    """A release has no map of its tracks."""
+
+    http_status = 404
+    title = "No map"
+
+
 class SwapRefused(SegueError):
     """The service cannot swap releases, or not at this moment."""
 

@@ -24,16 +24,19 @@ from segue.arrays import Float32, mapped_array
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue
 from segue.errors import BadRelease
 from segue.folders import new_folder
+from segue.places import refuse_unfit_map
 from segue.strict_json import read_json
 from segue.track_table import TABLE_FILES, TrackTable, write_track_table
 from segue.window import Windows
 
 FORMAT_VERSION: Final = 1
 _FILE_NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 MANIFEST: Final = "manifest.json"
 CATALOGUE: Final = "catalogue.parquet"
 ENCODER: Final = "encoder.onnx"
 ITEM_EMBEDDINGS: Final = "item_embeddings.npy"
+TRACK_MAP: Final = "map.npy"
 SAMPLE_TRACKS: Final = "sample_tracks.npy"
 SAMPLE_SKIPPED: Final = "sample_skipped.npy"
 INDEX: Final = "index.faiss"
@@ -81,7 +84,7 @@ class Manifest(_Frozen):
 
     format_version: Literal[1] = FORMAT_VERSION
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+        pattern=NAME_PATTERN,
         description="Names the release in answers and logs: model and first digits of the content's hash",
     )
     model: str
@@ -159,6 +162,11 @@ class Release:
         """The matrix M that queries are compared with. [num_rows, dimension] float32; row 0 is padding."""
         return self.array(ITEM_EMBEDDINGS)
 
+    @cached_property
+    def track_map(self) -> Float32 | None:
+        """Each track's place on the map, see segue.places. [num_rows, 2] float32; None for a release without a map."""
+        return np.asarray(self.array(TRACK_MAP)) if TRACK_MAP in self.manifest.files else None
+
     @property
     def sample_windows(self) -> Windows:
         """Real windows from validation, for tuning an index and for comparing runtimes; see Windows."""
@@ -194,6 +202,8 @@ def open_release(path: Path) -> Release:
             )
         if not np.isfinite(found[PAD_ROW]).all():  # the tracks' own are looked at by whoever searches them
             raise BadRelease(f"{path}: the item embedding of row {PAD_ROW} is not finite: train the release again")
+    if release.track_map is not None:
+        refuse_unfit_map(path / TRACK_MAP, release.track_map, tracks)
     if set(TABLE_FILES) <= set(manifest.files) and len(release.table) != tracks:
         raise BadRelease(f"{path}: the files of the catalogue hold {len(release.table)} tracks, the manifest {tracks}")
     return release

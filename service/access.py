@@ -30,6 +30,8 @@ CALLS: Final[dict[tuple[str, str], Scope | None]] = {
     ("GET", "/sessions/{session_id}"): "read",
     ("GET", "/sessions/{session_id}/stream"): "read",
     ("DELETE", "/sessions/{session_id}"): "admin",
+    ("GET", "/map"): "read",
+    ("GET", "/map/tracks/{position}"): "read",
     ("GET", "/releases/current"): "read",
     ("PUT", "/releases/current"): "admin",
     ("GET", "/releases"): "admin",

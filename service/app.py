@@ -20,7 +20,7 @@ from redis.asyncio import Redis, RedisCluster
 from starlette.staticfiles import StaticFiles
 
 from segue.errors import BadOption, SegueError, StoreUnavailable
-from service import access, hosts, operations, player, routes
+from service import access, hosts, map_routes, operations, player, routes
 from service.bodies import EventsRequest, SwapRequest, WhatIfRequest
 from service.credits import Credits
 from service.dependencies import Parts
@@ -44,7 +44,7 @@ from service.threads import Threads
 if TYPE_CHECKING:
     from service.tracing import Tracing
 
-ROUTERS = (routes.router, player.router, operations.router)
+ROUTERS = (routes.router, player.router, map_routes.router, operations.router)
 
 _log = structlog.get_logger()
 

@@ -7,9 +7,12 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from segue.events import Event, TrackId
+from segue.release import NAME_PATTERN as RELEASE_NAME_PATTERN
 from segue.sessions import Outcome, Play
-from service.live_release import RANKED_AGAIN, Answer, Explanation, LiveRelease, Track
+from service.explanation_bodies import ExplanationBody
+from service.live_release import Answer, Explanation, LiveRelease
 from service.releases_folder import NAME_PATTERN
+from service.track_bodies import RankedTrackBody
 
 MAX_EVENTS = 100
 MAX_TRACKS = 100  # in an answer, and in `exclude`
@@ -38,99 +41,11 @@ class EventsRequest(BaseModel):
     events: list[ReportedEvent] = Field(min_length=1, max_length=MAX_EVENTS)
 
 
-class TrackBody(BaseModel):
-    """A track of the catalogue."""
-
-    track_id: str
-    title: str | None = Field(default=None, description="Absent where the catalogue does not know it")
-    artist: str | None = Field(default=None, description="Absent where the catalogue does not know it")
-
-    @classmethod
-    def of(cls, track: Track) -> Self:
-        """The body for a track."""
-        return cls(track_id=track.track_id, title=track.title, artist=track.artist)
-
-
-class RankedTrackBody(BaseModel):
-    """A track in an order."""
-
-    rank: int = Field(ge=1, description="1 is the best")
-    track_id: str
-    score: float = Field(description="Larger is better; comparable within one answer only")
-    title: str | None = Field(default=None, description="Absent where the catalogue does not know it")
-    artist: str | None = Field(default=None, description="Absent where the catalogue does not know it")
-
-    @classmethod
-    def list_of(cls, tracks: list[Track]) -> list[Self]:
-        """The bodies for tracks, best first."""
-        return [
-            cls(rank=rank, track_id=track.track_id, title=track.title, artist=track.artist, score=track.score or 0.0)
-            for rank, track in enumerate(tracks, start=1)
-        ]
-
-
 class WindowBody(BaseModel):
     """What the encoder saw of the session."""
 
     plays: int = Field(description="Plays in the window that were not skipped")
     skips: int = Field(description="Plays in the window that were skipped")
-
-
-class ExplainedPlay(TrackBody):
-    """A play that the encoder saw."""
-
-    outcome: Outcome
-
-
-class ExplainedItem(BaseModel):
-    """Why a track is where it is."""
-
-    track_id: str
-    contributions: list[float] = Field(
-        description="What each of `plays` adds to the score, negative where it pushes the track away; they add up to "
-        "the score. Shapley values, estimated; empty where popularity answered"
-    )
-    rank_without_skips: int | None = Field(
-        default=None, description=f"Its rank if nothing had been skipped; absent where that is beyond {RANKED_AGAIN}"
-    )
-
-
-class FilteredTrack(TrackBody):
-    """A track that ranks within the answer and was left out."""
-
-    rank: int = Field(ge=1, description="Its rank among all tracks")
-    reason: Literal["heard", "excluded"]
-
-
-class ExplanationBody(BaseModel):
-    """Why an answer is as it is."""
-
-    plays: list[ExplainedPlay] = Field(description="What the encoder saw, oldest first")
-    items: list[ExplainedItem] = Field(description="In the answer's order")
-    filtered: list[FilteredTrack] = Field(description="Best first")
-
-    @classmethod
-    def of(cls, answer: Answer, explanation: Explanation) -> Self:
-        """The body for an answer's explanation."""
-        outcomes = (Outcome.PLAYED, Outcome.SKIPPED)
-        table = answer.release.table
-        lines = zip(answer.rows, explanation.contributions.tolist(), explanation.ranks_without_skips, strict=True)
-        return cls(
-            plays=[
-                ExplainedPlay(outcome=outcomes[skipped], **TrackBody.of(track).model_dump())
-                for track, skipped in explanation.plays
-            ],
-            items=[
-                ExplainedItem(track_id=table.track_id(row), contributions=line, rank_without_skips=rank)
-                for row, line, rank in lines
-            ],
-            filtered=[
-                FilteredTrack(
-                    rank=one.rank, reason="heard" if one.heard else "excluded", **TrackBody.of(one.track).model_dump()
-                )
-                for one in explanation.filtered
-            ],
-        )
 
 
 class NextTracks(BaseModel):
@@ -195,6 +110,9 @@ class WhatIfRequest(BaseModel):
     )
     exclude_heard: bool = Field(default=True, description="Whether the session's own tracks are left out")
     explain: bool = Field(default=False, description="Whether the answer says why")
+    release: str | None = Field(
+        default=None, pattern=RELEASE_NAME_PATTERN, description="A release that is live, instead of the current one"
+    )
 
     _whole = field_validator("k", mode="before")(_whole)
 
@@ -240,18 +158,6 @@ class SessionBody(BaseModel):
         return cls(session_id=session_id, plays=bodies)
 
 
-class FoundTracks(BaseModel):
-    """Tracks found by title, artist or id, most played first."""
-
-    items: list[TrackBody]
-
-
-class SimilarTracks(BaseModel):
-    """Tracks near another, nearest first."""
-
-    items: list[RankedTrackBody]
-
-
 class ReleaseBody(BaseModel):
     """Facts about what is served, from the release's manifest."""
 
@@ -283,6 +189,45 @@ class ReleaseBody(BaseModel):
             dataset=manifest.dataset.model_dump(),
             evaluation=manifest.evaluation,
             index=live.index_facts(),
+        )
+
+
+class LiveReleaseBody(BaseModel):
+    """A release that answers."""
+
+    name: str = Field(description="What answers call it, and what the parameter `release` takes")
+    folder: str
+    model: str
+    loss: dict[str, Any] | None = Field(description="The training objective")
+    share: float = Field(description="Share of the sessions that it answers")
+    has_map: bool = Field(description="Whether `GET /map` has its tracks")
+
+    @classmethod
+    def of(cls, live: LiveRelease, share: float) -> Self:
+        """The body for a release."""
+        manifest = live.release.manifest
+        return cls(
+            name=live.name,
+            folder=live.folder,
+            model=manifest.model,
+            loss=manifest.loss.model_dump() if manifest.loss is not None else None,
+            share=share,
+            has_map=live.release.track_map is not None,
+        )
+
+
+class CurrentReleaseBody(ReleaseBody):
+    """What is served, and what else is live beside it."""
+
+    live: list[LiveReleaseBody] = Field(description="This one, and the one of an experiment (`SEGUE_EXPERIMENT`)")
+
+    @classmethod
+    def of_all(cls, live: list[tuple[LiveRelease, float]]) -> Self:
+        """The body for the releases that are live, the current one first, each with its share of the sessions."""
+        current, _ = live[0]
+        return cls(
+            **ReleaseBody.of(current).model_dump(),
+            live=[LiveReleaseBody.of(one, share) for one, share in live],
         )
 
 

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError, WithJsonSchema
 
 from segue.events import MAX_ID_LENGTH, TEXT_PATTERN, TrackId
+from segue.release import NAME_PATTERN
 from service.bodies import MAX_TRACKS, EventsRequest, SwapRequest, WhatIfRequest
 from service.credits import Credits
 from service.fallback import Fallback
@@ -109,6 +110,15 @@ Excluded = Annotated[
     Query(max_length=MAX_TRACKS, description="A track that must not be answered; repeat it for several"),
 ]
 ExcludeHeard = Annotated[bool, Query(description="Whether the session's own tracks are left out")]
+ReleaseName = Annotated[
+    str | None,
+    Query(
+        alias="release",
+        pattern=NAME_PATTERN,
+        description="A release that is live (GET /releases/current names them), instead of the one that would answer",
+    ),
+    WithJsonSchema({"type": "string", "pattern": NAME_PATTERN}),
+]
 Explain = Annotated[bool, Query(description="Whether the answer says why each track is where it is")]
 SearchText = Annotated[
     str, Query(alias="query", max_length=200, description="Words of title, artist or id; none finds the most played")

@@ -17,12 +17,14 @@ from index.choose import open_index, read_facts
 from index.exact import ExactIndex
 from segue.arrays import Float32
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Row
-from segue.errors import BadRelease
+from segue.errors import BadRelease, UnknownMap
 from segue.explain import contributions
+from segue.places import NEAREST
 from segue.recommend import EncoderRanker, NearestTracks, PopularityRanker, QueryEncoder, Ranked, Recommender, Source
 from segue.release import ENCODER, Release, open_release
 from segue.sessions import Play
 from segue.window import Windows, to_sessions, to_windows
+from service.live_map import LiveMap, Places
 from service.onnx_encoder import OnnxEncoder
 
 
@@ -81,6 +83,7 @@ class Explanation:
     contributions: Float32  # [tracks, plays] float32, see segue.explain; a line adds up to its track's score
     ranks_without_skips: list[int | None]  # of each track, if the session had had no skips; None beyond RANKED_AGAIN
     filtered: list[Filtered]
+    places: Places | None  # None for a release without a map
 
 
 RANKED_AGAIN: Final = 200
@@ -107,6 +110,7 @@ class LiveRelease:
         # Read now: the folder may be replaced while this release is served.
         facts = read_facts(release)
         self._index_facts = {"kind": "exact"} if facts is None else facts.model_dump(mode="json", exclude={"tried"})
+        self._map = LiveMap(release) if release.track_map is not None else None
         self._encoder = encoder
         self._index = index
         self._exact = exact
@@ -162,12 +166,21 @@ class LiveRelease:
         [unskipped] = self._recommender.recommend(sessions.played(), RANKED_AGAIN, [barred])
         ranks = {row: rank for rank, row in enumerate(unskipped.rows.tolist(), start=1)}
         targets = np.asarray(self.release.item_embeddings)[answer.rows]
+        plays: list[Row] = window.tracks[0, seen].tolist()
         return Explanation(
-            plays=[(self.track(int(window.tracks[0, i])), bool(window.skipped[0, i])) for i in seen],
+            plays=[(self.track(row), bool(skip)) for row, skip in zip(plays, window.skipped[0, seen], strict=True)],
             contributions=contributions(self._encoder, window, targets),
             ranks_without_skips=[ranks.get(row) for row in answer.rows],
             filtered=[Filtered(self.track(row), rank, row in heard) for rank, row in left_out],
+            places=self._places(window, plays, answer.rows),
         )
+
+    @property
+    def map(self) -> LiveMap:
+        """The map of its tracks. Raises UnknownMap."""
+        if self._map is None:
+            raise UnknownMap(f"{self.name} has no map: it was written before there were maps; train it again")
+        return self._map
 
     def similar(self, track_id: str, k: int) -> list[Track]:
         """The k tracks nearest to a track by inner product, itself left out. Raises UnknownTrack."""
@@ -187,6 +200,12 @@ class LiveRelease:
     def index_facts(self) -> dict[str, Any]:
         """What `index.json` says of the index that was chosen; exact search where the release has none."""
         return self._index_facts
+
+    def _places(self, window: Windows, plays: list[Row], items: list[Row]) -> Places | None:
+        if self._map is None:
+            return None
+        k = min(NEAREST + 1, len(self.table))
+        return self._map.places(plays, items, self._nearest(self._encoder.encode(window), k) if plays else None)
 
     def _nearest(self, queries: Float32, k: int) -> Ranked:
         found = self._index.search(queries, k)

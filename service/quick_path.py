@@ -7,6 +7,7 @@ FastAPI, which checks it, answers its problem document, and says in openapi.yaml
 """
 
 import re
+from functools import partial
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from segue.errors import SegueError
 from service.bodies import DEFAULT_K, MAX_TRACKS, EventsRequest
 from service.dependencies import SESSION_ID_PATTERN, Parts
+from service.live_release import Question
 from service.problems import response_to
 from service.routes import answer_recommendations, answer_reported
 
@@ -56,7 +58,9 @@ class QuickPath:
         service: Parts = scope["app"].state.parts
         try:
             content = await answer_recommendations(
-                service, session_id.decode(), int(k or DEFAULT_K), exclude_heard=heard != b"false"
+                service,
+                session_id.decode(),
+                partial(Question, k=int(k or DEFAULT_K), exclude_heard=heard != b"false"),
             )
         except SegueError as error:
             await response_to(error)(scope, receive, send)

@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from segue.errors import BadOption, BadRelease, InputError, SegueError, SwapRefused
+from segue.errors import BadOption, BadRelease, InputError, SegueError, SwapRefused, UnknownRelease
 from segue.release import ENCODER, read_manifest
 from service.live_release import Answer, LiveRelease, Question, open_live_release
 from service.micro_batch import MicroBatch
@@ -107,14 +107,15 @@ class LiveReleases:
         self._seen: Seen | None = None
         self._swapping = False
         self._challenger: Served | None = None
+        self._share = 0.0  # of the sessions that the challenger answers
         self.current = self._served(self._first(settings.release))
         if settings.experiment is not None:
-            name, share = settings.experiment
+            name, self._share = settings.experiment
             if self._folder is None:
                 raise BadOption("an experiment is in a folder of releases: set SEGUE_RELEASES_DIR too")
             self._challenger = self._served(self._open_tried(self._folder.find(name)))
             # The name goes into the draw: the sessions of one experiment are not those of the one before.
-            self._challenged = SessionDraw(f"experiment {name}", share)
+            self._challenged = SessionDraw(f"experiment {name}", self._share)
         self._tell_in_use()
 
     def for_session(self, session_id: str) -> Served:
@@ -122,6 +123,21 @@ class LiveReleases:
         if self._challenger is not None and session_id in self._challenged:
             return self._challenger
         return self.current
+
+    def live(self) -> list[tuple[Served, float]]:
+        """What answers now, the current release first, and the share of the sessions that each answers."""
+        if self._challenger is None or self._challenger.live.name == self.current.live.name:
+            return [(self.current, 1.0)]
+        return [(self.current, 1.0 - self._share), (self._challenger, self._share)]
+
+    def named(self, name: str | None) -> Served:
+        """What answers whoever asks for this release; the current one for None. Raises UnknownRelease."""
+        live = self.live()
+        for served, _ in live:
+            if name in (None, served.live.name):
+                return served
+        at_hand = " and ".join(served.live.name for served, _ in live)
+        raise UnknownRelease(f"{name!r} is not live here: ask for {at_hand}")
 
     async def swap(self, name: str) -> Served:
         """Serve the release in the folder `name`, here now and, by the pointer, wherever the folder is watched.

@@ -1,6 +1,7 @@
 """The calls of the HTTP interface. What they mean is in docs/session-semantics.md and openapi.yaml."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import orjson
@@ -9,21 +10,17 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from segue.errors import UnknownSession
 from segue.events import EventType
-from segue.sessions import plays_of
+from segue.sessions import Play, plays_of
 from service.bodies import (
     DEFAULT_K,
+    CurrentReleaseBody,
     EventsAnswer,
     EventsRequest,
-    FoundTracks,
     Health,
     NextTracks,
-    RankedTrackBody,
     RecommendationsBody,
-    ReleaseBody,
     SessionBody,
-    SimilarTracks,
     SwapRequest,
-    TrackBody,
     WhatIfRequest,
     next_tracks_json,
     recommendations_json,
@@ -36,6 +33,7 @@ from service.dependencies import (
     Limit,
     Parts,
     Recommend,
+    ReleaseName,
     Reported,
     SearchText,
     Service,
@@ -50,6 +48,7 @@ from service.live_release import Answer, Explanation, Question
 from service.problems import problem_responses
 from service.releases import Served
 from service.session_store import Appended
+from service.track_bodies import FoundTracks, RankedTrackBody, SimilarTracks, TrackBody
 
 router = APIRouter()
 
@@ -89,7 +88,7 @@ async def report_events(
     "/recommendations",
     tags=["recommendations"],
     response_model=RecommendationsBody,
-    responses=problem_responses(422, 503)
+    responses=problem_responses(404, 422, 503)
     | _links(similar=("similar_tracks", {"path.track_id": "$response.body#/items/0/track_id"})),
 )
 async def recommendations(
@@ -99,23 +98,24 @@ async def recommendations(
     exclude_heard: ExcludeHeard = True,
     exclude: Excluded = [],  # noqa: B006 (FastAPI copies it)
     explain: Explain = False,
+    release: ReleaseName = None,
 ) -> Response:
     """The next tracks for a session; the most popular ones if it holds no usable play, or cannot be read for now."""
-    found = answer_recommendations(service, session_id, k, exclude, exclude_heard=exclude_heard, explain=explain)
-    return _json(await found)
+    question = partial(Question, k=k, exclude=exclude, exclude_heard=exclude_heard)
+    return _json(await answer_recommendations(service, session_id, question, explain=explain, release=release))
 
 
 @router.post(
     "/recommendations/what-if",
     tags=["recommendations"],
     response_model=NextTracks,
-    responses=problem_responses(413, 415, 422, 503),
+    responses=problem_responses(404, 413, 415, 422, 503),
     openapi_extra=body_of(WhatIfRequest),
 )
 async def what_if(supposed: Supposed, service: Service) -> Response:
     """The next tracks for a session that is only supposed: nothing is stored, and Redis is not asked."""
     question = Question(plays_of(supposed.events), supposed.k, supposed.exclude, supposed.exclude_heard)
-    served = service.releases.current
+    served = service.releases.named(supposed.release)
     answer = await served.ranking(question)
     return _json(next_tracks_json(answer, await _why(service, served, question, answer) if supposed.explain else None))
 
@@ -173,9 +173,9 @@ async def similar_tracks(track_id: TrackIdPath, service: Service, k: K = DEFAULT
 
 
 @router.get("/releases/current", tags=["releases"])
-async def current_release(service: Service) -> ReleaseBody:
+async def current_release(service: Service) -> CurrentReleaseBody:
     """What is served; sessions of an experiment may get another release, which their answers name."""
-    return ReleaseBody.of(service.releases.current.live)
+    return _current(service)
 
 
 @router.put(
@@ -184,9 +184,10 @@ async def current_release(service: Service) -> ReleaseBody:
     responses=problem_responses(404, 409, 413, 415, 422, 503),
     openapi_extra=body_of(SwapRequest),
 )
-async def swap_release(wanted: Wanted, service: Service) -> ReleaseBody:
+async def swap_release(wanted: Wanted, service: Service) -> CurrentReleaseBody:
     """Serve another release once it is verified and warm; if it is refused, what was served is served on."""
-    return ReleaseBody.of((await service.releases.swap(wanted.name)).live)
+    await service.releases.swap(wanted.name)
+    return _current(service)
 
 
 @router.get("/health/live", tags=["operations"])
@@ -236,30 +237,42 @@ async def answer_reported(service: Parts, session_id: str, reported: EventsReque
 async def answer_recommendations(
     service: Parts,
     session_id: str,
-    k: int,
-    exclude: Sequence[str] = (),
+    question: Callable[[Sequence[Play]], Question],
     *,
-    exclude_heard: bool = True,
     explain: bool = False,
+    release: str | None = None,
 ) -> bytes:
-    """The content of a RecommendationsBody. Raises StoreUnavailable where there is no fallback."""
-    plays = await service.fallback.plays(session_id)
-    served = service.releases.for_session(session_id)
-    return await _recommend(service, served, session_id, Question(plays, k, exclude, exclude_heard), explain=explain)
+    """The content of a RecommendationsBody. Raises StoreUnavailable where there is no fallback, UnknownRelease."""
+    releases = service.releases
+    served = releases.for_session(session_id) if release is None else releases.named(release)
+    asked = question(await service.fallback.plays(session_id))
+    return await _recommend(service, served, session_id, asked, explain=explain, credited=release is None)
 
 
 async def _recommend(
-    service: Parts, served: Served, session_id: str, question: Question, *, explain: bool = False
+    service: Parts,
+    served: Served,
+    session_id: str,
+    question: Question,
+    *,
+    explain: bool = False,
+    credited: bool = True,
 ) -> bytes:
+    """`credited`: whether the list is the session's own, so that what becomes of it tells of the release."""
     answer = await service.fallback.answer(served, question)
     service.telemetry.recommendations.labels(served.live.name, answer.source).inc()
-    service.credits.remember(session_id, answer)
+    if credited:
+        service.credits.remember(session_id, answer)
     why = await _why(service, served, question, answer) if explain else None
     return recommendations_json(session_id, answer, why)
 
 
 async def _why(service: Parts, served: Served, question: Question, answer: Answer) -> Explanation:
     return await service.threads.run(served.live.explain, question, answer)
+
+
+def _current(service: Parts) -> CurrentReleaseBody:
+    return CurrentReleaseBody.of_all([(served.live, share) for served, share in service.releases.live()])
 
 
 def _json(content: bytes) -> Response:

@@ -90,6 +90,10 @@ def write_tiny_release(path: Path, prefix: str = "") -> Release:
     for i in range(len(ids)):
         embeddings[i + 1, i // TRACKS_OF_A_GENRE] = 1.0
         embeddings[i + 1, GENRES] = (len(ids) - i) / 1000  # no ties: the more popular track first
+    angles = np.arange(len(ids)) // TRACKS_OF_A_GENRE * (2 * np.pi / GENRES)
+    places = np.zeros((catalogue.num_rows, 2), dtype=np.float32)  # genres lie around the middle, their tracks in a line
+    places[1:, 0] = 0.8 * np.cos(angles) + np.arange(len(ids)) % TRACKS_OF_A_GENRE / 100
+    places[1:, 1] = 0.8 * np.sin(angles)
     draft = Draft(
         model="sasrec",
         options={},
@@ -100,7 +104,8 @@ def write_tiny_release(path: Path, prefix: str = "") -> Release:
         source_commit=None,
         evaluation={},
     )
-    return write_release(path, draft, catalogue, {"item_embeddings.npy": embeddings}, encoder_of(embeddings))
+    arrays = {"item_embeddings.npy": embeddings, "map.npy": places}
+    return write_release(path, draft, catalogue, arrays, encoder_of(embeddings))
 
 
 def encoder_of(embeddings: "np.ndarray[tuple[int, int], np.dtype[np.float32]]") -> bytes:

@@ -111,7 +111,10 @@ class TestTable:
         rows = re.findall(r"^\| `(\w+) (/\S*)` \| `?(\w+)`? \|", manual.read_text(encoding="utf-8"), re.MULTILINE)
         told = {(method, path): None if scope == "open" else scope for method, path, scope in rows}
         assert told == {
-            (method, re.sub(r"\{(session_id|track_id:path)\}", "{id}", path).replace("{path:path}", "…")): scope
+            (
+                method,
+                re.sub(r"\{(session_id|track_id:path|position)\}", "{id}", path).replace("{path:path}", "…"),
+            ): scope
             for (method, path), scope in CALLS.items()
             if method != "HEAD"
         }

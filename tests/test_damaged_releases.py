@@ -66,6 +66,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Release:
     frozen = open_release(FROZEN)
     draft = Draft(**{name: getattr(frozen.manifest, name) for name in Draft.model_fields})
     arrays = {name: frozen.array(name) for name in frozen.manifest.files if name.endswith(".npy")}
+    arrays["map.npy"] = np.linspace(-1, 1, 2 * frozen.catalogue.num_rows, dtype=np.float32).reshape(-1, 2)
     path = tmp_path_factory.mktemp("whole") / "whole"
     release = write_release(path, draft, frozen.catalogue, arrays, (FROZEN / "encoder.onnx").read_bytes())
     queries = OnnxEncoder(path / "encoder.onnx").encode(release.sample_windows)
@@ -111,7 +112,8 @@ def test_the_release_is_good_before_it_is_damaged(whole: Release, serving: Servi
 # --- by accident ---
 
 FILES = [
-    *("catalogue.parquet", "encoder.onnx", "index.faiss", "index.json", "item_embeddings.npy", "plays.npy"),
+    *("catalogue.parquet", "encoder.onnx", "index.faiss", "index.json", "item_embeddings.npy", "map.npy"),
+    "plays.npy",
     *("rows_by_id.npy", "rows_by_plays.npy", "sample_skipped.npy", "sample_tracks.npy", "search.arrow"),
     *("track_id_ends.npy", "track_ids.bin", "track_json.bin", "track_json_ends.npy"),
 ]
@@ -366,6 +368,15 @@ UNFIT = "the manifest asks for float32 (1001, 16)"
         (of_bytes("item_embeddings.npy", npy("__import__('os').abort()")), NO_ARRAY),
         (of_bytes("item_embeddings.npy", header("(" * 9_000)), NO_ARRAY),
         (of_bytes("item_embeddings.npy", header("{" + "'a': 1," * 5_000)), NO_ARRAY),
+        (holding("map.npy", lambda a: a[:-1]), "map.npy is float32 (1000, 2), the manifest asks for float32 (1001, 2)"),
+        (holding("map.npy", lambda a: np.repeat(a, 2, axis=1)), "map.npy is float32 (1001, 4)"),
+        (holding("map.npy", lambda a: a.astype(np.float64)), "map.npy is float64"),
+        (holding("map.npy", np.asfortranarray), "map.npy is float32 (1001, 2)"),
+        (holding("map.npy", lambda a: put(a, (500, 1), np.nan)), "map.npy holds what is no place"),
+        (holding("map.npy", lambda a: put(a, (0, 0), -np.inf)), "map.npy holds what is no place"),
+        (holding("map.npy", lambda a: put(a, (1000, 0), 1.5)), "map.npy holds what is no place"),
+        (of_bytes("map.npy", npy("(1001, 2)")), "map.npy is not a NumPy array"),
+        (of_bytes("map.npy", pickle.dumps([1, 2])), "map.npy is not a NumPy array"),
         (holding("rows_by_id.npy", lambda a: put(a, 7, 1001)), "does not name the rows 1 to 1000"),
         (holding("rows_by_id.npy", lambda a: put(a, 7, 0)), "does not name the rows 1 to 1000"),
         (holding("rows_by_id.npy", lambda a: a[:-1]), "track_id_ends.npy is int64 (1001,)"),

@@ -238,7 +238,7 @@ class TestTheTrial:
             with contextlib.suppress(BadRelease):
                 try_release(path, 1)
         assert [one for one in multiprocessing.active_children() if one.name == "release-trial"] == []
-        assert len(list(Path("/dev/fd").iterdir())) == before
+        assert len(list(Path("/dev/fd").iterdir())) <= before  # those of other tests may be closed meanwhile
 
     def test_the_pointer_that_a_service_starts_with_is_tried(
         self, plain: Release, made: Hostile, tmp_path: Path

@@ -21,6 +21,7 @@ from segue.recommend import PopularityRanker, Ranker
 from segue.release import (
     ITEM_EMBEDDINGS,
     MANIFEST,
+    TRACK_MAP,
     DatasetFacts,
     Draft,
     Loss,
@@ -45,6 +46,7 @@ from training.export_onnx import check_parity, export_encoder, item_embeddings
 from training.fit import Reporter, fit
 from training.options import NeuralOptions, Options
 from training.splits import Split, examples, training_part
+from training.track_map import track_map
 from training.validation import encoder_score, ranker_score
 
 SAMPLE_WINDOWS: Final = 1000
@@ -202,11 +204,12 @@ def _write(job: Job, trained: Trained, catalogue: Catalogue) -> Release:
         return write_release(job.out, _draft(job, trained, None), catalogue, arrays, overwrite=job.overwrite)
     validation = examples(job.dataset, job.split, "validation")
     sample = to_windows(validation.inputs.select(slice(0, SAMPLE_WINDOWS)), job.options.window)
+    matrix = item_embeddings(model)
     return write_release(
         job.out,
         _draft(job, trained, model.item_embeddings.embedding_dim),
         catalogue,
-        {ITEM_EMBEDDINGS: item_embeddings(model), **sample_arrays(sample)},
+        {ITEM_EMBEDDINGS: matrix, TRACK_MAP: track_map(matrix, catalogue.plays), **sample_arrays(sample)},
         export_encoder(model),
         overwrite=job.overwrite,
         check=lambda folder: check_parity(folder, model, sample),

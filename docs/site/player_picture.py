@@ -12,9 +12,9 @@ import shutil
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
 
-SIZE = {"width": 1120, "height": 700}
+SIZE = ViewportSize(width=1120, height=700)
 MOVING_MS = 60  # between two pictures while the list moves
 MOVES = 8
 

@@ -32,11 +32,12 @@ def demo(folder: Path, tracks: int, sessions: int, port: int, browser: bool, ser
     started = time.monotonic()
     world = folder / f"{tracks}-tracks-{sessions}-sessions"
     dataset = _dataset(world / "dataset", tracks, sessions)
-    results = [(name, _system(dataset, world / name, beta)) for name, beta in SYSTEMS.items()]
+    releases = world / "releases"
+    results = [(name, _system(dataset, releases / name, beta)) for name, beta in SYSTEMS.items()]
     print_evaluations(results[0][1][0], [(name, result) for name, (_, result) in results])
     say(f"ready after {time.monotonic() - started:.0f} s")
     if serve:
-        _serve(world / "sasrec", folder / "data", port, browser=browser)
+        _serve(releases, folder / "data", port, browser=browser)
 
 
 def _dataset(folder: Path, tracks: int, sessions: int) -> "Dataset":
@@ -66,7 +67,7 @@ def _system(dataset: "Dataset", out: Path, beta: float | None) -> tuple[Any, dic
             release = train(Job("sasrec", options, dataset, "last-play", out), progress)
         build_index(release)
     question = Question(dataset, open_release(out), "last-play")
-    kept = out.with_name(f"{out.name}.evaluation.json")
+    kept = dataset.path.with_name(f"{out.name}.evaluation.json")
     if kept.is_file():
         result: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         if result["release"] == question.release.name:
@@ -77,8 +78,13 @@ def _system(dataset: "Dataset", out: Path, beta: float | None) -> tuple[Any, dic
     return question, result
 
 
-def _serve(release: Path, data: Path, port: int, *, browser: bool) -> None:
+def _serve(releases: Path, data: Path, port: int, *, browser: bool) -> None:
+    """Serve the first system; the second answers no session by itself, and is there to be compared with."""
     from service.process import serve as run
     from service.settings import read_settings
 
-    run(read_settings(release=release, data_dir=data, port=port), 1, open_player=browser)
+    first, second = SYSTEMS
+    settings = read_settings(
+        release=releases / first, releases_dir=releases, experiment=f"{second}:0", data_dir=data, port=port
+    )
+    run(settings, 1, open_player=browser)

@@ -13,6 +13,7 @@ export function rememberRanks() {
 }
 
 export const firstNext = () => answered?.items[0];
+export const nthNext = (rank) => answered?.items[rank - 1];
 
 /** Show an answer; `onPlay` and `onQueue` get the track that was chosen. */
 export function showNext(answer, { onPlay, onQueue }) {

@@ -1,13 +1,17 @@
 // The player: search, play, skip, and watch the next tracks move. Plain modules, no build step, nothing from elsewhere.
 
 import { call, keepKey, listenForKeys, listenToTimes, watch } from "./api.js";
-import { firstNext, rememberRanks, showNext } from "./next.js";
+import { compareAgain, showLive, toggleCompare } from "./compare.js";
+import { listenToKeys } from "./keys.js";
+import { showMap } from "./map.js";
+import { firstNext, nthNext, rememberRanks, showNext } from "./next.js";
 import { heard, listenToEnd, showControls, showName, showNow, showQueue, togglePause } from "./now.js";
 import { showSession } from "./ribbon.js";
 import { asFragment, explained, open, remember, replay, report, startAnew, state, streamPath, takeOver, titleOf } from "./session.js";
 import { byId, button, element, sign } from "./show.js";
 
 const SEEDS = 6;
+const SEEDS_AMONG = 100; // of the most played, so that no artist takes all the places
 const FOUND = 12;
 const TYPING_MS = 150;
 
@@ -41,6 +45,7 @@ const choices = { onPlay: play, onQueue: enqueue };
 async function reported(type, track, ms) {
   showNext(await report(type, track, ms), choices);
   showSession();
+  compareAgain();
 }
 
 function play(track) {
@@ -80,11 +85,14 @@ function goOn(isSkip) {
 async function explainNext() {
   const plays = state.plays;
   const answer = await explained().catch(() => null);
-  if (answer && plays === state.plays && !busy) {
-    showNext(answer, choices);
-    showSession();
-    showName(); // what was played elsewhere has its name from here
-  }
+  if (answer && plays === state.plays && !busy) showExplained(answer);
+}
+
+function showExplained(answer) {
+  showNext(answer, choices);
+  showSession();
+  showName(); // what was played elsewhere has its name from here
+  showMap(answer, choices);
 }
 
 async function openSession() {
@@ -92,8 +100,8 @@ async function openSession() {
   showSession();
   showNow();
   showQueue();
-  showNext(await explained(), choices);
-  showSession();
+  showExplained(await explained());
+  compareAgain();
   watchSession();
 }
 
@@ -101,6 +109,7 @@ async function openSession() {
 function watchSession() {
   watching.abort();
   watching = new AbortController();
+  if (document.hidden) return; // a browser has six connections to a service for all of its tabs
   watch(streamPath(), {
     session: ({ plays }) => follow(plays),
     away: () => tell("The service cannot reach its sessions. It tries again by itself."),
@@ -118,6 +127,7 @@ function follow(plays) {
   showSession();
   if (state.now?.track_id !== before) showNow();
   explainNext();
+  compareAgain();
 }
 
 async function share() {
@@ -140,15 +150,24 @@ async function search() {
   const number = ++asked;
   const words = byId("query").value;
   try {
-    const { items } = await call(`/tracks?${new URLSearchParams({ query: words, limit: words ? FOUND : SEEDS })}`);
+    const { items: found } = await call(`/tracks?${new URLSearchParams({ query: words, limit: words ? FOUND : SEEDS_AMONG })}`);
     if (number !== asked) return; // an older answer may arrive later
-    remember(items);
+    remember(found);
+    const items = words ? found : seedsOf(found);
     byId("found-title").textContent = words ? `${items.length === FOUND ? "The first " : ""}${items.length} found` : "Or begin with one that many play";
     byId("found").replaceChildren(...items.map(foundRow));
     if (!items.length) byId("found").append(element("li", "quiet", "No track holds all of these words."));
   } catch (error) {
     tell(error.message);
   }
+}
+
+/** The most played track of each artist first, so that one can begin anywhere. */
+function seedsOf(tracks) {
+  const artists = new Set();
+  const isNew = ({ artist }) => artist && !artists.has(artist) && artists.add(artist);
+  const firsts = tracks.filter(isNew);
+  return [...firsts, ...tracks.filter((track) => !firsts.includes(track))].slice(0, SEEDS);
 }
 
 function foundRow(track) {
@@ -186,6 +205,17 @@ byId("key-form").addEventListener("submit", (event) => {
   byId("key-form").hidden = true;
   start();
 });
+byId("compare").addEventListener("click", toggleCompare);
+document.addEventListener("visibilitychange", watchSession);
+listenToKeys({
+  "/": () => byId("query").focus(),
+  s: () => byId("skip").click(),
+  e: () => byId("played").click(),
+  p: () => byId("pause").click(),
+  m: () => byId("map").focus(),
+  c: toggleCompare,
+  ...Object.fromEntries([1, 2, 3, 4, 5, 6, 7, 8, 9].map((rank) => [rank, () => nthNext(rank) && play(nthNext(rank))])),
+});
 listenForKeys(() => { byId("key-form").hidden = false; });
 listenToTimes(({ last, median }) => {
   byId("latency").textContent = `Last answer ${last.toFixed(0)} ms, median ${median.toFixed(0)} ms`;
@@ -195,6 +225,7 @@ listenToEnd(() => goOn(false));
 function start() {
   act(async () => {
     const release = await call("/releases/current");
+    showLive(release.live, choices);
     byId("release").textContent = `${release.name}, ${release.tracks.toLocaleString("en")} tracks`;
     if (await replay(location.hash)) history.replaceState(null, "", location.pathname);
     await openSession();

@@ -1,39 +1,24 @@
-"""A real Chromium for the tests of the pages. Skips where there is none."""
+"""A real Chromium, the player page of the service that many tests share, and any other page."""
 
 import contextlib
-import shutil
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
+
+from tests.browser.player_page import CHROMIUM, FLAGS, NOTE_VIOLATIONS, opened, playwright
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-_FLAGS: Final = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-_NOTE_VIOLATIONS: Final = """
-document.addEventListener("securitypolicyviolation", (event) =>
-  console.error(`violation of ${event.effectiveDirective} by ${event.blockedURI}`))
-"""
 
-
-@pytest.fixture(scope="module")  # playwright runs once at a time in a thread, and a module may start its own
+@pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
+    if CHROMIUM is None:
         pytest.skip("no Chromium is installed")
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=_FLAGS)
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
 
@@ -47,7 +32,7 @@ def watched(browser: "Browser", address: str, path: str, **options: Any) -> "Ite
     faults: list[str] = []
     context = browser.new_context(base_url=address, reduced_motion="reduce", **options)
     context.set_default_timeout(10_000)
-    context.add_init_script(_NOTE_VIOLATIONS)
+    context.add_init_script(NOTE_VIOLATIONS)
     page = context.new_page()
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("request", lambda request: None if request.url.startswith(address) else faults.append(request.url))
@@ -55,4 +40,13 @@ def watched(browser: "Browser", address: str, path: str, **options: Any) -> "Ite
     page.goto(path)
     yield page
     context.close()
+    assert faults == []
+
+
+@pytest.fixture
+def page(browser: "Browser", running: httpx.Client) -> "Iterator[Page]":
+    faults: list[str] = []
+    with opened(browser, str(running.base_url), faults) as page:
+        playwright.expect(page.locator("#next > li")).to_have_count(15)
+        yield page
     assert faults == []

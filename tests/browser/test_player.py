@@ -1,10 +1,7 @@
 """The player page in a real browser: search, play, skip, reload."""
 
-import contextlib
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,83 +9,19 @@ import httpx
 import pytest
 
 from service.keys import new_key, write_keys
+from tests.browser.player_page import (
+    keep_picture,
+    look_for_barriers,
+    next_tracks,
+    opened,
+    playwright,
+    search_and_play,
+    shows,
+)
 from tests.live.redis_server import Server
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-
-
-@pytest.fixture(scope="module")
-def browser() -> "Iterator[Browser]":
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-NOTE_VIOLATIONS = """
-document.addEventListener("securitypolicyviolation", (event) =>
-  console.error(`violation of ${event.effectiveDirective} by ${event.blockedURI}`))
-"""
-
-
-@contextlib.contextmanager
-def opened(browser: "Browser", address: str, faults: list[str], fragment: str = "") -> "Iterator[Page]":
-    """The page of a service; `fragment` is what its address has behind #.
-
-    `faults` gets what went wrong: exceptions, what the content policy forbade, requests to anybody else.
-    A call that is answered by 4xx is none, though Chromium notes it on its console.
-    """
-    context = browser.new_context(base_url=address, viewport={"width": 1100, "height": 800}, reduced_motion="reduce")
-    context.set_default_timeout(10_000)
-    context.add_init_script(NOTE_VIOLATIONS)
-    page = context.new_page()
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("request", lambda request: None if request.url.startswith(address) else faults.append(request.url))
-    page.on("console", lambda said: None if said.text.startswith("Failed to load") else faults.append(said.text))
-    page.goto(f"/#{fragment}" if fragment else "/")
-    yield page
-    context.close()
-
-
-@pytest.fixture
-def page(browser: "Browser", running: httpx.Client) -> "Iterator[Page]":
-    faults: list[str] = []
-    with opened(browser, str(running.base_url), faults) as page:
-        playwright.expect(page.locator("#next > li")).to_have_count(15)
-        yield page
-    assert faults == []
-
-
-def search_and_play(page: "Page", words: str, title: str) -> None:
-    page.get_by_label("Title, artist or id").fill(words)
-    page.locator("#found .play").filter(has_text=title).first.click()
-    playwright.expect(page.locator("#now .title")).to_have_text(title)
-
-
-def next_tracks(page: "Page") -> list[str]:
-    return [item.get_attribute("data-track") or "" for item in page.locator("#next > li").all()]
-
-
-def shows(page: "Page", tracks: list[str]) -> None:
-    """Wait until these are its next tracks."""
-    found = "[...document.querySelectorAll('#next > li')].map((item) => item.dataset.track).join(' ')"
-    page.wait_for_function(f"(wanted) => {found} === wanted", arg=" ".join(tracks))
 
 
 def test_playing_and_skipping_move_the_next_tracks(page: "Page") -> None:
@@ -111,8 +44,7 @@ def test_playing_and_skipping_move_the_next_tracks(page: "Page") -> None:
 
     page.get_by_role("button", name="Played through").click()
     playwright.expect(page.locator("#session li.played")).to_have_count(3)
-    if picture := os.environ.get("SEGUE_SCREENSHOT"):
-        page.screenshot(path=picture, full_page=True)
+    keep_picture(page, "session")
 
 
 def test_each_track_says_why_it_is_where_it_is(page: "Page", running: httpx.Client) -> None:
@@ -230,13 +162,11 @@ def test_it_reconnects_by_itself(browser: "Browser", start_service: Callable[...
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_stands_in_anybodys_way(page: "Page", scheme: "Literal['light', 'dark']") -> None:
-    """axe finds no violation of WCAG 2.2 AA and no bad practice, in each state of the page."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
+    """In each state of the page."""
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
 
     def look(state: str) -> None:
-        found = axe.run(page, options={"rules": {"target-size": {"enabled": True}}})
-        assert found.violations_count == 0, f"{state}: {found.generate_report()}"
+        look_for_barriers(page, f"{state} {scheme}")
 
     look("nothing played")
     search_and_play(page, "artist 2 g2", "Song 30")
@@ -244,13 +174,13 @@ def test_nothing_stands_in_anybodys_way(page: "Page", scheme: "Literal['light', 
     page.get_by_role("button", name="Skip").click()
     playwright.expect(page.locator("#next .why")).to_have_count(15)
     page.locator("#next summary").first.click()
-    look("skipped, queued, a reason open")
+    look("reason open")
     page.get_by_label("Title, artist or id").fill("no such track")
     playwright.expect(page.locator("#found")).to_contain_text("No track holds")
     page.route("**/events*", lambda route: route.abort())
     page.get_by_role("button", name="Skip").click()
     playwright.expect(page.get_by_role("alert")).to_be_visible()
-    look("nothing found, and an error")
+    look("error")
 
 
 def test_a_reload_keeps_the_session_and_a_new_one_is_empty(page: "Page") -> None:
@@ -291,10 +221,13 @@ def test_a_small_screen_shows_everything(page: "Page", scheme: "Literal['light',
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": 320, "height": 640})
     search_and_play(page, "g2-t05", "Song 29")
+    for count in range(2, 8):  # more than fit side by side
+        page.get_by_role("button", name="Played through").click()
+        playwright.expect(page.locator("#session li")).to_have_count(count)
+    playwright.expect(page.locator("#map[data-points]")).to_be_visible()
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= 320
-    if picture := os.environ.get("SEGUE_SCREENSHOT"):
-        page.screenshot(path=picture.replace(".png", f"-320-{scheme}.png"), full_page=True)
+    keep_picture(page, f"320 pixels {scheme}")
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,12 @@ def bearer(key: str) -> dict[str, str]:
 
 
 def url_of(template: str) -> str:
-    for name, value in {"{session_id}": "s", "{track_id:path}": "g0-t00", "{path:path}": "player.js"}.items():
+    for name, value in {
+        "{session_id}": "s",
+        "{track_id:path}": "g0-t00",
+        "{position}": "0",
+        "{path:path}": "player.js",
+    }.items():
         template = template.replace(name, value)
     return template + ("?session_id=s" if template == "/recommendations" else "")
 

@@ -1,10 +1,13 @@
 """The demo, and what it shows: on planted sessions the skip loss tells played from skipped."""
 
 import json
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 pytest.importorskip("torch")
@@ -30,3 +33,29 @@ def test_the_demo_shows_the_skip_loss_at_work(tmp_path: Path) -> None:
     again = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "training" not in again.stdout + again.stderr
     assert {path: path.stat().st_mtime_ns for path in world.rglob("*") if path.is_file()} == made
+
+
+@pytest.mark.slow
+def test_it_serves_both_so_that_the_player_can_compare_them(tmp_path: Path) -> None:
+    options = ["--folder", str(tmp_path), "--sessions", "150", "--tracks", "1000", "--port", "0", "--no-browser"]
+    command = [sys.executable, "-m", "segue", "demo", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        try:
+            address = next(found[0] for line in demo.stdout if (found := re.search(r"http://\S+$", line.strip())))
+            with httpx.Client(base_url=address, trust_env=False, timeout=20) as client:
+                live = client.get("/releases/current").json()["live"]
+                assert [(one["folder"], one["share"], one["has_map"]) for one in live] == [
+                    ("sasrec", 1.0, True),
+                    ("sasrec-no-nce", 0.0, True),
+                ]
+                assert [one["loss"]["beta"] > 0 for one in live] == [True, False]
+                track = client.get("/tracks?limit=1").json()["items"][0]["track_id"]
+                for one in live:
+                    body = {"events": [{"type": "play", "track_id": track}], "release": one["name"]}
+                    answer = client.post("/recommendations/what-if", json=body).json()
+                    assert (answer["release"], answer["source"]) == (one["name"], "model")
+        finally:
+            demo.send_signal(signal.SIGTERM)
+            demo.stdout.read()
+    assert demo.returncode == 0

@@ -113,7 +113,7 @@ def test_on_a_terminal_it_is_a_screen_until_it_is_told_to_end(running: httpx.Cli
     terminal = Terminal("top", running.base_url, "--every", "0.1")
     terminal.until("Ctrl-C ends")
     assert "\x1b[?1049h" in terminal.text  # the alternate screen, which leaves no trace
-    assert "GET /operations" in terminal.text
+    assert "event log" in terminal.text
     terminal.until("requests of the last 1 s")
     assert terminal.end(number) == 0
     assert "Traceback" not in terminal.text

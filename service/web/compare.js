@@ -1,0 +1,90 @@
+// Two releases asked about the same session, side by side: what each puts next, and where they differ.
+
+import { call } from "./api.js";
+import { NEXT, remember, state, titleOf } from "./session.js";
+import { byId, button, element, sign } from "./show.js";
+
+let live = []; // releases that answer, as GET /releases/current names them
+let asked = 0;
+let choices = null;
+
+/** Which releases answer now; with two of them they can be compared. */
+export function showLive(releases, onChoice) {
+  live = releases.slice(0, 2);
+  choices = onChoice;
+  byId("compare").hidden = live.length < 2;
+  if (live.length < 2) show(false);
+}
+
+export function toggleCompare() {
+  if (live.length < 2) return;
+  show(byId("compare-part").hidden);
+  if (!byId("compare-part").hidden) byId("compare-title").focus();
+}
+
+function show(open) {
+  byId("compare-part").hidden = !open;
+  byId("compare").setAttribute("aria-expanded", open);
+  if (open) compareAgain();
+}
+
+/** Ask both about the session as it is now, if the comparison is open. */
+export async function compareAgain() {
+  if (byId("compare-part").hidden) return;
+  const number = ++asked;
+  const questions = live.map(({ name }) => call(`/recommendations?${new URLSearchParams({ session_id: state.id, k: NEXT, release: name })}`));
+  const answers = await Promise.all(questions).catch(failed);
+  if (!answers || number !== asked) return; // the session has moved on
+  answers.forEach(({ items }) => remember(items));
+  const ranks = answers.map(({ items }) => new Map(items.map((item) => [item.track_id, item.rank])));
+  byId("compare-words").textContent = inWords(ranks);
+  byId("compare-lists").replaceChildren(...answers.map((answer, at) => listOf(answer, live[at], ranks[1 - at])));
+}
+
+/** A release that is live no more: another was swapped in. */
+async function failed(error) {
+  byId("compare-words").textContent = error.message;
+  if (error.status === 404) showLive((await call("/releases/current").catch(() => ({ live: [] }))).live, choices);
+}
+
+/** What sets a release apart, in a word or two. */
+function kindOf({ model, loss }) {
+  if (!loss) return model;
+  return `${model} ${loss.beta > 0 ? "with" : "without"} the skip loss`;
+}
+
+function inWords([one, other]) {
+  const shared = [...one.keys()].filter((id) => other.has(id));
+  const same = shared.filter((id) => one.get(id) === other.get(id)).length;
+  if (!shared.length) return "No track is in both lists.";
+  if (same === one.size && same === other.size) return "Both lists are the same.";
+  return `${shared.length} of ${one.size} tracks are in both lists, ${same} of them at the same rank.`;
+}
+
+function listOf({ items, source }, release, elsewhere) {
+  const list = element("ol", "tracks", ...items.map((track) => row(track, elsewhere.get(track.track_id))));
+  const title = element("h3", "", kindOf(release));
+  title.id = `compare-${release.name}`;
+  list.setAttribute("aria-labelledby", title.id);
+  const told = source === "model" ? release.name : `${release.name}: the most played tracks`;
+  return element("div", "", title, element("p", "quiet", told), list);
+}
+
+function row(track, rankThere) {
+  const play = button("", () => choices.onPlay(track), "play");
+  play.append(
+    element("span", "rank", String(track.rank)),
+    element("span", "name", element("span", "title", titleOf(track)), element("span", "artist", track.artist ?? "")),
+  );
+  const item = element("li", rankThere ? "" : "alone", element("div", "row", play, element("span", "facts", difference(track.rank, rankThere))));
+  item.dataset.track = track.track_id;
+  return item;
+}
+
+function difference(rank, there) {
+  if (there === undefined) return sign("◆ here only", "in this list only", "move new");
+  if (there === rank) return sign("=", "at the same rank in both", "move");
+  return there > rank
+    ? sign(`▲ ${there - rank}`, `${there - rank} higher than in the other list`, "move up")
+    : sign(`▼ ${rank - there}`, `${rank - there} lower than in the other list`, "move down");
+}

@@ -1,0 +1,106 @@
+// What is marked on the map: the session's path, where its query stands, the next tracks. Shapes differ, not colours alone.
+
+const NUMBERED = 5; // of the next tracks
+const REACH = 12; // pixels around a mark that are its own
+
+/** The marks of an answer and its explanation; nothing for a release without a map. */
+export function marksOf({ items, explanation }) {
+  const places = explanation?.places;
+  if (!places) return [];
+  return [
+    ...explanation.plays.map((track, at) => ({ kind: track.outcome, track, place: places.plays[at] })),
+    ...items.map((track, at) => ({ kind: "next", track, rank: track.rank, place: places.items[at] })),
+    ...(places.query ? [{ kind: "query", place: places.query }] : []),
+  ];
+}
+
+/** Draw marks; `pixelOf` turns a place into pixels, `colours` are the page's, `unit` is a pixel of the page. */
+export function drawMarks(context, marks, pixelOf, colours, unit) {
+  const path = marks.filter(({ kind }) => kind === "played" || kind === "skipped");
+  context.lineJoin = "round";
+  for (let at = 1; at < path.length; at++) {
+    context.globalAlpha = 0.35 + (0.65 * at) / path.length; // older steps fade
+    line(context, pixelOf(path[at - 1].place), pixelOf(path[at].place), colours, unit);
+  }
+  context.globalAlpha = 1;
+  const order = ["next", "played", "skipped", "query"]; // what is drawn later lies above
+  for (const kind of order) {
+    for (const mark of marks) if (mark.kind === kind) SHAPES[kind](context, ...pixelOf(mark.place), colours, unit, mark);
+  }
+}
+
+/** The mark of a track that is nearest to a pixel; undefined where none is near. */
+export function markAt(marks, pixelOf, across, down, unit) {
+  const away = ({ place }) => Math.hypot(pixelOf(place)[0] - across, pixelOf(place)[1] - down);
+  const near = marks.filter((mark) => mark.track && away(mark) < REACH * unit);
+  return near.sort((one, other) => away(one) - away(other))[0];
+}
+
+function line(context, from, to, colours, unit) {
+  for (const [colour, width] of [[colours.card, 4], [colours.text, 1.5]]) {
+    context.strokeStyle = colour;
+    context.lineWidth = width * unit;
+    context.beginPath();
+    context.moveTo(...from);
+    context.lineTo(...to);
+    context.stroke();
+  }
+}
+
+const SHAPES = {
+  played(context, x, y, colours, unit) {
+    context.beginPath();
+    context.arc(x, y, 6 * unit, 0, 2 * Math.PI);
+    paint(context, colours.accent, colours.card, unit);
+  },
+  skipped(context, x, y, colours, unit) {
+    const half = 6 * unit;
+    context.beginPath();
+    context.rect(x - half, y - half, 2 * half, 2 * half);
+    paint(context, colours.card, colours.skipped, unit);
+    context.beginPath();
+    context.moveTo(x - half / 2, y - half / 2);
+    context.lineTo(x + half / 2, y + half / 2);
+    context.moveTo(x + half / 2, y - half / 2);
+    context.lineTo(x - half / 2, y + half / 2);
+    context.stroke();
+  },
+  next(context, x, y, colours, unit, { rank }) {
+    const half = (rank === 1 ? 8 : 5) * unit;
+    context.beginPath();
+    context.moveTo(x, y - half);
+    context.lineTo(x + half, y);
+    context.lineTo(x, y + half);
+    context.lineTo(x - half, y);
+    context.closePath();
+    paint(context, colours.card, colours.accent, unit);
+    if (rank > NUMBERED) return;
+    context.font = `600 ${11 * unit}px system-ui, sans-serif`;
+    context.lineWidth = 3 * unit;
+    context.strokeStyle = colours.card;
+    context.fillStyle = colours.text;
+    context.strokeText(rank, x + half + 2 * unit, y + 4 * unit);
+    context.fillText(rank, x + half + 2 * unit, y + 4 * unit);
+  },
+  query(context, x, y, colours, unit) {
+    for (const [colour, width] of [[colours.card, 5], [colours.text, 2]]) {
+      context.strokeStyle = colour;
+      context.lineWidth = width * unit;
+      context.beginPath();
+      context.arc(x, y, 9 * unit, 0, 2 * Math.PI);
+      for (const [across, down] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
+        context.moveTo(x + across * 5 * unit, y + down * 5 * unit);
+        context.lineTo(x + across * 14 * unit, y + down * 14 * unit);
+      }
+      context.stroke();
+    }
+  },
+};
+
+function paint(context, fill, edge, unit) {
+  context.fillStyle = fill;
+  context.strokeStyle = edge;
+  context.lineWidth = 2 * unit;
+  context.fill();
+  context.stroke();
+}

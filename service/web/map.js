@@ -1,0 +1,149 @@
+// The map of the catalogue: every track a point, the session a path across them.
+
+import { bytes, call } from "./api.js";
+import { drawMarks, markAt, marksOf } from "./map-marks.js";
+import { Points } from "./map-points.js";
+import { View } from "./map-view.js";
+import { titleOf, trackOf } from "./session.js";
+import { byId, button, element } from "./show.js";
+
+const MOST = 100000;
+const POINTED_MS = 80; // before the name of a point is asked for
+const REACH = 14; // pixels around a point that are its own
+const NO_MAP = 404;
+
+let release = null; // whose map is shown
+let points = null;
+let marks = [];
+let view = null;
+let colours = null;
+let choices = null;
+let scheduled = false;
+let pointing = 0;
+const names = new Map(); // position -> track
+
+/** Show where an answer's session stands; the points come when the first answer of a release does. */
+export async function showMap(answer, onChoice) {
+  choices = onChoice;
+  marks = marksOf(answer);
+  byId("map-part").hidden = !answer.explanation?.places;
+  if (byId("map-part").hidden) return;
+  describe(answer);
+  view ??= newView();
+  redraw();
+  if (answer.release === release) return;
+  release = answer.release;
+  try {
+    const content = await bytes(`/map?${new URLSearchParams({ limit: MOST, release })}`);
+    if (answer.release !== release) return; // another release answers by now
+    points = new Points(content);
+    names.clear();
+    byId("map-about").textContent = `${points.count.toLocaleString("en")} tracks, like ones near each other`;
+    byId("map").dataset.points = points.count;
+    redraw();
+  } catch (error) {
+    release = null; // the next answer tries again
+    if (error.status !== NO_MAP) byId("map-about").textContent = `The map is missing. ${error.message}`;
+  }
+}
+
+function newView() {
+  for (const [id, act] of Object.entries({
+    "map-in": () => view.zoomBy(1.6),
+    "map-out": () => view.zoomBy(1 / 1.6),
+    "map-whole": () => view.whole(),
+    "map-session": () => view.fit(marks.map((mark) => mark.place)),
+  })) byId(id).addEventListener("click", act);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { colours = null; redraw(); });
+  return new View(byId("map"), redraw, { onPoint: point, onChoose: choose, onLeave: () => name("") });
+}
+
+function redraw() {
+  if (scheduled) return;
+  scheduled = true;
+  requestAnimationFrame(() => {
+    scheduled = false;
+    draw();
+  });
+}
+
+function draw() {
+  const context = byId("map").getContext("2d", { willReadFrequently: true }); // its pixels are made here, not by a graphics card
+  colours ??= coloursOf(getComputedStyle(document.documentElement));
+  if (points) points.draw(context, view, colours.points);
+  else context.clearRect(0, 0, view.width, view.height);
+  drawMarks(context, marks, view.pixelOf, colours, view.ratio);
+}
+
+function coloursOf(style) {
+  const of = (variable) => style.getPropertyValue(variable).trim();
+  const points = of("--points").match(/[0-9a-f]{2}/gi).map((part) => parseInt(part, 16));
+  return { points, card: of("--card"), text: of("--text"), accent: of("--accent"), skipped: of("--skipped") };
+}
+
+/** The session on the map in words. */
+function describe({ items, explanation: { plays, places } }) {
+  const path = plays.length ? plays.map((play) => `${titleOf(trackOf(play.track_id))} (${play.outcome})`).join(", ") : "nothing yet";
+  const stands = places.query && items.length ? ` The session stands near ${titleOf(items[nearestTo(places.query, places.items)])}.` : "";
+  byId("map-words").textContent = `The path: ${path}.${stands}`;
+  byId("map").dataset.path = plays.length;
+  byId("map").dataset.next = items.length;
+  byId("map").dataset.query = places.query ? places.query.join(" ") : "";
+}
+
+function nearestTo([x, y], others) {
+  const distances = others.map((one) => Math.hypot(one[0] - x, one[1] - y));
+  return distances.indexOf(Math.min(...distances));
+}
+
+// ---- names of points
+
+/** What is at a pixel: a track that is marked, or a point's, which may have to be asked for. */
+async function trackAt(across, down) {
+  const mark = markAt(marks, view.pixelOf, across, down, view.ratio);
+  if (mark) return { track: trackOf(mark.track.track_id), place: mark.place, told: mark.kind === "next" ? `next, rank ${mark.rank}` : mark.kind };
+  const position = points ? points.nearest(view, across, down, REACH * view.ratio) : -1;
+  if (position < 0) return null;
+  if (!names.has(position)) names.set(position, await call(`/map/tracks/${position}?${new URLSearchParams({ release })}`));
+  return { track: names.get(position), place: points.placeOf(position), told: "" };
+}
+
+function point(across, down) {
+  clearTimeout(pointing);
+  pointing = setTimeout(async () => {
+    const asked = pointing;
+    const found = await trackAt(across, down).catch(() => null);
+    if (asked !== pointing) return; // the mouse is elsewhere by now
+    name(found ? wordsOf(found) : "", found?.place);
+  }, POINTED_MS);
+}
+
+const wordsOf = ({ track, told }) => [titleOf(track), track.artist, told].filter(Boolean).join(", ");
+
+/** Write a name beside its place. */
+function name(words, place) {
+  if (!words) clearTimeout(pointing);
+  const label = byId("map-name");
+  label.hidden = !words;
+  label.textContent = words;
+  if (!words) return;
+  const [across, down] = view.pixelOf(place).map((pixel) => pixel / view.ratio);
+  const room = byId("map").clientWidth - label.offsetWidth;
+  label.style.left = `${Math.max(0, Math.min(room, across - label.offsetWidth / 2))}px`;
+  label.style.top = `${Math.max(0, down < 40 ? down + 14 : down - 38)}px`;
+}
+
+async function choose(across, down) {
+  const found = await trackAt(across, down).catch(() => null);
+  const chosen = byId("map-chosen");
+  if (!found) {
+    chosen.replaceChildren(element("span", "quiet", "No track there."));
+    return;
+  }
+  name(wordsOf(found), found.place);
+  const play = button("Play", () => choices.onPlay(found.track), "small");
+  const queue = button("Play next", () => choices.onQueue(found.track), "small");
+  play.setAttribute("aria-label", `Play ${titleOf(found.track)}`);
+  queue.setAttribute("aria-label", `Play next: ${titleOf(found.track)}`);
+  chosen.replaceChildren(element("span", "name", wordsOf(found)), play, queue);
+}

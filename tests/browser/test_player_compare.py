@@ -1,0 +1,160 @@
+"""Two releases on one session, side by side, in a real browser; and the player's keys."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from segue.release import Draft, Release, write_release
+from tests.browser.player_page import look_for_barriers, opened, playwright, search_and_play
+from tests.conftest import encoder_of
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+SIDES = ("#compare-lists > div:nth-child(1)", "#compare-lists > div:nth-child(2)")
+
+
+@pytest.fixture(scope="module")
+def reluctant(tiny_release: Release, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """The tiny release, whose tracks from the sixth of a genre on are nearer to another genre: it ranks otherwise."""
+    draft = Draft(**{name: getattr(tiny_release.manifest, name) for name in Draft.model_fields})
+    embeddings = tiny_release.item_embeddings.copy()
+    embeddings[7::12] = embeddings[19]
+    arrays = {"item_embeddings.npy": embeddings, "map.npy": tiny_release.array("map.npy")}
+    path = tmp_path_factory.mktemp("reluctant") / "reluctant"
+    return write_release(path, draft, tiny_release.catalogue, arrays, encoder_of(embeddings))
+
+
+@pytest.fixture
+def both(tiny_release: Release, reluctant: Release, start_service: Callable[..., Any], tmp_path: Path) -> httpx.Client:
+    folder = tmp_path / "releases"
+    folder.mkdir()
+    (folder / "other").mkdir()
+    for file in reluctant.path.iterdir():
+        (folder / "other" / file.name).write_bytes(file.read_bytes())
+    client: httpx.Client = start_service(releases_dir=folder, experiment="other:0").client()
+    return client
+
+
+@pytest.fixture
+def comparing(browser: "Browser", both: httpx.Client) -> "Iterator[Page]":
+    faults: list[str] = []
+    with both, opened(browser, str(both.base_url), faults) as page:
+        page.get_by_role("button", name="Compare two releases").click()
+        playwright.expect(page.locator(f"{SIDES[1]} li")).to_have_count(15)
+        yield page
+    assert faults == []
+
+
+def shown(page: "Page", side: str) -> list[tuple[str, str]]:
+    """Track and what is said of it, in order."""
+    items = page.locator(f"{side} li").all()
+    return [(item.get_attribute("data-track") or "", item.locator(".move").text_content() or "") for item in items]
+
+
+def test_both_lists_are_those_of_the_api_and_say_where_they_differ(
+    comparing: "Page", both: httpx.Client, tiny_release: Release, reluctant: Release
+) -> None:
+    search_and_play(comparing, "g1-t00", "Song 12")
+    playwright.expect(comparing.locator("#compare-words")).to_contain_text("are in both lists")
+    playwright.expect(comparing.locator(f"{SIDES[1]} li").first).to_have_attribute("data-track", re.compile("^g1"))
+    session_id = comparing.evaluate("localStorage.getItem('segue.session')")
+    lists = []
+    for release in (tiny_release, reluctant):
+        query = {"session_id": session_id, "k": 15, "release": release.name}
+        lists.append([item["track_id"] for item in both.get("/recommendations", params=query).json()["items"]])
+    assert lists[0] != lists[1]
+    for side, own, other in ((SIDES[0], lists[0], lists[1]), (SIDES[1], lists[1], lists[0])):
+        assert [track for track, _ in shown(comparing, side)] == own
+        for rank, (track, said) in enumerate(shown(comparing, side)):
+            there = other.index(track) if track in other else None
+            if there is None:
+                assert "in this list only" in said
+            elif there == rank:
+                assert "at the same rank in both" in said
+            else:
+                assert f"{abs(there - rank)} {'higher' if there > rank else 'lower'} than" in said
+    shared = len(set(lists[0]) & set(lists[1]))
+    playwright.expect(comparing.locator("#compare-words")).to_contain_text(f"{shared} of 15 tracks are in both lists")
+
+
+def test_a_skip_moves_both(comparing: "Page") -> None:
+    search_and_play(comparing, "g1-t00", "Song 12")
+    playwright.expect(comparing.locator(f"{SIDES[0]} li").first).to_have_attribute("data-track", "g1-t01")
+    comparing.get_by_role("button", name="Skip").click()
+    for side in SIDES:
+        playwright.expect(comparing.locator(f"{side} li[data-track^='g1']")).to_have_count(0)
+    comparing.get_by_role("button", name="Compare two releases").click()
+    playwright.expect(comparing.locator("#compare-part")).to_be_hidden()
+
+
+def test_what_is_live_no_more_is_not_compared(comparing: "Page", both: httpx.Client) -> None:
+    both.put("/releases/current", json={"name": "other"}).raise_for_status()
+    search_and_play(comparing, "g1-t00", "Song 12")
+    playwright.expect(comparing.get_by_role("button", name="Compare two releases")).to_be_hidden()
+    playwright.expect(comparing.locator("#compare-part")).to_be_hidden()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_comparison_stands_in_nobodys_way(comparing: "Page", scheme: Any) -> None:
+    comparing.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    search_and_play(comparing, "g1-t00", "Song 12")
+    playwright.expect(comparing.locator("#compare-words")).to_contain_text("are in both lists")
+    look_for_barriers(comparing, f"compare {scheme}")
+    comparing.set_viewport_size({"width": 320, "height": 640})
+    assert comparing.evaluate("document.documentElement.scrollWidth") <= 320
+
+
+def test_one_release_has_nothing_to_be_compared_with(page: "Page") -> None:
+    playwright.expect(page.get_by_role("button", name="Compare two releases")).to_be_hidden()
+
+
+def test_keys_do_what_buttons_do_unless_they_are_turned_off(page: "Page") -> None:
+    page.locator("body").press("/")
+    page.keyboard.type("g5-t03 s")  # into the search, not a skip
+    playwright.expect(page.get_by_label("Title, artist or id")).to_be_focused()
+    page.get_by_label("Title, artist or id").fill("")
+    page.locator("#new-session").focus()
+    third = page.locator("#next > li").nth(2).get_attribute("data-track")
+    page.keyboard.press("3")
+    playwright.expect(page.locator("#session li.played")).to_have_count(1)
+    assert (
+        page.evaluate("fetch(`/sessions/${localStorage.getItem('segue.session')}`).then((a) => a.json())")["plays"][0][
+            "track_id"
+        ]
+        == third
+    )
+    page.keyboard.press("p")
+    playwright.expect(page.locator("#pause")).to_have_text("Go on")
+    page.keyboard.press("s")
+    playwright.expect(page.locator("#session li.skipped")).to_have_count(1)
+    page.keyboard.press("e")
+    playwright.expect(page.locator("#session li")).to_have_count(3)
+    page.get_by_text("Keys", exact=True).click()
+    page.get_by_label("These keys work").uncheck()
+    page.keyboard.press("s")
+    page.reload()
+    playwright.expect(page.locator("#next > li")).to_have_count(15)
+    page.locator("body").press("s")
+    page.wait_for_timeout(300)
+    playwright.expect(page.locator("#session li")).to_have_count(3)
+
+
+def test_seeds_are_of_many_artists(page: "Page") -> None:
+    playwright.expect(page.locator("#found .artist")).to_have_text([f"Artist {number}" for number in range(6)])
+
+
+def test_a_page_that_nobody_sees_holds_no_connection(page: "Page") -> None:
+    """A browser opens six to a service, for all of its tabs."""
+    search_and_play(page, "g2-t05", "Song 29")
+    hide = """(hidden) => {
+        Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange")) }"""
+    with page.expect_event("requestfailed", lambda request: request.url.endswith("/stream")):
+        page.evaluate(hide, True)
+    with page.expect_request("**/stream"):
+        page.evaluate(hide, False)

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.browser.player_page import CHROMIUM, FLAGS, opened, playwright
-
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 
 @pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
+    from tests.browser.player_page import CHROMIUM, FLAGS, playwright  # here, as it skips where there is none
+
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed")
     with playwright.sync_playwright() as started:
@@ -24,6 +24,8 @@ def browser() -> "Iterator[Browser]":
 
 @pytest.fixture
 def page(browser: "Browser", running: httpx.Client) -> "Iterator[Page]":
+    from tests.browser.player_page import opened, playwright
+
     faults: list[str] = []
     with opened(browser, str(running.base_url), faults) as page:
         playwright.expect(page.locator("#next > li")).to_have_count(15)

@@ -3,8 +3,8 @@
     python benchmarks/track_map.py --release releases/mine --tracks 1000 60000 600000 --store
 
 Seconds are of synthetic catalogues (benchmarks/index_search.py), on one thread. Trustworthiness over the ten nearest
-(Venna and Kaski, 2001: 1 is the best, 0.5 what chance gives) is of the release's own embeddings, by direction; of a
-catalogue of more than 3,000 tracks, of so many drawn at random. Prints JSON; --store keeps it in results/track_map.json.
+(Venna and Kaski, 2001: 1 is the best, 0.5 what chance gives) is of the release's own embeddings, by direction; of 3,000
+drawn at random where there are more. Prints JSON; --store keeps it in results/track_map.json.
 """
 
 import argparse

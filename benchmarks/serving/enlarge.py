@@ -13,9 +13,10 @@ import polars as pl
 
 from segue.arrays import Float32, Float64, Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue
-from segue.release import ENCODER, ITEM_EMBEDDINGS, Draft, Release, sample_arrays, write_release
+from segue.release import ENCODER, ITEM_EMBEDDINGS, TRACK_MAP, Draft, Release, sample_arrays, write_release
 from segue.window import Windows
 from training.export_onnx import header_bytes
+from training.track_map import track_map
 
 _NEIGHBOURS = 20
 _ROWS_AT_ONCE = 200_000
@@ -44,6 +45,7 @@ def enlarge(trained: Release, tracks: int, out: Path, seed: int = 0) -> Release:
     )
     arrays = {ITEM_EMBEDDINGS: _between(small, origins, rng)}
     arrays |= sample_arrays(_renamed(trained.sample_windows, origins, popularity, rng))
+    arrays[TRACK_MAP] = track_map(arrays[ITEM_EMBEDDINGS], catalogue.plays)
     encoder = _referring((trained.path / ENCODER).read_bytes(), small, arrays[ITEM_EMBEDDINGS])
     return write_release(out, draft, catalogue, arrays, encoder)
 

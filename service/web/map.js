@@ -38,7 +38,8 @@ export async function showMap(answer, onChoice) {
     if (answer.release !== release) return; // another release answers by now
     points = new Points(content);
     names.clear();
-    byId("map-about").textContent = `${points.count.toLocaleString("en")} tracks, like ones near each other`;
+    const told = `${points.count.toLocaleString("en")} ${points.count === MOST ? "most played " : ""}tracks`;
+    byId("map-about").textContent = `The ${told}, like ones near each other`;
     byId("map").dataset.points = points.count;
     redraw();
   } catch (error) {

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from tests.browser.player_page import CHROMIUM, FLAGS, NOTE_VIOLATIONS, opened, playwright
-
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 
 @pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
+    from tests.browser.player_page import CHROMIUM, FLAGS, playwright  # here, as it skips where there is none
+
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed")
     with playwright.sync_playwright() as started:
@@ -29,6 +29,8 @@ def watched(browser: "Browser", address: str, path: str, **options: Any) -> "Ite
 
     A call that is answered by 4xx is none of these, though Chromium notes it on its console.
     """
+    from tests.browser.player_page import NOTE_VIOLATIONS
+
     faults: list[str] = []
     context = browser.new_context(base_url=address, reduced_motion="reduce", **options)
     context.set_default_timeout(10_000)
@@ -45,6 +47,8 @@ def watched(browser: "Browser", address: str, path: str, **options: Any) -> "Ite
 
 @pytest.fixture
 def page(browser: "Browser", running: httpx.Client) -> "Iterator[Page]":
+    from tests.browser.player_page import opened, playwright
+
     faults: list[str] = []
     with opened(browser, str(running.base_url), faults) as page:
         playwright.expect(page.locator("#next > li")).to_have_count(15)

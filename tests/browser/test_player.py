@@ -78,6 +78,28 @@ def test_each_track_says_why_it_is_where_it_is(page: "Page", running: httpx.Clie
     assert any(words.startswith(("up", "down", "new")) for words in moves.values() if words)
 
 
+def test_arrows_say_how_the_ranks_have_changed(page: "Page", running: httpx.Client) -> None:
+    """From the list that was on the screen to the one that the API answers now."""
+    search_and_play(page, "g2-t05", "Song 29")
+    search_and_play(page, "g4-t00", "Song 48")
+    playwright.expect(page.locator("#next .why")).to_have_count(15)
+    before = {track: rank for rank, track in enumerate(next_tracks(page), start=1)}
+    search_and_play(page, "g2-t09", "Song 33")
+    playwright.expect(page.locator("#source")).to_contain_text("3 played")
+    session_id = page.evaluate("localStorage.getItem('segue.session')")
+    items = running.get(f"/recommendations?session_id={session_id}&k=15").json()["items"]
+    expected = []
+    for rank, track in enumerate((item["track_id"] for item in items), start=1):
+        was = before.get(track, 0)
+        moved = f"{'up' if was > rank else 'down'} {abs(was - rank)}, was {was}"
+        expected.append("new in the list" if not was else "" if was == rank else moved)
+    said = page.locator("#next > li .move").evaluate_all(
+        "(all) => all.map((move) => move.querySelector('.hidden-text')?.textContent ?? '')"
+    )
+    assert said == expected
+    assert {words.partition(" ")[0] for words in said} >= {"up", "new"}
+
+
 def test_what_is_queued_plays_next(page: "Page") -> None:
     search_and_play(page, "g2-t05", "Song 29")
     page.get_by_label("Title, artist or id").fill("g5-t03")

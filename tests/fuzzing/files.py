@@ -189,7 +189,8 @@ class Releases(Files):
         """See Files."""
         frozen = open_release(RELEASE)
         draft = Draft(**{name: getattr(frozen.manifest, name) for name in Draft.model_fields})
-        arrays = {"item_embeddings.npy": frozen.item_embeddings[:65]}
+        places = np.linspace(-1, 1, 130, dtype=np.float32).reshape(65, 2)
+        arrays = {"item_embeddings.npy": frozen.item_embeddings[:65], "map.npy": places}
         encoder = (RELEASE / "encoder.onnx").read_bytes()
         write_release(self.folder / "whole", draft, Catalogue(frozen.catalogue.frame.head(64)), arrays, encoder)
         facts = {"kind": "exact", "device": "cpu", "parameters": {}, "recall_target": 0.99, "recall": 1, "recall_k": 20}
@@ -222,6 +223,8 @@ def _look_around(release: Release) -> None:
     table.rows(["nobody", ""])
     table.search("a", 20)
     float(np.nansum(release.item_embeddings[:2]))
+    if release.track_map is not None:
+        assert np.abs(release.track_map).max() <= 1
 
 
 class _Tried(Files):

@@ -132,6 +132,7 @@ def test_keys_do_what_buttons_do_unless_they_are_turned_off(page: "Page") -> Non
     playwright.expect(page.locator("#pause")).to_have_text("Go on")
     page.keyboard.press("s")
     playwright.expect(page.locator("#session li.skipped")).to_have_count(1)
+    playwright.expect(page.locator("#session li")).to_have_count(2)  # the page does one thing at a time
     page.keyboard.press("e")
     playwright.expect(page.locator("#session li")).to_have_count(3)
     page.get_by_text("Keys", exact=True).click()

@@ -16,21 +16,32 @@ const FOUND = 12;
 const TYPING_MS = 150;
 
 let busy = false;
+let waiting = null;
 let watching = new AbortController();
 
-/** Run one action at a time; whatever fails is said in words at the top of the page. */
+/**
+ * Run one action at a time; what comes meanwhile waits, the latest alone, and is given up if the one before fails.
+ * Whatever fails is said in words at the top of the page.
+ */
 async function act(action) {
-  if (busy) return;
+  if (busy) {
+    waiting = action;
+    return;
+  }
   busy = true;
   try {
     await action();
     tell("");
   } catch (error) {
+    waiting = null;
     tell(error.message);
   } finally {
     busy = false;
     showControls();
   }
+  const following = waiting;
+  waiting = null;
+  if (following) await act(following);
 }
 
 function tell(words) {
@@ -67,6 +78,7 @@ function enqueue(track) {
 /** The listener is done with the track: the queue, or what ranks first, comes next. */
 function goOn(isSkip) {
   return act(async () => {
+    if (!state.now) return; // what came before has left nothing to be done with
     rememberRanks(); // movement is told from what was on the screen, over both events
     if (isSkip) await reported("skip", state.now, heard());
     const following = state.queue.shift() ?? firstNext();

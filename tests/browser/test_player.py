@@ -21,7 +21,7 @@ from tests.browser.player_page import (
 from tests.live.redis_server import Server
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 
 def test_playing_and_skipping_move_the_next_tracks(page: "Page") -> None:
@@ -98,6 +98,20 @@ def test_arrows_say_how_the_ranks_have_changed(page: "Page", running: httpx.Clie
     )
     assert said == expected
     assert {words.partition(" ")[0] for words in said} >= {"up", "new"}
+
+
+def test_what_is_pressed_while_an_answer_is_on_its_way_is_done_after_it(page: "Page") -> None:
+    search_and_play(page, "g2-t05", "Song 29")
+
+    def answer_later(route: "Route") -> None:
+        page.wait_for_timeout(300)
+        route.continue_()
+
+    page.route("**/events*", answer_later)
+    page.get_by_role("button", name="Skip").click()
+    page.get_by_role("button", name="Played through").click()
+    playwright.expect(page.locator("#session li.skipped")).to_have_count(1)
+    playwright.expect(page.locator("#session li.played")).to_have_count(2)
 
 
 def test_what_is_queued_plays_next(page: "Page") -> None:

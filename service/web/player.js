@@ -14,6 +14,7 @@ const SEEDS = 6;
 const SEEDS_AMONG = 100; // of the most played, so that no artist takes all the places
 const FOUND = 12;
 const TYPING_MS = 150;
+const EXPLAINED_AGAIN_MS = [500, 1000, 2000];
 
 let busy = false;
 let waiting = null;
@@ -96,8 +97,15 @@ function goOn(isSkip) {
 /** Reasons cost more than the list, which is there already: they come a moment later, unless it has moved on. */
 async function explainNext() {
   const plays = state.plays;
-  const answer = await explained().catch(() => null);
-  if (answer && plays === state.plays && !busy) showExplained(answer);
+  for (const wait of EXPLAINED_AGAIN_MS) {
+    const answer = await explained().catch(() => null);
+    if (plays !== state.plays || busy) return;
+    if (answer) {
+      showExplained(answer);
+      return;
+    }
+    await new Promise((resolve) => setTimeout(resolve, wait)); // a full service refuses, and says to try again
+  }
 }
 
 function showExplained(answer) {

@@ -36,7 +36,7 @@ export function startAnew() {
 export function takeOver(plays) {
   const key = (list) => list.map((play) => `${play.outcome} ${play.track_id}`).join("\n");
   const isNews = key(plays) !== key(state.plays);
-  state.plays = plays;
+  if (isNews) state.plays = plays; // the same list otherwise: whoever waits for an answer tells by it that nothing has happened
   const latest = plays.at(-1);
   if (isNews || state.now === null) state.now = latest?.outcome === "played" ? trackOf(latest.track_id) : null;
   return isNews;
@@ -68,7 +68,7 @@ export async function report(type, track, msPlayed) {
   };
   const answer = await send(path(`/events?recommend=${NEXT}`), { events: [event] });
   const latest = state.plays.at(-1);
-  if (type === "skip" && latest?.outcome === "played" && latest.track_id === track.track_id) latest.outcome = "skipped";
+  if (type === "skip" && latest?.outcome === "played" && latest.track_id === track.track_id) state.plays = [...state.plays.slice(0, -1), { ...latest, outcome: "skipped" }];
   else state.plays = [...state.plays, { track_id: track.track_id, outcome: type === "skip" ? "skipped" : "played", at: event.at }];
   remember(answer.recommendations.items);
   return answer.recommendations;

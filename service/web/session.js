@@ -36,7 +36,7 @@ export function startAnew() {
 export function takeOver(plays) {
   const key = (list) => list.map((play) => `${play.outcome} ${play.track_id}`).join("\n");
   const isNews = key(plays) !== key(state.plays);
-  if (isNews) state.plays = plays; // the same list otherwise: whoever waits for an answer tells by it that nothing has happened
+  if (isNews) state.plays = plays; // else reasons that are on their way would be taken for old ones
   const latest = plays.at(-1);
   if (isNews || state.now === null) state.now = latest?.outcome === "played" ? trackOf(latest.track_id) : null;
   return isNews;

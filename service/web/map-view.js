@@ -123,6 +123,6 @@ export class View {
     if (!does) return;
     event.preventDefault();
     does();
-    if (event.key !== "Enter") this.onPoint(this.width / 2, this.height / 2);
+    if (event.key !== "Enter") this.onPoint(this.width / 2, this.height / 2, { aloud: true });
   }
 }

@@ -109,13 +109,15 @@ async function trackAt(across, down) {
   return { track: names.get(position), place: points.placeOf(position), told: "" };
 }
 
-function point(across, down) {
+/** Name what is at a pixel; `aloud` for whoever moves by keys, as a mouse would chatter. */
+function point(across, down, { aloud = false } = {}) {
   clearTimeout(pointing);
   pointing = setTimeout(async () => {
     const asked = pointing;
     const found = await trackAt(across, down).catch(() => null);
     if (asked !== pointing) return; // the mouse is elsewhere by now
     name(found ? wordsOf(found) : "", found?.place);
+    if (aloud) byId("said").textContent = found ? `In the middle: ${wordsOf(found)}` : "No track in the middle.";
   }, POINTED_MS);
 }
 

@@ -14,23 +14,35 @@ const SEEDS = 6;
 const SEEDS_AMONG = 100; // of the most played, so that no artist takes all the places
 const FOUND = 12;
 const TYPING_MS = 150;
+const EXPLAINED_AGAIN_MS = [500, 1000, 2000];
 
 let busy = false;
+let waiting = null;
 let watching = new AbortController();
 
-/** Run one action at a time; whatever fails is said in words at the top of the page. */
+/**
+ * Run one action at a time; what comes meanwhile waits, the latest alone, and is given up if the one before fails.
+ * Whatever fails is said in words at the top of the page.
+ */
 async function act(action) {
-  if (busy) return;
+  if (busy) {
+    waiting = action;
+    return;
+  }
   busy = true;
   try {
     await action();
     tell("");
   } catch (error) {
+    waiting = null;
     tell(error.message);
   } finally {
     busy = false;
     showControls();
   }
+  const following = waiting;
+  waiting = null;
+  if (following) await act(following);
 }
 
 function tell(words) {
@@ -67,6 +79,7 @@ function enqueue(track) {
 /** The listener is done with the track: the queue, or what ranks first, comes next. */
 function goOn(isSkip) {
   return act(async () => {
+    if (!state.now) return; // what came before has left nothing to be done with
     rememberRanks(); // movement is told from what was on the screen, over both events
     if (isSkip) await reported("skip", state.now, heard());
     const following = state.queue.shift() ?? firstNext();
@@ -84,8 +97,15 @@ function goOn(isSkip) {
 /** Reasons cost more than the list, which is there already: they come a moment later, unless it has moved on. */
 async function explainNext() {
   const plays = state.plays;
-  const answer = await explained().catch(() => null);
-  if (answer && plays === state.plays && !busy) showExplained(answer);
+  for (const wait of EXPLAINED_AGAIN_MS) {
+    const answer = await explained().catch(() => null);
+    if (plays !== state.plays || busy) return;
+    if (answer) {
+      showExplained(answer);
+      return;
+    }
+    await new Promise((resolve) => setTimeout(resolve, wait)); // a full service refuses, and says to try again
+  }
 }
 
 function showExplained(answer) {

@@ -68,7 +68,7 @@ export async function report(type, track, msPlayed) {
   };
   const answer = await send(path(`/events?recommend=${NEXT}`), { events: [event] });
   const latest = state.plays.at(-1);
-  if (type === "skip" && latest?.outcome === "played" && latest.track_id === track.track_id) latest.outcome = "skipped";
+  if (type === "skip" && latest?.outcome === "played" && latest.track_id === track.track_id) state.plays = [...state.plays.slice(0, -1), { ...latest, outcome: "skipped" }];
   else state.plays = [...state.plays, { track_id: track.track_id, outcome: type === "skip" ? "skipped" : "played", at: event.at }];
   remember(answer.recommendations.items);
   return answer.recommendations;

@@ -21,7 +21,7 @@ from tests.browser.player_page import (
 from tests.live.redis_server import Server
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 
 def test_playing_and_skipping_move_the_next_tracks(page: "Page") -> None:
@@ -100,6 +100,39 @@ def test_arrows_say_how_the_ranks_have_changed(page: "Page", running: httpx.Clie
     assert {words.partition(" ")[0] for words in said} >= {"up", "new"}
 
 
+def test_what_is_pressed_while_an_answer_is_on_its_way_is_done_after_it(page: "Page") -> None:
+    search_and_play(page, "g2-t05", "Song 29")
+
+    def answer_later(route: "Route") -> None:
+        page.wait_for_timeout(300)
+        route.continue_()
+
+    page.route("**/events*", answer_later)
+    page.get_by_role("button", name="Skip").click()
+    page.get_by_role("button", name="Played through").click()
+    playwright.expect(page.locator("#session li.skipped")).to_have_count(1)
+    playwright.expect(page.locator("#session li.played")).to_have_count(2)
+
+
+def test_reasons_come_although_the_stream_tells_what_is_known_meanwhile(page: "Page") -> None:
+    """And although the service refuses at first. The stream looks at the session twice a second."""
+    asked: list[str] = []
+
+    def answer_late(route: "Route") -> None:
+        asked.append(route.request.url)
+        page.wait_for_timeout(700)
+        if len(asked) == 1:
+            route.fulfill(status=503, json={"title": "Overloaded", "status": 503, "detail": "try again"})
+        else:
+            route.continue_()
+
+    page.route("**/recommendations?*explain=true*", answer_late)
+    search_and_play(page, "g2-t05", "Song 29")
+    playwright.expect(page.locator("#next .why")).to_have_count(15)
+    assert len(asked) == 2
+    playwright.expect(page.locator("#map")).to_have_attribute("data-path", "1")
+
+
 def test_what_is_queued_plays_next(page: "Page") -> None:
     search_and_play(page, "g2-t05", "Song 29")
     page.get_by_label("Title, artist or id").fill("g5-t03")
@@ -171,10 +204,12 @@ def test_it_reconnects_by_itself(browser: "Browser", start_service: Callable[...
             search_and_play(page, "g2-t05", "Song 29")
             redis.kill()
             playwright.expect(page.get_by_role("alert")).to_contain_text("cannot reach its sessions")
+            keep_picture(page, "Redis away")
             redis.start()
             playwright.expect(page.get_by_role("alert")).to_be_hidden()
             assert service.stop() == 0
             playwright.expect(page.get_by_role("alert")).to_contain_text("does not answer")
+            keep_picture(page, "service away")
             start_service(redis_url=redis.url, port=int(address.rpartition(":")[2]))
             playwright.expect(page.get_by_role("alert")).to_be_hidden(timeout=30_000)
             playwright.expect(page.locator("#now .title")).to_have_text("Song 29")
@@ -197,6 +232,8 @@ def test_nothing_stands_in_anybodys_way(page: "Page", scheme: "Literal['light', 
     playwright.expect(page.locator("#next .why")).to_have_count(15)
     page.locator("#next summary").first.click()
     look("reason open")
+    page.get_by_text("Keys", exact=True).click()
+    look("keys open")
     page.get_by_label("Title, artist or id").fill("no such track")
     playwright.expect(page.locator("#found")).to_contain_text("No track holds")
     page.route("**/events*", lambda route: route.abort())
@@ -293,6 +330,7 @@ def test_a_service_with_keys_asks_for_one(
             key.fill(wrong)
             key.press("Enter")
             playwright.expect(page.get_by_role("alert")).to_contain_text(told)
+        look_for_barriers(page, "key wanted")
         key.fill(text)
         page.get_by_role("button", name="Use this key").click()
         playwright.expect(key).to_be_hidden()

@@ -103,6 +103,7 @@ def test_keys_move_it_and_choose_a_track(page: "Page", map_: "Locator") -> None:
     page.keyboard.press("+")
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowRight")
+    playwright.expect(page.get_by_role("status")).to_contain_text("n the middle")
     page.keyboard.press("Enter")
     playwright.expect(page.locator("#map-chosen")).not_to_be_empty()
     page.keyboard.press("Home")

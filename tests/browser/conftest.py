@@ -25,23 +25,12 @@ def browser() -> "Iterator[Browser]":
 
 @contextlib.contextmanager
 def watched(browser: "Browser", address: str, path: str, **options: Any) -> "Iterator[Page]":
-    """A page of a service, on which nothing may go wrong: exceptions, what the policy forbids, requests to others.
-
-    A call that is answered by 4xx is none of these, though Chromium notes it on its console.
-    """
-    from tests.browser.player_page import NOTE_VIOLATIONS
+    """A page of a service, on which nothing may go wrong: see `opened`."""
+    from tests.browser.player_page import opened
 
     faults: list[str] = []
-    context = browser.new_context(base_url=address, reduced_motion="reduce", **options)
-    context.set_default_timeout(10_000)
-    context.add_init_script(NOTE_VIOLATIONS)
-    page = context.new_page()
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("request", lambda request: None if request.url.startswith(address) else faults.append(request.url))
-    page.on("console", lambda said: None if said.text.startswith("Failed to load") else faults.append(said.text))
-    page.goto(path)
-    yield page
-    context.close()
+    with opened(browser, address, faults, path=path, **options) as page:
+        yield page
     assert faults == []
 
 

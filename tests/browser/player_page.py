@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -34,20 +34,23 @@ document.addEventListener("securitypolicyviolation", (event) =>
 
 
 @contextlib.contextmanager
-def opened(browser: "Browser", address: str, faults: list[str], fragment: str = "") -> "Iterator[Page]":
-    """The page of a service; `fragment` is what its address has behind #.
+def opened(
+    browser: "Browser", address: str, faults: list[str], fragment: str = "", path: str = "/", **options: Any
+) -> "Iterator[Page]":
+    """A page of a service; `fragment` is what its address has behind #, `options` are those of a browser's context.
 
     `faults` gets what went wrong: exceptions, what the content policy forbade, requests to anybody else.
     A call that is answered by 4xx is none, though Chromium notes it on its console.
     """
-    context = browser.new_context(base_url=address, viewport={"width": 1100, "height": 800}, reduced_motion="reduce")
+    options = {"viewport": {"width": 1100, "height": 800}} | options
+    context = browser.new_context(base_url=address, reduced_motion="reduce", **options)
     context.set_default_timeout(10_000)
     context.add_init_script(NOTE_VIOLATIONS)
     page = context.new_page()
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("request", lambda request: None if request.url.startswith(address) else faults.append(request.url))
     page.on("console", lambda said: None if said.text.startswith("Failed to load") else faults.append(said.text))
-    page.goto(f"/#{fragment}" if fragment else "/")
+    page.goto(f"{path}#{fragment}" if fragment else path)
     yield page
     context.close()
 

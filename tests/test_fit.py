@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 from segue.errors import BadOption  # noqa: E402 (after the check that torch is there)
 from segue.window import Sessions  # noqa: E402
 from training import fit as training_fit  # noqa: E402
+from training import objective  # noqa: E402
 from training.checkpoint import Checkpoints  # noqa: E402
 from training.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
 from training.fit import Fitted, fit  # noqa: E402
@@ -100,9 +101,9 @@ class TestReproducible:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
     ) -> None:
         seen: list[str] = []
-        plain = training_fit.step_terms
+        plain = objective.step_terms
 
-        def watched(*arguments: Any) -> training_fit.Terms:
+        def watched(*arguments: Any) -> objective.Terms:
             seen.append(torch.get_float32_matmul_precision())
             return plain(*arguments)
 

@@ -15,8 +15,14 @@ from segue.window import Sessions  # noqa: E402
 from training.batches import Batch, distinct, make_batch, next_played, trainable  # noqa: E402
 from training.encoders.contract import SessionEncoder  # noqa: E402
 from training.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
-from training.fit import step_terms  # noqa: E402
-from training.losses import info_nce, info_nce_as_published, sampled_softmax, uniform_log_q  # noqa: E402
+from training.losses import (  # noqa: E402
+    Negatives,
+    info_nce,
+    info_nce_as_published,
+    sampled_softmax,
+    uniform_log_q,
+)
+from training.objective import step_terms  # noqa: E402
 
 Tensor: TypeAlias = Any
 
@@ -32,29 +38,66 @@ def sessions_of(*sessions: Session) -> Sessions:
     )
 
 
+def softmax_of(positive: list[float], others: list[list[float]], seen: list[list[bool]], log_q: float = 0.0) -> Tensor:
+    """The loss of steps of one dimension, so that a score is the query times the embedding."""
+    steps = torch.arange(len(positive))
+    return sampled_softmax(
+        torch.ones(len(positive), 1),
+        torch.tensor(positive)[:, None],
+        torch.zeros_like(steps),
+        steps,
+        Negatives(torch.tensor(others), torch.tensor(seen, dtype=torch.bool), log_q),
+    )
+
+
 class TestSampledSoftmax:
     def test_by_hand(self) -> None:
-        # exp(1) against exp(1) + exp(0) + exp(0): two allowed negatives, one that the session holds.
-        loss = sampled_softmax(
-            torch.tensor([1.0]), torch.tensor([[0.0, 0.0, 9.0]]), torch.tensor([[True, True, False]])
-        )
+        # exp(1) against exp(1) + exp(0) + exp(0): two negatives, and one that the session holds.
+        loss = softmax_of([1.0], [[0.0], [0.0], [9.0]], [[False, False, True]])
         assert loss.item() == pytest.approx(-math.log(math.e / (math.e + 2)))
 
     def test_the_perfect_score_costs_nothing(self) -> None:
-        loss = sampled_softmax(torch.tensor([99.0]), torch.zeros(1, 5), torch.ones(1, 5, dtype=torch.bool))
-        assert loss.item() == 0.0
+        assert softmax_of([99.0], [[0.0]] * 5, [[False] * 5]).item() == 0.0
 
     def test_equal_scores_cost_the_logarithm_of_the_candidates(self) -> None:
-        loss = sampled_softmax(torch.zeros(3), torch.zeros(3, 7), torch.ones(3, 7, dtype=torch.bool))
-        assert loss.item() == pytest.approx(math.log(8))
+        assert softmax_of([0.0] * 3, [[0.0]] * 7, [[False] * 7] * 3).item() == pytest.approx(math.log(8))
 
     def test_no_step_is_no_loss(self) -> None:
-        assert sampled_softmax(torch.zeros(0), torch.zeros(0, 4), torch.zeros(0, 4, dtype=torch.bool)).item() == 0.0
+        none = torch.zeros(0, dtype=torch.int64)
+        negatives = Negatives(torch.zeros(4, 2), torch.zeros(3, 4, dtype=torch.bool))
+        assert sampled_softmax(torch.zeros(0, 2), torch.zeros(0, 3), none, none, negatives).item() == 0.0
+
+    @pytest.mark.parametrize("log_q", [0.0, -1.5])
+    @pytest.mark.parametrize("block", [1, 3, 100])
+    def test_it_equals_the_plain_formula_with_its_gradients(
+        self, monkeypatch: pytest.MonkeyPatch, block: int, log_q: float
+    ) -> None:
+        """Scores of everything at once, differentiated by torch."""
+        monkeypatch.setattr("training.losses._STEPS_A_BLOCK", block)
+        rng = torch.Generator().manual_seed(0)
+        steps, sessions, tracks, number, dimension = 8, 3, 5, 11, 4
+        leaves = [
+            torch.randn(shape, generator=rng, dtype=torch.float64, requires_grad=True)
+            for shape in ((steps, dimension), (steps, tracks), (number, dimension))
+        ]
+        queries, own, embeddings = leaves
+        held = own.masked_fill(torch.rand(steps, tracks, generator=rng) < 0.3, -torch.inf)
+        held = torch.cat([own[:, :1], held[:, 1:]], dim=1)  # the target is always there
+        target, session = torch.zeros(steps, dtype=torch.int64), torch.arange(steps) % sessions
+        seen = torch.rand(sessions, number, generator=rng) < 0.3
+        others = (queries @ embeddings.T - log_q).masked_fill(seen[session], -torch.inf)
+        plain = (torch.logsumexp(torch.cat([held, others], dim=1), dim=1) - held[:, 0]).mean()
+        loss = sampled_softmax(queries, held, target, session, Negatives(embeddings, seen, log_q))
+        torch.testing.assert_close(loss, plain)
+        wanted = torch.autograd.grad(plain * 3, leaves, retain_graph=True)
+        for found, expected in zip(torch.autograd.grad(loss * 3, leaves), wanted, strict=True):
+            torch.testing.assert_close(found, expected)
 
     def test_inputs_stay_as_they_are(self) -> None:
-        negatives = torch.ones(1, 2)
-        sampled_softmax(torch.ones(1), negatives, torch.tensor([[True, False]]))
-        assert negatives.tolist() == [[1.0, 1.0]]
+        queries, own, embeddings = torch.ones(2, 1), torch.ones(2, 2), torch.ones(3, 1)
+        step = torch.arange(2)
+        sampled_softmax(queries, own, step, step, Negatives(embeddings, torch.ones(2, 3, dtype=torch.bool)))
+        assert all((tensor == 1).all() for tensor in (queries, own, embeddings))
 
 
 class TestInfoNce:

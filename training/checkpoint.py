@@ -14,6 +14,9 @@ import torch
 from segue.errors import BadOption
 
 _FILE = "checkpoint.pt"
+_BEST = (
+    "best.pt"  # the best weights so far, written when they get better: not with every checkpoint, nor held in memory
+)
 
 
 @dataclass
@@ -38,10 +41,22 @@ class Checkpoints:
 
     def save(self, progress: Progress, state: dict[str, Any]) -> None:
         """Write beside, then rename: a kill at any moment leaves the old or the new checkpoint."""
+        self._write(_FILE, {"identity": json.dumps(self.identity), "progress": vars(progress), "state": state})
+
+    def save_best(self, weights: dict[str, Any]) -> None:
+        """Keep the best weights so far, before the checkpoint that says so: an epoch done twice gives them twice."""
+        self._write(_BEST, weights)
+
+    def best(self) -> dict[str, Any]:
+        """The weights of the best epoch."""
+        found: dict[str, Any] = torch.load(self.folder / _BEST, weights_only=True, mmap=True)
+        return found
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self.folder / f"{_FILE}.unfinished"
-        torch.save({"identity": json.dumps(self.identity), "progress": vars(progress), "state": state}, unfinished)
-        unfinished.rename(self.folder / _FILE)
+        unfinished = self.folder / f"{name}.unfinished"
+        torch.save(content, unfinished)
+        unfinished.rename(self.folder / name)
 
     def load(self) -> tuple[Progress, dict[str, Any]] | None:
         """The checkpoint to resume from, or None. Raises BadOption where it belongs to another training."""
@@ -64,7 +79,8 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Delete the checkpoint, once the release is written."""
-        for name in (_FILE, f"{_FILE}.unfinished"):
+        for name in (_FILE, _BEST):
             (self.folder / name).unlink(missing_ok=True)
+            (self.folder / f"{name}.unfinished").unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()

@@ -1,36 +1,28 @@
 """The training loop: L = alpha * NLL + beta * NCE, Adam, early stopping on validation HR@10, exact resume."""
 
-import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.profiler import record_function
 
-from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW
+from segue.catalogue import FIRST_TRACK_ROW
 from segue.window import Sessions
+from training.averaging import MovingAverage
 from training.batches import Batch, epoch_batches, trainable
 from training.checkpoint import Checkpoints, Progress
 from training.encoders.contract import SessionEncoder
-from training.losses import info_nce, info_nce_as_published, sampled_softmax, uniform_log_q
-from training.options import NeuralOptions
+from training.item_rows import ItemRows, renumbered, touched_rows
+from training.objective import Terms, step_terms
 from training.splits import Examples
 from training.validation import encoder_score
 
 CHECKPOINT_EVERY_S: Final = 60.0
-
-
-class Terms(NamedTuple):
-    """The loss of a step and its parts, scalars."""
-
-    loss: Tensor
-    nll: Tensor
-    nce: Tensor
 
 
 class Reporter(Protocol):
@@ -72,63 +64,6 @@ def fit(
         return _Run(encoder, trainable(shown, encoder.options.window), validation, checkpoints, device).go(reporter)
 
 
-def step_terms(encoder: SessionEncoder, batch: Batch, negatives: Tensor, options: NeuralOptions) -> Terms:
-    """The loss of one batch. `negatives` [n] int64 are the rows of the sampled softmax's uniform negatives."""
-    predicted, asked = encoder.predict(batch)  # [batch, window, dimension]
-    zero = predicted.new_zeros(())
-    nll = _nll(encoder, predicted, asked, negatives) if options.alpha else zero
-    nce = _NCE[options.pairing](encoder, predicted, asked, options.temperature) if options.beta else zero
-    return Terms(options.alpha * nll + options.beta * nce, nll, nce)
-
-
-def _nll(encoder: SessionEncoder, predicted: Tensor, batch: Batch, negatives: Tensor) -> Tensor:
-    """Rank each step's target alongside the session's other tracks and the uniform negatives it does not hold."""
-    real = batch.targets != PAD_ROW  # [batch, window]
-    session_of_step = real.nonzero()[:, 0]
-    queries, targets = predicted[real], batch.targets[real]  # [steps, dimension], [steps]
-    positive_scores = (queries * encoder.item_embeddings(targets)).sum(dim=-1)
-    own = batch.session_tracks  # [batch, window + 1]
-    own_scores = torch.einsum("bwd,bid->bwi", predicted, encoder.item_embeddings(own))[real]
-    uniform_scores = queries @ encoder.item_embeddings(negatives).T  # [steps, negatives]
-    if encoder.options.log_q:
-        uniform_scores = uniform_scores - uniform_log_q(len(negatives), encoder.item_embeddings.num_embeddings - 1)
-    unseen = ~(own[:, :, None] == negatives).any(dim=1)  # [batch, negatives]
-    others = (own[session_of_step] != targets[:, None]) & (own[session_of_step] != PAD_ROW)
-    return sampled_softmax(
-        positive_scores,
-        torch.cat([own_scores, uniform_scores], dim=1),
-        torch.cat([others, unseen[session_of_step]], dim=1),
-    )
-
-
-def _nce(encoder: SessionEncoder, predicted: Tensor, batch: Batch, temperature: float) -> Tensor:
-    skips = batch.session_skips
-    other = skips[:, None, :] != batch.positives[:, :, None]  # a track is no negative of itself
-    return info_nce(
-        predicted,
-        encoder.item_embeddings(batch.positives),
-        encoder.item_embeddings(skips),
-        steps=batch.positives != PAD_ROW,
-        contrasts=(skips != PAD_ROW)[:, None, :] & other,
-        temperature=temperature,
-    )
-
-
-def _published_nce(encoder: SessionEncoder, predicted: Tensor, batch: Batch, temperature: float) -> Tensor:
-    first = (batch.plays != PAD_ROW).int().argmax(dim=1, keepdim=True)
-    instead = batch.plays.gather(1, first).expand_as(batch.positives)
-    return info_nce_as_published(
-        predicted,
-        encoder.item_embeddings(torch.where(batch.positives != PAD_ROW, batch.positives, instead)),
-        encoder.item_embeddings(torch.where(batch.skipped, batch.tracks, PAD_ROW)),
-        steps=batch.targets != PAD_ROW,
-        temperature=temperature,
-    )
-
-
-_NCE: Final = {"session": _nce, "published": _published_nce}
-
-
 class _Run:
     """One call of `fit`: what it holds while it goes."""
 
@@ -141,22 +76,21 @@ class _Run:
         self.training = training
         self.validation = validation
         self.checkpoints = checkpoints
+        self.items = ItemRows(encoder.item_embeddings, self.options.weight_decay)
         self.optimizer = torch.optim.AdamW(
-            encoder.parameters(), lr=self.options.learning_rate, weight_decay=self.options.weight_decay
+            [parameter for parameter in encoder.parameters() if parameter is not self.items.table],
+            lr=self.options.learning_rate,
+            weight_decay=self.options.weight_decay,
+            fused=True,
         )
-        # Follows the encoder; what is validated and kept where averaging is on.
-        self.average = AveragedModel(
-            self.encoder,
-            multi_avg_fn=get_ema_multi_avg_fn(self.options.averaging),  # type: ignore[no-untyped-call]
-        )
+        self.average = MovingAverage(encoder, self.options.averaging) if self.options.averaging else None
         self.progress = Progress()
-        self.best_weights = copy.deepcopy(encoder.state_dict())
         self._resume()
 
     def go(self, reporter: Reporter) -> Fitted:
         while self.progress.epoch < self.options.epochs and not self._stale():
             self._epoch(reporter)
-        self.encoder.load_state_dict(self.best_weights)
+        self.encoder.load_state_dict(self.checkpoints.best())
         self.encoder.eval()
         progress = self.progress
         return Fitted(self.encoder, progress.history, progress.best_epoch, progress.best[0], progress.seconds)
@@ -201,60 +135,71 @@ class _Run:
         progress.history.append(line)
         if score > progress.best:
             progress.best, progress.best_epoch = score, progress.epoch
-            self.best_weights = copy.deepcopy(candidate.state_dict())
+            self.checkpoints.save_best(candidate.state_dict())
         progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
         return line
 
     def _step(self, batch: Batch) -> Terms:
         seed = np.random.SeedSequence((self.options.seed, self.progress.epoch, self.progress.step)).generate_state(1)
         torch.manual_seed(int(seed[0]))  # dropout and negatives of this step
-        self._set_learning_rate()
+        rate = self._learning_rate()
         self.encoder.train()
         negatives = torch.randint(
             FIRST_TRACK_ROW, self.encoder.item_embeddings.num_embeddings, (self.options.negatives,)
         ).to(self.device)
-        self.optimizer.zero_grad(set_to_none=True)
-        with _multiplying_in(self.options.precision):
-            terms = step_terms(self.encoder, batch, negatives, self.options)
-            terms.loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), self.options.gradient_clip)
-        self.optimizer.step()
-        if self.options.averaging:
-            self.average.update_parameters(self.encoder)
+        rows = touched_rows(batch, negatives) if self.options.updates == "touched" else None
+        if rows is not None:
+            batch, negatives = renumbered(batch, negatives, rows)
+        with self.items.lent(rows) as lent:
+            self.encoder.zero_grad(set_to_none=True)
+            with _multiplying_in(self.options.precision):
+                with record_function("segue: loss"):
+                    terms = step_terms(self.encoder, batch, negatives, self.options)
+                with record_function("segue: backward"):
+                    terms.loss.backward()  # type: ignore[no-untyped-call]
+            with record_function("segue: update"):
+                self._update(rows, lent, rate)
         return terms
+
+    def _update(self, rows: Tensor | None, lent: Tensor, rate: float) -> None:
+        torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), self.options.gradient_clip)
+        before = None if self.average is None or rows is None else lent.detach().clone()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.items.update(rows, lent, rate)
+        if self.average is not None:
+            self.average.update(self.encoder, rows, before)
 
     def _candidate(self) -> SessionEncoder:
         """The encoder whose weights would be kept now."""
-        return cast("SessionEncoder", self.average.module) if self.options.averaging else self.encoder
+        return self.encoder if self.average is None else self.average.settled(self.encoder)
 
-    def _set_learning_rate(self) -> None:
+    def _learning_rate(self) -> float:
         """From the counters alone, so that a resumed training has the same rate."""
-        if self.options.schedule == "linear":
-            steps = -(-len(self.training) // self.options.batch_size)
-            done = (self.progress.epoch + self.progress.step / steps) / self.options.epochs
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.options.learning_rate * (1.0 - done)
+        if self.options.schedule == "constant":
+            return self.options.learning_rate
+        steps = -(-len(self.training) // self.options.batch_size)
+        done = (self.progress.epoch + self.progress.step / steps) / self.options.epochs
+        return self.options.learning_rate * (1.0 - done)
 
     def _means(self) -> dict[str, float]:
         return {name: total / max(self.progress.step, 1) for name, total in self.progress.sums.items()}
 
     def _save(self) -> None:
-        state = {
-            "encoder": self.encoder.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "best": self.best_weights,
-        }
-        self.checkpoints.save(self.progress, state)
+        self.checkpoints.save(self.progress, {name: part.state_dict() for name, part in self._parts().items()})
 
     def _resume(self) -> None:
         found = self.checkpoints.load()
         if found is not None:
             self.progress, state = found
-            self.encoder.load_state_dict(state["encoder"])
-            self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.best_weights = state["best"]
+            for name, part in self._parts().items():
+                part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, Any]:
+        """What changes with every step."""
+        parts: dict[str, Any] = {"encoder": self.encoder, "items": self.items, "optimizer": self.optimizer}
+        return parts if self.average is None else parts | {"average": self.average}
 
 
 @contextmanager

@@ -1,26 +1,97 @@
 """The losses, as pure functions of tensors."""
 
 import math
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Total: TypeAlias = Callable[[Tensor], Tensor]
 
-def sampled_softmax(positive_scores: Tensor, negative_scores: Tensor, allowed: Tensor) -> Tensor:
-    """Negative log-likelihood of the target among itself and sampled negatives (paper, section 4.1.1).
+# Scores of so many steps and a thousand negatives, and the embeddings of these, stay in a core's second cache.
+_STEPS_A_BLOCK: Final = 128
+_STEPS_A_BLOCK_ON_GPU: Final = 16_384
+
+
+def itself(count: Tensor) -> Tensor:
+    """How many steps a mean is over, where one process sees them all; several add theirs up instead."""
+    return count
+
+
+class Negatives(NamedTuple):
+    """Uniform negatives, shared by the sessions of a batch."""
+
+    embeddings: Tensor  # [negatives, dimension] float
+    seen: Tensor  # [batch, negatives] bool, True where the session holds the track, which is then no negative of it
+    log_q: float = 0.0  # taken off their scores: see `uniform_log_q`
+
+
+def sampled_softmax(
+    queries: Tensor, own: Tensor, target: Tensor, session: Tensor, negatives: Negatives, total: Total = itself
+) -> Tensor:
+    """Negative log-likelihood of the target among the session's tracks and sampled negatives (paper, section 4.1.1).
+
+    The scores of the negatives are never held at once: a block of steps is scored, and what it adds to the gradient
+    is kept instead, while the block is in the processor's cache (as in Wijmans et al., "Cut your losses in
+    large-vocabulary language models", ICLR 2025, https://arxiv.org/abs/2411.09009).
 
     Args:
-        positive_scores: [steps] float, score of each step's target.
-        negative_scores: [steps, negatives] float.
-        allowed: [steps, negatives] bool, False for a negative that the step's session holds ("unseen" negatives only).
+        queries: [steps, dimension] float, the predicted embedding of each step.
+        own: [steps, n] float, scores of the session's distinct tracks, -inf where there is none.
+        target: [steps] int64, which of them is the target.
+        session: [steps] int64, the step's line of `negatives.seen`.
+        negatives: the others that the target is told from.
+        total: of the number of steps makes what the sum is divided by.
 
     Returns:
         The mean over steps, a scalar; 0 without steps.
 
     """
-    scores = torch.cat([positive_scores[:, None], negative_scores.masked_fill(~allowed, -torch.inf)], dim=1)
-    return (torch.logsumexp(scores, dim=1) - positive_scores).sum() / max(len(scores), 1)
+    summed: Tensor = _SampledSoftmax.apply(queries, own, negatives.embeddings, target, session, negatives)  # type: ignore[no-untyped-call]
+    return summed / total(torch.tensor(len(queries), device=queries.device)).clamp(min=1)
+
+
+class _SampledSoftmax(torch.autograd.Function):
+    """The sum over steps; the gradient is found on the way, as nothing but a factor is unknown to it then."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        own: Tensor,
+        embeddings: Tensor,
+        target: Tensor,
+        session: Tensor,
+        negatives: Negatives,
+    ) -> Tensor:
+        block = _STEPS_A_BLOCK if queries.device.type == "cpu" else _STEPS_A_BLOCK_ON_GPU
+        by_queries, by_own = torch.empty_like(queries), torch.empty_like(own)
+        by_negatives = torch.zeros_like(embeddings)
+        summed = queries.new_zeros(())
+        for start in range(0, len(queries), block):
+            steps = slice(start, start + block)
+            asked = queries[steps]
+            others = asked @ embeddings.T
+            others.masked_fill_(negatives.seen[session[steps]], -torch.inf)
+            held = own[steps] + negatives.log_q  # instead of taking it off the others: all that counts is differences
+            most = torch.maximum(held.amax(dim=1), others.amax(dim=1))[:, None]
+            at_target = held.gather(1, target[steps, None])
+            others.sub_(most).exp_()
+            held.sub_(most).exp_()
+            mass = others.sum(dim=1, keepdim=True) + held.sum(dim=1, keepdim=True)
+            summed += (most + mass.log() - at_target).sum()
+            torch.mm(others, embeddings, out=by_queries[steps]).div_(mass)
+            by_negatives.addmm_(others.T, asked / mass)
+            torch.div(held, mass, out=by_own[steps])
+        by_own.scatter_add_(1, target[:, None], -torch.ones_like(by_own[:, :1]))
+        ctx.save_for_backward(by_queries, by_own, by_negatives)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return *(part * gradients[0] for part in ctx.saved_tensors), None, None, None
 
 
 def uniform_log_q(negatives: int, tracks: int) -> float:
@@ -34,7 +105,13 @@ def uniform_log_q(negatives: int, tracks: int) -> float:
 
 
 def info_nce(
-    queries: Tensor, positives: Tensor, negatives: Tensor, steps: Tensor, contrasts: Tensor, temperature: float
+    queries: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    steps: Tensor,
+    contrasts: Tensor,
+    temperature: float,
+    total: Total = itself,
 ) -> Tensor:
     """InfoNCE over the session's skips (paper, equation 1): find the next played track among what was skipped.
 
@@ -47,6 +124,7 @@ def info_nce(
         steps: [batch, window] bool, True where the step is real and has a positive.
         contrasts: [batch, window, skips] bool, True where the skip is real and another track than the step's positive.
         temperature: divides the cosine similarities.
+        total: of the number of such steps makes what the sum is divided by.
 
     Returns:
         The mean over steps that have a positive and at least one negative, a scalar; 0 where there is none.
@@ -58,11 +136,11 @@ def info_nce(
     scores = torch.cat([to_positive[..., None], to_negatives.masked_fill(~contrasts, -torch.inf)], dim=-1)
     counted = steps & contrasts.any(dim=-1)
     terms = torch.logsumexp(scores, dim=-1) - to_positive
-    return torch.where(counted, terms, 0.0).sum() / counted.sum().clamp(min=1)
+    return torch.where(counted, terms, 0.0).sum() / total(counted.sum()).clamp(min=1)
 
 
 def info_nce_as_published(
-    queries: Tensor, positives: Tensor, skips: Tensor, steps: Tensor, temperature: float
+    queries: Tensor, positives: Tensor, skips: Tensor, steps: Tensor, temperature: float, total: Total = itself
 ) -> Tensor:
     """InfoNCE as the authors' public code pairs it (2023), which is not as their paper says: for comparison alone.
 
@@ -75,6 +153,7 @@ def info_nce_as_published(
         skips: [batch, window, dimension] float, the plays' embeddings, zero where a play was not skipped.
         steps: [batch, window] bool, True where the step is real.
         temperature: divides the cosine similarities.
+        total: of the number of such steps makes what the sum is divided by.
 
     Returns:
         The mean over real steps, a scalar; 0 where there is none.
@@ -87,4 +166,4 @@ def info_nce_as_published(
     to_negatives = torch.einsum("nd,nwd->nw", queries, met) / temperature
     terms = torch.logsumexp(torch.cat([to_positive[:, None], to_negatives], dim=1), dim=1) - to_positive
     real = steps.reshape(-1)
-    return torch.where(real, terms, 0.0).sum() / real.sum().clamp(min=1)
+    return torch.where(real, terms, 0.0).sum() / total(real.sum()).clamp(min=1)

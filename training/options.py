@@ -36,6 +36,11 @@ class NeuralOptions(Options):
         default="constant", description="Learning rate over the epochs: as it is, or falling in a line to 0"
     )
     gradient_clip: float = Field(default=5.0, gt=0, description="Largest norm of the gradient of a step")
+    updates: Literal["touched", "all"] = Field(
+        default="touched",
+        description="Item embeddings that a step of Adam changes: those of its tracks (lazy Adam, whose cost does not "
+        "grow with the catalogue), or all",
+    )
     weight_decay: float = Field(
         default=0.0, ge=0, description="Decoupled weight decay (AdamW); 0 is Adam, as in the paper"
     )

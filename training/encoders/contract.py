@@ -16,6 +16,8 @@ from segue.catalogue import PAD_ROW
 from training.batches import Batch
 from training.options import NeuralOptions, Options
 
+_ROWS_AT_ONCE = 65_536
+
 
 class Encoder(nn.Module, ABC):
     """A window of plays in, a query vector out, compared with the item embeddings by inner product."""
@@ -121,5 +123,7 @@ def only_played(tracks: Tensor, skipped: Tensor) -> tuple[Tensor, Tensor]:
 def truncated_normal(parameter: Tensor, bound: float, generator: torch.Generator) -> None:
     """Fill in place with normal(0, 1) truncated to +-bound, by the inverse of the distribution function."""
     edge = torch.special.ndtr(torch.tensor(bound, dtype=torch.float64)).item()
-    uniform = torch.rand(parameter.shape, generator=generator, dtype=torch.float32)
-    parameter.copy_(torch.special.ndtri((1 - edge) + (2 * edge - 1) * uniform.double()).float())
+    # By parts: float64 of a whole table of item embeddings would be held beside it.
+    for part in torch.split(parameter, _ROWS_AT_ONCE):
+        uniform = torch.rand(part.shape, generator=generator, dtype=torch.float32)
+        part.copy_(torch.special.ndtri((1 - edge) + (2 * edge - 1) * uniform.double()).float())

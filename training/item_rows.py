@@ -1,0 +1,99 @@
+"""Item embeddings while they are trained: a step reads and changes the rows of its tracks, not the whole table.
+
+Adam that is lazy: a row's weights and moments stay as they are in a step that does not touch it, where dense Adam
+would go on moving it by its old gradients. A row that every step touches, and any row's first step, are as in dense
+Adam. With `rows` None every row takes part in every step, which is dense Adam.
+
+Source: Kingma and Ba, "Adam", ICLR 2015, https://arxiv.org/abs/1412.6980; decoupled weight decay: Loshchilov and
+Hutter, ICLR 2019, https://arxiv.org/abs/1711.05101; sparse updates as in torch.optim.SparseAdam.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from segue.catalogue import PAD_ROW
+from training.batches import Batch
+
+_BETAS = 0.9, 0.999  # those of torch.optim.AdamW
+_EPSILON = 1e-8
+
+
+class ItemRows:
+    """The table of an encoder's item embeddings and its optimiser's state."""
+
+    def __init__(self, embedding: nn.Embedding, weight_decay: float) -> None:
+        self.embedding = embedding
+        self.weight_decay = weight_decay
+        self.table = embedding.weight
+        self.first = torch.zeros_like(self.table, requires_grad=False)  # moments, [rows, dimension] float32
+        self.second = torch.zeros_like(self.table, requires_grad=False)
+        self.steps = torch.zeros((), dtype=torch.float32)
+
+    @contextmanager
+    def lent(self, rows: Tensor | None) -> Iterator[Tensor]:
+        """Within, the encoder's item embeddings are those of `rows` [n] int64 alone, in their order; None: all."""
+        lent = self.table if rows is None else nn.Parameter(self.table.detach().index_select(0, rows))
+        self.embedding.weight = lent
+        try:
+            yield lent
+        finally:
+            self.embedding.weight = self.table
+
+    def update(self, rows: Tensor | None, lent: Tensor, learning_rate: float) -> None:
+        """Take one step of Adam on the rows that were lent, by their gradient, and put them back."""
+        gradient = lent.grad
+        assert gradient is not None, "no loss has reached the item embeddings"
+        first = self.first if rows is None else self.first.index_select(0, rows)
+        second = self.second if rows is None else self.second.index_select(0, rows)
+        with torch.no_grad():
+            adamw(
+                [lent],
+                [gradient],
+                [first],
+                [second],
+                [],
+                [self.steps],
+                fused=lent.device.type == "cpu",
+                amsgrad=False,
+                beta1=_BETAS[0],
+                beta2=_BETAS[1],
+                lr=learning_rate,
+                weight_decay=self.weight_decay,
+                eps=_EPSILON,
+                maximize=False,
+            )
+            if rows is not None:
+                self.table.index_copy_(0, rows, lent)
+                self.first.index_copy_(0, rows, first)
+                self.second.index_copy_(0, rows, second)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The optimiser's state; the table is among the encoder's weights."""
+        return {"first": self.first, "second": self.second, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from a state."""
+        for name, value in self.state_dict().items():
+            value.copy_(state[name])
+
+
+def touched_rows(batch: Batch, negatives: Tensor) -> Tensor:
+    """The rows that a step reads, rising, PAD_ROW the first of them. [n] int64."""
+    padding = negatives.new_full((1,), PAD_ROW)
+    tracks = torch.cat([padding, batch.plays.flatten(), negatives])
+    return cast("Tensor", tracks.unique())  # type: ignore[no-untyped-call]
+
+
+def renumbered(batch: Batch, negatives: Tensor, rows: Tensor) -> tuple[Batch, Tensor]:
+    """The batch and the negatives with places in `rows` instead of rows; PAD_ROW stays PAD_ROW."""
+    flags = {name: getattr(batch, name) for name in ("plays_skipped",)}
+    tracks = {name: tensor for name, tensor in batch._asdict().items() if name not in flags}
+    places = torch.searchsorted(rows, torch.cat([tensor.flatten() for tensor in (*tracks.values(), negatives)]))
+    parts = torch.split_with_sizes(places, [tensor.numel() for tensor in (*tracks.values(), negatives)])
+    found = {name: part.view_as(tensor) for (name, tensor), part in zip(tracks.items(), parts, strict=False)}
+    return Batch(**found, **flags), parts[-1]

@@ -63,7 +63,7 @@ class MovingAverage:
     def _settled(self, average: Tensor, weights: Tensor, stands_at: Tensor, until: int) -> Tensor:
         missed = (until - stands_at).clamp(min=0)
         kept = torch.where(missed == 0, 1.0, torch.pow(torch.tensor(self.decay, dtype=torch.float64), missed)).float()
-        return weights + kept[:, None] * (average - weights)
+        return torch.lerp(weights, average, kept[:, None])
 
     def _others(self, encoder: SessionEncoder) -> list[Tensor]:
         table = encoder.item_embeddings.weight

@@ -68,9 +68,11 @@ class Selected(NamedTuple):
     left: list[tuple[int, int]]  # plays and sessions once made, and after each of session_making.rules_by_session
 
 
-def read_portion(portion: Portion, kind: LogKind, options: PrepareOptions, partitions: int) -> tuple[Any, ...]:
+def read_portion(
+    portion: Portion, kind: LogKind, options: PrepareOptions, scratch: Path | None, partitions: int
+) -> tuple[Any, ...]:
     """Read a portion: what is known about it (`Reading`), the Piece of each partition, the tracks of each partition."""
-    log = LogReader(kind, options.skip_flag, options.played_ratio_pct, scratch=Path(gettempdir()))
+    log = LogReader(kind, options.skip_flag, options.played_ratio_pct, scratch=scratch or Path(gettempdir()))
     for part in portion:
         log.read(part)
     lines = pl.concat(log.frames, how="diagonal")

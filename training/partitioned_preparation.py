@@ -75,11 +75,14 @@ def portion_bytes_of(files: Sequence[Path]) -> int:
     return max(PORTION_BYTES, -(-sum(file.stat().st_size for file in files) // _PORTIONS_AT_MOST))
 
 
-def prepare_in_tasks(tasks: Tasks, work: Work, portion_bytes: int) -> Made:
-    """Make sessions of a log in as many partitions as it has portions. Raises BadLog."""
+def prepare_in_tasks(tasks: Tasks, work: Work, portion_bytes: int, scratch: Path | None = None) -> Made:
+    """Make sessions of a log in as many partitions as it has portions. Raises BadLog.
+
+    Tasks put copies of parts of the log into the folder `scratch` or, without one, where their machine has such.
+    """
     portions = portions_of(work.files, portion_bytes)
     partitions = min(len(portions), _PORTIONS_AT_MOST)
-    log, pieces, track_pieces = _read(tasks, work, portions, partitions)
+    log, pieces, track_pieces = _read(tasks, work, portions, partitions, scratch)
     found = [tasks.start(tracks_of_partition, *given, returns=2) for given in zip(*track_pieces, strict=True)]
     keys = [key for key, _ in found]
     shared = tasks.share(log)
@@ -112,11 +115,11 @@ def prepare_in_tasks(tasks: Tasks, work: Work, portion_bytes: int) -> Made:
 
 
 def _read(
-    tasks: Tasks, work: Work, portions: Sequence[Portion], partitions: int
+    tasks: Tasks, work: Work, portions: Sequence[Portion], partitions: int, scratch: Path | None
 ) -> tuple[Reading, list[list[Any]], list[list[Any]]]:
     """What is known about the log, and references: for each portion its Piece, and its tracks, of each partition."""
     started = [
-        tasks.start(read_portion, portion, work.kind, work.options, partitions, returns=1 + 2 * partitions)
+        tasks.start(read_portion, portion, work.kind, work.options, scratch, partitions, returns=1 + 2 * partitions)
         for portion in portions
     ]
     log: Reading | None = None

@@ -1,4 +1,4 @@
-"""Invented logs of every kind and form, large enough for several portions and partitions, with what is wrong in them."""
+"""Invented logs of every kind and form, large enough for several portions, with lines that cannot be read."""
 
 import bz2
 import gzip
@@ -27,7 +27,7 @@ class Play(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A log: what its files hold (text, bytes or a frame to be written as Parquet) and the options to prepare it with."""
+    """A log: what its files hold (text, bytes or a frame for Parquet), and the options to prepare it with."""
 
     kind: LogKind
     files: dict[str, Any]
@@ -123,8 +123,17 @@ def _event_lines(some: list[Play]) -> list[str]:
 
 def _events() -> Sample:
     lines = _event_lines(plays(5, 100))
-    lines[3:3] = ['o,1,t,0,,"open,,', "o,x,t,0,,,,", "o,1,t,perhaps,,,,", "o,1,,0,,,,", "o,1,t,0,soon,,,", "o,1,t,0,,,,,,"]
-    return Sample("events", _files("e{}.csv", lines, _EVENTS_HEADER), {"sample_half_skips": True, "min_session_plays": 3})
+    lines[3:3] = [
+        'o,1,t,0,,"open,,',
+        "o,x,t,0,,,,",
+        "o,1,t,perhaps,,,,",
+        "o,1,,0,,,,",
+        "o,1,t,0,soon,,,",
+        "o,1,t,0,,,,,,",
+    ]
+    return Sample(
+        "events", _files("e{}.csv", lines, _EVENTS_HEADER), {"sample_half_skips": True, "min_session_plays": 3}
+    )
 
 
 def _events_by_time() -> Sample:
@@ -160,8 +169,7 @@ def _packed() -> Sample:
         (".zst", zstandard.compress),
     ]
     packed = {
-        name + suffix: pack(text.encode())
-        for (name, text), (suffix, pack) in zip(files.items(), packers, strict=True)
+        name + suffix: pack(text.encode()) for (name, text), (suffix, pack) in zip(files.items(), packers, strict=True)
     }
     return Sample("lfm1k", packed, {"sample_half_skips": False})
 

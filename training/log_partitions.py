@@ -9,6 +9,7 @@ their portions. Knows neither who runs the tasks nor how they are strung togethe
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, Final, NamedTuple
@@ -171,7 +172,7 @@ def _first_of_each(tracks: pl.DataFrame) -> pl.DataFrame:
 
 
 def partitions_of(texts: pl.Series, partitions: int) -> NDArray[np.uint32]:
-    """The partition of each text, the same on every machine. [texts]"""
+    """The partition of each text, the same on every machine. [texts] uint32."""
     # crc32 and not polars' hash, which depends on its version and on the processor.
     return np.fromiter((zlib.crc32(text.encode()) % partitions for text in texts), dtype=np.uint32, count=len(texts))
 
@@ -181,14 +182,11 @@ def _parted(rows: pl.DataFrame, partition: NDArray[np.uint32], partitions: int) 
     order = np.argsort(partition, kind="stable")
     bounds = np.searchsorted(partition[order], np.arange(partitions + 1))
     ordered = rows[order]
-    return [
-        ordered[int(start) : int(end)] if end > start else None
-        for start, end in zip(bounds[:-1], bounds[1:], strict=True)
-    ]
+    return [ordered[int(start) : int(end)] if end > start else None for start, end in pairwise(bounds)]
 
 
 def _coded(texts: pl.Series) -> tuple[pl.Series, NDArray[np.uint32]]:
-    """The distinct texts of a categorical column, and each one's position among them. [texts]"""
+    """The distinct texts of a categorical column, and each one's position among them. [texts] uint32."""
     _, first, code = np.unique(texts.to_physical().to_numpy(), return_index=True, return_inverse=True)
     return texts.gather(first).cast(pl.String), code.astype(np.uint32)
 
@@ -227,4 +225,3 @@ def total(counts: Sequence[Int | None]) -> Int | None:
     """The sum of the counts of all partitions; None where nothing was counted."""
     found = [count for count in counts if count is not None]
     return np.sum(found, axis=0) if found else None
-

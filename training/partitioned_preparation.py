@@ -96,7 +96,9 @@ def prepare_in_tasks(tasks: Tasks, work: Work, portion_bytes: int, scratch: Path
         counts = tasks.share(_told(tasks, work, [count for _, count in made], "counting plays", total))
     chosen = [tasks.start(selected_of_partition, work.options, partition, counts)[0] for partition, _ in made]
     del made
-    selected = _told(tasks, work, chosen, "making sessions", lambda results: [one for one in results if one is not None])
+    selected = _told(
+        tasks, work, chosen, "making sessions", lambda results: [one for one in results if one is not None]
+    )
     steps = _steps(log, selected, work)
     sessions = _ordered(selected)
     del selected, chosen
@@ -108,7 +110,9 @@ def prepare_in_tasks(tasks: Tasks, work: Work, portion_bytes: int, scratch: Path
         codes=codes,
         skipped=plays.skipped,
         offsets=plays.offsets,
-        session_ids=session_ids(sessions.owner[kept], plays.piece, sessions.owners if log.form.whole_sessions else None),
+        session_ids=session_ids(
+            sessions.owner[kept], plays.piece, sessions.owners if log.form.whole_sessions else None
+        ),
         started_at=times_of_starts(None if sessions.starts is None else sessions.starts[kept]),
     )
     return Made(log.read, listening, steps)

@@ -52,7 +52,7 @@ def ray_engine(address: str | None = None, *, portion_bytes: int | None = None, 
 
     def engine(work: Work) -> Made:
         size = portion_bytes or portion_bytes_of(work.files)
-        with _scratch(work, address) as scratch, _connected(address, cpus) as ray:
+        with _scratch(work, address) as scratch, connected(address, cpus) as ray:
             return prepare_in_tasks(_RayTasks(ray), work, size, scratch)
 
     return engine
@@ -91,7 +91,7 @@ class _RayTasks:
 
 @contextlib.contextmanager
 def _scratch(work: Work, address: str | None) -> Iterator[Path | None]:
-    """Where tasks put copies, removed after they have ended, in whatever way; None: where their own machine has room."""
+    """Where tasks put copies, removed when they have ended; None: where their own machine has room."""
     if address is not None:
         yield None
         return
@@ -100,8 +100,11 @@ def _scratch(work: Work, address: str | None) -> Iterator[Path | None]:
 
 
 @contextlib.contextmanager
-def _connected(address: str | None, cpus: int | None) -> Iterator[Any]:
-    """Ray, connected to a cluster or started; left again, or ended, whatever happens."""
+def connected(address: str | None = None, cpus: int | None = None) -> Iterator[Any]:
+    """Ray, connected to a cluster or started; left again, or ended, whatever happens.
+
+    Engines that prepare logs meanwhile use it. Raises as `ray_engine` does.
+    """
     if address is not None:
         _refuse_silence(address)
     with _environment({} if address else _QUIET):
@@ -134,7 +137,7 @@ def _join(ray: Any, address: str) -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except ImportError as error:
         raise BadOption(f"{address} cannot be reached: {error}: install `ray[client]`, or use host:port") from error
-    except (Exception, SystemExit) as error:  # noqa: BLE001 (Ray has no class for it, and may even exit)
+    except (Exception, SystemExit) as error:  # Ray has no class for it, and may even exit
         raise BadOption(f"the cluster at {address} refused: {_last_line(error)}") from error
 
 
@@ -149,7 +152,7 @@ def _start(ray: Any, cpus: int | None) -> None:
                 logging_level=logging.ERROR,
                 object_store_memory=_store_bytes(),
             )
-        except Exception as error:  # noqa: PERF203 (Ray has no class for it)
+        except Exception as error:  # Ray has no class for it
             ray.shutdown()
             if attempt == _ATTEMPTS - 1:
                 raise BadOption(f"Ray does not start on this machine: {_last_line(error)}") from error

@@ -56,7 +56,7 @@ def test_tasks_give_the_files_and_the_report_of_one_process(name: str, portion_b
 
 def test_the_samples_hold_what_could_go_wrong() -> None:
     """Were one of these not so, the tests above would show less than they seem to."""
-    rules = set()
+    rules: set[str] = set()
     reasons: set[str] = set()
     for sample in SAMPLES.values():
         with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,7 @@
 """`--engine ray`: the files of one process from tasks on a real Ray, on loopback, which ends with the work."""
 
+import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -21,8 +23,12 @@ from tests.prepared_twice import assert_same, contents
 from training.listening_logs import prepare, prepare_options
 from training.ray_engine import connected, ray_engine
 
+MARK = "SEGUE_TEST_STARTED_IN"
 PREPARE = (sys.executable, "-m", "segue", "prepare")
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra `ray`")
 
 
 def refuse_busy(message: str) -> None:
@@ -34,7 +40,6 @@ def refuse_busy(message: str) -> None:
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
     """A Ray of two processes for all tests of this file."""
-    pytest.importorskip("ray", reason="needs the extra `ray`")
     try:
         connection = connected(cpus=2)
         started = connection.__enter__()
@@ -45,6 +50,7 @@ def ray() -> Iterator[Any]:
     connection.__exit__(None, None, None)
 
 
+@needs_ray  # not imported here: it reads its environment when it is
 @pytest.mark.usefixtures("ray")
 class TestOnRay:
     @pytest.mark.parametrize("name", SAMPLES)
@@ -147,16 +153,14 @@ class TestRefusals:
         assert (code, capsys.readouterr().err.count("has no effect without --engine ray")) == (2, 1)
 
 
-def started_by(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """All living processes of the session that a process leads, their parents being dead or not."""
-    return [one for one in psutil.process_iter() if _session(one.pid) == process.pid and one.pid != process.pid]
-
-
-def _session(pid: int) -> int | None:
-    try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return None
+def started_by(mark: str) -> list[str]:
+    """The names of all living processes that have inherited a mark in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.name())
+    return found
 
 
 def _waited_for(condition: Any, limit_s: float) -> bool:
@@ -169,14 +173,13 @@ def _waited_for(condition: Any, limit_s: float) -> bool:
 @pytest.fixture
 def command(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """`segue prepare --engine ray`, started as a session of its own."""
-    pytest.importorskip("ray", reason="needs the extra `ray`")
     files = SAMPLES["lfm1k"].write(tmp_path / "log")
     process = subprocess.Popen(
         [*PREPARE, "lfm1k", *files, "--out", tmp_path / "out", "--seed", "3", "--engine", "ray", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
+        env={**os.environ, MARK: str(tmp_path)},
     )
     yield process
     if process.poll() is None:
@@ -184,6 +187,7 @@ def command(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.wait(30)
 
 
+@needs_ray
 @pytest.mark.slow
 class TestACommand:
     def test_it_starts_a_ray_of_its_own_and_ends_it(self, command: subprocess.Popen[str], tmp_path: Path) -> None:
@@ -193,18 +197,18 @@ class TestACommand:
         prepare("lfm1k", [tmp_path / "log"], tmp_path / "plain", prepare_options(seed=3))
         assert contents(tmp_path / "out") == contents(tmp_path / "plain")
         assert json.loads(out)["files"] == 3
-        assert _waited_for(lambda: not started_by(command), 20)
+        assert _waited_for(lambda: not started_by(str(tmp_path)), 20)
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_an_interrupt_leaves_nothing(
         self, command: subprocess.Popen[str], tmp_path: Path, number: signal.Signals
     ) -> None:
-        assert _waited_for(lambda: any("raylet" in one.name() for one in started_by(command)), 100)
+        assert _waited_for(lambda: "raylet" in started_by(str(tmp_path)), 100)
         command.send_signal(number)
         _, err = command.communicate(timeout=100)
-        assert (command.returncode, err) == (130, "segue: interrupted\n")
+        assert (command.returncode, err.strip()) == (130, "segue: interrupted")
         assert [path.name for path in tmp_path.iterdir()] == ["log"]
-        assert _waited_for(lambda: not started_by(command), 20)
+        assert _waited_for(lambda: not started_by(str(tmp_path)), 20)
 
     @staticmethod
     def malformed(folder: Path) -> str:

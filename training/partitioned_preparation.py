@@ -3,7 +3,7 @@
     read each portion -> tracks of each partition -> sessions of each partition -> what the rules leave of them
 
 What comes out is what training.listening_logs makes of the same log in one process, to the byte. This process holds
-8 bytes a play and the catalogue, never a line of the log. Who runs the tasks is behind `Tasks`.
+a few integers a play and the catalogue, never a line of the log. Who runs the tasks is behind `Tasks`.
 """
 
 from collections.abc import Callable, Sequence

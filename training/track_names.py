@@ -32,7 +32,7 @@ def track_table(lines: pl.DataFrame, codes: NDArray[np.uint32]) -> tuple[pl.Data
     position = np.zeros(count, dtype=np.int64)
     position[used] = np.arange(len(used))
     keys = _first_given(lines["track"], code_of_line, used)
-    names = {
+    names: dict[str, pl.Series] = {
         name: _first_given(lines[name], code_of_line, used) for name in ("title", "artist") if name in lines.columns
     }
     return named(keys, names), position[codes]

@@ -1,8 +1,8 @@
 """`segue prepare --engine ray`: the tasks of training.partitioned_preparation on a Ray cluster, or on this machine.
 
 Ray's tasks and objects (https://docs.ray.io/en/latest/ray-core/tasks.html) carry them, not Ray Data: what is moved
-here are pieces that know their place, so a shuffle is a list of references. Twenty portions in eight partitions, 16 MB in
-all, took Ray Data more than ten seconds and tasks less than one, and Ray Data installs pandas and PyArrow besides.
+here are pieces that know their place, so a shuffle is a list of references. Twenty portions in eight partitions, 16 MB
+in all, took Ray Data more than ten seconds and tasks less than one, and Ray Data installs pandas and PyArrow besides.
 
 Ray places the tasks, retries those of machines that are lost, and keeps what does not fit into memory on disk. Nothing
 is reported to its makers, and no dashboard runs. A Ray that is started here listens on loopback alone and ends with

@@ -156,6 +156,23 @@ def _listeners(*, skips_in: tuple[bool, ...]) -> Sample:
     return Sample("events", files, {"idle_gap_s": 600, "min_session_plays": 1})
 
 
+def _owners_apart(*, whole: bool) -> Sample:
+    """Few owners, each in one file; one file lacks a column: skips of listeners, times of sessions."""
+    owner, column = ("session_id", "timestamp") if whole else ("user_id", "skipped")
+    files = {}
+    for number in range(2):
+        some = [play for play in plays(9, 8) if int(play.owner[1:4]) % 2 == number]
+        columns = {
+            owner: [play.owner for play in some],
+            "track_id": [f"t{play.track}" for play in some],
+            "position": [play.place for play in some],
+            "timestamp": [play.second for play in some],
+            "skipped": [play.skipped for play in some],
+        }
+        files[f"e{number}.parquet"] = pl.DataFrame({k: v for k, v in columns.items() if number or k != column})
+    return Sample("events", files, {"min_session_plays": 1})
+
+
 def _without_times() -> Sample:
     lines = [f"{play.owner},{play.place},t{play.track},{int(play.skipped)}" for play in plays(8, 60)]
     return Sample("events", _files("e{}.csv", lines, "session_id,position,track_id,skipped"), {"min_track_plays": 2})
@@ -186,6 +203,8 @@ def samples() -> Iterator[tuple[str, Sample]]:
     yield "events without times", _without_times()
     yield "listeners with skips", _listeners(skips_in=(True, True, True))
     yield "listeners, skips in some files", _listeners(skips_in=(True, False, True))
+    yield "listeners, skips of some", _owners_apart(whole=False)
+    yield "sessions, times of some", _owners_apart(whole=True)
     yield "a log of few lines", _yambda(6)._replace(options={"min_session_plays": 1})
 
 

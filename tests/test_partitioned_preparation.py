@@ -56,7 +56,7 @@ def test_tasks_give_the_files_and_the_report_of_one_process(name: str, portion_b
 
 @pytest.mark.parametrize("name", ["listeners, skips of some", "sessions, times of some"])
 def test_what_the_whole_log_gives_counts_in_partitions_of_one_owner(name: str, tmp_path: Path) -> None:
-    assert_same(SAMPLES[name], tmp_path, engine(700))
+    assert_same(SAMPLES[name], tmp_path, engine(300))
 
 
 def test_the_samples_hold_what_could_go_wrong() -> None:

@@ -22,77 +22,50 @@ was cut have `~2`, `~3` behind it.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self, TypeAlias
+from typing import NamedTuple, TypeAlias
 
-import numpy as np
-import polars as pl
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from segue.arrays import Int
-from segue.errors import BadLog, BadOption
 from segue.folders import refuse_existing
-from training import session_rules as rules
 from training.dataset import FACTS_FILE, Dataset, Listening, write_listening
-from training.log_formats import LogLines, SkipFlag
-from training.log_reading import LogReader, MalformedLine
-from training.log_sources import KINDS, LogKind, find_files
-from training.session_rules import UNKNOWN_TIME, Plays
+from training.log_portions import Part
+from training.log_reading import LinesRead, LogReader, MalformedLine
+from training.log_sources import LogKind, find_files
+from training.prepare_options import NO_EFFECT, PrepareOptions, options_of_kind, prepare_options
+from training.session_making import (
+    Step,
+    kept,
+    made_sessions,
+    owners_of,
+    session_ids,
+    starts_of,
+    steps_of_reading,
+    times_of_starts,
+)
 from training.track_names import track_table
+
+__all__ = ["Made", "PrepareOptions", "PrepareReport", "Step", "Work", "prepare", "prepare_options"]
 
 Progress: TypeAlias = Callable[[str, int, int], None]  # what is done, steps finished, steps in all
 
-# What cannot have an effect on a kind is refused rather than ignored.
-_NO_EFFECT: Final[dict[LogKind, tuple[str, ...]]] = {
-    "mssd": ("idle_gap_s", "skip_within_s", "played_ratio_pct"),
-    "lfm1k": ("skip_flag", "played_ratio_pct"),
-    "lfm2b": ("skip_flag", "played_ratio_pct"),
-    "yambda": ("skip_flag", "skip_within_s"),
-    "events": ("skip_flag", "played_ratio_pct"),
-}
+
+class Work(NamedTuple):
+    """What an engine is to make sessions of."""
+
+    kind: LogKind
+    files: Sequence[Path]
+    options: PrepareOptions
+    scratch: Path  # the folder where the dataset will be: there is room for copies
+    tell: Progress  # of len(files) + 2 steps, the first len(files) are reading, and one is making sessions
 
 
-class PrepareOptions(BaseModel):
-    """What can be set about `prepare`; the defaults are the paper's (section 4.2)."""
+class Made(NamedTuple):
+    """What an engine made of them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    idle_gap_s: float = Field(default=1200, gt=0, description="Seconds between two plays after which a session ends")
-    skip_within_s: float = Field(
-        default=30, ge=0, description="A play is skipped if the next one of its session starts within so many seconds"
-    )
-    min_session_plays: int = Field(default=5, ge=1, description="Sessions with fewer plays are dropped")
-    max_session_plays: int = Field(
-        default=20, ge=1, description="Longer sessions are cut into consecutive ones of so many plays"
-    )
-    min_track_plays: int = Field(default=0, ge=0, description="Plays of tracks with fewer plays are dropped")
-    sample_half_skips: bool | None = Field(
-        default=None,
-        description="Keep as many sessions without a skip as with one, drawn at random; by default for lfm1k alone",
-    )
-    max_sessions: int | None = Field(default=None, ge=1, description="Keep so many sessions, drawn at random")
-    skip_flag: SkipFlag = Field(default="skip_2", description="The column of MSSD that says what a skip is")
-    played_ratio_pct: int = Field(
-        default=50, ge=1, description="Yambda: a play is skipped if a smaller part of the track was heard, in percent"
-    )
-    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of the sampling")
-
-    @model_validator(mode="after")
-    def _possible_lengths(self) -> Self:
-        if self.min_session_plays > self.max_session_plays:
-            raise ValueError(
-                f"min_session_plays is {self.min_session_plays}, expected at most max_session_plays, "
-                f"which is {self.max_session_plays}"
-            )
-        return self
+    read: LinesRead
+    listening: Listening
+    steps: list[Step]
 
 
-class Step(NamedTuple):
-    """What a rule left."""
-
-    rule: str
-    plays: int
-    sessions: int | None  # None before sessions are made
+Engine: TypeAlias = Callable[[Work], Made]
 
 
 @dataclass(frozen=True)
@@ -109,17 +82,6 @@ class PrepareReport:
     dataset: Dataset
 
 
-def prepare_options(**values: Any) -> PrepareOptions:
-    """Options by name. Raises BadOption with one line where a name is unknown or a value out of range."""
-    try:
-        return PrepareOptions(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        what = f"{name} is {first['input']!r}: " if name else ""
-        raise BadOption(f"{what}{first['msg'].removeprefix('Value error, ')}") from error
-
-
 def prepare(
     kind: LogKind,
     sources: Sequence[Path | str],
@@ -128,169 +90,58 @@ def prepare(
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> PrepareReport:
     """Make the dataset `out` of the logs that `sources` (files, folders, globs) name.
 
+    `engine` makes the sessions: this process (the default), or others (training.ray_engine); the dataset is the same.
     Raises BadLog, BadOption, and InputError where `out` is taken. Takes memory for the integer columns (some 100 bytes
     a line at the worst moment) and for the distinct names, never for the text of the log.
     """
-    options = _for_kind(kind, PrepareOptions() if options is None else options)
+    options = options_of_kind(kind, PrepareOptions() if options is None else options)
     refuse_existing(out, overwrite=overwrite, marker=FACTS_FILE)
     files = find_files(kind, sources)
     tell = progress or _silent
     out.parent.mkdir(parents=True, exist_ok=True)
-    log = LogReader(kind, options.skip_flag, options.played_ratio_pct, scratch=out.parent)
-    for number, file in enumerate(files):
-        tell(f"reading {file.name}", number, len(files) + 2)
-        log.read(file)
-    tell("making sessions", len(files), len(files) + 2)
-    listening, steps = _listening(log, options)
+    read, listening, steps = (engine or in_this_process)(Work(kind, files, options, out.parent, tell))
     tell("writing the dataset", len(files) + 1, len(files) + 2)
-    settings = options.model_dump(exclude=set(_NO_EFFECT[kind]))
-    dataset = write_listening(out, listening, kind, settings, malformed_lines=log.malformed, overwrite=overwrite)
+    settings = options.model_dump(exclude=set(NO_EFFECT[kind]))
+    dataset = write_listening(out, listening, kind, settings, malformed_lines=read.malformed, overwrite=overwrite)
     tell("done", len(files) + 2, len(files) + 2)
     return PrepareReport(
         kind=kind,
         files=len(files),
-        lines=log.lines,
-        malformed=log.malformed,
-        malformed_reasons=dict(log.reasons),
-        malformed_examples=tuple(log.examples),
+        lines=read.lines,
+        malformed=read.malformed,
+        malformed_reasons=dict(read.reasons),
+        malformed_examples=tuple(read.examples),
         steps=tuple(steps),
         dataset=dataset,
     )
 
 
-def _silent(_what: str, _finished: int, _steps: int) -> None:
-    """Nobody watches."""
-
-
-def _for_kind(kind: LogKind, options: PrepareOptions) -> PrepareOptions:
-    """The options with the kind's defaults. Raises BadOption for an option that cannot have an effect."""
-    if kind not in KINDS:
-        raise BadOption(f"there are no logs of kind {kind!r}: expected one of {', '.join(KINDS)}")
-    for name in _NO_EFFECT[kind]:
-        if getattr(options, name) != PrepareOptions.model_fields[name].default:
-            raise BadOption(f"{name} has no effect on logs of kind {kind}: leave it out")
-    if options.sample_half_skips is None:
-        return options.model_copy(update={"sample_half_skips": kind == "lfm1k"})
-    return options
-
-
-def _listening(log: LogReader, options: PrepareOptions) -> tuple[Listening, list[Step]]:
-    """The plays that the rules leave, with what each rule left."""
+def in_this_process(work: Work) -> Made:
+    """Read all files into this process and make sessions of their lines."""
+    log = LogReader(work.kind, work.options.skip_flag, work.options.played_ratio_pct, scratch=work.scratch)
+    for number, file in enumerate(work.files):
+        work.tell(f"reading {file.name}", number, len(work.files) + 2)
+        log.read(Part(file))
+    work.tell("making sessions", len(work.files), len(work.files) + 2)
     lines, form = log.result(), log.form
-    steps = [Step("lines read", log.lines, None)]
-    if log.malformed:
-        steps.append(Step("malformed lines left out", len(lines), None))
-    owners = _owners(lines)
-    plays = _kept(_sessions(lines, owners, form, options, steps), options, steps)
+    steps = steps_of_reading(log.account)
+    owners = owners_of(lines)
+    plays = kept(made_sessions(lines, owners, form, work.options, steps), work.options, steps)
     tracks, codes = track_table(lines, plays.track)
     listening = Listening(
         tracks=tracks,
         codes=codes,
         skipped=plays.skipped,
         offsets=plays.offsets,
-        session_ids=_session_ids(plays, owners["owner"] if form.whole_sessions else None),
-        started_at=_started_at(plays),
+        session_ids=session_ids(plays.owner, plays.piece, owners["owner"] if form.whole_sessions else None),
+        started_at=times_of_starts(starts_of(plays)),
     )
-    return listening, steps
+    return Made(log.account, listening, steps)
 
 
-def _owners(lines: pl.DataFrame) -> pl.DataFrame:
-    """The listeners or sessions by name: `owner` string and `code`, their code in the lines."""
-    # By name, for codes depend on which thread met a name first.
-    distinct = lines["owner"].unique()
-    return pl.DataFrame({"owner": distinct.cast(pl.String), "code": distinct.to_physical()}).sort("owner")
-
-
-def _sessions(
-    lines: pl.DataFrame, owners: pl.DataFrame, form: LogLines, options: PrepareOptions, steps: list[Step]
-) -> Plays:
-    """All plays as sessions, before any is dropped."""
-    if form.newest_first:  # of two plays at the same second the later line is then the earlier play
-        lines = lines.reverse()
-    number_of_code = np.zeros(int(owners["code"].max()) + 1, dtype=np.uint32)  # type: ignore[arg-type]
-    number_of_code[owners["code"].to_numpy()] = np.arange(len(owners), dtype=np.uint32)
-    owner = number_of_code[lines["owner"].to_physical().to_numpy()]
-    order = _order(owner, lines, form)
-    owner = owner[order]
-    if form.by_position:
-        position = lines["position"].to_numpy()[order]
-        latest = np.append((owner[1:] != owner[:-1]) | (position[1:] != position[:-1]), True)
-        order, owner = order[latest], owner[latest]
-        if len(order) < len(lines):
-            steps.append(Step("repeated reports of one play merged", len(order), None))
-    at = lines["at"].fill_null(UNKNOWN_TIME).to_numpy()[order] if "at" in lines.columns else None
-    if form.whole_sessions or at is None:
-        first = rules.first_of_owner(owner)
-    else:
-        first = rules.first_of_session(owner, at, options.idle_gap_s)
-    if "skipped" in lines.columns and lines["skipped"].null_count() == 0:
-        skipped = lines["skipped"].to_numpy()[order]
-    else:
-        assert at is not None
-        skipped = rules.inferred_skips(at, first, options.skip_within_s)
-    offsets = rules.offsets_where(first)
-    plays = Plays(
-        track=lines["track"].to_physical().to_numpy()[order],
-        skipped=skipped,
-        at=at,
-        offsets=offsets,
-        owner=owner[offsets[:-1]].astype(np.int64),
-        piece=np.zeros(len(offsets) - 1, dtype=np.int64),
-    )
-    steps.append(Step("sessions made", len(order), len(plays)))
-    return plays
-
-
-def _order(owner: NDArray[np.uint32], lines: pl.DataFrame, form: LogLines) -> Int:
-    """Line numbers by owner, then by position (of one play the newest report last) or time, then as they stand."""
-    keys = pl.DataFrame({"owner": owner}).with_columns(lines["position" if form.by_position else "at"].alias("place"))
-    if form.by_position and "written_at" in lines.columns:
-        keys = keys.with_columns(lines["written_at"])  # a report without this time counts as the oldest
-    return keys.select(pl.arg_sort_by(keys.columns, nulls_last=False, maintain_order=True)).to_series().to_numpy()
-
-
-def _kept(plays: Plays, options: PrepareOptions, steps: list[Step]) -> Plays:
-    """The plays that the rules of selection leave. Raises BadLog where that is none."""
-    rng = np.random.default_rng(options.seed)
-
-    def note(rule: str, left: Plays) -> Plays:
-        steps.append(Step(rule, len(left.track), len(left)))
-        if len(left.track) == 0:
-            told = "; ".join(f"{step.rule}: {step.plays:,} plays" for step in steps)
-            raise BadLog(f"no play is left ({told}): relax the last of these rules")
-        return left
-
-    if options.min_track_plays > 1:
-        rare = f"plays of tracks with fewer than {options.min_track_plays} plays dropped"
-        plays = note(rare, rules.without_rare_tracks(plays, options.min_track_plays))
-    if plays.lengths.max() > options.max_session_plays:
-        cut = rules.cut(plays, options.max_session_plays)
-        plays = note(f"sessions cut into pieces of at most {options.max_session_plays} plays", cut)
-    short = f"sessions of fewer than {options.min_session_plays} plays dropped"
-    plays = note(short, rules.without_short_sessions(plays, options.min_session_plays))
-    if options.sample_half_skips:
-        half = rules.half_with_skips(plays, rng)
-        plays = note("all sessions with a skip kept, and as many without one drawn", half)
-    if options.max_sessions is not None:
-        drawn = rules.at_most(plays, options.max_sessions, rng)
-        plays = note(f"at most {options.max_sessions:,} sessions drawn", drawn)
-    return plays
-
-
-def _session_ids(plays: Plays, owners: pl.Series | None) -> pl.Series:
-    if owners is None:
-        numbers = pl.int_range(1, len(plays) + 1, eager=True).cast(pl.String).str.zfill(8)
-        return ("s" + numbers).alias("session_id")
-    ids = pl.DataFrame({"id": owners.gather(plays.owner), "piece": plays.piece})
-    piece = pl.format("{}~{}", "id", pl.col("piece") + 1)
-    return ids.select(session_id=pl.when(pl.col("piece") == 0).then("id").otherwise(piece)).to_series()
-
-
-def _started_at(plays: Plays) -> pl.Series | None:
-    if plays.at is None:
-        return None
-    at = pl.Series("started_at", plays.at[plays.offsets[:-1]])
-    return at.to_frame().select(pl.when(at != UNKNOWN_TIME).then(at)).to_series().cast(pl.Datetime("ms", "UTC"))
+def _silent(_what: str, _finished: int, _steps: int) -> None:
+    """Nobody watches."""

@@ -10,7 +10,7 @@ LFM-2b (Schedl et al. 2022, https://doi.org/10.1145/3498366.3505791), Yambda (ht
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import polars as pl
 
@@ -52,14 +52,20 @@ _LFM2B_NAMES: Final = {
 }
 
 
-@dataclass(frozen=True)
-class LogLines:
-    """The lines of one file and what is known about all of them."""
+class LogForm(NamedTuple):
+    """What is known about all lines of a log."""
 
-    frame: pl.LazyFrame  # LINE_COLUMNS, problem (uint8), text (string)
     whole_sessions: bool  # owners are sessions, and skips are given
     by_position: bool  # plays of a session have positions
     newest_first: bool = False
+
+
+@dataclass(frozen=True)
+class LogLines:
+    """The lines of one file."""
+
+    frame: pl.LazyFrame  # LINE_COLUMNS, problem (uint8), text (string)
+    form: LogForm
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ def _lfm1k(file: Path) -> LogLines:
         artist=artist,
         complete=complete,
     )
-    return LogLines(_lines(frame, fields, text), whole_sessions=False, by_position=False, newest_first=True)
+    return LogLines(_lines(frame, fields, text), LogForm(whole_sessions=False, by_position=False, newest_first=True))
 
 
 def _mssd(table: Table, skip_flag: SkipFlag) -> LogLines:
@@ -129,7 +135,7 @@ def _mssd(table: Table, skip_flag: SkipFlag) -> LogLines:
         skipped=table.flag(skip_flag),
         complete=table.complete,
     )
-    return LogLines(_lines(table.frame, fields, table.text), whole_sessions=True, by_position=True)
+    return LogLines(_lines(table.frame, fields, table.text), LogForm(whole_sessions=True, by_position=True))
 
 
 def _lfm2b(table: Table) -> LogLines:
@@ -141,7 +147,7 @@ def _lfm2b(table: Table) -> LogLines:
         artist=_first_text(table, _LFM2B_NAMES["artist"]),
         complete=table.complete,
     )
-    return LogLines(_lines(table.frame, fields, table.text), whole_sessions=False, by_position=False)
+    return LogLines(_lines(table.frame, fields, table.text), LogForm(whole_sessions=False, by_position=False))
 
 
 def _yambda(table: Table, played_ratio_pct: int) -> LogLines:
@@ -154,7 +160,7 @@ def _yambda(table: Table, played_ratio_pct: int) -> LogLines:
         at=table.time_ms("timestamp"),
         skipped=pl.col("played_ratio_pct") < played_ratio_pct,
     )
-    return LogLines(_lines(table.frame, fields, table.text), whole_sessions=False, by_position=False)
+    return LogLines(_lines(table.frame, fields, table.text), LogForm(whole_sessions=False, by_position=False))
 
 
 def _events(table: Table) -> LogLines:
@@ -181,7 +187,8 @@ def _events(table: Table) -> LogLines:
         written_at=_written_at(table),
         complete=table.complete,
     )
-    return LogLines(_lines(table.frame, fields, table.text), whole_sessions=whole, by_position=whole and by_position)
+    form = LogForm(whole_sessions=whole, by_position=whole and by_position)
+    return LogLines(_lines(table.frame, fields, table.text), form)
 
 
 def _written_at(table: Table) -> pl.Expr | None:

@@ -12,8 +12,9 @@ import polars as pl
 
 from segue.errors import BadLog
 from segue.parquet_footer import UNREADABLE
-from training.log_formats import LINE_COLUMNS, PROBLEMS, LogLines, SkipFlag, read_lines
-from training.log_sources import LogKind, uncompressed
+from training.log_formats import LINE_COLUMNS, PROBLEMS, LogForm, SkipFlag, read_lines
+from training.log_portions import Part, opened, rows_of_part
+from training.log_sources import LogKind
 
 _EXAMPLES: Final = 5
 _EXAMPLE_CHARACTERS: Final = 120
@@ -29,6 +30,37 @@ class MalformedLine(NamedTuple):
 
 
 @dataclass
+class LinesRead:
+    """How many lines were read, and which of them could not be."""
+
+    lines: int = 0  # malformed ones included, blank ones and headers not
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: list[MalformedLine] = field(default_factory=list)  # the first five
+
+    @property
+    def malformed(self) -> int:
+        """Lines that could not be read."""
+        return self.reasons.total()
+
+    def add(self, later: "LinesRead") -> None:
+        """Count the lines of files that come later, too."""
+        self.lines += later.lines
+        self.reasons.update(later.reasons)
+        self.examples.extend(later.examples[: _EXAMPLES - len(self.examples)])
+
+    def refuse_nothing(self, kind: LogKind, files: int) -> None:
+        """Raise BadLog where there is no line that could be read."""
+        if self.lines == 0:
+            raise BadLog(f"no line in {files:,} files: expected a log of kind {kind}")
+        if self.malformed == self.lines:
+            first = self.examples[0]
+            raise BadLog(
+                f"none of {self.lines:,} lines can be read as {kind}: {first.reason} in {first.text!r} "
+                f"({first.file}): check the kind of log"
+            )
+
+
+@dataclass
 class LogReader:
     """Files read so far, their texts as integer codes."""
 
@@ -36,69 +68,63 @@ class LogReader:
     skip_flag: SkipFlag
     played_ratio_pct: int
     scratch: Path  # where compressed files are unpacked, one at a time
-    lines: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    examples: list[MalformedLine] = field(default_factory=list)
+    account: LinesRead = field(default_factory=LinesRead)
     frames: list[pl.DataFrame] = field(default_factory=list)
-    forms: list[LogLines] = field(default_factory=list)
+    forms: list[LogForm] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         # One dictionary for each column and run: codes are the same in all files, and exact, as hashes are not.
         self.codings = {name: pl.Categorical(pl.Categories.random()) for name in _CODED}
 
     @property
-    def malformed(self) -> int:
-        """Lines that could not be read."""
-        return self.reasons.total()
-
-    @property
-    def form(self) -> LogLines:
-        """The first file, whose form the others share."""
+    def form(self) -> LogForm:
+        """That of the first file, which the others share."""
         return self.forms[0]
 
-    def read(self, file: Path) -> None:
-        """Add a file. Raises BadLog where it cannot be read at all."""
-        with uncompressed(file, self.scratch) as plain:
+    def read(self, part: Part) -> None:
+        """Add a file, or part of one. Raises BadLog where it cannot be read at all."""
+        file = part.file
+        with opened(part, self.kind, self.scratch) as plain:
             log = read_lines(
                 self.kind, plain, name=str(file), skip_flag=self.skip_flag, played_ratio_pct=self.played_ratio_pct
             )
-            self.forms.append(log)
-            if (log.whole_sessions, log.by_position) != (self.form.whole_sessions, self.form.by_position):
-                raise BadLog(f"{file} has other columns than the first file: give logs of one form at a time")
+            self.forms.append(log.form)
+            refuse_other_form(file, log.form, self.form)
             columns = [pl.col(name).cast(self.codings.get(name, dtype)) for name, dtype in LINE_COLUMNS.items()]
             try:
-                frame = log.frame.select("problem", *columns).collect(engine="streaming")
-                self._note_malformed(file, log, frame["problem"])
+                lines = rows_of_part(part, log.frame)
+                frame = lines.select("problem", *columns).collect(engine="streaming")
+                self._note_malformed(file, lines, frame["problem"])
             except UNREADABLE as error:
                 raise BadLog(f"{file} cannot be read: {str(error).strip().splitlines()[0]}") from error
-        self.lines += len(frame)
+        self.account.lines += len(frame)
         if frame["problem"].max():
             frame = frame.filter(pl.col("problem") == 0)
         self.frames.append(frame.drop("problem", *(c.name for c in frame if c.null_count() == len(frame))))
 
-    def _note_malformed(self, file: Path, log: LogLines, problem: pl.Series) -> None:
+    def _note_malformed(self, file: Path, lines: pl.LazyFrame, problem: pl.Series) -> None:
         numbers = (problem > 0).arg_true()
-        self.reasons.update(
+        account = self.account
+        account.reasons.update(
             {PROBLEMS[code]: count for code, count in problem.gather(numbers).value_counts().iter_rows()}
         )
-        shown = numbers.head(_EXAMPLES - len(self.examples))
+        shown = numbers.head(_EXAMPLES - len(account.examples))
         if shown.is_empty():
             return
         last = int(shown[-1])
-        texts = log.frame.select("text").head(last + 1).collect(engine="streaming")["text"].gather(shown)
+        texts = lines.select("text").head(last + 1).collect(engine="streaming")["text"].gather(shown)
         for code, text in zip(problem.gather(shown), texts, strict=True):
-            self.examples.append(MalformedLine(file, PROBLEMS[code], (text or "")[:_EXAMPLE_CHARACTERS]))
+            account.examples.append(MalformedLine(file, PROBLEMS[code], (text or "")[:_EXAMPLE_CHARACTERS]))
 
     def result(self) -> pl.DataFrame:
         """All good lines in the order of the files. Raises BadLog where there is none."""
-        if self.lines == 0:
-            raise BadLog(f"no line in {len(self.frames):,} files: expected a log of kind {self.kind}")
-        if self.malformed == self.lines:
-            first = self.examples[0]
-            raise BadLog(
-                f"none of {self.lines:,} lines can be read as {self.kind}: {first.reason} in {first.text!r} "
-                f"({first.file}): check the kind of log"
-            )
+        self.account.refuse_nothing(self.kind, len(self.frames))
         lines = pl.concat(self.frames, how="diagonal")
         self.frames.clear()
         return lines
+
+
+def refuse_other_form(file: Path, form: LogForm, first: LogForm) -> None:
+    """Raise BadLog where a file is of another form than the first one."""
+    if form != first:
+        raise BadLog(f"{file} has other columns than the first file: give logs of one form at a time")

@@ -21,7 +21,7 @@ from segue.errors import BadLog
 LogKind: TypeAlias = Literal["mssd", "lfm1k", "lfm2b", "yambda", "events"]
 KINDS: Final[tuple[LogKind, ...]] = get_args(LogKind)
 
-_COMPRESSIONS: Final = (".gz", ".bz2", ".zst")
+COMPRESSIONS: Final = (".gz", ".bz2", ".zst")
 _COPY_BYTES: Final = 1 << 20
 
 # What of a folder belongs to a log: the published folders hold other tables beside it.
@@ -64,7 +64,7 @@ def uncompressed(file: Path, scratch: Path) -> Iterator[Path]:
     Takes a few MB of memory whatever the size. Raises BadLog where the compressed data is damaged.
     """
     compression = file.suffix.lower()
-    if compression not in _COMPRESSIONS:
+    if compression not in COMPRESSIONS:
         yield file
         return
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".log-") as folder:
@@ -111,7 +111,7 @@ def _belongs(kind: LogKind, file: Path, folder: Path) -> bool:
 
 
 def _inner_name(file: Path) -> Path:
-    return file.with_suffix("") if file.suffix.lower() in _COMPRESSIONS else file
+    return file.with_suffix("") if file.suffix.lower() in COMPRESSIONS else file
 
 
 def _blocks(file: Path, compression: str) -> Iterator[bytes]:

@@ -79,9 +79,12 @@ def inferred_skips(at: Int, first: Bool, skip_within_s: float) -> Bool:
     return skipped
 
 
-def without_rare_tracks(plays: Plays, min_track_plays: int) -> Plays:
-    """Without the plays of tracks that have fewer plays; they are counted once, before any is dropped."""
-    counts = np.bincount(plays.track)
+def without_rare_tracks(plays: Plays, min_track_plays: int, track_plays: Int | None = None) -> Plays:
+    """Without the plays of tracks that have fewer plays; they are counted once, before any is dropped.
+
+    `track_plays` [tracks] are counts to go by where `plays` are not all there are.
+    """
+    counts = np.bincount(plays.track) if track_plays is None else track_plays
     return plays.keep_plays(counts[plays.track] >= min_track_plays)
 
 

@@ -7,6 +7,7 @@ shortened and ends in ` #` and 16 hexadecimal digits of the key's hash: distinct
 """
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -32,11 +33,14 @@ def track_table(lines: pl.DataFrame, codes: NDArray[np.uint32]) -> tuple[pl.Data
     position[used] = np.arange(len(used))
     keys = _first_given(lines["track"], code_of_line, used)
     names: dict[str, pl.Series] = {
-        name: printable(_first_given(lines[name], code_of_line, used))
-        for name in ("title", "artist")
-        if name in lines.columns
+        name: _first_given(lines[name], code_of_line, used) for name in ("title", "artist") if name in lines.columns
     }
-    return pl.DataFrame({"track_id": track_ids(keys), **names}), position[codes]
+    return named(keys, names), position[codes]
+
+
+def named(keys: pl.Series, names: Mapping[str, pl.Series]) -> pl.DataFrame:
+    """`track_id` of distinct keys, and `title` and `artist` where `names` has them."""
+    return pl.DataFrame({"track_id": track_ids(keys), **{name: printable(texts) for name, texts in names.items()}})
 
 
 def track_ids(keys: pl.Series) -> pl.Series:

@@ -36,6 +36,7 @@ _EXTRA_OF = {
     "fastapi": "service",
     "redis": "service",
     "httpx": "service",
+    "ray": "ray",
     "uvicorn": "service",
 }
 

@@ -7,10 +7,11 @@ import click
 
 from segue.cli.output import facts_table, print_json, print_table, say
 from segue.cli.progress import counting_steps
+from segue.errors import BadOption
 
 if TYPE_CHECKING:
     from training.dataset import Dataset
-    from training.listening_logs import PrepareReport
+    from training.listening_logs import Engine, PrepareReport
 
 FOLDER = click.Path(path_type=Path)
 
@@ -45,8 +46,25 @@ FOLDER = click.Path(path_type=Path)
     "--played-ratio", "played_ratio_pct", type=int, metavar="PCT", help="Yambda: less is a skip.  [default: 50]"
 )
 @click.option("--seed", type=int, help="Of the sampling.  [default: 0]")
+@click.option(
+    "--engine",
+    type=click.Choice(["polars", "ray"]),
+    default="polars",
+    show_default=True,
+    help="In this process, or in tasks on Ray.",
+)
+@click.option("--ray-address", metavar="ADDRESS", help="host:port of a Ray cluster.  [default: Ray on this machine]")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def prepare(kind: str, sources: tuple[str, ...], out: Path, overwrite: bool, as_json: bool, **given: Any) -> None:
+def prepare(
+    kind: str,
+    sources: tuple[str, ...],
+    out: Path,
+    overwrite: bool,
+    engine: str,
+    ray_address: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Make a dataset of listening logs: files, folders or globs, plain or .gz, .bz2, .zst.
 
     `events` is the format for your own data: CSV or Parquet with track_id, and either session_id, skipped and
@@ -57,7 +75,15 @@ def prepare(kind: str, sources: tuple[str, ...], out: Path, overwrite: bool, as_
 
     options = prepare_options(**{name: value for name, value in given.items() if value is not None})
     with counting_steps() as tell:
-        report = prepare_logs(kind, sources, out, options, overwrite=overwrite, progress=tell)  # type: ignore[arg-type]
+        report = prepare_logs(
+            kind,  # type: ignore[arg-type]  # it refuses other kinds itself
+            sources,
+            out,
+            options,
+            overwrite=overwrite,
+            progress=tell,
+            engine=_engine(engine, ray_address),
+        )
     _show_malformed(report)
     if as_json:
         print_json(_report_json(report))
@@ -86,6 +112,16 @@ def simulate(tracks: int, sessions: int, out: Path, overwrite: bool, seed: int, 
         print_json({"path": str(dataset.path), **dataset.facts.model_dump(mode="json")})
     else:
         _print_dataset(dataset)
+
+
+def _engine(name: str, ray_address: str | None) -> "Engine | None":
+    if name == "ray":
+        from training.ray_engine import ray_engine
+
+        return ray_engine(ray_address)
+    if ray_address is not None:
+        raise BadOption(f"--ray-address {ray_address} has no effect without --engine ray: add that, or leave it out")
+    return None
 
 
 def _in_sessions(sessions: int | None) -> str:

@@ -1,0 +1,219 @@
+"""`--engine ray`: the files of one process from tasks on a real Ray, on loopback, which ends with the work."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from segue.cli import main
+from segue.errors import BadLog, BadOption
+from tests.log_samples import SAMPLES, Sample
+from tests.prepared_twice import assert_same, contents
+from training.listening_logs import prepare, prepare_options
+from training.ray_engine import connected, ray_engine
+
+MARK = "SEGUE_TEST_STARTED_IN"
+PREPARE = (sys.executable, "-m", "segue", "prepare")
+LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra `ray`")
+
+
+def refuse_busy(message: str) -> None:
+    """Skip where the machine is too busy for Ray, which gives its own processes 30 s to start (asked three times)."""
+    if "timed out during startup" in message:
+        pytest.skip(f"this machine is too busy for Ray: {message}")
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    """A Ray of two processes for all tests of this file."""
+    try:
+        connection = connected(cpus=2)
+        started = connection.__enter__()
+    except BadOption as error:
+        refuse_busy(str(error))
+        raise
+    yield started
+    connection.__exit__(None, None, None)
+
+
+@needs_ray  # not imported here: it reads its environment when it is
+@pytest.mark.usefixtures("ray")
+class TestOnRay:
+    @pytest.mark.parametrize("name", SAMPLES)
+    def test_it_gives_the_files_and_the_report_of_one_process(self, name: str, tmp_path: Path) -> None:
+        assert_same(SAMPLES[name], tmp_path, ray_engine(portion_bytes=20_000))
+
+    def test_a_log_that_cannot_be_read_is_refused_in_the_same_line(self, tmp_path: Path) -> None:
+        files = Sample("events", {"a.csv": "a,a\n" + "1,2\n" * 9000}, {}).write(tmp_path / "log")
+        with pytest.raises(BadLog) as plain:
+            prepare("events", files, tmp_path / "out")
+        with pytest.raises(BadLog) as caught:
+            prepare("events", files, tmp_path / "out", engine=ray_engine(portion_bytes=9000))
+        assert str(caught.value) == str(plain.value)
+        assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+    def test_a_fault_of_a_task_is_one_line(self, tmp_path: Path, ray: Any) -> None:
+        files = SAMPLES["lfm1k"].write(tmp_path / "log")
+
+        def vanishing(what: str, *_: int) -> None:  # when all is read
+            if what.startswith("reading"):
+                for file in files:
+                    file.unlink(missing_ok=True)
+
+        with pytest.raises(BadLog) as caught:
+            prepare("lfm1k", files, tmp_path / "out", engine=ray_engine(), progress=vanishing)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "out").exists()
+
+    def test_nothing_listens_to_other_machines(self) -> None:
+        listening = [
+            connection.laddr.ip
+            for process in psutil.Process().children(recursive=True)
+            for connection in process.net_connections()
+            if connection.status == psutil.CONN_LISTEN
+        ]
+        assert listening
+        assert set(listening) <= set(LOOPBACK)
+
+    def test_a_cluster_is_joined_by_its_address_and_left_running(self, tmp_path: Path, ray: Any) -> None:
+        sample = SAMPLES["mssd"]
+        files = sample.write(tmp_path / "log")
+        plain = prepare("mssd", files, tmp_path / "plain", prepare_options(**sample.options))
+        address = ray.get_runtime_context().gcs_address
+        options = ["--skip-flag", "skip_3", "--max-session", "7"]
+        done = subprocess.run(
+            [
+                *PREPARE,
+                "mssd",
+                *files,
+                "--out",
+                tmp_path / "tasks",
+                *options,
+                "--engine",
+                "ray",
+                "--ray-address",
+                address,
+            ],
+            env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr.count("segue:")) == (0, 0), done.stderr
+        assert contents(tmp_path / "tasks") == contents(tmp_path / "plain")
+        assert plain.dataset.facts.fingerprint[:12] in done.stdout
+        assert ray.is_initialized()
+        assert ray.nodes()[0]["Alive"]
+
+
+class TestRefusals:
+    def test_without_ray_the_extra_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        files = SAMPLES["lfm1k"].write(tmp_path / "log")
+        monkeypatch.setitem(sys.modules, "ray", None)
+        code = main(["prepare", "lfm1k", *map(str, files), "--out", str(tmp_path / "out"), "--engine", "ray"])
+        assert code == 2
+        assert capsys.readouterr().err == "segue: ray is not installed: this command needs `pip install 'segue[ray]'`\n"
+        assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+    @pytest.mark.parametrize("scheme", ["", "ray://"])
+    def test_a_cluster_that_does_not_answer_is_named_at_once(self, tmp_path: Path, scheme: str) -> None:
+        files = SAMPLES["lfm1k"].write(tmp_path / "log")
+        with socket.socket() as taken:  # bound, but nobody listens
+            taken.bind(("127.0.0.1", 0))
+            address = f"{scheme}127.0.0.1:{taken.getsockname()[1]}"
+            with pytest.raises(BadOption, match="Connection refused") as caught:
+                prepare("lfm1k", files, tmp_path / "out", engine=ray_engine(address))
+        assert str(caught.value).startswith(f"nothing answers at {address} (")
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("address", ["", "somewhere", ":6379", "host:", "host:port", "ray://host"])
+    def test_what_is_no_address_is_refused(self, tmp_path: Path, address: str) -> None:
+        files = SAMPLES["lfm1k"].write(tmp_path / "log")
+        with pytest.raises(BadOption, match="expected host:6379, ray://host:10001 or auto"):
+            prepare("lfm1k", files, tmp_path / "out", engine=ray_engine(address))
+
+    def test_an_address_without_the_engine_is_refused(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        code = main(["prepare", "lfm1k", "x", "--out", str(tmp_path / "out"), "--ray-address", "host:6379"])
+        assert (code, capsys.readouterr().err.count("has no effect without --engine ray")) == (2, 1)
+
+
+def started_by(mark: str) -> list[str]:
+    """The names of all living processes that have inherited a mark in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.name())
+    return found
+
+
+def _waited_for(condition: Any, limit_s: float) -> bool:
+    end = time.monotonic() + limit_s
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+    return bool(condition())
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """`segue prepare --engine ray`, started as a session of its own."""
+    files = SAMPLES["lfm1k"].write(tmp_path / "log")
+    process = subprocess.Popen(
+        [*PREPARE, "lfm1k", *files, "--out", tmp_path / "out", "--seed", "3", "--engine", "ray", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, MARK: str(tmp_path)},
+    )
+    yield process
+    if process.poll() is None:
+        process.terminate()
+        process.wait(30)
+
+
+@needs_ray
+@pytest.mark.slow
+class TestACommand:
+    def test_it_starts_a_ray_of_its_own_and_ends_it(self, command: subprocess.Popen[str], tmp_path: Path) -> None:
+        out, err = command.communicate(timeout=200)
+        refuse_busy(err)
+        assert (command.returncode, err) == (0, self.malformed(tmp_path))
+        prepare("lfm1k", [tmp_path / "log"], tmp_path / "plain", prepare_options(seed=3))
+        assert contents(tmp_path / "out") == contents(tmp_path / "plain")
+        assert json.loads(out)["files"] == 3
+        assert _waited_for(lambda: not started_by(str(tmp_path)), 20)
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_an_interrupt_leaves_nothing(
+        self, command: subprocess.Popen[str], tmp_path: Path, number: signal.Signals
+    ) -> None:
+        assert _waited_for(lambda: "raylet" in started_by(str(tmp_path)), 100)
+        command.send_signal(number)
+        _, err = command.communicate(timeout=100)
+        assert (command.returncode, err.strip()) == (130, "segue: interrupted")
+        assert [path.name for path in tmp_path.iterdir()] == ["log"]
+        assert _waited_for(lambda: not started_by(str(tmp_path)), 20)
+
+    @staticmethod
+    def malformed(folder: Path) -> str:
+        """What the command says of malformed lines."""
+        files = sorted((folder / "log").iterdir())
+        report = prepare("lfm1k", files, folder / "told", prepare_options(seed=3))
+        lines = "".join(f"  {line.file}: {line.reason}: {line.text}\n" for line in report.malformed_examples)
+        return f"{report.malformed} of {report.lines:,} lines were malformed and left out; the first ones:\n{lines}"

@@ -17,8 +17,10 @@ from training.averaging import MovingAverage
 from training.batches import Batch, epoch_batches, trainable
 from training.checkpoint import Checkpoints, Progress
 from training.encoders.contract import SessionEncoder
+from training.epoch_order import epoch_order
 from training.item_rows import ItemRows, renumbered, touched_rows
 from training.objective import Terms, step_terms
+from training.session_views import SessionViews
 from training.splits import Examples
 from training.validation import encoder_score
 
@@ -48,7 +50,7 @@ class Fitted:
 
 def fit(
     encoder: SessionEncoder,
-    training: Sessions,
+    training: Sessions | SessionViews,
     validation: Examples,
     checkpoints: Checkpoints,
     reporter: Reporter,
@@ -68,7 +70,12 @@ class _Run:
     """One call of `fit`: what it holds while it goes."""
 
     def __init__(
-        self, encoder: SessionEncoder, training: Sessions, validation: Examples, checkpoints: Checkpoints, device: str
+        self,
+        encoder: SessionEncoder,
+        training: SessionViews,
+        validation: Examples,
+        checkpoints: Checkpoints,
+        device: str,
     ) -> None:
         self.device = torch.device(device)
         self.encoder = encoder.to(self.device)
@@ -100,7 +107,7 @@ class _Run:
 
     def _epoch(self, reporter: Reporter) -> None:
         progress, options = self.progress, self.options
-        order = np.random.default_rng((options.seed, progress.epoch)).permutation(len(self.training))
+        order = epoch_order(options.seed, progress.epoch, len(self.training), len(self.training.whole.rows))
         remaining = order[progress.step * options.batch_size :]
         started, saved, done_before = time.monotonic(), time.monotonic(), len(order) - len(remaining)
         done = done_before

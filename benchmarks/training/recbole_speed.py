@@ -31,7 +31,7 @@ LEAST_STEPS = 3
 
 
 class Limited:
-    """A loader of batches that takes the time between them and ends after some seconds."""
+    """A loader of batches that takes the time between them and ends after some seconds of CPU time."""
 
     def __init__(self, loader: Any, seconds: float) -> None:
         self.loader, self.seconds = loader, seconds
@@ -43,7 +43,7 @@ class Limited:
             for batch in self.loader:
                 self.at.append(time.perf_counter())
                 self.cpu.append(time.process_time())
-                if len(self.at) > WARM_UP + LEAST_STEPS and self.at[-1] - self.at[0] > self.seconds:
+                if len(self.at) > WARM_UP + LEAST_STEPS and self.cpu[-1] - self.cpu[0] > self.seconds:
                     return
                 yield batch
 

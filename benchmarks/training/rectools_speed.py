@@ -1,6 +1,6 @@
 """RecTools' SASRec for some seconds on generated sessions; runs in RecTools' own environment (benchmarks/peers).
 
-    python rectools_speed.py SESSIONS.npz --loss softmax --seconds 15 --out FILE.json
+python rectools_speed.py SESSIONS.npz --loss softmax --seconds 15 --out FILE.json
 """
 
 import argparse
@@ -26,7 +26,7 @@ LEAST_STEPS = 3
 
 
 class Clock(Callback):  # type: ignore[misc]
-    """Takes the time of every step, and stops training after some seconds."""
+    """Takes the time of every step, and stops training after some seconds of CPU time."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -41,7 +41,7 @@ class Clock(Callback):  # type: ignore[misc]
         """After each step."""
         self.at.append(time.perf_counter())
         self.cpu.append(time.process_time())
-        if self.at[-1] - self.at[0] > self.seconds and len(self.at) > WARM_UP + LEAST_STEPS:
+        if self.cpu[-1] - self.cpu[0] > self.seconds and len(self.at) > WARM_UP + LEAST_STEPS:
             trainer.should_stop = True
 
 

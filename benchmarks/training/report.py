@@ -45,10 +45,10 @@ def _peers(sizes: dict[str, Any]) -> str:
                     f"{int(tracks):,}",
                     peer,
                     f"{run['sessions_per_s']:,.1f}" if known else run["failed"],
-                    f"{run['ours to it, sessions_per_s']:,.1f}" if known else "-",
-                    f"{run['ours to it, sessions_per_cpu_s']:,.1f}" if known else "-",
+                    f"{run.get('ours to it, sessions_per_s', 0):,.1f}",
+                    f"{run.get('ours to it, sessions_per_cpu_s', 0):,.1f}",
                     f"{run['peak_rss_bytes'] / 2**20:,.0f}",
-                    f"{run['its memory to ours']:.1f}, {run['its memory to ours with all moments']:.1f}",
+                    f"{run.get('its memory to ours', 0):.1f}, {run.get('its memory to ours with all moments', 0):.1f}",
                 ]
             )
     head = ["tracks", "peer", "sessions/s", "ours to it", "by CPU time", "peak MiB", "to ours; with all moments"]

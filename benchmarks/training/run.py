@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import psutil
@@ -41,7 +41,7 @@ LARGEST_FOR_PEERS = 600_000
 
 def watched(command: Sequence[str | Path], chosen: argparse.Namespace) -> dict[str, Any]:
     """Run a measurement; it ends early, and the result says so, where it takes too long or too much memory."""
-    out = chosen.folder / "one.json"
+    out = chosen.folder / f"one_{os.getpid()}.json"
     out.unlink(missing_ok=True)
     most = chosen.most_gib * 2**30
     # Waiting threads that spin would take the cores from others, which on a shared machine are waited for then.
@@ -79,12 +79,13 @@ def beside(tracks: int, peer: str, chosen: argparse.Namespace) -> dict[str, Any]
     python = environment(library, chosen.peers)
     command = [python, script, written(chosen.folder, tracks), "--seconds", str(chosen.seconds), *arguments]
     found = watched(command, chosen)
-    after = ours(tracks, chosen)
-    if "failed" not in found:
+    runs = [run for run in (before, ours(tracks, chosen)) if "failed" not in run]
+    if runs and "failed" not in found:
         for unit in ("sessions_per_s", "sessions_per_cpu_s"):
-            found[f"ours to it, {unit}"] = (before[unit] + after[unit]) / 2 / found[unit]
-    found["its memory to ours"] = found["peak_rss_bytes"] / after["peak_rss_bytes"]
-    found["its memory to ours with all moments"] = found["peak_rss_bytes"] / after["peak_rss_with_all_moments_bytes"]
+            found[f"ours to it, {unit}"] = fmean(run[unit] for run in runs) / found[unit]
+    for run in runs:
+        found["its memory to ours"] = found["peak_rss_bytes"] / run["peak_rss_bytes"]
+        found["its memory to ours with all moments"] = found["peak_rss_bytes"] / run["peak_rss_with_all_moments_bytes"]
     print(tracks, peer, json.dumps(found), flush=True)
     return found
 
@@ -92,7 +93,9 @@ def beside(tracks: int, peer: str, chosen: argparse.Namespace) -> dict[str, Any]
 def of_rounds(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The median of every figure over the rounds that gave one."""
     good = [run for run in runs if "failed" not in run] or runs[:1]
-    figures = {key: median(run[key] for run in good) for key, value in good[0].items() if isinstance(value, float | int)}
+    figures = {
+        key: median(run[key] for run in good) for key, value in good[0].items() if isinstance(value, float | int)
+    }
     nested = {key: value for key, value in good[0].items() if isinstance(value, dict)}
     parts = {key: {name: median(run[key][name] for run in good) for name in value} for key, value in nested.items()}
     return {**good[0], **figures, **parts, "runs": len(good)}
@@ -105,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[5_000, 60_000, 600_000, 5_000_000])
     parser.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of steps, a measurement")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of CPU time in steps, a measurement")
     parser.add_argument("--timeout-s", type=float, default=240.0)
     parser.add_argument("--most-gib", type=float, default=16.0, help="of memory that a measurement may take")
     parser.add_argument("--threads", type=int, default=2)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from segue.catalogue import PAD_ROW
 from training.encoders.contract import CausalEncoder
 from training.encoders.dropout import dropout
-from training.encoders.transformer import Block, TransformerOptions, attention
+from training.encoders.transformer import Block, TransformerOptions, attention, unpacked
 
 
 class SasRecOptions(TransformerOptions):
@@ -23,12 +23,27 @@ class SasRec(CausalEncoder):
 
     def forward(self, tracks: Tensor, skipped: Tensor, *, newest: bool = False) -> Tensor:
         """See CausalEncoder; with `newest` the last step alone, [batch, 1, dimension]."""
+        if self.training:
+            return self._of_real(tracks, skipped)
         states: Tensor = self.input_norm(self.embed(tracks, skipped) + self.positions.weight)
         states = dropout(states, self.options.dropout, self.training)
         attends = attention(tracks != PAD_ROW, causal=True)
         for block in self.blocks:
             states = block(states, attends, newest=newest and block is self.blocks[-1])
         return states
+
+    def _of_real(self, tracks: Tensor, skipped: Tensor) -> Tensor:
+        """The same by real steps alone, zeros elsewhere: a third of the columns is padding where lengths differ."""
+        batch, window = tracks.shape
+        real = tracks != PAD_ROW
+        places = real.flatten().nonzero()[:, 0]  # [steps]
+        inputs = self.embed(tracks.flatten()[places], skipped.flatten()[places])
+        states: Tensor = self.input_norm(inputs + self.positions.weight[places % window])
+        states = dropout(states, self.options.dropout, self.training)
+        attends = attention(real, causal=True)
+        for block in self.blocks:
+            states = block.packed(states, attends, places)
+        return unpacked(states, places, batch * window).view(batch, window, -1)
 
     def encode(self, tracks: Tensor, skipped: Tensor) -> Tensor:
         """See SessionEncoder."""

@@ -1,7 +1,8 @@
 """Self-attentive encoder blocks (Vaswani et al., 2017, https://arxiv.org/abs/1706.03762)."""
 
 import math
-from typing import Literal, Self
+from collections.abc import Callable
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -57,11 +58,25 @@ class Block(nn.Module):
         With `newest` the last state alone, [batch, 1, dimension], at a fraction of the work: it is all that a query
         takes from the last block.
         """
-        steps = states[:, -1:] if newest else states
+        return self._around(
+            states[:, -1:] if newest else states, states, lambda seen: self._attend(seen, attends, newest=newest)
+        )
+
+    def packed(self, states: Tensor, attends: Tensor, places: Tensor) -> Tensor:
+        """The same for real steps alone, [steps, dimension], `places` [steps] int64 in the lines of `attends`."""
+        batch, _, length, _ = attends.shape
+
+        def attend(seen: Tensor) -> Tensor:
+            inputs = unpacked(self.attention_input(seen), places, batch * length).view(batch, length, -1)
+            return self._out(packed(self._mix(*self._by_heads(inputs), attends).flatten(0, 1), places))
+
+        return self._around(states, states, attend)
+
+    def _around(self, steps: Tensor, states: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
         if self.pre_norm:
-            steps = steps + self._drop(self._attend(self.attention_norm(states), attends, newest=newest))
+            steps = steps + self._drop(attend(self.attention_norm(states)))
             return steps + self._drop(self._feed(self.feed_forward_norm(steps)))
-        states = self.attention_norm(steps + self._drop(self._attend(states, attends, newest=newest)))
+        states = self.attention_norm(steps + self._drop(attend(states)))
         normed: Tensor = self.feed_forward_norm(states + self._drop(self._feed(states)))
         return normed
 
@@ -70,26 +85,29 @@ class Block(nn.Module):
         return changed
 
     def _attend(self, states: Tensor, attends: Tensor, *, newest: bool) -> Tensor:
-        batch, length, dimension = states.shape
-        if newest:
-            weight, bias = self.attention_input.weight, self.attention_input.bias
-            shape = (batch, length, 2, self.heads, dimension // self.heads)
-            key, value = F.linear(states, weight[dimension:], bias[dimension:]).reshape(shape).permute(2, 0, 3, 1, 4)
-            query = (
-                F.linear(states[:, -1:], weight[:dimension], bias[:dimension])
-                .reshape(batch, 1, *shape[3:])
-                .transpose(1, 2)
-            )
-            attends, length = attends[:, :, -1:], 1
-        else:
-            shape = (batch, length, 3, self.heads, dimension // self.heads)
-            query, key, value = self.attention_input(states).reshape(shape).permute(2, 0, 3, 1, 4)
+        if not newest:
+            return self._out(self._mix(*self._by_heads(self.attention_input(states)), attends))
+        weight, bias, dimension = self.attention_input.weight, self.attention_input.bias, states.shape[-1]
+        (query,) = self._by_heads(F.linear(states[:, -1:], weight[:dimension], bias[:dimension]))
+        key, value = self._by_heads(F.linear(states, weight[dimension:], bias[dimension:]))
+        return self._out(self._mix(query, key, value, attends[:, :, -1:]))
+
+    def _by_heads(self, inputs: Tensor) -> list[Tensor]:
+        """[batch, n, k * dimension] -> k of [batch, heads, n, dimension / heads]."""
+        parts = inputs.split(self.attention_output.in_features, dim=-1)
+        return [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, attends: Tensor) -> Tensor:
+        """Attention itself. [batch, n, dimension]."""
         if self.training and self.dropout:
             weights = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
             mixed = self._drop(weights.masked_fill(~attends, -torch.inf).softmax(dim=-1)) @ value
         else:
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attends)
-        attended: Tensor = self.attention_output(mixed.transpose(1, 2).reshape(batch, length, dimension))
+        return mixed.transpose(1, 2).flatten(2)
+
+    def _out(self, mixed: Tensor) -> Tensor:
+        attended: Tensor = self.attention_output(mixed)
         return attended
 
     def _drop(self, states: Tensor) -> Tensor:
@@ -105,3 +123,43 @@ def attention(real: Tensor, *, causal: bool) -> Tensor:
     itself = torch.eye(length, dtype=torch.bool, device=real.device)
     reach = torch.ones(length, length, dtype=torch.bool, device=real.device)
     return (((reach.tril() if causal else reach) & real[:, None, :]) | itself)[:, None]
+
+
+def packed(lines: Tensor, places: Tensor) -> Tensor:
+    """The lines at these places, each of which is named once. [n, width] and [steps] int64 -> [steps, width]."""
+    found: Tensor = _Packed.apply(lines, places)  # type: ignore[no-untyped-call]
+    return found
+
+
+def unpacked(lines: Tensor, places: Tensor, count: int) -> Tensor:
+    """The lines put to their places among `count`, zeros elsewhere. [steps, width] -> [count, width]."""
+    found: Tensor = _Unpacked.apply(lines, places, count)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Packed(torch.autograd.Function):
+    """Its gradient is `unpacked`: autograd's own, which reckons with places named twice, takes far longer."""
+
+    @staticmethod
+    def forward(ctx: Any, lines: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.count = len(lines)
+        return lines.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = gradients[0]
+        return gradient.new_zeros(ctx.count, gradient.shape[1]).index_copy_(0, *ctx.saved_tensors, gradient), None
+
+
+class _Unpacked(torch.autograd.Function):
+    """Its gradient is `packed`."""
+
+    @staticmethod
+    def forward(ctx: Any, lines: Tensor, places: Tensor, count: int) -> Tensor:
+        ctx.save_for_backward(places)
+        return lines.new_zeros(count, lines.shape[1]).index_copy_(0, places, lines)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients[0].index_select(0, *ctx.saved_tensors), None, None

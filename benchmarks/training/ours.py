@@ -59,9 +59,8 @@ def trained(encoder: SasRec, sessions: Sessions, device: str, steps: int, second
     clock = Clock(steps, seconds)
     first = np.arange(1)
     validation = Examples(sessions.select(first), sessions.rows[:1], sessions.skipped[:1], first)
-    with tempfile.TemporaryDirectory() as folder:
-        with contextlib.suppress(Enough):
-            fit(encoder, sessions, validation, Checkpoints(Path(folder), {}), clock, device)
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
+        fit(encoder, sessions, validation, Checkpoints(Path(folder), {}), clock, device)
     return clock
 
 

@@ -67,7 +67,14 @@ def watched(command: Sequence[str | Path], chosen: argparse.Namespace) -> dict[s
 
 
 def ours(tracks: int, chosen: argparse.Namespace, *extra: str) -> dict[str, Any]:
-    command = [*OURS, written(chosen.folder, tracks), "--seconds", str(chosen.seconds), "--device", chosen.device]
+    command: list[str | Path] = [
+        *OURS,
+        written(chosen.folder, tracks),
+        "--seconds",
+        str(chosen.seconds),
+        "--device",
+        chosen.device,
+    ]
     return watched([*command, *extra], chosen)
 
 
@@ -77,7 +84,14 @@ def beside(tracks: int, peer: str, chosen: argparse.Namespace) -> dict[str, Any]
     script = HERE / f"{library}_speed.py"
     before = ours(tracks, chosen)
     python = environment(library, chosen.peers)
-    command = [python, script, written(chosen.folder, tracks), "--seconds", str(chosen.seconds), *arguments]
+    command: list[str | Path] = [
+        python,
+        script,
+        written(chosen.folder, tracks),
+        "--seconds",
+        str(chosen.seconds),
+        *arguments,
+    ]
     found = watched(command, chosen)
     runs = [run for run in (before, ours(tracks, chosen)) if "failed" not in run]
     if runs and "failed" not in found:

@@ -1,5 +1,7 @@
 """SASRec: self-attentive sequential recommendation (Kang and McAuley, ICDM 2018, https://arxiv.org/abs/1808.09781)."""
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from segue.catalogue import PAD_ROW
@@ -41,7 +43,7 @@ class SasRec(CausalEncoder):
         states: Tensor = self.input_norm(inputs + self.positions.weight[places % window])
         states = dropout(states, self.options.dropout, self.training)
         attends = attention(real, causal=True)
-        for block in self.blocks:
+        for block in cast("list[Block]", list(self.blocks)):
             states = block.packed(states, attends, places)
         return unpacked(states, places, batch * window).view(batch, window, -1)
 

@@ -68,7 +68,7 @@ class Block(nn.Module):
 
         def attend(seen: Tensor) -> Tensor:
             inputs = unpacked(self.attention_input(seen), places, batch * length).view(batch, length, -1)
-            return self._out(packed(self._mix(*self._by_heads(inputs), attends).flatten(0, 1), places))
+            return self._out(packed(self._mix(self._by_heads(inputs), attends).flatten(0, 1), places))
 
         return self._around(states, states, attend)
 
@@ -86,19 +86,20 @@ class Block(nn.Module):
 
     def _attend(self, states: Tensor, attends: Tensor, *, newest: bool) -> Tensor:
         if not newest:
-            return self._out(self._mix(*self._by_heads(self.attention_input(states)), attends))
+            return self._out(self._mix(self._by_heads(self.attention_input(states)), attends))
         weight, bias, dimension = self.attention_input.weight, self.attention_input.bias, states.shape[-1]
         (query,) = self._by_heads(F.linear(states[:, -1:], weight[:dimension], bias[:dimension]))
-        key, value = self._by_heads(F.linear(states, weight[dimension:], bias[dimension:]))
-        return self._out(self._mix(query, key, value, attends[:, :, -1:]))
+        key_and_value = self._by_heads(F.linear(states, weight[dimension:], bias[dimension:]))
+        return self._out(self._mix([query, *key_and_value], attends[:, :, -1:]))
 
     def _by_heads(self, inputs: Tensor) -> list[Tensor]:
         """[batch, n, k * dimension] -> k of [batch, heads, n, dimension / heads]."""
-        parts = inputs.split(self.attention_output.in_features, dim=-1)
-        return [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
+        parts = torch.split(inputs, self.attention_output.in_features, dim=-1)
+        return [part.view(*part.shape[:-1], self.heads, -1).transpose(1, 2) for part in parts]
 
-    def _mix(self, query: Tensor, key: Tensor, value: Tensor, attends: Tensor) -> Tensor:
-        """Attention itself. [batch, n, dimension]."""
+    def _mix(self, parts: list[Tensor], attends: Tensor) -> Tensor:
+        """Attention itself, of query, key and value by heads. [batch, n, dimension]."""
+        query, key, value = parts
         if self.training and self.dropout:
             weights = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
             mixed = self._drop(weights.masked_fill(~attends, -torch.inf).softmax(dim=-1)) @ value
@@ -148,8 +149,8 @@ class _Packed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = gradients[0]
-        return gradient.new_zeros(ctx.count, gradient.shape[1]).index_copy_(0, *ctx.saved_tensors, gradient), None
+        (places,), gradient = ctx.saved_tensors, gradients[0]
+        return gradient.new_zeros(ctx.count, gradient.shape[1]).index_copy_(0, places, gradient), None
 
 
 class _Unpacked(torch.autograd.Function):
@@ -162,4 +163,5 @@ class _Unpacked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return gradients[0].index_select(0, *ctx.saved_tensors), None, None
+        (places,) = ctx.saved_tensors
+        return gradients[0].index_select(0, places), None, None

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from segue.catalogue import PAD_ROW
 from training.encoders.contract import CausalEncoder
 from training.encoders.dropout import dropout
-from training.encoders.transformer import Block, TransformerOptions, attention, unpacked
+from training.encoders.transformer import Block, Places, TransformerOptions, attention
 
 
 class SasRecOptions(TransformerOptions):
@@ -35,17 +35,16 @@ class SasRec(CausalEncoder):
         return states
 
     def _of_real(self, tracks: Tensor, skipped: Tensor) -> Tensor:
-        """The same by real steps alone, zeros elsewhere: a third of the columns is padding where lengths differ."""
-        batch, window = tracks.shape
-        real = tracks != PAD_ROW
-        places = real.flatten().nonzero()[:, 0]  # [steps]
-        inputs = self.embed(tracks.flatten()[places], skipped.flatten()[places])
-        states: Tensor = self.input_norm(inputs + self.positions.weight[places % window])
+        """The same by real steps alone: a third of the columns is padding where lengths differ by as much."""
+        window = tracks.shape[1]
+        places = Places(tracks != PAD_ROW)
+        inputs = self.embed(tracks.flatten()[places.of_real], skipped.flatten()[places.of_real])
+        states: Tensor = self.input_norm(inputs + self.positions(places.of_real % window))
         states = dropout(states, self.options.dropout, self.training)
-        attends = attention(real, causal=True)
+        attends = attention(tracks != PAD_ROW, causal=True)
         for block in cast("list[Block]", list(self.blocks)):
             states = block.packed(states, attends, places)
-        return unpacked(states, places, batch * window).view(batch, window, -1)
+        return places.spread(states).view(*tracks.shape, -1)
 
     def encode(self, tracks: Tensor, skipped: Tensor) -> Tensor:
         """See SessionEncoder."""

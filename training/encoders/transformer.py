@@ -62,13 +62,13 @@ class Block(nn.Module):
             states[:, -1:] if newest else states, states, lambda seen: self._attend(seen, attends, newest=newest)
         )
 
-    def packed(self, states: Tensor, attends: Tensor, places: Tensor) -> Tensor:
-        """The same for real steps alone, [steps, dimension], `places` [steps] int64 in the lines of `attends`."""
+    def packed(self, states: Tensor, attends: Tensor, places: "Places") -> Tensor:
+        """The same for real steps alone, [steps, dimension]."""
         batch, _, length, _ = attends.shape
 
         def attend(seen: Tensor) -> Tensor:
-            inputs = unpacked(self.attention_input(seen), places, batch * length).view(batch, length, -1)
-            return self._out(packed(self._mix(self._by_heads(inputs), attends).flatten(0, 1), places))
+            inputs = places.spread(self.attention_input(seen)).view(batch, length, -1)
+            return self._out(places.packed(self._mix(self._by_heads(inputs), attends).flatten(0, 1)))
 
         return self._around(states, states, attend)
 
@@ -101,8 +101,12 @@ class Block(nn.Module):
         """Attention itself, of query, key and value by heads. [batch, n, dimension]."""
         query, key, value = parts
         if self.training and self.dropout:
-            weights = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-            mixed = self._drop(weights.masked_fill(~attends, -torch.inf).softmax(dim=-1)) @ value
+            # Scaled and masked by the product itself: three passes over the weights less, and as many backwards.
+            hidden = torch.where(attends, query.new_zeros(()), -torch.inf).expand(-1, self.heads, -1, -1)
+            query, key = query.flatten(0, 1), key.flatten(0, 1)
+            scale = 1 / math.sqrt(query.shape[-1])
+            weights = torch.baddbmm(hidden.flatten(0, 1), query, key.transpose(1, 2), alpha=scale).softmax(dim=-1)
+            mixed = self._drop(weights).view(*value.shape[:2], *weights.shape[1:]) @ value
         else:
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attends)
         return mixed.transpose(1, 2).flatten(2)
@@ -126,20 +130,27 @@ def attention(real: Tensor, *, causal: bool) -> Tensor:
     return (((reach.tril() if causal else reach) & real[:, None, :]) | itself)[:, None]
 
 
-def packed(lines: Tensor, places: Tensor) -> Tensor:
-    """The lines at these places, each of which is named once. [n, width] and [steps] int64 -> [steps, width]."""
-    found: Tensor = _Packed.apply(lines, places)  # type: ignore[no-untyped-call]
-    return found
+class Places:
+    """Where the real steps of a batch are among its steps. `real` is [batch, n] bool."""
 
+    def __init__(self, real: Tensor) -> None:
+        flat = real.flatten()
+        self.of_real = flat.nonzero()[:, 0]  # [steps] int64
+        self.sources = (flat.cumsum(0) - 1).clamp_(min=0)  # [batch * n] int64, of padding some real step or other
 
-def unpacked(lines: Tensor, places: Tensor, count: int) -> Tensor:
-    """The lines put to their places among `count`, zeros elsewhere. [steps, width] -> [count, width]."""
-    found: Tensor = _Unpacked.apply(lines, places, count)  # type: ignore[no-untyped-call]
-    return found
+    def packed(self, lines: Tensor) -> Tensor:
+        """The real steps' lines. [batch * n, width] -> [steps, width]."""
+        found: Tensor = _Packed.apply(lines, self.of_real)  # type: ignore[no-untyped-call]
+        return found
+
+    def spread(self, lines: Tensor) -> Tensor:
+        """Its inverse, [steps, width] -> [batch * n, width]: padding holds anything, and nothing may depend on it."""
+        found: Tensor = _Spread.apply(lines, self.sources, self.of_real)  # type: ignore[no-untyped-call]
+        return found
 
 
 class _Packed(torch.autograd.Function):
-    """Its gradient is `unpacked`: autograd's own, which reckons with places named twice, takes far longer."""
+    """Each line goes to one place at most, which autograd's own gradient does not know: that takes far longer."""
 
     @staticmethod
     def forward(ctx: Any, lines: Tensor, places: Tensor) -> Tensor:
@@ -153,13 +164,13 @@ class _Packed(torch.autograd.Function):
         return gradient.new_zeros(ctx.count, gradient.shape[1]).index_copy_(0, places, gradient), None
 
 
-class _Unpacked(torch.autograd.Function):
-    """Its gradient is `packed`."""
+class _Spread(torch.autograd.Function):
+    """As nothing depends on padding, its gradient is that of the real steps alone."""
 
     @staticmethod
-    def forward(ctx: Any, lines: Tensor, places: Tensor, count: int) -> Tensor:
+    def forward(ctx: Any, lines: Tensor, sources: Tensor, places: Tensor) -> Tensor:
         ctx.save_for_backward(places)
-        return lines.new_zeros(count, lines.shape[1]).index_copy_(0, places, lines)
+        return lines.index_select(0, sources)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -90,7 +90,6 @@ def measured(sessions: Sessions, num_rows: int, chosen: argparse.Namespace) -> d
     encoder.initialise(torch.Generator().manual_seed(0))
     device = torch.device(chosen.device)
     clock = trained(encoder, sessions, chosen.device, steps=10_000, seconds=chosen.seconds)
-    table = num_rows * options.dimension * 4
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     step_s = clock.step_s(chosen.device)
     wall_s = np.diff(clock.at)[WARM_UP:]
@@ -101,8 +100,6 @@ def measured(sessions: Sessions, num_rows: int, chosen: argparse.Namespace) -> d
         "sessions_per_s": options.batch_size / float(np.median(wall_s)),
         "sessions_per_cpu_s": options.batch_size / float(np.median(np.diff(clock.cpu)[WARM_UP:])),
         "peak_rss_bytes": peak,
-        # Memory is given to moments when they are first touched, which few of them are in so few steps.
-        "peak_rss_with_all_moments_bytes": peak + 2 * table,
     }
     if device.type == "cuda":
         result |= {"device": torch.cuda.get_device_name(device), "gpu_bytes": torch.cuda.max_memory_allocated(device)}

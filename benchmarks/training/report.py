@@ -24,6 +24,7 @@ def _ours(sizes: dict[str, Any]) -> str:
                     f"{int(tracks):,}",
                     name,
                     f"{run.get('sessions_per_s', 0):,.0f}",
+                    f"{run.get('sessions_per_cpu_s', 0):,.0f}",
                     f"{run.get('step_ms', 0):.1f}",
                     *phases,
                     f"{run.get('bound_ms', 0):.1f}",
@@ -31,7 +32,17 @@ def _ours(sizes: dict[str, Any]) -> str:
                     f"{run['peak_rss_bytes'] / 2**20:,.0f}",
                 ]
             )
-    head = ["tracks", "loss", "sessions/s", "step, ms", *_PHASES, "bound, ms", "its share", "peak MiB"]
+    head = [
+        "tracks",
+        "loss",
+        "sessions/s",
+        "a CPU second",
+        "step, CPU ms",
+        *_PHASES,
+        "bound, ms",
+        "its share",
+        "peak MiB",
+    ]
     return _table(head, lines)
 
 
@@ -45,13 +56,14 @@ def _peers(sizes: dict[str, Any]) -> str:
                     f"{int(tracks):,}",
                     peer,
                     f"{run['sessions_per_s']:,.1f}" if known else run["failed"],
+                    f"{run['sessions_per_cpu_s']:,.1f}" if known else "-",
                     f"{run.get('ours to it, sessions_per_s', 0):,.1f}",
                     f"{run.get('ours to it, sessions_per_cpu_s', 0):,.1f}",
                     f"{run['peak_rss_bytes'] / 2**20:,.0f}",
-                    f"{run.get('its memory to ours', 0):.1f}, {run.get('its memory to ours with all moments', 0):.1f}",
+                    f"{run.get('its memory to ours', 0):.1f}",
                 ]
             )
-    head = ["tracks", "peer", "sessions/s", "ours to it", "by CPU time", "peak MiB", "to ours; with all moments"]
+    head = ["tracks", "peer", "sessions/s", "a CPU second", "ours to it", "by CPU time", "peak MiB", "to ours"]
     return _table(head, lines)
 
 

@@ -99,7 +99,6 @@ def beside(tracks: int, peer: str, chosen: argparse.Namespace) -> dict[str, Any]
             found[f"ours to it, {unit}"] = fmean(run[unit] for run in runs) / found[unit]
     for run in runs:
         found["its memory to ours"] = found["peak_rss_bytes"] / run["peak_rss_bytes"]
-        found["its memory to ours with all moments"] = found["peak_rss_bytes"] / run["peak_rss_with_all_moments_bytes"]
     print(tracks, peer, json.dumps(found), flush=True)
     return found
 

@@ -28,7 +28,6 @@ class SasRec(CausalEncoder):
         if self.training:
             return self._of_real(tracks, skipped)
         states: Tensor = self.input_norm(self.embed(tracks, skipped) + self.positions.weight)
-        states = dropout(states, self.options.dropout, self.training)
         attends = attention(tracks != PAD_ROW, causal=True)
         for block in self.blocks:
             states = block(states, attends, newest=newest and block is self.blocks[-1])

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_FLAGS ?=
 BENCH ?= /tmp/segue-bench
 
-.PHONY: demo test check docs image-check bench bench-serving clean
+.PHONY: demo test check docs image-check bench bench-serving bench-training clean
 
 demo: $(VENV)/.demo-installed  ## the whole path on planted data, then the player
 	$(BIN)/segue demo $(DEMO_FLAGS)
@@ -36,6 +36,9 @@ bench: $(VENV)/.dev-installed  ## the measurements behind benchmarks/README.md; 
 
 bench-serving: $(VENV)/.dev-installed  ## what one core of the service can do, beside its parts
 	$(BIN)/python -m benchmarks.serving.run --folder $(BENCH)/serving
+
+bench-training: $(VENV)/.dev-installed  ## where a training step's time goes, beside RecTools and RecBole and the machine's bound
+	$(BIN)/python -m benchmarks.training.run --folder $(BENCH)/training --peers $(BENCH)/peers
 
 clean:  ## everything that was made here, but no data or release of yours
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo

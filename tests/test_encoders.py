@@ -1,7 +1,7 @@
 """What holds for every encoder; a new one adds three lines at the end."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -149,6 +149,29 @@ class CausalContract(EncoderContract):
 class TestSasRec(CausalContract):
     def encoder(self) -> SessionEncoder:
         return SasRec(ROWS, SasRecOptions(dimension=16, heads=4, window=WINDOW))
+
+    @pytest.mark.parametrize("norm", ["post", "pre"])
+    def test_trained_on_real_steps_alone_it_predicts_and_learns_as_with_padding(
+        self, norm: Literal["post", "pre"]
+    ) -> None:
+        encoder = SasRec(ROWS, SasRecOptions(dimension=16, heads=4, window=WINDOW, dropout=0.0, norm=norm))
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for parameter in encoder.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        windows = random_windows(9)
+        tracks, skipped = torch.from_numpy(windows.tracks), torch.from_numpy(windows.skipped)
+        real = tracks != PAD_ROW
+        wanted = torch.randn(int(real.sum()), 16, generator=generator)
+        found: list[list[Any]] = []
+        for training in (True, False):
+            encoder.train(training).zero_grad()
+            predicted = encoder(tracks, skipped)[real]
+            (predicted * wanted).sum().backward()
+            gradients = [parameter.grad for parameter in encoder.parameters()]
+            found.append([predicted.detach(), *(one.clone() for one in gradients if one is not None)])
+        for packed, padded in zip(*found, strict=True):
+            torch.testing.assert_close(packed, padded, atol=1e-4, rtol=1e-4)
 
 
 class TestBert4Rec(EncoderContract):

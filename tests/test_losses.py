@@ -22,7 +22,7 @@ from training.losses import (  # noqa: E402
     sampled_softmax,
     uniform_log_q,
 )
-from training.objective import step_terms  # noqa: E402
+from training.objective import found_in, step_terms  # noqa: E402
 
 Tensor: TypeAlias = Any
 
@@ -267,3 +267,10 @@ def test_log_q_makes_uniform_negatives_an_unbiased_estimate_of_all_tracks() -> N
     drawn = torch.randint(0, 500, (4_000, 100), generator=generator)
     estimates = (scores[drawn] - uniform_log_q(100, 500)).exp().sum(dim=1)
     assert estimates.mean().item() == pytest.approx(scores.exp().sum().item(), rel=0.01)
+
+
+def test_the_negatives_that_a_session_holds_are_found_however_often_they_were_drawn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    own = torch.randint(0, 30, (6, 7), generator=generator)
+    for negatives in (torch.randint(1, 30, (40,), generator=generator), torch.tensor([29]), torch.tensor([40, 40])):
+        assert torch.equal(found_in(own, negatives), (own[:, :, None] == negatives).any(dim=1))

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from segue.arrays import Bool, Int
 from segue.catalogue import PAD_ROW
@@ -84,7 +85,9 @@ def epoch_batches(
 ) -> Iterator[Batch]:
     """Batches of the sessions in the given order; the last one may be smaller."""
     for start in range(0, len(order), batch_size):
-        yield make_batch(sessions.select(order[start : start + batch_size]), window, objective)
+        with record_function("segue: data"):
+            batch = make_batch(sessions.select(order[start : start + batch_size]), window, objective)
+        yield batch
 
 
 def trainable(sessions: Sessions | SessionViews, window: int) -> SessionViews:

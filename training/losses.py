@@ -70,11 +70,11 @@ class _SampledSoftmax(torch.autograd.Function):
         by_queries, by_own = torch.empty_like(queries), torch.empty_like(own)
         by_negatives = torch.zeros_like(embeddings)
         summed = queries.new_zeros(())
+        without_seen = torch.where(negatives.seen, -torch.inf, queries.new_zeros(()))  # [batch, negatives], added
         for start in range(0, len(queries), block):
             steps = slice(start, start + block)
             asked = queries[steps]
-            others = asked @ embeddings.T
-            others.masked_fill_(negatives.seen[session[steps]], -torch.inf)
+            others = without_seen.index_select(0, session[steps]).addmm_(asked, embeddings.T)
             held = own[steps] + negatives.log_q  # instead of taking it off the others: all that counts is differences
             most = torch.maximum(held.amax(dim=1), others.amax(dim=1))[:, None]
             at_target = held.gather(1, target[steps, None])

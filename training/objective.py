@@ -48,7 +48,7 @@ def _nll(encoder: SessionEncoder, predicted: Tensor, batch: Batch, negatives: Te
     own_scores = own_scores.masked_fill((own == PAD_ROW)[:, None, :], -torch.inf)
     real = batch.targets != PAD_ROW  # [batch, window]
     session = real.nonzero()[:, 0]  # of each step
-    seen = (own[:, :, None] == negatives).any(dim=1)  # [batch, negatives]
+    seen = found_in(own, negatives)
     log_q = uniform_log_q(len(negatives), encoder.item_embeddings.num_embeddings - 1) if encoder.options.log_q else 0.0
     return sampled_softmax(
         predicted[real],
@@ -58,6 +58,17 @@ def _nll(encoder: SessionEncoder, predicted: Tensor, batch: Batch, negatives: Te
         Negatives(encoder.item_embeddings(negatives), seen, log_q),
         total,
     )
+
+
+def found_in(own: Tensor, negatives: Tensor) -> Tensor:
+    """Which negatives each session holds. [batch, n] and [negatives] int64 -> [batch, negatives] bool."""
+    tracks, which = negatives.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    places = torch.searchsorted(tracks, own).clamp_(max=len(tracks) - 1)
+    held = (tracks[places] == own).flatten().nonzero()[:, 0]
+    lines = held // own.shape[1] * len(tracks) + places.flatten()[held]
+    table = torch.zeros(len(own), len(tracks), dtype=torch.bool, device=own.device)
+    table.view(-1).index_fill_(0, lines, True)
+    return table.index_select(1, which)
 
 
 def _nce(encoder: SessionEncoder, predicted: Tensor, batch: Batch, temperature: float, total: Total) -> Tensor:

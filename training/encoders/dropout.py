@@ -20,4 +20,5 @@ def dropout(states: Tensor, share: float, training: bool) -> Tensor:
         return F.dropout(states, share, training)
     words = torch.empty(math.ceil(states.numel() / 8), dtype=torch.int64).random_(-(2**63), None)
     bytes_ = words.view(torch.uint8)[: states.numel()].view(states.shape)
-    return states * ((bytes_ >= dropped) * (256 / (256 - dropped)))
+    # Compared as floats, which a processor does many at a time and torch's comparison of bytes does not.
+    return states * bytes_.float().ge_(dropped).mul_(256 / (256 - dropped))

@@ -1,11 +1,13 @@
 """SASRec: self-attentive sequential recommendation (Kang and McAuley, ICDM 2018, https://arxiv.org/abs/1808.09781)."""
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from segue.catalogue import PAD_ROW
 from training.encoders.contract import CausalEncoder
 from training.encoders.dropout import dropout
-from training.encoders.transformer import Block, TransformerOptions, attention
+from training.encoders.transformer import Block, Places, TransformerOptions, attention
 
 
 class SasRecOptions(TransformerOptions):
@@ -23,12 +25,25 @@ class SasRec(CausalEncoder):
 
     def forward(self, tracks: Tensor, skipped: Tensor, *, newest: bool = False) -> Tensor:
         """See CausalEncoder; with `newest` the last step alone, [batch, 1, dimension]."""
+        if self.training:
+            return self._of_real(tracks, skipped)
         states: Tensor = self.input_norm(self.embed(tracks, skipped) + self.positions.weight)
-        states = dropout(states, self.options.dropout, self.training)
         attends = attention(tracks != PAD_ROW, causal=True)
         for block in self.blocks:
             states = block(states, attends, newest=newest and block is self.blocks[-1])
         return states
+
+    def _of_real(self, tracks: Tensor, skipped: Tensor) -> Tensor:
+        """The same by real steps alone: a third of the columns is padding where lengths differ by as much."""
+        window = tracks.shape[1]
+        places = Places(tracks != PAD_ROW)
+        inputs = self.embed(tracks.flatten()[places.of_real], skipped.flatten()[places.of_real])
+        states: Tensor = self.input_norm(inputs + self.positions(places.of_real % window))
+        states = dropout(states, self.options.dropout, self.training)
+        attends = attention(tracks != PAD_ROW, causal=True)
+        for block in cast("list[Block]", list(self.blocks)):
+            states = block.packed(states, attends, places)
+        return places.spread(states).view(*tracks.shape, -1)
 
     def encode(self, tracks: Tensor, skipped: Tensor) -> Tensor:
         """See SessionEncoder."""

@@ -1,7 +1,8 @@
 """Self-attentive encoder blocks (Vaswani et al., 2017, https://arxiv.org/abs/1706.03762)."""
 
 import math
-from typing import Literal, Self
+from collections.abc import Callable
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -57,11 +58,25 @@ class Block(nn.Module):
         With `newest` the last state alone, [batch, 1, dimension], at a fraction of the work: it is all that a query
         takes from the last block.
         """
-        steps = states[:, -1:] if newest else states
+        return self._around(
+            states[:, -1:] if newest else states, states, lambda seen: self._attend(seen, attends, newest=newest)
+        )
+
+    def packed(self, states: Tensor, attends: Tensor, places: "Places") -> Tensor:
+        """The same for real steps alone, [steps, dimension]."""
+        batch, _, length, _ = attends.shape
+
+        def attend(seen: Tensor) -> Tensor:
+            inputs = places.spread(self.attention_input(seen)).view(batch, length, -1)
+            return self._out(places.packed(self._mix(self._by_heads(inputs), attends).flatten(0, 1)))
+
+        return self._around(states, states, attend)
+
+    def _around(self, steps: Tensor, states: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
         if self.pre_norm:
-            steps = steps + self._drop(self._attend(self.attention_norm(states), attends, newest=newest))
+            steps = steps + self._drop(attend(self.attention_norm(states)))
             return steps + self._drop(self._feed(self.feed_forward_norm(steps)))
-        states = self.attention_norm(steps + self._drop(self._attend(states, attends, newest=newest)))
+        states = self.attention_norm(steps + self._drop(attend(states)))
         normed: Tensor = self.feed_forward_norm(states + self._drop(self._feed(states)))
         return normed
 
@@ -70,26 +85,34 @@ class Block(nn.Module):
         return changed
 
     def _attend(self, states: Tensor, attends: Tensor, *, newest: bool) -> Tensor:
-        batch, length, dimension = states.shape
-        if newest:
-            weight, bias = self.attention_input.weight, self.attention_input.bias
-            shape = (batch, length, 2, self.heads, dimension // self.heads)
-            key, value = F.linear(states, weight[dimension:], bias[dimension:]).reshape(shape).permute(2, 0, 3, 1, 4)
-            query = (
-                F.linear(states[:, -1:], weight[:dimension], bias[:dimension])
-                .reshape(batch, 1, *shape[3:])
-                .transpose(1, 2)
-            )
-            attends, length = attends[:, :, -1:], 1
-        else:
-            shape = (batch, length, 3, self.heads, dimension // self.heads)
-            query, key, value = self.attention_input(states).reshape(shape).permute(2, 0, 3, 1, 4)
+        if not newest:
+            return self._out(self._mix(self._by_heads(self.attention_input(states)), attends))
+        weight, bias, dimension = self.attention_input.weight, self.attention_input.bias, states.shape[-1]
+        (query,) = self._by_heads(F.linear(states[:, -1:], weight[:dimension], bias[:dimension]))
+        key_and_value = self._by_heads(F.linear(states, weight[dimension:], bias[dimension:]))
+        return self._out(self._mix([query, *key_and_value], attends[:, :, -1:]))
+
+    def _by_heads(self, inputs: Tensor) -> list[Tensor]:
+        """[batch, n, k * dimension] -> k of [batch, heads, n, dimension / heads]."""
+        parts = torch.split(inputs, self.attention_output.in_features, dim=-1)
+        return [part.view(*part.shape[:-1], self.heads, -1).transpose(1, 2) for part in parts]
+
+    def _mix(self, parts: list[Tensor], attends: Tensor) -> Tensor:
+        """Attention itself, of query, key and value by heads. [batch, n, dimension]."""
+        query, key, value = parts
         if self.training and self.dropout:
-            weights = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-            mixed = self._drop(weights.masked_fill(~attends, -torch.inf).softmax(dim=-1)) @ value
+            # Scaled and masked by the product itself: three passes over the weights less, and as many backwards.
+            hidden = torch.where(attends, query.new_zeros(()), -torch.inf).expand(-1, self.heads, -1, -1)
+            query, key = query.flatten(0, 1), key.flatten(0, 1)
+            scale = 1 / math.sqrt(query.shape[-1])
+            weights = torch.baddbmm(hidden.flatten(0, 1), query, key.transpose(1, 2), alpha=scale).softmax(dim=-1)
+            mixed = self._drop(weights).view(*value.shape[:2], *weights.shape[1:]) @ value
         else:
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attends)
-        attended: Tensor = self.attention_output(mixed.transpose(1, 2).reshape(batch, length, dimension))
+        return mixed.transpose(1, 2).flatten(2)
+
+    def _out(self, mixed: Tensor) -> Tensor:
+        attended: Tensor = self.attention_output(mixed)
         return attended
 
     def _drop(self, states: Tensor) -> Tensor:
@@ -105,3 +128,51 @@ def attention(real: Tensor, *, causal: bool) -> Tensor:
     itself = torch.eye(length, dtype=torch.bool, device=real.device)
     reach = torch.ones(length, length, dtype=torch.bool, device=real.device)
     return (((reach.tril() if causal else reach) & real[:, None, :]) | itself)[:, None]
+
+
+class Places:
+    """Where the real steps of a batch are among its steps. `real` is [batch, n] bool."""
+
+    def __init__(self, real: Tensor) -> None:
+        flat = real.flatten()
+        self.of_real = flat.nonzero()[:, 0]  # [steps] int64
+        self.sources = (flat.cumsum(0) - 1).clamp_(min=0)  # [batch * n] int64, of padding some real step or other
+
+    def packed(self, lines: Tensor) -> Tensor:
+        """The real steps' lines. [batch * n, width] -> [steps, width]."""
+        found: Tensor = _Packed.apply(lines, self.of_real)  # type: ignore[no-untyped-call]
+        return found
+
+    def spread(self, lines: Tensor) -> Tensor:
+        """Its inverse, [steps, width] -> [batch * n, width]: padding holds anything, and nothing may depend on it."""
+        found: Tensor = _Spread.apply(lines, self.sources, self.of_real)  # type: ignore[no-untyped-call]
+        return found
+
+
+class _Packed(torch.autograd.Function):
+    """Each line goes to one place at most, which autograd's own gradient does not know: that takes far longer."""
+
+    @staticmethod
+    def forward(ctx: Any, lines: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.count = len(lines)
+        return lines.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (places,), gradient = ctx.saved_tensors, gradients[0]
+        return gradient.new_zeros(ctx.count, gradient.shape[1]).index_copy_(0, places, gradient), None
+
+
+class _Spread(torch.autograd.Function):
+    """As nothing depends on padding, its gradient is that of the real steps alone."""
+
+    @staticmethod
+    def forward(ctx: Any, lines: Tensor, sources: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        return lines.index_select(0, sources)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (places,) = ctx.saved_tensors
+        return gradients[0].index_select(0, places), None, None

@@ -1,20 +1,23 @@
 // The map of the catalogue: every track a point, the session a path across them.
 
 import { bytes, call } from "./api.js";
-import { drawMarks, markAt, marksOf } from "./map-marks.js";
+import { between, drawMarks, isOfPath, markAt, marksOf } from "./map-marks.js";
 import { Points } from "./map-points.js";
 import { View } from "./map-view.js";
-import { titleOf, trackOf } from "./session.js";
+import { state, titleOf, trackOf } from "./session.js";
 import { byId, button, element } from "./show.js";
 
 const MOST = 100000;
 const POINTED_MS = 80; // before the name of a point is asked for
 const REACH = 14; // pixels around a point that are its own
 const NO_MAP = 404;
+const MOVED_MS = 450; // for the last step of the path and the session's place to get where they are
+const NAMED = 20; // plays of the path that are told in words
 
 let release = null; // whose map is shown
 let points = null;
 let marks = [];
+let movement = { from: null, isStep: false, began: -Infinity };
 let view = null;
 let colours = null;
 let choices = null;
@@ -25,7 +28,7 @@ const names = new Map(); // position -> track
 /** Show where an answer's session stands; the points come when the first answer of a release does. */
 export async function showMap(answer, onChoice) {
   choices = onChoice;
-  marks = marksOf(answer);
+  setMarks(marksOf(answer, state.plays));
   byId("map-part").hidden = !answer.explanation?.places;
   if (byId("map-part").hidden) return;
   describe(answer);
@@ -39,13 +42,24 @@ export async function showMap(answer, onChoice) {
     points = new Points(content);
     names.clear();
     const told = `${points.count.toLocaleString("en")} ${points.count === MOST ? "most played " : ""}tracks`;
-    byId("map-about").textContent = `The ${told}, like ones near each other`;
+    byId("map-about").textContent = `${told}, like ones near each other`;
     byId("map").dataset.points = points.count;
     redraw();
   } catch (error) {
     release = null; // the next answer tries again
     if (error.status !== NO_MAP) byId("map-about").textContent = `The map is missing. ${error.message}`;
   }
+}
+
+/** Whatever has moved starts from where it was, for those who like to see that. */
+function setMarks(fresh) {
+  const queryOf = (list) => list.find(({ kind }) => kind === "query");
+  const was = queryOf(marks);
+  const isSame = JSON.stringify(was?.place) === JSON.stringify(queryOf(fresh)?.place);
+  const isStep = fresh.filter(isOfPath).length > marks.filter(isOfPath).length;
+  marks = fresh;
+  if (isSame || !was || matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+  movement = { from: was.place, isStep, began: performance.now() };
 }
 
 function newView() {
@@ -73,7 +87,11 @@ function draw() {
   colours ??= coloursOf(getComputedStyle(document.documentElement));
   if (points) points.draw(context, view, colours.points);
   else context.clearRect(0, 0, view.width, view.height);
-  drawMarks(context, marks, view.pixelOf, colours, view.ratio);
+  const share = Math.min(1, (performance.now() - movement.began) / MOVED_MS);
+  const eased = 1 - (1 - share) ** 3;
+  const shown = share === 1 ? marks : marks.map((mark) => (mark.kind === "query" ? { ...mark, place: between(movement.from, mark.place, eased) } : mark));
+  drawMarks(context, shown, view.pixelOf, colours, view.ratio, movement.isStep ? eased : 1);
+  if (share < 1) redraw();
 }
 
 function coloursOf(style) {
@@ -84,10 +102,13 @@ function coloursOf(style) {
 
 /** The session on the map in words. */
 function describe({ items, explanation: { plays, places } }) {
-  const path = plays.length ? plays.map((play) => `${titleOf(trackOf(play.track_id))} (${play.outcome})`).join(", ") : "nothing yet";
+  const path = marks.filter(isOfPath);
+  const told = path.slice(-NAMED).map(({ track, kind }) => `${titleOf(trackOf(track.track_id))} (${kind})`).join(", ");
+  const count = path.length > NAMED ? ` of ${path.length} plays, the last ${NAMED}` : "";
   const stands = places.query && items.length ? ` The session stands near ${titleOf(items[nearestTo(places.query, places.items)])}.` : "";
-  byId("map-words").textContent = `The path: ${path}.${stands}`;
-  byId("map").dataset.path = plays.length;
+  byId("map-words").textContent = `The path${count}: ${told || "nothing yet"}.${stands}`;
+  byId("map").dataset.path = path.length;
+  byId("map").dataset.seen = plays.length;
   byId("map").dataset.next = items.length;
   byId("map").dataset.query = places.query ? places.query.join(" ") : "";
 }

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from tests.browser.player_page import look_for_barriers, opened, playwright, search_and_play
+from tests.conftest import WINDOW
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -55,6 +56,26 @@ def test_the_path_grows_with_the_session(page: "Page", map_: "Locator", running:
     answer = running.get(f"/recommendations?session_id={session_id}&k=15&explain=true").json()
     query = answer["explanation"]["places"]["query"]
     playwright.expect(map_).to_have_attribute("data-query", " ".join(f"{value:g}" for value in query))
+
+
+def test_the_path_is_that_of_the_whole_session(page: "Page", map_: "Locator", running: httpx.Client) -> None:
+    """Also of what the encoder, which sees five plays here, has forgotten; and after a reload."""
+    before = painted(map_, LEFT)
+    search_and_play(page, "g3-t00", "Song 36")
+    for count in range(2, WINDOW + 4):
+        page.locator("#next .play").first.click()
+        playwright.expect(page.locator("#session li")).to_have_count(count)
+    session_id = page.evaluate("localStorage.getItem('segue.session')")
+    running.post(
+        f"/sessions/{session_id}/events", json={"events": [{"type": "play", "track_id": "not here"}]}
+    ).raise_for_status()
+    for _ in range(2):
+        playwright.expect(page.locator("#session li")).to_have_count(WINDOW + 4)
+        playwright.expect(map_).to_have_attribute("data-path", str(WINDOW + 3))
+        playwright.expect(map_).to_have_attribute("data-seen", str(WINDOW))
+        playwright.expect(page.locator("#map-words")).to_contain_text("The path: Song 36 (played)")
+        assert painted(map_, LEFT) > before
+        page.reload()
 
 
 def test_a_point_has_a_name_and_can_be_played(page: "Page", map_: "Locator") -> None:

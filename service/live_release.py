@@ -201,9 +201,7 @@ class LiveRelease:
         """What `index.json` says of the index that was chosen; exact search where the release has none."""
         return self._index_facts
 
-    def _places(
-        self, session: Sequence[Play], window: Windows, plays: list[Row], items: list[Row]
-    ) -> Places | None:
+    def _places(self, session: Sequence[Play], window: Windows, plays: list[Row], items: list[Row]) -> Places | None:
         if self._map is None:
             return None
         rows = self.table.rows([play.track_id for play in session])

@@ -1,6 +1,6 @@
 // What is marked on the map: the session's path, where its query stands, the next tracks. Shapes differ, not colours alone.
 
-const NUMBERED = 5; // of the next tracks
+export const NUMBERED = 5; // of the next tracks
 const REACH = 12; // pixels around a mark that are its own
 const FADED = 0.45; // what the encoder sees no more
 

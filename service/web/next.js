@@ -1,8 +1,10 @@
 // The next tracks: how each moved after the last event, and why it is where it is.
 
 import { details, reasonsOf } from "./reasons.js";
-import { titleOf } from "./session.js";
+import { state, titleOf, trackOf } from "./session.js";
 import { byId, button, element, sign } from "./show.js";
+
+const GONE = 3; // tracks that left the list and are named
 
 let ranks = new Map(); // track id -> rank in the list that is shown
 let answered = null;
@@ -11,6 +13,12 @@ let before = new Map(); // ranks before the last event
 /** What is on the screen now is what the next list is compared with. */
 export function rememberRanks() {
   before = new Map(ranks);
+}
+
+/** There is nothing to compare the next list with. */
+export function forgetRanks() {
+  ranks = new Map();
+  rememberRanks();
 }
 
 export const firstNext = () => answered?.items[0];
@@ -32,6 +40,7 @@ export function showNext(answer, { onPlay, onQueue }) {
     return item;
   }));
   slideFrom(tops, list);
+  showGone(answer.items);
   ranks = new Map(answer.items.map((track) => [track.track_id, track.rank]));
   if (focused !== null) (list.querySelector(`li[data-track="${CSS.escape(focused)}"] button`) ?? byId("next-title")).focus();
   byId("source").textContent = answer.source === "model"
@@ -47,6 +56,15 @@ function row(track, source, { onPlay, onQueue }) {
   const queue = button("", () => onQueue(track), "queue");
   queue.append(sign("+", `Play ${titleOf(track)} next`));
   return element("div", "row", play, facts, queue);
+}
+
+/** What was in the list before the last event and neither is any more, nor was played. */
+function showGone(items) {
+  const stays = new Set([...items, ...state.plays].map((track) => track.track_id));
+  const gone = [...before].filter(([id]) => !stays.has(id)).sort((one, other) => one[1] - other[1]);
+  const told = gone.slice(0, GONE).map(([id, rank]) => `${titleOf(trackOf(id))} (was ${rank})`).join(", ");
+  const more = gone.length > GONE ? ` and ${gone.length - GONE} more` : "";
+  byId("gone").textContent = told ? `Gone: ${told}${more}` : "";
 }
 
 /** Reasons come a moment after the list, which must not jump when they do. */

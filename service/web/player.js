@@ -5,7 +5,7 @@ import { compareAgain, compareLive, toggleCompare } from "./compare.js";
 import { listenToKeys } from "./keys.js";
 import { chooseOther, listenToReleases, readLive, showAnswering } from "./live.js";
 import { showMap } from "./map.js";
-import { firstNext, nthNext, rememberRanks, showNext } from "./next.js";
+import { firstNext, forgetRanks, nthNext, rememberRanks, showNext } from "./next.js";
 import { heard, listenToEnd, showControls, showName, showNow, showQueue, togglePause } from "./now.js";
 import { showSession } from "./ribbon.js";
 import { asFragment, explained, open, recommendations, remember, replay, report, startAnew, state, streamPath, takeOver, titleOf } from "./session.js";
@@ -232,7 +232,7 @@ byId("share").addEventListener("click", share);
 byId("new-session").addEventListener("click", () => act(async () => {
   startAnew();
   history.replaceState(null, "", location.pathname);
-  rememberRanks();
+  forgetRanks();
   await openSession();
 }));
 byId("key-form").addEventListener("submit", (event) => {

@@ -111,7 +111,7 @@ def test_the_list_does_not_jump_when_its_reasons_come(page: "Page") -> None:
     page.route("**/recommendations?*explain=true*", lambda route: route.abort())
     page.get_by_role("button", name="Skip").click()
     playwright.expect(page.locator("#session li.skipped")).to_have_count(1)
-    tops = "() => [...document.querySelectorAll('#next > li')].map((item) => Math.round(item.getBoundingClientRect().top))"
+    tops = "() => [...document.querySelectorAll('#next > li')].map((item) => item.getBoundingClientRect().top)"
     playwright.expect(page.locator("#next .why")).to_have_count(0)
     without = page.evaluate(tops)
     page.unroute("**/recommendations?*explain=true*")
@@ -139,6 +139,12 @@ def test_arrows_say_how_the_ranks_have_changed(page: "Page", running: httpx.Clie
     )
     assert said == expected
     assert {words.partition(" ")[0] for words in said} >= {"up", "new"}
+    heard = {"g2-t05", "g4-t00", "g2-t09"}
+    gone = [track for track in before if track not in {*heard, *(item["track_id"] for item in items)}]
+    told = page.locator("#gone").inner_text()
+    assert [int(rank) for rank in re.findall(r"\(was (\d+)\)", told)] == [before[track] for track in gone[:3]]
+    assert ("more" in told) == (len(gone) > 3)
+    assert gone
 
 
 def test_what_is_pressed_while_an_answer_is_on_its_way_is_done_after_it(page: "Page") -> None:
@@ -307,6 +313,17 @@ def test_the_keyboard_is_enough(page: "Page") -> None:
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     playwright.expect(page.locator("#session li.skipped")).to_have_count(1)
+
+
+def test_all_of_the_page_is_light(page: "Page") -> None:
+    """In bytes as they are sent, of everything but the map's points; and all of it is the service's own (`faults`)."""
+    weights = page.evaluate(
+        "[...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]"
+        ".map((entry) => [new URL(entry.name).pathname, entry.encodedBodySize])"
+    )
+    of_page = {path: size for path, size in weights if path == "/" or path.startswith("/web/")}
+    assert len(of_page) > 10
+    assert sum(of_page.values()) < 300_000
 
 
 def test_an_error_is_said_in_words(page: "Page") -> None:

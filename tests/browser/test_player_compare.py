@@ -137,7 +137,7 @@ def wanted(page: "Page", client: httpx.Client, release: Release) -> list[str]:
 def test_the_list_is_that_of_the_release_that_is_chosen(
     switching: "Page", both: httpx.Client, tiny_release: Release, reluctant: Release
 ) -> None:
-    """At once, after the next event, and after a reload; arrows tell how one release's list differs from the other's."""
+    """At once, after the next event, and after a reload; arrows tell how its list differs from the other's."""
     page = switching
     choice = page.get_by_label("Release", exact=True)
     playwright.expect(choice).to_have_value(tiny_release.name)

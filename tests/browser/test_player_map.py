@@ -17,8 +17,10 @@ LEFT = (-0.8, 0.0)
 
 @pytest.fixture
 def map_(page: "Page") -> "Locator":
+    """The map, all of it: it follows the session no more."""
     found = page.locator("#map[data-points='72']")
     playwright.expect(found).to_be_visible()
+    page.get_by_role("button", name="All of it").click()
     return found
 
 
@@ -90,6 +92,31 @@ def test_a_point_has_a_name_and_can_be_played(page: "Page", map_: "Locator") -> 
     playwright.expect(map_).to_have_attribute("data-path", "1")
     map_.hover(position={"x": x + 3, "y": y})
     playwright.expect(page.locator("#map-name")).to_contain_text("played")
+
+
+def test_it_follows_the_session_until_it_is_moved(page: "Page") -> None:
+    map_ = page.locator("#map[data-points='72']")
+    playwright.expect(map_).to_be_visible()
+
+    def is_whole() -> bool:
+        """Whether it looks as it does where all of it is asked for."""
+        shown = map_.evaluate("(canvas) => canvas.toDataURL()")
+        page.get_by_role("button", name="All of it").click()
+        page.wait_for_timeout(100)
+        return bool(shown == map_.evaluate("(canvas) => canvas.toDataURL()"))
+
+    def play(number: int) -> None:
+        page.locator("#next .play").first.click()
+        playwright.expect(map_).to_have_attribute("data-path", str(number))
+        page.wait_for_timeout(100)
+
+    play(1)
+    assert not is_whole()
+    play(2)
+    assert is_whole()  # as it was asked for all of it before
+    page.get_by_role("button", name="The session").click()
+    play(3)
+    assert not is_whole()
 
 
 def test_the_mouse_and_the_buttons_move_it(page: "Page", map_: "Locator") -> None:

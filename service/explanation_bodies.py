@@ -1,10 +1,12 @@
 """The body of an answer's explanation: who pulls and who pushes, what was left out, where it is on the map."""
 
-from typing import Annotated, Literal, Self
+import math
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, Field
 
+from segue.arrays import Float32
 from segue.sessions import Outcome
 from service.live_map import Places
 from service.live_release import RANKED_AGAIN, Answer, Explanation
@@ -46,15 +48,19 @@ class PlacesBody(BaseModel):
     query: Place | None = Field(
         default=None, description="Where the encoder's query stands: among the places of the tracks nearest to it"
     )
+    path: list[Place | None] = Field(
+        description="Of every play of the session, in the order of `GET /sessions/{session_id}`; null for a track that "
+        "the release does not hold"
+    )
     plays: list[Place] = Field(description="Of `plays`, in their order")
     items: list[Place] = Field(description="Of `items`, in their order")
 
     @classmethod
     def of(cls, places: Places) -> Self:
         """The body for places."""
-        rounded = (np.round(part.astype(np.float64), 5).tolist() for part in (places.plays, places.items))
-        query = None if places.query is None else np.round(places.query.astype(np.float64), 5).tolist()
-        return cls(query=query, **dict(zip(("plays", "items"), rounded, strict=True)))
+        query = None if places.query is None else _rounded(places.query)
+        path = [None if math.isnan(place[0]) else place for place in _rounded(places.path)]
+        return cls(query=query, path=path, plays=_rounded(places.plays), items=_rounded(places.items))
 
 
 class ExplanationBody(BaseModel):
@@ -88,3 +94,7 @@ class ExplanationBody(BaseModel):
             ],
             places=PlacesBody.of(explanation.places) if explanation.places is not None else None,
         )
+
+
+def _rounded(places: Float32) -> Any:
+    return np.round(places.astype(np.float64), 5).tolist()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segue.arrays import Float32
+from segue.arrays import Float32, Int
 from segue.catalogue import PAD_ROW
 from segue.errors import UnknownTrack
 from segue.places import among
@@ -16,6 +16,7 @@ from segue.release import Release
 class Places:
     """Where a session and its next tracks are on the map; each [n, 2] float32."""
 
+    path: Float32  # every play of the session, oldest first; NaN where the release does not hold the track
     plays: Float32  # what the encoder saw, oldest first
     items: Float32  # the next tracks, best first
     query: Float32 | None  # [2] float32, where the encoder's query stands; None where there is none
@@ -41,12 +42,14 @@ class LiveMap:
             )
         return int(self._order[position])
 
-    def places(self, plays: list[int], items: list[int], nearest: Ranked | None) -> Places:
+    def places(self, session: Int, plays: list[int], items: list[int], nearest: Ranked | None) -> Places:
         """Places of tracks by row, and of a query by the tracks nearest to it, [1, k]."""
+        path = self._places[session]
+        path[session == PAD_ROW] = np.nan
         query = None
         if nearest is not None:
             found = nearest.rows[0] != PAD_ROW
             if found.any():
                 [query] = among(nearest.scores[:, found], self._places[nearest.rows[:, found]])
         empty = np.empty(0, dtype=np.int64)
-        return Places(self._places[plays or empty], self._places[items or empty], query)
+        return Places(path, self._places[plays or empty], self._places[items or empty], query)

@@ -172,7 +172,7 @@ class LiveRelease:
             contributions=contributions(self._encoder, window, targets),
             ranks_without_skips=[ranks.get(row) for row in answer.rows],
             filtered=[Filtered(self.track(row), rank, row in heard) for rank, row in left_out],
-            places=self._places(window, plays, answer.rows),
+            places=self._places(question.plays, window, plays, answer.rows),
         )
 
     @property
@@ -201,11 +201,13 @@ class LiveRelease:
         """What `index.json` says of the index that was chosen; exact search where the release has none."""
         return self._index_facts
 
-    def _places(self, window: Windows, plays: list[Row], items: list[Row]) -> Places | None:
+    def _places(self, session: Sequence[Play], window: Windows, plays: list[Row], items: list[Row]) -> Places | None:
         if self._map is None:
             return None
+        rows = self.table.rows([play.track_id for play in session])
         k = min(NEAREST + 1, len(self.table))
-        return self._map.places(plays, items, self._nearest(self._encoder.encode(window), k) if plays else None)
+        nearest = self._nearest(self._encoder.encode(window), k) if plays else None
+        return self._map.places(rows, plays, items, nearest)
 
     def _nearest(self, queries: Float32, k: int) -> Ranked:
         found = self._index.search(queries, k)

@@ -3,7 +3,8 @@
     segue demo --no-browser
     python docs/site/player_picture.py http://127.0.0.1:8000 docs/player.webp
 
-Searches, plays, skips what comes next, and looks at the reasons, as a listener would; needs Playwright and Chromium.
+Plays, skips what comes next, looks at the reasons and at the other release, as a listener would; needs Playwright and
+Chromium.
 """
 
 import argparse
@@ -14,7 +15,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
 
-SIZE = ViewportSize(width=1120, height=700)
+SIZE = ViewportSize(width=1180, height=860)
+WIDTH = 1000  # of the picture: what README pages have room for
 MOVING_MS = 60  # between two pictures while the list moves
 MOVES = 8
 
@@ -29,7 +31,8 @@ class Film:
 
     def shoot(self, ms: int) -> None:
         """One picture."""
-        self._frames.append(Image.open(io.BytesIO(self._page.screenshot())).convert("RGB"))
+        shot = Image.open(io.BytesIO(self._page.screenshot())).convert("RGB")
+        self._frames.append(shot.resize((WIDTH, WIDTH * shot.height // shot.width), Image.Resampling.LANCZOS))
         self._ms.append(ms)
 
     def move(self, then_ms: int) -> None:
@@ -57,6 +60,8 @@ def main() -> None:
         page = browser.new_page(base_url=chosen.address, viewport=SIZE)
         page.goto("/")
         expect(page.locator("#next > li")).to_have_count(15)
+        # Screenshots take the time of browser and service: how long answers take meanwhile tells nothing.
+        page.locator("#latency").evaluate("(words) => { words.style.visibility = 'hidden' }")
         film = Film(page)
         film.shoot(1200)
         page.locator("#found .play").first.click()
@@ -68,7 +73,10 @@ def main() -> None:
         film.move(1800)
         page.locator("#next summary").first.click()
         film.shoot(2500)
+        page.locator("#next summary").first.click()
         page.get_by_role("button", name="Skip").click()
+        film.move(2000)
+        page.locator("body").press("r")
         film.move(2500)
         browser.close()
     film.save(chosen.out)

@@ -1,6 +1,7 @@
 // Two releases asked about the same session, side by side: what each puts next, and where they differ.
 
 import { call } from "./api.js";
+import { kindOf, readLive } from "./live.js";
 import { NEXT, remember, state, titleOf } from "./session.js";
 import { byId, button, element, sign } from "./show.js";
 
@@ -9,10 +10,9 @@ let asked = 0;
 let choices = null;
 
 /** Which releases answer now; with two of them they can be compared. */
-export function showLive(releases, onChoice) {
+export function compareLive(releases, onChoice) {
   live = releases.slice(0, 2);
   choices = onChoice;
-  byId("compare").hidden = live.length < 2;
   if (live.length < 2) show(false);
 }
 
@@ -41,16 +41,10 @@ export async function compareAgain() {
   byId("compare-lists").replaceChildren(...answers.map((answer, at) => listOf(answer, live[at], ranks[1 - at])));
 }
 
-/** A release that is live no more: another was swapped in. */
+/** Such as a release that is live no more: another was swapped in. */
 async function failed(error) {
   byId("compare-words").textContent = error.message;
-  if (error.status === 404) showLive((await call("/releases/current").catch(() => ({ live: [] }))).live, choices);
-}
-
-/** What sets a release apart, in a word or two. */
-function kindOf({ model, loss }) {
-  if (!loss) return model;
-  return `${model} ${loss.beta > 0 ? "with" : "without"} the skip loss`;
+  if (error.status === 404) await readLive().catch(() => null);
 }
 
 function inWords([one, other]) {

@@ -1,33 +1,55 @@
 // What is marked on the map: the session's path, where its query stands, the next tracks. Shapes differ, not colours alone.
 
-const NUMBERED = 5; // of the next tracks
+export const NUMBERED = 5; // of the next tracks
 const REACH = 12; // pixels around a mark that are its own
+const FADED = 0.45; // what the encoder sees no more
 
-/** The marks of an answer and its explanation; nothing for a release without a map. */
-export function marksOf({ items, explanation }) {
+/** The marks of an answer, its explanation and the session's plays; nothing for a release without a map. */
+export function marksOf({ items, explanation }, plays) {
   const places = explanation?.places;
   if (!places) return [];
   return [
-    ...explanation.plays.map((track, at) => ({ kind: track.outcome, track, place: places.plays[at] })),
+    ...pathOf(places.path, plays, explanation.plays.length),
     ...items.map((track, at) => ({ kind: "next", track, rank: track.rank, place: places.items[at] })),
     ...(places.query ? [{ kind: "query", place: places.query }] : []),
   ];
 }
 
-/** Draw marks; `pixelOf` turns a place into pixels, `colours` are the page's, `unit` is a pixel of the page. */
-export function drawMarks(context, marks, pixelOf, colours, unit) {
-  const path = marks.filter(({ kind }) => kind === "played" || kind === "skipped");
+/** The plays that the map has a place for; `isSeen` by the encoder are the last `seen`. */
+function pathOf(places, plays, seen) {
+  const older = Math.max(0, plays.length - places.length); // the service keeps the latest thousand or so
+  const path = places.flatMap((place, at) => (place && plays[older + at] ? [{ place, play: plays[older + at] }] : []));
+  return path.map(({ place, play }, at) => ({ kind: play.outcome, track: { track_id: play.track_id }, place, isSeen: at >= path.length - seen }));
+}
+
+export const isOfPath = ({ kind }) => kind === "played" || kind === "skipped";
+
+/**
+ * Draw marks; `pixelOf` turns a place into pixels, `colours` are the page's, `unit` is a pixel of the page.
+ * Of the path's last step, `share` is drawn.
+ */
+export function drawMarks(context, marks, pixelOf, colours, unit, share) {
+  const path = marks.filter(isOfPath);
   context.lineJoin = "round";
   for (let at = 1; at < path.length; at++) {
-    context.globalAlpha = 0.35 + (0.65 * at) / path.length; // older steps fade
-    line(context, pixelOf(path[at - 1].place), pixelOf(path[at].place), colours, unit);
+    context.globalAlpha = path[at].isSeen ? 1 : FADED;
+    const [from, to] = [path[at - 1].place, path[at].place];
+    const reached = at === path.length - 1 ? between(from, to, share) : to;
+    line(context, pixelOf(from), pixelOf(reached), colours, unit);
   }
-  context.globalAlpha = 1;
   const order = ["next", "played", "skipped", "query"]; // what is drawn later lies above
   for (const kind of order) {
-    for (const mark of marks) if (mark.kind === kind) SHAPES[kind](context, ...pixelOf(mark.place), colours, unit, mark);
+    for (const mark of marks) {
+      if (mark.kind !== kind) continue;
+      context.globalAlpha = mark.isSeen === false ? FADED : 1;
+      SHAPES[kind](context, ...pixelOf(mark.place), colours, unit * (mark.isSeen === false ? 0.7 : 1), mark);
+    }
   }
+  context.globalAlpha = 1;
 }
+
+/** What is this share of the way from one place to another. */
+export const between = (from, to, share) => from.map((value, axis) => value + share * (to[axis] - value));
 
 /** The mark of a track that is nearest to a pixel; undefined where none is near. */
 export function markAt(marks, pixelOf, across, down, unit) {

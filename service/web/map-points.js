@@ -4,7 +4,10 @@ const MOST_AT_A_PIXEL = 24; // more points than that look alike
 const LARGEST = 7; // pixels of a point where few are in view
 
 /** How strong a pixel is, by the number of points that cover it. */
-const STRENGTH = Uint8Array.from({ length: MOST_AT_A_PIXEL + 1 }, (_, count) => (count ? 90 + 165 * (1 - Math.exp((1 - count) / 5)) : 0));
+const strengths = (least) => Uint8Array.from({ length: MOST_AT_A_PIXEL + 1 }, (_, count) => (count ? least + (255 - least) * (1 - Math.exp((1 - count) / 5)) : 0));
+const OF_MANY = strengths(90);
+const OF_FEW = strengths(150); // points that hardly touch would be faint
+const FEW = 2; // pixels of a point: as large, or larger, where few are in view
 
 export class Points {
   /** `content` holds two little-endian float32 for each point, as GET /map answers. */
@@ -23,8 +26,9 @@ export class Points {
       this.image = context.createImageData(width, height);
       this.pixels = new Uint32Array(this.image.data.buffer);
     }
-    this.cover(inView, width, height, sizeOf(inView.length / 2, view));
-    const shades = Uint32Array.from(STRENGTH, (strength) => ((strength << 24) | (blue << 16) | (green << 8) | red) >>> 0);
+    const size = sizeOf(inView.length / 2, view);
+    this.cover(inView, width, height, size);
+    const shades = Uint32Array.from(size < FEW ? OF_MANY : OF_FEW, (strength) => ((strength << 24) | (blue << 16) | (green << 8) | red) >>> 0);
     const { covered, pixels } = this;
     for (let at = 0; at < covered.length; at++) pixels[at] = shades[covered[at]];
     context.putImageData(this.image, 0, 0);
@@ -89,7 +93,7 @@ export class Points {
 /** Points grow as there are fewer of them. */
 function sizeOf(count, { width, height, ratio }) {
   const room = Math.sqrt((width * height) / Math.max(1, count));
-  return Math.max(ratio > 1 ? 2 : 1, Math.min(LARGEST, Math.round(room / 5)));
+  return Math.max(ratio > 1 ? 2 : 1, Math.min(LARGEST, Math.round(room / 4)));
 }
 
 /** How many pixels of each line of a disc are left empty on either side. */

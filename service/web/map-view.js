@@ -1,12 +1,13 @@
 // Which part of the map is shown, and how mouse, touch and keys move it. Pixels are those of the canvas.
 
 const WHOLE = 1.08; // of the map's width: a margin around it
+const WHOLE_VIEW = { x: 0, y: 0, zoom: 1 };
 const CLOSEST = 400; // times the whole
 const STEP = 0.15; // of the canvas, for an arrow key
 
 export class View {
   constructor(canvas, onChange, { onPoint, onChoose, onLeave }) {
-    Object.assign(this, { canvas, onChange, onPoint, onChoose, onLeave, x: 0, y: 0, zoom: 1, width: 1, height: 1, ratio: 1 });
+    Object.assign(this, { canvas, onChange, onPoint, onChoose, onLeave, x: 0, y: 0, zoom: 1, follows: true, width: 1, height: 1, ratio: 1 });
     this.fingers = new Map();
     new ResizeObserver(() => this.measure()).observe(canvas);
     this.listen();
@@ -27,22 +28,29 @@ export class View {
   }
 
   whole() {
-    Object.assign(this, { x: 0, y: 0, zoom: 1 });
+    Object.assign(this, { ...WHOLE_VIEW, follows: false });
     this.onChange();
   }
 
-  /** Show these places, with room around them. */
+  /** Show these places, and follow them from now on, until somebody moves the map. */
   fit(places) {
-    if (!places.length) return this.whole();
+    Object.assign(this, { ...this.viewOf(places, CLOSEST), follows: true });
+    this.onChange();
+  }
+
+  /** The view that shows these places with room around them, no closer than `closest` times the whole. */
+  viewOf(places, closest) {
+    if (!places.length) return WHOLE_VIEW;
     const ends = [0, 1].map((axis) => [Math.min(...places.map((one) => one[axis])), Math.max(...places.map((one) => one[axis]))]);
-    [this.x, this.y] = ends.map(([low, high]) => (low + high) / 2);
+    const [x, y] = ends.map(([low, high]) => (low + high) / 2);
     const [wide, high] = ends.map(([least, most]) => Math.max(0.02, most - least));
     const unit = Math.min(this.width, this.height) / 2 / WHOLE;
-    this.zoom = Math.min(CLOSEST, (0.75 * Math.min(this.width / wide, this.height / high)) / unit);
-    this.onChange();
+    const zoom = Math.max(1, Math.min(closest, (0.75 * Math.min(this.width / wide, this.height / high)) / unit));
+    return zoom === 1 ? WHOLE_VIEW : { x, y, zoom };
   }
 
   move(across, down) {
+    this.follows = false;
     this.x = Math.max(-1, Math.min(1, this.x - across / this.scale));
     this.y = Math.max(-1, Math.min(1, this.y + down / this.scale));
     this.onChange();
@@ -50,6 +58,7 @@ export class View {
 
   /** Zoom so that what is at a pixel stays there; the middle unless told. */
   zoomBy(factor, across = this.width / 2, down = this.height / 2) {
+    this.follows = false;
     const before = this.scale;
     this.zoom = Math.max(1, Math.min(CLOSEST, this.zoom * factor));
     const gained = 1 / before - 1 / this.scale;

@@ -1,20 +1,24 @@
 // The map of the catalogue: every track a point, the session a path across them.
 
 import { bytes, call } from "./api.js";
-import { drawMarks, markAt, marksOf } from "./map-marks.js";
+import { NUMBERED, between, drawMarks, isOfPath, markAt, marksOf } from "./map-marks.js";
 import { Points } from "./map-points.js";
 import { View } from "./map-view.js";
-import { titleOf, trackOf } from "./session.js";
+import { state, titleOf, trackOf } from "./session.js";
 import { byId, button, element } from "./show.js";
 
 const MOST = 100000;
 const POINTED_MS = 80; // before the name of a point is asked for
 const REACH = 14; // pixels around a point that are its own
 const NO_MAP = 404;
+const MOVED_MS = 450; // for the path's last step, the session's place and the view to get where they are
+const FOLLOWED = 4; // times the whole at most, so that one sees where on the map the session is
+const NAMED = 20; // plays of the path that are told in words
 
 let release = null; // whose map is shown
 let points = null;
 let marks = [];
+let movement = { began: -Infinity };
 let view = null;
 let colours = null;
 let choices = null;
@@ -25,11 +29,13 @@ const names = new Map(); // position -> track
 /** Show where an answer's session stands; the points come when the first answer of a release does. */
 export async function showMap(answer, onChoice) {
   choices = onChoice;
-  marks = marksOf(answer);
+  const before = marks;
+  marks = marksOf(answer, state.plays);
   byId("map-part").hidden = !answer.explanation?.places;
   if (byId("map-part").hidden) return;
   describe(answer);
   view ??= newView();
+  moveFrom(before);
   redraw();
   if (answer.release === release) return;
   release = answer.release;
@@ -39,7 +45,7 @@ export async function showMap(answer, onChoice) {
     points = new Points(content);
     names.clear();
     const told = `${points.count.toLocaleString("en")} ${points.count === MOST ? "most played " : ""}tracks`;
-    byId("map-about").textContent = `The ${told}, like ones near each other`;
+    byId("map-about").textContent = `${told}, like ones near each other`;
     byId("map").dataset.points = points.count;
     redraw();
   } catch (error) {
@@ -48,12 +54,36 @@ export async function showMap(answer, onChoice) {
   }
 }
 
+/** Whatever has moved gets there from where it was, for those who like to see that; the view follows the session. */
+function moveFrom(before) {
+  const [was, is] = [before, marks].map((list) => list.find(({ kind }) => kind === "query")?.place);
+  const isStep = marks.filter(isOfPath).length > before.filter(isOfPath).length;
+  const isSeen = (mark) => mark.isSeen || mark.kind === "query" || mark.rank <= NUMBERED;
+  const aim = view.viewOf(is ? marks.filter(isSeen).map((mark) => mark.place) : [], FOLLOWED);
+  const turn = view.follows ? [{ x: view.x, y: view.y, zoom: view.zoom }, aim] : null;
+  const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  movement = { query: was && is && [was, is], isStep, turn, began: isStill ? -Infinity : performance.now() };
+}
+
+/** The share of a movement that is done, and the view on the way. */
+function moved() {
+  const share = Math.min(1, (performance.now() - movement.began) / MOVED_MS);
+  const eased = 1 - (1 - share) ** 3;
+  if (movement.turn && view.follows) {
+    const [from, to] = movement.turn.map(({ x, y, zoom }) => [x, y, Math.log(zoom)]);
+    const [x, y, zoom] = between(from, to, eased);
+    Object.assign(view, { x, y, zoom: Math.exp(zoom) });
+  }
+  if (share === 1) movement.turn = null; // or it would be turned back as soon as something is drawn
+  return eased;
+}
+
 function newView() {
   for (const [id, act] of Object.entries({
     "map-in": () => view.zoomBy(1.6),
     "map-out": () => view.zoomBy(1 / 1.6),
     "map-whole": () => view.whole(),
-    "map-session": () => view.fit(marks.map((mark) => mark.place)),
+    "map-session": () => { movement.turn = null; view.fit(marks.map((mark) => mark.place)); },
   })) byId(id).addEventListener("click", act);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { colours = null; redraw(); });
   return new View(byId("map"), redraw, { onPoint: point, onChoose: choose, onLeave: () => name("") });
@@ -71,9 +101,12 @@ function redraw() {
 function draw() {
   const context = byId("map").getContext("2d", { willReadFrequently: true }); // its pixels are made here, not by a graphics card
   colours ??= coloursOf(getComputedStyle(document.documentElement));
+  const share = moved();
   if (points) points.draw(context, view, colours.points);
   else context.clearRect(0, 0, view.width, view.height);
-  drawMarks(context, marks, view.pixelOf, colours, view.ratio);
+  const onWay = (mark) => (mark.kind === "query" && movement.query ? { ...mark, place: between(...movement.query, share) } : mark);
+  drawMarks(context, share < 1 ? marks.map(onWay) : marks, view.pixelOf, colours, view.ratio, movement.isStep ? share : 1);
+  if (share < 1) redraw();
 }
 
 function coloursOf(style) {
@@ -84,10 +117,13 @@ function coloursOf(style) {
 
 /** The session on the map in words. */
 function describe({ items, explanation: { plays, places } }) {
-  const path = plays.length ? plays.map((play) => `${titleOf(trackOf(play.track_id))} (${play.outcome})`).join(", ") : "nothing yet";
+  const path = marks.filter(isOfPath);
+  const told = path.slice(-NAMED).map(({ track, kind }) => `${titleOf(trackOf(track.track_id))} (${kind})`).join(", ");
+  const count = path.length > NAMED ? ` of ${path.length} plays, the last ${NAMED}` : "";
   const stands = places.query && items.length ? ` The session stands near ${titleOf(items[nearestTo(places.query, places.items)])}.` : "";
-  byId("map-words").textContent = `The path: ${path}.${stands}`;
-  byId("map").dataset.path = plays.length;
+  byId("map-words").textContent = `The path${count}: ${told || "nothing yet"}.${stands}`;
+  byId("map").dataset.path = path.length;
+  byId("map").dataset.seen = plays.length;
   byId("map").dataset.next = items.length;
   byId("map").dataset.query = places.query ? places.query.join(" ") : "";
 }

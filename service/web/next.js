@@ -1,7 +1,10 @@
 // The next tracks: how each moved after the last event, and why it is where it is.
 
+import { details, reasonsOf } from "./reasons.js";
+import { state, titleOf, trackOf } from "./session.js";
 import { byId, button, element, sign } from "./show.js";
-import { titleOf, trackOf } from "./session.js";
+
+const GONE = 3; // tracks that left the list and are named
 
 let ranks = new Map(); // track id -> rank in the list that is shown
 let answered = null;
@@ -10,6 +13,12 @@ let before = new Map(); // ranks before the last event
 /** What is on the screen now is what the next list is compared with. */
 export function rememberRanks() {
   before = new Map(ranks);
+}
+
+/** There is nothing to compare the next list with. */
+export function forgetRanks() {
+  ranks = new Map();
+  rememberRanks();
 }
 
 export const firstNext = () => answered?.items[0];
@@ -22,29 +31,51 @@ export function showNext(answer, { onPlay, onQueue }) {
   const tops = new Map([...list.children].map((item) => [item.dataset.track, item.getBoundingClientRect().top]));
   const open = new Set([...list.querySelectorAll("details[open]")].map((one) => one.closest("li").dataset.track));
   const focused = list.contains(document.activeElement) ? document.activeElement.closest("li").dataset.track : null;
-  const why = reasons(answer);
+  const why = reasonsOf(answer);
   list.replaceChildren(...answer.items.map((track) => {
-    const item = element("li", "", row(track, why.get(track.track_id), open.has(track.track_id), { onPlay, onQueue }));
+    const item = element("li", "", row(track, answer.source, { onPlay, onQueue }));
+    if (why.has(track.track_id)) item.append(details(why.get(track.track_id), open.has(track.track_id)));
+    else if (!answer.explanation && answer.source === "model") item.append(roomForReasons(answer.window));
     item.dataset.track = track.track_id;
     return item;
   }));
   slideFrom(tops, list);
+  showGone(answer.items);
   ranks = new Map(answer.items.map((track) => [track.track_id, track.rank]));
   if (focused !== null) (list.querySelector(`li[data-track="${CSS.escape(focused)}"] button`) ?? byId("next-title")).focus();
   byId("source").textContent = answer.source === "model"
-    ? `From the model, which saw ${answer.window.plays} played and ${answer.window.skips} skipped.`
-    : "The most played tracks: this session has told nothing yet.";
+    ? `The model saw ${answer.window.plays} played and ${answer.window.skips} skipped`
+    : "The most played tracks, to begin with";
 }
 
-function row(track, why, isOpen, { onPlay, onQueue }) {
+function row(track, source, { onPlay, onQueue }) {
   const artist = element("span", "artist", track.artist ?? "");
   const play = button("", () => onPlay(track), "play");
   play.append(element("span", "rank", String(track.rank)), element("span", "name", element("span", "title", titleOf(track)), artist));
-  const facts = element("span", "facts", movement(track), element("span", "score", track.score.toFixed(2)));
+  const facts = element("span", "facts", movement(track), scoreOf(track, source));
   const queue = button("", () => onQueue(track), "queue");
   queue.append(sign("+", `Play ${titleOf(track)} next`));
-  const made = element("div", "row", play, facts, queue);
-  return why ? withReasons(made, why, isOpen) : made;
+  return element("div", "row", play, facts, queue);
+}
+
+/** What was in the list before the last event and neither is any more, nor was played. */
+function showGone(items) {
+  const stays = new Set([...items, ...state.plays].map((track) => track.track_id));
+  const gone = [...before].filter(([id]) => !stays.has(id)).sort((one, other) => one[1] - other[1]);
+  const told = gone.slice(0, GONE).map(([id, rank]) => `${titleOf(trackOf(id))} (was ${rank})`).join(", ");
+  const more = gone.length > GONE ? ` and ${gone.length - GONE} more` : "";
+  byId("gone").textContent = told ? `Gone: ${told}${more}` : "";
+}
+
+/** Reasons come a moment after the list, which must not jump when they do. */
+function roomForReasons({ skips }) {
+  return element("div", skips ? "waiting two" : "waiting");
+}
+
+/** What popularity ranks by is how often a track was played. */
+function scoreOf({ score }, source) {
+  if (source !== "model") return element("span", "score", `${score.toLocaleString("en")} plays`);
+  return sign(score.toFixed(2), `score ${score.toFixed(2)}`, "score");
 }
 
 function movement({ track_id: id, rank }) {
@@ -55,40 +86,6 @@ function movement({ track_id: id, rank }) {
     ? sign(`▲ ${was - rank}`, `up ${was - rank}, was ${was}`, "move up")
     : sign(`▼ ${rank - was}`, `down ${rank - was}, was ${was}`, "move down");
 }
-
-/** What speaks for and against each track: [play, contribution], the strongest first. */
-function reasons({ explanation }) {
-  if (!explanation) return new Map();
-  return new Map(explanation.items.map((item) => {
-    const parts = item.contributions.map((value, place) => ({ ...explanation.plays[place], value }));
-    const byStrength = [...parts].sort((one, other) => Math.abs(other.value) - Math.abs(one.value));
-    return [item.track_id, { parts: byStrength, withoutSkips: item.rank_without_skips }];
-  }).filter(([, why]) => why.parts.length));
-}
-
-function withReasons(made, { parts, withoutSkips }, isOpen) {
-  const played = parts.find((part) => part.outcome === "played" && part.value > 0);
-  const skipped = parts.find((part) => part.outcome === "skipped");
-  const told = [];
-  if (played) told.push(`close to ${titleOf(trackOf(played.track_id))}`);
-  if (skipped && skipped.value < 0) told.push(`pushed away by the skip of ${titleOf(trackOf(skipped.track_id))}`);
-  if (skipped && skipped.value > 0) told.push(`lifted by the skip of ${titleOf(trackOf(skipped.track_id))}`);
-  const most = Math.abs(parts[0].value) || 1;
-  const bars = parts.slice(0, 6).map((part) => {
-    const bar = element("span", `bar ${part.value < 0 ? "against" : "for"}`);
-    bar.style.width = `${(100 * Math.abs(part.value)) / most}%`;
-    const words = `${titleOf(trackOf(part.track_id))}, ${part.outcome}`;
-    return element("li", "", element("span", "", words), element("span", "track", bar), element("span", "score", signed(part.value)));
-  });
-  const details = element("details", "why", element("summary", "", told.join(", ") || "why"), element("ul", "", ...bars));
-  if (parts.some((part) => part.outcome === "skipped")) {
-    details.append(element("p", "quiet", withoutSkips ? `Without any skip: rank ${withoutSkips}.` : "Without any skip: far down."));
-  }
-  details.open = isOpen;
-  return element("div", "", made, details);
-}
-
-const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
 
 /** Let every track that stayed in the list move from where it was. */
 function slideFrom(tops, list) {

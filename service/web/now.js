@@ -28,7 +28,7 @@ export function showName() {
   if (state.now) state.now = trackOf(state.now.track_id);
   const shown = state.now
     ? [element("p", "title", titleOf(state.now)), element("p", "artist", state.now.artist ?? "")]
-    : [element("p", "quiet", "Nothing yet: choose a track.")];
+    : [element("p", "title", "Choose a track to begin"), element("p", "artist", "Each play and skip moves what comes next.")];
   const text = shown.map((line) => line.textContent).join("\n");
   if ([...byId("now").children].map((line) => line.textContent).join("\n") === text) return; // or it is read out again
   byId("now").replaceChildren(...shown);
@@ -69,6 +69,6 @@ export function showQueue() {
       (byId("queue").querySelector("button") ?? byId("now-title")).focus();
     }, "queue");
     remove.append(sign("×", `Take ${titleOf(track)} out of the queue`));
-    return element("li", "row", element("span", "name", titleOf(track)), remove);
+    return element("li", "", element("span", "name", titleOf(track)), remove);
   }));
 }

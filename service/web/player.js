@@ -1,13 +1,14 @@
 // The player: search, play, skip, and watch the next tracks move. Plain modules, no build step, nothing from elsewhere.
 
 import { call, keepKey, listenForKeys, listenToTimes, watch } from "./api.js";
-import { compareAgain, showLive, toggleCompare } from "./compare.js";
+import { compareAgain, compareLive, toggleCompare } from "./compare.js";
 import { listenToKeys } from "./keys.js";
+import { chooseOther, listenToReleases, readLive, showAnswering } from "./live.js";
 import { showMap } from "./map.js";
-import { firstNext, nthNext, rememberRanks, showNext } from "./next.js";
+import { firstNext, forgetRanks, nthNext, rememberRanks, showNext } from "./next.js";
 import { heard, listenToEnd, showControls, showName, showNow, showQueue, togglePause } from "./now.js";
 import { showSession } from "./ribbon.js";
-import { asFragment, explained, open, remember, replay, report, startAnew, state, streamPath, takeOver, titleOf } from "./session.js";
+import { asFragment, explained, open, recommendations, remember, replay, report, startAnew, state, streamPath, takeOver, titleOf } from "./session.js";
 import { byId, button, element, sign } from "./show.js";
 
 const SEEDS = 6;
@@ -55,9 +56,14 @@ function tell(words) {
 const choices = { onPlay: play, onQueue: enqueue };
 
 async function reported(type, track, ms) {
-  showNext(await report(type, track, ms), choices);
+  showAnswer(await report(type, track, ms));
   showSession();
   compareAgain();
+}
+
+function showAnswer(answer) {
+  showNext(answer, choices);
+  showAnswering(answer.release);
 }
 
 function play(track) {
@@ -109,7 +115,7 @@ async function explainNext() {
 }
 
 function showExplained(answer) {
-  showNext(answer, choices);
+  showAnswer(answer);
   showSession();
   showName(); // what was played elsewhere has its name from here
   showMap(answer, choices);
@@ -150,6 +156,16 @@ function follow(plays) {
   compareAgain();
 }
 
+/** Another release is asked about the same session: arrows tell how its list differs from the one before. */
+function switchRelease() {
+  return act(async () => {
+    rememberRanks();
+    showAnswer(await recommendations());
+    byId("said").textContent = `${byId("releases").selectedOptions[0]?.text} answers now.`;
+    explainNext();
+  });
+}
+
 async function share() {
   const address = `${location.origin}${location.pathname}${asFragment()}`;
   try {
@@ -174,7 +190,8 @@ async function search() {
     if (number !== asked) return; // an older answer may arrive later
     remember(found);
     const items = words ? found : seedsOf(found);
-    byId("found-title").textContent = words ? `${items.length === FOUND ? "The first " : ""}${items.length} found` : "Or begin with one that many play";
+    byId("found-title").textContent = words ? `${items.length === FOUND ? "The first " : ""}${items.length} found` : "Or one that many play";
+    byId("search-part").dataset.shows = words ? "found" : "seeds";
     byId("found").replaceChildren(...items.map(foundRow));
     if (!items.length) byId("found").append(element("li", "quiet", "No track holds all of these words."));
   } catch (error) {
@@ -215,7 +232,7 @@ byId("share").addEventListener("click", share);
 byId("new-session").addEventListener("click", () => act(async () => {
   startAnew();
   history.replaceState(null, "", location.pathname);
-  rememberRanks();
+  forgetRanks();
   await openSession();
 }));
 byId("key-form").addEventListener("submit", (event) => {
@@ -234,6 +251,7 @@ listenToKeys({
   p: () => byId("pause").click(),
   m: () => byId("map").focus(),
   c: toggleCompare,
+  r: chooseOther,
   ...Object.fromEntries([1, 2, 3, 4, 5, 6, 7, 8, 9].map((rank) => [rank, () => nthNext(rank) && play(nthNext(rank))])),
 });
 listenForKeys(() => { byId("key-form").hidden = false; });
@@ -241,12 +259,11 @@ listenToTimes(({ last, median }) => {
   byId("latency").textContent = `Last answer ${last.toFixed(0)} ms, median ${median.toFixed(0)} ms`;
 });
 listenToEnd(() => goOn(false));
+listenToReleases(switchRelease, (live) => compareLive(live, choices));
 
 function start() {
   act(async () => {
-    const release = await call("/releases/current");
-    showLive(release.live, choices);
-    byId("release").textContent = `${release.name}, ${release.tracks.toLocaleString("en")} tracks`;
+    await readLive();
     if (await replay(location.hash)) history.replaceState(null, "", location.pathname);
     await openSession();
   });

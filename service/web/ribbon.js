@@ -7,6 +7,7 @@ const SHOWN = 60;
 
 export function showSession() {
   const list = byId("session");
+  document.body.classList.toggle("begun", state.plays.length > 0);
   list.replaceChildren(...state.plays.slice(-SHOWN).map(({ track_id: id, outcome }) => {
     const track = trackOf(id);
     const item = element("li", outcome, element("span", "name", titleOf(track)), hidden(`, ${outcome}`));
@@ -15,6 +16,6 @@ export function showSession() {
   }));
   list.scrollLeft = list.scrollWidth;
   const skips = state.plays.filter((play) => play.outcome === "skipped").length;
-  byId("tally").textContent = state.plays.length ? `${state.plays.length - skips} played, ${skips} skipped` : "Nothing so far";
+  byId("tally").textContent = state.plays.length ? `${state.plays.length - skips} played, ${skips} skipped` : "What you play and skip lines up here";
   byId("share").disabled = !state.plays.length;
 }

@@ -4,6 +4,8 @@ import { call, send } from "./api.js";
 
 export const NEXT = 15;
 const SESSION_KEY = "segue.session";
+const RELEASE_KEY = "segue.release";
+const GONE = 404; // what a release is that is live no more
 const MOST_AT_ONCE = 100; // events of one request
 
 export const state = {
@@ -11,6 +13,7 @@ export const state = {
   plays: [], // as GET /sessions/{id} answers them
   now: null, // the track that is playing
   queue: [], // tracks that the listener wants next
+  release: sessionStorage.getItem(RELEASE_KEY), // whose list is shown; null for the one that answers this session
 };
 
 const names = new Map(); // track id -> track, for tracks seen so far
@@ -30,6 +33,13 @@ export const streamPath = () => path("/stream");
 /** Forget the session here; the service keeps it until its idle gap is over. */
 export function startAnew() {
   Object.assign(state, { id: newId(), plays: [], now: null, queue: [] });
+}
+
+/** Ask this release for the next tracks, whatever answers the session by itself; null to leave it to the service. */
+export function choose(release) {
+  state.release = release;
+  if (release === null) sessionStorage.removeItem(RELEASE_KEY);
+  else sessionStorage.setItem(RELEASE_KEY, release);
 }
 
 /** Take over what the service says of the session. Whether that was news. */
@@ -66,19 +76,37 @@ export async function report(type, track, msPlayed) {
     event_id: crypto.randomUUID?.() ?? newId(),
     ...(msPlayed !== undefined && { ms_played: Math.round(msPlayed) }),
   };
-  const answer = await send(path(`/events?recommend=${NEXT}`), { events: [event] });
+  const answer = await send(path(state.release ? "/events" : `/events?recommend=${NEXT}`), { events: [event] });
   const latest = state.plays.at(-1);
   if (type === "skip" && latest?.outcome === "played" && latest.track_id === track.track_id) state.plays = [...state.plays.slice(0, -1), { ...latest, outcome: "skipped" }];
   else state.plays = [...state.plays, { track_id: track.track_id, outcome: type === "skip" ? "skipped" : "played", at: event.at }];
-  remember(answer.recommendations.items);
-  return answer.recommendations;
+  return answer.recommendations ? remembered(answer.recommendations) : recommendations();
 }
 
 /** What comes next, and why. */
 export async function explained() {
-  const answer = await call(`/recommendations?${new URLSearchParams({ session_id: state.id, k: NEXT, explain: true })}`);
-  remember(answer.items);
+  const answer = await recommendations({ explain: true });
   remember(answer.explanation.plays);
+  return answer;
+}
+
+/** What comes next, by the release that was chosen as long as it is live. */
+export async function recommendations(more = {}) {
+  const ask = () => {
+    const asked = { session_id: state.id, k: NEXT, ...more, ...(state.release && { release: state.release }) };
+    return call(`/recommendations?${new URLSearchParams(asked)}`);
+  };
+  try {
+    return remembered(await ask());
+  } catch (error) {
+    if (error.status !== GONE || !state.release) throw error;
+    choose(null);
+    return remembered(await ask());
+  }
+}
+
+function remembered(answer) {
+  remember(answer.items);
   return answer;
 }
 

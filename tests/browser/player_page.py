@@ -71,11 +71,11 @@ def shows(page: "Page", tracks: list[str]) -> None:
     page.wait_for_function(f"(wanted) => {found} === wanted", arg=" ".join(tracks))
 
 
-def keep_picture(page: "Page", state: str) -> None:
-    """Write what the page looks like into the folder that SEGUE_SCREENSHOTS names, if it does."""
+def keep_picture(page: "Page", state: str, of: str = "player") -> None:
+    """Write what a page looks like into the folder that SEGUE_SCREENSHOTS names, if it does."""
     if folder := os.environ.get("SEGUE_SCREENSHOTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=Path(folder) / f"player-{state.replace(' ', '-')}.png", full_page=True)
+        page.screenshot(path=Path(folder) / f"{of}-{state.replace(' ', '-')}.png", full_page=True)
 
 
 def look_for_barriers(page: "Page", state: str) -> None:

@@ -1,7 +1,6 @@
 """The page of `segue compare --html` in a real browser, opened as a file: nothing goes out, it sorts and tells."""
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
+from tests.browser.player_page import keep_picture
 from tests.comparison_results import gaining
 
 if TYPE_CHECKING:
@@ -185,8 +185,7 @@ def test_axe_finds_nothing(browser: "Browser", report: Path, scheme: "Literal['l
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         found = axe.Axe().run(page)
         assert found.violations_count == 0, found.generate_report()
-        if picture := os.environ.get("SEGUE_SCREENSHOT"):
-            page.screenshot(path=picture.replace(".png", f"-evaluation-{width}-{scheme}.png"), full_page=True)
+        keep_picture(page, f"{width} {scheme}", of="evaluation")
 
 
 def test_without_a_script_tables_and_plots_stay(browser: "Browser", report: Path) -> None:

@@ -1,7 +1,6 @@
 """The operator's page in a real browser, before a real service: what it shows, swaps, and says."""
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +11,7 @@ import pytest
 from segue.cli.live_figures import History, figures
 from service.keys import new_key, write_keys
 from tests.browser.conftest import watched
+from tests.browser.player_page import keep_picture
 from tests.live.redis_server import Server
 from tests.test_live_figures import later, snapshot
 
@@ -301,8 +301,7 @@ def test_it_is_accessible_on_any_screen(
         page.wait_for_timeout(2200)
         assert violations(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        if picture := os.environ.get("SEGUE_SCREENSHOT"):
-            page.screenshot(path=picture.replace(".png", f"-ops-{width}-{scheme}.png"), full_page=True)
+        keep_picture(page, f"{width} {scheme}", of="ops")
         page.get_by_role("button", name="Swap to damaged").click()
         assert violations(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -38,6 +38,10 @@ def test_playing_and_skipping_move_the_next_tracks(page: "Page") -> None:
     playwright.expect(page.locator("#session li.played")).to_have_count(2)  # what ranked first plays now
     assert next_tracks(page) != before
     assert not any(track.startswith("g4") for track in next_tracks(page))
+    gone = [rank for rank, track in enumerate(before, start=1) if track.startswith("g4")]
+    told = page.locator("#gone").inner_text()
+    assert [int(rank) for rank in re.findall(r"\(was (\d+)\)", told)] == gone[:3]
+    assert f"and {len(gone) - 3} more" in told
     playwright.expect(page.locator("#now .title")).to_have_text(
         "Song 35"
     )  # the skip outweighs the taste for popular tracks
@@ -76,6 +80,47 @@ def test_each_track_says_why_it_is_where_it_is(page: "Page", running: httpx.Clie
         for item in page.locator("#next > li").filter(has=page.locator(".move .hidden-text")).all()
     }
     assert any(words.startswith(("up", "down", "new")) for words in moves.values() if words)
+
+
+def test_many_reasons_are_told_in_few_lines_that_add_up(page: "Page", running: httpx.Client) -> None:
+    answer = {"title": "of what the service answers"}
+
+    def of_more_plays(route: "Route") -> None:
+        content = route.fetch().json()
+        plays = content["explanation"]["plays"]
+        content["explanation"]["plays"] = [*plays, *plays]
+        for item in content["explanation"]["items"]:
+            halves = [value / 2 for value in item["contributions"]]
+            item["contributions"] = [*halves, *halves]
+        answer["score"] = str(content["items"][0]["score"])
+        route.fulfill(json=content)
+
+    page.route("**/recommendations?*explain=true*", of_more_plays)
+    events = [{"type": "play", "track_id": f"g{number}-t00"} for number in range(5)]
+    session_id = page.evaluate("localStorage.getItem('segue.session')")
+    running.post(f"/sessions/{session_id}/events", json={"events": events}).raise_for_status()
+    playwright.expect(page.locator("#next .why")).to_have_count(15)
+    first = page.locator("#next .why").first
+    first.locator("summary").click()
+    playwright.expect(first.locator("li")).to_have_count(6)
+    playwright.expect(first.locator("li").last).to_contain_text("5 others")
+    values = [float(text.replace("\N{MINUS SIGN}", "-")) for text in first.locator("li .score").all_inner_texts()]
+    assert sum(values) == pytest.approx(float(answer["score"]), abs=0.04)
+    playwright.expect(first.locator("p")).to_contain_text(f"Together {float(answer['score']):.2f}")
+
+
+def test_the_list_does_not_jump_when_its_reasons_come(page: "Page") -> None:
+    search_and_play(page, "g2-t05", "Song 29")
+    playwright.expect(page.locator("#next .why")).to_have_count(15)
+    page.route("**/recommendations?*explain=true*", lambda route: route.abort())
+    page.get_by_role("button", name="Skip").click()
+    playwright.expect(page.locator("#session li.skipped")).to_have_count(1)
+    tops = "() => [...document.querySelectorAll('#next > li')].map((item) => item.getBoundingClientRect().top)"
+    playwright.expect(page.locator("#next .why")).to_have_count(0)
+    without = page.evaluate(tops)
+    page.unroute("**/recommendations?*explain=true*")
+    playwright.expect(page.locator("#next .why")).to_have_count(15)
+    assert page.evaluate(tops) == pytest.approx(without, abs=2)
 
 
 def test_arrows_say_how_the_ranks_have_changed(page: "Page", running: httpx.Client) -> None:
@@ -266,6 +311,17 @@ def test_the_keyboard_is_enough(page: "Page") -> None:
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     playwright.expect(page.locator("#session li.skipped")).to_have_count(1)
+
+
+def test_all_of_the_page_is_light(page: "Page") -> None:
+    """In bytes as they are sent, of everything but the map's points; and all of it is the service's own (`faults`)."""
+    weights = page.evaluate(
+        "[...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]"
+        ".map((entry) => [new URL(entry.name).pathname, entry.encodedBodySize])"
+    )
+    of_page = {path: size for path, size in weights if path == "/" or path.startswith("/web/")}
+    assert len(of_page) > 10
+    assert sum(of_page.values()) < 300_000
 
 
 def test_an_error_is_said_in_words(page: "Page") -> None:

@@ -9,7 +9,15 @@ import httpx
 import pytest
 
 from segue.release import Draft, Release, write_release
-from tests.browser.player_page import look_for_barriers, opened, playwright, search_and_play
+from tests.browser.player_page import (
+    keep_picture,
+    look_for_barriers,
+    next_tracks,
+    opened,
+    playwright,
+    search_and_play,
+    shows,
+)
 from tests.conftest import encoder_of
 
 if TYPE_CHECKING:
@@ -109,8 +117,76 @@ def test_the_comparison_stands_in_nobodys_way(comparing: "Page", scheme: Any) ->
     assert comparing.evaluate("document.documentElement.scrollWidth") <= 320
 
 
-def test_one_release_has_nothing_to_be_compared_with(page: "Page") -> None:
+@pytest.fixture
+def switching(browser: "Browser", both: httpx.Client) -> "Iterator[Page]":
+    faults: list[str] = []
+    with both, opened(browser, str(both.base_url), faults) as page:
+        search_and_play(page, "g1-t00", "Song 12")
+        playwright.expect(page.locator("#next .why")).to_have_count(15)
+        yield page
+    assert faults == []
+
+
+def wanted(page: "Page", client: httpx.Client, release: Release) -> list[str]:
+    """What a release puts next in the session of a page, by the API."""
+    session_id = page.evaluate("localStorage.getItem('segue.session')")
+    query = {"session_id": session_id, "k": 15, "release": release.name}
+    return [item["track_id"] for item in client.get("/recommendations", params=query).json()["items"]]
+
+
+def test_the_list_is_that_of_the_release_that_is_chosen(
+    switching: "Page", both: httpx.Client, tiny_release: Release, reluctant: Release
+) -> None:
+    """At once, after the next event, and after a reload; arrows tell how its list differs from the other's."""
+    page = switching
+    choice = page.get_by_label("Release", exact=True)
+    playwright.expect(choice).to_have_value(tiny_release.name)
+    before = wanted(page, both, tiny_release)
+    assert next_tracks(page) == before
+    choice.select_option(value=reluctant.name)
+    other = wanted(page, both, reluctant)
+    assert other != before
+    shows(page, other)
+    playwright.expect(page.locator("#next .why")).to_have_count(15)
+    playwright.expect(page.locator("#release")).to_contain_text(reluctant.name)
+    playwright.expect(page.get_by_role("status")).to_contain_text("answers now")
+    playwright.expect(page.locator("#session li")).to_have_count(1)  # the session is the same
+    moved = [track for track, rank in zip(other, range(15), strict=True) if track in before and before[rank] != track]
+    for track in moved:
+        words = page.locator(f"#next li[data-track='{track}'] .move .hidden-text").text_content() or ""
+        assert words.endswith(f"was {before.index(track) + 1}"), track
+    assert moved
+    assert both.get("/releases/current").json()["name"] == tiny_release.name  # for everybody else nothing has changed
+    keep_picture(page, "other release")
+
+    page.get_by_role("button", name="Skip").click()
+    playwright.expect(page.locator("#session li")).to_have_count(2)
+    shows(page, wanted(page, both, reluctant))
+    page.reload()
+    shows(page, wanted(page, both, reluctant))
+    playwright.expect(choice).to_have_value(reluctant.name)
+    page.locator("body").press("r")
+    shows(page, wanted(page, both, tiny_release))
+    playwright.expect(choice).to_have_value(tiny_release.name)
+
+
+def test_a_chosen_release_that_is_live_no_more_gives_way(
+    switching: "Page", both: httpx.Client, tiny_release: Release, reluctant: Release
+) -> None:
+    choice = switching.get_by_label("Release", exact=True)
+    choice.select_option(value=tiny_release.name)
+    both.put("/releases/current", json={"name": "other"}).raise_for_status()
+    switching.get_by_role("button", name="Played through").click()
+    playwright.expect(switching.locator("#session li")).to_have_count(2)
+    shows(switching, wanted(switching, both, reluctant))
+    playwright.expect(switching.locator("#release")).to_contain_text(reluctant.name)
+    playwright.expect(choice).to_be_hidden()
+    playwright.expect(switching.get_by_role("alert")).to_be_hidden()
+
+
+def test_one_release_leaves_no_choice(page: "Page") -> None:
     playwright.expect(page.get_by_role("button", name="Compare two releases")).to_be_hidden()
+    playwright.expect(page.get_by_label("Release", exact=True)).to_be_hidden()
 
 
 def test_keys_do_what_buttons_do_unless_they_are_turned_off(page: "Page") -> None:

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from tests.browser.player_page import look_for_barriers, opened, playwright, search_and_play
+from tests.conftest import WINDOW
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -16,8 +17,10 @@ LEFT = (-0.8, 0.0)
 
 @pytest.fixture
 def map_(page: "Page") -> "Locator":
+    """The map, all of it: it follows the session no more."""
     found = page.locator("#map[data-points='72']")
     playwright.expect(found).to_be_visible()
+    page.get_by_role("button", name="All of it").click()
     return found
 
 
@@ -57,6 +60,26 @@ def test_the_path_grows_with_the_session(page: "Page", map_: "Locator", running:
     playwright.expect(map_).to_have_attribute("data-query", " ".join(f"{value:g}" for value in query))
 
 
+def test_the_path_is_that_of_the_whole_session(page: "Page", map_: "Locator", running: httpx.Client) -> None:
+    """Also of what the encoder, which sees five plays here, has forgotten; and after a reload."""
+    before = painted(map_, LEFT)
+    search_and_play(page, "g3-t00", "Song 36")
+    for count in range(2, WINDOW + 4):
+        page.locator("#next .play").first.click()
+        playwright.expect(page.locator("#session li")).to_have_count(count)
+    session_id = page.evaluate("localStorage.getItem('segue.session')")
+    running.post(
+        f"/sessions/{session_id}/events", json={"events": [{"type": "play", "track_id": "not here"}]}
+    ).raise_for_status()
+    for _ in range(2):
+        playwright.expect(page.locator("#session li")).to_have_count(WINDOW + 4)
+        playwright.expect(map_).to_have_attribute("data-path", str(WINDOW + 3))
+        playwright.expect(map_).to_have_attribute("data-seen", str(WINDOW))
+        playwright.expect(page.locator("#map-words")).to_contain_text("The path: Song 36 (played)")
+        assert painted(map_, LEFT) > before
+        page.reload()
+
+
 def test_a_point_has_a_name_and_can_be_played(page: "Page", map_: "Locator") -> None:
     x, y = spot(map_, (-0.8 + 0.11, 0.0))  # the last of its genre, apart from no other by much
     map_.hover(position={"x": x + 3, "y": y})
@@ -69,6 +92,31 @@ def test_a_point_has_a_name_and_can_be_played(page: "Page", map_: "Locator") -> 
     playwright.expect(map_).to_have_attribute("data-path", "1")
     map_.hover(position={"x": x + 3, "y": y})
     playwright.expect(page.locator("#map-name")).to_contain_text("played")
+
+
+def test_it_follows_the_session_until_it_is_moved(page: "Page") -> None:
+    map_ = page.locator("#map[data-points='72']")
+    playwright.expect(map_).to_be_visible()
+
+    def is_whole() -> bool:
+        """Whether it looks as it does where all of it is asked for."""
+        shown = map_.evaluate("(canvas) => canvas.toDataURL()")
+        page.get_by_role("button", name="All of it").click()
+        page.wait_for_timeout(100)
+        return bool(shown == map_.evaluate("(canvas) => canvas.toDataURL()"))
+
+    def play(number: int) -> None:
+        page.locator("#next .play").first.click()
+        playwright.expect(map_).to_have_attribute("data-path", str(number))
+        page.wait_for_timeout(100)
+
+    play(1)
+    assert not is_whole()
+    play(2)
+    assert is_whole()  # as it was asked for all of it before
+    page.get_by_role("button", name="The session").click()
+    play(3)
+    assert not is_whole()
 
 
 def test_the_mouse_and_the_buttons_move_it(page: "Page", map_: "Locator") -> None:

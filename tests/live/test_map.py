@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from segue.release import Release
-from tests.conftest import GENRES, recommended, track_ids
+from tests.conftest import GENRES, WINDOW, recommended, track_ids
 
 StartService = Callable[..., Any]
 FROZEN = Path(__file__).parents[1] / "releases" / "v1"
@@ -100,9 +100,19 @@ class TestPlaces:
         mean = sum(weight * number for number, weight in enumerate(weights)) / sum(weights)
         assert query == pytest.approx(self.place(4, mean), abs=1e-3)
 
+    def test_the_path_is_that_of_the_whole_session(self, running: httpx.Client) -> None:
+        """Beyond the encoder's window, in the session's own order, with gaps where the release has no such track."""
+        session_id = uuid4().hex
+        play(running, session_id, *(f"g{number % 6}-t{number:02}" for number in range(WINDOW + 4)), "unknown")
+        places = recommended(running, session_id, explain=True)["explanation"]["places"]
+        assert places["path"][:-1] == [pytest.approx(self.place(n % 6, n), abs=1e-5) for n in range(WINDOW + 4)]
+        assert places["path"][-1] is None
+        assert places["plays"] == places["path"][4:-1]
+        assert len(running.get(f"/sessions/{session_id}").json()["plays"]) == len(places["path"])
+
     def test_without_plays_there_is_no_query(self, running: httpx.Client) -> None:
         places = recommended(running, uuid4().hex, explain=True)["explanation"]["places"]
-        assert places["plays"] == []
+        assert places["plays"] == places["path"] == []
         assert "query" not in places
         assert len(places["items"]) == 20
 

@@ -152,7 +152,10 @@ class TestLearning:
 
         assert lead(0.0) < 0 < lead(1.0)
 
-    def test_averaged_weights_are_the_moving_average_of_those_of_every_step(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(("batch_size", "negatives"), [(8, 20), (1, 1)])  # every row in every step, or few of them
+    def test_averaged_weights_are_the_moving_average_of_those_of_every_step(
+        self, tmp_path: Path, batch_size: int, negatives: int
+    ) -> None:
         """Against a plain loop; the first step's weights start the average (Polyak and Juditsky, 1992; EMA form)."""
         seen: list[list[Any]] = []
 
@@ -162,7 +165,8 @@ class TestLearning:
                     seen.append([parameter.detach().clone() for parameter in self.parameters()])
                 return super().train(mode)
 
-        options = OPTIONS.model_copy(update={"averaging": 0.8, "epochs": 1})
+        changes = {"averaging": 0.8, "epochs": 1, "batch_size": batch_size, "negatives": negatives}
+        options = OPTIONS.model_copy(update=changes)
         encoder = Watching(TRACKS + 1, options)
         encoder.initialise(torch.Generator().manual_seed(0))
         seen.clear()
@@ -174,7 +178,7 @@ class TestLearning:
 
         fitted = fit(encoder, planted(), asked(planted(20, seed=1)), Checkpoints(tmp_path, {}), Last())
         after = seen[1:] + last  # the weights after every step
-        assert len(after) == 8
+        assert len(after) == -(-60 // batch_size)
         expected = after[0]
         for weights_of_step in after[1:]:
             expected = [0.8 * mean + 0.2 * now for mean, now in zip(expected, weights_of_step, strict=True)]

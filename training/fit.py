@@ -185,18 +185,20 @@ class _Run:
                 with record_function("segue: backward"):
                     terms.loss.backward()  # type: ignore[no-untyped-call]
             with record_function("segue: update"):
-                self._update(rows, lent, rate)
+                before = self._update(rows, lent, rate)
+        if self.average is not None:  # with the whole table back in its place, whose rows it asks for
+            self.average.update(self.encoder, rows, before)
         return terms
 
-    def _update(self, rows: Tensor | None, lent: Tensor, rate: float) -> None:
+    def _update(self, rows: Tensor | None, lent: Tensor, rate: float) -> Tensor | None:
+        """One step of Adam; returns what the lent rows were before it, where an average needs them."""
         torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), self.options.gradient_clip)
         before = None if self.average is None or rows is None else lent.detach().clone()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.items.update(rows, lent, rate)
-        if self.average is not None:
-            self.average.update(self.encoder, rows, before)
+        return before
 
     def _candidate(self) -> SessionEncoder:
         """The encoder whose weights would be kept now."""

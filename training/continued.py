@@ -11,7 +11,7 @@ would move it, and is recommended before the first step; benchmarks/README.md co
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -31,14 +31,6 @@ from training.options import NeuralOptions, Options, check_options, read_options
 REACH: Final = 2
 _ENCODER: Final = {"window", "dimension", "plays", "skip_input"}  # options of all that say what the encoder is
 _OF_TRAINING: Final = {"masking", "copies"}  # options of one encoder that do not; all others of one encoder do
-
-
-class Tracks(NamedTuple):
-    """How many tracks a continued training has, by where they come from."""
-
-    known: int  # in release and dataset
-    new: int  # in the dataset alone
-    kept: int  # in the release alone
 
 
 def continued_options(
@@ -65,8 +57,9 @@ def continued_options(
 def refuse_unfit_origin(release: Release) -> None:
     """Raise BadRelease for a release that nothing can be trained on from."""
     if release.manifest.loss is None:
+        model = release.manifest.model
         raise BadRelease(
-            f"--from {release.path}: {release.manifest.model} learns all anew each time: train without --from"
+            f"--from {release.path} is of model {model}, which learns all anew each time: leave --from out"
         )
     if ENCODER_WEIGHTS not in release.manifest.files:
         raise BadRelease(
@@ -81,12 +74,6 @@ def with_tracks_of(release: Release, dataset: Dataset) -> Dataset:
     kept = release.catalogue.frame.join(held, on="track_id", how="anti", maintain_order="left")
     frame = pl.concat([held, kept.with_columns(pl.lit(0, pl.Int64).alias("plays"), pl.lit(0, pl.Int64).alias("skips"))])
     return dataset if kept.is_empty() else replace(dataset, catalogue=Catalogue(frame.drop("row")))
-
-
-def tracks_of(release: Release, dataset: Dataset) -> Tracks:
-    """Counts for a dataset as it was read, without `with_tracks_of`."""
-    known = int((release.catalogue.rows(dataset.catalogue.track_ids) != PAD_ROW).sum())
-    return Tracks(known, len(dataset.catalogue) - known, len(release.catalogue) - known)
 
 
 def take_over(encoder: SessionEncoder, release: Release, catalogue: Catalogue, part: Sessions) -> None:

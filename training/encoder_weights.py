@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from segue.arrays import mapped_array
 from segue.errors import BadRelease
 from segue.release import Release
 from training.encoders.contract import SessionEncoder
 
 ENCODER_WEIGHTS: Final = "encoder_weights.npy"
+_LARGEST_HEADER: Final = 1_000_000  # characters; a block of self-attention takes 700
 
 
 def encoder_weights(encoder: SessionEncoder) -> NDArray[Any]:
@@ -28,7 +30,7 @@ def encoder_weights(encoder: SessionEncoder) -> NDArray[Any]:
 
 def take_weights(encoder: SessionEncoder, release: Release) -> None:
     """Give the encoder a release's weights, its item embeddings aside. Raises BadRelease with one line."""
-    record = release.array(ENCODER_WEIGHTS)
+    record = mapped_array(release.path / ENCODER_WEIGHTS, _LARGEST_HEADER)
     expected = _fields(encoder)
     if record.dtype != expected or record.shape != (1,):
         raise BadRelease(f"{release.path}: {ENCODER_WEIGHTS} holds {_differing(record.dtype, expected)}")

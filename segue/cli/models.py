@@ -100,8 +100,10 @@ def _continued(
     from training.models import MODELS
 
     release = open_release(origin)
-    refuse_unfit_origin(release)
     trained = release.manifest.model
+    if trained not in MODELS or MODELS[trained].encoder is None:
+        raise BadRelease(f"--from {origin} is of model {trained}, which learns all anew each time: leave --from out")
+    refuse_unfit_origin(release)
     if model not in (None, trained):
         raise BadOption(f"--model {model}: --from {origin} is of model {trained}: leave --model out")
     flags = {"beta": 0.0} if no_nce else {}

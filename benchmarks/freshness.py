@@ -145,15 +145,16 @@ def main() -> None:
     for seed in range(given.seeds):
         with threadpool_limits(1):
             seeds.append(one_seed(given.data, seed, folder, given.further))
+        figures = means(seeds)
         result = {
             "machine": machine(),
             "commit": source_commit(),
             "sessions": [len(dataset.sessions) for dataset in datasets],
             "tracks": [len(dataset.catalogue) for dataset in datasets],
-            "means": means(seeds),
+            "means": figures,
             "seeds": seeds,
         }
-        print(json.dumps(result["means"] | {"seeds": len(seeds)}, indent=2), flush=True)
+        print(json.dumps(figures | {"seeds": len(seeds)}, indent=2), flush=True)
         if given.store:
             kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
             RESULTS.write_text(json.dumps(kept | {given.data: result}, indent=2) + "\n")

@@ -125,7 +125,7 @@ class TestTakingOver:
         rows, means = company_means(table, known, part)
         # 4: [3, 0] + [0, 3] + [0, -3] + [0, -3]; 5: [0, -3] alone. All known rows are 3 long, so these are.
         assert rows.tolist() == [4, 5]
-        np.testing.assert_allclose(means, [[3 / 2**0.5, -3 / 2**0.5], [0, -3]], rtol=1e-6)
+        np.testing.assert_allclose(means, np.array([[3 / 2**0.5, -3 / 2**0.5], [0, -3]]), rtol=1e-6)
         assert company_means(table, np.zeros(6, np.bool_), part)[0].tolist() == []
         assert company_means(table, known, part.select(np.array([2])))[0].tolist() == []
 

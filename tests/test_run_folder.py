@@ -89,10 +89,10 @@ def check_board(folder: Path, epochs: list[dict[str, Any]]) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found = EventAccumulator(str(folder))  # type: ignore[no-untyped-call]
-    found.Reload()  # type: ignore[no-untyped-call]
+    found = EventAccumulator(str(folder))
+    found.Reload()
     for tag, name in (("loss/nce", "nce"), ("validation/HR_at_10", "HR@10"), ("speed/sessions_per_s", None)):
-        events = found.Scalars(tag)  # type: ignore[no-untyped-call]
+        events = found.Scalars(tag)
         assert [event.step for event in events] == [1, 2, 3]
         if name is not None:
             assert [event.value for event in events] == pytest.approx([line[name] for line in epochs])

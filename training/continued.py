@@ -107,14 +107,14 @@ def company_means(table: Float32, known: Bool, part: Sessions, reach: int = REAC
         rows [n] int64, rising, and their means [n, dimension] float32, each of the median length of the known rows.
 
     """
-    session = np.repeat(np.arange(len(part)), part.lengths)
+    at = np.flatnonzero(~known[part.rows])
+    session = np.searchsorted(part.offsets, at, side="right") - 1
+    first, beyond = part.offsets[session], part.offsets[session + 1]
     pairs = []
-    for shift in range(1, reach + 1):
-        left, right = part.rows[:-shift], part.rows[shift:]
-        together = session[:-shift] == session[shift:]
-        for one, other in ((left, right), (right, left)):
-            met = together & ~known[one] & known[other]
-            pairs.append(np.stack([one[met], other[met]]))
+    for shift in (*range(-reach, 0), *range(1, reach + 1)):
+        inside = (at + shift >= first) & (at + shift < beyond)
+        pair = np.stack([part.rows[at[inside]], part.rows[at[inside] + shift]])
+        pairs.append(pair[:, known[pair[1]]])
     unknown, company = np.concatenate(pairs, axis=1)
     rows, place = np.unique(unknown, return_inverse=True)
     counts = csr_matrix((np.ones(len(place), np.float32), (place, company)), shape=(len(rows), len(table)))

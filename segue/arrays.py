@@ -28,13 +28,14 @@ Float32: TypeAlias = NDArray[np.float32]
 Float64: TypeAlias = NDArray[np.float64]
 
 
-def mapped_array(path: Path) -> NDArray[Any]:
+def mapped_array(path: Path, largest_header: int = 10_000) -> NDArray[Any]:
     """The array of an .npy file, memory-mapped and read-only. Raises BadRelease with one line.
 
-    A shape that the file has no bytes for is refused, so a header cannot ask for memory; so are pickled objects.
+    A shape that the file has no bytes for is refused, so a header cannot ask for memory; so are pickled objects, and
+    headers of more characters than `largest_header` (a record has one that grows with its fields).
     """
     try:
-        return np.lib.format.open_memmap(path, mode="r")
+        return np.lib.format.open_memmap(path, mode="r", max_header_size=largest_header)
     except _LIES as error:
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise BadRelease(f"{path} is not a NumPy array: {reason}; copy the release again") from error

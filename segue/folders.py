@@ -6,8 +6,12 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from segue.errors import InputError
+
+CHECKPOINT_SUFFIX: Final = ".training"  # of the folder beside a release to be that holds its checkpoint
+RUN_SUFFIX: Final = ".run"  # of the folder beside a release that says how it was trained
 
 
 def refuse_existing(path: Path, *, overwrite: bool, marker: str) -> None:

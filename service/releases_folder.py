@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Final
 
 from segue.errors import BadOption, BadRelease, ReleasesUnavailable, SwapRefused, UnknownRelease
+from segue.folders import CHECKPOINT_SUFFIX, RUN_SUFFIX
 
 POINTER: Final = "current"
 # No separator, no leading dot: a name can lead nowhere but into the folder, and not to what is still being written.
 NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
+_BESIDE: Final = (CHECKPOINT_SUFFIX, RUN_SUFFIX)  # what training keeps beside a release, and no release itself
 _LONGEST_POINTER: Final = 1024  # bytes
 
 
@@ -59,7 +61,9 @@ class ReleasesFolder:
         """What may be a release, by name; not looked into. Raises ReleasesUnavailable."""
         try:
             return sorted(
-                path for path in self._path.iterdir() if re.fullmatch(NAME_PATTERN, path.name) and path.is_dir()
+                path
+                for path in self._path.iterdir()
+                if re.fullmatch(NAME_PATTERN, path.name) and path.suffix not in _BESIDE and path.is_dir()
             )
         except OSError as error:
             raise ReleasesUnavailable(f"{self._path} cannot be read ({error.strerror}): see to it") from error

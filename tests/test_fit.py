@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from training import objective  # noqa: E402
 from training.checkpoint import Checkpoints  # noqa: E402
 from training.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
 from training.fit import Fitted, fit  # noqa: E402
+from training.interruption import Interrupted  # noqa: E402
 from training.session_views import SessionViews  # noqa: E402
 from training.splits import Examples  # noqa: E402
 
@@ -153,7 +155,10 @@ class TestLearning:
 
         assert lead(0.0) < 0 < lead(1.0)
 
-    def test_averaged_weights_are_the_moving_average_of_those_of_every_step(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(("batch_size", "negatives"), [(8, 20), (1, 1)])  # every row in every step, or few of them
+    def test_averaged_weights_are_the_moving_average_of_those_of_every_step(
+        self, tmp_path: Path, batch_size: int, negatives: int
+    ) -> None:
         """Against a plain loop; the first step's weights start the average (Polyak and Juditsky, 1992; EMA form)."""
         seen: list[list[Any]] = []
 
@@ -163,7 +168,8 @@ class TestLearning:
                     seen.append([parameter.detach().clone() for parameter in self.parameters()])
                 return super().train(mode)
 
-        options = OPTIONS.model_copy(update={"averaging": 0.8, "epochs": 1})
+        changes = {"averaging": 0.8, "epochs": 1, "batch_size": batch_size, "negatives": negatives}
+        options = OPTIONS.model_copy(update=changes)
         encoder = Watching(TRACKS + 1, options)
         encoder.initialise(torch.Generator().manual_seed(0))
         seen.clear()
@@ -175,7 +181,7 @@ class TestLearning:
 
         fitted = fit(encoder, planted(), asked(planted(20, seed=1)), Checkpoints(tmp_path, {}), Last())
         after = seen[1:] + last  # the weights after every step
-        assert len(after) == 8
+        assert len(after) == -(-60 // batch_size)
         expected = after[0]
         for weights_of_step in after[1:]:
             expected = [0.8 * mean + 0.2 * now for mean, now in zip(expected, weights_of_step, strict=True)]
@@ -186,6 +192,71 @@ class TestLearning:
         fitted = run(tmp_path, OPTIONS.model_copy(update={"epochs": 60, "patience": 2, "learning_rate": 1e-9}))
         assert len(fitted.history) == 3
         assert fitted.best_epoch == 0
+
+
+class TestContinued:
+    def test_weights_that_no_epoch_improves_are_kept(self, tmp_path: Path) -> None:
+        trained = run(tmp_path / "first", OPTIONS.model_copy(update={"epochs": 12, "patience": 12}))
+        before = weights(trained)
+
+        def on(epochs: int, learning_rate: float) -> Fitted:
+            changes = {"epochs": epochs, "learning_rate": learning_rate, "patience": 3}
+            options = OPTIONS.model_copy(update=changes)
+            encoder = SasRec(TRACKS + 1, options)
+            encoder.load_state_dict(trained.encoder.state_dict())
+            checkpoints = Checkpoints(tmp_path / f"{epochs} {learning_rate}", options.model_dump())
+            return fit(encoder, planted(), asked(planted(20, seed=1)), checkpoints, Silent(), continued=True)
+
+        none, ruined = on(0, 0.01), on(9, 1.0)
+        assert weights(none) == weights(ruined) == before
+        assert none.best_epoch == ruined.best_epoch == -1
+        assert none.validation_hr10 == ruined.validation_hr10 == trained.validation_hr10
+        assert (len(none.history), len(ruined.history)) == (0, 3)  # and the patience of three epochs is over
+
+
+class Signalling(Silent):
+    """Sends this process signals after some steps."""
+
+    def __init__(self, steps: int, *signals: int) -> None:
+        self.left, self.signals, self.after = steps, signals, 0
+
+    def step(self, *_: Any) -> None:
+        self.left -= 1
+        self.after += self.left < 0
+        if self.left == 0:
+            for number in self.signals:
+                os.kill(os.getpid(), number)
+
+
+class TestInterrupted:
+    @pytest.mark.parametrize(
+        ("number", "steps", "where"),
+        [(signal.SIGINT, 3, "in epoch 1 of 3"), (signal.SIGTERM, 11, "in epoch 2 of 3"), (signal.SIGINT, 8, "")],
+    )
+    def test_a_signal_is_a_checkpoint_of_that_step_and_one_line(
+        self, tmp_path: Path, number: int, steps: int, where: str
+    ) -> None:
+        handler = signal.getsignal(number)
+        reporter = Signalling(steps, number)
+        with pytest.raises(Interrupted, match=rf"^interrupted {where}.*: .*stopped holds it, the same command goes on"):
+            run(tmp_path / "stopped", reporter=reporter)
+        assert reporter.after == 0
+        assert signal.getsignal(number) is handler
+        found = Checkpoints(tmp_path / "stopped", OPTIONS.model_dump()).load()
+        assert found is not None
+        assert found[0].epoch * 8 + found[0].step == steps
+        assert weights(run(tmp_path / "stopped")) == weights(run(tmp_path / "whole"))
+
+    def test_a_second_signal_ends_it_at_once(self, tmp_path: Path) -> None:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            run(tmp_path / "stopped", reporter=Signalling(3, signal.SIGINT, signal.SIGTERM))
+        assert type(caught.value) is KeyboardInterrupt
+        assert not (tmp_path / "stopped").exists()
+
+    def test_in_another_thread_signals_are_left_to_the_main_one(self, tmp_path: Path) -> None:
+        with ThreadPoolExecutor(1) as threads:
+            found = threads.submit(run, tmp_path / "threaded").result()
+        assert weights(found) == weights(run(tmp_path / "main"))
 
 
 @pytest.mark.slow

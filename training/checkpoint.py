@@ -58,13 +58,21 @@ class Checkpoints:
         torch.save(content, unfinished)
         unfinished.rename(self.folder / name)
 
+    def exist(self) -> bool:
+        """Whether there is one to resume from, whose weights are not read. Raises BadOption as `load` does."""
+        return self._content(mapped=True) is not None
+
     def load(self) -> tuple[Progress, dict[str, Any]] | None:
         """The checkpoint to resume from, or None. Raises BadOption where it belongs to another training."""
+        content = self._content()
+        return None if content is None else (Progress(**content["progress"]), content["state"])
+
+    def _content(self, *, mapped: bool = False) -> dict[str, Any] | None:
         path = self.folder / _FILE
         if not path.is_file():
             return None
         try:
-            content = torch.load(path, weights_only=True)
+            content: dict[str, Any] = torch.load(path, weights_only=True, mmap=mapped)
             found = json.loads(content["identity"])
         except Exception as error:  # torch raises many kinds for a damaged file
             raise BadOption(f"{path} is damaged ({type(error).__name__}): delete it to train from the start") from error
@@ -75,7 +83,7 @@ class Checkpoints:
             raise BadOption(
                 f"{path} belongs to another training ({what}): delete {self.folder} or choose another --out"
             )
-        return Progress(**content["progress"]), content["state"]
+        return content
 
     def remove(self) -> None:
         """Delete the checkpoint, once the release is written."""

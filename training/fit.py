@@ -18,6 +18,7 @@ from training.batches import Batch, epoch_batches, trainable
 from training.checkpoint import Checkpoints, Progress
 from training.encoders.contract import SessionEncoder
 from training.epoch_order import epoch_order
+from training.interruption import Interrupted, Stop, stopping_on_signals
 from training.item_rows import ItemRows, renumbered, touched_rows
 from training.objective import Terms, step_terms
 from training.session_views import SessionViews
@@ -55,15 +56,24 @@ def fit(
     checkpoints: Checkpoints,
     reporter: Reporter,
     device: str = "cpu",
+    *,
+    continued: bool = False,
 ) -> Fitted:
     """Train `encoder` in place and return it with the weights of its best epoch.
 
+    `continued`: its weights are trained already, and kept where no epoch is better on validation (best_epoch is -1).
+
     `training` and `validation` hold rows of the encoder's item embeddings. Resumes from `checkpoints` where there is
-    one: the weights are then the same, to the bit on a CPU, as without the interruption.
+    one: the weights are then the same, to the bit on a CPU, as without the interruption. Told to stop by a signal, it
+    writes a checkpoint and raises Interrupted.
     """
     shown = training.played() if encoder.options.plays == "played" else training
-    with _deterministic(device):
-        return _Run(encoder, trainable(shown, encoder.options.window), validation, checkpoints, device).go(reporter)
+    with _deterministic(device), stopping_on_signals() as stop:
+        run = _Run(encoder, trainable(shown, encoder.options.window), validation, checkpoints, device)
+        run.stop = stop
+        if continued:
+            run.keep_given_weights()
+        return run.go(reporter)
 
 
 class _Run:
@@ -92,6 +102,7 @@ class _Run:
         )
         self.average = MovingAverage(encoder, self.options.averaging) if self.options.averaging else None
         self.progress = Progress()
+        self.stop = Stop()
         self._resume()
 
     def go(self, reporter: Reporter) -> Fitted:
@@ -101,6 +112,12 @@ class _Run:
         self.encoder.eval()
         progress = self.progress
         return Fitted(self.encoder, progress.history, progress.best_epoch, progress.best[0], progress.seconds)
+
+    def keep_given_weights(self) -> None:
+        """Before the first step: the weights that it begins with are the first to be measured, and to be beaten."""
+        if self.progress == Progress():
+            self.progress.best = encoder_score(self.encoder, self.validation, str(self.device))
+            self.checkpoints.save_best(self.encoder.state_dict())
 
     def _stale(self) -> bool:
         return self.progress.epoch - 1 - self.progress.best_epoch >= self.options.patience
@@ -119,14 +136,24 @@ class _Run:
             for name, value in terms._asdict().items():
                 progress.sums[name] = progress.sums.get(name, 0.0) + value.item()
             reporter.step(progress.epoch, done, len(order), self._means())
-            if time.monotonic() - saved > CHECKPOINT_EVERY_S:
+            if self.stop.asked or time.monotonic() - saved > CHECKPOINT_EVERY_S:
                 self._save()
                 saved = time.monotonic()
+                self._leave_if_asked()
         rate = (done - done_before) / max(time.monotonic() - started, 1e-9)
         line = self._finish_epoch(rate)
         progress.seconds += time.monotonic() - started
         self._save()
         reporter.epoch(line)
+        self._leave_if_asked()
+
+    def _leave_if_asked(self) -> None:
+        if self.stop.asked:
+            epoch, step, epochs = self.progress.epoch, self.progress.step, self.options.epochs
+            where = f"in epoch {epoch + 1} of {epochs}" if step else f"after epoch {epoch} of {epochs}"
+            raise Interrupted(
+                f"interrupted {where}: {self.checkpoints.folder} holds it, the same command goes on from there"
+            )
 
     def _finish_epoch(self, sessions_per_s: float) -> dict[str, float]:
         progress = self.progress
@@ -165,18 +192,20 @@ class _Run:
                 with record_function("segue: backward"):
                     terms.loss.backward()  # type: ignore[no-untyped-call]
             with record_function("segue: update"):
-                self._update(rows, lent, rate)
+                before = self._update(rows, lent, rate)
+        if self.average is not None:  # with the whole table back in its place, whose rows it asks for
+            self.average.update(self.encoder, rows, before)
         return terms
 
-    def _update(self, rows: Tensor | None, lent: Tensor, rate: float) -> None:
+    def _update(self, rows: Tensor | None, lent: Tensor, rate: float) -> Tensor | None:
+        """One step of Adam; returns what the lent rows were before it, where an average needs them."""
         torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), self.options.gradient_clip)
         before = None if self.average is None or rows is None else lent.detach().clone()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.items.update(rows, lent, rate)
-        if self.average is not None:
-            self.average.update(self.encoder, rows, before)
+        return before
 
     def _candidate(self) -> SessionEncoder:
         """The encoder whose weights would be kept now."""

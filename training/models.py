@@ -3,8 +3,8 @@
 import resource
 import subprocess
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from segue.arrays import Int
 from segue.catalogue import Catalogue
-from segue.errors import BadDataset
-from segue.folders import refuse_existing
+from segue.errors import BadDataset, BadOption
+from segue.folders import CHECKPOINT_SUFFIX, RUN_SUFFIX, refuse_existing
 from segue.recommend import PopularityRanker, Ranker
 from segue.release import (
     ITEM_EMBEDDINGS,
@@ -36,7 +36,9 @@ from training.baselines.knn import VmisKnn, VmisKnnOptions
 from training.baselines.markov import MarkovRanker
 from training.baselines.wrmf import WrmfOptions, fit_wrmf
 from training.checkpoint import Checkpoints
+from training.continued import refuse_unfit_origin, take_over, with_tracks_of
 from training.dataset import Dataset
+from training.encoder_weights import ENCODER_WEIGHTS, encoder_weights
 from training.encoders.bert4rec import Bert4Rec, Bert4RecOptions
 from training.encoders.caser import Caser, CaserOptions
 from training.encoders.contract import Encoder, SessionEncoder
@@ -44,7 +46,9 @@ from training.encoders.gru4rec import Gru4Rec, Gru4RecOptions
 from training.encoders.sasrec import SasRec, SasRecOptions
 from training.export_onnx import check_parity, export_encoder, item_embeddings
 from training.fit import Reporter, fit
+from training.memory_advice import memory_advice
 from training.options import NeuralOptions, Options
+from training.run_folder import RunFolder, Several, environment
 from training.session_views import SessionViews
 from training.splits import Split, examples, training_part
 from training.track_map import track_map
@@ -110,11 +114,18 @@ class Job:
     out: Path
     overwrite: bool = False
     device: str = "cpu"
+    origin: Release | None = None  # the release that training goes on from
+    resume: bool = False  # whether there must be a checkpoint to resume from
 
     @property
     def checkpoint_folder(self) -> Path:
         """Beside the release to be; it is removed once the release is written."""
-        return self.out.parent / f"{self.out.name}.training"
+        return self.out.with_name(f"{self.out.name}{CHECKPOINT_SUFFIX}")
+
+    @property
+    def run_folder(self) -> Path:
+        """Beside the release to be; it stays and says how the release was trained."""
+        return self.out.with_name(f"{self.out.name}{RUN_SUFFIX}")
 
 
 class Trained(NamedTuple):
@@ -122,23 +133,44 @@ class Trained(NamedTuple):
 
     model: Encoder | Ranker
     evaluation: dict[str, object]  # what the manifest says of it
+    history: Sequence[dict[str, float]] = ()  # of every epoch
 
 
 def train(job: Job, reporter: Reporter) -> Release:
     """Train a model and write its release. Interrupted, the same call goes on where it stopped."""
     refuse_existing(job.out, overwrite=job.overwrite, marker=MANIFEST)
+    checkpoints = Checkpoints(job.checkpoint_folder, _identity(job))
+    _refuse_unfit(job, checkpoints)
+    if job.origin is not None:
+        job = replace(job, dataset=with_tracks_of(job.origin, job.dataset))
     part = training_part(job.dataset, job.split)
     if not (part.lengths >= 2).any():
         raise BadDataset(f"{job.dataset.path} leaves no two plays in a row to train on: it needs longer sessions")
     catalogue = _counted(job.dataset.catalogue, part)
-    checkpoints = Checkpoints(job.checkpoint_folder, _identity(job))
-    if isinstance(job.options, NeuralOptions):
-        trained = _train_neural(job, job.options, part, catalogue, checkpoints, reporter)
-    else:
-        trained = _train_baseline(job, part, catalogue, reporter)
-    release = _write(job, trained, catalogue)
+    start = environment() | {"commit": source_commit()}
+    run = RunFolder(job.run_folder, _identity(job), start, goes_on=checkpoints.exist())
+    told = Several(run, reporter)
+    with memory_advice(job.options, checkpoints, fixed=frozenset({"dimension"} if job.origin else ())):
+        if isinstance(job.options, NeuralOptions):
+            trained = _train_neural(job, job.options, part, catalogue, checkpoints, told)
+        else:
+            trained = _train_baseline(job, part, catalogue, told)
+        release = _write(job, trained, catalogue)
+    run.finish(release.name, trained.history)
     checkpoints.remove()
     return release
+
+
+def _refuse_unfit(job: Job, checkpoints: Checkpoints) -> None:
+    """Raise BadOption or BadRelease for a job that cannot be done."""
+    if job.resume and not checkpoints.exist():
+        raise BadOption(
+            f"--resume: {checkpoints.folder} holds no checkpoint: leave --resume out to train from the start"
+        )
+    if job.origin is not None:
+        refuse_unfit_origin(job.origin)
+    elif isinstance(job.options, NeuralOptions) and job.options.epochs == 0:
+        raise BadOption("epochs=0 trains nothing: expected 1 or more, or --from with a release to take the weights of")
 
 
 def new_encoder(job: Job, options: NeuralOptions, num_rows: int) -> SessionEncoder:
@@ -159,8 +191,11 @@ def _train_neural(
     reporter: Reporter,
 ) -> Trained:
     encoder = new_encoder(job, options, catalogue.num_rows)
+    if job.origin is not None:
+        take_over(encoder, job.origin, catalogue, part)
     validation = examples(job.dataset, job.split, "validation")
-    fitted = fit(encoder, part, validation, checkpoints, reporter, job.device)
+    continued = job.origin is not None
+    fitted = fit(encoder, part, validation, checkpoints, reporter, job.device, continued=continued)
     return Trained(
         fitted.encoder,
         {
@@ -170,6 +205,7 @@ def _train_neural(
             "epochs": len(fitted.history),
             "history": fitted.history,
         },
+        fitted.history,
     )
 
 
@@ -207,11 +243,12 @@ def _write(job: Job, trained: Trained, catalogue: Catalogue) -> Release:
     validation = examples(job.dataset, job.split, "validation")
     sample = to_windows(validation.inputs.select(slice(0, SAMPLE_WINDOWS)), job.options.window)
     matrix = item_embeddings(model)
+    weights = {ENCODER_WEIGHTS: encoder_weights(model)} if isinstance(model, SessionEncoder) else {}
     return write_release(
         job.out,
         _draft(job, trained, model.item_embeddings.embedding_dim),
         catalogue,
-        {ITEM_EMBEDDINGS: matrix, TRACK_MAP: track_map(matrix, catalogue.plays), **sample_arrays(sample)},
+        {ITEM_EMBEDDINGS: matrix, TRACK_MAP: track_map(matrix, catalogue.plays), **weights, **sample_arrays(sample)},
         export_encoder(model),
         overwrite=job.overwrite,
         check=lambda folder: check_parity(folder, model, sample),
@@ -242,6 +279,7 @@ def _identity(job: Job) -> dict[str, object]:
         "dataset": job.dataset.facts.fingerprint,
         "split": job.split,
         "device": job.device,
+        "from": None if job.origin is None else job.origin.name,
     }
 
 

@@ -27,7 +27,10 @@ class NeuralOptions(Options):
     """Options of every encoder; the defaults are the paper's (section 4.1.2) where it names a value."""
 
     epochs: int = Field(
-        default=30, ge=1, description="Passes over the training part at most; early stopping may end sooner"
+        default=30,
+        ge=0,
+        description="Passes over the training part at most; early stopping may end sooner. 0 with --from alone, which "
+        "then gives new tracks rows and trains nothing",
     )
     patience: int = Field(default=5, ge=1, description="Epochs without a better validation HR@10 before training stops")
     batch_size: int = Field(default=64, ge=1, description="Sessions a step")

@@ -169,7 +169,7 @@ def _keep(study: Study, trial: FrozenTrial, tuning: Tuning, told: Told) -> None:
     elif trial.state is TrialState.COMPLETE:
         best = f"trial-{study.best_trial.user_attrs.get('folder', study.best_trial.number)}"
         for release in tuning.out.glob("trial-*"):
-            if release.name != best:
+            if release.stem != best:  # its folder `.run` stays as well
                 shutil.rmtree(release)
         write_best(study, tuning)
     told(trial, study)

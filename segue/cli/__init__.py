@@ -31,6 +31,7 @@ _EXTRA_OF = {
     "optuna": "training",
     "scipy": "training",
     "sklearn": "training",
+    "tensorboard": "tensorboard",
     "onnxruntime": "service",
     "faiss": "service",
     "fastapi": "service",
@@ -83,8 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if extra is None:
             raise
         return _refuse(f"{error.name} is not installed: this command needs `pip install 'segue[{extra}]'`", 2)
-    except (click.Abort, KeyboardInterrupt):
-        return _refuse("interrupted", 130)
+    except (click.Abort, KeyboardInterrupt) as stop:
+        said = str(stop.__cause__ or "") if isinstance(stop, click.Abort) else str(stop)  # of training.interruption
+        return _refuse(said or "interrupted", 130)
     except BrokenPipeError:
         sys.stderr.close()  # whoever read the output has closed it, as `head` does
         return 0

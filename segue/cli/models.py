@@ -1,5 +1,6 @@
 """`segue train`, `segue evaluate` and `segue index`: from a dataset to a measured, indexed release."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -17,33 +18,45 @@ if TYPE_CHECKING:
     from segue.release import Release
     from training.evaluate import Answers, Question
     from training.options import Options
+    from training.tensorboard import TensorBoard
 
 
 @click.command(short_help="A dataset to a release.")
 @click.argument("dataset", type=FOLDER)
 @click.option(
     "--model",
-    default="sasrec",
-    show_default=True,
-    help="sasrec, bert4rec, gru4rec, caser, wrmf[-bl|-nr], bpr[-bl|-nr], vmis-knn, markov or popularity.",
+    help="sasrec, bert4rec, gru4rec, caser, wrmf[-bl|-nr], bpr[-bl|-nr], vmis-knn, markov or popularity.  "
+    "[default: sasrec, or the model of --from]",
+)
+@click.option(
+    "--from",
+    "origin",
+    type=FOLDER,
+    metavar="RELEASE",
+    help="Train on from this release, with its model and options: its tracks keep their embeddings, new ones get some.",
 )
 @click.option("--no-nce", is_flag=True, help="Leave out the skip-informed InfoNCE term (beta = 0).")
 @click.option("--recipe", help="A TOML file of options, or the name of a shipped recipe.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set one option; may be repeated.")
 @click.option("--new-sessions", is_flag=True, help="Hold out whole sessions instead of each session's last plays.")
-@click.option("--out", type=FOLDER, required=True, help="The release folder to write.")
+@click.option("--out", type=FOLDER, required=True, help="The release folder to write; OUT.run beside it says how.")
 @click.option("--overwrite", is_flag=True, help="Replace a release of that name.")
+@click.option("--resume", is_flag=True, help="Refuse to begin anew: without a checkpoint of this training, end.")
+@click.option("--tensorboard", type=FOLDER, metavar="DIR", help="Write every epoch's figures there for TensorBoard.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device: cpu or cuda.")
 @click.option("--json", "as_json", is_flag=True, help="Print the release's facts as JSON.")
 def train(
     dataset: Path,
-    model: str,
+    model: str | None,
+    origin: Path | None,
     no_nce: bool,
     recipe: str | None,
     settings: tuple[str, ...],
     new_sessions: bool,
     out: Path,
     overwrite: bool,
+    resume: bool,
+    tensorboard: Path | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -54,14 +67,47 @@ def train(
     from training.dataset import open_dataset
     from training.models import Job
     from training.models import train as train_model
+    from training.run_folder import Several
     from training.splits import Split
 
-    options = options_of(model, recipe, settings, no_nce=no_nce)
+    release = None
+    if origin is None:
+        model = model or "sasrec"
+        options = options_of(model, recipe, settings, no_nce=no_nce)
+    else:
+        release, options = _continued(origin, model, recipe, settings, no_nce=no_nce)
+        model = release.manifest.model
     split: Split = "new-sessions" if new_sessions else "last-play"
-    job = Job(model, options, open_dataset(dataset), split, out, overwrite, _torch_device(device))
-    with TrainingProgress(getattr(options, "epochs", 1)) as progress:
-        release = train_model(job, progress)
-    _print_release(release, as_json=as_json)
+    boards = () if tensorboard is None else (_board(tensorboard),)
+    job = Job(model, options, open_dataset(dataset), split, out, overwrite, _torch_device(device), release, resume)
+    with TrainingProgress(getattr(options, "epochs", 1)) as progress, contextlib.ExitStack() as stack:
+        trained = train_model(job, Several(progress, *map(stack.enter_context, boards)))
+    _print_release(trained, as_json=as_json)
+
+
+def _board(folder: Path) -> "TensorBoard":
+    from training.tensorboard import TensorBoard
+
+    return TensorBoard(folder)
+
+
+def _continued(
+    origin: Path, model: str | None, recipe: str | None, settings: tuple[str, ...], *, no_nce: bool
+) -> tuple["Release", "Options"]:
+    """The release of --from, and its options as flags, recipe and settings change them."""
+    from segue.release import open_release
+    from training.continued import continued_options, refuse_unfit_origin
+    from training.models import MODELS
+
+    release = open_release(origin)
+    trained = release.manifest.model
+    if trained not in MODELS or MODELS[trained].encoder is None:
+        raise BadRelease(f"--from {origin} is of model {trained}, which learns all anew each time: leave --from out")
+    refuse_unfit_origin(release)
+    if model not in (None, trained):
+        raise BadOption(f"--model {model}: --from {origin} is of model {trained}: leave --model out")
+    flags = {"beta": 0.0} if no_nce else {}
+    return release, continued_options(release, MODELS[trained].options, recipe, settings, **flags)
 
 
 def options_of(model: str, recipe: str | None, settings: tuple[str, ...], *, no_nce: bool) -> "Options":

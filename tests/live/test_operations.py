@@ -210,6 +210,8 @@ class TestReleases:
         (releases_dir / "damaged" / "manifest.json").write_text("{")
         (releases_dir / "link").symlink_to(releases_dir / "first")
         (releases_dir / ".unfinished").mkdir()
+        (releases_dir / "first.run").mkdir()  # what training keeps beside releases
+        (releases_dir / "third.training").mkdir()
         (releases_dir / "notes.txt").write_text("no release")
         with start_service(releases_dir=releases_dir, experiment="second:0.25").client() as client:
             told = client.get("/releases").json()

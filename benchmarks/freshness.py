@@ -1,0 +1,164 @@
+"""What `segue train --from` saves when there is new listening, and what it costs in hits, beside a full training.
+
+    python -m benchmarks.freshness --data planted --seeds 3 --folder /tmp/segue-bench/freshness --store
+    python -m benchmarks.freshness --data mssd --seeds 3 --folder /tmp/segue-bench/freshness --store
+
+Listening is split in time: the first four fifths of the sessions are known to the release that training goes on from,
+all of them to what is measured. Of planted tracks one in twenty appears with the last fifth alone. Every system is
+asked for the test targets of all sessions; `new` are those whose track the release did not know.
+
+Seconds are of one processor, spent by the whole call: training, validation, export and map. Prints JSON; --store keeps
+it in results/freshness.json. `mssd` needs SEGUE_DATA.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import polars as pl
+from threadpoolctl import threadpool_limits
+
+from benchmarks.index_search import machine
+from segue.cli.models import open_recommender
+from segue.release import Release, open_release
+from training.dataset import Dataset, open_dataset, write_dataset
+from training.encoders.sasrec import SasRecOptions
+from training.evaluate import Offline, Question, evaluate
+from training.models import Job, source_commit, train
+from training.options import read_options
+from training.planted_sessions import plant
+from training.splits import examples
+
+RESULTS = Path(__file__).parent / "results" / "freshness.json"
+RECIPES = {"planted": "demo", "mssd": "mssd"}
+KNOWN_SESSIONS, LATER_TRACKS = 0.8, 0.05
+TRACKS, SESSIONS, WORLD = 1_000, 6_000, 1
+
+
+class Silent:
+    """Hears of everything and says nothing."""
+
+    def step(self, epoch: int, sessions_done: int, sessions: int, terms: dict[str, float]) -> None:
+        """See training.fit.Reporter."""
+
+    def epoch(self, line: dict[str, float]) -> None:
+        """See training.fit.Reporter."""
+
+
+def planted() -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The plays of the first sessions, and of all; of the later tracks, first sessions hold none in either."""
+    plays = plant(TRACKS, SESSIONS, WORLD).plays
+    count = round(TRACKS * LATER_TRACKS)
+    later = [f"t{number:07d}" for number in np.random.default_rng(0).permutation(TRACKS)[:count].tolist()]
+    first = pl.col("session_id").str.tail(-1).cast(pl.Int64) < SESSIONS * KNOWN_SESSIONS
+    everything = plays.filter(~(first & pl.col("track_id").is_in(later)))
+    return everything.filter(first), everything
+
+
+def mssd() -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The same of the extract of Spotify's sessions, in the order of the file."""
+    file = Path(os.environ["SEGUE_DATA"]) / "mssd-sample.csv.gz"
+    plays = pl.read_csv(file).sort("session_id", "position").with_columns(pl.col("skipped").cast(pl.Boolean))
+    number = pl.col("session_id").rank("dense")
+    return plays.filter(number <= plays["session_id"].n_unique() * KNOWN_SESSIONS), plays
+
+
+def hits(release: Release, dataset: Dataset, known: Any) -> dict[str, float]:
+    """HR@10 of test targets: all, played ones, and those of tracks that are not `known` ([num_rows] bool)."""
+    question = Question(dataset, release, "last-play")
+    result = evaluate(question, Offline(open_recommender(release, exact=True), question.to_release()))
+    asked = examples(dataset, "last-play", "test")
+    ranks = np.array([np.inf if rank is None else rank for rank in result["ranks"]])
+    hit, new = ranks <= 10, ~known[asked.targets]
+    return {
+        "all": float(hit.mean()),
+        "played": float(hit[~asked.target_skipped].mean()),
+        "new": float(hit[new].mean()) if new.any() else float("nan"),
+        "new_targets": int(new.sum()),
+    }
+
+
+@contextmanager
+def drawn_rows() -> Iterator[None]:
+    """Within, new tracks begin with rows drawn at random, as in a training from the start."""
+    with patch("training.continued.company_means", lambda table, *_: (np.zeros(0, np.int64), table[:0])):
+        yield
+
+
+def measured(job: Job, known: Any) -> dict[str, Any]:
+    started = time.process_time()
+    release = train(job, Silent())
+    seconds = time.process_time() - started
+    told = release.manifest.evaluation
+    found = {"cpu_s": round(seconds, 1), "epochs": told["epochs"], "validation": told["validation"]["HR@10"]}
+    return found | hits(release, job.dataset, known)
+
+
+def one_seed(data: str, seed: int, folder: Path, further: list[int]) -> dict[str, Any]:
+    options = read_options(SasRecOptions, RECIPES[data], [], "sasrec", seed=seed)
+    first, everything = (open_dataset(folder / name) for name in ("first", "everything"))
+    train(Job("sasrec", options, first, "last-play", folder / f"old-{seed}", overwrite=True), Silent())
+    origin = open_release(folder / f"old-{seed}")
+    known = np.isin(np.array(["", *everything.catalogue.track_ids]), origin.catalogue.track_ids)
+
+    def on(epochs: int) -> dict[str, Any]:
+        changed = options.model_copy(update={"epochs": epochs})
+        out = folder / f"fresh-{seed}-{epochs}"
+        return measured(Job("sasrec", changed, everything, "last-play", out, overwrite=True, origin=origin), known)
+
+    found = {"full": measured(Job("sasrec", options, everything, "last-play", folder / f"full-{seed}", True), known)}
+    found |= {f"from, {epochs} epochs": on(epochs) for epochs in further}
+    with drawn_rows():
+        found[f"from, {further[-1]} epochs, new rows drawn"] = on(further[-1])
+    return found
+
+
+def means(seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        system: {name: round(float(np.mean([one[system][name] for one in seeds])), 4) for name in seeds[0][system]}
+        for system in seeds[0]
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=sorted(RECIPES), required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--further", type=int, nargs="+", default=[0, 1, 3], help="epochs of --from")
+    parser.add_argument("--folder", type=Path, required=True, help="for datasets and releases")
+    parser.add_argument("--store", action="store_true", help="keep the result in benchmarks/results/freshness.json")
+    given = parser.parse_args()
+    folder = given.folder / given.data
+    plays = planted() if given.data == "planted" else mssd()
+    datasets = [
+        write_dataset(folder / name, part, given.data, overwrite=True)
+        for name, part in zip(("first", "everything"), plays, strict=True)
+    ]
+    seeds: list[dict[str, Any]] = []
+    for seed in range(given.seeds):
+        with threadpool_limits(1):
+            seeds.append(one_seed(given.data, seed, folder, given.further))
+        figures = means(seeds)
+        result = {
+            "machine": machine(),
+            "commit": source_commit(),
+            "sessions": [len(dataset.sessions) for dataset in datasets],
+            "tracks": [len(dataset.catalogue) for dataset in datasets],
+            "means": figures,
+            "seeds": seeds,
+        }
+        print(json.dumps(figures | {"seeds": len(seeds)}, indent=2), flush=True)
+        if given.store:
+            kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+            RESULTS.write_text(json.dumps(kept | {given.data: result}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""Training on from a release: what is known stays, what is new gets rows, and nothing else changes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from segue.cli import main  # noqa: E402 (after the check that torch is there)
+from segue.errors import BadRelease  # noqa: E402
+from segue.release import DatasetFacts, Draft, Loss, Release, WindowFacts, open_release, write_release  # noqa: E402
+from segue.window import Sessions, Windows  # noqa: E402
+from training.continued import company_means  # noqa: E402
+from training.dataset import Dataset, write_dataset  # noqa: E402
+from training.encoder_weights import ENCODER_WEIGHTS, encoder_weights, take_weights  # noqa: E402
+from training.encoders.sasrec import SasRecOptions  # noqa: E402
+from training.models import MODELS, Job, train  # noqa: E402
+from training.options import check_options  # noqa: E402
+from training.planted_sessions import plant  # noqa: E402
+
+FROZEN = Path(__file__).parent / "releases" / "v1"
+OPTIONS = SasRecOptions(dimension=8, heads=2, window=6, epochs=1, batch_size=16, negatives=20, averaging=0.9)
+LATER = 300  # sessions, of 400
+
+
+class Silent:
+    def step(self, epoch: int, sessions_done: int, sessions: int, terms: dict[str, float]) -> None: ...
+
+    def epoch(self, line: dict[str, float]) -> None: ...
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledAfter(Silent):
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def step(self, *_: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Dataset]:
+    """The listening of a first part, and that of a second alone, in which tracks are new and others are gone."""
+    folder = tmp_path_factory.mktemp("listening")
+    plays = plant(1000, 400, seed=3).plays
+    number = pl.col("session_id").str.tail(-1).cast(pl.Int64)
+    first = write_dataset(folder / "first", plays.filter(number < LATER), "planted")
+    return first, write_dataset(folder / "second", plays.filter(number >= LATER), "planted")
+
+
+@pytest.fixture(scope="module")
+def origin(datasets: tuple[Dataset, Dataset], tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return train(Job("sasrec", OPTIONS, datasets[0], "last-play", tmp_path_factory.mktemp("origin") / "o"), Silent())
+
+
+def on(origin: Release, dataset: Dataset, out: Path, **changes: Any) -> Job:
+    return Job("sasrec", OPTIONS.model_copy(update=changes), dataset, "last-play", out, origin=origin)
+
+
+def answers(release: Release, windows: Windows) -> list[list[tuple[str, float]]]:
+    from service.live_release import recommender_of
+    from service.onnx_encoder import OnnxEncoder
+
+    queries = OnnxEncoder(release.path / "encoder.onnx").encode(windows)
+    assert recommender_of(release, exact=True)
+    scores = queries @ release.item_embeddings[1:].T
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :10]
+    return [
+        [(release.catalogue.track_id(row + 1), float(of[row])) for row in rows.tolist()]
+        for rows, of in zip(best, scores, strict=True)
+    ]
+
+
+class TestTakingOver:
+    def test_the_same_data_and_no_further_epoch_give_the_same_release(
+        self, datasets: tuple[Dataset, Dataset], origin: Release, tmp_path: Path
+    ) -> None:
+        same = train(on(origin, datasets[0], tmp_path / "same", epochs=0), Silent())
+        np.testing.assert_array_equal(same.item_embeddings, origin.item_embeddings)
+        assert answers(same, origin.sample_windows) == answers(origin, origin.sample_windows)
+        assert same.name == origin.name  # by the hashes of all of its files
+        told = same.manifest.evaluation
+        assert told["validation"]["HR@10"] == pytest.approx(origin.manifest.evaluation["validation"]["HR@10"])
+        assert (told["best_epoch"], told["epochs"]) == (0, 0)
+
+    def test_other_data_leave_known_tracks_and_weights_as_they_are_and_keep_tracks_that_are_gone(
+        self, datasets: tuple[Dataset, Dataset], origin: Release, tmp_path: Path
+    ) -> None:
+        second = datasets[1]
+        fresh = train(on(origin, second, tmp_path / "fresh", epochs=0), Silent())
+        old, held, now = (set(one.catalogue.track_ids) for one in (origin, second, fresh))
+        assert now == old | held
+        assert old - held
+        assert held - old
+        moved = 0
+        for track in old:
+            before, after = origin.catalogue.row(track), fresh.catalogue.row(track)
+            moved += before != after
+            np.testing.assert_array_equal(origin.item_embeddings[before], fresh.item_embeddings[after])
+        assert moved > len(old) / 2  # rows go by popularity, which has changed
+        assert fresh.catalogue.track_ids[: len(held)] == second.catalogue.track_ids
+        assert fresh.manifest.files[ENCODER_WEIGHTS] == origin.manifest.files[ENCODER_WEIGHTS]
+        gone = next(iter(old - held))
+        assert fresh.catalogue.plays[fresh.catalogue.row(gone)] == 0
+        new = fresh.item_embeddings[fresh.catalogue.rows(sorted(held - old))]
+        usual = np.median(np.linalg.norm(origin.item_embeddings[1:], axis=1))
+        lengths = np.linalg.norm(new, axis=1)
+        assert (np.isclose(lengths, usual, rtol=0.2) | (lengths < 0.02 * 8**0.5)).all()  # company's, or drawn
+        assert np.isclose(lengths, usual, rtol=0.2).any()
+
+    def test_a_new_track_lies_amid_the_known_ones_that_were_played_around_it(self) -> None:
+        """Row 4 is new. At reach 2: rows 1, 2 before it and 3 after it, then row 3 before it in another session."""
+        table = np.array([[0, 0], [3, 0], [0, 3], [0, -3], [9, 9], [9, 9]], dtype=np.float32)
+        known = np.array([False, True, True, True, False, False])
+        plays = np.array([3, 1, 2, 4, 3, 5, 3, 4, 1, 5])
+        part = Sessions(plays, np.zeros(10, np.bool_), np.array([0, 6, 8, 9, 10]))
+        rows, means = company_means(table, known, part)
+        # 4: [3, 0] + [0, 3] + [0, -3] + [0, -3]; 5: [0, -3] alone. All known rows are 3 long, so these are.
+        assert rows.tolist() == [4, 5]
+        np.testing.assert_allclose(means, np.array([[3 / 2**0.5, -3 / 2**0.5], [0, -3]]), rtol=1e-6)
+        assert company_means(table, np.zeros(6, np.bool_), part)[0].tolist() == []
+        assert company_means(table, known, part.select(np.array([2])))[0].tolist() == []
+
+    @pytest.mark.parametrize("model", ["sasrec", "bert4rec", "gru4rec", "caser", "deep"])
+    def test_every_encoder_gets_its_weights_back(self, tmp_path: Path, model: str) -> None:
+        settings = {"blocks": 40} if model == "deep" else {}
+        line = MODELS["sasrec" if model == "deep" else model]
+        options = check_options(line.options, {"dimension": 8, "window": 5, **settings})
+        assert line.encoder is not None
+        one, other = line.encoder(9, options), line.encoder(9, options)
+        for seed, encoder in enumerate((one, other)):
+            encoder.initialise(torch.Generator().manual_seed(seed))
+        take_weights(other, with_weights(tmp_path / "r", encoder_weights(one)))
+        for name, weight in one.named_parameters():
+            same = torch.equal(weight, dict(other.named_parameters())[name])
+            assert same == (name != "item_embeddings.weight"), name
+
+
+class TestTraining:
+    def test_killed_it_goes_on_to_what_an_undisturbed_one_gives(
+        self, datasets: tuple[Dataset, Dataset], origin: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("training.fit.CHECKPOINT_EVERY_S", 0.0)
+        whole = train(on(origin, datasets[1], tmp_path / "whole", epochs=2), Silent())
+        with pytest.raises(Killed):
+            train(on(origin, datasets[1], tmp_path / "killed", epochs=2), KilledAfter(9))
+        assert train(on(origin, datasets[1], tmp_path / "killed", epochs=2), Silent()).name == whole.name
+        assert whole.name != origin.name
+        assert whole.manifest.evaluation["best_epoch"] > 0
+
+    def test_a_checkpoint_from_another_release_is_another_training(
+        self, datasets: tuple[Dataset, Dataset], origin: Release, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(Killed):
+            train(on(origin, datasets[0], tmp_path / "r", epochs=2), _KilledAfterAnEpoch())
+        settings = [f"--set={name}={value}" for name, value in (OPTIONS.model_dump() | {"epochs": 2}).items()]
+        code = main(["train", str(datasets[0].path), "--out", str(tmp_path / "r"), *settings])
+        assert code == 2
+        assert f"another training (from '{origin.name}' there, None here)" in capsys.readouterr().err
+
+
+class _KilledAfterAnEpoch(Silent):
+    def epoch(self, line: dict[str, float]) -> None:
+        raise Killed
+
+
+def with_weights(path: Path, weights: Any, model: str = "sasrec") -> Release:
+    """A release with these encoder weights and little else."""
+    from segue.catalogue import Catalogue
+
+    draft = Draft(
+        model=model,
+        options=SasRecOptions(dimension=8, window=5).model_dump(),
+        loss=Loss(objective="next", alpha=1.0, beta=0.5, temperature=0.1, negatives=10),
+        window=WindowFacts(length=5),
+        dimension=8,
+        dataset=DatasetFacts(fingerprint="0" * 16, source="tests", split="last-play"),
+        source_commit=None,
+        evaluation={},
+    )
+    catalogue = Catalogue.of([f"t{number}" for number in range(8)])
+    arrays = {} if weights is None else {ENCODER_WEIGHTS: weights}
+    return write_release(path, draft, catalogue, {"item_embeddings.npy": np.zeros((9, 8), np.float32)} | arrays)
+
+
+class TestRefusals:
+    def encoder(self, **changes: Any) -> Any:
+        encoder = MODELS["sasrec"].encoder
+        assert encoder is not None
+        return encoder(9, SasRecOptions(**({"dimension": 8, "window": 5} | changes)))
+
+    def test_weights_of_another_encoder(self, tmp_path: Path) -> None:
+        release = with_weights(tmp_path / "r", encoder_weights(self.encoder(window=7)))
+        with pytest.raises(BadRelease, match=r"\('<f4', \(7, 8\)\) for 'positions.weight', this Segue's encoder has"):
+            take_weights(self.encoder(), release)
+        fewer = with_weights(tmp_path / "fewer", encoder_weights(self.encoder(skip_input=False)))
+        with pytest.raises(BadRelease, match="nothing for 'skip_embedding', this Segue's encoder has"):
+            take_weights(self.encoder(), fewer)
+
+    @pytest.mark.parametrize(
+        "weights", [np.zeros(5, np.float32), np.zeros((), np.float32), np.array([object()]), np.zeros(0, "<f4,<f4")]
+    )
+    def test_an_array_that_is_no_record_of_weights(self, tmp_path: Path, weights: Any) -> None:
+        release = with_weights(tmp_path / "r", encoder_weights(self.encoder()))
+        np.save(release.path / ENCODER_WEIGHTS, weights, allow_pickle=True)
+        with pytest.raises(BadRelease, match=ENCODER_WEIGHTS) as caught:
+            take_weights(self.encoder(), release)
+        assert "\n" not in str(caught.value)
+
+    def test_weights_that_are_not_finite(self, tmp_path: Path) -> None:
+        encoder = self.encoder()
+        with torch.no_grad():
+            encoder.positions.weight[2, 3] = torch.nan
+        with pytest.raises(BadRelease, match=r"positions.weight is not finite: train the release again"):
+            take_weights(self.encoder(), with_weights(tmp_path / "r", encoder_weights(encoder)))
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--set", "window=10"], "was trained with window=6, not 10: leave window out, or train without --from"),
+            (["--set", "dimension=16"], "was trained with dimension=8, not 16: leave dimension out"),
+            (["--set", "heads=4"], "was trained with heads=2, not 4"),
+            (["--set", "skip_input=false"], "was trained with skip_input=True, not False"),
+            (["--set", "speed=1"], "unknown option 'speed'"),
+            (["--model", "caser"], "is of model sasrec: leave --model out"),
+        ],
+    )
+    def test_options_that_make_another_encoder(
+        self,
+        datasets: tuple[Dataset, Dataset],
+        origin: Release,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        arguments: list[str],
+        message: str,
+    ) -> None:
+        self.refused(capsys, [datasets[0].path, "--from", origin.path, "--out", tmp_path / "r", *arguments], message)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_releases_that_nothing_can_be_trained_on_from(
+        self, datasets: tuple[Dataset, Dataset], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        common = [datasets[0].path, "--out", tmp_path / "out", "--from"]
+        older = "holds no encoder_weights.npy, as an older Segue wrote it: train it once more, without --from"
+        self.refused(capsys, [*common, with_weights(tmp_path / "old", None).path], older)
+        self.refused(capsys, [*common, FROZEN], "encoder_weights.npy")
+        counted = with_weights(tmp_path / "markov", None, "markov").path
+        self.refused(capsys, [*common, counted], "is of model markov, which learns all anew each time")
+        self.refused(capsys, [*common, tmp_path], "is not a release")
+
+    def test_no_epochs_without_a_release(
+        self, datasets: tuple[Dataset, Dataset], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = [datasets[0].path, "--out", tmp_path / "r", "--set", "epochs=0"]
+        self.refused(capsys, arguments, "epochs=0 trains nothing: expected 1 or more, or --from")
+
+    def refused(self, capsys: pytest.CaptureFixture[str], arguments: list[Any], message: str) -> None:
+        assert main(["train", *map(str, arguments)]) == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert len(said.splitlines()) == 1
+
+
+def test_the_command_takes_model_and_options_of_the_release_unless_told_otherwise(
+    datasets: tuple[Dataset, Dataset], origin: Release, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", str(datasets[1].path), "--from", str(origin.path), "--out", str(tmp_path / "r"), "--no-nce"]
+    assert main([*command, "--set", "epochs=0", "--set", "learning_rate=0.001"]) == 0
+    fresh = open_release(tmp_path / "r")
+    changed = {"epochs": 0, "learning_rate": 0.001, "beta": 0.0}
+    assert fresh.manifest.options == origin.manifest.options | changed
+    assert "best epoch\t0" in capsys.readouterr().out

@@ -1,0 +1,124 @@
+"""Training on from a release: a model kept fresh with new listening, in a fraction of a full training.
+
+Tracks that the release knows keep the values of their rows, matched by track id; tracks that are new get rows; tracks
+of the release that the dataset does not hold stay, behind those that it does. All other weights are taken over. The
+optimiser begins anew: the release holds none of its state.
+
+A new track's first row is the mean of the rows of the known tracks that were presented up to `REACH` plays before or
+after it, as long as such tracks' rows are in the middle. A session's tracks have alike rows, so it lies where training
+would move it, and is recommended before the first step; benchmarks/README.md compares that with a random row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+import torch
+from scipy.sparse import csr_matrix
+
+from segue.arrays import Bool, Float32, Int
+from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue
+from segue.errors import BadOption, BadRelease
+from segue.release import Release
+from segue.window import Sessions
+from training.dataset import Dataset
+from training.encoder_weights import ENCODER_WEIGHTS, take_weights
+from training.encoders.contract import SessionEncoder
+from training.options import NeuralOptions, Options, check_options, read_options
+
+REACH: Final = 2
+_ENCODER: Final = {"window", "dimension", "plays", "skip_input"}  # options of all that say what the encoder is
+_OF_TRAINING: Final = {"masking", "copies"}  # options of one encoder that do not; all others of one encoder do
+
+
+def continued_options(
+    release: Release,
+    kind: type[Options],
+    recipe: str | None,
+    settings: Sequence[str],
+    **flags: Any,
+) -> Options:
+    """The release's options, changed by recipe, `--set` and flags. Raises BadOption where they make another encoder."""
+    chosen = read_options(kind, recipe, settings, release.manifest.model, **flags)
+    options = check_options(kind, release.manifest.options | chosen.model_dump(include=chosen.model_fields_set))
+    fixed = (_ENCODER | kind.model_fields.keys() - NeuralOptions.model_fields.keys()) - _OF_TRAINING
+    before, now = release.manifest.options, options.model_dump()
+    for name in sorted(fixed):
+        if now[name] != before.get(name, now[name]):
+            raise BadOption(
+                f"--from {release.path} was trained with {name}={before[name]}, not {now[name]}: "
+                f"leave {name} out, or train without --from"
+            )
+    return options
+
+
+def refuse_unfit_origin(release: Release) -> None:
+    """Raise BadRelease for a release that nothing can be trained on from."""
+    if release.manifest.loss is None:
+        model = release.manifest.model
+        raise BadRelease(
+            f"--from {release.path} is of model {model}, which learns all anew each time: leave --from out"
+        )
+    if ENCODER_WEIGHTS not in release.manifest.files:
+        raise BadRelease(
+            f"--from {release.path}: it holds no {ENCODER_WEIGHTS}, as an older Segue wrote it: train it once more, "
+            "without --from"
+        )
+
+
+def with_tracks_of(release: Release, dataset: Dataset) -> Dataset:
+    """The dataset whose catalogue goes on with the release's tracks that it does not hold; its rows stay."""
+    held = dataset.catalogue.frame
+    kept = release.catalogue.frame.join(held, on="track_id", how="anti", maintain_order="left")
+    frame = pl.concat([held, kept.with_columns(pl.lit(0, pl.Int64).alias("plays"), pl.lit(0, pl.Int64).alias("skips"))])
+    return dataset if kept.is_empty() else replace(dataset, catalogue=Catalogue(frame.drop("row")))
+
+
+def take_over(encoder: SessionEncoder, release: Release, catalogue: Catalogue, part: Sessions) -> None:
+    """Give a new encoder the release's weights and rows, and new tracks the rows of their company in `part`.
+
+    `encoder` has the rows of `catalogue`, as `part` has. New tracks without such company keep the rows that they have.
+    """
+    take_weights(encoder, release)
+    origin = np.concatenate([np.full(FIRST_TRACK_ROW, PAD_ROW), release.catalogue.rows(catalogue.track_ids)])
+    known: Bool = origin != PAD_ROW
+    table: Float32 = encoder.item_embeddings.weight.detach().numpy().copy()
+    table[known] = release.item_embeddings[origin[known]]
+    if not np.isfinite(table).all():
+        raise BadRelease(f"--from {release.path}: an item embedding is not finite: train the release again")
+    new, means = company_means(table, known, part)
+    table[new] = means
+    with torch.no_grad():
+        encoder.item_embeddings.weight.copy_(torch.from_numpy(table))
+
+
+def company_means(table: Float32, known: Bool, part: Sessions, reach: int = REACH) -> tuple[Int, Float32]:
+    """Rows of unknown tracks that were played near known ones, and the means of these, as long as rows commonly are.
+
+    Args:
+        table: [num_rows, dimension] float32, in which rows of `known` count.
+        known: [num_rows] bool, False for PAD_ROW.
+        part: sessions of these rows.
+        reach: how many plays before and after count as near.
+
+    Returns:
+        rows [n] int64, rising, and their means [n, dimension] float32, each of the median length of the known rows.
+
+    """
+    at = np.flatnonzero(~known[part.rows])
+    session = np.searchsorted(part.offsets, at, side="right") - 1
+    first, beyond = part.offsets[session], part.offsets[session + 1]
+    pairs = []
+    for shift in (*range(-reach, 0), *range(1, reach + 1)):
+        inside = (at + shift >= first) & (at + shift < beyond)
+        pair = np.stack([part.rows[at[inside]], part.rows[at[inside] + shift]])
+        pairs.append(pair[:, known[pair[1]]])
+    unknown, company = np.concatenate(pairs, axis=1)
+    rows, place = np.unique(unknown, return_inverse=True)
+    counts = csr_matrix((np.ones(len(place), np.float32), (place, company)), shape=(len(rows), len(table)))
+    sums: Float32 = np.asarray(counts @ table, dtype=np.float32)
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    usual = float(np.median(np.linalg.norm(table[known], axis=1))) if known.any() else 0.0
+    return rows.astype(np.int64), sums / np.maximum(lengths, 1e-12) * np.float32(usual)

@@ -15,6 +15,7 @@ SwapRefused          1          409          swapping without a folder, or while
 ReleasesUnavailable  1          503          the folder of releases cannot be written
 StoreUnavailable     1          503          Redis cannot be reached or refuses writes
 Overloaded           1          503          asking for more than can be answered in time
+ProcessLost          1          -            training by several processes, one of which has ended
 ===================  =========  ===========  ==================================================
 
 A message is one line: the value, what was expected, what to do.
@@ -114,3 +115,7 @@ class Overloaded(SegueError):
 
     http_status = 503
     title = "Overloaded"
+
+
+class ProcessLost(SegueError):
+    """One of the processes that train together has ended; started again, they go on from the last checkpoint."""

@@ -17,8 +17,9 @@ from training.averaging import MovingAverage
 from training.batches import Batch, epoch_batches, trainable
 from training.checkpoint import Checkpoints, Progress
 from training.encoders.contract import SessionEncoder
-from training.item_rows import ItemRows, renumbered, touched_rows
+from training.item_rows import ItemRows, gradient_of, renumbered, touched_rows
 from training.objective import Terms, step_terms
+from training.processes import Processes
 from training.splits import Examples
 from training.validation import encoder_score
 
@@ -53,28 +54,37 @@ def fit(
     checkpoints: Checkpoints,
     reporter: Reporter,
     device: str = "cpu",
+    processes: Processes | None = None,
 ) -> Fitted:
     """Train `encoder` in place and return it with the weights of its best epoch.
 
     `training` and `validation` hold rows of the encoder's item embeddings. Resumes from `checkpoints` where there is
-    one: the weights are then the same, to the bit on a CPU, as without the interruption.
+    one: the weights are then the same, to the bit on a CPU, as without the interruption. With several `processes` all
+    call this alike; the first one alone reports, writes, and returns the best weights, the others their last ones.
     """
     shown = training.played() if encoder.options.plays == "played" else training
     with _deterministic(device):
-        return _Run(encoder, trainable(shown, encoder.options.window), validation, checkpoints, device).go(reporter)
+        sessions = trainable(shown, encoder.options.window)
+        return _Run(encoder, sessions, validation, checkpoints, processes or Processes(device)).go(reporter)
 
 
 class _Run:
     """One call of `fit`: what it holds while it goes."""
 
     def __init__(
-        self, encoder: SessionEncoder, training: Sessions, validation: Examples, checkpoints: Checkpoints, device: str
+        self,
+        encoder: SessionEncoder,
+        training: Sessions,
+        validation: Examples,
+        checkpoints: Checkpoints,
+        processes: Processes,
     ) -> None:
-        self.device = torch.device(device)
+        self.processes = processes
+        self.device = torch.device(processes.device)
         self.encoder = encoder.to(self.device)
         self.options = encoder.options
         self.training = training
-        self.validation = validation
+        self.validation = processes.share_of(validation)
         self.checkpoints = checkpoints
         self.items = ItemRows(encoder.item_embeddings, self.options.weight_decay)
         self.optimizer = torch.optim.AdamW(
@@ -85,12 +95,16 @@ class _Run:
         )
         self.average = MovingAverage(encoder, self.options.averaging) if self.options.averaging else None
         self.progress = Progress()
+        processes.check(self.options)
         self._resume()
+        processes.agree({"dataset or options": checkpoints.identity, "checkpoint": vars(self.progress)})
+        self.terms = processes.together(encoder, self._terms)
 
     def go(self, reporter: Reporter) -> Fitted:
         while self.progress.epoch < self.options.epochs and not self._stale():
             self._epoch(reporter)
-        self.encoder.load_state_dict(self.checkpoints.best())
+        if self.processes.leads:
+            self.encoder.load_state_dict(self.checkpoints.best())
         self.encoder.eval()
         progress = self.progress
         return Fitted(self.encoder, progress.history, progress.best_epoch, progress.best[0], progress.seconds)
@@ -109,8 +123,8 @@ class _Run:
             terms = self._step(batch.to(self.device))
             progress.step += 1
             done += len(batch.tracks)
-            for name, value in terms._asdict().items():
-                progress.sums[name] = progress.sums.get(name, 0.0) + value.item()
+            for name, value in self.processes.sums(terms._asdict()).items():
+                progress.sums[name] = progress.sums.get(name, 0.0) + value
             reporter.step(progress.epoch, done, len(order), self._means())
             if time.monotonic() - saved > CHECKPOINT_EVERY_S:
                 self._save()
@@ -125,6 +139,7 @@ class _Run:
         progress = self.progress
         candidate = self._candidate()
         score = encoder_score(candidate, self.validation, str(self.device))
+        score = self.processes.score(score, len(self.validation.targets))
         line = {
             "epoch": progress.epoch + 1,
             **self._means(),
@@ -135,7 +150,8 @@ class _Run:
         progress.history.append(line)
         if score > progress.best:
             progress.best, progress.best_epoch = score, progress.epoch
-            self.checkpoints.save_best(candidate.state_dict())
+            if self.processes.leads:
+                self.checkpoints.save_best(candidate.state_dict())
         progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
         return line
 
@@ -148,28 +164,34 @@ class _Run:
             FIRST_TRACK_ROW, self.encoder.item_embeddings.num_embeddings, (self.options.negatives,)
         ).to(self.device)
         rows = touched_rows(batch, negatives) if self.options.updates == "touched" else None
+        batch = self.processes.share(batch)
         if rows is not None:
             batch, negatives = renumbered(batch, negatives, rows)
+        self.processes.draw_apart()
         with self.items.lent(rows) as lent:
+            before = None if self.average is None or rows is None else lent.detach().clone()
             self.encoder.zero_grad(set_to_none=True)
             with _multiplying_in(self.options.precision):
                 with record_function("segue: loss"):
-                    terms = step_terms(self.encoder, batch, negatives, self.options)
+                    terms = self.terms(batch, negatives)
                 with record_function("segue: backward"):
                     terms.loss.backward()  # type: ignore[no-untyped-call]
+                    self.processes.add_up(gradient_of(lent))
             with record_function("segue: update"):
                 self._update(rows, lent, rate)
+        if self.average is not None:
+            self.average.update(self.encoder, rows, before)
         return terms
+
+    def _terms(self, batch: Batch, negatives: Tensor) -> Terms:
+        return step_terms(self.encoder, batch, negatives, self.options, self.processes.total)
 
     def _update(self, rows: Tensor | None, lent: Tensor, rate: float) -> None:
         torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), self.options.gradient_clip)
-        before = None if self.average is None or rows is None else lent.detach().clone()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.items.update(rows, lent, rate)
-        if self.average is not None:
-            self.average.update(self.encoder, rows, before)
 
     def _candidate(self) -> SessionEncoder:
         """The encoder whose weights would be kept now."""
@@ -187,6 +209,8 @@ class _Run:
         return {name: total / max(self.progress.step, 1) for name, total in self.progress.sums.items()}
 
     def _save(self) -> None:
+        if not self.processes.leads:
+            return  # who goes on meanwhile waits in the next step's sums
         self.checkpoints.save(self.progress, {name: part.state_dict() for name, part in self._parts().items()})
 
     def _resume(self) -> None:

@@ -46,8 +46,7 @@ class ItemRows:
 
     def update(self, rows: Tensor | None, lent: Tensor, learning_rate: float) -> None:
         """Take one step of Adam on the rows that were lent, by their gradient, and put them back."""
-        gradient = lent.grad
-        assert gradient is not None, "no loss has reached the item embeddings"
+        gradient = gradient_of(lent)
         first = self.first if rows is None else self.first.index_select(0, rows)
         second = self.second if rows is None else self.second.index_select(0, rows)
         with torch.no_grad():
@@ -80,6 +79,12 @@ class ItemRows:
         """Go on from a state."""
         for name, value in self.state_dict().items():
             value.copy_(state[name])
+
+
+def gradient_of(lent: Tensor) -> Tensor:
+    """The gradient of rows that were lent, after the backward pass."""
+    assert lent.grad is not None, "no loss has reached the item embeddings"
+    return lent.grad
 
 
 def touched_rows(batch: Batch, negatives: Tensor) -> Tensor:

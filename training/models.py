@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from segue.arrays import Int
 from segue.catalogue import Catalogue
-from segue.errors import BadDataset
+from segue.errors import BadDataset, BadOption
 from segue.folders import refuse_existing
 from segue.recommend import PopularityRanker, Ranker
 from segue.release import (
@@ -43,8 +43,9 @@ from training.encoders.contract import Encoder, SessionEncoder
 from training.encoders.gru4rec import Gru4Rec, Gru4RecOptions
 from training.encoders.sasrec import SasRec, SasRecOptions
 from training.export_onnx import check_parity, export_encoder, item_embeddings
-from training.fit import Reporter, fit
+from training.fit import Fitted, Reporter, fit
 from training.options import NeuralOptions, Options
+from training.processes import Processes
 from training.splits import Split, examples, training_part
 from training.track_map import track_map
 from training.validation import encoder_score, ranker_score
@@ -125,6 +126,13 @@ class Trained(NamedTuple):
 
 def train(job: Job, reporter: Reporter) -> Release:
     """Train a model and write its release. Interrupted, the same call goes on where it stopped."""
+    release = train_together(job, reporter, Processes(job.device))
+    assert release is not None  # who is alone leads
+    return release
+
+
+def train_together(job: Job, reporter: Reporter, processes: Processes) -> Release | None:
+    """`train` by several processes, which all call this alike: the release in the first, None in the others."""
     refuse_existing(job.out, overwrite=job.overwrite, marker=MANIFEST)
     part = training_part(job.dataset, job.split)
     if not (part.lengths >= 2).any():
@@ -132,11 +140,18 @@ def train(job: Job, reporter: Reporter) -> Release:
     catalogue = _counted(job.dataset.catalogue, part)
     checkpoints = Checkpoints(job.checkpoint_folder, _identity(job))
     if isinstance(job.options, NeuralOptions):
-        trained = _train_neural(job, job.options, part, catalogue, checkpoints, reporter)
+        encoder = new_encoder(job, job.options, catalogue.num_rows)
+        validation = examples(job.dataset, job.split, "validation")
+        trained = _trained(fit(encoder, part, validation, checkpoints, reporter, job.device, processes))
+    elif processes.world > 1:
+        raise BadOption(f"--model {job.model} is trained by one process: start it without torchrun")
     else:
         trained = _train_baseline(job, part, catalogue, reporter)
-    release = _write(job, trained, catalogue)
-    checkpoints.remove()
+    release = None
+    if processes.leads:
+        release = _write(job, trained, catalogue)
+        checkpoints.remove()
+    processes.wait()
     return release
 
 
@@ -149,17 +164,7 @@ def new_encoder(job: Job, options: NeuralOptions, num_rows: int) -> SessionEncod
     return encoder
 
 
-def _train_neural(
-    job: Job,
-    options: NeuralOptions,
-    part: Sessions,
-    catalogue: Catalogue,
-    checkpoints: Checkpoints,
-    reporter: Reporter,
-) -> Trained:
-    encoder = new_encoder(job, options, catalogue.num_rows)
-    validation = examples(job.dataset, job.split, "validation")
-    fitted = fit(encoder, part, validation, checkpoints, reporter, job.device)
+def _trained(fitted: Fitted) -> Trained:
     return Trained(
         fitted.encoder,
         {

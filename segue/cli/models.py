@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
 
 from segue.cli.data import FOLDER
 from segue.cli.evaluation_tables import beyond_hits, evaluation_table, hit_rates
@@ -49,19 +50,23 @@ def train(
 ) -> None:
     """Train a model on DATASET and write a release.
 
-    Interrupt it whenever you like: the same command goes on where it stopped.
+    Interrupt it whenever you like: the same command goes on where it stopped. With several GPUs or machines:
+    `torchrun --nproc-per-node 2 -m segue train ...`.
     """
     from training.dataset import open_dataset
-    from training.models import Job
-    from training.models import train as train_model
+    from training.models import Job, train_together
+    from training.processes import joined
     from training.splits import Split
 
     options = options_of(model, recipe, settings, no_nce=no_nce)
     split: Split = "new-sessions" if new_sessions else "last-play"
     job = Job(model, options, open_dataset(dataset), split, out, overwrite, _torch_device(device))
-    with TrainingProgress(getattr(options, "epochs", 1)) as progress:
-        release = train_model(job, progress)
-    _print_release(release, as_json=as_json)
+    with joined(job.device) as processes:
+        console = Console(stderr=True, quiet=not processes.leads)
+        with TrainingProgress(getattr(options, "epochs", 1), console) as progress:
+            release = train_together(job, progress, processes)
+    if release is not None:
+        _print_release(release, as_json=as_json)
 
 
 def options_of(model: str, recipe: str | None, settings: tuple[str, ...], *, no_nce: bool) -> "Options":

@@ -129,20 +129,38 @@ def _refusal(case: Case, folder: Path, processes: Processes, identity: dict[str,
     return ""
 
 
+def sharded(folder: Path, processes: Processes) -> None:
+    """The first case with each process holding a part of the table; its checkpoint is read by those that do not."""
+    processes.sharded = True
+    killed(CASES["sasrec"], folder / "sharded.training", processes, steps=13)
+    done = fitted(CASES["sasrec"], folder / "sharded.training", processes)
+    keep("sharded", done, folder, processes)
+    killed(CASES["sasrec"], folder / "made whole.training", processes, steps=13)
+    processes.sharded = False
+    keep("made whole", fitted(CASES["sasrec"], folder / "made whole.training", processes), folder, processes)
+
+
+def keep(name: str, done: Fitted, folder: Path, processes: Processes) -> None:
+    """The weights and the history of the leader."""
+    if processes.leads:
+        torch.save(done.encoder.state_dict(), folder / f"{name}.pt")
+        (folder / f"{name}.json").write_text(json.dumps(done.history))
+
+
 def main(folder: Path) -> None:
-    """Train every case together, and keep the weights and the history of the leader."""
+    """Train every case together."""
     with joined("cpu") as processes:
         for name in ("resumed", "handed on"):
             killed(CASES["sasrec"], folder / f"{name}.training", processes, steps=13)  # in the second epoch
         for name, case in {**CASES, "resumed": CASES["sasrec"]}.items():
-            done = fitted(case, folder / f"{name}.training", processes)
-            if processes.leads:
-                torch.save(done.encoder.state_dict(), folder / f"{name}.pt")
-                (folder / f"{name}.json").write_text(json.dumps(done.history))
+            keep(name, fitted(case, folder / f"{name}.training", processes), folder, processes)
+        sharded(folder, processes)
         refusals = {
             "other options": _refusal(CASES["sasrec"], folder / "a", processes, {"seed": processes.rank}),
             "published": _refusal(Case(SasRec, sasrec(pairing="published")), folder / "b", processes, {}),
         }
+        processes.sharded = True
+        refusals["sharded"] = _refusal(CASES["averaged"], folder / "c", processes, {})
         (folder / f"refusals-{processes.rank}.json").write_text(json.dumps(refusals))
 
 

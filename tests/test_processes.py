@@ -53,7 +53,7 @@ class TestTwoProcesses:
     def test_the_last_step_has_fewer_sessions_than_there_are_processes(self) -> None:
         assert SESSIONS % SIZES["batch_size"] == 1
 
-    @pytest.mark.parametrize("name", [*EXACT, "resumed"])
+    @pytest.mark.parametrize("name", [*EXACT, "resumed", "sharded", "made whole"])
     def test_give_the_loss_curve_and_the_weights_of_one(self, name: str, by_two: Path, tmp_path: Path) -> None:
         alone = fitted(CASES.get(name, CASES["sasrec"]), tmp_path, Processes())
         history = json.loads((by_two / f"{name}.json").read_text())
@@ -87,12 +87,21 @@ class TestTwoProcesses:
         refusals = json.loads((by_two / f"refusals-{rank}.json").read_text())
         assert refusals["published"].startswith("pairing=published contrasts sessions of the whole batch, and 2 pro")
 
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_refuse_to_share_a_table_that_is_needed_whole(self, by_two: Path, rank: int) -> None:
+        refusals = json.loads((by_two / f"refusals-{rank}.json").read_text())
+        assert refusals["sharded"].startswith("--sharded goes with updates=touched and averaging=0")
+
 
 class TestJoining:
     def test_a_process_that_was_started_alone_is_alone(self) -> None:
         with joined("cpu") as processes:
             assert type(processes) is Processes
             assert (processes.rank, processes.world, processes.leads) == (0, 1, True)
+
+    def test_one_process_alone_has_nobody_to_share_a_table_with(self) -> None:
+        with pytest.raises(BadOption, match="--sharded: one process alone"), joined("cpu", sharded=True):
+            pass
 
     def test_more_processes_than_gpus_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in {"WORLD_SIZE": "99", "RANK": "98", "LOCAL_RANK": "98"}.items():
@@ -117,7 +126,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestCommand:
     def test_a_process_that_is_killed_is_started_anew_and_they_go_on(self, data: Path, tmp_path: Path) -> None:
         """As an undisturbed training by two, to the bit: both add up in the same order."""
-        start = [*TORCHRUN, "--max-restarts", "1", "-m"]
+        start = [*TORCHRUN, "--max-restarts", "3", "-m"]
         subprocess.run([*start, *command(data, tmp_path / "whole")], check=True, env=environment())
         started = [*start, *command(data, tmp_path / "killed")]
         with subprocess.Popen(started, stderr=subprocess.PIPE, text=True, env=environment()) as process:

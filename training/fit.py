@@ -20,6 +20,7 @@ from training.encoders.contract import SessionEncoder
 from training.item_rows import ItemRows, gradient_of, renumbered, touched_rows
 from training.objective import Terms, step_terms
 from training.processes import Processes
+from training.sharded_rows import ShardedRows
 from training.splits import Examples
 from training.validation import encoder_score
 
@@ -86,7 +87,9 @@ class _Run:
         self.training = training
         self.validation = processes.share_of(validation)
         self.checkpoints = checkpoints
-        self.items = ItemRows(encoder.item_embeddings, self.options.weight_decay)
+        processes.check(self.options)
+        rows = ShardedRows if processes.sharded else ItemRows
+        self.items = rows(encoder.item_embeddings, self.options.weight_decay)
         self.optimizer = torch.optim.AdamW(
             [parameter for parameter in encoder.parameters() if parameter is not self.items.table],
             lr=self.options.learning_rate,
@@ -95,7 +98,6 @@ class _Run:
         )
         self.average = MovingAverage(encoder, self.options.averaging) if self.options.averaging else None
         self.progress = Progress()
-        processes.check(self.options)
         self._resume()
         processes.agree({"dataset or options": checkpoints.identity, "checkpoint": vars(self.progress)})
         self.terms = processes.together(encoder, self._terms)
@@ -103,6 +105,7 @@ class _Run:
     def go(self, reporter: Reporter) -> Fitted:
         while self.progress.epoch < self.options.epochs and not self._stale():
             self._epoch(reporter)
+        self.items.end()
         if self.processes.leads:
             self.encoder.load_state_dict(self.checkpoints.best())
         self.encoder.eval()
@@ -126,7 +129,7 @@ class _Run:
             for name, value in self.processes.sums(terms._asdict()).items():
                 progress.sums[name] = progress.sums.get(name, 0.0) + value
             reporter.step(progress.epoch, done, len(order), self._means())
-            if time.monotonic() - saved > CHECKPOINT_EVERY_S:
+            if self.processes.agreed(time.monotonic() - saved > CHECKPOINT_EVERY_S):
                 self._save()
                 saved = time.monotonic()
         rate = (done - done_before) / max(time.monotonic() - started, 1e-9)
@@ -138,8 +141,7 @@ class _Run:
     def _finish_epoch(self, sessions_per_s: float) -> dict[str, float]:
         progress = self.progress
         candidate = self._candidate()
-        score = encoder_score(candidate, self.validation, str(self.device))
-        score = self.processes.score(score, len(self.validation.targets))
+        score = self._score(candidate)
         line = {
             "epoch": progress.epoch + 1,
             **self._means(),
@@ -150,8 +152,9 @@ class _Run:
         progress.history.append(line)
         if score > progress.best:
             progress.best, progress.best_epoch = score, progress.epoch
+            weights = self.items.whole(candidate.state_dict())
             if self.processes.leads:
-                self.checkpoints.save_best(candidate.state_dict())
+                self.checkpoints.save_best(weights)
         progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
         return line
 
@@ -197,6 +200,12 @@ class _Run:
         """The encoder whose weights would be kept now."""
         return self.encoder if self.average is None else self.average.settled(self.encoder)
 
+    def _score(self, candidate: SessionEncoder) -> tuple[float, float]:
+        if isinstance(self.items, ShardedRows):
+            return self.items.score(candidate, self.validation)
+        score = encoder_score(candidate, self.validation, str(self.device))
+        return self.processes.score(score, len(self.validation.targets))
+
     def _learning_rate(self) -> float:
         """From the counters alone, so that a resumed training has the same rate."""
         if self.options.schedule == "constant":
@@ -209,14 +218,16 @@ class _Run:
         return {name: total / max(self.progress.step, 1) for name, total in self.progress.sums.items()}
 
     def _save(self) -> None:
-        if not self.processes.leads:
-            return  # who goes on meanwhile waits in the next step's sums
-        self.checkpoints.save(self.progress, {name: part.state_dict() for name, part in self._parts().items()})
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        state["encoder"] = self.items.whole(state["encoder"])
+        if self.processes.leads:  # who goes on meanwhile waits in the next step's sums
+            self.checkpoints.save(self.progress, state)
 
     def _resume(self) -> None:
         found = self.checkpoints.load()
         if found is not None:
             self.progress, state = found
+            state["encoder"] = self.items.kept(state["encoder"])
             for name, part in self._parts().items():
                 part.load_state_dict(state[name])
 

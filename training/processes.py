@@ -41,6 +41,7 @@ class Processes:
 
     rank = 0
     world = 1
+    sharded = False  # whether each holds a part of the item embeddings alone
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
@@ -86,6 +87,10 @@ class Processes:
         """The means over all targets of means over those of each process."""
         return score
 
+    def agreed(self, due: bool) -> bool:
+        """What the leader's clock says, where all must act on it."""
+        return due
+
     def wait(self) -> None:
         """Until all processes have come here."""
 
@@ -93,8 +98,9 @@ class Processes:
 class _Several(Processes):
     """One of several processes that have joined."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, sharded: bool) -> None:
         super().__init__(device)
+        self.sharded = sharded
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
 
     def check(self, options: NeuralOptions) -> None:
@@ -104,6 +110,9 @@ class _Several(Processes):
                 f"pairing=published contrasts sessions of the whole batch, and {self.world} processes hold a share "
                 "each: train in one process, or with pairing=session"
             )
+
+        if self.sharded and (options.updates == "all" or options.averaging):
+            raise BadOption("--sharded goes with updates=touched and averaging=0: other options need the whole table")
 
     def agree(self, facts: Mapping[str, object]) -> None:
         """See Processes."""
@@ -143,6 +152,8 @@ class _Several(Processes):
 
     def share_of(self, validation: Examples) -> Examples:
         """See Processes."""
+        if self.sharded:
+            return validation  # each ranks all targets among its own tracks
         which = slice(self.rank, SESSIONS, self.world)
         return Examples(
             validation.inputs.select(which),
@@ -173,6 +184,14 @@ class _Several(Processes):
         self.add_up(sums)
         first, second, count = sums.tolist()
         return first / max(count, 1.0), second / max(count, 1.0)
+
+    def agreed(self, due: bool) -> bool:
+        """See Processes."""
+        if not self.sharded:
+            return due
+        leaders = torch.tensor([due], dtype=torch.uint8)
+        distributed.broadcast(leaders, 0)
+        return bool(leaders.item())
 
     def wait(self) -> None:
         """See Processes."""
@@ -205,25 +224,29 @@ def several() -> bool:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Processes]:
+def joined(device: str, *, sharded: bool = False) -> Iterator[Processes]:
     """Within, this process is one of those that it was started with; started alone, it is alone.
 
-    `device` is cpu or cuda; each process of a machine takes a GPU of its own. Raises BadOption where there are fewer,
+    `device` is cpu or cuda; each process of a machine takes a GPU of its own. `sharded`: each holds a part of the item
+    embeddings alone. Raises BadOption where there are fewer,
     and ProcessLost where another process ends before its time.
     """
     if not several():
+        if sharded:
+            raise BadOption("--sharded: one process alone holds all item embeddings; start several with torchrun")
         yield Processes(device)
         return
     if device != "cpu":
         device = _own_gpu()
     backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
-    distributed.init_process_group(backend, timeout=_LONGEST_WAIT)
     try:
-        yield _Several(device)
+        distributed.init_process_group(backend, timeout=_LONGEST_WAIT)
+        yield _Several(device, sharded=sharded)
     except RuntimeError as error:
         if _of_the_connection(error):
             raise ProcessLost(
-                "another process of this training has ended: the same command goes on from the last checkpoint"
+                "another process of this training has ended or is not reached: the same command goes on from the last "
+                "checkpoint"
             ) from error
         raise
     # Not after an error: it would wait for processes that have none.

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=FOLDER, required=True, help="The release folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace a release of that name.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device: cpu or cuda.")
+@click.option("--sharded", is_flag=True, help="Under torchrun: each process holds a part of the item embeddings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the release's facts as JSON.")
 def train(
     dataset: Path,
@@ -46,6 +47,7 @@ def train(
     out: Path,
     overwrite: bool,
     device: str,
+    sharded: bool,
     as_json: bool,
 ) -> None:
     """Train a model on DATASET and write a release.
@@ -61,7 +63,7 @@ def train(
     options = options_of(model, recipe, settings, no_nce=no_nce)
     split: Split = "new-sessions" if new_sessions else "last-play"
     job = Job(model, options, open_dataset(dataset), split, out, overwrite, _torch_device(device))
-    with joined(job.device) as processes:
+    with joined(job.device, sharded=sharded) as processes:
         console = Console(stderr=True, quiet=not processes.leads)
         with TrainingProgress(getattr(options, "epochs", 1), console) as progress:
             release = train_together(job, progress, processes)

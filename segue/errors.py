@@ -16,6 +16,7 @@ ReleasesUnavailable  1          503          the folder of releases cannot be wr
 StoreUnavailable     1          503          Redis cannot be reached or refuses writes
 Overloaded           1          503          asking for more than can be answered in time
 OutOfMemory          1          -            training what does not fit into memory
+ProcessLost          1          -            training by several processes, one of which has ended
 ===================  =========  ===========  ==================================================
 
 A message is one line: the value, what was expected, what to do.
@@ -121,3 +122,7 @@ class OutOfMemory(SegueError):
     """Training needs more memory than there is."""
 
     title = "Out of memory"
+
+
+class ProcessLost(SegueError):
+    """One of the processes that train together has ended; started again, they go on from the last checkpoint."""

@@ -19,9 +19,11 @@ from training.checkpoint import Checkpoints, Progress
 from training.encoders.contract import SessionEncoder
 from training.epoch_order import epoch_order
 from training.interruption import Interrupted, Stop, stopping_on_signals
-from training.item_rows import ItemRows, renumbered, touched_rows
+from training.item_rows import ItemRows, gradient_of, renumbered, touched_rows
 from training.objective import Terms, step_terms
+from training.processes import Processes
 from training.session_views import SessionViews
+from training.sharded_rows import ShardedRows
 from training.splits import Examples
 from training.validation import encoder_score
 
@@ -55,7 +57,7 @@ def fit(
     validation: Examples,
     checkpoints: Checkpoints,
     reporter: Reporter,
-    device: str = "cpu",
+    processes: Processes | None = None,
     *,
     continued: bool = False,
 ) -> Fitted:
@@ -65,11 +67,14 @@ def fit(
 
     `training` and `validation` hold rows of the encoder's item embeddings. Resumes from `checkpoints` where there is
     one: the weights are then the same, to the bit on a CPU, as without the interruption. Told to stop by a signal, it
-    writes a checkpoint and raises Interrupted.
+    writes a checkpoint and raises Interrupted. With several `processes` all call this alike; the first one alone
+    reports, writes, and returns the best weights, the others their last ones.
     """
+    processes = processes or Processes()
     shown = training.played() if encoder.options.plays == "played" else training
-    with _deterministic(device), stopping_on_signals() as stop:
-        run = _Run(encoder, trainable(shown, encoder.options.window), validation, checkpoints, device)
+    with _deterministic(processes.device), stopping_on_signals() as stop:
+        sessions = trainable(shown, encoder.options.window)
+        run = _Run(encoder, sessions, validation, checkpoints, processes)
         run.stop = stop
         if continued:
             run.keep_given_weights()
@@ -85,15 +90,18 @@ class _Run:
         training: SessionViews,
         validation: Examples,
         checkpoints: Checkpoints,
-        device: str,
+        processes: Processes,
     ) -> None:
-        self.device = torch.device(device)
+        self.processes = processes
+        self.device = torch.device(processes.device)
         self.encoder = encoder.to(self.device)
         self.options = encoder.options
         self.training = training
-        self.validation = validation
+        self.validation = processes.share_of(validation)
         self.checkpoints = checkpoints
-        self.items = ItemRows(encoder.item_embeddings, self.options.weight_decay)
+        processes.check(self.options)
+        rows = ShardedRows if processes.sharded else ItemRows
+        self.items = rows(encoder.item_embeddings, self.options.weight_decay)
         self.optimizer = torch.optim.AdamW(
             [parameter for parameter in encoder.parameters() if parameter is not self.items.table],
             lr=self.options.learning_rate,
@@ -104,11 +112,15 @@ class _Run:
         self.progress = Progress()
         self.stop = Stop()
         self._resume()
+        processes.agree({"dataset or options": checkpoints.identity, "checkpoint": vars(self.progress)})
+        self.terms = processes.together(encoder, self._terms)
 
     def go(self, reporter: Reporter) -> Fitted:
         while self.progress.epoch < self.options.epochs and not self._stale():
             self._epoch(reporter)
-        self.encoder.load_state_dict(self.checkpoints.best())
+        self.items.end()
+        if self.processes.leads:
+            self.encoder.load_state_dict(self.checkpoints.best())
         self.encoder.eval()
         progress = self.progress
         return Fitted(self.encoder, progress.history, progress.best_epoch, progress.best[0], progress.seconds)
@@ -116,8 +128,13 @@ class _Run:
     def keep_given_weights(self) -> None:
         """Before the first step: the weights that it begins with are the first to be measured, and to be beaten."""
         if self.progress == Progress():
-            self.progress.best = encoder_score(self.encoder, self.validation, str(self.device))
-            self.checkpoints.save_best(self.encoder.state_dict())
+            self.progress.best = self._score(self.encoder)
+            self._keep_best(self.encoder)
+
+    def _keep_best(self, candidate: SessionEncoder) -> None:
+        weights = self.items.whole(candidate.state_dict())
+        if self.processes.leads:
+            self.checkpoints.save_best(weights)
 
     def _stale(self) -> bool:
         return self.progress.epoch - 1 - self.progress.best_epoch >= self.options.patience
@@ -133,22 +150,23 @@ class _Run:
             terms = self._step(batch.to(self.device))
             progress.step += 1
             done += len(batch.tracks)
-            for name, value in terms._asdict().items():
-                progress.sums[name] = progress.sums.get(name, 0.0) + value.item()
+            for name, value in self.processes.sums(terms._asdict()).items():
+                progress.sums[name] = progress.sums.get(name, 0.0) + value
             reporter.step(progress.epoch, done, len(order), self._means())
-            if self.stop.asked or time.monotonic() - saved > CHECKPOINT_EVERY_S:
+            stopping = self.processes.any(self.stop.asked)
+            if stopping or self.processes.agreed(time.monotonic() - saved > CHECKPOINT_EVERY_S):
                 self._save()
                 saved = time.monotonic()
-                self._leave_if_asked()
+                self._leave_if(stopping)
         rate = (done - done_before) / max(time.monotonic() - started, 1e-9)
         line = self._finish_epoch(rate)
         progress.seconds += time.monotonic() - started
         self._save()
         reporter.epoch(line)
-        self._leave_if_asked()
+        self._leave_if(self.processes.any(self.stop.asked))
 
-    def _leave_if_asked(self) -> None:
-        if self.stop.asked:
+    def _leave_if(self, stopping: bool) -> None:
+        if stopping:
             epoch, step, epochs = self.progress.epoch, self.progress.step, self.options.epochs
             where = f"in epoch {epoch + 1} of {epochs}" if step else f"after epoch {epoch} of {epochs}"
             raise Interrupted(
@@ -158,7 +176,7 @@ class _Run:
     def _finish_epoch(self, sessions_per_s: float) -> dict[str, float]:
         progress = self.progress
         candidate = self._candidate()
-        score = encoder_score(candidate, self.validation, str(self.device))
+        score = self._score(candidate)
         line = {
             "epoch": progress.epoch + 1,
             **self._means(),
@@ -169,7 +187,7 @@ class _Run:
         progress.history.append(line)
         if score > progress.best:
             progress.best, progress.best_epoch = score, progress.epoch
-            self.checkpoints.save_best(candidate.state_dict())
+            self._keep_best(candidate)
         progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
         return line
 
@@ -182,34 +200,44 @@ class _Run:
             FIRST_TRACK_ROW, self.encoder.item_embeddings.num_embeddings, (self.options.negatives,)
         ).to(self.device)
         rows = touched_rows(batch, negatives) if self.options.updates == "touched" else None
+        batch = self.processes.share(batch)
         if rows is not None:
             batch, negatives = renumbered(batch, negatives, rows)
+        self.processes.draw_apart()
         with self.items.lent(rows) as lent:
+            before = None if self.average is None or rows is None else lent.detach().clone()
             self.encoder.zero_grad(set_to_none=True)
             with _multiplying_in(self.options.precision):
                 with record_function("segue: loss"):
-                    terms = step_terms(self.encoder, batch, negatives, self.options)
+                    terms = self.terms(batch, negatives)
                 with record_function("segue: backward"):
                     terms.loss.backward()  # type: ignore[no-untyped-call]
+                    self.processes.add_up(gradient_of(lent))
             with record_function("segue: update"):
-                before = self._update(rows, lent, rate)
+                self._update(rows, lent, rate)
         if self.average is not None:  # with the whole table back in its place, whose rows it asks for
             self.average.update(self.encoder, rows, before)
         return terms
 
-    def _update(self, rows: Tensor | None, lent: Tensor, rate: float) -> Tensor | None:
-        """One step of Adam; returns what the lent rows were before it, where an average needs them."""
+    def _terms(self, batch: Batch, negatives: Tensor) -> Terms:
+        return step_terms(self.encoder, batch, negatives, self.options, self.processes.total)
+
+    def _update(self, rows: Tensor | None, lent: Tensor, rate: float) -> None:
         torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), self.options.gradient_clip)
-        before = None if self.average is None or rows is None else lent.detach().clone()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.items.update(rows, lent, rate)
-        return before
 
     def _candidate(self) -> SessionEncoder:
         """The encoder whose weights would be kept now."""
         return self.encoder if self.average is None else self.average.settled(self.encoder)
+
+    def _score(self, candidate: SessionEncoder) -> tuple[float, float]:
+        if isinstance(self.items, ShardedRows):
+            return self.items.score(candidate, self.validation)
+        score = encoder_score(candidate, self.validation, str(self.device))
+        return self.processes.score(score, len(self.validation.targets))
 
     def _learning_rate(self) -> float:
         """From the counters alone, so that a resumed training has the same rate."""
@@ -223,12 +251,16 @@ class _Run:
         return {name: total / max(self.progress.step, 1) for name, total in self.progress.sums.items()}
 
     def _save(self) -> None:
-        self.checkpoints.save(self.progress, {name: part.state_dict() for name, part in self._parts().items()})
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        state["encoder"] = self.items.whole(state["encoder"])
+        if self.processes.leads:  # who goes on meanwhile waits in the next step's sums
+            self.checkpoints.save(self.progress, state)
 
     def _resume(self) -> None:
         found = self.checkpoints.load()
         if found is not None:
             self.progress, state = found
+            state["encoder"] = self.items.kept(state["encoder"])
             for name, part in self._parts().items():
                 part.load_state_dict(state[name])
 

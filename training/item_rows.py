@@ -10,7 +10,7 @@ Hutter, ICLR 2019, https://arxiv.org/abs/1711.05101; sparse updates as in torch.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,27 +46,11 @@ class ItemRows:
 
     def update(self, rows: Tensor | None, lent: Tensor, learning_rate: float) -> None:
         """Take one step of Adam on the rows that were lent, by their gradient, and put them back."""
-        gradient = lent.grad
-        assert gradient is not None, "no loss has reached the item embeddings"
+        gradient = gradient_of(lent)
         first = self.first if rows is None else self.first.index_select(0, rows)
         second = self.second if rows is None else self.second.index_select(0, rows)
         with torch.no_grad():
-            adamw(
-                [lent],
-                [gradient],
-                [first],
-                [second],
-                [],
-                [self.steps],
-                fused=lent.device.type == "cpu",
-                amsgrad=False,
-                beta1=_BETAS[0],
-                beta2=_BETAS[1],
-                lr=learning_rate,
-                weight_decay=self.weight_decay,
-                eps=_EPSILON,
-                maximize=False,
-            )
+            adam(lent, gradient, (first, second, self.steps), learning_rate, self.weight_decay)
             if rows is not None:
                 self.table.index_copy_(0, rows, lent)
                 self.first.index_copy_(0, rows, first)
@@ -80,6 +64,46 @@ class ItemRows:
         """Go on from a state."""
         for name, value in self.state_dict().items():
             value.copy_(state[name])
+
+    def whole(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """An encoder's weights with the whole table among them: here they have it."""
+        return weights
+
+    def kept(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """Of an encoder's weights keep what is held here; what is left is the encoder's to load: here all of it."""
+        return weights
+
+    def end(self) -> None:
+        """From here on the encoder holds a whole table, for weights to be loaded into: here it does so always."""
+
+
+def adam(
+    weights: Tensor, gradient: Tensor, state: tuple[Tensor, Tensor, Tensor], learning_rate: float, weight_decay: float
+) -> None:
+    """One step of AdamW on weights, in place; `state` holds both moments, like the weights, and the steps so far."""
+    first, second, steps = state
+    adamw(
+        [weights],
+        [gradient],
+        [first],
+        [second],
+        [],
+        [steps],
+        fused=weights.device.type == "cpu",
+        amsgrad=False,
+        beta1=_BETAS[0],
+        beta2=_BETAS[1],
+        lr=learning_rate,
+        weight_decay=weight_decay,
+        eps=_EPSILON,
+        maximize=False,
+    )
+
+
+def gradient_of(lent: Tensor) -> Tensor:
+    """The gradient of rows that were lent, after the backward pass."""
+    assert lent.grad is not None, "no loss has reached the item embeddings"
+    return lent.grad
 
 
 def touched_rows(batch: Batch, negatives: Tensor) -> Tensor:

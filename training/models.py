@@ -48,6 +48,7 @@ from training.export_onnx import check_parity, export_encoder, item_embeddings
 from training.fit import Reporter, fit
 from training.memory_advice import memory_advice
 from training.options import NeuralOptions, Options
+from training.processes import Processes
 from training.run_folder import RunFolder, Several, environment
 from training.session_views import SessionViews
 from training.splits import Split, examples, training_part
@@ -138,6 +139,13 @@ class Trained(NamedTuple):
 
 def train(job: Job, reporter: Reporter) -> Release:
     """Train a model and write its release. Interrupted, the same call goes on where it stopped."""
+    release = train_together(job, reporter, Processes(job.device))
+    assert release is not None  # who is alone leads
+    return release
+
+
+def train_together(job: Job, reporter: Reporter, processes: Processes) -> Release | None:
+    """`train` by several processes, which all call this alike: the release in the first, None in the others."""
     refuse_existing(job.out, overwrite=job.overwrite, marker=MANIFEST)
     checkpoints = Checkpoints(job.checkpoint_folder, _identity(job))
     _refuse_unfit(job, checkpoints)
@@ -147,17 +155,22 @@ def train(job: Job, reporter: Reporter) -> Release:
     if not (part.lengths >= 2).any():
         raise BadDataset(f"{job.dataset.path} leaves no two plays in a row to train on: it needs longer sessions")
     catalogue = _counted(job.dataset.catalogue, part)
-    start = environment() | {"commit": source_commit()}
-    run = RunFolder(job.run_folder, _identity(job), start, goes_on=checkpoints.exist())
-    told = Several(run, reporter)
+    if processes.world > 1 and not isinstance(job.options, NeuralOptions):
+        raise BadOption(f"--model {job.model} is trained by one process: start it without torchrun")
+    run, told = None, reporter
+    if processes.leads:
+        start = environment() | {"commit": source_commit(), "processes": processes.world}
+        run = RunFolder(job.run_folder, _identity(job), start, goes_on=checkpoints.exist())
+        told = Several(run, reporter)
+    release = None
     with memory_advice(job.options, checkpoints, fixed=frozenset({"dimension"} if job.origin else ())):
-        if isinstance(job.options, NeuralOptions):
-            trained = _train_neural(job, job.options, part, catalogue, checkpoints, told)
-        else:
-            trained = _train_baseline(job, part, catalogue, told)
-        release = _write(job, trained, catalogue)
-    run.finish(release.name, trained.history)
-    checkpoints.remove()
+        trained = _trained(job, part, catalogue, checkpoints, told, processes)
+        if processes.leads:
+            release = _write(job, trained, catalogue)
+    if run is not None and release is not None:
+        run.finish(release.name, trained.history)
+        checkpoints.remove()
+    processes.wait()
     return release
 
 
@@ -182,20 +195,22 @@ def new_encoder(job: Job, options: NeuralOptions, num_rows: int) -> SessionEncod
     return encoder
 
 
-def _train_neural(
+def _trained(
     job: Job,
-    options: NeuralOptions,
     part: SessionViews,
     catalogue: Catalogue,
     checkpoints: Checkpoints,
     reporter: Reporter,
+    processes: Processes,
 ) -> Trained:
-    encoder = new_encoder(job, options, catalogue.num_rows)
+    if not isinstance(job.options, NeuralOptions):
+        return _train_baseline(job, part, catalogue, reporter)
+    encoder = new_encoder(job, job.options, catalogue.num_rows)
     if job.origin is not None:
-        take_over(encoder, job.origin, catalogue, part)
+        take_over(encoder, job.origin, catalogue, part.gathered())
     validation = examples(job.dataset, job.split, "validation")
     continued = job.origin is not None
-    fitted = fit(encoder, part, validation, checkpoints, reporter, job.device, continued=continued)
+    fitted = fit(encoder, part, validation, checkpoints, reporter, processes, continued=continued)
     return Trained(
         fitted.encoder,
         {

@@ -27,7 +27,7 @@ def encoder_score(encoder: Encoder, examples: Examples, device: str = "cpu") -> 
     """
     encoder.eval()
     most = max(_SCORES_AT_ONCE // encoder.item_embeddings.num_embeddings, 1)
-    windows_of = _batches(examples, encoder.options.window, min(_BATCH, most))
+    windows_of = validation_batches(examples, encoder.options.window, min(_BATCH, most))
     ranks = [_ranks(encoder, windows, targets, torch.device(device)) for windows, targets in windows_of]
     if not ranks:
         return 0.0, 0.0
@@ -39,13 +39,14 @@ def ranker_score(ranker: Ranker, examples: Examples, window: int) -> float:
     """HR@10 of the first SESSIONS questions; 0 where there are none."""
     ranks = [
         rank_in_list(rows, scores, target)
-        for windows, targets in _batches(examples, window)
+        for windows, targets in validation_batches(examples, window)
         for rows, scores, target in zip(*ranker.rank(windows, LIST_LENGTH), targets.tolist(), strict=True)
     ]
     return float(hit(np.array(ranks), 10).mean()) if ranks else 0.0
 
 
-def _batches(examples: Examples, window: int, size: int = _BATCH) -> Iterator[tuple[Windows, Int]]:
+def validation_batches(examples: Examples, window: int, size: int = _BATCH) -> Iterator[tuple[Windows, Int]]:
+    """The first SESSIONS questions: windows and their targets, a part at a time."""
     count = min(len(examples.targets), SESSIONS)
     for start in range(0, count, size):
         which = slice(start, min(start + size, count))

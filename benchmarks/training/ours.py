@@ -21,6 +21,8 @@ from segue.window import Sessions
 from training.checkpoint import Checkpoints
 from training.encoders.sasrec import SasRec, SasRecOptions
 from training.fit import fit
+from training.processes import Processes
+from training.session_views import SessionViews
 from training.splits import Examples
 
 WARM_UP = 10
@@ -58,9 +60,9 @@ def trained(encoder: SasRec, sessions: Sessions, device: str, steps: int, second
     """Take some steps."""
     clock = Clock(steps, seconds)
     first = np.arange(1)
-    validation = Examples(sessions.select(first), sessions.rows[:1], sessions.skipped[:1], first)
+    validation = Examples(SessionViews.of(sessions.select(first)), sessions.rows[:1], sessions.skipped[:1], first)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
-        fit(encoder, sessions, validation, Checkpoints(Path(folder), {}), clock, device)
+        fit(encoder, sessions, validation, Checkpoints(Path(folder), {}), clock, Processes(device))
     return clock
 
 

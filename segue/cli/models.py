@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
 
 from segue.cli.data import FOLDER
 from segue.cli.evaluation_tables import beyond_hits, evaluation_table, hit_rates
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Refuse to begin anew: without a checkpoint of this training, end.")
 @click.option("--tensorboard", type=FOLDER, metavar="DIR", help="Write every epoch's figures there for TensorBoard.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device: cpu or cuda.")
+@click.option("--sharded", is_flag=True, help="Under torchrun: each process holds a part of the item embeddings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the release's facts as JSON.")
 def train(
     dataset: Path,
@@ -58,15 +60,17 @@ def train(
     resume: bool,
     tensorboard: Path | None,
     device: str,
+    sharded: bool,
     as_json: bool,
 ) -> None:
     """Train a model on DATASET and write a release.
 
-    Interrupt it whenever you like: the same command goes on where it stopped.
+    Interrupt it whenever you like: the same command goes on where it stopped. With several GPUs or machines:
+    `torchrun --nproc-per-node 2 -m segue train ...`.
     """
     from training.dataset import open_dataset
-    from training.models import Job
-    from training.models import train as train_model
+    from training.models import Job, train_together
+    from training.processes import joined
     from training.run_folder import Several
     from training.splits import Split
 
@@ -80,9 +84,13 @@ def train(
     split: Split = "new-sessions" if new_sessions else "last-play"
     boards = () if tensorboard is None else (_board(tensorboard),)
     job = Job(model, options, open_dataset(dataset), split, out, overwrite, _torch_device(device), release, resume)
-    with TrainingProgress(getattr(options, "epochs", 1)) as progress, contextlib.ExitStack() as stack:
-        trained = train_model(job, Several(progress, *map(stack.enter_context, boards)))
-    _print_release(trained, as_json=as_json)
+    with joined(job.device, sharded=sharded) as processes, contextlib.ExitStack() as stack:
+        console = Console(stderr=True, quiet=not processes.leads)
+        progress = stack.enter_context(TrainingProgress(getattr(options, "epochs", 1), console))
+        told = Several(progress, *map(stack.enter_context, boards if processes.leads else ()))
+        trained = train_together(job, told, processes)
+    if trained is not None:
+        _print_release(trained, as_json=as_json)
 
 
 def _board(folder: Path) -> "TensorBoard":

@@ -21,7 +21,9 @@ DEFAULT_LENGTH = 20
 class Sessions:
     """Many sessions in three flat arrays; session i is the slice offsets[i]:offsets[i + 1], oldest play first."""
 
-    rows: Int  # [plays] int64, PAD_ROW where the track is outside the catalogue
+    rows: (
+        Int  # [plays] int64 (int32 where they are mapped from a file), PAD_ROW where the track is outside the catalogue
+    )
     skipped: Bool  # [plays] bool
     offsets: Int  # [sessions + 1] int64
 
@@ -44,7 +46,7 @@ class Sessions:
         lengths = np.maximum(ends - starts, 0)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         positions = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1], dtype=np.int64)
-        return Sessions(self.rows[positions], self.skipped[positions], offsets)
+        return Sessions(self.rows[positions].astype(np.int64, copy=False), self.skipped[positions], offsets)
 
     def usable(self) -> "Sessions":
         """The same sessions without the plays of tracks outside the catalogue."""
@@ -106,6 +108,6 @@ def to_windows(sessions: Sessions, length: int) -> Windows:
         return Windows(np.full(real.shape, PAD_ROW, dtype=np.int64), np.zeros(real.shape, dtype=np.bool_))
     positions = np.where(real, positions, 0)
     return Windows(
-        tracks=np.where(real, usable.rows[positions], PAD_ROW),
+        tracks=np.where(real, usable.rows[positions], PAD_ROW).astype(np.int64, copy=False),
         skipped=usable.skipped[positions] & real,
     )

@@ -13,12 +13,12 @@ from segue.errors import BadDataset, InputError
 from training.dataset import (
     CATALOGUE_FILE,
     FACTS_FILE,
-    SESSIONS_FILE,
     Listening,
     open_dataset,
     write_dataset,
     write_listening,
 )
+from training.session_file import SESSIONS_FILE
 
 PLAYS = pl.DataFrame(
     {

@@ -34,7 +34,7 @@ def dataset(path: Path, sessions: dict[str, str]) -> Dataset:
 
 
 def baseline(path: Path, data: Dataset, model: str = "popularity", split: Any = "last-play") -> Release:
-    part = training_part(data, split)
+    part = training_part(data, split).gathered()
     plays = np.bincount(part.rows, minlength=data.catalogue.num_rows)
     arrays = MarkovRanker.fit(part, data.catalogue.num_rows, plays).arrays() if model == "markov" else {}
     draft = Draft(
@@ -67,12 +67,12 @@ class TestSplits:
     def test_last_play_by_hand(self, tmp_path: Path) -> None:
         data = dataset(tmp_path / "d", {"s1": "ab-cd-", "s2": "ba"})
         name = data.catalogue.track_id
-        assert [name(row) for row in training_part(data, "last-play").rows] == ["a", "b", "b", "a"]
+        assert [name(row) for row in training_part(data, "last-play").gathered().rows] == ["a", "b", "b", "a"]
         validation, test = (examples(data, "last-play", part) for part in ("validation", "test"))
-        assert [name(row) for row in validation.inputs.rows] == ["a", "b"]
+        assert [name(row) for row in validation.inputs.gathered().rows] == ["a", "b"]
         assert [name(row) for row in validation.targets] == ["c"]
         assert validation.target_skipped.tolist() == [False]
-        assert [name(row) for row in test.inputs.rows] == ["a", "b", "c"]
+        assert [name(row) for row in test.inputs.gathered().rows] == ["a", "b", "c"]
         assert [name(row) for row in test.targets] == ["d"]
         assert test.target_skipped.tolist() == [True]
         assert test.sessions.tolist() == [0]
@@ -198,7 +198,7 @@ class TestSampled:
         question = Question(data, baseline(tmp_path / "r", data, "markov"), "last-play", protocol="sampled")
         result = evaluate(question, offline(question))
         asked, catalogue = question.examples(), question.release.catalogue
-        part = training_part(data, "last-play")
+        part = training_part(data, "last-play").gathered()
         for i, target in enumerate(asked.targets):
             session = asked.inputs.select(slice(i, i + 1))
             last = session.rows[-1]

@@ -19,6 +19,7 @@ from training import objective  # noqa: E402
 from training.checkpoint import Checkpoints  # noqa: E402
 from training.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
 from training.fit import Fitted, fit  # noqa: E402
+from training.session_views import SessionViews  # noqa: E402
 from training.splits import Examples  # noqa: E402
 
 OPTIONS = SasRecOptions(dimension=16, heads=2, window=6, epochs=3, batch_size=8, negatives=20, learning_rate=0.01)
@@ -56,7 +57,7 @@ def planted(count: int = 60, seed: int = 0) -> Sessions:
 
 def asked(sessions: Sessions) -> Examples:
     ends = sessions.offsets[1:] - 1
-    inputs = sessions.cut(sessions.offsets[:-1], ends)
+    inputs = SessionViews(sessions, sessions.offsets[:-1], ends)
     return Examples(inputs, sessions.rows[ends], sessions.skipped[ends], np.arange(len(ends)))
 
 

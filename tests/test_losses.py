@@ -164,7 +164,7 @@ class TestTargets:
         self, lengths: list[int], window: int
     ) -> None:
         sessions = sessions_of(*([(row, False) for row in range(1, length + 1)] for length in lengths))
-        pieces = trainable(sessions, window)
+        pieces = trainable(sessions, window).gathered()
         predicted = [
             pieces.rows[start + 1 : end].tolist()
             for start, end in zip(pieces.offsets[:-1], pieces.offsets[1:], strict=True)

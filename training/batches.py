@@ -10,6 +10,7 @@ from torch import Tensor
 from segue.arrays import Bool, Int
 from segue.catalogue import PAD_ROW
 from segue.window import Sessions, to_windows
+from training.session_views import SessionViews
 
 
 class Batch(NamedTuple):
@@ -75,21 +76,27 @@ def distinct(tracks: Int) -> Int:
 
 
 def epoch_batches(
-    sessions: Sessions, batch_size: int, window: int, objective: Literal["next", "next-played"], order: Int
+    sessions: Sessions | SessionViews,
+    batch_size: int,
+    window: int,
+    objective: Literal["next", "next-played"],
+    order: Int,
 ) -> Iterator[Batch]:
     """Batches of the sessions in the given order; the last one may be smaller."""
     for start in range(0, len(order), batch_size):
         yield make_batch(sessions.select(order[start : start + batch_size]), window, objective)
 
 
-def trainable(sessions: Sessions, window: int) -> Sessions:
+def trainable(sessions: Sessions | SessionViews, window: int) -> SessionViews:
     """Sessions with something to predict, those longer than the window cut into pieces that overlap by one play.
 
     Each piece has at most window + 1 plays, so that every play but a session's first is predicted once.
     """
-    starts, ends = sessions.offsets[:-1], sessions.offsets[1:]
+    views = SessionViews.of(sessions)
+    starts, ends = views.starts, views.ends
     pieces = np.maximum(-(-(ends - starts - 1) // window), 0)
     piece_starts = np.repeat(starts, pieces) + window * (
         np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     )
-    return sessions.cut(piece_starts, np.minimum(piece_starts + window + 1, np.repeat(ends, pieces)))
+    piece_ends = np.minimum(piece_starts + window + 1, np.repeat(ends, pieces))
+    return SessionViews(views.whole, piece_starts, piece_ends)

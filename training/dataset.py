@@ -5,13 +5,15 @@
     dataset.json       what the data is and where it came from (`Facts`)
 
 The same plays give the same files, byte for byte, on the same version of polars; the fingerprint depends on the plays
-alone. Knows nothing of log formats nor of how a dataset is split.
+alone. Plays of a large dataset are mapped from files (training.session_file) and never held in memory as a whole.
+Knows nothing of log formats nor of how a dataset is split.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -26,11 +28,21 @@ from segue.errors import BadDataset, InputError
 from segue.folders import new_folder
 from segue.parquet_footer import UNREADABLE, check_footer
 from segue.window import Sessions
+from training.array_files import blocks, counts
+from training.session_file import (
+    FLAT_FOLDER,
+    SESSIONS_FILE,
+    flat_sessions,
+    keep_flat,
+    mapped_sessions,
+    read_sessions,
+    write_sessions,
+)
 
 FORMAT_VERSION: Final = 1
 FACTS_FILE: Final = "dataset.json"
-SESSIONS_FILE: Final = "sessions.parquet"
 CATALOGUE_FILE: Final = "catalogue.parquet"
+MAPPED_FROM: Final = 4_000_000  # plays; of fewer, the arrays are read into memory
 
 _IDS_A_HASH: Final = 1_000_000  # ids joined into one text at a time
 
@@ -63,13 +75,17 @@ class Facts(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A dataset in memory."""
+    """A dataset, verified: its catalogue in memory, its sessions in memory or mapped."""
 
     path: Path
     facts: Facts
     catalogue: Catalogue
-    sessions: Sessions
-    session_ids: pl.Series  # [sessions] string
+    sessions: Sessions  # rows int64, or int32 where they are mapped
+
+    @cached_property
+    def session_ids(self) -> pl.Series:
+        """The ids in the order of the sessions, read when first asked for. [sessions] string."""
+        return _session_ids(self.path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,23 +153,28 @@ def write_listening(
     """
     _check(listening)
     catalogue, row_of_code = _numbered(listening)
-    sessions = Sessions(row_of_code[listening.codes], listening.skipped, listening.offsets)
-    facts = _facts(catalogue, sessions, source, dict(options or {}), malformed_lines)
     with new_folder(path, overwrite=overwrite, marker=FACTS_FILE) as folder:
         catalogue.write(folder / CATALOGUE_FILE)
-        _sessions_frame(sessions, listening).write_parquet(folder / SESSIONS_FILE, compression="zstd")
+        sessions = _in_rows(listening, row_of_code, folder / FLAT_FOLDER)
+        write_sessions(folder / SESSIONS_FILE, sessions, listening.session_ids, listening.started_at)
+        if (folder / FLAT_FOLDER).exists():
+            keep_flat(folder / SESSIONS_FILE, folder / FLAT_FOLDER)
+        facts = _facts(catalogue, sessions, source, dict(options or {}), malformed_lines)
         (folder / FACTS_FILE).write_text(facts.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return open_dataset(path)
 
 
 def open_dataset(path: Path) -> Dataset:
-    """Open a dataset folder and verify it. Raises BadDataset with one line where it is missing, damaged or too new."""
+    """Open a dataset folder and verify it. Raises BadDataset with one line where it is missing, damaged or too new.
+
+    With MAPPED_FROM plays or more, its arrays are mapped files, made at the first time and kept beside the others.
+    """
     facts = _read_facts(path)
     try:
         catalogue = Catalogue.read(path / CATALOGUE_FILE)
         check_footer(path / SESSIONS_FILE)
-        sessions = _read_sessions(path / SESSIONS_FILE)
-        session_ids = pl.read_parquet(path / SESSIONS_FILE, columns=["session_id"])["session_id"]
+        read = mapped_sessions if facts.counts.plays >= MAPPED_FROM else read_sessions
+        sessions = read(path / SESSIONS_FILE)
     except (InputError, *UNREADABLE) as error:
         raise BadDataset(f"{path} is damaged: {_one_line(error)}: write it again with `segue prepare`") from error
     found = fingerprint(catalogue, sessions)
@@ -162,7 +183,7 @@ def open_dataset(path: Path) -> Dataset:
             f"{path} is damaged: its fingerprint is {found[:12]}…, {FACTS_FILE} says {facts.fingerprint[:12]}…: "
             "write it again with `segue prepare`"
         )
-    return Dataset(path, facts, catalogue, sessions, session_ids)
+    return Dataset(path, facts, catalogue, sessions)
 
 
 def fingerprint(catalogue: Catalogue, sessions: Sessions) -> str:
@@ -175,9 +196,9 @@ def fingerprint(catalogue: Catalogue, sessions: Sessions) -> str:
     for start in range(0, len(ids), _IDS_A_HASH):
         # An id holds no line feed, so the joined text names the ids without doubt.
         sha.update(ids.slice(start, _IDS_A_HASH).str.join("\n").item().encode() + b"\n")
-    sha.update(sessions.rows.astype("<i4").data)
-    sha.update(sessions.skipped.astype(np.uint8).data)
-    sha.update(sessions.offsets.astype("<i8").data)
+    for values, dtype in ((sessions.rows, "<i4"), (sessions.skipped, "?"), (sessions.offsets, "<i8")):
+        for part in blocks(len(values)):
+            sha.update(np.ascontiguousarray(values[part].astype(dtype, copy=False)).data)
     return sha.hexdigest()
 
 
@@ -202,8 +223,8 @@ def _check(listening: Listening) -> None:
 def _numbered(listening: Listening) -> tuple[Catalogue, Int]:
     """The catalogue by falling plays, then by id, and the row of every code. [tracks] int64."""
     count = len(listening.tracks)
-    plays = np.bincount(listening.codes, minlength=count)
-    skips = np.bincount(listening.codes[listening.skipped], minlength=count)
+    plays = counts(listening.codes, count)
+    skips = counts(listening.codes, count, where=listening.skipped)
     counted = listening.tracks.with_columns(pl.Series("plays", plays), pl.Series("skips", skips)).with_row_index("code")
     ordered = counted.sort(["plays", "track_id"], descending=[True, False])
     row_of_code = np.empty(count, dtype=np.int64)
@@ -228,19 +249,19 @@ def _facts(catalogue: Catalogue, sessions: Sessions, source: str, options: dict[
     )
 
 
-def _sessions_frame(sessions: Sessions, listening: Listening) -> pl.DataFrame:
-    number = np.repeat(np.arange(len(sessions), dtype=np.int32), sessions.lengths)
-    lists = (
-        pl.DataFrame({"session": number, "rows": sessions.rows.astype(np.int32), "skipped": sessions.skipped})
-        .with_columns(pl.col("session").set_sorted())
-        .group_by("session", maintain_order=True)
-        .agg("rows", "skipped")
-    )
-    unknown = pl.Series([None], dtype=pl.Datetime("ms", "UTC")).new_from_index(0, len(sessions))
-    started_at = unknown if listening.started_at is None else listening.started_at.cast(pl.Datetime("ms", "UTC"))
-    return lists.select(
-        listening.session_ids.cast(pl.String).alias("session_id"), "rows", "skipped", started_at.alias("started_at")
-    )
+def _in_rows(listening: Listening, row_of_code: Int, flat: Path) -> Sessions:
+    """The sessions in rows of the catalogue; of many plays, as mapped files of the folder `flat`."""
+    codes, skipped = listening.codes, listening.skipped
+    if len(codes) < MAPPED_FROM:
+        return Sessions(row_of_code[codes], skipped, listening.offsets)
+
+    def parts() -> Iterator[tuple[Int, Bool, Int]]:
+        none = np.empty(0, dtype=np.int64)
+        for part in blocks(len(codes)):
+            yield row_of_code[codes[part]], skipped[part], none
+        yield none, none.astype(np.bool_), np.diff(listening.offsets)
+
+    return flat_sessions(flat, parts())
 
 
 def _read_facts(path: Path) -> Facts:
@@ -266,26 +287,11 @@ def _read_facts(path: Path) -> Facts:
         raise BadDataset(f"{file} is damaged at {place}: {first['msg']}: write the dataset again") from error
 
 
-def _read_sessions(file: Path) -> Sessions:
-    """The flat arrays, read one column at a time: a column's lists are gone before the next column is read."""
-    rows, offsets = _read_lists(file, "rows")
-    skipped, other_offsets = _read_lists(file, "skipped")
-    if not np.array_equal(offsets, other_offsets):
-        raise BadDataset(f"{file.name} has sessions with more or fewer skip flags than plays")
-    return Sessions(rows.astype(np.int64), skipped.astype(np.bool_), offsets)
-
-
-def _read_lists(file: Path, column: str) -> tuple[NDArray[Any], Int]:
-    """A column of lists as its values, one after another, and the offsets of its lists."""
-    lists = pl.read_parquet(file, columns=[column])[column]
-    lengths = lists.list.len()
-    if lists.null_count() or lengths.min() == 0:
-        raise BadDataset(f"{file.name} has a session without plays in column {column}")
-    offsets = np.concatenate([[0], np.cumsum(lengths.to_numpy(), dtype=np.int64)]).astype(np.int64)
-    values = lists.explode()
-    if values.null_count():
-        raise BadDataset(f"{file.name} has missing values in column {column}")
-    return values.to_numpy(), offsets
+def _session_ids(path: Path) -> pl.Series:
+    try:
+        return pl.read_parquet(path / SESSIONS_FILE, columns=["session_id"])["session_id"]
+    except UNREADABLE as error:
+        raise BadDataset(f"{path} is damaged: {_one_line(error)}: write it again with `segue prepare`") from error
 
 
 def _one_line(error: Exception) -> str:

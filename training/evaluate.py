@@ -31,6 +31,7 @@ from segue.release import Release
 from segue.sessions import Outcome, Play, events_of
 from segue.window import Sessions
 from training.dataset import Dataset
+from training.session_views import SessionViews
 from training.splits import Examples, Part, Split, examples
 from training.systems import system_name
 
@@ -192,10 +193,13 @@ def evaluate(question: Question, answers: Answers, advance: Advance | None = Non
     return result
 
 
-def skip_rates(sessions: Sessions) -> Float64:
+def skip_rates(sessions: SessionViews) -> Float64:
     """Share of each session's plays that were skipped; 0 for a session without plays. [sessions] float64."""
-    skips = np.concatenate([[0], np.cumsum(sessions.skipped)])
-    return np.diff(skips[sessions.offsets]) / np.maximum(sessions.lengths, 1)
+    rates = [np.empty(0)]
+    for block in sessions.blocks():
+        skips = np.concatenate([[0], np.cumsum(block.skipped)])
+        rates.append(np.diff(skips[block.offsets]) / np.maximum(block.lengths, 1))
+    return np.concatenate(rates)
 
 
 def summary(ranks: Float64, target_skipped: Bool, seed: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from training.checkpoint import Checkpoints, Progress
 from training.encoders.contract import SessionEncoder
 from training.item_rows import ItemRows, renumbered, touched_rows
 from training.objective import Terms, step_terms
+from training.session_views import SessionViews
 from training.splits import Examples
 from training.validation import encoder_score
 
@@ -48,7 +49,7 @@ class Fitted:
 
 def fit(
     encoder: SessionEncoder,
-    training: Sessions,
+    training: Sessions | SessionViews,
     validation: Examples,
     checkpoints: Checkpoints,
     reporter: Reporter,
@@ -68,7 +69,12 @@ class _Run:
     """One call of `fit`: what it holds while it goes."""
 
     def __init__(
-        self, encoder: SessionEncoder, training: Sessions, validation: Examples, checkpoints: Checkpoints, device: str
+        self,
+        encoder: SessionEncoder,
+        training: SessionViews,
+        validation: Examples,
+        checkpoints: Checkpoints,
+        device: str,
     ) -> None:
         self.device = torch.device(device)
         self.encoder = encoder.to(self.device)

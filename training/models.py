@@ -45,6 +45,7 @@ from training.encoders.sasrec import SasRec, SasRecOptions
 from training.export_onnx import check_parity, export_encoder, item_embeddings
 from training.fit import Reporter, fit
 from training.options import NeuralOptions, Options
+from training.session_views import SessionViews
 from training.splits import Split, examples, training_part
 from training.track_map import track_map
 from training.validation import encoder_score, ranker_score
@@ -152,7 +153,7 @@ def new_encoder(job: Job, options: NeuralOptions, num_rows: int) -> SessionEncod
 def _train_neural(
     job: Job,
     options: NeuralOptions,
-    part: Sessions,
+    part: SessionViews,
     catalogue: Catalogue,
     checkpoints: Checkpoints,
     reporter: Reporter,
@@ -172,17 +173,18 @@ def _train_neural(
     )
 
 
-def _train_baseline(job: Job, part: Sessions, catalogue: Catalogue, reporter: Reporter) -> Trained:
+def _train_baseline(job: Job, part: SessionViews, catalogue: Catalogue, reporter: Reporter) -> Trained:
     line, started = MODELS[job.model], time.monotonic()
+    sessions = part.gathered()  # the baselines work on all plays at once, in memory
     validation = examples(job.dataset, job.split, "validation")
     if line.fold is not None:
         encoder = line.fold(
-            part, catalogue.num_rows, job.options, report=lambda done, total: reporter.step(0, done, total, {})
+            sessions, catalogue.num_rows, job.options, report=lambda done, total: reporter.step(0, done, total, {})
         )
         cost, score = _cost(time.monotonic() - started), encoder_score(encoder, validation)[0]
         return Trained(encoder, {"validation": _validation(score), "training": cost})
     assert line.count is not None, job.model
-    ranker = line.count(part, catalogue, job.options)
+    ranker = line.count(sessions, catalogue, job.options)
     cost, score = _cost(time.monotonic() - started), ranker_score(ranker, validation, job.options.window)
     return Trained(ranker, {"validation": _validation(score), "training": cost})
 
@@ -243,10 +245,13 @@ def _identity(job: Job) -> dict[str, object]:
     }
 
 
-def _counted(catalogue: Catalogue, part: Sessions) -> Catalogue:
+def _counted(catalogue: Catalogue, part: SessionViews) -> Catalogue:
     """The catalogue with the counts of the training part alone, so that no later play is known to any ranker."""
-    plays: Int = np.bincount(part.rows, minlength=catalogue.num_rows)
-    skips: Int = np.bincount(part.rows[part.skipped], minlength=catalogue.num_rows)
+    plays: Int = np.zeros(catalogue.num_rows, dtype=np.int64)
+    skips: Int = np.zeros(catalogue.num_rows, dtype=np.int64)
+    for block in part.blocks():
+        plays += np.bincount(block.rows, minlength=catalogue.num_rows)
+        skips += np.bincount(block.rows[block.skipped], minlength=catalogue.num_rows)
     return catalogue.with_counts(plays, skips)
 
 

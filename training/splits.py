@@ -12,8 +12,8 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from segue.arrays import Bool, Int
-from segue.window import Sessions
 from training.dataset import Dataset
+from training.session_views import SessionViews
 
 Split: TypeAlias = Literal["last-play", "new-sessions"]
 Part: TypeAlias = Literal["validation", "test"]
@@ -27,21 +27,22 @@ _SHORTEST_WITH_TARGETS: Final = 3
 class Examples(NamedTuple):
     """What a ranker is asked: the plays of a session up to its target, and the target."""
 
-    inputs: Sessions
+    inputs: SessionViews
     targets: Int  # [sessions] int64, rows of the dataset's catalogue
     target_skipped: Bool  # [sessions] bool
     sessions: Int  # [sessions] int64, number of the session in the dataset
 
 
-def training_part(dataset: Dataset, split: Split) -> Sessions:
+def training_part(dataset: Dataset, split: Split) -> SessionViews:
     """The plays that may be trained on."""
     sessions = dataset.sessions
     starts, ends = sessions.offsets[:-1], sessions.offsets[1:]
     if split == "last-play":
-        return sessions.cut(starts, np.where(sessions.lengths >= _SHORTEST_WITH_TARGETS, ends - 2, ends))
+        trained_ends = np.where(sessions.lengths >= _SHORTEST_WITH_TARGETS, ends - 2, ends)
+        return SessionViews(sessions, starts, trained_ends)
     buckets = _buckets(dataset)
     trained = np.flatnonzero((buckets >= _VALIDATION_PERCENT + _TEST_PERCENT) | (sessions.lengths < 2))
-    return sessions.select(trained)
+    return SessionViews(sessions, starts[trained], ends[trained])
 
 
 def examples(dataset: Dataset, split: Split, part: Part) -> Examples:
@@ -56,7 +57,9 @@ def examples(dataset: Dataset, split: Split, part: Part) -> Examples:
         lowest, beyond = (0, _VALIDATION_PERCENT) if part == "validation" else _TEST_BUCKETS
         asked = np.flatnonzero((buckets >= lowest) & (buckets < beyond) & (sessions.lengths >= 2))
         target = ends[asked] - 1
-    return Examples(sessions.cut(starts[asked], target), sessions.rows[target], sessions.skipped[target], asked)
+    inputs = SessionViews(sessions, starts[asked], target)
+    targets = sessions.rows[target].astype(np.int64, copy=False)
+    return Examples(inputs, targets, sessions.skipped[target], asked)
 
 
 _TEST_BUCKETS: Final = (_VALIDATION_PERCENT, _VALIDATION_PERCENT + _TEST_PERCENT)

@@ -17,6 +17,7 @@ from training.splits import Examples
 # Validation steers early stopping alone: beyond this many sessions it gets slower, not better.
 SESSIONS: Final = 20_000
 _BATCH: Final = 512
+_SCORES_AT_ONCE: Final = 1 << 27  # 512 MiB of float32: of a large catalogue, fewer sessions at a time
 
 
 def encoder_score(encoder: Encoder, examples: Examples, device: str = "cpu") -> tuple[float, float]:
@@ -25,7 +26,8 @@ def encoder_score(encoder: Encoder, examples: Examples, device: str = "cpu") -> 
     One model is better than another by HR@10; where that is equal, as on a catalogue of a few dozen tracks, by MRR@10.
     """
     encoder.eval()
-    windows_of = _batches(examples, encoder.options.window)
+    most = max(_SCORES_AT_ONCE // encoder.item_embeddings.num_embeddings, 1)
+    windows_of = _batches(examples, encoder.options.window, min(_BATCH, most))
     ranks = [_ranks(encoder, windows, targets, torch.device(device)) for windows, targets in windows_of]
     if not ranks:
         return 0.0, 0.0
@@ -43,10 +45,10 @@ def ranker_score(ranker: Ranker, examples: Examples, window: int) -> float:
     return float(hit(np.array(ranks), 10).mean()) if ranks else 0.0
 
 
-def _batches(examples: Examples, window: int) -> Iterator[tuple[Windows, Int]]:
+def _batches(examples: Examples, window: int, size: int = _BATCH) -> Iterator[tuple[Windows, Int]]:
     count = min(len(examples.targets), SESSIONS)
-    for start in range(0, count, _BATCH):
-        which = slice(start, min(start + _BATCH, count))
+    for start in range(0, count, size):
+        which = slice(start, min(start + size, count))
         yield to_windows(examples.inputs.select(which), window), examples.targets[which]
 
 

@@ -17,7 +17,7 @@ from training.splits import examples, training_part
 
 def main(dataset: str, out: str) -> None:
     data = open_dataset(Path(dataset))
-    train = training_part(data, "last-play")
+    train = training_part(data, "last-play").gathered()
     arrays: dict[str, Any] = {
         "num_rows": np.array(data.catalogue.num_rows),
         "train": train.rows,
@@ -25,9 +25,10 @@ def main(dataset: str, out: str) -> None:
     }
     for part in ("validation", "test"):
         asked = examples(data, "last-play", part)
+        inputs = asked.inputs.gathered()
         arrays |= {
-            f"{part}": asked.inputs.rows,
-            f"{part}_offsets": asked.inputs.offsets,
+            f"{part}": inputs.rows,
+            f"{part}_offsets": inputs.offsets,
             f"{part}_targets": asked.targets,
         }
     np.savez(out, allow_pickle=False, **arrays)

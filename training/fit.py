@@ -17,6 +17,7 @@ from training.averaging import MovingAverage
 from training.batches import Batch, epoch_batches, trainable
 from training.checkpoint import Checkpoints, Progress
 from training.encoders.contract import SessionEncoder
+from training.epoch_order import epoch_order
 from training.item_rows import ItemRows, renumbered, touched_rows
 from training.objective import Terms, step_terms
 from training.session_views import SessionViews
@@ -106,7 +107,7 @@ class _Run:
 
     def _epoch(self, reporter: Reporter) -> None:
         progress, options = self.progress, self.options
-        order = np.random.default_rng((options.seed, progress.epoch)).permutation(len(self.training))
+        order = epoch_order(options.seed, progress.epoch, len(self.training), len(self.training.whole.rows))
         remaining = order[progress.step * options.batch_size :]
         started, saved, done_before = time.monotonic(), time.monotonic(), len(order) - len(remaining)
         done = done_before

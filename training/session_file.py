@@ -8,7 +8,6 @@ flat/flat.json     the sha256 of the sessions.parquet that the arrays are those 
 
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path

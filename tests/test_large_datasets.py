@@ -1,4 +1,4 @@
-"""Plays that are mapped from files instead of held in memory: the same arrays, batches and weights, and little memory."""
+"""Plays that are mapped from files, not held in memory: the same arrays, batches and weights, and little memory."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ SPLITS: tuple[Split, ...] = ("last-play", "new-sessions")
 PARTS: tuple[Part, ...] = ("validation", "test")
 OPTIONS = SasRecOptions(window=6, epochs=1, dimension=8, heads=2, blocks=1, negatives=20, batch_size=32)
 
-# Writes and opens a dataset of 5 million plays; prints the largest anonymous memory (KiB) that it saw, before and after.
+# Writes and opens a dataset of 5 million plays; prints anonymous memory (KiB) before, and the most of it.
 _LARGE = """
 import sys, threading, time
 from pathlib import Path
@@ -223,7 +223,7 @@ class TestViews:
         found = list(views.blocks())
         assert [block.lengths.tolist() for block in found] == [[3, 0], [6], [5]]
         assert np.concatenate([block.rows for block in found]).tolist() == rows.tolist()
-        assert [row for row in views.played().gathered().rows] == [1, 3, 5, 7, 9, 11, 13]
+        assert views.played().gathered().rows.tolist() == [1, 3, 5, 7, 9, 11, 13]
 
 
 class TestOrder:

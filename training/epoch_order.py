@@ -18,7 +18,7 @@ CHUNKS_AT_ONCE: Final = 512  # which are shuffled with one another: 2 million se
 
 
 def epoch_order(seed: int, epoch: int, sessions: int, plays: int) -> Int:
-    """The numbers of all sessions in the order of an epoch. `plays` are those of the whole dataset. [sessions] int64."""
+    """All sessions in the order of an epoch; `plays` counts those of the whole dataset. [sessions] int64."""
     rng = np.random.default_rng((seed, epoch))
     return rng.permutation(sessions) if plays <= WHOLE_UP_TO else chunked_permutation(rng, sessions)
 

@@ -59,7 +59,8 @@ def test_tables_and_arrays_in_tuples_come_back_as_they_were(tmp_path: Path, monk
         left=[(3, 1)],
     )
     tasks = DiskTasks(tmp_path)
-    found = tasks.result(tasks.share(value))
+    reference = tasks.share(value)
+    found = tasks.result(reference)
     assert isinstance(found, Selected)
     assert len(list(tmp_path.iterdir())) == 6
     assert found.owners.to_list() == ["a", "é", None]

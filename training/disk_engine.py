@@ -2,7 +2,8 @@
 
 The tasks of training.partitioned_preparation run one after another; what one leaves for another waits in a folder
 beside the dataset to be, as plain array and Arrow files, and is deleted once nobody refers to it. Memory is taken for
-one portion or one partition, for the distinct names, and at the end for 30 bytes a play.
+one portion or one partition, for the distinct names, and at the end, where all plays are put in order, for some tens of
+bytes a play.
 """
 
 import dataclasses

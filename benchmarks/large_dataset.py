@@ -28,8 +28,9 @@ import training.fit
 import training.validation
 from training.batches import epoch_batches
 from training.dataset import Listening, open_dataset, write_listening
+from training.disk_engine import disk_engine
 from training.encoders.sasrec import SasRecOptions
-from training.listening_logs import prepare
+from training.listening_logs import Engine, prepare
 from training.models import Job
 from training.models import train as train_model
 
@@ -136,6 +137,11 @@ def train(folder: Path, steps: int) -> None:
     train_model(Job("sasrec", SasRecOptions(epochs=1), data, "last-play", folder / "release"), _Epochs())
 
 
+def prepare_log(folder: Path, engine: Engine | None) -> None:
+    """Make a dataset of the log."""
+    prepare("events", [folder / "log.csv"], folder / "prepared", overwrite=True, engine=engine)
+
+
 def _ids(letter: str, count: int) -> pl.Series:
     return letter + pl.int_range(count, eager=True).cast(pl.String).str.zfill(8)
 
@@ -213,7 +219,8 @@ WORK: dict[str, Callable[[Path, int], object]] = {
     "write": lambda folder, _: write(folder),
     "open": lambda folder, _: open_dataset(folder / "dataset"),
     "train": train,
-    "prepare": lambda folder, _: prepare("events", [folder / "log.csv"], folder / "prepared", overwrite=True),
+    "prepare": lambda folder, _: prepare_log(folder, disk_engine()),
+    "prepare_in_memory": lambda folder, _: prepare_log(folder, None),
 }
 
 

@@ -48,10 +48,10 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--seed", type=int, help="Of the sampling.  [default: 0]")
 @click.option(
     "--engine",
-    type=click.Choice(["polars", "ray"]),
+    type=click.Choice(["polars", "disk", "ray"]),
     default="polars",
     show_default=True,
-    help="In this process, or in tasks on Ray.",
+    help="In memory; a part at a time, for a log larger than memory; or in tasks on Ray.",
 )
 @click.option("--ray-address", metavar="ADDRESS", help="host:port of a Ray cluster.  [default: Ray on this machine]")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -121,6 +121,10 @@ def _engine(name: str, ray_address: str | None) -> "Engine | None":
         return ray_engine(ray_address)
     if ray_address is not None:
         raise BadOption(f"--ray-address {ray_address} has no effect without --engine ray: add that, or leave it out")
+    if name == "disk":
+        from training.disk_engine import disk_engine
+
+        return disk_engine()
     return None
 
 

@@ -170,6 +170,8 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, lines: Tensor, sources: Tensor, places: Tensor) -> Tensor:
         ctx.save_for_backward(places)
+        if not len(lines):  # a batch, or a process's share of one, without a real step
+            return lines.new_zeros(len(sources), lines.shape[1])
         return lines.index_select(0, sources)
 
     @staticmethod

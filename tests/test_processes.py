@@ -74,7 +74,7 @@ class TestTwoProcesses:
             curve(fitted(CASES["dropout"], tmp_path, Processes()).history),
             curve(json.loads((by_two / "dropout.json").read_text())),
         )
-        assert together == pytest.approx(alone, rel=0.03)
+        assert together == pytest.approx(alone, rel=0.1)
         assert together != pytest.approx(alone, rel=1e-6)
 
     @pytest.mark.parametrize("rank", [0, 1])

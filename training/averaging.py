@@ -62,7 +62,8 @@ class MovingAverage:
 
     def _settled(self, average: Tensor, weights: Tensor, stands_at: Tensor, until: int) -> Tensor:
         missed = (until - stands_at).clamp(min=0)
-        kept = torch.where(missed == 0, 1.0, torch.pow(torch.tensor(self.decay, dtype=torch.float64), missed)).to(weights.dtype)
+        powers = torch.pow(torch.tensor(self.decay, dtype=torch.float64), missed)
+        kept = torch.where(missed == 0, 1.0, powers).to(weights.dtype)
         return torch.lerp(weights, average, kept[:, None])
 
     def _others(self, encoder: SessionEncoder) -> list[Tensor]:

@@ -31,9 +31,10 @@ from segue.release import Release, open_release
 from training.dataset import Dataset, open_dataset, write_dataset
 from training.encoders.sasrec import SasRecOptions
 from training.evaluate import Offline, Question, evaluate
-from training.models import Job, source_commit, train
+from training.models import Job, train
 from training.options import read_options
 from training.planted_sessions import plant
+from training.run_folder import source_commit
 from training.splits import examples
 
 RESULTS = Path(__file__).parent / "results" / "freshness.json"

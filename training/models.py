@@ -1,7 +1,6 @@
 """Every model that `segue train` knows, and the way from a dataset to a release. A new encoder is a line in MODELS."""
 
 import resource
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -49,7 +48,7 @@ from training.fit import Reporter, fit
 from training.memory_advice import memory_advice
 from training.options import NeuralOptions, Options
 from training.processes import Processes
-from training.run_folder import RunFolder, Several, environment
+from training.run_folder import RunFolder, Several, environment, source_commit
 from training.session_views import SessionViews
 from training.splits import Split, examples, training_part
 from training.track_map import track_map
@@ -159,7 +158,7 @@ def train_together(job: Job, reporter: Reporter, processes: Processes) -> Releas
         raise BadOption(f"--model {job.model} is trained by one process: start it without torchrun")
     run, told = None, reporter
     if processes.leads:
-        start = environment() | {"commit": source_commit(), "processes": processes.world}
+        start = environment() | {"processes": processes.world}
         run = RunFolder(job.run_folder, _identity(job), start, goes_on=checkpoints.exist())
         told = Several(run, reporter)
     release = None
@@ -306,13 +305,3 @@ def _counted(catalogue: Catalogue, part: SessionViews) -> Catalogue:
         plays += np.bincount(block.rows, minlength=catalogue.num_rows)
         skips += np.bincount(block.rows[block.skipped], minlength=catalogue.num_rows)
     return catalogue.with_counts(plays, skips)
-
-
-def source_commit() -> str | None:
-    """The commit that this code was checked out at, None where it was installed from a wheel."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return answer.stdout.strip() or None

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -113,7 +114,18 @@ def environment() -> dict[str, Any]:
             "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())] if cuda else [],
         },
         "threads": torch.get_num_threads(),
+        "commit": source_commit(),
     }
+
+
+def source_commit() -> str | None:
+    """The commit that this code was checked out at, None where it was installed from a wheel."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return answer.stdout.strip() or None
 
 
 def _version(package: str) -> str | None:

@@ -146,13 +146,20 @@ class TestTakingOver:
 
 class TestTraining:
     def test_killed_it_goes_on_to_what_an_undisturbed_one_gives(
-        self, datasets: tuple[Dataset, Dataset], origin: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """After a track comes the next one of a ring, of which a release that hardly trained knows nothing."""
         monkeypatch.setattr("training.fit.CHECKPOINT_EVERY_S", 0.0)
-        whole = train(on(origin, datasets[1], tmp_path / "whole", epochs=2), Silent())
+        plays = [(f"s{i:03}", f"t{(i * 7 + step) % 60:02}", False) for i in range(120) for step in range(8)]
+        ring = pl.DataFrame(plays, schema=["session_id", "track_id", "skipped"], orient="row")
+        data = write_dataset(tmp_path / "ring", ring, "planted")
+        untaught = OPTIONS.model_copy(update={"learning_rate": 1e-9})
+        origin = train(Job("sasrec", untaught, data, "last-play", tmp_path / "origin"), Silent())
+        learning = {"epochs": 3, "learning_rate": 0.02, "averaging": 0.0}
+        whole = train(on(origin, data, tmp_path / "whole", **learning), Silent())
         with pytest.raises(Killed):
-            train(on(origin, datasets[1], tmp_path / "killed", epochs=2), KilledAfter(9))
-        assert train(on(origin, datasets[1], tmp_path / "killed", epochs=2), Silent()).name == whole.name
+            train(on(origin, data, tmp_path / "killed", **learning), KilledAfter(9))
+        assert train(on(origin, data, tmp_path / "killed", **learning), Silent()).name == whole.name
         assert whole.name != origin.name
         assert whole.manifest.evaluation["best_epoch"] > 0
 

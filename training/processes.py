@@ -20,6 +20,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
+from torch.distributed import distributed_c10d
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from segue.errors import BadOption, ProcessLost
@@ -35,6 +37,8 @@ StepTerms: TypeAlias = Callable[[Batch, Tensor], Terms]
 
 # The leader writes the release while the others wait; drawing the map of millions of tracks takes minutes.
 _LONGEST_WAIT: Final = timedelta(hours=2)
+# Until all have met; those who have not by then end, and torchrun starts them again.
+_LONGEST_START: Final = timedelta(seconds=60)
 
 
 class Processes:
@@ -251,7 +255,10 @@ def joined(device: str, *, sharded: bool = False) -> Iterator[Processes]:
         device = _own_gpu()
     backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
     try:
-        distributed.init_process_group(backend, timeout=_LONGEST_WAIT)
+        store, rank, world = next(rendezvous("env://", timeout=_LONGEST_START))
+        names = distributed_c10d.PrefixStore(_start_name(), store)
+        distributed.init_process_group(backend, timeout=_LONGEST_START, store=names, rank=rank, world_size=world)
+        distributed_c10d._set_pg_timeout(_LONGEST_WAIT)
         yield _Several(device, sharded=sharded)
     except RuntimeError as error:
         if _of_the_connection(error):
@@ -262,6 +269,15 @@ def joined(device: str, *, sharded: bool = False) -> Iterator[Processes]:
         raise
     # Not after an error: it would wait for processes that have none.
     distributed.destroy_process_group()
+
+
+def _start_name() -> str:
+    """What addresses are told under: those of a start before, which torchrun keeps, lead nowhere.
+
+    Machines do not count restarts alike, so that several go by the same names each time, as torch does.
+    """
+    alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    return f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if alone else '0'}"
 
 
 def _own_gpu() -> str:

@@ -13,6 +13,7 @@ from segue.cli import main  # noqa: E402 (after the check that torch is there)
 from segue.errors import BadRelease  # noqa: E402
 from segue.release import DatasetFacts, Draft, Loss, Release, WindowFacts, open_release, write_release  # noqa: E402
 from segue.window import Sessions, Windows  # noqa: E402
+from tests.stopped_training import Killed, KilledAfter, Silent  # noqa: E402
 from training.continued import company_means  # noqa: E402
 from training.dataset import Dataset, write_dataset  # noqa: E402
 from training.encoder_weights import ENCODER_WEIGHTS, encoder_weights, take_weights  # noqa: E402
@@ -24,26 +25,6 @@ from training.planted_sessions import plant  # noqa: E402
 FROZEN = Path(__file__).parent / "releases" / "v1"
 OPTIONS = SasRecOptions(dimension=8, heads=2, window=6, epochs=1, batch_size=16, negatives=20, averaging=0.9)
 LATER = 300  # sessions, of 400
-
-
-class Silent:
-    def step(self, epoch: int, sessions_done: int, sessions: int, terms: dict[str, float]) -> None: ...
-
-    def epoch(self, line: dict[str, float]) -> None: ...
-
-
-class Killed(Exception):
-    pass
-
-
-class KilledAfter(Silent):
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def step(self, *_: Any) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise Killed
 
 
 @pytest.fixture(scope="module")

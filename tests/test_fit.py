@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 
 from segue.errors import BadOption  # noqa: E402 (after the check that torch is there)
 from segue.window import Sessions  # noqa: E402
+from tests.stopped_training import Killed, KilledAfter, Silent  # noqa: E402
 from training import fit as training_fit  # noqa: E402
 from training import objective  # noqa: E402
 from training.checkpoint import Checkpoints  # noqa: E402
@@ -26,28 +27,6 @@ from training.splits import Examples  # noqa: E402
 
 OPTIONS = SasRecOptions(dimension=16, heads=2, window=6, epochs=3, batch_size=8, negatives=20, learning_rate=0.01)
 TRACKS = 12
-
-
-class Silent:
-    def step(self, epoch: int, sessions_done: int, sessions: int, terms: dict[str, float]) -> None: ...
-
-    def epoch(self, line: dict[str, float]) -> None: ...
-
-
-class Killed(Exception):
-    pass
-
-
-class KilledAfter(Silent):
-    """Stops training after some steps, as a signal would."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def step(self, *_: Any) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise Killed
 
 
 def planted(count: int = 60, seed: int = 0) -> Sessions:

@@ -37,12 +37,15 @@ class ItemRows:
     @contextmanager
     def lent(self, rows: Tensor | None) -> Iterator[Tensor]:
         """Within, the encoder's item embeddings are those of `rows` [n] int64 alone, in their order; None: all."""
-        lent = self.table if rows is None else nn.Parameter(self.table.detach().index_select(0, rows))
+        lent = self._lent(rows)
         self.embedding.weight = lent
         try:
             yield lent
         finally:
             self.embedding.weight = self.table
+
+    def _lent(self, rows: Tensor | None) -> Tensor:
+        return self.table if rows is None else nn.Parameter(self.table.detach().index_select(0, rows))
 
     def update(self, rows: Tensor | None, lent: Tensor, learning_rate: float) -> None:
         """Take one step of Adam on the rows that were lent, by their gradient, and put them back."""

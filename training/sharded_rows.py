@@ -4,8 +4,6 @@ What a step lends is put together from all, each giving the rows that it owns, a
 table is whole on disk alone, and in the leader's memory for as long as it is written.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -36,20 +34,14 @@ class ShardedRows(ItemRows):
         super().__init__(embedding, weight_decay)
         self.first, self.second = torch.zeros_like(self.shard), torch.zeros_like(self.shard)
 
-    @contextmanager
-    def lent(self, rows: Tensor | None) -> Iterator[Tensor]:
-        """See ItemRows; `rows` are the same in all processes."""
+    def _lent(self, rows: Tensor | None) -> Tensor:
+        """`rows` are the same in all processes."""
         assert rows is not None, "only a part of a table is held"
         whole = self.shard.new_zeros((len(rows), self.dimension))
         mine, owned = self._mine(rows)
         whole[mine] = self.shard.index_select(0, owned)
         distributed.all_reduce(whole)  # every row is zero in all processes but one: nothing is rounded
-        lent = nn.Parameter(whole)
-        self.embedding.weight = lent
-        try:
-            yield lent
-        finally:
-            self.embedding.weight = self.table
+        return nn.Parameter(whole)
 
     def update(self, rows: Tensor | None, lent: Tensor, learning_rate: float) -> None:
         """See ItemRows; the gradient is that of all processes."""

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-import training.fit
+import training.steps
 import training.validation
 from training.batches import epoch_batches
 from training.dataset import Listening, open_dataset, write_listening
@@ -129,7 +129,7 @@ class _Epochs:
 
 def train(folder: Path, steps: int) -> None:
     """What `segue train --model sasrec` does, with an epoch of so many steps and 1,000 questions of validation."""
-    vars(training.fit)["epoch_batches"] = lambda *given: itertools.islice(epoch_batches(*given), steps)
+    vars(training.steps)["epoch_batches"] = lambda *given: itertools.islice(epoch_batches(*given), steps)
     vars(training.validation)["SESSIONS"] = 1_000
     for name in ("release", "release.training"):
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -73,7 +73,7 @@ class TestSampledSoftmax:
         self, monkeypatch: pytest.MonkeyPatch, block: int, log_q: float
     ) -> None:
         """Scores of everything at once, differentiated by torch."""
-        monkeypatch.setattr("training.losses._STEPS_A_BLOCK", block)
+        monkeypatch.setattr("training.losses._STEPS_A_THREAD", block)
         rng = torch.Generator().manual_seed(0)
         steps, sessions, tracks, number, dimension = 8, 3, 5, 11, 4
         leaves = [

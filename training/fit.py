@@ -11,20 +11,21 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from segue.catalogue import FIRST_TRACK_ROW
 from segue.window import Sessions
+from training.adam import DenseWeights, clip
 from training.averaging import MovingAverage
-from training.batches import Batch, epoch_batches, trainable
+from training.batches import Batch, trainable
 from training.checkpoint import Checkpoints, Progress
 from training.encoders.contract import SessionEncoder
 from training.epoch_order import epoch_order
 from training.interruption import Interrupted, Stop, stopping_on_signals
-from training.item_rows import ItemRows, gradient_of, renumbered, touched_rows
+from training.item_rows import ItemRows, gradient_of
 from training.objective import Terms, step_terms
 from training.processes import Processes
 from training.session_views import SessionViews
 from training.sharded_rows import ShardedRows
 from training.splits import Examples
+from training.steps import Step, ahead, steps
 from training.validation import encoder_score
 
 CHECKPOINT_EVERY_S: Final = 60.0
@@ -101,13 +102,10 @@ class _Run:
         self.checkpoints = checkpoints
         processes.check(self.options)
         rows = ShardedRows if processes.sharded else ItemRows
+        self.num_rows = encoder.item_embeddings.num_embeddings
         self.items = rows(encoder.item_embeddings, self.options.weight_decay)
-        self.optimizer = torch.optim.AdamW(
-            [parameter for parameter in encoder.parameters() if parameter is not self.items.table],
-            lr=self.options.learning_rate,
-            weight_decay=self.options.weight_decay,
-            fused=True,
-        )
+        others = [parameter for parameter in encoder.parameters() if parameter is not self.items.table]
+        self.others = DenseWeights(others, self.options.weight_decay)
         self.average = MovingAverage(encoder, self.options.averaging) if self.options.averaging else None
         self.progress = Progress()
         self.stop = Stop()
@@ -145,11 +143,12 @@ class _Run:
         remaining = order[progress.step * options.batch_size :]
         started, saved, done_before = time.monotonic(), time.monotonic(), len(order) - len(remaining)
         done = done_before
-        batches = epoch_batches(self.training, options.batch_size, options.window, options.objective, remaining)
-        for batch in batches:
-            terms = self._step(batch.to(self.device))
+        at = progress.epoch, progress.step
+        made = steps(self.training, remaining, self.num_rows, options, self.processes, at)
+        for step in made if self.device.type == "cpu" else ahead(made):
+            terms = self._step(step.to(self.device))
             progress.step += 1
-            done += len(batch.tracks)
+            done += step.sessions
             for name, value in self.processes.sums(terms._asdict()).items():
                 progress.sums[name] = progress.sums.get(name, 0.0) + value
             reporter.step(progress.epoch, done, len(order), self._means())
@@ -191,19 +190,11 @@ class _Run:
         progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
         return line
 
-    def _step(self, batch: Batch) -> Terms:
-        seed = np.random.SeedSequence((self.options.seed, self.progress.epoch, self.progress.step)).generate_state(1)
-        torch.manual_seed(int(seed[0]))  # dropout and negatives of this step
+    def _step(self, step: Step) -> Terms:
+        batch, negatives, rows = step.batch, step.negatives, step.rows
+        self._seed()
         rate = self._learning_rate()
         self.encoder.train()
-        negatives = torch.randint(
-            FIRST_TRACK_ROW, self.encoder.item_embeddings.num_embeddings, (self.options.negatives,)
-        ).to(self.device)
-        rows = touched_rows(batch, negatives) if self.options.updates == "touched" else None
-        batch = self.processes.share(batch)
-        if rows is not None:
-            batch, negatives = renumbered(batch, negatives, rows)
-        self.processes.draw_apart()
         with self.items.lent(rows) as lent:
             before = None if self.average is None or rows is None else lent.detach().clone()
             self.encoder.zero_grad(set_to_none=True)
@@ -219,14 +210,21 @@ class _Run:
             self.average.update(self.encoder, rows, before)
         return terms
 
+    def _seed(self) -> None:
+        """What is drawn in this step, as dropout is, comes from the counters alone; each process draws its own."""
+        counters = self.options.seed, self.progress.epoch, self.progress.step, self.processes.rank
+        seed = int(np.random.SeedSequence(counters).generate_state(1)[0])
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed asks for GPUs too, and takes long for it
+        else:
+            torch.manual_seed(seed)
+
     def _terms(self, batch: Batch, negatives: Tensor) -> Terms:
         return step_terms(self.encoder, batch, negatives, self.options, self.processes.total)
 
     def _update(self, rows: Tensor | None, lent: Tensor, rate: float) -> None:
-        torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), self.options.gradient_clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        clip([*self.others.gradients(), gradient_of(lent)], self.options.gradient_clip)
+        self.others.update(rate)
         self.items.update(rows, lent, rate)
 
     def _candidate(self) -> SessionEncoder:
@@ -266,7 +264,7 @@ class _Run:
 
     def _parts(self) -> dict[str, Any]:
         """What changes with every step."""
-        parts: dict[str, Any] = {"encoder": self.encoder, "items": self.items, "optimizer": self.optimizer}
+        parts: dict[str, Any] = {"encoder": self.encoder, "items": self.items, "others": self.others}
         return parts if self.average is None else parts | {"average": self.average}
 
 

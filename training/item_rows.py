@@ -4,23 +4,20 @@ Adam that is lazy: a row's weights and moments stay as they are in a step that d
 would go on moving it by its old gradients. A row that every step touches, and any row's first step, are as in dense
 Adam. With `rows` None every row takes part in every step, which is dense Adam.
 
-Source: Kingma and Ba, "Adam", ICLR 2015, https://arxiv.org/abs/1412.6980; decoupled weight decay: Loshchilov and
-Hutter, ICLR 2019, https://arxiv.org/abs/1711.05101; sparse updates as in torch.optim.SparseAdam.
+Sparse updates as in torch.optim.SparseAdam.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from segue.catalogue import PAD_ROW
+from training.adam import Moments, adam
 from training.batches import Batch
-
-_BETAS = 0.9, 0.999  # those of torch.optim.AdamW
-_EPSILON = 1e-8
 
 
 class ItemRows:
@@ -52,8 +49,8 @@ class ItemRows:
         gradient = gradient_of(lent)
         first = self.first if rows is None else self.first.index_select(0, rows)
         second = self.second if rows is None else self.second.index_select(0, rows)
+        adam([lent], [gradient], Moments([first], [second], [self.steps]), learning_rate, self.weight_decay)
         with torch.no_grad():
-            adam(lent, gradient, (first, second, self.steps), learning_rate, self.weight_decay)
             if rows is not None:
                 self.table.index_copy_(0, rows, lent)
                 self.first.index_copy_(0, rows, first)
@@ -80,29 +77,6 @@ class ItemRows:
         """From here on the encoder holds a whole table, for weights to be loaded into: here it does so always."""
 
 
-def adam(
-    weights: Tensor, gradient: Tensor, state: tuple[Tensor, Tensor, Tensor], learning_rate: float, weight_decay: float
-) -> None:
-    """One step of AdamW on weights, in place; `state` holds both moments, like the weights, and the steps so far."""
-    first, second, steps = state
-    adamw(
-        [weights],
-        [gradient],
-        [first],
-        [second],
-        [],
-        [steps],
-        fused=weights.device.type == "cpu",
-        amsgrad=False,
-        beta1=_BETAS[0],
-        beta2=_BETAS[1],
-        lr=learning_rate,
-        weight_decay=weight_decay,
-        eps=_EPSILON,
-        maximize=False,
-    )
-
-
 def gradient_of(lent: Tensor) -> Tensor:
     """The gradient of rows that were lent, after the backward pass."""
     assert lent.grad is not None, "no loss has reached the item embeddings"
@@ -110,17 +84,17 @@ def gradient_of(lent: Tensor) -> Tensor:
 
 
 def touched_rows(batch: Batch, negatives: Tensor) -> Tensor:
-    """The rows that a step reads, rising, PAD_ROW the first of them. [n] int64."""
-    padding = negatives.new_full((1,), PAD_ROW)
-    tracks = torch.cat([padding, batch.plays.flatten(), negatives])
-    return cast("Tensor", tracks.unique())  # type: ignore[no-untyped-call]
+    """The rows that a step reads, rising, PAD_ROW the first of them. [n] int64, all on a CPU."""
+    return torch.from_numpy(np.unique(np.concatenate([[PAD_ROW], batch.plays.numpy().ravel(), negatives.numpy()])))
 
 
 def renumbered(batch: Batch, negatives: Tensor, rows: Tensor) -> tuple[Batch, Tensor]:
-    """The batch and the negatives with places in `rows` instead of rows; PAD_ROW stays PAD_ROW."""
+    """The batch and the negatives with places in `rows` instead of rows; PAD_ROW stays PAD_ROW. All on a CPU."""
     flags = {name: getattr(batch, name) for name in ("plays_skipped",)}
     tracks = {name: tensor for name, tensor in batch._asdict().items() if name not in flags}
-    places = torch.searchsorted(rows, torch.cat([tensor.flatten() for tensor in (*tracks.values(), negatives)]))
-    parts = torch.split_with_sizes(places, [tensor.numel() for tensor in (*tracks.values(), negatives)])
-    found = {name: part.view_as(tensor) for (name, tensor), part in zip(tracks.items(), parts, strict=False)}
-    return Batch(**found, **flags), parts[-1]
+    places = {name: _places(tensor, rows) for name, tensor in tracks.items()}
+    return Batch(**places, **flags), _places(negatives, rows)
+
+
+def _places(tracks: Tensor, rows: Tensor) -> Tensor:
+    return torch.from_numpy(np.searchsorted(rows.numpy(), tracks.numpy()))

@@ -11,7 +11,7 @@ from torch import Tensor
 Total: TypeAlias = Callable[[Tensor], Tensor]
 
 # Scores of so many steps and a thousand negatives, and the embeddings of these, stay in a core's second cache.
-_STEPS_A_BLOCK: Final = 128
+_STEPS_A_THREAD: Final = 128
 _STEPS_A_BLOCK_ON_GPU: Final = 16_384
 
 
@@ -66,7 +66,8 @@ class _SampledSoftmax(torch.autograd.Function):
         session: Tensor,
         negatives: Negatives,
     ) -> Tensor:
-        block = _STEPS_A_BLOCK if queries.device.type == "cpu" else _STEPS_A_BLOCK_ON_GPU
+        on_cpu = queries.device.type == "cpu"
+        block = _STEPS_A_THREAD * torch.get_num_threads() if on_cpu else _STEPS_A_BLOCK_ON_GPU
         by_queries, by_own = torch.empty_like(queries), torch.empty_like(own)
         by_negatives = torch.zeros_like(embeddings)
         summed = queries.new_zeros(())

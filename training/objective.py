@@ -9,6 +9,7 @@ from torch.profiler import record_function
 from segue.catalogue import PAD_ROW
 from training.batches import Batch
 from training.encoders.contract import SessionEncoder
+from training.encoders.packing import picked
 from training.losses import (
     Negatives,
     Total,
@@ -46,14 +47,15 @@ def _nll(encoder: SessionEncoder, predicted: Tensor, batch: Batch, negatives: Te
     own = batch.session_tracks  # [batch, window + 1]
     own_scores = predicted @ encoder.item_embeddings(own).transpose(1, 2)  # [batch, window, window + 1]
     own_scores = own_scores.masked_fill((own == PAD_ROW)[:, None, :], -torch.inf)
-    real = batch.targets != PAD_ROW  # [batch, window]
-    session = real.nonzero()[:, 0]  # of each step
+    real = (batch.targets != PAD_ROW).flatten().nonzero()[:, 0]  # [steps], of all columns
+    session = real // batch.targets.shape[1]  # of each step
+    target = batch.targets.flatten().index_select(0, real)
     seen = found_in(own, negatives)
     log_q = uniform_log_q(len(negatives), encoder.item_embeddings.num_embeddings - 1) if encoder.options.log_q else 0.0
     return sampled_softmax(
-        predicted[real],
-        own_scores[real],
-        (own[session] == batch.targets[real][:, None]).int().argmax(dim=1),
+        picked(predicted.flatten(0, 1), real),
+        picked(own_scores.flatten(0, 1), real),
+        (own.index_select(0, session) == target[:, None]).int().argmax(dim=1),
         session,
         Negatives(encoder.item_embeddings(negatives), seen, log_q),
         total,

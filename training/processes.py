@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final, TypeAlias
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
@@ -65,9 +64,6 @@ class Processes:
     def together(self, encoder: SessionEncoder, terms: StepTerms) -> StepTerms:  # noqa: ARG002 (one alone needs none)
         """`terms`, so that its backward pass adds the gradients of all up: of all weights but the item embeddings."""
         return terms
-
-    def draw_apart(self) -> None:
-        """From here on, this step's random numbers are other ones in each process."""
 
     def share(self, batch: Batch) -> Batch:
         """The share of a batch that is this process's: a session without plays where there are fewer than processes."""
@@ -148,11 +144,6 @@ class _Several(Processes):
         table.requires_grad_(True)
         step.register_comm_hook(None, _added_up)
         return step
-
-    def draw_apart(self) -> None:
-        """See Processes."""
-        state = np.random.SeedSequence((torch.initial_seed(), self.rank)).generate_state(1)
-        torch.manual_seed(int(state[0]))
 
     def share(self, batch: Batch) -> Batch:
         """See Processes."""

@@ -14,8 +14,9 @@ from segue.arrays import Int
 from segue.catalogue import PAD_ROW
 from segue.ranking_metrics import hit, mean_rank, reciprocal_rank
 from segue.window import Windows
+from training.adam import Moments, adam
 from training.encoders.contract import SessionEncoder
-from training.item_rows import ItemRows, adam, gradient_of
+from training.item_rows import ItemRows, gradient_of
 from training.splits import Examples
 from training.validation import validation_batches
 
@@ -49,7 +50,7 @@ class ShardedRows(ItemRows):
         mine, owned = self._mine(rows)
         weights, gradient = lent.detach()[mine], gradient_of(lent)[mine]
         first, second = self.first.index_select(0, owned), self.second.index_select(0, owned)
-        adam(weights, gradient, (first, second, self.steps), learning_rate, self.weight_decay)
+        adam([weights], [gradient], Moments([first], [second], [self.steps]), learning_rate, self.weight_decay)
         for tensor, values in ((self.shard, weights), (self.first, first), (self.second, second)):
             tensor.index_copy_(0, owned, values)
 

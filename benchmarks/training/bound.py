@@ -46,6 +46,15 @@ def bytes_moved(sessions: Sessions, num_rows: int, options: NeuralOptions) -> tu
     return float(np.mean(rows)), float(np.mean(moved))
 
 
+def clock(device: torch.device) -> Callable[[], float]:
+    """What steps and the bound are timed by: CPU time of one thread on a CPU, which neighbours do not lengthen.
+
+    Threads that wait for each other take no CPU time, or take it for nothing: several are timed as a GPU is.
+    """
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if alone else time.perf_counter
+
+
 def flops_per_s(device: torch.device, precision: str) -> float:
     """What products of 2048 x 2048 matrices reach, the median of some."""
     size = 2048
@@ -64,12 +73,12 @@ def bytes_per_s(device: torch.device) -> float:
 
 
 def _median_s(work: Callable[[], object], device: torch.device, times: int = 15) -> float:
-    clock = time.process_time if device.type == "cpu" else time.perf_counter  # as steps are timed
+    now = clock(device)
     seconds = []
     for _ in range(times):
-        started = clock()
+        started = now()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        seconds.append(clock() - started)
+        seconds.append(now() - started)
     return float(np.median(seconds[2:]))

@@ -52,8 +52,9 @@ class Clock:
         """Nothing: too short a training for an epoch is no measurement, but no error."""
 
     def step_s(self, device: str) -> float:
-        """Seconds of a step after the warm-up, the median: of CPU time on a CPU, which neighbours do not lengthen."""
-        return float(np.median(np.diff(self.cpu if device == "cpu" else self.at)[WARM_UP:]))
+        """Seconds of a step after the warm-up, the median, by the clock that the bound is measured with."""
+        by_cpu = bound.clock(torch.device(device)) is time.process_time
+        return float(np.median(np.diff(self.cpu if by_cpu else self.at)[WARM_UP:]))
 
 
 def trained(encoder: SasRec, sessions: Sessions, device: str, steps: int, seconds: float = 1e9) -> Clock:

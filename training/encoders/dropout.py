@@ -13,12 +13,18 @@ from torch import Tensor
 
 def dropout(states: Tensor, share: float, training: bool) -> Tensor:
     """Zero a share of the activations and scale the others up, in training alone. Any shape, float."""
+    factors = kept(states, share) if training else None
+    return states if factors is None else states * factors
+
+
+def kept(states: Tensor, share: float) -> Tensor | None:
+    """What each activation is multiplied by: 0, or the scale of those that are kept. None where nothing is dropped."""
     dropped = round(share * 256)
-    if not training or not dropped:
-        return states
+    if not dropped:
+        return None
     if states.device.type != "cpu":
-        return F.dropout(states, share, training)
+        return F.dropout(torch.ones_like(states), share)
     words = torch.empty(math.ceil(states.numel() / 8), dtype=torch.int64).random_(-(2**63), None)
     bytes_ = words.view(torch.uint8)[: states.numel()].view(states.shape)
     # Compared as floats, which a processor does many at a time and torch's comparison of bytes does not.
-    return states * bytes_.float().ge_(dropped).mul_(256 / (256 - dropped))
+    return bytes_.float().ge_(dropped).mul_(256 / (256 - dropped))

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from segue.catalogue import PAD_ROW
 from training.encoders.contract import CausalEncoder
 from training.encoders.dropout import dropout
-from training.encoders.transformer import Block, Places, TransformerOptions, attention
+from training.encoders.packed_attention import Places
+from training.encoders.transformer import Block, TransformerOptions, attention
 
 
 class SasRecOptions(TransformerOptions):
@@ -19,6 +20,7 @@ class SasRec(CausalEncoder):
 
     def __init__(self, num_rows: int, options: SasRecOptions) -> None:
         super().__init__(num_rows, options)
+        self.heads = options.heads
         self.positions = nn.Embedding(options.window, options.dimension)
         self.input_norm = nn.LayerNorm(options.dimension)
         self.blocks = nn.ModuleList(Block(options) for _ in range(options.blocks))
@@ -36,13 +38,13 @@ class SasRec(CausalEncoder):
     def _of_real(self, tracks: Tensor, skipped: Tensor) -> Tensor:
         """The same by real steps alone: a third of the columns is padding where lengths differ by as much."""
         window = tracks.shape[1]
-        places = Places(tracks != PAD_ROW)
+        real = tracks != PAD_ROW
+        places = Places(real, attention(real, causal=True), self.heads)
         inputs = self.embed(tracks.flatten()[places.of_real], skipped.flatten()[places.of_real])
         states: Tensor = self.input_norm(inputs + self.positions(places.of_real % window))
         states = dropout(states, self.options.dropout, self.training)
-        attends = attention(tracks != PAD_ROW, causal=True)
         for block in cast("list[Block]", list(self.blocks)):
-            states = block.packed(states, attends, places)
+            states = block.packed(states, places)
         return places.spread(states).view(*tracks.shape, -1)
 
     def encode(self, tracks: Tensor, skipped: Tensor) -> Tensor:

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from training.encoders.dropout import dropout
+from training.encoders.dropout import dropout, kept
+from training.encoders.packed_attention import Places
 from training.options import NeuralOptions
 
 
@@ -62,23 +63,23 @@ class Block(nn.Module):
             states[:, -1:] if newest else states, states, lambda seen: self._attend(seen, attends, newest=newest)
         )
 
-    def packed(self, states: Tensor, attends: Tensor, places: "Places") -> Tensor:
+    def packed(self, states: Tensor, places: Places) -> Tensor:
         """The same for real steps alone, [steps, dimension]."""
-        batch, _, length, _ = attends.shape
-
-        def attend(seen: Tensor) -> Tensor:
-            inputs = places.spread(self.attention_input(seen)).view(batch, length, -1)
-            return self._out(places.packed(self._mix(self._by_heads(inputs), attends).flatten(0, 1)))
-
-        return self._around(states, states, attend)
+        share = self.dropout if self.training else 0.0
+        return self._around(states, states, lambda seen: self._out(places.mixed(self.attention_input(seen), share)))
 
     def _around(self, steps: Tensor, states: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
         if self.pre_norm:
-            steps = steps + self._drop(attend(self.attention_norm(states)))
-            return steps + self._drop(self._feed(self.feed_forward_norm(steps)))
-        states = self.attention_norm(steps + self._drop(attend(states)))
-        normed: Tensor = self.feed_forward_norm(states + self._drop(self._feed(states)))
+            steps = self._added(steps, attend(self.attention_norm(states)))
+            return self._added(steps, self._feed(self.feed_forward_norm(steps)))
+        states = self.attention_norm(self._added(steps, attend(states)))
+        normed: Tensor = self.feed_forward_norm(self._added(states, self._feed(states)))
         return normed
+
+    def _added(self, steps: Tensor, change: Tensor) -> Tensor:
+        """The residual sum, of what dropout leaves of the change."""
+        factors = kept(change, self.dropout) if self.training else None
+        return steps + change if factors is None else torch.addcmul(steps, change, factors)
 
     def _feed(self, states: Tensor) -> Tensor:
         changed: Tensor = self.contract(self._drop(self.activation(self.expand(states))))
@@ -128,53 +129,3 @@ def attention(real: Tensor, *, causal: bool) -> Tensor:
     itself = torch.eye(length, dtype=torch.bool, device=real.device)
     reach = torch.ones(length, length, dtype=torch.bool, device=real.device)
     return (((reach.tril() if causal else reach) & real[:, None, :]) | itself)[:, None]
-
-
-class Places:
-    """Where the real steps of a batch are among its steps. `real` is [batch, n] bool."""
-
-    def __init__(self, real: Tensor) -> None:
-        flat = real.flatten()
-        self.of_real = flat.nonzero()[:, 0]  # [steps] int64
-        self.sources = (flat.cumsum(0) - 1).clamp_(min=0)  # [batch * n] int64, of padding some real step or other
-
-    def packed(self, lines: Tensor) -> Tensor:
-        """The real steps' lines. [batch * n, width] -> [steps, width]."""
-        found: Tensor = _Packed.apply(lines, self.of_real)  # type: ignore[no-untyped-call]
-        return found
-
-    def spread(self, lines: Tensor) -> Tensor:
-        """Its inverse, [steps, width] -> [batch * n, width]: padding holds anything, and nothing may depend on it."""
-        found: Tensor = _Spread.apply(lines, self.sources, self.of_real)  # type: ignore[no-untyped-call]
-        return found
-
-
-class _Packed(torch.autograd.Function):
-    """Each line goes to one place at most, which autograd's own gradient does not know: that takes far longer."""
-
-    @staticmethod
-    def forward(ctx: Any, lines: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(places)
-        ctx.count = len(lines)
-        return lines.index_select(0, places)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (places,), gradient = ctx.saved_tensors, gradients[0]
-        return gradient.new_zeros(ctx.count, gradient.shape[1]).index_copy_(0, places, gradient), None
-
-
-class _Spread(torch.autograd.Function):
-    """As nothing depends on padding, its gradient is that of the real steps alone."""
-
-    @staticmethod
-    def forward(ctx: Any, lines: Tensor, sources: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(places)
-        if not len(lines):  # a batch, or a process's share of one, without a real step
-            return lines.new_zeros(len(sources), lines.shape[1])
-        return lines.index_select(0, sources)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (places,) = ctx.saved_tensors
-        return gradients[0].index_select(0, places), None, None

@@ -1,0 +1,55 @@
+"""Lines of a tensor taken out, each once at most, and lines put among others: gathers, there and back.
+
+torch's own gradient of a gather adds up, as a line may be taken twice, and that takes far longer.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def picked(lines: Tensor, places: Tensor) -> Tensor:
+    """The lines at `places` [n] int64, which are distinct. [m, width] -> [n, width]."""
+    found: Tensor = _Picked.apply(lines, places)  # type: ignore[no-untyped-call]
+    return found
+
+
+def spread(lines: Tensor, sources: Tensor, places: Tensor) -> Tensor:
+    """The lines put where they were picked from. [n, width] -> [m, width].
+
+    Args:
+        lines: [n, width].
+        sources: [m] int64, which line each of the m gets; those not at `places` get anything, on which nothing depends.
+        places: [n] int64, where the lines belong.
+
+    """
+    found: Tensor = _Spread.apply(lines, sources, places)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Picked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, lines: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.count = len(lines)
+        return lines.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (places,), gradient = ctx.saved_tensors, gradients[0]
+        return gradient.new_zeros(ctx.count, gradient.shape[1]).index_copy_(0, places, gradient), None
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, lines: Tensor, sources: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        if not len(lines):  # a batch, or a process's share of one, without a real step
+            return lines.new_zeros(len(sources), lines.shape[1])
+        return lines.index_select(0, sources)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (places,) = ctx.saved_tensors
+        return gradients[0].index_select(0, places), None, None

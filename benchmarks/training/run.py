@@ -44,8 +44,7 @@ def watched(command: Sequence[str | Path], chosen: argparse.Namespace) -> dict[s
     out = chosen.folder / f"one_{os.getpid()}.json"
     out.unlink(missing_ok=True)
     most = chosen.most_gib * 2**30
-    # Waiting threads that spin would take the cores from others, which on a shared machine are waited for then.
-    env = os.environ | {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(chosen.threads)}
+    env = os.environ | {"OMP_NUM_THREADS": str(chosen.threads)}
     common = ["--threads", str(chosen.threads), "--out", out]
     started, peak = time.monotonic(), 0
     with (

@@ -22,7 +22,11 @@ from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.models import BERT4RecModel, SASRecModel
 
-MODELS = {"sasrec": SASRecModel, "bert4rec": BERT4RecModel}
+MODELS = {
+    "sasrec": (SASRecModel, {"loss": "softmax"}),
+    "sasrec-bce": (SASRecModel, {"loss": "BCE", "n_negatives": 1}),  # its cheapest loss
+    "bert4rec": (BERT4RecModel, {"loss": "softmax"}),
+}
 LIST = 100
 
 
@@ -58,14 +62,15 @@ def main() -> None:
     torch.set_num_threads(1)
     seed_everything(chosen.seed)
     arrays = np.load(chosen.arrays)
-    model = MODELS[chosen.model](
+    kind, loss = MODELS[chosen.model]
+    model = kind(
         n_factors=128,
         n_blocks=2,
         n_heads=8,
         dropout_rate=0.2,
         session_max_len=20,
         train_min_user_interactions=2,
-        loss="softmax",
+        **loss,
         lr=chosen.learning_rate,
         batch_size=64,
         deterministic=True,

@@ -23,8 +23,20 @@ from segue.ranking_metrics import METRICS, NOT_FOUND, bootstrap
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
-PEERS = {"sasrec": "rectools", "bert4rec": "rectools", "gru4rec": "recbole", "caser": "recbole"}
-EPOCHS = {"sasrec": 20, "bert4rec": 20, "gru4rec": 12, "caser": 12}  # as many as ours have in the recipe mssd
+PEERS = {
+    "sasrec": "rectools",
+    "sasrec-bce": "rectools",
+    "bert4rec": "rectools",
+    "gru4rec": "recbole",
+    "caser": "recbole",
+}
+EPOCHS = {
+    "sasrec": 20,
+    "sasrec-bce": 20,
+    "bert4rec": 20,
+    "gru4rec": 12,
+    "caser": 12,
+}  # as many as ours have in the recipe mssd
 LEARNING_RATES = (0.0005, 0.001, 0.005)
 SHOWN = ("HR@1", "HR@5", "HR@10", "HR@20", "MRR@10")
 

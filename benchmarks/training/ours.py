@@ -5,6 +5,7 @@ python -m benchmarks.training.ours SESSIONS.npz --seconds 15 --out FILE.json
 
 import argparse
 import contextlib
+import gc
 import json
 import resource
 import tempfile
@@ -64,6 +65,7 @@ def trained(encoder: SasRec, sessions: Sessions, device: str, steps: int, second
     validation = Examples(SessionViews.of(sessions.select(first)), sessions.rows[:1], sessions.skipped[:1], first)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
         fit(encoder, sessions, validation, Checkpoints(Path(folder), {}), clock, Processes(device))
+    gc.collect()  # both moments of the table, which the way out by an exception leaves in a cycle
     return clock
 
 

@@ -37,7 +37,7 @@ def _ours(sizes: dict[str, Any]) -> str:
         "loss",
         "sessions/s",
         "a CPU second",
-        "step, CPU ms",
+        "step, ms",
         *_PHASES,
         "bound, ms",
         "its share",

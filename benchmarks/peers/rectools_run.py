@@ -22,7 +22,7 @@ from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.models import BERT4RecModel, SASRecModel
 
-MODELS = {
+MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "sasrec": (SASRecModel, {"loss": "softmax"}),
     "sasrec-bce": (SASRecModel, {"loss": "BCE", "n_negatives": 1}),  # its cheapest loss
     "bert4rec": (BERT4RecModel, {"loss": "softmax"}),

@@ -103,6 +103,13 @@ class TestReproducible:
         with pytest.raises(BadOption, match=r"another training \(beta 0.5 there, 0.1 here\): delete"):
             run(tmp_path, OPTIONS.model_copy(update={"beta": 0.1}))
 
+    def test_a_checkpoint_of_another_version_is_refused(self, tmp_path: Path) -> None:
+        run(tmp_path)
+        content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+        torch.save({name: part for name, part in content.items() if name != "format"}, tmp_path / "checkpoint.pt")
+        with pytest.raises(BadOption, match=r"checkpoint.pt is of another version of Segue: delete .* to train from"):
+            run(tmp_path)
+
     def test_a_damaged_checkpoint_is_refused(self, tmp_path: Path) -> None:
         run(tmp_path)
         (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")

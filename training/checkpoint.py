@@ -14,6 +14,7 @@ import torch
 from segue.errors import BadOption
 
 _FILE = "checkpoint.pt"
+_FORMAT = 2  # another one where a step draws other numbers, or keeps another state
 _BEST = (
     "best.pt"  # the best weights so far, written when they get better: not with every checkpoint, nor held in memory
 )
@@ -41,7 +42,8 @@ class Checkpoints:
 
     def save(self, progress: Progress, state: dict[str, Any]) -> None:
         """Write beside, then rename: a kill at any moment leaves the old or the new checkpoint."""
-        self._write(_FILE, {"identity": json.dumps(self.identity), "progress": vars(progress), "state": state})
+        content = {"format": _FORMAT, "identity": json.dumps(self.identity), "progress": vars(progress), "state": state}
+        self._write(_FILE, content)
 
     def save_best(self, weights: dict[str, Any]) -> None:
         """Keep the best weights so far, before the checkpoint that says so: an epoch done twice gives them twice."""
@@ -76,6 +78,8 @@ class Checkpoints:
             found = json.loads(content["identity"])
         except Exception as error:  # torch raises many kinds for a damaged file
             raise BadOption(f"{path} is damaged ({type(error).__name__}): delete it to train from the start") from error
+        if content.get("format") != _FORMAT:
+            raise BadOption(f"{path} is of another version of Segue: delete {self.folder} to train from the start")
         expected = json.loads(json.dumps(self.identity))
         differing = sorted(key for key in expected | found if expected.get(key) != found.get(key))
         if differing:

@@ -24,8 +24,10 @@ def with_gradients(weights: list[Any], step: int) -> None:
         weight.grad = gradient if i < 2 or step % 2 else None
 
 
+@pytest.mark.parametrize("fused_on", ["cpu", "no device"])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_a_step_is_that_of_adamw(weight_decay: float) -> None:
+def test_a_step_is_that_of_adamw(weight_decay: float, fused_on: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.adam._FUSED_ON", fused_on)
     ours, theirs = parameters(), parameters()
     dense = DenseWeights(ours, weight_decay)
     optimizer = torch.optim.AdamW(theirs, lr=0.01, weight_decay=weight_decay)
@@ -65,3 +67,11 @@ def test_gradients_are_clipped_together_as_torch_does(most: float) -> None:
     torch.nn.utils.clip_grad_norm_(theirs, most)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_a_gradient_that_is_no_number_is_told_to_all() -> None:
+    weights = parameters()
+    with_gradients(weights, 1)
+    weights[0].grad[0] = float("nan")
+    clip([weight.grad for weight in weights], 1.0)
+    assert all(weight.grad.isnan().all() for weight in weights)

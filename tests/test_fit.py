@@ -22,6 +22,7 @@ from training.checkpoint import Checkpoints  # noqa: E402
 from training.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
 from training.fit import Fitted, fit  # noqa: E402
 from training.interruption import Interrupted  # noqa: E402
+from training.processes import Processes  # noqa: E402
 from training.session_views import SessionViews  # noqa: E402
 from training.splits import Examples  # noqa: E402
 
@@ -42,15 +43,24 @@ def asked(sessions: Sessions) -> Examples:
     return Examples(inputs, sessions.rows[ends], sessions.skipped[ends], np.arange(len(ends)))
 
 
-def run(folder: Path, options: SasRecOptions = OPTIONS, reporter: Silent | None = None) -> Fitted:
+def run(folder: Path, options: SasRecOptions = OPTIONS, reporter: Silent | None = None, device: str = "cpu") -> Fitted:
     encoder = SasRec(TRACKS + 1, options)
     encoder.initialise(torch.Generator().manual_seed(options.seed))
     checkpoints = Checkpoints(folder, options.model_dump())
-    return fit(encoder, planted(), asked(planted(20, seed=1)), checkpoints, reporter or Silent())
+    told = (planted(), asked(planted(20, seed=1)), checkpoints, reporter or Silent())
+    return fit(encoder, *told, Processes(device))
 
 
 def weights(fitted: Fitted) -> list[bytes]:
     return [value.numpy().tobytes() for value in fitted.encoder.state_dict().values()]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: training on one is not tried")
+@pytest.mark.parametrize("updates", ["touched", "all"])
+def test_a_gpu_learns_as_a_cpu_does(tmp_path: Path, updates: str) -> None:
+    options = OPTIONS.model_copy(update={"updates": updates, "dropout": 0.0})
+    there, here = run(tmp_path / "gpu", options, device="cuda"), run(tmp_path / "cpu", options)
+    assert [line["loss"] for line in there.history] == pytest.approx([line["loss"] for line in here.history], rel=0.01)
 
 
 class TestReproducible:

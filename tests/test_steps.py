@@ -54,11 +54,12 @@ def test_what_goes_wrong_in_making_them_is_raised_where_they_are_asked_for() -> 
 
 
 def test_who_leaves_off_is_not_kept_waiting() -> None:
-    numbers = ahead(iter(range(1000)))
+    left = iter(range(1000))
+    numbers = ahead(left)
     assert next(numbers) == 0
     assert isinstance(numbers, Generator)
     numbers.close()
-    assert next(numbers, None) is None
+    assert next(left) < 10
 
 
 def test_an_epoch_that_goes_on_is_given_the_steps_that_were_left() -> None:

@@ -15,6 +15,7 @@ from torch.optim.adamw import adamw
 
 _BETAS = 0.9, 0.999  # those of torch.optim.AdamW
 _EPSILON = 1e-8
+_FUSED_ON = "cpu"  # elsewhere the numbers of steps would have to be on the device too: the list is one call there
 
 
 class Moments(NamedTuple):
@@ -33,6 +34,7 @@ def adam(
     weight_decay: float,
 ) -> None:
     """One step of AdamW on weights, in place."""
+    fused = weights[0].device.type == _FUSED_ON
     with torch.no_grad():
         adamw(
             list(weights),
@@ -41,7 +43,8 @@ def adam(
             moments.second,
             [],
             moments.steps,
-            fused=weights[0].device.type == "cpu",
+            fused=fused,
+            foreach=not fused,
             amsgrad=False,
             beta1=_BETAS[0],
             beta2=_BETAS[1],
@@ -54,8 +57,8 @@ def adam(
 
 def clip(gradients: list[Tensor], most: float) -> None:
     """Scale gradients down together, in place, to a Euclidean norm of `most` where it is greater."""
-    norm = torch.linalg.vector_norm(torch.cat([gradient.flatten() for gradient in gradients]))
-    if norm.device.type != "cpu" or norm > most:  # a GPU is not waited for
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if norm.device.type != "cpu" or not norm <= most:  # a GPU is not waited for, and what is no number is passed on
         torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp_(max=1.0))
 
 

@@ -1,7 +1,7 @@
 """Checkpoints: everything that training needs to go on as if it had not been stopped.
 
-All randomness of a step is derived from (seed, epoch, step), so a checkpoint holds weights, optimiser state and
-counters, and no generator state.
+All randomness of a step is derived from (seed, epoch, step) and the process, so a checkpoint holds weights, optimiser
+state and counters, and no generator state.
 """
 
 import json
@@ -65,7 +65,7 @@ class Checkpoints:
         return self._content(mapped=True) is not None
 
     def load(self) -> tuple[Progress, dict[str, Any]] | None:
-        """The checkpoint to resume from, or None. Raises BadOption where it belongs to another training."""
+        """The checkpoint to resume from, or None. Raises BadOption where it is of another training or version."""
         content = self._content()
         return None if content is None else (Progress(**content["progress"]), content["state"])
 

@@ -29,6 +29,7 @@ from training.steps import Step, ahead, steps
 from training.validation import encoder_score
 
 CHECKPOINT_EVERY_S: Final = 60.0
+_DROPOUT: Final = 2  # what tells its stream from that of the negatives
 
 
 class Reporter(Protocol):
@@ -67,7 +68,8 @@ def fit(
     `continued`: its weights are trained already, and kept where no epoch is better on validation (best_epoch is -1).
 
     `training` and `validation` hold rows of the encoder's item embeddings. Resumes from `checkpoints` where there is
-    one: the weights are then the same, to the bit on a CPU, as without the interruption. Told to stop by a signal, it
+    one: the weights are then the same, to the bit on a CPU with as many threads, as
+    without the interruption. Told to stop by a signal, it
     writes a checkpoint and raises Interrupted. With several `processes` all call this alike; the first one alone
     reports, writes, and returns the best weights, the others their last ones.
     """
@@ -212,7 +214,7 @@ class _Run:
 
     def _seed(self) -> None:
         """What is drawn in this step, as dropout is, comes from the counters alone; each process draws its own."""
-        counters = self.options.seed, self.progress.epoch, self.progress.step, self.processes.rank
+        counters = self.options.seed, self.progress.epoch, self.progress.step, self.processes.rank, _DROPOUT
         seed = int(np.random.SeedSequence(counters).generate_state(1)[0])
         if self.device.type == "cpu":
             torch.default_generator.manual_seed(seed)  # torch.manual_seed asks for GPUs too, and takes long for it

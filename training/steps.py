@@ -1,4 +1,4 @@
-"""What each step of training is given, made by a thread of its own while the steps before it are taken."""
+"""What each step of training is given; for a GPU a thread makes it while the steps before it are taken."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -19,6 +19,7 @@ from training.processes import Processes
 from training.session_views import SessionViews
 
 _MADE_AHEAD: Final = 4
+_NEGATIVES: Final = 1  # what tells their stream from that of the order, and from dropout's
 
 Made = TypeVar("Made")
 
@@ -55,7 +56,7 @@ def steps(
     epoch, first = at
     batches = epoch_batches(sessions, options.batch_size, options.window, options.objective, remaining)
     for number, batch in enumerate(batches, first):
-        rng = np.random.default_rng((options.seed, epoch, number))
+        rng = np.random.default_rng((options.seed, epoch, number, _NEGATIVES))
         drawn = torch.from_numpy(rng.integers(FIRST_TRACK_ROW, num_rows, options.negatives))
         rows = touched_rows(batch, drawn) if options.updates == "touched" else None
         share, negatives = processes.share(batch), drawn

@@ -36,7 +36,7 @@ EPOCHS = {
     "bert4rec": 20,
     "gru4rec": 12,
     "caser": 12,
-}  # as many as ours have in the recipe mssd
+}  # as many as ours of that name have in the recipe mssd
 LEARNING_RATES = (0.0005, 0.001, 0.005)
 SHOWN = ("HR@1", "HR@5", "HR@10", "HR@20", "MRR@10")
 

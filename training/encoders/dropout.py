@@ -13,7 +13,11 @@ from torch import Tensor
 
 def dropout(states: Tensor, share: float, training: bool) -> Tensor:
     """Zero a share of the activations and scale the others up, in training alone. Any shape, float."""
-    factors = kept(states, share) if training else None
+    if not training:
+        return states
+    if states.device.type != "cpu":
+        return F.dropout(states, share)
+    factors = kept(states, share)
     return states if factors is None else states * factors
 
 

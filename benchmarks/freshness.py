@@ -87,6 +87,13 @@ def hits(release: Release, dataset: Dataset, known: Any) -> dict[str, float]:
 
 
 @contextmanager
+def long_rows() -> Iterator[None]:
+    """Within, new tracks begin with rows as long as those of others, however many lists that puts them into."""
+    with patch("training.continued.fair_factor", lambda *_: 1.0):
+        yield
+
+
+@contextmanager
 def drawn_rows() -> Iterator[None]:
     """Within, new tracks begin with rows drawn at random, as in a training from the start."""
     with patch("training.continued.company_means", lambda table, *_: (np.zeros(0, np.int64), table[:0])):
@@ -116,8 +123,9 @@ def one_seed(data: str, seed: int, folder: Path, further: list[int]) -> dict[str
 
     found = {"full": measured(Job("sasrec", options, everything, "last-play", folder / f"full-{seed}", True), known)}
     found |= {f"from, {epochs} epochs": on(epochs) for epochs in further}
-    with drawn_rows():
-        found[f"from, {further[-1]} epochs, new rows drawn"] = on(further[-1])
+    for name, begun in (("as long as others", long_rows), ("drawn", drawn_rows)):
+        with begun():
+            found |= {f"from, {epochs} epochs, new rows {name}": on(epochs) for epochs in (further[0], further[-1])}
     return found
 
 

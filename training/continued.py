@@ -4,9 +4,11 @@ Tracks that the release knows keep the values of their rows, matched by track id
 of the release that the dataset does not hold stay, behind those that it does. All other weights are taken over. The
 optimiser begins anew: the release holds none of its state.
 
-A new track's first row is the mean of the rows of the known tracks that were presented up to `REACH` plays before or
-after it, as long as such tracks' rows are in the middle. A session's tracks have alike rows, so it lies where training
-would move it, and is recommended before the first step; benchmarks/README.md compares that with a random row.
+A new track's first row points where the rows of the known tracks do, in the mean, that were presented up to `REACH`
+plays before or after it: a session's tracks have alike rows, so training would move it there. A mean points where many
+queries do, though, and as long as other rows it would stand in most lists. The rows of all new tracks are therefore
+shortened together until these have the share of the lists that they have of the plays; they are recommended before the
+first step, but no more than they are heard. benchmarks/README.md compares that with rows as long as others, and drawn.
 """
 
 from collections.abc import Sequence
@@ -17,18 +19,23 @@ import numpy as np
 import polars as pl
 import torch
 from scipy.sparse import csr_matrix
+from torch import Tensor
 
 from segue.arrays import Bool, Float32, Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue
 from segue.errors import BadOption, BadRelease
 from segue.release import Release
-from segue.window import Sessions
+from segue.window import Sessions, to_windows
 from training.dataset import Dataset
 from training.encoder_weights import ENCODER_WEIGHTS, take_weights
 from training.encoders.contract import SessionEncoder
 from training.options import NeuralOptions, Options, check_options, read_options
 
 REACH: Final = 2
+_LIST: Final = 10  # tracks
+_SESSIONS_ASKED: Final = 500
+_ROWS_AT_ONCE: Final = 65_536
+_HALVINGS: Final = 20
 _ENCODER: Final = {"window", "dimension", "plays", "skip_input"}  # options of all that say what the encoder is
 _OF_TRAINING: Final = {"masking", "copies"}  # options of one encoder that do not; all others of one encoder do
 
@@ -77,7 +84,7 @@ def with_tracks_of(release: Release, dataset: Dataset) -> Dataset:
 
 
 def take_over(encoder: SessionEncoder, release: Release, catalogue: Catalogue, part: Sessions) -> None:
-    """Give a new encoder the release's weights and rows, and new tracks the rows of their company in `part`.
+    """Give a new encoder the release's weights and rows, and new tracks rows by their company in `part`.
 
     `encoder` has the rows of `catalogue`, as `part` has. New tracks without such company keep the rows that they have.
     """
@@ -91,7 +98,10 @@ def take_over(encoder: SessionEncoder, release: Release, catalogue: Catalogue, p
     new, means = company_means(table, known, part)
     table[new] = means
     with torch.no_grad():
-        encoder.item_embeddings.weight.copy_(torch.from_numpy(table))
+        weight = encoder.item_embeddings.weight
+        weight.copy_(torch.from_numpy(table))
+        if len(new):
+            weight[torch.from_numpy(new)] *= fair_factor(encoder, known, new, part)
 
 
 def company_means(table: Float32, known: Bool, part: Sessions, reach: int = REACH) -> tuple[Int, Float32]:
@@ -122,3 +132,53 @@ def company_means(table: Float32, known: Bool, part: Sessions, reach: int = REAC
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
     usual = float(np.median(np.linalg.norm(table[known], axis=1))) if known.any() else 0.0
     return rows.astype(np.int64), sums / np.maximum(lengths, 1e-12) * np.float32(usual)
+
+
+def fair_factor(encoder: SessionEncoder, known: Bool, new: Int, part: Sessions) -> float:
+    """By what new tracks' rows are multiplied, at most 1, to have the share of lists that they have of `part`'s plays.
+
+    Lists are the ten best of known and new tracks, by the encoder with its rows as they are, for sessions of `part`.
+
+    Args:
+        encoder: holds the rows of all tracks.
+        known: [num_rows] bool, False for PAD_ROW.
+        new: [n] int64, rows that are to be multiplied.
+        part: sessions of these rows.
+
+    Returns:
+        The factor; 1 where their share is not reached, or where shorter rows would not lower it (known tracks' scores
+        below 0).
+
+    """
+    wanted = float(np.isin(part.rows, new).mean())
+    asked = np.unique(np.linspace(0, len(part) - 1, min(len(part), _SESSIONS_ASKED)).astype(np.int64))
+    windows = to_windows(part.select(asked), encoder.options.window)
+    encoder.eval()
+    with torch.no_grad():
+        queries = encoder.query(torch.from_numpy(windows.tracks), torch.from_numpy(windows.skipped))
+        of_known, of_new = (
+            _best_scores(queries, encoder.item_embeddings.weight, torch.from_numpy(rows))
+            for rows in (np.flatnonzero(known), new)
+        )
+
+    def share(factor: float) -> float:
+        best = torch.cat([of_known, of_new * factor], dim=1).topk(min(_LIST, of_known.shape[1]), dim=1).indices
+        return float((best >= of_known.shape[1]).double().mean())
+
+    low, high = 0.0, 1.0
+    if share(high) <= wanted or share(low) > wanted:
+        return 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if share(middle) > wanted else (middle, high)
+    return low
+
+
+def _best_scores(queries: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+    """The highest scores of each query among `rows` [n] int64, a list's or all. [batch, up to 10]."""
+    best = queries.new_empty((len(queries), 0))
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = rows[start : start + _ROWS_AT_ONCE]
+        scores = torch.cat([best, queries @ table.index_select(0, part).T], dim=1)
+        best = scores.topk(min(_LIST, scores.shape[1]), dim=1).values
+    return best

@@ -26,8 +26,11 @@ import polars as pl
 from threadpoolctl import threadpool_limits
 
 from benchmarks.index_search import machine
+from segue.catalogue import PAD_ROW
 from segue.cli.models import open_recommender
 from segue.release import Release, open_release
+from segue.window import to_windows
+from service.onnx_encoder import OnnxEncoder
 from training.dataset import Dataset, open_dataset, write_dataset
 from training.encoders.sasrec import SasRecOptions
 from training.evaluate import Offline, Question, evaluate
@@ -35,7 +38,7 @@ from training.models import Job, train
 from training.options import read_options
 from training.planted_sessions import plant
 from training.run_folder import source_commit
-from training.splits import examples
+from training.splits import Examples, examples
 
 RESULTS = Path(__file__).parent / "results" / "freshness.json"
 RECIPES = {"planted": "demo", "mssd": "mssd"}
@@ -83,7 +86,16 @@ def hits(release: Release, dataset: Dataset, known: Any) -> dict[str, float]:
         "played": float(hit[~asked.target_skipped].mean()),
         "new": float(hit[new].mean()) if new.any() else float("nan"),
         "new_targets": int(new.sum()),
+        "new in lists": listed(release, asked, known),
     }
+
+
+def listed(release: Release, asked: Examples, known: Any) -> float:
+    """The share of the places in lists of ten that tracks have which are not `known`."""
+    windows = to_windows(asked.inputs.select(slice(0, len(asked.targets))), release.manifest.window.length)
+    scores = OnnxEncoder(release.path / "encoder.onnx").encode(windows) @ release.item_embeddings.T
+    scores[:, PAD_ROW] = -np.inf
+    return float((~known[np.argpartition(-scores, 10, axis=1)[:, :10]]).mean())
 
 
 @contextmanager

@@ -68,10 +68,9 @@ def fit(
     `continued`: its weights are trained already, and kept where no epoch is better on validation (best_epoch is -1).
 
     `training` and `validation` hold rows of the encoder's item embeddings. Resumes from `checkpoints` where there is
-    one: the weights are then the same, to the bit on a CPU with as many threads, as
-    without the interruption. Told to stop by a signal, it
-    writes a checkpoint and raises Interrupted. With several `processes` all call this alike; the first one alone
-    reports, writes, and returns the best weights, the others their last ones.
+    one: the weights are then the same, to the bit on a CPU with as many threads, as without the interruption. Told to
+    stop by a signal, it writes a checkpoint and raises Interrupted. With several `processes` all call this alike; the
+    first one alone reports, writes, and returns the best weights, the others their last ones.
     """
     processes = processes or Processes()
     shown = training.played() if encoder.options.plays == "played" else training

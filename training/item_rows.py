@@ -50,8 +50,8 @@ class ItemRows:
         first = self.first if rows is None else self.first.index_select(0, rows)
         second = self.second if rows is None else self.second.index_select(0, rows)
         adam([lent], [gradient], Moments([first], [second], [self.steps]), learning_rate, self.weight_decay)
-        with torch.no_grad():
-            if rows is not None:
+        if rows is not None:
+            with torch.no_grad():
                 self.table.index_copy_(0, rows, lent)
                 self.first.index_copy_(0, rows, first)
                 self.second.index_copy_(0, rows, second)

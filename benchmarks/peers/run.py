@@ -30,13 +30,8 @@ PEERS = {
     "gru4rec": "recbole",
     "caser": "recbole",
 }
-EPOCHS = {
-    "sasrec": 20,
-    "sasrec-bce": 20,
-    "bert4rec": 20,
-    "gru4rec": 12,
-    "caser": 12,
-}  # as many as ours of that name have in the recipe mssd
+# As many as ours have in the recipe mssd.
+EPOCHS = {"sasrec": 20, "sasrec-bce": 20, "bert4rec": 20, "gru4rec": 12, "caser": 12}
 LEARNING_RATES = (0.0005, 0.001, 0.005)
 SHOWN = ("HR@1", "HR@5", "HR@10", "HR@20", "MRR@10")
 

@@ -36,9 +36,9 @@ class Places:
         lines = self.sources.view(1, self.sessions, 1, self.length) * (_PARTS * heads)
         self.to_heads = (lines + (part[:, None] * heads + head)[:, None, :, None]).flatten()  # by part, session, head
         session, column = self.of_real // self.length, self.of_real % self.length
-        ofs = ((session * heads)[:, None] + head) * self.length + column[:, None]  # [steps, heads]
-        self.of_heads = ofs.flatten()
-        self.of_parts = (ofs[:, None, :] + part[:, None] * (self.sessions * heads * self.length)).flatten()
+        places = ((session * heads)[:, None] + head) * self.length + column[:, None]  # [steps, heads]
+        self.of_heads = places.flatten()
+        self.of_parts = (places[:, None, :] + part[:, None] * (self.sessions * heads * self.length)).flatten()
 
     def spread(self, lines: Tensor) -> Tensor:
         """[steps, width] -> [batch * n, width]: padding holds anything, and nothing may depend on it."""

@@ -79,13 +79,27 @@ class TestOnRay:
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
 
+    @pytest.mark.usefixtures("ray")
+    def test_an_interrupt_that_goes_nowhere_is_not_lost(self, tmp_path: Path) -> None:
+        files = SAMPLES["lfm1k"].write(tmp_path / "log")
+
+        def swallowing(what: str, *_: int) -> None:
+            if what.startswith("reading"):
+                with contextlib.suppress(KeyboardInterrupt):
+                    signal.raise_signal(signal.SIGINT)
+
+        before = signal.getsignal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            prepare("lfm1k", files, tmp_path / "out", engine=ray_engine(), progress=swallowing)
+        assert [path.name for path in tmp_path.iterdir()] == ["log"]
+        assert signal.getsignal(signal.SIGINT) is before
+
     def test_nothing_listens_to_other_machines(self) -> None:
-        listening = [
-            connection.laddr.ip
-            for process in psutil.Process().children(recursive=True)
-            for connection in process.net_connections()
-            if connection.status == psutil.CONN_LISTEN
-        ]
+        listening = []
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # Ray ends processes that have nothing to do
+                connections = process.net_connections()
+                listening += [each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN]
         assert listening
         assert set(listening) <= set(LOOPBACK)
 

@@ -53,8 +53,9 @@ def ray_engine(address: str | None = None, *, portion_bytes: int | None = None, 
 
     def engine(work: Work) -> Made:
         size = portion_bytes or portion_bytes_of(work.files)
-        with _scratch(work, address) as scratch, connected(address, cpus) as ray:
-            return prepare_in_tasks(_RayTasks(ray), work, size, scratch)
+        with _scratch(work, address) as scratch, _interrupts() as look, connected(address, cpus) as ray:
+            look()
+            return prepare_in_tasks(_RayTasks(ray, look), work, size, scratch)
 
     return engine
 
@@ -62,8 +63,10 @@ def ray_engine(address: str | None = None, *, portion_bytes: int | None = None, 
 class _RayTasks:
     """See training.partitioned_preparation.Tasks."""
 
-    def __init__(self, ray: Any) -> None:
+    def __init__(self, ray: Any, look: Callable[[], None]) -> None:
+        """`look` raises what was missed while Ray was at work."""
         self._ray = ray
+        self._look = look
         self._remote: dict[Callable[..., Any], Any] = {}
 
     def start(self, function: Callable[..., Any], *arguments: Any, returns: int = 1) -> list[Any]:
@@ -80,7 +83,7 @@ class _RayTasks:
     def result(self, reference: Any) -> Any:
         """See Tasks. Raises BadLog where the cluster failed."""
         try:
-            return self._ray.get(reference)
+            found = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             cause = error.cause
             if isinstance(cause, SegueError):
@@ -88,6 +91,36 @@ class _RayTasks:
             raise BadLog(f"a task on Ray failed: {_last_line(cause)}: are Segue and the log the same there?") from error
         except self._ray.exceptions.RayError as error:
             raise BadLog(f"Ray lost a task: {_last_line(error)}: is there memory and disk enough?") from error
+        self._look()
+        return found
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[Callable[[], None]]:
+    """SIGINT and SIGTERM interrupt; what is yielded does so again, once one has come.
+
+    For Ray looks for signals while it waits, and the exception that a handler raises there may go nowhere.
+    """
+    came = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal came
+        came = True
+        raise KeyboardInterrupt
+
+    def look() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield look  # only the main thread may say what a signal does
+        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield look
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ PEERS: dict[str, tuple[str, list[str]]] = {
 LARGEST_FOR_PEERS = 600_000
 
 
-def watched(command: Sequence[str | Path], chosen: argparse.Namespace) -> dict[str, Any]:
+def watched(command: Sequence[str | Path], chosen: argparse.Namespace, cwd: Path | None = None) -> dict[str, Any]:
     """Run a measurement; it ends early, and the result says so, where it takes too long or too much memory."""
     out = chosen.folder / f"one_{os.getpid()}.json"
     out.unlink(missing_ok=True)
@@ -49,7 +49,7 @@ def watched(command: Sequence[str | Path], chosen: argparse.Namespace) -> dict[s
     started, peak = time.monotonic(), 0
     with (
         (chosen.folder / "log").open("ab") as log,
-        subprocess.Popen([*command, *common], stdout=log, stderr=log, env=env) as process,
+        subprocess.Popen([*command, *common], stdout=log, stderr=log, env=env, cwd=cwd) as process,
     ):
         seen = psutil.Process(process.pid)
         while process.poll() is None:
@@ -91,7 +91,7 @@ def beside(tracks: int, peer: str, chosen: argparse.Namespace) -> dict[str, Any]
         str(chosen.seconds),
         *arguments,
     ]
-    found = watched(command, chosen)
+    found = watched(command, chosen, cwd=chosen.folder)  # RecBole leaves logs where it runs
     runs = [run for run in (before, ours(tracks, chosen)) if "failed" not in run]
     if runs and "failed" not in found:
         for unit in ("sessions_per_s", "sessions_per_cpu_s"):
@@ -127,8 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="for ours alone")
     parser.add_argument("--out", type=Path, default=RESULTS / "training.json")
     chosen = parser.parse_args(arguments)
+    chosen.folder = chosen.folder.resolve()
     chosen.folder.mkdir(parents=True, exist_ok=True)
-    chosen.peers = chosen.peers or chosen.folder
+    chosen.peers = (chosen.peers or chosen.folder).resolve()
     result: dict[str, Any] = {
         "threads": chosen.threads,
         "device": chosen.device,

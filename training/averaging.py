@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from training.encoders.contract import SessionEncoder
+from training.encoders.packing import put
 
 _ROWS_AT_ONCE: Final = 65_536
 
@@ -38,7 +39,7 @@ class MovingAverage:
             self.stands_at.fill_(self.steps)
             return
         average = self._settled(self.table.index_select(0, rows), before, self.stands_at[rows], self.steps - 1)
-        self.table.index_copy_(0, rows, average.lerp_(weights.index_select(0, rows), share))
+        put(self.table, rows, average.lerp_(weights.index_select(0, rows), share))
         self.stands_at.index_fill_(0, rows, self.steps)
 
     def settled(self, encoder: SessionEncoder) -> SessionEncoder:

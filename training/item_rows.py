@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from segue.catalogue import PAD_ROW
 from training.adam import Moments, adam
 from training.batches import Batch
+from training.encoders.packing import put
 
 
 class ItemRows:
@@ -51,10 +52,9 @@ class ItemRows:
         second = self.second if rows is None else self.second.index_select(0, rows)
         adam([lent], [gradient], Moments([first], [second], [self.steps]), learning_rate, self.weight_decay)
         if rows is not None:
-            with torch.no_grad():
-                self.table.index_copy_(0, rows, lent)
-                self.first.index_copy_(0, rows, first)
-                self.second.index_copy_(0, rows, second)
+            put(self.table.detach(), rows, lent.detach())
+            put(self.first, rows, first)
+            put(self.second, rows, second)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The optimiser's state; the table is among the encoder's weights."""

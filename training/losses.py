@@ -70,22 +70,26 @@ class _SampledSoftmax(torch.autograd.Function):
         block = _STEPS_A_THREAD * torch.get_num_threads() if on_cpu else _STEPS_A_BLOCK_ON_GPU
         by_queries, by_own = torch.empty_like(queries), torch.empty_like(own)
         by_negatives = torch.zeros_like(embeddings)
-        summed = queries.new_zeros(())
         without_seen = torch.where(negatives.seen, -torch.inf, queries.new_zeros(()))  # [batch, negatives], added
+        some_seen = negatives.seen.any(dim=1).index_select(0, session)  # of few steps, in a large catalogue
+        own = own + negatives.log_q  # instead of taking it off the others: all that counts is differences
+        own_most = own.amax(dim=1, keepdim=True)
+        most, mass = torch.empty_like(own_most), torch.empty_like(own_most)
         for start in range(0, len(queries), block):
             steps = slice(start, start + block)
             asked = queries[steps]
-            others = without_seen.index_select(0, session[steps]).addmm_(asked, embeddings.T)
-            held = own[steps] + negatives.log_q  # instead of taking it off the others: all that counts is differences
-            most = torch.maximum(held.amax(dim=1), others.amax(dim=1))[:, None]
-            at_target = held.gather(1, target[steps, None])
-            others.sub_(most).exp_()
-            held.sub_(most).exp_()
-            mass = others.sum(dim=1, keepdim=True) + held.sum(dim=1, keepdim=True)
-            summed += (most + mass.log() - at_target).sum()
-            torch.mm(others, embeddings, out=by_queries[steps]).div_(mass)
-            by_negatives.addmm_(others.T, asked / mass)
-            torch.div(held, mass, out=by_own[steps])
+            others = asked @ embeddings.T
+            if not on_cpu or some_seen[steps].any():  # a GPU is not waited for
+                others += without_seen.index_select(0, session[steps])
+            torch.maximum(own_most[steps], others.amax(dim=1, keepdim=True), out=most[steps])
+            others.sub_(most[steps]).exp_()
+            held = torch.sub(own[steps], most[steps], out=by_own[steps]).exp_()
+            torch.add(others.sum(dim=1, keepdim=True), held.sum(dim=1, keepdim=True), out=mass[steps])
+            torch.mm(others, embeddings, out=by_queries[steps])
+            by_negatives.addmm_(others.T, asked / mass[steps])
+        summed = (most + mass.log() - own.gather(1, target[:, None])).sum()
+        by_queries.div_(mass)
+        by_own.div_(mass)
         by_own.scatter_add_(1, target[:, None], -torch.ones_like(by_own[:, :1]))
         ctx.save_for_backward(by_queries, by_own, by_negatives)
         return summed

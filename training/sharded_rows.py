@@ -16,6 +16,7 @@ from segue.ranking_metrics import hit, mean_rank, reciprocal_rank
 from segue.window import Windows
 from training.adam import Moments, adam
 from training.encoders.contract import SessionEncoder
+from training.encoders.packing import put
 from training.item_rows import ItemRows, gradient_of
 from training.splits import Examples
 from training.validation import validation_batches
@@ -52,7 +53,7 @@ class ShardedRows(ItemRows):
         first, second = self.first.index_select(0, owned), self.second.index_select(0, owned)
         adam([weights], [gradient], Moments([first], [second], [self.steps]), learning_rate, self.weight_decay)
         for tensor, values in ((self.shard, weights), (self.first, first), (self.second, second)):
-            tensor.index_copy_(0, owned, values)
+            put(tensor, owned, values)
 
     def state_dict(self) -> dict[str, Tensor]:
         """See ItemRows: whole in the leader, empty elsewhere. All processes call this alike, as with `whole`."""

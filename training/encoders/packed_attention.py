@@ -21,20 +21,25 @@ class Places:
     """Where the real steps of a batch are among its steps, and which of them each attends to."""
 
     def __init__(self, real: Tensor, attends: Tensor, heads: int) -> None:
-        """`real` is [batch, n] bool, `attends` [batch, 1, n, n] bool; a real step attends to real ones alone."""
+        """`real` is [batch, n] bool, `attends` [batch, 1, n, n] bool, by which every step attends to itself at least.
+
+        A real step attends to real ones alone, padding to itself alone: what it holds then reaches no gradient.
+        """
         self.sessions, self.length = real.shape
         self.heads = heads
         flat = real.flatten()
         self.of_real = flat.nonzero()[:, 0]  # [steps] int64
         # Padding holds some real step or other: no real step attends to it.
         self.sources = (flat.cumsum(0) - 1).clamp_(min=0)  # [batch * n] int64
-        hidden = torch.where(attends, 0.0, -torch.inf)
+        alone = torch.eye(self.length, dtype=torch.bool, device=real.device)
+        hidden = torch.where(attends & (real[:, None, :, None] | alone), 0.0, -torch.inf)
         self.hidden = hidden.expand(-1, heads, -1, -1).flatten(0, 1)  # [batch * heads, n, n], added to the scores
         head = torch.arange(heads, device=real.device)
         part = torch.arange(_PARTS, device=real.device)
         # Lines are parts of a step, one of a head each.
-        lines = self.sources.view(1, self.sessions, 1, self.length) * (_PARTS * heads)
-        self.to_heads = (lines + (part[:, None] * heads + head)[:, None, :, None]).flatten()  # by part, session, head
+        lines = self.sources.view(1, self.sessions, 1, self.length) * heads
+        self.to_heads = (lines + head[:, None]).flatten()  # by session, head
+        self.to_parts = (lines * _PARTS + (part[:, None] * heads + head)[:, None, :, None]).flatten()  # by part too
         session, column = self.of_real // self.length, self.of_real % self.length
         places = ((session * heads)[:, None] + head) * self.length + column[:, None]  # [steps, heads]
         self.of_heads = places.flatten()
@@ -62,7 +67,7 @@ class _Mixed(torch.autograd.Function):
         if not len(inputs):  # a batch, or a process's share of one, without a real step
             ctx.places = None
             return inputs.new_zeros(0, places.heads * width)
-        lines = inputs.reshape(-1, width).index_select(0, places.to_heads)
+        lines = inputs.reshape(-1, width).index_select(0, places.to_parts)
         parts = lines.view(_PARTS, -1, places.length, width)  # [3, batch * heads, n, width]
         query, key, value = parts
         scale = 1 / math.sqrt(width)
@@ -81,8 +86,7 @@ class _Mixed(torch.autograd.Function):
             return gradient.new_zeros(0, _PARTS * gradient.shape[1]), None, None
         parts, weights, dropped, mask = ctx.saved_tensors
         query, key, value = parts
-        by_mixed = torch.zeros_like(query)
-        by_mixed.view(-1, query.shape[-1]).index_copy_(0, places.of_heads, gradient.reshape(-1, query.shape[-1]))
+        by_mixed = gradient.reshape(-1, query.shape[-1]).index_select(0, places.to_heads).view_as(query)
         by_parts = torch.empty_like(parts)
         torch.bmm(dropped.mT, by_mixed, out=by_parts[2])
         by_weights = torch.bmm(by_mixed, value.mT)

@@ -15,11 +15,13 @@ LENGTHS = 1, 4, 0, 3  # a session without a play among them
 LONGEST = max(LENGTHS)
 
 
-def real_steps() -> Any:
-    return torch.stack([torch.arange(LONGEST) >= LONGEST - length for length in LENGTHS])
+def real_steps(*, left: bool) -> Any:
+    """Padding is on the left, or on the right."""
+    columns = torch.arange(LONGEST)
+    return torch.stack([columns >= LONGEST - length if left else columns < length for length in LENGTHS])
 
 
-def by_hand(inputs: Any, factors: Any, *, causal: bool) -> Any:
+def by_hand(inputs: Any, real: Any, factors: Any, *, causal: bool) -> Any:
     """Session after session and head after head; `factors` [sessions * heads, n, n] multiply the weights."""
     mixed, start = [], 0
     for session, length in enumerate(LENGTHS):
@@ -29,7 +31,7 @@ def by_hand(inputs: Any, factors: Any, *, causal: bool) -> Any:
             scores = query[:, head] @ key[:, head].T / (WIDTH / HEADS) ** 0.5
             if causal:
                 scores = scores.masked_fill(~torch.ones(length, length).tril().bool(), -torch.inf)
-            kept = factors[session * HEADS + head, LONGEST - length :, LONGEST - length :]
+            kept = factors[session * HEADS + head][real[session]][:, real[session]]
             heads.append((scores.softmax(dim=-1) * kept) @ value[:, head])
         mixed.append(torch.cat(heads, dim=1))
         start += length
@@ -37,9 +39,10 @@ def by_hand(inputs: Any, factors: Any, *, causal: bool) -> Any:
 
 
 @pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("left", [True, False])
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_it_equals_the_plain_formula_with_its_gradient(
-    causal: bool, share: float, monkeypatch: pytest.MonkeyPatch
+    causal: bool, left: bool, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(sum(LENGTHS), 3 * WIDTH, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -47,8 +50,9 @@ def test_it_equals_the_plain_formula_with_its_gradient(
     if share:
         factors = (torch.rand(factors.shape, generator=generator) > share).double() / (1 - share)
         monkeypatch.setattr("training.encoders.packed_attention.kept", lambda *_: factors)
-    places = Places(real_steps(), attention(real_steps(), causal=causal), HEADS)
-    found, expected = places.mixed(inputs, share), by_hand(inputs, factors, causal=causal)
+    real = real_steps(left=left)
+    places = Places(real, attention(real, causal=causal), HEADS)
+    found, expected = places.mixed(inputs, share), by_hand(inputs, real, factors, causal=causal)
     torch.testing.assert_close(found, expected)
     towards = torch.randn(found.shape, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(

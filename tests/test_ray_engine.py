@@ -21,7 +21,7 @@ from segue.errors import BadLog, BadOption
 from tests.log_samples import SAMPLES, Sample
 from tests.prepared_twice import assert_same, contents
 from training.listening_logs import prepare, prepare_options
-from training.ray_engine import connected, ray_engine
+from training.ray_engine import Interrupts, connected, ray_engine
 
 MARK = "SEGUE_TEST_STARTED_IN"
 PREPARE = (sys.executable, "-m", "segue", "prepare")
@@ -79,20 +79,23 @@ class TestOnRay:
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
 
-    @pytest.mark.usefixtures("ray")
-    def test_an_interrupt_that_goes_nowhere_is_not_lost(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_an_interrupt_that_goes_nowhere_is_not_lost(self, tmp_path: Path, number: signal.Signals) -> None:
         files = SAMPLES["lfm1k"].write(tmp_path / "log")
 
         def swallowing(what: str, *_: int) -> None:
             if what.startswith("reading"):
                 with contextlib.suppress(KeyboardInterrupt):
-                    signal.raise_signal(signal.SIGINT)
+                    signal.raise_signal(number)
 
-        before = signal.getsignal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            prepare("lfm1k", files, tmp_path / "out", engine=ray_engine(), progress=swallowing)
+        before = signal.signal(number, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                prepare("lfm1k", files, tmp_path / "out", engine=ray_engine(), progress=swallowing)
+            assert signal.getsignal(number) is signal.default_int_handler
+        finally:
+            signal.signal(number, before)
         assert [path.name for path in tmp_path.iterdir()] == ["log"]
-        assert signal.getsignal(signal.SIGINT) is before
 
     def test_nothing_listens_to_other_machines(self) -> None:
         listening = []
@@ -132,6 +135,35 @@ class TestOnRay:
         assert plain.dataset.facts.fingerprint[:12] in done.stdout
         assert ray.is_initialized()
         assert ray.nodes()[0]["Alive"]
+
+
+class TestInterrupts:
+    def swallowed(self, leads_to: Exception | None = None) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        if leads_to is not None:
+            raise leads_to
+
+    def test_one_that_went_nowhere_comes_at_the_end(self) -> None:
+        with pytest.raises(KeyboardInterrupt), Interrupts():
+            self.swallowed()
+
+    def test_one_comes_instead_of_the_error_that_it_led_to(self) -> None:
+        with pytest.raises(KeyboardInterrupt), Interrupts():
+            self.swallowed(leads_to=BadLog("Ray lost a task"))
+
+    def test_without_one_an_error_is_itself(self) -> None:
+        with pytest.raises(BadLog), Interrupts():
+            raise BadLog("Ray lost a task")
+
+    def test_a_signal_that_is_ignored_stays_so(self) -> None:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            with Interrupts():
+                signal.raise_signal(signal.SIGINT)
+                assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 class TestRefusals:

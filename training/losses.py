@@ -10,8 +10,8 @@ from torch import Tensor
 
 Total: TypeAlias = Callable[[Tensor], Tensor]
 
-# With a thousand negatives their scores are 2 MB a thread, in its cache or the next. Fewer steps make more blocks, each
-# of a dozen calls, and were no faster.
+# A block has so many steps for each thread. With a thousand negatives their scores are 2 MB, in the thread's cache or
+# the next. Fewer steps make more blocks, each of a dozen calls, and were no faster.
 _STEPS_A_THREAD: Final = 512
 _STEPS_A_BLOCK_ON_GPU: Final = 16_384
 
@@ -34,9 +34,9 @@ def sampled_softmax(
 ) -> Tensor:
     """Negative log-likelihood of the target among the session's tracks and sampled negatives (paper, section 4.1.1).
 
-    The scores of the negatives are never held at once: a block of steps is scored, and what it adds to the gradient
-    is kept instead, while the block is in the processor's cache (as in Wijmans et al., "Cut your losses in
-    large-vocabulary language models", ICLR 2025, https://arxiv.org/abs/2411.09009).
+    Of a large batch the scores of the negatives are never held at once: a block of steps is scored, and what it adds
+    to the gradient is kept instead (as in Wijmans et al., "Cut your losses in large-vocabulary language models", ICLR
+    2025, https://arxiv.org/abs/2411.09009).
 
     Args:
         queries: [steps, dimension] float, the predicted embedding of each step.
@@ -72,16 +72,13 @@ class _SampledSoftmax(torch.autograd.Function):
         by_queries, by_own = torch.empty_like(queries), torch.empty_like(own)
         by_negatives = torch.zeros_like(embeddings)
         without_seen = torch.where(negatives.seen, -torch.inf, queries.new_zeros(()))  # [batch, negatives], added
-        some_seen = negatives.seen.any(dim=1).index_select(0, session)  # of few steps, in a large catalogue
         own = own + negatives.log_q  # instead of taking it off the others: all that counts is differences
         own_most = own.amax(dim=1, keepdim=True)
         most, mass = torch.empty_like(own_most), torch.empty_like(own_most)
         for start in range(0, len(queries), block):
             steps = slice(start, start + block)
             asked = queries[steps]
-            others = asked @ embeddings.T
-            if not on_cpu or some_seen[steps].any():  # a GPU is not waited for
-                others += without_seen.index_select(0, session[steps])
+            others = without_seen.index_select(0, session[steps]).addmm_(asked, embeddings.T)
             torch.maximum(own_most[steps], others.amax(dim=1, keepdim=True), out=most[steps])
             others.sub_(most[steps]).exp_()
             held = torch.sub(own[steps], most[steps], out=by_own[steps]).exp_()

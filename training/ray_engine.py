@@ -20,7 +20,8 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from types import FrameType
+from typing import Any, Final, Self
 
 from segue.errors import BadLog, BadOption, SegueError
 from training.listening_logs import Engine, Made, Work
@@ -53,9 +54,9 @@ def ray_engine(address: str | None = None, *, portion_bytes: int | None = None, 
 
     def engine(work: Work) -> Made:
         size = portion_bytes or portion_bytes_of(work.files)
-        with _scratch(work, address) as scratch, _interrupts() as look, connected(address, cpus) as ray:
-            look()
-            return prepare_in_tasks(_RayTasks(ray, look), work, size, scratch)
+        with _scratch(work, address) as scratch, Interrupts() as interrupts, connected(address, cpus) as ray:
+            interrupts.look()
+            return prepare_in_tasks(_RayTasks(ray, interrupts.look), work, size, scratch)
 
     return engine
 
@@ -64,7 +65,7 @@ class _RayTasks:
     """See training.partitioned_preparation.Tasks."""
 
     def __init__(self, ray: Any, look: Callable[[], None]) -> None:
-        """`look` raises what was missed while Ray was at work."""
+        """`look` raises an interrupt that came while Ray was at work."""
         self._ray = ray
         self._look = look
         self._remote: dict[Callable[..., Any], Any] = {}
@@ -95,32 +96,44 @@ class _RayTasks:
         return found
 
 
-@contextlib.contextmanager
-def _interrupts() -> Iterator[Callable[[], None]]:
-    """SIGINT and SIGTERM interrupt; what is yielded does so again, once one has come.
+class Interrupts:
+    """Within, an interrupt is remembered, and raised again by `look` and at the end.
 
-    For Ray looks for signals while it waits, and the exception that a handler raises there may go nowhere.
+    For Ray looks for signals while it waits, and the KeyboardInterrupt that a handler raises there may go nowhere.
     """
-    came = False
 
-    def interrupt(*_: object) -> None:
-        nonlocal came
-        came = True
-        raise KeyboardInterrupt
+    def __init__(self) -> None:
+        self._came = False
+        self._before: dict[int, Callable[..., Any]] = {}
 
-    def look() -> None:
-        if came:
+    def __enter__(self) -> Self:
+        """Watch the handlers of SIGINT and SIGTERM, where this is the main thread: elsewhere none may be set."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    self._before[number] = handler
+                    signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Look for the last time: an error too may be what an interrupt has led to."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if kind is None or issubclass(kind, Exception):
+            self.look()
+
+    def look(self) -> None:
+        """Raise KeyboardInterrupt where one has come."""
+        if self._came:
             raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
-        yield look  # only the main thread may say what a signal does
-        return
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield look
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        try:
+            self._before[number](number, frame)
+        except KeyboardInterrupt:
+            self._came = True
+            raise
 
 
 @contextlib.contextmanager

@@ -23,7 +23,8 @@ class Places:
     def __init__(self, real: Tensor, attends: Tensor, heads: int) -> None:
         """`real` is [batch, n] bool, `attends` [batch, 1, n, n] bool, by which every step attends to itself at least.
 
-        A real step attends to real ones alone, padding to itself alone: what it holds then reaches no gradient.
+        A real step attends to real ones alone, and padding is made to attend to itself alone: what it holds, or is
+        given as a gradient, then reaches nothing.
         """
         self.sessions, self.length = real.shape
         self.heads = heads
@@ -36,7 +37,7 @@ class Places:
         self.hidden = hidden.expand(-1, heads, -1, -1).flatten(0, 1)  # [batch * heads, n, n], added to the scores
         head = torch.arange(heads, device=real.device)
         part = torch.arange(_PARTS, device=real.device)
-        # Lines are parts of a step, one of a head each.
+        # Lines are what a head has of a step: a part each, or all of it.
         lines = self.sources.view(1, self.sessions, 1, self.length) * heads
         self.to_heads = (lines + head[:, None]).flatten()  # by session, head
         self.to_parts = (lines * _PARTS + (part[:, None] * heads + head)[:, None, :, None]).flatten()  # by part too

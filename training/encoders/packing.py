@@ -29,10 +29,12 @@ def spread(lines: Tensor, sources: Tensor, places: Tensor) -> Tensor:
 
 
 def put(table: Tensor, places: Tensor, lines: Tensor) -> None:
-    """Write lines over those of `table` [m, width] at `places` [n] int64, which are distinct.
+    """Write `lines` [n, width] over those of `table` [m, width] at `places` [n] int64, which are distinct.
 
-    On a CPU by NumPy, which copies a line at a time; torch goes by columns there, and takes more than twice as long.
+    Both are of one type that NumPy has, and autograd does not see it. On a CPU NumPy does it, which copies a line at a
+    time; torch goes by columns there, and takes more than twice as long.
     """
+    assert lines.shape == (len(places), table.shape[1]), (lines.shape, len(places), table.shape)
     if table.device.type == "cpu":
         table.numpy()[places.numpy()] = lines.numpy()
     else:

@@ -160,6 +160,7 @@ class TestTakingOver:
 
 
 class TestTraining:
+    @pytest.mark.slow
     def test_killed_it_goes_on_to_what_an_undisturbed_one_gives(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

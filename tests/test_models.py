@@ -16,6 +16,7 @@ from training.models import MODELS, Job, train
 from training.options import check_options
 from training.planted_sessions import simulate
 
+CORRECTED = {"wrmf-bl", "wrmf-nr", "bpr-bl", "bpr-nr"}  # of families that the everyday suite has already
 SMALL = {"epochs": 1, "dimension": 8, "heads": 2, "negatives": 20, "iterations": 2, "beta": 0.5}
 
 
@@ -30,7 +31,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return simulate(1000, 120, tmp_path_factory.mktemp("models") / "dataset")
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in CORRECTED)) for name in MODELS]
+)
 def release(request: Any, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Release:
     kind = MODELS[request.param].options
     options = check_options(kind, {key: value for key, value in SMALL.items() if key in kind.model_fields})

@@ -59,6 +59,7 @@ def test_what_is_not_drawn_at_random_runs_once(dataset: Dataset, tmp_path: Path)
     ]
 
 
+@pytest.mark.slow
 def test_runs_are_done_once_and_other_options_are_refused(dataset: Dataset, tmp_path: Path) -> None:
     asked = planned(dataset, tmp_path, seeds=(0,))
     heard: list[str] = []

@@ -265,6 +265,7 @@ def test_it_asks_for_a_key_of_an_operator(browser: "Browser", start_service: Sta
         playwright.expect(key).to_be_visible()
 
 
+@pytest.mark.slow
 def test_a_service_that_goes_is_said_and_waited_for(
     browser: "Browser", start_service: StartService, tmp_path: Path
 ) -> None:
@@ -288,8 +289,15 @@ def test_a_service_that_goes_is_said_and_waited_for(
             playwright.expect(page.get_by_role("status").first).to_contain_text("Live")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [320, 1200])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (320, "light"),
+        (1200, "dark"),
+        pytest.param(320, "dark", marks=pytest.mark.slow),
+        pytest.param(1200, "light", marks=pytest.mark.slow),
+    ],
+)
 def test_it_is_accessible_on_any_screen(
     browser: "Browser", swappable: httpx.Client, scheme: "Literal['light', 'dark']", width: int
 ) -> None:

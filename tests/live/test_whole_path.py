@@ -37,7 +37,7 @@ def release(dataset: Path) -> Path:
     return out
 
 
-@pytest.fixture(scope="module", params=["exact", "hnsw-sq8"])
+@pytest.fixture(scope="module", params=["exact", pytest.param("hnsw-sq8", marks=pytest.mark.slow)])
 def indexed(request: pytest.FixtureRequest, release: Path) -> Path:
     """The release, once with exact search and once with an approximate index."""
     facts = json.loads(segue("index", release, "--kind", request.param, "--recall", 0.95, "--json"))
@@ -112,6 +112,7 @@ def test_torch_and_onnx_runtime_agree_on_the_releases_own_windows(release: Path)
     assert len(external) == 1
 
 
+@pytest.mark.slow
 def test_a_baseline_is_evaluated_but_not_served(dataset: Path, tmp_path: Path) -> None:
     segue("train", dataset, "--model", "markov", "--out", tmp_path / "markov")
     result = json.loads(segue("evaluate", tmp_path / "markov", dataset, "--json", "-"))
@@ -122,6 +123,7 @@ def test_a_baseline_is_evaluated_but_not_served(dataset: Path, tmp_path: Path) -
     assert "markov" in done.stderr
 
 
+@pytest.mark.slow
 def test_new_sessions_are_held_out_and_asked_for(dataset: Path, tmp_path: Path) -> None:
     segue("train", dataset, "--model", "markov", "--new-sessions", "--out", tmp_path / "m")
     result = json.loads(segue("evaluate", tmp_path / "m", dataset, "--new-sessions", "--json", "-"))

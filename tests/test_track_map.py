@@ -12,6 +12,8 @@ from segue.release import open_release
 pytest.importorskip("sklearn")
 pytest.importorskip("faiss")
 
+from sklearn.manifold import trustworthiness
+
 from training import track_map as drawing
 from training.track_map import track_map
 
@@ -47,6 +49,17 @@ def test_like_tracks_lie_near_each_other(monkeypatch: pytest.MonkeyPatch, tracks
         assert share_with_like_neighbours(places, groups) > 0.95
     else:
         assert share_with_like_neighbours(places, groups) > 2 / GROUPS
+
+
+def test_the_map_is_unfolded_when_its_drawing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the steps bring no track nearer to its neighbours. Without groups it takes the most steps."""
+    embeddings = np.random.default_rng(0).normal(size=(501, 16)).astype(np.float32)
+    plays = np.arange(len(embeddings))
+    directions = embeddings[1:] / np.linalg.norm(embeddings[1:], axis=1, keepdims=True)
+    drawn = trustworthiness(directions, track_map(embeddings, plays)[1:], n_neighbors=10)
+    monkeypatch.setattr(drawing, "_ITERATIONS", 2 * drawing._ITERATIONS)
+    longer = trustworthiness(directions, track_map(embeddings, plays)[1:], n_neighbors=10)
+    assert drawn == pytest.approx(longer, abs=0.01)
 
 
 def test_the_same_embeddings_have_the_same_map() -> None:

@@ -51,10 +51,14 @@ def apply_event(plays: list[Play], event: Event) -> None:
 
 
 def plays_of(events: Iterable[Event]) -> list[Play]:
-    """The plays that a sequence of events amounts to, oldest first."""
+    """The plays that a sequence of events amounts to, oldest first. An id that came before has no effect again."""
     plays: list[Play] = []
+    seen: set[str] = set()
     for event in events:
-        apply_event(plays, event)
+        if event.event_id is None or event.event_id not in seen:
+            apply_event(plays, event)
+        if event.event_id is not None:
+            seen.add(event.event_id)
     return plays
 
 

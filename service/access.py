@@ -2,6 +2,7 @@
 
 import ipaddress
 import math
+import re
 import socket
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
@@ -12,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Asgi
 
 from segue.errors import BadOption
+from service.dependencies import SESSION_ID_PATTERN
 from service.keys import Key, Keyring, Scope, read_keys
 from service.limits import RateLimit
 from service.problems import problem_response
@@ -53,7 +55,7 @@ class Call(NamedTuple):
 
     name: str  # method and path template, never what a client sent
     scope: Scope | None
-    session_id: str | None
+    session_id: str | None  # None also where it is none, which its route refuses
 
 
 def call_of(method: str, path: str, query: bytes) -> Call:
@@ -63,10 +65,11 @@ def call_of(method: str, path: str, query: bytes) -> Call:
             session_id = match.groupdict().get("session_id")
             if name == "GET /recommendations":  # the last one counts, as for the router
                 session_id = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)).get("session_id")
-            return Call(name, scope, session_id)
+            return Call(name, scope, session_id if session_id and _SESSION_ID.fullmatch(session_id) else None)
     return Call("this call", "admin", None)
 
 
+_SESSION_ID: Final = re.compile(SESSION_ID_PATTERN)
 _BY_METHOD: Final = {
     method: [
         (f"{method} {template}", compile_path(template)[0], scope)

@@ -134,6 +134,7 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
     threads = Threads(settings.ranking_threads)
     releases = await asyncio.to_thread(LiveReleases, settings, threads, telemetry)
     await opened.enter_async_context(_running(releases.watch))
+    opened.callback(releases.leave)
     client = connect(settings)
     opened.push_async_callback(client.aclose)
     await _refuse_weak(client, settings)

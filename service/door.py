@@ -28,6 +28,7 @@ _RISE: Final = 1 / 32
 _REMEMBERED: Final = 64
 _LONGEST: Final = 4
 _CAME: Final = "segue.came"
+_OUTSIDE: Final = "segue.outside"
 
 REFUSAL: Final = response_to(
     Overloaded("more is asked of the service than it can answer in time: try again in a moment")
@@ -67,6 +68,8 @@ class Door:
 
     def enter(self, scope: Any) -> None:
         """A request is within: it has been received whole. `scope` is its ASGI scope, by which it is known again."""
+        if _OUTSIDE in scope:
+            return
         self.within += 1
         scope[_CAME] = self._clock()
 
@@ -78,6 +81,11 @@ class Door:
         if learn:
             self._learn(came)
         self.within -= 1
+
+    def stay_outside(self, scope: Any) -> None:
+        """A request takes nobody's place from now on, whether all of it has come or not."""
+        scope[_OUTSIDE] = True
+        self.leave(scope, learn=False)
 
     def _learn(self, came: float) -> None:
         if came < self._cut_at:

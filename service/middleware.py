@@ -15,7 +15,8 @@ from service.telemetry import Telemetry, request_id
 
 _log = structlog.get_logger()
 
-# The calls whose time tells how much is asked of the service: that of others depends on what they ask for.
+# The calls whose time tells how much is asked of the service: that of others depends on what they ask for, and that of
+# a list with reasons is that of some hundred lists.
 _USUAL = ("/recommendations", "/sessions/{session_id}/events")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:/+=-]{1,128}")
 CLIENT_CLOSED = 499  # what nginx calls a request whose client left before its answer; never sent, only counted
@@ -74,7 +75,8 @@ class Measured:
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
-        self._door.leave(scope, learn=route in _USUAL and status < 400)
+        is_usual = route in _USUAL and b"explain=" not in scope["query_string"]
+        self._door.leave(scope, learn=is_usual and status < 400)
         method = scope["method"] if route != "none" else "any"  # a client may invent methods without end
         self._telemetry.requests.labels(method, route, str(status)).inc()
         self._telemetry.request_seconds.labels(method, route).observe(seconds)

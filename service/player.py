@@ -5,10 +5,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from service.dependencies import Service, SessionId
 from service.door import Door
 from service.problems import NotAcceptable, problem_responses
+from service.session_stream import SessionStreams
 
 WEB = Path(__file__).parent / "web"
 
@@ -44,9 +46,25 @@ async def watch_session(session_id: SessionId, service: Service, request: Reques
     """
     if _EVENTS not in request.headers.get("accept", ""):
         raise NotAcceptable(f"this answer has no end: ask for it with Accept: {_EVENTS}")
-    service.streams.refuse_more()
     door: Door = request.state.door
-    door.leave(request.scope, learn=False)  # from now on it takes nobody's place
-    changes = service.streams.changes(session_id, door.closing)
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would gather them
-    return StreamingResponse(changes, media_type=_EVENTS, headers=headers)
+    answer = _Stream(service.streams, session_id, door)
+    door.stay_outside(request.scope)
+    return answer
+
+
+class _Stream(StreamingResponse):
+    """A session's changes, for as long as they are listened to. It has its place from when it is made."""
+
+    def __init__(self, streams: SessionStreams, session_id: str, door: Door) -> None:
+        """Raises Overloaded where no other can be opened."""
+        streams.take_place()
+        self._streams = streams
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would gather them
+        super().__init__(streams.changes(session_id, door.closing), media_type=_EVENTS, headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them. A client may have gone before the first."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._streams.leave_place()

@@ -12,6 +12,8 @@ import multiprocessing
 import os
 import resource
 import signal
+import threading
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
@@ -19,7 +21,7 @@ from typing import Final
 import numpy as np
 
 from segue.catalogue import FIRST_TRACK_ROW
-from segue.errors import BadRelease, SegueError
+from segue.errors import BadRelease, SegueError, SwapRefused
 from segue.sessions import Outcome, Play
 from service.embedded_redis import die_with_parent
 from service.live_release import LiveRelease, Question, open_live_release
@@ -28,6 +30,7 @@ from service.micro_batch import LARGEST
 _SPARE_BYTES: Final = 2 * 2**30  # beyond what the process has mapped before it opens anything
 _TIMES_ITS_SIZE: Final = 4  # what opening may take: mapped, read, and laid out anew by ONNX Runtime
 _LONGEST_LINE: Final = 4096
+_LOOK_EVERY_S: Final = 0.1  # whether the service is about to end
 _K: Final = 100  # the most that a request asks for
 _HEARD: Final = 1000  # plays that a session keeps unless told otherwise
 _NAMED: Final = 10_000  # tracks whose texts are read
@@ -37,10 +40,11 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([__name__])
 
 
-def try_release(path: Path, limit_s: float) -> None:
+def try_release(path: Path, limit_s: float, leaving: threading.Event | None = None) -> None:
     """Return if a child opens the release and gets answers from it within `limit_s` seconds; takes as long as it does.
 
-    The index is tried on the CPU, whatever it will be searched on. Raises BadRelease with one line.
+    The index is tried on the CPU, whatever it will be searched on. Raises BadRelease with one line, and SwapRefused as
+    soon as `leaving` is set.
     """
     receiver, sender = _context.Pipe(duplex=False)
     child = _context.Process(target=_try, args=(path, sender, limit_s), name="release-trial", daemon=True)
@@ -48,7 +52,7 @@ def try_release(path: Path, limit_s: float) -> None:
         with sender:
             child.start()
         try:
-            said = receiver.recv_bytes(_LONGEST_LINE) if receiver.poll(limit_s) else None
+            said = receiver.recv_bytes(_LONGEST_LINE) if _comes(receiver, limit_s, leaving) else None
         except (EOFError, OSError):  # nothing, or what no honest child says
             said = b""
         finally:
@@ -65,6 +69,17 @@ def try_release(path: Path, limit_s: float) -> None:
         )
     if said != _FINE:
         raise BadRelease(said.decode(errors="replace").partition("\n")[0])
+
+
+def _comes(receiver: Connection, limit_s: float, leaving: threading.Event | None) -> bool:
+    """Whether something comes in time."""
+    until = time.monotonic() + limit_s
+    while (left_s := until - time.monotonic()) > 0:
+        if leaving is not None and leaving.is_set():
+            raise SwapRefused("the service is about to end: swap to the release when it is back")
+        if receiver.poll(min(left_s, _LOOK_EVERY_S)):
+            return True
+    return False
 
 
 def _how(code: int | None) -> str:

@@ -6,6 +6,7 @@ with the last request that holds it: Python's reference counts keep it until the
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -106,6 +107,7 @@ class LiveReleases:
         self._folder = ReleasesFolder(settings.releases_dir) if settings.releases_dir is not None else None
         self._seen: Seen | None = None
         self._swapping = False
+        self._leaving = threading.Event()
         self._challenger: Served | None = None
         self._share = 0.0  # of the sessions that the challenger answers
         self.current = self._served(self._first(settings.release))
@@ -152,12 +154,22 @@ class LiveReleases:
         def open_and_point() -> tuple[LiveRelease, Seen]:
             with folder.locked():
                 live = self._open_tried(folder.find(name))
+                if self._leaving.is_set():
+                    raise SwapRefused("the service is about to end: swap to the release when it is back")
                 return live, folder.point(name, self._before(folder, name))
 
         with self._alone(), self._refusals(name):
-            live, self._seen = await asyncio.to_thread(open_and_point)
+            try:
+                live, self._seen = await asyncio.to_thread(open_and_point)
+            except asyncio.CancelledError:  # the service ends, and whoever asked is told that it failed
+                self.leave()
+                raise
             self._replace(live)
             return self.current
+
+    def leave(self) -> None:
+        """The service is about to end: no release is tried any more, and none pointed at."""
+        self._leaving.set()
 
     @property
     def challenger(self) -> Served | None:
@@ -218,7 +230,7 @@ class LiveReleases:
 
     def _open_tried(self, path: Path) -> LiveRelease:
         """Open what was put into the folder of releases: in a process that may end first, then here."""
-        try_release(path, self._trial_s)
+        try_release(path, self._trial_s, self._leaving)
         return self._open(path)
 
     def _served(self, live: LiveRelease) -> Served:

@@ -3,6 +3,7 @@
 uvicorn's parser has none, so a client could fill the memory with one endless header.
 """
 
+import re
 from typing import Any, Final
 
 from starlette.responses import Response
@@ -15,11 +16,18 @@ MAX_TARGET_BYTES: Final = 32_768  # path and query: a hundred excluded tracks of
 MAX_PARAMETERS: Final = 200
 _TOO_LARGE: Final = f"the request line and headers are larger than {MAX_HEAD_BYTES:,} bytes: send fewer or shorter ones"
 _TOO_LONG: Final = f"path and query are longer than {MAX_TARGET_BYTES:,} bytes: exclude fewer tracks"
+# What no call takes, made the name of a header that nobody reads. In a body it is no JSON, and its length stays.
+_OFFER: Final = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
+_NO_OFFER: Final = b"\r\nx-offer:"
 _TOO_MANY: Final = f"the query has more than {MAX_PARAMETERS} parameters: send fewer"
 
 
 class BoundedHead(HttpToolsProtocol):
-    """uvicorn's protocol, refusing heads that are too large with 431 and queries that no call takes with 422."""
+    """uvicorn's protocol, refusing heads that are too large with 431 and queries that no call takes with 422.
+
+    It does not hear of another protocol that a client offers to go on by (`Upgrade: h2c`), as a server may (RFC 9110,
+    7.8, 2022): httptools would take the body for bytes of that protocol.
+    """
 
     _in_head = False
     _received = 0  # bytes that may belong to the head that is being read
@@ -29,6 +37,8 @@ class BoundedHead(HttpToolsProtocol):
         """Some bytes, whatever they are."""
         self._latest = len(data)
         self._received += self._latest
+        if b"pgrade:" in data or b"PGRADE:" in data:
+            data = _OFFER.sub(_NO_OFFER, data)
         super().data_received(data)
         if self._in_head and self._received > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._end(problem_response(431, _TOO_LARGE))

@@ -114,7 +114,8 @@ async def recommendations(
 )
 async def what_if(supposed: Supposed, service: Service) -> Response:
     """The next tracks for a session that is only supposed: nothing is stored, and Redis is not asked."""
-    question = Question(plays_of(supposed.events), supposed.k, supposed.exclude, supposed.exclude_heard)
+    plays = service.store.kept(plays_of(supposed.events))
+    question = Question(plays, supposed.k, supposed.exclude, supposed.exclude_heard)
     served = service.releases.named(supposed.release)
     answer = await served.ranking(question)
     return _json(next_tracks_json(answer, await _why(service, served, question, answer) if supposed.explain else None))

@@ -113,6 +113,10 @@ class SessionStore:
         length, duplicates, plays, credits_, dropped, began = await self._send(command)
         return Appended(int(length), int(duplicates), _plays(plays), credits_, int(dropped), bool(began))
 
+    def kept(self, plays: list[Play]) -> list[Play]:
+        """The latest of these plays: as many as are kept of a session."""
+        return plays[-self._max_plays :]
+
     async def plays(self, session_id: str) -> list[Play]:
         """The session's plays, oldest first; none for an unknown session."""
         words = ("LRANGE", keys_of(session_id)[0], 0, -1)

@@ -32,10 +32,15 @@ class SessionStreams:
         self._most = most
         self._open = 0
 
-    def refuse_more(self) -> None:
-        """Raise Overloaded where no other can be opened."""
+    def take_place(self) -> None:
+        """For one more stream, until `leave_place`. Raises Overloaded where no other can be opened."""
         if self._open >= self._most:
             raise Overloaded(f"{self._most} sessions are watched here already: try again in a moment")
+        self._open += 1
+
+    def leave_place(self) -> None:
+        """A stream has ended."""
+        self._open -= 1
 
     async def changes(self, session_id: str, leaving: asyncio.Event) -> AsyncIterator[bytes]:
         """The session's plays now and after each change, for `LONGEST_S` or until `leaving` is set.
@@ -43,30 +48,26 @@ class SessionStreams:
         `away` while the session store is. Something is sent every `BEAT_EVERY_S` seconds, so that both ends notice when
         the other has gone.
         """
-        self._open += 1
-        try:
-            shown: list[Play] | None = None
-            quiet_s = 0.0
-            ends_at = time.monotonic() + LONGEST_S
-            while not leaving.is_set() and time.monotonic() < ends_at:
-                plays = await self._plays(session_id)
-                if plays is None:
-                    shown, quiet_s = None, 0.0
-                    yield _AWAY
-                elif plays != shown:
-                    shown, quiet_s = plays, 0.0
-                    yield (
-                        b"event: session\ndata: %b\n\n"
-                        % SessionBody.of(session_id, plays).model_dump_json(exclude_none=True).encode()
-                    )
-                elif quiet_s >= BEAT_EVERY_S:
-                    quiet_s = 0.0
-                    yield _BEAT
-                quiet_s += LOOK_EVERY_S
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(leaving.wait(), LOOK_EVERY_S)
-        finally:
-            self._open -= 1
+        shown: list[Play] | None = None
+        quiet_s = 0.0
+        ends_at = time.monotonic() + LONGEST_S
+        while not leaving.is_set() and time.monotonic() < ends_at:
+            plays = await self._plays(session_id)
+            if plays is None:
+                shown, quiet_s = None, 0.0
+                yield _AWAY
+            elif plays != shown:
+                shown, quiet_s = plays, 0.0
+                yield (
+                    b"event: session\ndata: %b\n\n"
+                    % SessionBody.of(session_id, plays).model_dump_json(exclude_none=True).encode()
+                )
+            elif quiet_s >= BEAT_EVERY_S:
+                quiet_s = 0.0
+                yield _BEAT
+            quiet_s += LOOK_EVERY_S
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(leaving.wait(), LOOK_EVERY_S)
 
     async def _plays(self, session_id: str) -> list[Play] | None:
         try:

@@ -5,6 +5,7 @@ Nothing is read at import; the command line and `create_app_from_environment` ca
 
 import re
 import secrets
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 from urllib.parse import urlsplit
@@ -187,7 +188,7 @@ class Settings(BaseSettings):
 
     @field_serializer("experiment")
     def _experiment_as_text(self, value: tuple[str, float] | None) -> str | None:
-        return None if value is None else f"{value[0]}:{value[1]}"
+        return None if value is None else f"{value[0]}:{Decimal(str(value[1])):f}"
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod

@@ -1,5 +1,6 @@
 """What operators see of the service: JSON log lines, one a fact, and Prometheus metrics."""
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 # prometheus_client keeps its numbers in files of this folder, if it is named, so that workers are added up.
 MULTIPROCESS_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
@@ -174,6 +175,7 @@ class Telemetry:
     def _of_all_workers(self) -> CollectorRegistry:
         if MULTIPROCESS_DIR not in os.environ:
             return self.registry
+        _forget_the_dead(Path(os.environ[MULTIPROCESS_DIR]))
         together = CollectorRegistry()
         MultiProcessCollector(together)  # type: ignore[no-untyped-call]
         return together
@@ -183,3 +185,14 @@ class Telemetry:
 
     def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
         return Histogram(f"segue_{name}", text, labels, registry=self.registry, buckets=SECONDS)
+
+
+def _forget_the_dead(numbers: Path) -> None:
+    """Take away the gauges of workers that have ended: what they were last at is so no more. Counters stay."""
+    for file in numbers.glob("gauge_live*.db"):
+        pid = int(file.stem.rpartition("_")[2])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            with contextlib.suppress(FileNotFoundError):  # another worker was asked at the same time
+                mark_process_dead(pid)  # type: ignore[no-untyped-call]

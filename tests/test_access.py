@@ -80,6 +80,8 @@ class TestTable:
             ("GET", "/recommendations", b"session%5fid=%61", "a"),
             ("GET", "/recommendations", b"session_id=b&session_id=a", "a"),  # as FastAPI reads it
             ("GET", "/recommendations", b"k=1", None),
+            ("GET", "/recommendations", b"session_id=" + b"a" * 129, None),  # no limit need remember what is refused
+            ("DELETE", "/sessions/a b", b"", None),
             ("GET", "/tracks", b"session_id=a", None),
             ("GET", "/tracks/x/y/similar", b"", None),
         ],

@@ -18,7 +18,7 @@ from service.live_release import Question
 from service.releases import LiveReleases
 from service.session_draws import SessionDraw
 from service.session_store import bucket_of
-from service.settings import Settings, read_settings
+from service.settings import Settings, as_environment, read_settings
 from service.telemetry import Telemetry
 from service.threads import Threads
 
@@ -208,7 +208,12 @@ class TestExperiments:
             read_settings(release="r")
         assert "\n" not in str(caught.value)
 
-    @pytest.mark.parametrize(("text", "share"), [("a:0", 0.0), ("a:1", 1.0), ("a:.5", 0.5), ("a:0.125", 0.125)])
-    def test_a_right_one_is_read(self, text: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(
+        ("text", "share"), [("a:0", 0.0), ("a:1", 1.0), ("a:.5", 0.5), ("a:0.125", 0.125), ("a:0.00001", 0.00001)]
+    )
+    def test_a_right_one_is_read_by_workers_too(self, text: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SEGUE_EXPERIMENT", text)
+        settings = read_settings(release="r")
+        assert settings.experiment == ("a", share)
+        monkeypatch.setenv("SEGUE_EXPERIMENT", as_environment(settings)["SEGUE_EXPERIMENT"])
         assert read_settings(release="r").experiment == ("a", share)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segue.release import Release
-from tests.conftest import WINDOW, recommended
+from tests.conftest import WINDOW, StartService, recommended
 
 SESSION = [("play", "g1-t00"), ("play", "g2-t00"), ("skip", "g2-t00"), ("play", "gone"), ("skip", "g3-t01")]
 
@@ -88,6 +88,23 @@ def test_what_if_answers_what_the_stored_session_gets(running: httpx.Client, mor
         session_id = stored(running, happened) if happened else f"explain-{uuid4().hex}"
         supposed = what_if(running, happened, explain=True, **more)
         assert {"session_id": session_id, **supposed} == recommended(running, session_id, explain=True, **more)
+
+
+def test_an_event_that_is_supposed_twice_counts_once_as_one_that_is_reported_twice(running: httpx.Client) -> None:
+    happened = [("play", "g1-t00", "1"), ("play", "g2-t00", "2"), ("skip", "g2-t00", "2"), ("play", "g1-t00", "1")]
+    twice = [{"type": kind, "track_id": track, "event_id": name} for kind, track, name in happened]
+    session_id = f"explain-{uuid4().hex}"
+    stored = running.post(f"/sessions/{session_id}/events", json={"events": twice}).json()
+    assert stored["duplicates"] == 2
+    supposed = running.post("/recommendations/what-if", json={"events": twice}).json()
+    assert {"session_id": session_id, **supposed} == recommended(running, session_id)
+    assert supposed["window"] == {"plays": 2, "skips": 0}
+
+
+def test_as_many_plays_are_supposed_as_are_kept(start_service: StartService) -> None:
+    with start_service(max_session_plays=2).client() as client:
+        session_id = stored(client, SESSION)
+        assert {"session_id": session_id, **what_if(client, SESSION)} == recommended(client, session_id)
 
 
 def test_what_if_stores_nothing(running: httpx.Client) -> None:

@@ -1,11 +1,13 @@
 """What operators are told of a running service: over all its workers, and whatever is wrong."""
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from service.live_numbers import LiveNumbers
@@ -122,6 +124,30 @@ class TestRedis:
             assert str(server.port) not in str(told["redis"])
             server.start()
             until(lambda: operations(address)["redis"]["workers_away"] == 0)
+
+    def test_a_worker_that_ended_while_it_was_away_misses_it_no_more(
+        self, start_service: StartService, tmp_path: Path
+    ) -> None:
+        """Its gauge would have the alert go on for as long as the service runs."""
+        with Server(tmp_path / "redis") as server:
+            service = start_service(workers=2, redis_url=server.url, durability="memory", redis_timeout_s=0.2)
+            address = service.address()
+            workers = [
+                child
+                for child in psutil.Process(service.process.pid).children()
+                if "spawn_main" in " ".join(child.cmdline())
+            ]
+            assert len(workers) == 2
+
+            def away() -> int:
+                httpx.get(f"{address}/recommendations?session_id=s", trust_env=False, timeout=10)
+                told = httpx.get(f"{address}/metrics", trust_env=False).text
+                return int(float(re.findall(r"^segue_redis_circuit_open (\S+)$", told, re.MULTILINE)[0]))
+
+            with server.frozen():
+                until(lambda: away() == 2)
+                workers[0].kill()
+            until(lambda: away() == 0)
 
     def test_whose_user_may_not_ask_is_reachable_all_the_same(
         self, start_service: StartService, tmp_path: Path

@@ -139,6 +139,23 @@ def everything(client: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+def test_what_takes_as_long_as_many_teaches_the_door_nothing(start_service: StartService) -> None:
+    """A list with its reasons is some hundred lists: that it is late says nothing of the load."""
+    told = "import service.door as d; leave = d.Door.leave\n" + (
+        "def told(self, scope, learn):\n    print('learns', learn, flush=True); leave(self, scope, learn=learn)\n"
+        "d.Door.leave = told"
+    )
+    service = start_service(prelude=told)
+    with service.client() as client:
+        assert client.post("/sessions/a/events", json=PLAY).status_code == 200
+        for query in ("", "&k=3", "&explain=true", "&explain=true&k=3"):
+            assert client.get(f"/recommendations?session_id=a{query}").status_code == 200
+        assert client.get("/tracks").status_code == 200
+    service.stop()
+    learnt = [line for line in service.output if line.startswith("learns")][-6:]
+    assert learnt == ["learns True"] * 3 + ["learns False"] * 3
+
+
 def test_requests_within_are_counted_until_they_are_answered(start_service: StartService) -> None:
     """Also those that came in one piece, and those whose client has gone: afterwards nobody is within."""
     told = "import service.door as d; leave = d.Door.leave; from service import telemetry as t\n" + (

@@ -2,8 +2,11 @@
 
 import json
 import socket
+import time
 from collections.abc import Iterator
+from http.client import HTTPResponse
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -124,6 +127,27 @@ def test_a_range_is_passed_over(running: httpx.Client) -> None:
     for path in ("/", "/web/player.js"):
         answer = running.get(path, headers={"Range": "bytes=9-3"})
         assert (answer.status_code, answer.content) == (200, running.get(path).content)
+
+
+@pytest.mark.parametrize("offer", ["Upgrade: h2c", "upgrade: websocket", "UPGRADE: TLS/1.0"])
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_an_offer_to_go_on_by_another_protocol_is_passed_over(running: httpx.Client, offer: str, pieces: int) -> None:
+    """As curl with --http2 makes it. The body belongs to the request all the same, and the next request is read."""
+    body = b'{"events":[{"type":"play","track_id":"g0-t00"}]}'
+    session_id = f"offer-{uuid4().hex}"
+    head = (
+        f"POST /sessions/{session_id}/events HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n{offer}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    address = (running.base_url.host, running.base_url.port or 0)
+    with socket.create_connection(address, timeout=10) as client:
+        for number in (1, 2):
+            for piece in (head + body,) if pieces == 1 else (head, body):
+                client.sendall(piece)
+                time.sleep(0.1 * (pieces - 1))
+            answer = HTTPResponse(client)
+            answer.begin()
+            assert (answer.status, json.loads(answer.read())["length"]) == (200, number)
 
 
 def test_a_hundred_wrong_fields_are_named_and_no_more(running: httpx.Client) -> None:

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,6 +108,51 @@ def test_streams_take_no_place_of_a_request(start_service: StartService) -> None
         assert "segue_shed_requests_total 0.0" in client.get("/metrics").text
 
 
+def asked(address: tuple[str, int], session_id: str, *more: str) -> socket.socket:
+    """A connection on which a stream has been asked for."""
+    client = socket.create_connection(address, timeout=20)
+    client.sendall(asking(session_id, *more))
+    return client
+
+
+def asking(session_id: str, *more: str) -> bytes:
+    lines = [f"GET /sessions/{session_id}/stream HTTP/1.1", "Host: localhost", "Accept: text/event-stream", *more]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def test_a_stream_whose_request_ends_late_takes_no_place_either(start_service: StartService) -> None:
+    with contextlib.ExitStack() as opened:
+        client = opened.enter_context(start_service().client())
+        address = (client.base_url.host, client.base_url.port or 0)
+        late = [opened.enter_context(asked(address, f"s{number}", "Content-Length: 1")) for number in range(70)]
+        for one in late:
+            assert one.recv(65_536).startswith(b"HTTP/1.1 200")
+        for one in late:
+            one.sendall(b"x")
+        time.sleep(0.3)
+        assert client.get("/recommendations?session_id=s1").status_code == 200
+        assert "segue_shed_requests_total 0.0" in client.get("/metrics").text
+
+
+def test_in_a_burst_no_more_streams_are_opened_than_so_many(start_service: StartService) -> None:
+    few = "import service.session_stream as s; s.SessionStreams.__init__.__defaults__ = (3,)"
+    service = start_service(prelude=few)
+    with service.client() as client:
+        address = (client.base_url.host, client.base_url.port or 0)
+        for _ in range(2):  # those of the first burst have left
+            with contextlib.ExitStack() as opened:
+                burst = [opened.enter_context(socket.create_connection(address, timeout=20)) for _ in range(12)]
+                assert client.get("/health/live").status_code == 200  # all connections are known by now
+                service.process.send_signal(signal.SIGSTOP)  # all requests are there before one is looked at
+                opened.callback(service.process.send_signal, signal.SIGCONT)
+                for number, one in enumerate(burst):
+                    one.sendall(asking(f"s{number}"))
+                service.process.send_signal(signal.SIGCONT)
+                answers = [one.recv(65_536)[9:12] for one in burst]
+            assert sorted(answers) == [b"200"] * 3 + [b"503"] * 9
+            time.sleep(2)  # a stream notices that its client has gone when it looks at the session
+
+
 def test_a_client_that_expects_an_end_is_refused(running: httpx.Client) -> None:
     answer = running.get("/sessions/a/stream")
     assert answer.status_code == 406
@@ -119,12 +166,10 @@ def test_no_more_streams_than_so_many() -> None:
 
     async def run() -> None:
         streams = SessionStreams(Store(), most=1)  # type: ignore[arg-type]
-        first = streams.changes("a", asyncio.Event())
-        streams.refuse_more()
-        assert b'"plays":[]' in await anext(first)
+        streams.take_place()
         with pytest.raises(Overloaded, match="1 sessions are watched here already"):
-            streams.refuse_more()
-        await first.aclose()  # type: ignore[attr-defined]
-        streams.refuse_more()
+            streams.take_place()
+        streams.leave_place()
+        streams.take_place()
 
     asyncio.run(run())

@@ -5,14 +5,17 @@
 
 import fcntl
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 pytest.importorskip("faiss")
@@ -210,6 +213,30 @@ def test_a_release_that_was_made_to_harm_ends_no_worker(start_service: StartServ
         assert swap(client, "plain").status_code == 200
         assert serving(client) == "plain"
     assert service.stop() == 0
+
+
+@pytest.mark.parametrize("asked_by", ["pointer", "call"])
+def test_a_release_under_trial_does_not_hold_up_the_end(
+    start_service: StartService, releases_dir: Path, asked_by: str
+) -> None:
+    hostile = Hostile(write_plain_release(releases_dir / "plain"))
+    hostile.with_encoder(releases_dir / "endless", endless_encoder())
+    service = start_service(releases_dir=releases_dir, releases_poll_s=0.1, release_trial_s=60, shutdown_s=1)
+    with service.client() as client, ThreadPoolExecutor(1) as other:
+        if asked_by == "pointer":
+            (releases_dir / "current").write_text("endless")
+        else:
+            answer = other.submit(swap, client, "endless")
+        parent = psutil.Process(service.process.pid)
+        until(lambda: any("forkserver" in " ".join(child.cmdline()) for child in parent.children()))
+        time.sleep(1)
+        service.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - began < 15
+        if asked_by == "call":
+            assert answer.result().status_code == 500
+            assert not (releases_dir / "current").exists()
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """The command line: help at once, one clear line and exit code 2 for a wrong input, never a traceback."""
 
+import os
+import re
 import subprocess
 import sys
 import time
@@ -77,3 +79,24 @@ def test_help_imports_no_station() -> None:
     started = time.monotonic()
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("set_by_user", "told"),
+    [({}, "3000"), ({"OMP_WAIT_POLICY": "active"}, "30000000000"), ({"GOMP_SPINCOUNT": "7"}, "7")],
+)
+def test_threads_of_openmp_sleep_soon_unless_told_otherwise(set_by_user: dict[str, str], told: str) -> None:
+    """As GNU OpenMP says itself when torch loads it; a wheel with another OpenMP has no such word."""
+    pytest.importorskip("torch")
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", "from segue.cli import main; main(['--version']); import torch"],
+        env=others | set_by_user | {"OMP_DISPLAY_ENV": "verbose"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = re.findall(r"GOMP_SPINCOUNT = '(\w+)'", done.stderr)
+    if not found:
+        pytest.skip("torch has no GNU OpenMP here")
+    assert set(found) == {told}

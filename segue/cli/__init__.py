@@ -4,6 +4,7 @@ A wrong input ends with one line on stderr and exit code 2.
 """
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -72,6 +73,7 @@ for _command in (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    _let_threads_sleep()
     try:
         with _termination_interrupts():
             result = segue.main(arguments, prog_name="segue", standalone_mode=False)
@@ -91,6 +93,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # whoever read the output has closed it, as `head` does
         return 0
     return result if isinstance(result, int) else 0
+
+
+def _let_threads_sleep() -> None:
+    """Have threads of torch, FAISS and scikit-learn wait on the processor for microseconds only, then sleep.
+
+    GNU OpenMP reads this as it is loaded. By itself it waits for milliseconds, which with other work on the machine is
+    what most of the time goes to (benchmarks/README.md, Training beside other work). What the user has set stays.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "3000"
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """What the map of the tracks costs a training, and how well it keeps neighbours together, beside principal components.
 
-    python benchmarks/track_map.py --release releases/mine --tracks 1000 60000 600000 --store
+    python -m benchmarks.track_map --release releases/mine --tracks 1000 60000 600000 --store
 
 Seconds are of synthetic catalogues (benchmarks/index_search.py), on one thread. Trustworthiness over the ten nearest
 (Venna and Kaski, 2001: 1 is the best, 0.5 what chance gives) is of the release's own embeddings, by direction; of 3,000

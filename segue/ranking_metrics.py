@@ -24,8 +24,12 @@ NOT_FOUND: Final = np.inf
 
 
 def mean_rank(greater: Int, equal: Int) -> Float64:
-    """Ranks from the numbers of other candidates that score above the target and the same. [n] -> [n] float64."""
-    return 1.0 + greater + equal / 2.0
+    """Ranks from the numbers of other candidates that score above the target and the same. [n] -> [n] float64.
+
+    A target whose score is no number is not even its own equal (`equal` is -1): it is not found.
+    """
+    ranks: Float64 = np.where(equal < 0, NOT_FOUND, 1.0 + greater + equal / 2.0)
+    return ranks
 
 
 def rank_in_list(rows: Int, scores: Float32, target: int) -> float:

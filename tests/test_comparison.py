@@ -139,3 +139,27 @@ class TestCommand:
     def test_a_wrong_file_gives_one_line(self, tmp_path: Path, capsys: Any) -> None:
         assert main(["compare", str(tmp_path / "nothing.json")]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"options": {"dimension": 8, "seed": 1}}, "with dimension=8, one before it with dimension=64"),
+        ({"protocol": "sampled", "evaluation_seed": 7}, r"among other tracks \(--seed 7\)"),
+    ],
+)
+def test_what_cannot_be_put_together_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    """Other options under the same name, and other tracks drawn to rank a target among."""
+    sampled = {"protocol": "sampled", "evaluation_seed": 0} if "protocol" in change else {}
+    first = result(tmp_path / "a", "sasrec", [1, 2, 900], 0, **sampled, options={"dimension": 64, "seed": 0})
+    second = result(tmp_path / "b", "sasrec", [1, 2, 900], 1, **sampled | {"options": {"seed": 1}} | change)
+    with pytest.raises(InputError, match=message):
+        read_results([first, second])
+    assert len(read_results([first])) == len(read_results([second])) == 1
+
+
+def test_the_order_of_keys_tells_nothing(tmp_path: Path) -> None:
+    first = result(tmp_path / "a", "sasrec", [1, 2, 900])
+    second = result(tmp_path / "b", "markov", [1, 900, 2])
+    second.write_text(json.dumps(json.loads(second.read_text()), sort_keys=True))
+    assert len(read_results([first, second])) == 1

@@ -1,5 +1,6 @@
 """Training on from a release: what is known stays, what is new gets rows, and nothing else changes."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from segue.cli import main  # noqa: E402 (after the check that torch is there)
-from segue.errors import BadRelease  # noqa: E402
+from segue.errors import BadOption, BadRelease  # noqa: E402
 from segue.release import DatasetFacts, Draft, Loss, Release, WindowFacts, open_release, write_release  # noqa: E402
 from segue.window import Sessions, Windows  # noqa: E402
 from tests.stopped_training import Killed, KilledAfter, Silent  # noqa: E402
-from training.continued import company_means, fair_factor  # noqa: E402
+from training.continued import company_means, fair_factor, with_tracks_of  # noqa: E402
 from training.dataset import Dataset, write_dataset  # noqa: E402
 from training.encoder_weights import ENCODER_WEIGHTS, encoder_weights, take_weights  # noqa: E402
 from training.encoders.sasrec import SasRecOptions  # noqa: E402
@@ -301,3 +302,29 @@ def test_the_command_takes_model_and_options_of_the_release_unless_told_otherwis
     changed = {"epochs": 0, "learning_rate": 0.001, "beta": 0.0}
     assert fresh.manifest.options == origin.manifest.options | changed
     assert "best epoch\t0" in capsys.readouterr().out
+
+
+def test_a_release_of_another_split_is_refused(
+    origin: Release, datasets: tuple[Dataset, Dataset], tmp_path: Path
+) -> None:
+    """Its weights know the plays that the other split asks for."""
+    job = on(origin, datasets[0], tmp_path / "out")
+    with pytest.raises(BadOption, match=r"was trained on the last-play split, .*: leave out --new-sessions"):
+        train(dataclasses.replace(job, split="new-sessions"), Silent())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_titles_and_artists_that_new_listening_lacks_stay(tmp_path: Path) -> None:
+    """A service's event log has none."""
+    plays = plant(1000, 100, seed=3).plays
+    titled = plays.with_columns(title=pl.format("title of {}", "track_id"), artist=pl.lit("of then"))
+    before = write_dataset(tmp_path / "titled", titled, "planted")
+    release = train(Job("sasrec", OPTIONS, before, "last-play", tmp_path / "release"), Silent())
+    later = plays.with_columns(title=pl.lit(None, pl.String), artist=pl.lit("of now"))
+    log = write_dataset(tmp_path / "log", later.filter(pl.col("session_id").hash() % 2 == 0), "planted")
+    frame = with_tracks_of(release, log).catalogue.frame
+    heard = len(log.catalogue)
+    assert 0 < heard < len(before.catalogue)
+    assert frame["track_id"].to_list()[:heard] == log.catalogue.frame["track_id"].to_list()
+    assert frame["title"].to_list() == [f"title of {track}" for track in frame["track_id"]]
+    assert frame["artist"].to_list() == ["of now"] * heard + ["of then"] * (len(frame) - heard)

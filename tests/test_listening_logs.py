@@ -423,6 +423,20 @@ class TestMalformedLines:
             "wrong number of fields",
         ]
 
+    def test_numbers_that_are_not_whole_are_no_positions_and_no_flags(self, run: Run) -> None:
+        """Not cut to whole ones, by which plays would fall together."""
+        frame = pl.DataFrame(
+            {
+                "session_id": ["s"] * 5,
+                "position": [0.5, 1.0, 2.0, 3.0, None],
+                "track_id": ["x", "a", "b", "c", "d"],
+                "skipped": [0.0, 0.0, 1.0, 0.5, 1.0],
+            }
+        )
+        report = run("events", frame, min_session_plays=1)
+        assert told(report.dataset) == {"s": "a b*"}
+        assert report.malformed_reasons == {"unreadable position": 2, "unreadable skip flag": 1}
+
     def test_a_stray_quote_costs_its_own_line_at_most(self, run: Run) -> None:
         fields = ['12" mix', 'the "x" mix', '"say ""hi"", now"', '""', '"open', '"shut" early', '7"', "plain", '"a,b"']
         lines = [f"s,{number},t{number},0,{title},end" for number, title in enumerate(fields)]

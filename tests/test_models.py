@@ -1,5 +1,6 @@
 """Every model of the table: trained, measured under both protocols, and asked as the service asks."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from training.evaluate import Offline, Question, evaluate
 from training.models import MODELS, Job, train
 from training.options import check_options
 from training.planted_sessions import simulate
+from training.splits import examples
 
 CORRECTED = {"wrmf-bl", "wrmf-nr", "bpr-bl", "bpr-nr"}  # of families that the everyday suite has already
 SMALL = {"epochs": 1, "dimension": 8, "heads": 2, "negatives": 20, "iterations": 2, "beta": 0.5}
@@ -102,3 +104,17 @@ def test_a_batch_answers_as_one_question_at_a_time(release: Release, dataset: Da
     assert [answer.rows for answer in together] == [answer.rows for answer in alone]
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_allclose(one.scores, other.scores, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["sasrec", "gru4rec", "caser", "bert4rec", "wrmf", "markov"])
+def test_a_dataset_too_small_for_validation_is_trained_on_all_the_same(model: str, tmp_path: Path) -> None:
+    """None of six sessions is for validation: all epochs are gone through, and the last one stays."""
+    dataset = simulate(1000, 6, tmp_path / "six")
+    assert len(examples(dataset, "new-sessions", "validation").targets) == 0
+    small = {"dimension": 8, "epochs": 3, "patience": 1, "heads": 2, "window": 5}
+    kind = MODELS[model].options
+    options = check_options(kind, {name: value for name, value in small.items() if name in kind.model_fields})
+    release = train(Job(model, options, dataset, "new-sessions", tmp_path / "release"), Silent())
+    assert release.manifest.evaluation.get("best_epoch", 3) == 3
+    if model != "markov":
+        assert len(release.sample_windows.tracks) > 0

@@ -112,3 +112,8 @@ class TestBootstrap:
         )
         assert estimate is not None
         assert 0 < estimate.low < estimate.value < estimate.high < 0.35
+
+
+def test_a_target_whose_score_is_no_number_is_not_found() -> None:
+    """Nothing is greater than it, and not even itself is equal to it."""
+    assert mean_rank(np.array([0, 0, 2]), np.array([-1, 0, 1])).tolist() == [NOT_FOUND, 1.0, 3.5]

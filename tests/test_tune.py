@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("optuna")
 
-from segue.errors import BadOption
+from segue.errors import BadOption, BadRelease
 from training.dataset import Dataset
-from training.models import MODELS
+from training.models import MODELS, train
 from training.options import read_options
 from training.planted_sessions import simulate
 from training.tune import BEST, PAPER_SPACE, Tuning, tune
@@ -79,6 +79,32 @@ def test_a_study_of_something_else_is_refused(dataset: Dataset, tmp_path: Path) 
     tune(tuning(dataset, tmp_path / "study", 1), silent)
     with pytest.raises(BadOption, match=r"study of something else .split last-play there, new-sessions here"):
         tune(tuning(dataset, tmp_path / "study", 1, split="new-sessions"), silent)
+
+
+def test_other_values_to_search_are_another_study(dataset: Dataset, tmp_path: Path) -> None:
+    tune(tuning(dataset, tmp_path / "study", 1), silent)
+    with pytest.raises(BadOption, match=r"holds the study of something else .*--search"):
+        tune(tuning(dataset, tmp_path / "study", 2, space={name: [*of, 0.3] for name, of in SPACE.items()}), silent)
+
+
+def test_options_whose_release_is_refused_are_a_trial_that_ended(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import training.tune as module
+
+    calls: list[int] = []
+
+    def sometimes(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise BadRelease("the exported encoder differs")
+        return train(*arguments)
+
+    monkeypatch.setattr(module, "train", sometimes)
+    study = tune(tuning(dataset, tmp_path / "study", 2), silent)
+    assert [trial.state.name for trial in study.trials] == ["PRUNED", "COMPLETE"]
+    assert study.trials[0].user_attrs["refused"] == "the exported encoder differs"
+    assert len(tune(tuning(dataset, tmp_path / "study", 2), silent).trials) == 2
 
 
 def test_an_unknown_option_is_refused_before_anything_is_trained(dataset: Dataset, tmp_path: Path) -> None:

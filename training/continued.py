@@ -32,6 +32,7 @@ from training.encoders.contract import SessionEncoder
 from training.options import NeuralOptions, Options, check_options, read_options
 
 REACH: Final = 2
+_NAMES: Final = ("title", "artist")
 _LIST: Final = 10  # tracks
 _SESSIONS_ASKED: Final = 500
 _ROWS_AT_ONCE: Final = 65_536
@@ -75,12 +76,32 @@ def refuse_unfit_origin(release: Release) -> None:
         )
 
 
+def refuse_other_split(release: Release, split: str) -> None:
+    """Raise BadOption for a release of another split: the new one would be asked for plays that it was trained on."""
+    before = release.manifest.dataset.split
+    if before != split:
+        raise BadOption(
+            f"--from {release.path} was trained on the {before} split, which holds out other plays than {split}: "
+            f"{'add' if before == 'new-sessions' else 'leave out'} --new-sessions"
+        )
+
+
 def with_tracks_of(release: Release, dataset: Dataset) -> Dataset:
-    """The dataset whose catalogue goes on with the release's tracks that it does not hold; its rows stay."""
-    held = dataset.catalogue.frame
+    """The dataset whose catalogue goes on with the release's tracks that it does not hold; its rows stay.
+
+    Titles and artists that the dataset does not have, as an event log has none, are the release's.
+    """
+    names = [pl.col("track_id"), *(pl.col(name).alias(f"{name}_before") for name in _NAMES)]
+    held = (
+        dataset.catalogue.frame.join(
+            release.catalogue.frame.select(names), on="track_id", how="left", maintain_order="left"
+        )
+        .with_columns(pl.coalesce(name, f"{name}_before").alias(name) for name in _NAMES)
+        .drop(f"{name}_before" for name in _NAMES)
+    )
     kept = release.catalogue.frame.join(held, on="track_id", how="anti", maintain_order="left")
     frame = pl.concat([held, kept.with_columns(pl.lit(0, pl.Int64).alias("plays"), pl.lit(0, pl.Int64).alias("skips"))])
-    return dataset if kept.is_empty() else replace(dataset, catalogue=Catalogue(frame.drop("row")))
+    return replace(dataset, catalogue=Catalogue(frame.drop("row")))
 
 
 def take_over(encoder: SessionEncoder, release: Release, catalogue: Catalogue, part: Sessions) -> None:

@@ -180,6 +180,7 @@ def evaluate(question: Question, answers: Answers, advance: Advance | None = Non
         "split": question.split,
         "part": question.part,
         "protocol": question.protocol,
+        "evaluation_seed": question.seed,
         **summary(ranks, asked.target_skipped, question.seed),
         "unseen_targets": float((target_plays == 0).mean()),
     }

@@ -100,6 +100,7 @@ class _Run:
         self.options = encoder.options
         self.training = training
         self.validation = processes.share_of(validation)
+        self.can_judge = len(validation.targets) > 0
         self.checkpoints = checkpoints
         processes.check(self.options)
         rows = ShardedRows if processes.sharded else ItemRows
@@ -185,7 +186,7 @@ class _Run:
             "sessions_per_s": round(sessions_per_s, 1),
         }
         progress.history.append(line)
-        if score > progress.best:
+        if score > progress.best or not self.can_judge:  # then the last epoch is as good as any
             progress.best, progress.best_epoch = score, progress.epoch
             self._keep_best(candidate)
         progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}

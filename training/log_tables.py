@@ -102,7 +102,7 @@ class Table:
         if dtype == pl.String:
             return column.str.strip_chars().cast(pl.Int64, strict=False)
         if dtype.is_numeric():
-            return column.cast(pl.Int64, strict=False)
+            return _whole(column)
         raise BadLog(f"{self.name}: {name} is of type {dtype}, expected a whole number")
 
     def flag(self, name: str) -> pl.Expr:
@@ -111,11 +111,17 @@ class Table:
         if dtype == pl.Boolean:
             return column
         if dtype.is_numeric():
-            column = column.cast(pl.Int64, strict=False).cast(pl.String)
+            column = _whole(column).cast(pl.String)
         elif dtype != pl.String:
             raise BadLog(f"{self.name}: {name} is of type {dtype}, expected true or false")
         column = column.str.strip_chars().str.to_lowercase()
         return pl.when(column.is_in(["true", "1"])).then(True).when(column.is_in(["false", "0"])).then(False)
+
+
+def _whole(column: pl.Expr) -> pl.Expr:
+    """Numbers as whole ones, null where they are none."""
+    number = column.cast(pl.Int64, strict=False)
+    return pl.when(number == column).then(number)
 
 
 def split_lines(

@@ -35,7 +35,7 @@ from training.baselines.knn import VmisKnn, VmisKnnOptions
 from training.baselines.markov import MarkovRanker
 from training.baselines.wrmf import WrmfOptions, fit_wrmf
 from training.checkpoint import Checkpoints
-from training.continued import refuse_unfit_origin, take_over, with_tracks_of
+from training.continued import refuse_other_split, refuse_unfit_origin, take_over, with_tracks_of
 from training.dataset import Dataset
 from training.encoder_weights import ENCODER_WEIGHTS, encoder_weights
 from training.encoders.bert4rec import Bert4Rec, Bert4RecOptions
@@ -181,6 +181,7 @@ def _refuse_unfit(job: Job, checkpoints: Checkpoints) -> None:
         )
     if job.origin is not None:
         refuse_unfit_origin(job.origin)
+        refuse_other_split(job.origin, job.split)
     elif isinstance(job.options, NeuralOptions) and job.options.epochs == 0:
         raise BadOption("epochs=0 trains nothing: expected 1 or more, or --from with a release to take the weights of")
 
@@ -254,8 +255,10 @@ def _write(job: Job, trained: Trained, catalogue: Catalogue) -> Release:
     if not isinstance(model, Encoder):
         arrays: Mapping[str, NDArray[Any]] = getattr(model, "arrays", dict)()
         return write_release(job.out, _draft(job, trained, None), catalogue, arrays, overwrite=job.overwrite)
-    validation = examples(job.dataset, job.split, "validation")
-    sample = to_windows(validation.inputs.select(slice(0, SAMPLE_WINDOWS)), job.options.window)
+    inputs = examples(job.dataset, job.split, "validation").inputs
+    if len(inputs) == 0:
+        inputs = training_part(job.dataset, job.split)
+    sample = to_windows(inputs.select(slice(0, SAMPLE_WINDOWS)), job.options.window)
     matrix = item_embeddings(model)
     weights = {ENCODER_WEIGHTS: encoder_weights(model)} if isinstance(model, SessionEncoder) else {}
     return write_release(

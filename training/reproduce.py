@@ -117,7 +117,7 @@ def plan(wanted: Wanted, dataset: Path, fingerprint: str, folder: Path) -> Plan:
         Run(name, _options(name, wanted, seed), split, dataset, fingerprint, folder)
         for split in wanted.splits
         for seed in wanted.seeds
-        for name in wanted.systems
+        for name in dict.fromkeys(wanted.systems)
         if seed == wanted.seeds[0] or MODELS[SYSTEMS[name].model].seeded
     ]
     return Plan(runs, wanted.protocols)

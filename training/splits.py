@@ -66,6 +66,10 @@ _TEST_BUCKETS: Final = (_VALIDATION_PERCENT, _VALIDATION_PERCENT + _TEST_PERCENT
 
 
 def _buckets(dataset: Dataset) -> Int:
-    """A number from 0 to 99 for every session, from its id alone, so that a grown dataset keeps its parts."""
+    """A number from 0 to 99 for every session, from its id alone.
+
+    A grown dataset keeps its parts where the log names its sessions, but not where they are made from a listener's
+    plays and numbered; the pieces of a session that was cut have a number each.
+    """
     ids = (zlib.crc32(session_id.encode()) % 100 for session_id in dataset.session_ids)
     return np.fromiter(ids, dtype=np.int64, count=len(dataset.sessions))

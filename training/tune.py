@@ -23,7 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from segue.errors import BadOption
+from segue.errors import BadOption, BadRelease
 from training.dataset import Dataset
 from training.models import MODELS, Job, train
 from training.options import Options, check_options
@@ -59,7 +59,8 @@ class Tuning:
         for name, values in self.space.items():
             for value in values:
                 changed(self.options, {name: value})
-        named = {"model": self.model, "dataset": self.dataset.facts.fingerprint, "split": self.split}
+        named: dict[str, Any] = {"model": self.model, "dataset": self.dataset.facts.fingerprint, "split": self.split}
+        named |= {f"--search {name}": ",".join(map(str, values)) for name, values in self.space.items()}
         fixed = {key: value for key, value in self.options.model_dump().items() if key not in self.space}
         object.__setattr__(self, "identity", {key: str(value) for key, value in (named | fixed).items()})
 
@@ -157,7 +158,11 @@ def _value(trial: Trial, tuning: Tuning) -> float:
             return earlier.value
     folder = tuning.out / f"trial-{trial.user_attrs['folder']}"
     job = Job(tuning.model, changed(tuning.options, params), tuning.dataset, tuning.split, folder, overwrite=True)
-    release = train(job, _Pruning(trial))
+    try:
+        release = train(job, _Pruning(trial))
+    except BadRelease as error:  # what these options come to cannot be served, and would not be the next time
+        trial.set_user_attr("refused", str(error))
+        raise optuna.TrialPruned from error
     return float(release.manifest.evaluation["validation"]["HR@10"])
 
 

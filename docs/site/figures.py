@@ -40,7 +40,7 @@ def measured(results: Path, name: str) -> Measured:
         nothing.astype(int),
         nothing.astype(int),
         nothing,
-        {system: Answered() for system in question["systems"]},
+        systems={system: Answered() for system in question["systems"]},
     )
     estimates = {
         (system, group, metric): Estimate(**estimate)

@@ -143,6 +143,8 @@ def reproduce(
         recipe=recipe,
         settings=settings,
     )
+    if len({dataset.name for dataset in datasets}) < len(datasets):
+        raise BadOption("two datasets have folders of the same name, and would share one in --out: rename one")
     plans = [
         (dataset.name, plan(wanted, dataset, open_dataset(dataset).facts.fingerprint, out / dataset.name))
         for dataset in datasets

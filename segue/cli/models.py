@@ -190,6 +190,8 @@ def evaluate(
 
     if json_file is not None and json_file.is_dir():
         raise InputError(f"--json {json_file} is a folder: name a file")
+    if json_file is not None and not json_file.parent.is_dir():
+        raise InputError(f"--json {json_file}: {json_file.parent} is no folder: make it first")
     question = Question(
         open_dataset(dataset),
         open_release(release),

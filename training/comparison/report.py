@@ -11,7 +11,7 @@ from segue.ranking_metrics import METRICS
 from training.comparison import paper, words
 from training.comparison.page import page
 from training.comparison.results import read_results
-from training.comparison.statistics import PERMUTATIONS, differences, estimates
+from training.comparison.statistics import NEURAL, PERMUTATIONS, differences, estimates
 from training.comparison.tables import (
     Measured,
     Table,
@@ -81,7 +81,7 @@ def sentences(by_protocol: Mapping[str, Measured]) -> list[str]:
     found = list(words.answer(measured))
     for metric in ("HR@1", "HR@10"):
         behind = behind_the_chain(measured, metric)
-        if "markov" in measured.asked.systems:
+        if "markov" in measured.asked.systems and any(name.startswith(NEURAL) for name in measured.asked.systems):
             found.append(f"Neural systems that do not beat the Markov chain's {metric}: {', '.join(behind) or 'none'}.")
     return found
 

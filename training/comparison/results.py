@@ -39,6 +39,7 @@ class Question(NamedTuple):
 class Answered:
     """One system's answers to one question, over its seeds."""
 
+    options: dict[str, Any] = field(default_factory=dict)  # without the seed
     ranks: dict[int, Float64] = field(default_factory=dict)  # training seed: [sessions] float64, NOT_FOUND beyond lists
     training: list[dict[str, float]] = field(default_factory=list)  # a seed's seconds, peak_memory_bytes, epochs
     unseen_targets: float = 0.0
@@ -63,6 +64,7 @@ class Asked:
     target_plays: Int  # [sessions] int64, plays of the target in the training part
     session_length: Int  # [sessions] int64, plays of the input
     session_skip_rate: Float64  # [sessions]
+    drawn: int = 0  # the seed of the tracks that targets were ranked among, for `sampled`
     systems: dict[str, Answered] = field(default_factory=dict)
 
     def members(self, group: str) -> Bool:
@@ -100,12 +102,24 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _add(compared: Comparison, path: Path, content: dict[str, Any]) -> None:
-    question = Question(*content["dataset"].values(), *(content[key] for key in ("split", "part", "protocol")))
+    dataset = content["dataset"]
+    asked_of = (content[key] for key in ("split", "part", "protocol"))
+    question = Question(dataset["source"], dataset["fingerprint"], *asked_of)
+    drawn = content.get("evaluation_seed", 0) if question.protocol == "sampled" else 0
     skipped, plays, length, skip_rate = (np.array(content[key]) for key in _OF_A_SESSION)
-    asked = compared.setdefault(question, Asked(question, skipped, plays, length, skip_rate))
+    asked = compared.setdefault(question, Asked(question, skipped, plays, length, skip_rate, drawn))
     if not np.array_equal(asked.target_skipped, skipped) or len(content["ranks"]) != len(skipped):
         raise InputError(f"{path} has other targets than the results before it, though of the same dataset and split")
-    answered = asked.systems.setdefault(content["system"], Answered())
+    if asked.drawn != drawn:
+        raise InputError(f"{path} was asked among other tracks (--seed {drawn}) than those before it ({asked.drawn})")
+    options = {key: value for key, value in content.get("options", {}).items() if key != "seed"}
+    answered = asked.systems.setdefault(content["system"], Answered(options))
+    for key in sorted(options.keys() & answered.options.keys()):
+        if options[key] != answered.options[key]:
+            raise InputError(
+                f"{path} is of {content['system']} with {key}={options[key]}, one before it with "
+                f"{key}={answered.options[key]}: compare seeds of the same options, and leave the others out"
+            )
     seed = content["train_seed"]
     if seed in answered.ranks:
         raise InputError(f"{path} is a second result of {content['system']} with seed {seed}: leave one of them out")

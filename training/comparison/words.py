@@ -27,7 +27,7 @@ MODELS: Final = {
 }
 VERSIONS: Final = {
     "+nce": "trained to tell the next played track from the session's skips as well: the paper's InfoNCE term",
-    "-bl": "skipped plays count as not wanted (Wen, Yang and Estrin, 2019)",
+    "-bl": "skipped plays count neither as wanted nor as unwanted (Wen, Yang and Estrin, 2019)",
     "-nr": "skipped plays are drawn as negative examples (Wen, Yang and Estrin, 2019)",
     "+published-pairing": "the skips of that term paired as in the authors' public code, mostly with other sessions",
     "+next-played": "trained to find the next track that was not skipped, passing over those that were",

@@ -23,7 +23,7 @@ def dropout(states: Tensor, share: float, training: bool) -> Tensor:
 
 def kept(states: Tensor, share: float) -> Tensor | None:
     """What each activation is multiplied by: 0, or the scale of those that are kept. None where nothing is dropped."""
-    dropped = round(share * 256)
+    dropped = min(round(share * 256), 255)
     if not dropped:
         return None
     if states.device.type != "cpu":

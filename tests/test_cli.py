@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -58,6 +59,35 @@ def test_a_wrong_input_is_one_line_and_code_two(
     assert len(err.strip().splitlines()) == 1
     assert message in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [[], ["keys"]])
+def test_without_a_command_the_help_is_shown_as_it_is(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    code, out, err = run(capsys, *command)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"Usage: {' '.join(['segue', *command])} ")
+    assert len(err.splitlines()) > 8
+
+
+def test_a_place_that_cannot_be_written_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    file = tmp_path / "file"
+    file.write_text("")
+    code, _, err = run(capsys, "simulate", "--tracks", 1000, "--sessions", 10, "--out", file / "dataset")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert err.startswith("segue: ")
+    assert str(file) in err
+
+
+def test_a_port_that_is_taken_is_told_before_the_demo_trains(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = run(capsys, "demo", "--folder", tmp_path / "demo", "--port", port, "--no-browser")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert f"127.0.0.1:{port} cannot be listened on" in err
+    assert not (tmp_path / "demo").exists()
 
 
 def test_a_missing_extra_is_named() -> None:

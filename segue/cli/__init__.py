@@ -36,7 +36,9 @@ _EXTRA_OF = {
     "onnxruntime": "service",
     "faiss": "service",
     "fastapi": "service",
+    "pydantic_settings": "service",
     "redis": "service",
+    "structlog": "service",
     "httpx": "service",
     "ray": "ray",
     "uvicorn": "service",
@@ -71,12 +73,15 @@ for _command in (
     segue.add_command(_command)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (one for each way to end)
     """Run one command and return its exit code."""
     _let_threads_sleep()
     try:
         with _termination_interrupts():
             result = segue.main(arguments, prog_name="segue", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     except click.ClickException as error:
         return _refuse(error.format_message(), 2)
     except SegueError as error:
@@ -89,6 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt) as stop:
         said = str(stop.__cause__ or "") if isinstance(stop, click.Abort) else str(stop)  # of training.interruption
         return _refuse(said or "interrupted", 130)
+    except (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        if error.filename is None:
+            raise
+        return _refuse(f"{error.filename}: {error.strerror}: name another place", 2)
     except BrokenPipeError:
         sys.stderr.close()  # whoever read the output has closed it, as `head` does
         return 0

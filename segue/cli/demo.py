@@ -1,5 +1,6 @@
 """`segue demo`: the whole path on planted data, then the player."""
 
+import socket
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -10,6 +11,7 @@ from segue.cli.data import FOLDER
 from segue.cli.models import answers_of, build_index, print_evaluations
 from segue.cli.output import say
 from segue.cli.progress import TrainingProgress, counting
+from segue.errors import BadOption
 
 if TYPE_CHECKING:
     from training.dataset import Dataset
@@ -30,6 +32,8 @@ def demo(folder: Path, tracks: int, sessions: int, port: int, browser: bool, ser
     What is done already is not done again: the second start takes seconds.
     """
     started = time.monotonic()
+    if serve:
+        _refuse_taken(port)
     world = folder / f"{tracks}-tracks-{sessions}-sessions"
     dataset = _dataset(world / "dataset", tracks, sessions)
     releases = world / "releases"
@@ -38,6 +42,16 @@ def demo(folder: Path, tracks: int, sessions: int, port: int, browser: bool, ser
     say(f"ready after {time.monotonic() - started:.0f} s")
     if serve:
         _serve(releases, folder / "data", port, browser=browser)
+
+
+def _refuse_taken(port: int) -> None:
+    """Raise BadOption now and not after the training. The service says the same, should the port be taken by then."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise BadOption(
+            f"127.0.0.1:{port} cannot be listened on: {error.strerror}; choose another --port, or 0 for a free one"
+        ) from error
 
 
 def _dataset(folder: Path, tracks: int, sessions: int) -> "Dataset":

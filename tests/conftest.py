@@ -52,6 +52,12 @@ def logging_ends_with_its_test() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+def pytest_configure() -> None:
+    """Hear SIGINT: a shell starts what runs in its background with it ignored, and all that tests start inherits that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     """A release in which a played track recommends its genre and a skipped one speaks against it."""

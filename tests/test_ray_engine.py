@@ -138,13 +138,6 @@ class TestOnRay:
 
 
 class TestInterrupts:
-    @pytest.fixture(autouse=True)
-    def heard(self) -> Iterator[None]:
-        """A shell starts what runs in its background with SIGINT ignored, and Python leaves it so."""
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        yield
-        signal.signal(signal.SIGINT, before)
-
     def swallowed(self, leads_to: Exception | None = None) -> None:
         with contextlib.suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

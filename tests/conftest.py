@@ -53,7 +53,7 @@ def logging_ends_with_its_test() -> Iterator[None]:
 
 
 def pytest_configure() -> None:
-    """Hear SIGINT: a shell starts what runs in its background with it ignored, and all that tests start inherits that."""
+    """Hear SIGINT: a shell has what runs in its background ignore it, and all that tests start inherits that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -107,6 +107,19 @@ def test_options_whose_release_is_refused_are_a_trial_that_ended(
     assert len(tune(tuning(dataset, tmp_path / "study", 2), silent).trials) == 2
 
 
+def test_a_study_whose_releases_are_all_refused_says_so(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import training.tune as module
+
+    def refused(*_: Any) -> Any:
+        raise BadRelease("the exported encoder differs")
+
+    monkeypatch.setattr(module, "train", refused)
+    with pytest.raises(BadOption, match=r"none of the choices came to a release \(the exported encoder differs"):
+        tune(tuning(dataset, tmp_path / "study", 2), silent)
+
+
 def test_an_unknown_option_is_refused_before_anything_is_trained(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(BadOption, match="unknown option 'momentum'"):
         tuning(dataset, tmp_path, 1, space={"momentum": [0.9]})

@@ -95,7 +95,13 @@ def tune(tuning: Tuning, told: Told) -> Study:
 
 
 def write_best(study: Study, tuning: Tuning) -> Path:
-    """Write best.toml whole: every option that is not the model's default, in the table of the model."""
+    """Write best.toml whole: every option that is not the model's default, in the table of the model.
+
+    Raises BadOption where no trial came to a release.
+    """
+    if not study.get_trials(states=(TrialState.COMPLETE,)):
+        refused = [str(trial.user_attrs["refused"]) for trial in study.trials if "refused" in trial.user_attrs]
+        raise BadOption(f"none of the choices came to a release ({' '.join(refused[:1])}): choose others to --search")
     best = changed(tuning.options, study.best_params)
     defaults = MODELS[tuning.model].options().model_dump()
     values = {key: value for key, value in best.model_dump().items() if value != defaults[key] and key != "seed"}

@@ -139,13 +139,18 @@ def everything(client: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-def test_what_takes_as_long_as_many_teaches_the_door_nothing(start_service: StartService) -> None:
-    """A list with its reasons is some hundred lists: that it is late says nothing of the load."""
-    told = "import service.door as d; leave = d.Door.leave\n" + (
-        "def told(self, scope, learn):\n    print('learns', learn, flush=True); leave(self, scope, learn=learn)\n"
+def telling(what: str) -> str:
+    """Python that has a service print something whenever a request has been answered."""
+    return (
+        "import service.door as d; leave = d.Door.leave\n"
+        f"def told(self, scope, learn):\n    leave(self, scope, learn=learn); print({what}, flush=True)\n"
         "d.Door.leave = told"
     )
-    service = start_service(prelude=told)
+
+
+def test_what_takes_as_long_as_many_teaches_the_door_nothing(start_service: StartService) -> None:
+    """A list with its reasons is some hundred lists: that it is late says nothing of the load."""
+    service = start_service(prelude=telling("'learns', learn"))
     with service.client() as client:
         assert client.post("/sessions/a/events", json=PLAY).status_code == 200
         for query in ("", "&k=3", "&explain=true", "&explain=true&k=3"):
@@ -158,11 +163,7 @@ def test_what_takes_as_long_as_many_teaches_the_door_nothing(start_service: Star
 
 def test_requests_within_are_counted_until_they_are_answered(start_service: StartService) -> None:
     """Also those that came in one piece, and those whose client has gone: afterwards nobody is within."""
-    told = "import service.door as d; leave = d.Door.leave; from service import telemetry as t\n" + (
-        "def told(self, scope, learn):\n    leave(self, scope, learn=learn); print('within', self.within, flush=True)\n"
-        "d.Door.leave = told"
-    )
-    service = start_service(prelude=told)
+    service = start_service(prelude=telling("'within', self.within"))
     with service.client() as client:
         assert client.post("/sessions/a/events", json=PLAY).status_code == 200
         with socket.create_connection(address_of(client), timeout=5) as other:

@@ -44,9 +44,7 @@ CALLS: Final[dict[tuple[str, str], Scope | None]] = {
     ("GET", "/"): OPEN,
     ("GET", "/ops"): OPEN,
     ("GET", "/web/{path:path}"): OPEN,
-    ("HEAD", "/web/{path:path}"): OPEN,
     ("GET", "/openapi.json"): OPEN,
-    ("HEAD", "/openapi.json"): OPEN,
 }
 
 
@@ -61,7 +59,7 @@ class Call(NamedTuple):
 def call_of(method: str, path: str, query: bytes) -> Call:
     """What a request is, told from its method and path by the same expressions as the router's."""
     for name, expression, scope in _BY_METHOD.get(method, ()):
-        if match := expression.match(path):
+        if match := expression.fullmatch(path):
             session_id = match.groupdict().get("session_id")
             if name == "GET /recommendations":  # the last one counts, as for the router
                 session_id = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)).get("session_id")

@@ -30,7 +30,7 @@ from service.embedded_redis import die_with_parent, embedded_redis
 from service.event_log import EventLog, open_folder
 from service.fallback import Fallback
 from service.live_state import LiveState
-from service.middleware import LimitedBody, Measured, whole
+from service.middleware import Measured, whole
 from service.problems import answer_problems, describe_problems
 from service.quick_path import QuickPath
 from service.releases import LiveReleases, refuse_nothing_to_serve
@@ -59,6 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
         settings.max_connections,
         settings.read_timeout_s,
         on_refusal=telemetry.shed.inc,
+        on_invalid=lambda status: telemetry.requests.labels("any", "none", str(status)).inc(),
     )
 
     @contextlib.asynccontextmanager
@@ -88,11 +89,9 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(router)
     app.mount("/web", whole(StaticFiles(directory=player.WEB)), name="web")
     answer_problems(app, [*app.router.routes, *(route for router in ROUTERS for route in router.routes)])
-    app.add_middleware(LimitedBody, max_bytes=settings.max_request_bytes)
     app.add_middleware(
         QuickPath,
         routes={route.name: route for route in routes.router.routes if isinstance(route, APIRoute)},
-        max_bytes=settings.max_request_bytes,
     )
     if access.is_needed(settings):
         app.add_middleware(access.Access, settings=settings)
@@ -148,7 +147,17 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
     credits_ = Credits(store, settings.credit_share, telemetry)
     fallback = Fallback(store, telemetry, wanted=settings.fallback == "popularity")
     live_state = LiveState(StoreState(client), releases, settings, telemetry)
-    return Parts(releases, credits_, store, SessionStreams(store), fallback, threads, telemetry, live_state)
+    return Parts(
+        releases,
+        credits_,
+        store,
+        SessionStreams(store),
+        fallback,
+        threads,
+        telemetry,
+        live_state,
+        settings.max_request_bytes,
+    )
 
 
 def _spare_the_collector() -> None:

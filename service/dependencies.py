@@ -1,27 +1,24 @@
 """What routes ask for, by name: the parts of the running service and the checked pieces of a request."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request
 from fastapi import Path as PathParameter
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError, WithJsonSchema
+from pydantic import BaseModel, WithJsonSchema
 
 from segue.events import MAX_ID_LENGTH, TEXT_PATTERN, TrackId
 from segue.release import NAME_PATTERN
 from service.bodies import MAX_TRACKS, EventsRequest, SwapRequest, WhatIfRequest
 from service.credits import Credits
 from service.fallback import Fallback
+from service.json_body import Body, read_json
 from service.live_state import LiveState
-from service.problems import MOST_ERRORS, WrongMediaType
 from service.releases import LiveReleases
 from service.session_store import SessionStore
 from service.session_stream import SessionStreams
 from service.telemetry import Telemetry
 from service.threads import Threads
-
-Body = TypeVar("Body", bound=BaseModel)
 
 SESSION_ID_PATTERN = r"^[A-Za-z0-9._~-]{1,128}$"
 
@@ -38,6 +35,7 @@ class Parts:
     threads: Threads
     telemetry: Telemetry
     live_state: LiveState
+    max_request_bytes: int
 
 
 async def _parts(request: Request) -> Parts:  # async, or FastAPI would call it in a thread
@@ -46,33 +44,20 @@ async def _parts(request: Request) -> Parts:  # async, or FastAPI would call it 
 
 
 async def _reported(request: Request) -> EventsRequest:
-    return await _checked(EventsRequest, request)
+    return await _body(EventsRequest, request)
 
 
 async def _supposed(request: Request) -> WhatIfRequest:
-    return await _checked(WhatIfRequest, request)
+    return await _body(WhatIfRequest, request)
 
 
 async def _wanted(request: Request) -> SwapRequest:
-    return await _checked(SwapRequest, request)
+    return await _body(SwapRequest, request)
 
 
-async def _checked(model: type[Body], request: Request) -> Body:
-    """The body, checked as JSON: numbers for numbers and text for text, nothing is converted.
-
-    It must say that it is JSON. Whatever a browser sends for a page of another site without asking first says something
-    else, or nothing (https://fetch.spec.whatwg.org/#cors-safelisted-request-header, 2026).
-    """
-    kinds = request.headers.getlist("content-type")
-    if len(kinds) != 1 or kinds[0].partition(";")[0].strip().lower() != "application/json":
-        shown = ascii(kinds[0][:80]) if len(kinds) == 1 else "missing" if not kinds else "there twice"
-        raise WrongMediaType(f"Content-Type is {shown}: send JSON, and say so by application/json")
-    try:
-        return model.model_validate_json(await request.body(), strict=True)
-    except ValidationError as error:
-        found = error.errors(include_url=False)[:MOST_ERRORS]
-        errors = [{**one, "loc": ("body", *one["loc"])} for one in found]
-        raise RequestValidationError(errors) from error
+async def _body(model: type[Body], request: Request) -> Body:
+    parts: Parts = request.app.state.parts
+    return await read_json(model, request.scope["headers"], request.receive, parts.max_request_bytes)
 
 
 def body_of(model: type[BaseModel]) -> dict[str, Any]:

@@ -45,15 +45,19 @@ class Door:
         read_timeout_s: float = 10,
         clock: Callable[[], float] = time.perf_counter,
         on_refusal: Callable[[], None] = lambda: None,
+        on_invalid: Callable[[int], None] = lambda _: None,
     ) -> None:
         """`target_s` is how long an answer may take; infinite lets everybody in.
 
         Connections above `most_connections` are refused; `read_timeout_s` is how long a client may take to send a
-        request. `on_refusal` is called for each request or connection that is refused.
+        request. `on_refusal` is called for each request or connection that is refused, `on_invalid` with the status
+        of each answer to a request that is not valid HTTP, too large or too slow.
         """
         self.most_connections = most_connections
         self.read_timeout_s = read_timeout_s
         self.on_refusal = on_refusal
+        self.on_invalid = on_invalid
+        self.unfinished_bytes = 0  # that connections hold of requests which have not come whole
         self.closing = asyncio.Event()  # the service is to end: whoever answers without end stops
         self.within = 0
         self.most_within = math.inf if math.isinf(target_s) else float(_AT_FIRST)

@@ -1,4 +1,4 @@
-"""What happens around every request: it is named and measured, its body is limited, no failure goes unanswered."""
+"""What happens around every request: it gets an id, is measured and counted, and no failure goes unanswered."""
 
 import itertools
 import re
@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.door import Door
-from service.problems import BodyTooLarge, problem_response
+from service.problems import problem_response
 from service.telemetry import Telemetry, request_id
 
 _log = structlog.get_logger()
@@ -45,16 +45,25 @@ class Measured:
         status = 0
         name = self._name(scope)
         request_id.set(name.decode())
+        method = scope["method"]
+        is_head = method == "HEAD"
+        if is_head:  # it gets what GET gets, without the body (RFC 9110, 9.3.2, 2022)
+            scope["method"] = "GET"
 
         async def send_noting_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", name)]
-            await send(message)
+                scope["method"] = method
+                await send(message)
+                if is_head:  # at once, as the body of a stream has no end
+                    await send({"type": "http.response.body"})
+            elif not is_head:
+                await send(message)
 
         try:
-            await self._app(scope, receive, send_noting_status)
+            await self._app_for(scope)(scope, receive, send_noting_status)
         except ClientDisconnect:
             status = CLIENT_CLOSED
         except Exception:
@@ -64,7 +73,13 @@ class Measured:
             status = 500
             await problem_response(500, "the service failed; its log says why")(scope, receive, send_noting_status)
         finally:
-            self._note(scope, status, time.perf_counter() - began)
+            self._note(scope, method, status, time.perf_counter() - began)
+
+    def _app_for(self, scope: Scope) -> ASGIApp:
+        """What answers. In a route's expression, which ends with `$`, a last newline is ignored."""
+        if scope["path"].endswith("\n"):
+            return problem_response(404, "the path ends with a newline, as no path of this service does")
+        return self._app
 
     def _name(self, scope: Scope) -> bytes:
         for header, value in scope["headers"]:
@@ -73,11 +88,12 @@ class Measured:
                 return given
         return b"%b-%d" % (self._ours.encode(), next(self._numbers))
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+    def _note(self, scope: Scope, method: str, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
         is_usual = route in _USUAL and b"explain=" not in scope["query_string"]
         self._door.leave(scope, learn=is_usual and status < 400)
-        method = scope["method"] if route != "none" else "any"  # a client may invent methods without end
+        if route == "none" or status == 405:
+            method = "any"  # a client may send methods that no route has
         self._telemetry.requests.labels(method, route, str(status)).inc()
         self._telemetry.request_seconds.labels(method, route).observe(seconds)
         _log.debug("request", method=method, route=route, status=status, ms=round(seconds * 1000, 3))
@@ -91,33 +107,3 @@ def whole(app: ASGIApp) -> ASGIApp:
         await app({**scope, "headers": headers}, receive, send)
 
     return answer
-
-
-class LimitedBody:
-    """Refuses bodies over a number of bytes, whether or not the client says their length."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        text = f"the body is larger than {self._max_bytes:,} bytes: send fewer events at a time"
-        stated = dict(scope["headers"]).get(b"content-length", b"0")
-        if stated.isdigit() and int(stated) > self._max_bytes:
-            await problem_response(413, text, BodyTooLarge.title)(scope, receive, send)
-            return
-        received = 0
-
-        async def receive_counting() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise BodyTooLarge(text)
-            return message
-
-        await self._app(scope, receive_counting, send)

@@ -41,20 +41,6 @@ class Problem(BaseModel):
     )
 
 
-class BodyTooLarge(SegueError):
-    """The request's body is larger than the service takes."""
-
-    http_status: ClassVar[int] = 413
-    title: ClassVar[str] = "Body too large"
-
-
-class WrongMediaType(SegueError):
-    """The request's body does not say that it is JSON."""
-
-    http_status: ClassVar[int] = 415
-    title: ClassVar[str] = "Unsupported media type"
-
-
 class NotAcceptable(SegueError):
     """The request does not accept what would be answered."""
 
@@ -68,7 +54,7 @@ _DESCRIPTIONS = {
     406: "The answer is a stream of events, which `Accept` does not name",
     409: "Another swap is under way, or the service has no folder of releases",
     413: "The body is larger than the service takes",
-    415: "The body does not say that it is JSON",
+    415: "The body is not plain JSON, or does not say that it is",
     422: "The request is not as described; `errors` names the fields",
     503: "The session store cannot be reached, or the service is full; try again after `Retry-After` seconds",
 }
@@ -127,14 +113,19 @@ def answer_problems(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
     async def on_invalid_request(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        fields = [_invalid_field(found) for found in error.errors()[:MOST_ERRORS]]
-        first = fields[0]
-        detail = f"{first.field} is {first.found}: {first.expected}"
-        return problem_response(422, detail, "Invalid input", fields)
+        return invalid_request_response(error)
 
     app.add_exception_handler(SegueError, on_segue_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid_request)
+
+
+def invalid_request_response(error: RequestValidationError) -> Response:
+    """The problem document for a request that is not as described."""
+    fields = [_invalid_field(found) for found in error.errors()[:MOST_ERRORS]]
+    first = fields[0]
+    detail = f"{first.field} is {first.found}: {first.expected}"
+    return problem_response(422, detail, "Invalid input", fields)
 
 
 def _invalid_field(error: Mapping[str, Any]) -> InvalidField:
@@ -152,7 +143,7 @@ def _allowed(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
         match, _ = route.matches(scope)
         if match is Match.PARTIAL:
             methods |= getattr(route, "methods", None) or set()
-    return sorted(methods)
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 def describe_problems(schema: dict[str, Any]) -> None:

@@ -1,20 +1,16 @@
-"""Bytes on a connection: what uvicorn's parser, bounded by service.request_head, makes of damaged requests."""
+"""Bytes on a connection: what uvicorn's parser, bounded by service.connection, makes of damaged requests."""
 
 import asyncio
 import json
 import random
 import re
-from pathlib import Path
 from typing import Any, Final
 
 import httptools
-import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
 
-from service.request_head import BoundedHead
 from tests.fuzzing.mutations import damaged
 from tests.fuzzing.requests import App
+from tests.memory_connection import MemoryConnection
 
 _BODY: Final = json.dumps({"events": [{"type": "play", "track_id": "t0000000", "event_id": "e"}]}).encode()
 _HEAD: Final = b"Host: localhost\r\nContent-Type: application/json\r\n"
@@ -30,6 +26,11 @@ REQUESTS: Final = (
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
     b"GET /web/player.js HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 70_000 + b"\r\n\r\n",
+    b"POST /sessions/wire/events HTTP/1.1\r\n%bConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: %d\r\n\r\n%b"
+    % (_HEAD, len(_BODY), _BODY),
+    b"CONNECT /health/live HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nabc",
+    b"POST /sessions/wire/events HTTP/1.1\r\n%b%bX: y\r\nHost: b\r\n\r\n" % (_HEAD, _CHUNKED[:-2]),
+    b"HEAD /sessions/wire/stream HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n",
 )
 
 
@@ -59,37 +60,8 @@ def statuses(received: bytes) -> list[int]:
     return found
 
 
-class _Transport(asyncio.Transport):
-    """Keeps what is written."""
-
-    def __init__(self) -> None:
-        super().__init__({"sockname": ("127.0.0.1", 8000), "peername": ("127.0.0.1", 1)})
-        self.written = b""
-        self.closed = False
-
-    def write(self, data: Any) -> None:
-        self.written += bytes(data)
-
-    def close(self) -> None:
-        self.closed = True
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None: ...
-
-
 class Wire(App):
     """A connection for each case, in this process."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self._config = uvicorn.Config(self._app, http=BoundedHead, ws="none", lifespan="off", log_config=None)
-        self._config.load()
 
     def case(self, rng: random.Random) -> str:
         """See Target."""
@@ -102,32 +74,16 @@ class Wire(App):
         return str(found[0]) if found else "nothing"
 
     async def _exchange(self, pieces: list[bytes]) -> bytes:
-        state = ServerState()
-        state.default_headers = []
-        protocol: HttpToolsProtocol = BoundedHead(self._config, state, {}, _loop=asyncio.get_running_loop())
-        transport = _Transport()
-        protocol.connection_made(transport)
-        for piece in pieces:
-            if transport.closed:
-                break
-            protocol.data_received(piece)
-            await asyncio.sleep(0)
-        for _ in range(2000):  # what has come whole is answered; what has not waits for more
-            if not state.tasks or protocol.cycle is None or not protocol.cycle.more_body:
-                break
-            await asyncio.sleep(0)
+        connection = MemoryConnection(self._app)
+        await connection.send(*pieces)
+        # What has come whole is answered; what has not waits for more.
         for _ in range(200):
-            if not state.tasks:
+            cycle = connection.protocol.cycle
+            if not connection.state.tasks or (cycle is not None and cycle.more_body):
                 break
-            await asyncio.sleep(0.001 if protocol.cycle is None or not protocol.cycle.more_body else 0)
-        protocol.connection_lost(None)
-        tasks = list(state.tasks)
-        if tasks:
-            done, waiting = await asyncio.wait(tasks, timeout=10)
-            assert not waiting, pieces
-            for task in done:
-                task.result()
-        return transport.written
+            await asyncio.sleep(0.001)
+        await connection.end()
+        return connection.transport.written
 
 
 TARGETS: Final[dict[str, Any]] = {"wire": Wire}

@@ -13,7 +13,7 @@ import pytest
 from segue.cli import main
 from service.access import CALLS, OPEN
 from service.answer_headers import ANSWER_HEADERS
-from service.request_head import MAX_HEAD_BYTES, MAX_PARAMETERS, MAX_TARGET_BYTES
+from service.connection import MAX_HEAD_BYTES, MAX_PARAMETERS, MAX_TARGET_BYTES
 
 StartService = Callable[..., Any]
 BODY = {"events": [{"type": "play", "track_id": "g0-t00"}]}

@@ -95,9 +95,9 @@ def test_what_is_unknown_is_a_404_in_words(running: httpx.Client) -> None:
 
 def test_a_wrong_method_names_the_right_ones(running: httpx.Client) -> None:
     for method, path, allowed in (
-        ("PUT", "/sessions/a", "DELETE, GET"),
+        ("PUT", "/sessions/a", "DELETE, GET, HEAD"),
         ("GET", "/sessions/a/events", "POST"),
-        ("POST", "/recommendations", "GET"),
+        ("POST", "/recommendations", "GET, HEAD"),
         ("POST", "/web/player.js", "GET, HEAD"),
     ):
         answer = running.request(method, path)

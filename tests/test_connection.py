@@ -1,0 +1,433 @@
+"""One connection: where requests begin and end, what they may send, and what follows them."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http import flow_control, httptools_impl
+from uvicorn.server import ServerState
+
+from service.connection import MAX_HEAD_BYTES, MAX_HEADERS, MAX_UNFINISHED_BYTES, Connection
+from service.door import Door
+from tests.memory_connection import MemoryConnection, Recorder, exchange
+
+HOST = b"Host: localhost\r\n"
+HIDDEN = b"GET /hidden HTTP/1.1\r\n%b\r\n" % HOST
+GET = b"GET /first HTTP/1.1\r\n%b\r\n" % HOST
+
+
+def post(*headers: bytes, body: bytes = b"", path: bytes = b"/sessions/s/events") -> bytes:
+    lines = b"".join(header + b"\r\n" for header in headers)
+    return b"POST %b HTTP/1.1\r\n%b%b\r\n%b" % (path, HOST, lines, body)
+
+
+def chunked(*trailers: bytes, body: bytes = b"{}") -> bytes:
+    lines = b"".join(trailer + b"\r\n" for trailer in trailers)
+    return post(b"Transfer-Encoding: chunked", body=b"%x\r\n%b\r\n0\r\n%b\r\n" % (len(body), body, lines))
+
+
+def offers() -> Iterator[bytes]:
+    """Requests that offer another protocol, whose body is the text of a request."""
+    length = b"Content-Length: %d" % len(HIDDEN)
+    for name in (b"Upgrade", b"upgrade", b"UPGRADE", b"uPGrade", b"UPgrade"):
+        for value in (b"h2c", b"websocket", b"TLS/1.0", b"foo, h2c"):
+            yield post(b"Connection: Upgrade", name + b": " + value, length, body=HIDDEN)
+            yield post(b"Connection: keep-alive, uPgRaDe", length, name + b":" + value, body=HIDDEN)
+    yield post(b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"Upgrade: websocket", length, body=HIDDEN)
+    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(HIDDEN), HIDDEN)
+    yield post(b"Connection: Upgrade", b"Upgrade: h2c", b"Transfer-Encoding: chunked", body=body)
+
+
+@pytest.mark.parametrize("request_bytes", list(offers()), ids=range(len(list(offers()))))
+def test_the_body_of_a_request_that_offers_another_protocol_stays_its_body(request_bytes: bytes) -> None:
+    everything = request_bytes + GET
+    cuts = [(everything,), tuple(everything[i : i + 1] for i in range(len(everything)))]
+    cuts += [(everything[:at], everything[at:]) for at in range(1, len(everything))]
+    for pieces in cuts:
+        app, connection = exchange(pieces)
+        assert [(method, path, body) for method, path, _, body in app.asked] == [
+            ("POST", "/sessions/s/events", HIDDEN),
+            ("GET", "/first", b""),
+        ], pieces
+        assert connection.statuses == [200, 200]
+        assert all(name != b"upgrade" for _, _, headers, _ in app.asked for name, _ in headers)
+
+
+def test_an_offer_without_a_body_is_answered_as_without_the_offer() -> None:
+    app, connection = exchange([b"GET /a HTTP/1.1\r\n%bConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n" % HOST, GET])
+    assert [path for _, path, _, _ in app.asked] == ["/a", "/first"]
+    assert connection.statuses == [200, 200]
+
+
+@pytest.mark.parametrize("target", [b"/health/live", b"example.org:443", b"localhost:80"])
+def test_connect_is_refused_and_what_follows_is_ignored(target: bytes) -> None:
+    whole = b"CONNECT %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n" % (target, HOST, len(HIDDEN)) + HIDDEN
+    for at in range(1, len(whole)):
+        app, connection = exchange([whole[:at], whole[at:]])
+        assert connection.statuses in ([405], [400])
+        assert connection.transport.closed
+        assert not app.asked
+
+
+@pytest.mark.parametrize(
+    "name", ["Authorization", "hOST", "Content-Type", "X-Request-ID", "Expect", "Accept", "traceparent"]
+)
+def test_trailers_are_no_headers(name: str) -> None:
+    trailer = f"{name}: from-the-trailer".encode()
+    whole = chunked(trailer) + GET
+    plain, _ = exchange([chunked() + GET])
+    for at in range(1, len(whole)):
+        app, connection = exchange([whole[:at], whole[at:]])
+        assert app.asked == plain.asked
+        assert connection.statuses == [200, 200]
+
+
+@pytest.mark.parametrize(
+    "trailers", [(b"Connection: Upgrade", b"Upgrade: h2c"), (b"Connection: close",), (b"Host: elsewhere",)]
+)
+def test_trailers_change_nothing_of_what_follows(trailers: tuple[bytes, ...]) -> None:
+    app, connection = exchange([chunked(*trailers), GET])
+    assert [path for _, path, _, _ in app.asked] in (["/sessions/s/events", "/first"], ["/sessions/s/events"])
+    assert set(connection.statuses) == {200}
+    assert len(connection.statuses) == len(app.asked)
+
+
+@pytest.mark.parametrize(
+    ("before", "endless", "after"),
+    [
+        (b"GET /", b"a", b""),
+        (b"GET / HTTP/1.1\r\nX: ", b"a", b""),
+        (b"GET / HTTP/1.1\r\n", b"X: y\r\n", b""),
+        (post(b"Transfer-Encoding: chunked") + b"0\r\n", b"X: y\r\n", b""),
+        (post(b"Transfer-Encoding: chunked") + b"0\r\nX: ", b"y", b""),
+        (post(b"Transfer-Encoding: chunked") + b"1;", b"a=b;", b""),
+        (post(b"Transfer-Encoding: chunked"), b"0", b""),
+        (b"", b"\r\n", b""),
+    ],
+    ids=["target", "header", "headers", "trailers", "trailer", "extension", "zeros", "empty lines"],
+)
+@pytest.mark.parametrize("size", [1, 1000, 60_000])
+def test_nothing_but_a_body_may_be_without_end(before: bytes, endless: bytes, after: bytes, size: int) -> None:
+    piece = endless * max(1, size // len(endless))
+    most = 4 * MAX_HEAD_BYTES
+
+    async def run() -> None:
+        app = Recorder()
+        connection = MemoryConnection(app)
+        await connection.send(before)
+        sent = 0
+        while not connection.transport.closed and sent < most:
+            connection.protocol.data_received(piece)
+            sent += len(piece)
+        assert connection.transport.closed
+        assert sent < 1.5 * MAX_HEAD_BYTES + len(piece)
+        assert connection.statuses in ([431], [400])
+        assert not app.asked
+        assert connection.door.unfinished_bytes == 0
+        await connection.end()
+
+    asyncio.run(run())
+
+
+def test_a_body_in_chunks_of_one_byte_is_no_framing_without_end() -> None:
+    body = b"x" * 40_000
+    pieces = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
+    app, connection = exchange([post(b"Transfer-Encoding: chunked"), pieces, b"0\r\n\r\n", GET])
+    assert [len(body) for _, _, _, body in app.asked] == [40_000, 0]
+    assert connection.statuses == [200, 200]
+
+
+def test_more_headers_than_anybody_needs_are_refused() -> None:
+    for number, status in ((MAX_HEADERS - 1, 200), (MAX_HEADERS, 431)):
+        _, connection = exchange([b"GET / HTTP/1.1\r\n%b%b\r\n" % (HOST, b"X: y\r\n" * number)])
+        assert connection.statuses == [status]
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nhOST: a\r\n\r\n", 400),
+        (b"GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        (b"GET / HTTP/1.0\r\n\r\n", 200),
+        (b"GET / HTTP/1.1\r\nHost:\r\n\r\n", 200),
+    ],
+)
+def test_a_request_names_its_host_once(head: bytes, status: int) -> None:
+    _, connection = exchange([head])
+    assert connection.statuses == [status]
+    assert (b"the Host header is" in connection.transport.written) == (status == 400)
+
+
+def test_a_head_counts_its_own_bytes_alone() -> None:
+    long = post(b"Content-Length: 100000", body=b"x" * 100_000)
+    small = b"GET /small HTTP/1.1\r\n%bX: %b\r\n\r\n" % (HOST, b"a" * 200)
+    for before, number in ((long, 1), (small * 300, 300)):
+        app, connection = exchange([before + small[:20], small[20:]])
+        assert connection.statuses == [200] * (number + 1)
+        assert len(app.asked) == number + 1
+
+
+def test_a_pipeline_is_parsed_no_faster_than_it_is_answered() -> None:
+    async def run() -> None:
+        app = Recorder(wait_s=0.001)
+        connection = MemoryConnection(app)
+        connection.protocol.data_received(GET * 5000)
+        assert len(connection.protocol.pipeline) < 500
+        assert not connection.transport.is_read
+        await connection.settle()
+        connection.protocol.connection_lost(None)
+
+    asyncio.run(run())
+
+
+class TestClientThatSendsNoMore:
+    """A client may shut down its sending side after its request (RFC 9112, 9.6)."""
+
+    def test_gets_its_answers(self) -> None:
+        async def run() -> None:
+            app = Recorder(wait_s=0.01)
+            connection = MemoryConnection(app)
+            connection.protocol.data_received(GET + GET + GET * 300)
+            assert connection.protocol.eof_received() is True
+            for _ in range(400):
+                await connection.answered()
+                await connection.settle()
+                if connection.transport.closed:
+                    break
+            assert connection.statuses == [200] * 302
+            assert connection.transport.closed
+            await connection.end()
+
+        asyncio.run(run())
+
+    @pytest.mark.parametrize("sent", [b"", b"GET / HT", post(b"Content-Length: 10", body=b"123"), GET])
+    def test_is_let_go_where_nothing_is_left_to_answer(self, sent: bytes) -> None:
+        async def run() -> None:
+            app = Recorder()
+            connection = MemoryConnection(app)
+            await connection.send(sent)
+            assert connection.protocol.eof_received() is None  # asyncio closes the transport
+            await connection.end()
+            assert app.left == (b"POST" in sent)
+
+        asyncio.run(run())
+
+    def test_a_stream_ends(self) -> None:
+        async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await asyncio.sleep(10)
+
+        async def run() -> None:
+            connection = MemoryConnection(stream)
+            await connection.send(GET)
+            assert connection.protocol.eof_received() is None
+            for task in connection.state.tasks:
+                task.cancel()
+
+        asyncio.run(run())
+
+
+def test_a_request_hears_that_its_client_has_gone_though_others_wait_behind_it() -> None:
+    async def listen(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def run() -> None:
+        connection = MemoryConnection(listen)
+        await connection.send(GET + GET)
+        assert len(connection.state.tasks) == 1
+        connection.lose()
+        await connection.answered()
+        assert not connection.state.tasks
+
+    asyncio.run(run())
+
+
+def test_a_client_that_has_gone_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """The transport is closed a turn before the protocol hears of it, and then refuses to be written to."""
+
+    async def run() -> None:
+        connection = MemoryConnection(Recorder(wait_s=0.01))
+        await connection.send(GET)
+        connection.transport.closed = True
+        await connection.answered()
+        assert connection.statuses == []
+        await connection.end()
+
+    with caplog.at_level(logging.DEBUG):
+        asyncio.run(run())
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+class TestWhatIsNotHttp:
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            b"hello\r\n\r\n",
+            b"GET / HTTP/1.1\r\n%bX : y\r\n\r\n" % HOST,
+            b"POST / HTTP/1.1\r\n%bContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd" % HOST,
+            b"POST / HTTP/1.1\r\n%bContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" % HOST,
+            b"GET /\xff HTTP/1.1\r\n%b\r\n" % HOST,
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        ],
+    )
+    def test_gets_a_problem_document_and_no_line_in_the_log(
+        self, sent: bytes, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        invalid: list[int] = []
+        with caplog.at_level(logging.INFO):
+            _, connection = exchange([sent], Door(on_invalid=invalid.append))
+        head, _, body = connection.transport.written.partition(b"\r\n\r\n")
+        assert connection.statuses == [400]
+        assert b"application/problem+json" in head
+        assert json.loads(body)["status"] == 400
+        assert connection.transport.closed
+        assert invalid == [400]
+        assert not caplog.records
+
+    def test_is_answered_after_the_requests_before_it(self) -> None:
+        async def run() -> None:
+            app = Recorder(wait_s=0.01)
+            connection = MemoryConnection(app)
+            connection.protocol.data_received(GET + GET + b"hello\r\n\r\n" + GET)
+            for _ in range(10):
+                await connection.answered()
+                await connection.settle()
+            assert connection.statuses == [200, 200, 400]
+            assert connection.transport.closed
+            await connection.end()
+            assert len(app.asked) == 2
+
+        asyncio.run(run())
+
+
+class TestUnfinishedRequests:
+    """What they hold is bounded over all connections, as each may be just within its own bounds."""
+
+    def test_are_refused_where_they_hold_too_much_together(self) -> None:
+        body = b"x" * 200_000
+
+        async def run() -> None:
+            door, state = Door(), ServerState()
+            app = Recorder()
+            connections = [MemoryConnection(app, door, state) for _ in range(150)]
+            for connection in connections:
+                await connection.send(post(b"Content-Length: 200001", body=body))
+            refused = [connection for connection in connections if connection.transport.closed]
+            assert refused
+            assert all(connection.statuses == [503] for connection in refused)
+            assert door.unfinished_bytes <= MAX_UNFINISHED_BYTES
+            small = MemoryConnection(app, door, state)
+            await small.send(GET)
+            assert small.statuses == [200]
+            for connection in connections:
+                connection.lose()
+            assert door.unfinished_bytes == 0
+            await small.end()
+
+        asyncio.run(run())
+
+    @pytest.mark.parametrize("body", [b"x" * 30_000, b"x" * 29_999 + b"y" + GET])
+    def test_hold_nothing_once_they_are_whole(self, body: bytes) -> None:
+        async def run() -> None:
+            connection = MemoryConnection(Recorder())
+            await connection.send(post(b"Content-Length: 30000", body=body[:20_000]))
+            assert connection.door.unfinished_bytes >= 20_000
+            await connection.send(body[20_000:])
+            assert connection.door.unfinished_bytes == 0
+            assert set(connection.statuses) == {200}
+            await connection.end()
+
+        asyncio.run(run())
+
+
+class TestDeadline:
+    """A client has `read_timeout_s` for a request, however many bytes it sends."""
+
+    @pytest.mark.parametrize(
+        ("sent", "statuses"),
+        [
+            (b"", []),
+            (b"\r\n", []),
+            (b"GET / HT", [408]),
+            (post(b"Content-Length: 3", body=b"a"), [408]),
+            (GET, [200]),
+            (GET + b"GET", [200, 408]),
+        ],
+    )
+    def test_ends_the_connection(self, sent: bytes, statuses: list[int]) -> None:
+        async def run() -> None:
+            connection = MemoryConnection(Recorder(), Door(read_timeout_s=0.03))
+            for start in range(0, len(sent), 9):
+                await connection.send(sent[start : start + 9])
+            if sent == GET:
+                await connection.send(b"\r\n")  # some clients end a body with it
+            await asyncio.sleep(0.08)
+            assert connection.transport.closed
+            assert connection.statuses == statuses
+            await connection.end()
+
+        asyncio.run(run())
+
+    def test_begins_anew_with_each_request(self) -> None:
+        """A client that always has one under way when another is complete is not slow."""
+
+        async def run() -> None:
+            connection = MemoryConnection(Recorder(), Door(read_timeout_s=0.2))
+            await connection.send(GET[:10])
+            for _ in range(30):
+                await asyncio.sleep(0.01)
+                await connection.send(GET[10:] + GET[:10])
+            assert not connection.transport.closed
+            await connection.send(GET[10:])
+            assert connection.statuses == [200] * 31
+            await connection.end()
+
+        asyncio.run(run())
+
+
+def test_the_names_of_uvicorn_that_are_overridden_exist() -> None:
+    """They are private: a version that renames one would leave a rule of ours without effect."""
+    parent = httptools_impl.HttpToolsProtocol
+    own = [name for name, value in vars(Connection).items() if callable(value) and hasattr(parent, name)]
+    overridden = {
+        "connection_made",
+        "connection_lost",
+        "eof_received",
+        "data_received",
+        "pause_writing",
+        "resume_writing",
+        "on_message_begin",
+        "on_header",
+        "on_headers_complete",
+        "on_body",
+        "on_message_complete",
+        "_start_asgi_task",
+        "on_response_complete",
+        "timeout_keep_alive_handler",
+        "shutdown",
+        "__init__",
+    }
+    assert overridden <= set(own)
+    for name in ("_unset_keepalive_if_required", "send_400_response"):
+        assert hasattr(parent, name)
+    cycle = vars(httptools_impl.RequestResponseCycle)
+    assert {"send", "receive", "run_asgi"} <= set(cycle)
+    assert hasattr(flow_control.FlowControl, "pause_reading")
+
+    async def attributes() -> None:
+        connection = MemoryConnection(Recorder(wait_s=0.01))
+        connection.protocol.data_received(GET)
+        for name in ("pipeline", "cycle", "flow", "parser", "headers", "url", "scope", "timeout_keep_alive_task"):
+            assert hasattr(connection.protocol, name), name
+        for name in ("response_started", "response_complete", "disconnected", "more_body", "scope", "transport"):
+            assert hasattr(connection.protocol.cycle, name), name
+        assert hasattr(connection.protocol.flow, "write_paused")
+        await connection.answered()
+        await connection.end()
+
+    asyncio.run(attributes())

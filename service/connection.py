@@ -13,7 +13,7 @@ The overridden names are private to uvicorn: pyproject.toml pins its minor versi
 """
 
 import asyncio
-import enum
+from collections.abc import Awaitable
 from typing import Any, Final
 
 import httptools
@@ -38,18 +38,13 @@ _PIECE: Final = 8192
 _ALWAYS: Final = (b"/health/", b"/metrics", b"/releases", b"/operations", b"/ops", b"/web/ops")
 
 
-class _State(enum.Enum):
-    """What the next byte belongs to."""
-
-    BETWEEN = enum.auto()  # no request
-    HEAD = enum.auto()
-    OFFER = enum.auto()  # a head that offers another protocol: httptools has stopped, see _ignore_offer
-    BODY = enum.auto()
-    REFUSED = enum.auto()  # the body of a request that has been refused
-    ENDED = enum.auto()  # nothing: whatever comes is ignored
-
-
-_PARTIAL: Final = (_State.HEAD, _State.BODY)
+# What the next byte belongs to. Plain numbers, as they are compared some twenty times for each request.
+_BETWEEN: Final = 0  # no request
+_HEAD: Final = 1
+_OFFER: Final = 2  # a head that offers another protocol: httptools has stopped, see _ignore_offer
+_BODY: Final = 3
+_REFUSED: Final = 4  # the body of a request that has been refused
+_ENDED: Final = 5  # nothing: whatever comes is ignored
 
 
 class ReadyAnswer:
@@ -91,13 +86,12 @@ class _UntilGone:
         except ClientDisconnect:
             self._cycle.disconnected = True  # nobody is left to answer, and uvicorn does not complain
 
-    async def _send(self, message: Message) -> None:
+    def _send(self, message: Message) -> Awaitable[None]:
         cycle = self._cycle
-        if not cycle.disconnected and not cycle.transport.is_closing():
-            await cycle.send(message)  # type: ignore[arg-type]
-        elif not cycle.response_complete:
+        if cycle.disconnected or cycle.transport.is_closing():
             cycle.disconnected = True
             raise ClientDisconnect
+        return cycle.send(message)  # type: ignore[arg-type]
 
 
 class Connection(HttpToolsProtocol):
@@ -106,7 +100,7 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._door: Door = self.app_state["door"]
-        self._state = _State.BETWEEN
+        self._state = _BETWEEN
         self._unparsed = b""  # waits for the answers to earlier requests
         self._framing = 0  # bytes of the request that are not of its body
         self._body = 0  # bytes of its body
@@ -132,7 +126,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone."""
-        self._state = _State.ENDED
+        self._state = _ENDED
         self._unparsed = b""
         self._hold(0)
         self._stop_deadline()
@@ -147,7 +141,7 @@ class Connection(HttpToolsProtocol):
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """The client sends no more. Requests that came whole are answered; a stream without an end is not."""
         waits = self._running is not None and not self._running.response_started
-        if not waits or not (self._unparsed or self._state is _State.BETWEEN):
+        if not waits or not (self._unparsed or self._state == _BETWEEN):
             return None  # the transport closes
         self._sends_no_more = True
         self._cut_off_later()
@@ -174,25 +168,28 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        if self._state is _State.ENDED:
+        if self._state == _ENDED:
             return
         super().on_message_begin()
-        self._state = _State.HEAD
+        self._state = _HEAD
         self._framing = self._body = self._hosts = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer, which is ignored."""
-        if self._state is _State.HEAD:
-            super().on_header(name, value)
-            if self.headers[-1][0] == b"host":
+        if self._state == _HEAD:
+            name = name.lower()
+            if name == b"host":
                 self._hosts += 1
+            elif name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """The head is there: admit the request, or refuse it."""
-        if self._state is not _State.HEAD:
+        if self._state != _HEAD:
             return
         if self.parser.should_upgrade():
-            self._state = _State.OFFER
+            self._state = _OFFER
             return
         refusal = self._refusal_of_head()
         is_counted = not self.url.startswith(_ALWAYS)
@@ -208,25 +205,25 @@ class Connection(HttpToolsProtocol):
                 self._refuse_here()
         else:
             super().on_headers_complete()
-        if self._state is _State.HEAD:
-            self._state = _State.BODY
+        if self._state == _HEAD:
+            self._state = _BODY
             self._framing = 0
 
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
         self._framing -= len(body)
         self._body += len(body)
-        if self._state is _State.BODY:
+        if self._state == _BODY:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is whole. Only now it counts: a client that sends slowly takes nobody's place."""
-        if self._state is _State.BODY:
+        if self._state == _BODY:
             super().on_message_complete()
             if self.cycle is self._running:
                 self._enter(self.cycle)
-        if self._state in (_State.BODY, _State.REFUSED):
-            self._state = _State.BETWEEN
+        if self._state in (_BODY, _REFUSED):
+            self._state = _BETWEEN
             self._framing = 0
             self._completed = True
 
@@ -269,19 +266,20 @@ class Connection(HttpToolsProtocol):
     def _parse(self) -> None:
         """Parse what has come, but not beyond a request that has to wait for its turn."""
         self._unset_keepalive_if_required()
-        while self._unparsed and not self.pipeline and self._state is not _State.ENDED:
-            piece, self._unparsed = self._unparsed[:_PIECE], self._unparsed[_PIECE:]
-            self._feed(piece)
-        if self._state is _State.ENDED:
+        while self._unparsed and not self.pipeline and self._state != _ENDED:
+            unparsed = self._unparsed
+            self._unparsed = unparsed[_PIECE:]
+            self._feed(unparsed[:_PIECE])
+        if self._state == _ENDED:
             self._unparsed = b""
         elif self.pipeline:
             self.flow.pause_reading()
         if self._completed:
             self._completed = False
             self._stop_deadline()
-            if self._state is _State.BETWEEN:
+            if self._state == _BETWEEN:
                 return
-        if self._deadline is None and self._state is not _State.ENDED:
+        if self._deadline is None and self._state != _ENDED:
             self._start_deadline()
 
     def _feed(self, piece: bytes) -> None:
@@ -291,14 +289,14 @@ class Connection(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as stopped:
             self._ignore_offer(piece[stopped.args[0] :])
         except httptools.HttpParserError:
-            if self._state is not _State.ENDED:
+            if self._state != _ENDED:
                 self._end(problem_response(400, "the request is not valid HTTP/1.1"))
-        if self._state is _State.BETWEEN:
+        if self._state == _BETWEEN:
             if self._held:
                 self._hold(0)
             if self._framing > MAX_HEAD_BYTES and not self._completed:
                 self._end(problem_response(400, "a request begins with its method, not with empty lines"))
-        elif self._state is not _State.ENDED:
+        elif self._state != _ENDED:
             self._bound()
 
     def _ignore_offer(self, rest: bytes) -> None:
@@ -317,12 +315,12 @@ class Connection(HttpToolsProtocol):
     def _bound(self) -> None:
         """Bound what an unfinished request has sent."""
         self._framing = max(self._framing, 0)  # less than none where body came in the piece that the head ended in
-        framing = "head" if self._state is _State.HEAD else "chunk sizes, chunk extensions and trailers"
+        framing = "head" if self._state == _HEAD else "chunk sizes, chunk extensions and trailers"
         most = MAX_HEAD_BYTES + self._body * _FRAMING_PER_BODY_BYTE
         if self._framing > most:
             self._end(problem_response(431, f"the {framing} of the request have more than {MAX_HEAD_BYTES:,} bytes"))
             return
-        is_kept = self._state in _PARTIAL and not (self._state is _State.BODY and self.cycle.response_complete)
+        is_kept = self._state in (_HEAD, _BODY) and not (self._state == _BODY and self.cycle.response_complete)
         self._hold(self._framing + self._body if is_kept else 0)
         if self._held > _PIECE and self._door.unfinished_bytes > MAX_UNFINISHED_BYTES:
             self._door.on_refusal()
@@ -371,10 +369,10 @@ class Connection(HttpToolsProtocol):
 
     def _refuse_here(self) -> None:
         """Answer that the service is full; the connection stays where the end of the request can be told."""
-        self._state = _State.REFUSED
+        self._state = _REFUSED
         self.server_state.total_requests += 1
         if self.flow.write_paused:  # the client asks on without reading
-            self._state = _State.ENDED
+            self._state = _ENDED
             self.transport.abort()
             return
         # Whoever waits for `100 Continue` may keep its body to itself, so what comes next could not be told.
@@ -382,7 +380,7 @@ class Connection(HttpToolsProtocol):
         answer = _REFUSED_STAYS if stays else _REFUSED_CLOSES
         self.transport.write(answer.after(self.server_state.default_headers))
         if not stays:
-            self._state = _State.ENDED
+            self._state = _ENDED
             self.transport.close()
             return
         self._unset_keepalive_if_required()
@@ -391,13 +389,13 @@ class Connection(HttpToolsProtocol):
     def _end(self, response: Response) -> None:
         """Read no more, and close once earlier requests and then this one have been answered."""
         is_answered = False
-        if self._state is _State.BODY:
+        if self._state == _BODY:
             if self.pipeline and self.pipeline[0][0] is self.cycle:
                 self.pipeline.popleft()  # it has not begun, and would wait for its body for ever
             elif self.cycle is self._running:
                 is_answered = self.cycle.response_started
                 self._running = None
-        self._state = _State.ENDED
+        self._state = _ENDED
         self._hold(0)
         self._stop_deadline()
         if response is not REFUSAL:
@@ -426,11 +424,11 @@ class Connection(HttpToolsProtocol):
     def _on_deadline(self) -> None:
         """The client has sent too little in time."""
         self._deadline = None
-        own = self._state is _State.BODY and self.cycle is self._running
+        own = self._state == _BODY and self.cycle is self._running
         if self._is_answering() and not own:
-            if self._state is not _State.BETWEEN:
+            if self._state != _BETWEEN:
                 self._start_deadline()  # an earlier request is being answered: reading may have had to wait for it
-        elif self._state is _State.BETWEEN or self._state is _State.REFUSED:
+        elif self._state in (_BETWEEN, _REFUSED):
             self.transport.close()
         else:
             seconds = self._door.read_timeout_s

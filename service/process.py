@@ -132,6 +132,7 @@ def _uvicorn(settings: Settings, app: Any, **options: Any) -> uvicorn.Config:
         log_config=None,
         log_level="warning" if settings.log_level != "debug" else "info",
         server_header=False,
+        proxy_headers=False,  # nothing asks for a client's address
         timeout_graceful_shutdown=settings.shutdown_s,
         **options,
     )

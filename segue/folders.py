@@ -1,8 +1,8 @@
 """Folders that appear whole or not at all, and folders that other users cannot read.
 
-What listeners did is private: `private_folder` and `new_folder(private=True)` give folders the mode 0700 and their files
-0600, whatever the umask. A folder with the set-group-ID bit (`chmod g+s`) is one that a group shares: it is 2750 then,
-its files 0640. Folders made in it inherit the bit.
+Listening data is private: `private_folder` and `new_folder(private=True)` give folders the mode 0700 and their files the
+mode 0600, whatever the umask is. A folder with the set-group-ID bit (`chmod g+s`) is shared with its group: its mode is
+2750, and its files have 0640. Folders that are made in it inherit the bit.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ def file_mode(folder: Path) -> int:
 
 
 def private_file(path: Path) -> Path:
-    """The file, made empty if need be, with the mode of files in a private folder: to be opened by whoever writes it."""
+    """Create the file if it is missing, and give it the mode of files in a private folder."""
     mode = file_mode(path.parent)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, mode)
     try:

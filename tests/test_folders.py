@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from segue.folders import new_folder, private_folder, private_file
+from segue.folders import new_folder, private_file, private_folder
 from training.dataset import open_dataset
 from training.listening_logs import prepare
 from training.session_file import FLAT_FOLDER, mapped_sessions

@@ -49,7 +49,7 @@ def test_nothing_in_the_data_folder_is_open_to_others(tiny_release: Release, tmp
                 events = {"events": [{"type": "play", "track_id": "g0-t00"}]}
                 for name in ("kept", "erased"):
                     assert client.post(f"/sessions/{name}-{turn}/events", json=events).status_code == 200
-                wait_for(lambda: len(list((data / "events").glob("*.parquet"))) > turn)
+                wait_for(lambda turn=turn: len(list((data / "events").glob("*.parquet"))) > turn)
                 before = set((data / "events").glob("*.parquet"))
                 assert open_to_others(data) == []
                 assert client.delete(f"/sessions/erased-{turn}").status_code == 204

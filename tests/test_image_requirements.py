@@ -112,4 +112,4 @@ def test_a_dockerfile_installs_from_the_lock_and_nothing_else(image: str, extra:
     for command in installs:
         from_lock = "--require-hashes" in command and "--only-binary :all:" in command
         assert from_lock or "--no-deps" in command, command
-    assert [name for name in re.findall(r"-r (\S+)", text)] == ["build.txt", f"{extra}.txt"]
+    assert list(re.findall(r"-r (\S+)", text)) == ["build.txt", f"{extra}.txt"]

@@ -1,7 +1,7 @@
 """Folders that appear whole or not at all, and folders that other users cannot read.
 
-Listening data is private: `private_folder` and `new_folder(private=True)` give folders the mode 0700 and their files the
-mode 0600, whatever the umask is. A folder with the set-group-ID bit (`chmod g+s`) is shared with its group: its mode is
+Listening data is private: `private_folder` and `new_folder(private=True)` give folders the mode 0700 and files the mode
+0600, whatever the umask is. A folder with the set-group-ID bit (`chmod g+s`) is shared with its group: its mode is
 2750, and its files have 0640. Folders that are made in it inherit the bit.
 """
 

@@ -16,7 +16,7 @@ RUN /opt/build/bin/pip wheel --no-cache-dir --no-build-isolation --no-deps --whe
 
 FROM ${PYTHON}
 # /data is what the service writes beside /tmp; a volume mounted there takes over its owner.
-RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin segue && install --directory --owner segue /data
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin segue && install --directory --owner segue --mode 0700 /data
 COPY --from=build /opt/segue /opt/segue
 # ONNX Runtime tells Microsoft of its use unless it is told not to.
 ENV PATH=/opt/segue/bin:$PATH \

@@ -2,23 +2,22 @@
 
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from segue.release import Release
 from tests.conftest import ServiceProcess
 
-StartService = Callable[..., Any]
 
-
-def wait_for(condition: Callable[[], object]) -> None:
+def wait_for_files(folder: Path, number: int, other_than: Collection[Path] = ()) -> set[Path]:
+    """The event log's files, once there are so many and some of them are not the given ones."""
     deadline = time.monotonic() + 15
-    while not condition():
+    while len(files := set(folder.glob("*.parquet"))) < number or files == other_than:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    return files
 
 
 def open_to_others(folder: Path) -> list[str]:
@@ -49,11 +48,10 @@ def test_nothing_in_the_data_folder_is_open_to_others(tiny_release: Release, tmp
                 events = {"events": [{"type": "play", "track_id": "g0-t00"}]}
                 for name in ("kept", "erased"):
                     assert client.post(f"/sessions/{name}-{turn}/events", json=events).status_code == 200
-                wait_for(lambda turn=turn: len(list((data / "events").glob("*.parquet"))) > turn)
-                before = set((data / "events").glob("*.parquet"))
+                files = wait_for_files(data / "events", turn + 1)
                 assert open_to_others(data) == []
                 assert client.delete(f"/sessions/erased-{turn}").status_code == 204
-                wait_for(lambda before=before: set((data / "events").glob("*.parquet")) != before)
+                wait_for_files(data / "events", turn + 1, other_than=files)
                 assert open_to_others(data) == []
         finally:
             service.stop()

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_FLAGS ?=
 BENCH ?= /tmp/segue-bench
 
-.PHONY: demo test check docs image-check bench bench-serving bench-training clean
+.PHONY: demo test check docs lock image-check bench bench-serving bench-training clean
 
 demo: $(VENV)/.demo-installed  ## the whole path on planted data, then the player
 	$(BIN)/segue demo $(DEMO_FLAGS)
@@ -21,6 +21,9 @@ check: $(VENV)/.dev-installed  ## format, lint, types, import directions
 
 docs: $(VENV)/.dev-installed  ## the documentation site, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+lock: $(VENV)/.dev-installed  ## pin what the images install, by version and hash; LOCK_FLAGS=--upgrade for newer versions
+	.ci/lock $(LOCK_FLAGS)
 
 image-check:  ## the steps of the service's image in a clean root, minutes; as root on Debian, IMAGES= names others
 	.ci/image-steps $(IMAGES)

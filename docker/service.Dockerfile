@@ -1,19 +1,22 @@
 # The service on a CPU:  docker build -f docker/service.Dockerfile -t segue-service .
-# The base is pinned by its version; to pin its digest as well: --build-arg PYTHON=python:3.11.13-slim-bookworm@sha256:...
-ARG PYTHON=python:3.11.13-slim-bookworm
+# The base is pinned by its version. Add its digest when you build: docs/operations.md, "Pin images".
+ARG PYTHON=python:3.11.14-slim-bookworm
 
 FROM ${PYTHON} AS build
 WORKDIR /src
-RUN python -m venv /opt/segue
-# What Segue needs goes first, without Segue: it changes less often than the sources.
-COPY pyproject.toml README.md LICENSE ./
-RUN /opt/segue/bin/pip install --no-cache-dir '.[service]'
+RUN python -m venv /opt/build && python -m venv /opt/segue
+# First what Segue needs, which changes less often than the sources: these versions, files of these hashes, nothing that
+# would have to be compiled. `make lock` renews them.
+COPY docker/requirements/build.txt docker/requirements/service.txt ./
+RUN /opt/build/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r build.txt \
+    && /opt/segue/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r service.txt
 COPY . .
-RUN /opt/segue/bin/pip install --no-cache-dir --no-deps --force-reinstall .
+RUN /opt/build/bin/pip wheel --no-cache-dir --no-build-isolation --no-deps --wheel-dir /wheels . \
+    && /opt/segue/bin/pip install --no-cache-dir --no-index --no-deps /wheels/*.whl
 
 FROM ${PYTHON}
 # /data is what the service writes beside /tmp; a volume mounted there takes over its owner.
-RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin segue && install --directory --owner segue /data
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin segue && install --directory --owner segue --mode 0700 /data
 COPY --from=build /opt/segue /opt/segue
 # ONNX Runtime tells Microsoft of its use unless it is told not to.
 ENV PATH=/opt/segue/bin:$PATH \

@@ -1,18 +1,21 @@
 # prepare, train, evaluate, index:  docker build -f docker/training.Dockerfile -t segue-training .
 #   docker run --rm --gpus all -v "$PWD:/work" --user "$(id -u)" segue-training train data/mine --out releases/mine
-# torch comes with CUDA, 5 GB of it; for CPUs give the index of torch's CPU builds: --build-arg PIP_EXTRA_INDEX_URL=...
-# The base is pinned by its version; to pin its digest as well: --build-arg PYTHON=python:3.11.13-slim-bookworm@sha256:...
-ARG PYTHON=python:3.11.13-slim-bookworm
+# torch comes with CUDA, 5 GB of it. For torch's CPU builds, which have hashes of their own, see "Pin images" as well.
+# The base is pinned by its version. Add its digest when you build: docs/operations.md, "Pin images".
+ARG PYTHON=python:3.11.14-slim-bookworm
 
 FROM ${PYTHON} AS build
 ARG PIP_EXTRA_INDEX_URL
 WORKDIR /src
-RUN python -m venv /opt/segue
-# What Segue needs goes first, without Segue: it changes less often than the sources.
-COPY pyproject.toml README.md LICENSE ./
-RUN /opt/segue/bin/pip install --no-cache-dir '.[training]'
+RUN python -m venv /opt/build && python -m venv /opt/segue
+# First what Segue needs, which changes less often than the sources: these versions, files of these hashes, nothing that
+# would have to be compiled. `make lock` renews them.
+COPY docker/requirements/build.txt docker/requirements/training.txt ./
+RUN /opt/build/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r build.txt \
+    && /opt/segue/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r training.txt
 COPY . .
-RUN /opt/segue/bin/pip install --no-cache-dir --no-deps --force-reinstall .
+RUN /opt/build/bin/pip wheel --no-cache-dir --no-build-isolation --no-deps --wheel-dir /wheels . \
+    && /opt/segue/bin/pip install --no-cache-dir --no-index --no-deps /wheels/*.whl
 
 FROM ${PYTHON}
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin segue && install --directory --owner segue /work

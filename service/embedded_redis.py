@@ -25,6 +25,8 @@ from typing import IO
 import structlog
 
 from segue.errors import BadOption, StoreUnavailable
+from segue.folders import private_file
+from service.private_data import close_to_others
 
 LOCK_WAIT_S = 10.0
 STOP_WAIT_S = 10.0
@@ -47,8 +49,8 @@ def embedded_redis(folder: Path, fsync: str = "everysec", lock_wait_s: float = L
     binary = redis_server_binary()
     folder = folder.resolve()
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        owner, lock = ((folder / name).open("w") for name in ("owner.lock", "server.lock"))
+        close_to_others(folder, shareable=False)
+        owner, lock = (private_file(folder / name).open("w") for name in ("owner.lock", "server.lock"))
     except OSError as error:
         raise BadOption(f"the data folder {folder} cannot be written: {error.strerror}; choose another one") from error
     with owner, lock, contextlib.ExitStack() as cleanup:
@@ -162,6 +164,7 @@ def _start(binary: Path, folder: Path, path: Path, fsync: str, lock: IO[str]) ->
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         pass_fds=[lock.fileno()],
+        umask=0o077,
         # A new session, so that Ctrl-C in a terminal reaches the service alone, which stops the server last.
         start_new_session=True,
         preexec_fn=die_with_parent,  # noqa: PLW1509 (it calls prctl alone)

@@ -24,7 +24,9 @@ import structlog
 from redis.asyncio import Redis, RedisCluster
 
 from segue.errors import BadOption, StoreUnavailable
+from segue.folders import private_file
 from segue.parquet_footer import UNREADABLE, DamagedFile, check_footer
+from service.private_data import close_to_others
 from service.redis_errors import store_errors
 from service.session_store import BUCKETS, erasures_of, stream_of
 from service.telemetry import Telemetry
@@ -128,7 +130,7 @@ class EventLog:
         """Take the folder's lock, or say that another process holds it; the kernel frees it when its holder ends."""
         if self._lock is not None:
             return True
-        lock = (self._folder / "lock").open("w")
+        lock = private_file(self._folder / "lock").open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -188,10 +190,10 @@ class EventLog:
 
 
 def open_folder(folder: Path) -> Path:
-    """The folder, made if need be. Raises BadOption if it cannot be written."""
+    """The folder, made if need be and closed to other users. Raises BadOption if it cannot be written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "lock").touch()
+        close_to_others(folder)
+        private_file(folder / "lock")
     except OSError as error:
         raise BadOption(f"the event log folder {folder} cannot be written: {error.strerror}; choose another") from error
     return folder
@@ -250,7 +252,7 @@ def _write_whole(frame: pl.DataFrame, folder: Path, stem: str) -> Path:
     """Write a new file, whole or not at all; its name ends with what its content is told by."""
     unfinished = folder / f".{stem}-{uuid.uuid4().hex[:8]}{_UNFINISHED}"
     try:
-        frame.write_parquet(unfinished, compression="zstd")
+        frame.write_parquet(private_file(unfinished), compression="zstd")
         _flush_to_disk(unfinished)
         path = folder / f"{stem}-{_digest(unfinished)}.parquet"
         unfinished.replace(path)

@@ -9,6 +9,7 @@ and the stream its events are logged to share a slot of Redis Cluster.
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
@@ -43,7 +44,10 @@ class Appended:
 
 
 def connect(settings: Settings) -> "Redis | RedisCluster":
-    """A client with its own connections, made at the first command. `redis_url` must be set."""
+    """A client with its own connections, made at the first command. `redis_url` must be set.
+
+    Raises BadOption where `redis_password_file` cannot be read or holds no password.
+    """
     common: dict[str, Any] = {
         "decode_responses": True,
         "max_connections": settings.redis_connections,
@@ -54,6 +58,8 @@ def connect(settings: Settings) -> "Redis | RedisCluster":
     }
     if settings.redis_ca_file is not None:
         common["ssl_ca_certs"] = str(settings.redis_ca_file)
+    if settings.redis_password_file is not None:
+        common["password"] = _password_in(settings.redis_password_file)
     if settings.redis_cluster:
         return RedisCluster.from_url(settings.redis_url or "", **common)
     pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
@@ -62,6 +68,18 @@ def connect(settings: Settings) -> "Redis | RedisCluster":
         **common,
     )
     return Redis.from_pool(pool)
+
+
+def _password_in(file: Path) -> str:
+    """The password that a file holds, without the line end."""
+    try:
+        password = file.read_text(encoding="utf-8").strip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise BadOption(f"redis_password_file {file} cannot be read: {reason}; write the password into it") from error
+    if not password or "\n" in password:
+        raise BadOption(f"redis_password_file {file} does not hold one line: write the password into it")
+    return password
 
 
 def bucket_of(session_id: str) -> int:

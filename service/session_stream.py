@@ -16,7 +16,7 @@ from service.bodies import SessionBody
 from service.session_store import SessionStore
 
 LOOK_EVERY_S: Final = 0.5
-BEAT_EVERY_S: Final = 15.0
+BEAT_EVERY_S: Final = 5.0  # below the idle timeout of any proxy; docker/haproxy.cfg has 10 s
 LONGEST_S: Final = 300.0  # then the client asks again, with a key that may have been revoked
 MOST_STREAMS: Final = 256  # of a worker; each holds a connection and asks Redis twice a second
 
@@ -46,26 +46,25 @@ class SessionStreams:
         """The session's plays now and after each change, for `LONGEST_S` or until `leaving` is set.
 
         `away` while the session store is. Something is sent every `BEAT_EVERY_S` seconds, so that both ends notice when
-        the other has gone.
+        the other has gone and no proxy takes the connection for an idle one.
         """
         shown: list[Play] | None = None
-        quiet_s = 0.0
-        ends_at = time.monotonic() + LONGEST_S
+        sent_at = time.monotonic()
+        ends_at = sent_at + LONGEST_S
         while not leaving.is_set() and time.monotonic() < ends_at:
             plays = await self._plays(session_id)
             if plays is None:
-                shown, quiet_s = None, 0.0
+                shown, sent_at = None, time.monotonic()
                 yield _AWAY
             elif plays != shown:
-                shown, quiet_s = plays, 0.0
+                shown, sent_at = plays, time.monotonic()
                 yield (
                     b"event: session\ndata: %b\n\n"
                     % SessionBody.of(session_id, plays).model_dump_json(exclude_none=True).encode()
                 )
-            elif quiet_s >= BEAT_EVERY_S:
-                quiet_s = 0.0
+            elif time.monotonic() - sent_at >= BEAT_EVERY_S - LOOK_EVERY_S:
+                sent_at = time.monotonic()
                 yield _BEAT
-            quiet_s += LOOK_EVERY_S
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(leaving.wait(), LOOK_EVERY_S)
 

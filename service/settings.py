@@ -8,7 +8,7 @@ import secrets
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, FilePath, ValidationError, field_serializer, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -125,6 +125,10 @@ class Settings(BaseSettings):
         pattern=r"^(redis|rediss|unix)://",
         description="Redis to keep sessions in (redis://, rediss:// or unix://); without one, Segue starts its own",
     )
+    redis_password_file: FilePath | None = Field(
+        default=None,
+        description="File that holds the password for `redis_url`, which then has none itself; read at the start",
+    )
     redis_cluster: bool = Field(
         default=False, description="Whether `redis_url` names a node of a Redis Cluster, whose others are then found"
     )
@@ -219,6 +223,8 @@ class Settings(BaseSettings):
     def _has_its_use(self) -> Self:
         if self.redis_ca_file is not None and not (self.redis_url or "").startswith("rediss://"):
             raise ValueError("redis_ca_file is for a redis_url that begins with rediss://")
+        if self.redis_password_file is not None and (self.redis_url is None or has_password(self.redis_url)):
+            raise ValueError("redis_password_file is for a redis_url without a password")
         if self.wait_replicas and self.redis_cluster:
             raise ValueError("wait_replicas is not for a Redis Cluster: set min-replicas-to-write in its configuration")
         if self.wait_replicas and self.wait_timeout_ms >= self.redis_timeout_s * 1000:
@@ -231,6 +237,12 @@ class Settings(BaseSettings):
     def event_log_folder(self) -> Path:
         """Where the event log's files are written."""
         return self.event_log_dir or self.data_dir / "events"
+
+
+def has_password(url: str) -> bool:
+    """Whether a URL of Redis holds a password."""
+    parts = urlsplit(url)
+    return parts.password is not None or "password" in parse_qs(parts.query)
 
 
 def read_settings(**given: Any) -> Settings:

@@ -81,10 +81,11 @@ def test_every_setting_that_is_given_exists() -> None:
     pytest.importorskip("pydantic_settings")
     from service.settings import Settings
 
-    # SEGUE_KEY is what clients send.
-    for path in (path for path in DOCKER.rglob("*") if path.is_file()):
+    # SEGUE_KEY is what clients send; secrets are the operator's.
+    files = [path for path in DOCKER.rglob("*") if path.is_file() and "secrets" not in path.parts]
+    for path in files:
         for name in re.findall(r"\bSEGUE_([A-Z_]+)", path.read_text()):
-            assert name.lower() in {*Settings.model_fields, "key"}, f"{path.name}: SEGUE_{name}"
+            assert name.lower() in {*Settings.model_fields, "key", "key_file"}, f"{path.name}: SEGUE_{name}"
 
 
 def test_exactly_one_service_of_the_compose_file_writes_the_event_log() -> None:
@@ -122,7 +123,83 @@ def test_containers_run_without_rights(name: str) -> None:
     service = COMPOSE["services"][name]
     assert service["read_only"]
     assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert 0 < service["pids_limit"] <= 1024
+    assert bytes_of(service["mem_limit"]) > 0
+    assert all(re.fullmatch(r"/\S+:size=\d+[mg]", mount) for mount in service["tmpfs"])
+    # The images of Segue bring their own check; the load test comes to an end by itself.
+    assert "healthcheck" in service or "build" in service or service["restart"] == "no"
     assert re.search(r":v?\d+\.\d+\.\d+$", service["image"]) or "build" in service, "an image without a version"
+
+
+def bytes_of(text: str) -> int:
+    """A size such as 512m or 1gb."""
+    found = re.fullmatch(r"(\d+)([mg])b?", text)
+    assert found, text
+    return int(found[1]) * {"m": 2**20, "g": 2**30}[found[2]]
+
+
+def test_redis_may_use_less_memory_than_its_container() -> None:
+    """Or the kernel would end it instead of refusing writes. A rewrite of its file takes up to as much again."""
+    [maxmemory] = re.findall(r"^maxmemory (\S+)$", (DOCKER / "redis.conf").read_text(), flags=re.MULTILINE)
+    assert 2 * bytes_of(maxmemory) < bytes_of(COMPOSE["services"]["redis"]["mem_limit"])
+
+
+def test_no_container_gets_a_password_by_its_environment_or_command() -> None:
+    """Both are shown to whoever may ask the engine, and commands to whoever may list processes."""
+    for name, service in COMPOSE["services"].items():
+        words = [str(word) for word in service.get("command", [])]
+        environment = {key: str(value) for key, value in service.get("environment", {}).items()}
+        for key, value in environment.items():
+            if re.search(r"PASSWORD|SECRET|TOKEN|KEY(?!S$)", key):
+                assert key.endswith("_FILE"), f"{name}: {key}"
+                assert value.removeprefix("/run/secrets/") in service["secrets"], f"{name}: {key}"
+        told = " ".join([*words, *environment.values()])
+        assert not re.search(r"\$\{\w*(PASSWORD|KEY|SECRET|TOKEN)\b", told), name
+        assert not re.search(r"://[^/@\s]*:[^/@\s]+@|--requirepass|--pass\b", told), name
+    assert set(COMPOSE["secrets"]) == {
+        one for service in COMPOSE["services"].values() for one in service.get("secrets", [])
+    }
+
+
+def test_pods_get_the_password_of_redis_as_a_file() -> None:
+    for name, manifest in WORKLOADS.items():
+        container = container_of(manifest)
+        environment = {item["name"]: item.get("value") for item in container["env"]}
+        mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+        assert environment["SEGUE_REDIS_PASSWORD_FILE"] == mounts["redis"]["mountPath"] + "/password", name
+        assert mounts["redis"]["readOnly"]
+
+
+def test_only_those_who_need_each_other_share_a_network() -> None:
+    services, networks = COMPOSE["services"], COMPOSE["networks"]
+    members = {network: {name for name, one in services.items() if network in one["networks"]} for network in networks}
+    assert members == {
+        "public": {"proxy"},
+        "front": {"proxy", "service", "locust"},
+        "store": {"service", "log-writer", "redis"},
+        "scrape": {"service", "log-writer", "prometheus"},
+        "dashboards": {"prometheus", "grafana"},
+    }
+    # What publishes no port has no way out.
+    published = {name for name, one in services.items() if "ports" in one}
+    for network, told in networks.items():
+        assert told.get("internal", False) == (not members[network] <= published), network
+
+
+def test_pods_are_reached_by_few_and_have_a_bound_on_their_disk() -> None:
+    policies = {one["metadata"]["name"]: one["spec"] for one in manifests() if one["kind"] == "NetworkPolicy"}
+    for name, manifest in WORKLOADS.items():
+        assert policies[name]["podSelector"]["matchLabels"] == manifest["spec"]["selector"]["matchLabels"]
+        assert policies[name]["policyTypes"] == ["Ingress", "Egress"]
+        for volume in manifest["spec"]["template"]["spec"]["volumes"]:
+            assert "emptyDir" not in volume or "sizeLimit" in volume["emptyDir"], name
+    for name, policy in policies.items():
+        assert all(rule["from"] for rule in policy["ingress"]), f"{name} lets everybody in"
+    assert policies["segue-store"]["policyTypes"] == ["Ingress"]
+    [base] = [one for one in manifests() if one["kind"] == "Kustomization"]
+    listed = {path.name for path in (DOCKER / "kubernetes").glob("*.yaml")} - {"kustomization.yaml"}
+    assert set(base["resources"]) == listed
 
 
 @pytest.mark.parametrize("path", sorted(DOCKER.glob("*.Dockerfile")), ids=lambda path: path.stem)
@@ -146,3 +223,7 @@ def test_every_variable_of_the_compose_file_is_documented() -> None:
     )
     rows = " ".join(re.findall(r"^\| (`.*?) \|", listed, flags=re.MULTILINE))
     assert named == set(re.findall(r"`(\w+)`", rows))
+    bases = set(
+        re.findall(r"python:3\S+?bookworm", "".join(path.read_text() for path in DOCKER.glob("*.*") if path.is_file()))
+    )
+    assert len(bases) == 1, "the compose file and the Dockerfiles name different bases"

@@ -153,7 +153,7 @@ def write_listening(
     """
     _check(listening)
     catalogue, row_of_code = _numbered(listening)
-    with new_folder(path, overwrite=overwrite, marker=FACTS_FILE) as folder:
+    with new_folder(path, overwrite=overwrite, marker=FACTS_FILE, private=True) as folder:
         catalogue.write(folder / CATALOGUE_FILE)
         sessions = _in_rows(listening, row_of_code, folder / FLAT_FOLDER)
         write_sessions(folder / SESSIONS_FILE, sessions, listening.session_ids, listening.started_at)

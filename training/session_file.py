@@ -78,7 +78,7 @@ def mapped_sessions(file: Path) -> Sessions:
     except (OSError, ValueError):
         pass  # not there, or not whole: made again
     try:
-        with new_folder(folder, overwrite=folder.exists(), marker=FLAT_FILE) as unfinished:
+        with new_folder(folder, overwrite=folder.exists(), marker=FLAT_FILE, private=True) as unfinished:
             sessions = _made(file, unfinished, digest)  # mapped before another process can replace the folder
     except (InputError, OSError) as error:
         if isinstance(error, BadDataset):

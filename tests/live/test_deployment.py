@@ -1,7 +1,6 @@
 """The compose file's Redis, with its configuration and the rights of its user, is what a service needs."""
 
 import contextlib
-import re
 import socket
 import subprocess
 import time
@@ -14,23 +13,20 @@ import redis
 
 from service.embedded_redis import redis_server_binary
 
-yaml = pytest.importorskip("yaml")
-
 DOCKER = Path(__file__).parents[2] / "docker"
 if not DOCKER.is_dir():
     pytest.skip("the deployment is not part of the wheel", allow_module_level=True)
 
-PASSWORD = "a1b2c3"
 StartService = Callable[..., Any]
 
 
 @contextlib.contextmanager
 def redis_of_the_compose_file(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
     """The server as `docker compose up` starts it, but for its folder and port."""
-    service = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["redis"]
-    words = [re.sub(r"\$\{REDIS_PASSWORD[^}]*\}", PASSWORD, word) for word in service["command"][2:]]
+    subprocess.run([DOCKER / "make-secrets", folder / "secrets"], check=True)
+    acl = folder / "secrets" / "redis.acl"
     server = subprocess.Popen(
-        [redis_server_binary(), DOCKER / "redis.conf", *words, "--port", str(port)],
+        [redis_server_binary(), DOCKER / "redis.conf", "--aclfile", acl, "--port", str(port)],
         cwd=folder,
         stdout=subprocess.DEVNULL,
     )
@@ -63,12 +59,15 @@ def port() -> int:
 def test_a_service_can_do_all_it_does_and_a_killed_redis_has_lost_nothing(
     start_service: StartService, tmp_path: Path, port: int
 ) -> None:
-    url = f"redis://segue:{PASSWORD}@127.0.0.1:{port}"
+    redis_of_compose = {
+        "redis_url": f"redis://segue@127.0.0.1:{port}",
+        "redis_password_file": tmp_path / "secrets" / "redis.password",
+    }
     events = {"events": [{"type": "play", "track_id": "g0-t00"}, {"type": "skip", "track_id": "g0-t00"}]}
     with contextlib.ExitStack() as stack:
         with redis_of_the_compose_file(tmp_path, port):
-            client = stack.enter_context(start_service(redis_url=url, event_log_writer=False).client())
-            start_service(redis_url=url, event_log_flush_s=0.2).address()
+            client = stack.enter_context(start_service(**redis_of_compose, event_log_writer=False).client())
+            start_service(**redis_of_compose, event_log_flush_s=0.2).address()
             assert client.get("/health/ready").status_code == 200
             for name in ("kept", "erased"):
                 assert client.post(f"/sessions/{name}/events?recommend=3", json=events).status_code == 200
@@ -89,7 +88,9 @@ def test_nobody_else_gets_in_and_its_user_cannot_do_harm(tmp_path: Path, port: i
     with redis_of_the_compose_file(tmp_path, port):
         with redis.Redis(port=port) as anybody, pytest.raises(redis.exceptions.NoPermissionError):
             anybody.get("segue:{b0}:s:plays")
-        with redis.Redis(port=port, username="segue", password=PASSWORD) as segue:
+        password = (tmp_path / "secrets" / "redis.password").read_text().strip()
+        with redis.Redis(port=port, username="segue", password=password) as segue:
+            assert segue.info("memory")["maxmemory_policy"] == "noeviction"
             for forbidden in ("FLUSHALL", "CONFIG GET dir", "SHUTDOWN", "KEYS *", "GET other"):
                 with pytest.raises(redis.exceptions.NoPermissionError):
                     segue.execute_command(*forbidden.split())

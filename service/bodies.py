@@ -18,6 +18,22 @@ MAX_EVENTS = 100
 MAX_TRACKS = 100  # in an answer, and in `exclude`
 MAX_SUPPOSED = 500  # events of a session that is only supposed
 DEFAULT_K = 20
+_SWAP_BYTES = 4096
+
+
+def max_body_bytes(events_bytes: int) -> dict[tuple[str, str], int]:
+    """The largest body of each call that has one, by method and path template.
+
+    `events_bytes` is SEGUE_MAX_REQUEST_BYTES, for MAX_EVENTS events. With the default of 256 KiB every request that
+    the models allow fits if it is sent as UTF-8: an event has two ids of 256 characters, of four bytes each, and
+    about 130 bytes besides.
+    """
+    return {
+        ("POST", "/sessions/{session_id}/events"): events_bytes,
+        ("POST", "/recommendations/what-if"): events_bytes * MAX_SUPPOSED // MAX_EVENTS,
+        ("PUT", "/releases/current"): min(events_bytes, _SWAP_BYTES),
+    }
+
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -5,16 +5,16 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request
 from fastapi import Path as PathParameter
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError, WithJsonSchema
+from pydantic import BaseModel, WithJsonSchema
 
 from segue.events import MAX_ID_LENGTH, TEXT_PATTERN, TrackId
 from segue.release import NAME_PATTERN
 from service.bodies import MAX_TRACKS, EventsRequest, SwapRequest, WhatIfRequest
+from service.body_validation import validated
 from service.credits import Credits
 from service.fallback import Fallback
 from service.live_state import LiveState
-from service.problems import MOST_ERRORS, WrongMediaType
+from service.problems import WrongMediaType
 from service.releases import LiveReleases
 from service.session_store import SessionStore
 from service.session_stream import SessionStreams
@@ -67,12 +67,7 @@ async def _checked(model: type[Body], request: Request) -> Body:
     if len(kinds) != 1 or kinds[0].partition(";")[0].strip().lower() != "application/json":
         shown = ascii(kinds[0][:80]) if len(kinds) == 1 else "missing" if not kinds else "there twice"
         raise WrongMediaType(f"Content-Type is {shown}: send JSON, and say so by application/json")
-    try:
-        return model.model_validate_json(await request.body(), strict=True)
-    except ValidationError as error:
-        found = error.errors(include_url=False)[:MOST_ERRORS]
-        errors = [{**one, "loc": ("body", *one["loc"])} for one in found]
-        raise RequestValidationError(errors) from error
+    return validated(model, await request.body())
 
 
 def body_of(model: type[BaseModel]) -> dict[str, Any]:

@@ -63,7 +63,12 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on")
     port: int = Field(default=8000, ge=0, le=65_535, description="TCP port to listen on; 0 takes a free one")
-    max_request_bytes: int = Field(default=2**20, ge=1024, description="Largest request body, in bytes; more is a 413")
+    max_request_bytes: int = Field(
+        default=2**18,
+        ge=1024,
+        description="Largest body of a request with events, in bytes; more is a 413. A hypothetical session may have "
+        "five times as many",
+    )
     shed_after_ms: float = Field(
         default=40,
         ge=0,

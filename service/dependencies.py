@@ -11,6 +11,7 @@ from segue.events import MAX_ID_LENGTH, TEXT_PATTERN, TrackId
 from segue.release import NAME_PATTERN
 from service.bodies import MAX_TRACKS, EventsRequest, SwapRequest, WhatIfRequest
 from service.body_validation import validated
+from service.caller import EXPLANATION_COST, Caller, caller_of
 from service.credits import Credits
 from service.fallback import Fallback
 from service.live_state import LiveState
@@ -43,6 +44,10 @@ class Parts:
 async def _parts(request: Request) -> Parts:  # async, or FastAPI would call it in a thread
     parts: Parts = request.app.state.parts
     return parts
+
+
+async def _caller(request: Request) -> Caller:
+    return caller_of(request.scope)
 
 
 async def _reported(request: Request) -> EventsRequest:
@@ -80,6 +85,7 @@ Reported = Annotated[EventsRequest, Depends(_reported)]
 Supposed = Annotated[WhatIfRequest, Depends(_supposed)]
 Wanted = Annotated[SwapRequest, Depends(_wanted)]
 Service = Annotated[Parts, Depends(_parts)]
+By = Annotated[Caller, Depends(_caller)]
 
 SessionId = Annotated[
     str,
@@ -114,7 +120,24 @@ ReleaseName = Annotated[
     ),
     WithJsonSchema({"type": "string", "pattern": NAME_PATTERN}),
 ]
-Explain = Annotated[bool, Query(description="Whether the answer says why each track is where it is")]
+Explain = Annotated[
+    bool,
+    Query(
+        description="Whether the answer says why each track is where it is. It then holds the session's plays, so that "
+        "a key needs the scope `read` as well as `listen`. It counts as 13 requests"
+    ),
+]
+
+
+async def _explained(by: By, explain: Explain = False) -> bool:
+    """Whether a stored session is to be explained. Checked here, as the query is read: it can be spelt in many ways."""
+    if explain:
+        by.require("read", "explain=true, whose answer holds the session's plays,")
+        by.charge(EXPLANATION_COST - 1)
+    return explain
+
+
+Explained = Annotated[bool, Depends(_explained)]
 SearchText = Annotated[
     str, Query(alias="query", max_length=200, description="Words of title, artist or id; none finds the most played")
 ]

@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from segue.errors import SegueError
+from service.caller import MissingScope
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
@@ -102,9 +103,16 @@ def problem_response(
     return Response(content, status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
 
 
+def missing_scope_headers(scope: str) -> dict[str, str]:
+    """What tells the holder of a key which scope it lacks (RFC 6750, section 3)."""
+    return {"WWW-Authenticate": f'Bearer realm="segue", error="insufficient_scope", scope="{scope}"'}
+
+
 def response_to(error: SegueError) -> Response:
     """The problem document for an error of the project's own tree."""
     headers = {"Retry-After": str(RETRY_AFTER_S)} if error.http_status == 503 else None
+    if isinstance(error, MissingScope):
+        headers = missing_scope_headers(error.scope)
     detail = str(error) if error.http_status != 500 else "the service failed; its log says why"
     return problem_response(error.http_status, detail, error.title, headers=headers)
 

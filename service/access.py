@@ -203,7 +203,10 @@ def describe_access(schema: dict[str, Any]) -> None:
         },
         "429": {"description": "The key or the session asks too often", "headers": seconds},
     }
-    misdirected = {"421": {"description": "`Host` names no service that is here", "content": problem}}
+    misdirected = {
+        "403": {"description": "A page of another site asks, and the service has no keys", "content": problem},
+        "421": {"description": "`Host` names no service that is here", "content": problem},
+    }
     schema["components"]["securitySchemes"] = {
         "key": {
             "type": "http",

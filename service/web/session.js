@@ -126,10 +126,16 @@ export function sharedIn(fragment) {
   const text = fragment.match(/^#replay=(.+)$/)?.[1];
   if (!text) return null;
   try {
-    return text.split(",", MOST_SHARED).map((part) => ({ type: part[0] === "-" ? "skip" : "play", track_id: decodeURIComponent(part.slice(1)) }));
+    return text.split(",", MOST_SHARED).map(eventIn);
   } catch {
     throw new Error("The link is damaged: it holds no session. Copy all of it.");
   }
+}
+
+function eventIn(part) {
+  const id = decodeURIComponent(part.slice(1));
+  if (!/^[+-]./.test(part) || !id.trim()) throw new Error("no event");
+  return { type: part[0] === "-" ? "skip" : "play", track_id: id };
 }
 
 /** Report the events of a shared session, as a new one of this listener. */

@@ -25,11 +25,17 @@ function leave() {
   history.replaceState(null, "", location.pathname);
 }
 
-/** Show what the address holds. Throws an Error in words where the link is damaged. Nothing is reported. */
+/** Show what the address holds, or that it is damaged. Nothing is reported. */
 export async function showShared() {
   events = null;
   byId("shared-part").hidden = true;
-  const found = sharedIn(location.hash);
+  let found;
+  try {
+    found = sharedIn(location.hash);
+  } catch (error) {
+    showDamage(error.message);
+    return;
+  }
   if (!found) return;
   events = found;
   show();
@@ -37,7 +43,15 @@ export async function showShared() {
   if (events === found) show();
 }
 
+function showDamage(words) {
+  byId("shared-words").textContent = words;
+  byId("shared").replaceChildren();
+  byId("shared-replay").hidden = true;
+  byId("shared-part").hidden = false;
+}
+
 function show() {
+  byId("shared-replay").hidden = false;
   byId("shared-words").textContent = `A link holds ${events.length === 1 ? "one event" : `${events.length} events`}. Nothing has been reported. Replaying them starts a new session in this browser.`;
   byId("shared").replaceChildren(...events.slice(0, SHOWN).map(({ type, track_id: id }) => {
     const outcome = type === "skip" ? "skipped" : "played";

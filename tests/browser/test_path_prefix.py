@@ -1,7 +1,9 @@
 """The pages behind a proxy that strips a path prefix: in a real browser, every request stays under the prefix."""
 
-import asyncio
+import contextlib
 import re
+import socket
+import socketserver
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,59 +19,63 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 PREFIX = "/music/segue"
-_MOST = 2**20
 
 
-class StrippingProxy:
+class StrippingProxy(socketserver.ThreadingTCPServer):
     """A reverse proxy on loopback that takes `PREFIX` away from the path, and answers 404 to any other path."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._to = (host, port)
-        self._loop = asyncio.new_event_loop()
-        self._server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
-        self.address = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        self.outside: list[str] = []
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
+    daemon_threads = False
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One request of a connection, which is then closed."""
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-            method, path, _ = head.split(" ", 2)
-            if not path.startswith(f"{PREFIX}/"):
-                self.outside.append(path)
-                writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-                return
-            lines = [line for line in head.split("\r\n")[1:-2] if not line.lower().startswith("connection:")]
-            length = re.search(r"(?im)^content-length: (\d+)", head)
-            body = await reader.readexactly(int(length[1])) if length else b""
-            service_reader, service_writer = await asyncio.open_connection(*self._to)
-            request = [f"{method} {path.removeprefix(PREFIX)} HTTP/1.1", *lines, "Connection: close", "", ""]
-            service_writer.write("\r\n".join(request).encode("latin-1") + body)
-            while part := await service_reader.read(_MOST):
-                writer.write(part)
-                await writer.drain()
-            service_writer.close()
-        except (OSError, asyncio.IncompleteReadError):
-            pass  # the browser has left
-        finally:
-            writer.close()
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Proxied)
+        self.to = (host, port)
+        self.address = f"http://127.0.0.1:{self.server_address[1]}"
+        self.outside: list[str] = []
+        self.open: set[socket.socket] = set()
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05})
+        self._thread.start()
 
     def stop(self) -> None:
         """End it, and whatever is still open."""
-
-        async def end() -> None:
-            self._server.close()
-            open_tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in open_tasks:
-                task.cancel()
-            await asyncio.gather(*open_tasks, return_exceptions=True)
-
-        asyncio.run_coroutine_threadsafe(end(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.shutdown()
+        for connection in list(self.open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self.server_close()  # waits for its threads
         self._thread.join(10)
-        self._loop.close()
+
+
+class _Proxied(socketserver.StreamRequestHandler):
+    """One request of a connection, which is then closed."""
+
+    server: StrippingProxy
+
+    def handle(self) -> None:
+        """Pass it on, and the answer back."""
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            line = self.rfile.readline()
+            if not line:
+                return  # a connection that the browser opened in advance
+            head += line
+        method, path, _ = head.decode("latin-1").split(" ", 2)
+        if not path.startswith(f"{PREFIX}/"):
+            self.server.outside.append(path)
+            self.wfile.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            return
+        lines = [
+            line for line in head.decode("latin-1").split("\r\n")[1:-2] if not line.lower().startswith("connection:")
+        ]
+        length = re.search(rb"(?im)^content-length: (\d+)", head)
+        body = self.rfile.read(int(length[1])) if length else b""
+        request = "\r\n".join([f"{method} {path.removeprefix(PREFIX)} HTTP/1.1", *lines, "Connection: close", "", ""])
+        with socket.create_connection(self.server.to) as service, contextlib.suppress(OSError):
+            self.server.open |= {service, self.request}
+            service.settimeout(30)
+            service.sendall(request.encode("latin-1") + body)
+            while part := service.recv(65_536):
+                self.request.sendall(part)
+            self.server.open -= {service, self.request}
 
 
 @pytest.fixture

@@ -92,8 +92,11 @@ def test_what_is_no_session_reports_nothing(browser: "Browser", running: httpx.C
     with opened(browser, str(running.base_url), faults, fragment) as page:
         made = writes(page)
         is_settled(page)
-        playwright.expect(page.locator("#shared-part")).to_be_hidden()
+        playwright.expect(page.locator("#shared-part")).to_be_visible(visible=fragment in DAMAGED)
+        playwright.expect(page.locator("#shared-replay")).to_be_hidden()
         if fragment in DAMAGED:
-            playwright.expect(page.get_by_role("alert")).to_contain_text("The link is damaged")
+            playwright.expect(page.locator("#shared-words")).to_contain_text("The link is damaged")
+            page.get_by_role("button", name="Keep my session").click()
+            playwright.expect(page.locator("#shared-part")).to_be_hidden()
         assert made == []
     assert faults == []

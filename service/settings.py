@@ -211,6 +211,12 @@ class Settings(BaseSettings):
     def _experiment_as_text(self, value: tuple[str, float] | None) -> str | None:
         return None if value is None else f"{value[0]}:{Decimal(str(value[1])):f}"
 
+    @field_validator("host")
+    @classmethod
+    def _without_brackets(cls, value: str) -> str:
+        is_bracketed = value.startswith("[") and value.endswith("]") and ":" in value
+        return value[1:-1] if is_bracketed else value
+
     @field_validator("allowed_hosts", mode="before")
     @classmethod
     def _hosts(cls, value: object) -> object:

@@ -76,7 +76,7 @@ def test_a_release_name_fits() -> None:
 
 def filled(begin: str, piece: str, end: str, size: int) -> bytes:
     """A JSON text of about `size` bytes; `{n}` in `piece` is its number."""
-    pieces = []
+    pieces: list[str] = []
     length = len(begin) + len(end)
     while length < size:
         pieces.append(piece.replace("{n}", f"{len(pieces):x}"))

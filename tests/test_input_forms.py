@@ -14,7 +14,7 @@ from rich.text import Text
 from segue.catalogue import Catalogue
 from segue.cli import main
 from segue.cli.output import plain_lines, say, titled
-from segue.events import TIME_EXPECTED, Event
+from segue.events import TIME_EXPECTED, Event, play
 from segue.terminal_text import escaped
 from service.bodies import EventsRequest, WhatIfRequest
 from training.track_names import track_ids
@@ -80,10 +80,10 @@ class TestTimes:
 
 def test_events_made_in_python_take_aware_times_alone() -> None:
     at = datetime(2026, 11, 28, 20, tzinfo=UTC)
-    assert Event(type="play", track_id="a", at=at).at == at
+    assert play("a", at).at == at
     for wrong in (at.replace(tzinfo=None), timedelta(1)):
         with pytest.raises(ValidationError):
-            Event(type="play", track_id="a", at=wrong)
+            play("a", wrong)  # type: ignore[arg-type]  # the wrong type is the point
 
 
 @pytest.mark.parametrize("field", ["ms_played"])
@@ -114,7 +114,7 @@ def test_control_characters_are_in_no_id(character: str, form: str) -> None:
         WhatIfRequest.model_validate_json(json.dumps({"events": [], "exclude": [text]}), strict=True)
     [prepared] = track_ids(pl.Series([text]))
     assert character not in prepared
-    assert Event(type="play", track_id=prepared)
+    assert play(prepared)
 
 
 @pytest.mark.parametrize("text", ["日本 é 😀", HEBREW, "a\u00a0b", "a\u202eb", "\u00a0", "a/b", "100%"])

@@ -16,7 +16,7 @@ StartService = Callable[..., Any]
 VICTIM = "victim-7f3a"
 # Known tracks that popularity alone never answers, one of them skipped, and one that no release holds.
 PLAYED, SKIPPED, UNKNOWN = "g3-t07", "g4-t08", "marker-of-nobody"
-EVENTS = [
+EVENTS: list[dict[str, Any]] = [
     {
         "type": "play",
         "track_id": PLAYED,
@@ -66,7 +66,12 @@ def variants() -> Iterator[tuple[str, str, dict[str, Any]]]:
         # The victim's own event again: it has no effect, and may be answered by nothing but numbers.
         yield "POST", f"/sessions/{VICTIM}/events{query}", {"json": {"events": [{**EVENTS[0], "track_id": "g0-t00"}]}}
         yield "POST", f"/sessions/{VICTIM}/events{query}", {"json": {"events": [{"type": "?"}]}}
-    for body in ({"events": []}, {"events": [], "explain": True}, {"events": [], "session_id": VICTIM}):
+    bodies: list[dict[str, Any]] = [
+        {"events": []},
+        {"events": [], "explain": True},
+        {"events": [], "session_id": VICTIM},
+    ]
+    for body in bodies:
         yield "POST", "/recommendations/what-if", {"json": body}
     for path in (
         *(f"/sessions/{VICTIM}", f"/sessions/{VICTIM}?explain=true", f"/sessions/{VICTIM}/stream"),

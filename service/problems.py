@@ -22,7 +22,7 @@ _LONGEST_FOUND = 80
 _LONGEST_FIELD = 300  # the name of an unknown field is the client's own text
 _LISTED = 10  # members of an object or a list that is shown
 MOST_ERRORS = 100  # named in one answer
-MAX_COUNTED_ERRORS = 1000  # beyond it only their number is reported: each error that is read out costs microseconds
+MAX_COUNTED_ERRORS = 500  # beyond it only their number is reported: each error that is read out costs microseconds
 
 
 class InvalidField(BaseModel):

@@ -13,10 +13,11 @@ from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Asgi
 
 from segue.errors import BadOption
+from service.caller import CALL_COSTS, Caller, note_caller
 from service.dependencies import SESSION_ID_PATTERN
 from service.keys import Key, Keyring, Scope, read_keys
 from service.limits import RateLimit
-from service.problems import problem_response
+from service.problems import missing_scope_headers, problem_response
 from service.settings import Settings
 
 OPEN: Final = None
@@ -97,6 +98,8 @@ class Access:
         # The query is read for the session's own limit alone.
         query = request["query_string"] if self._session_limit is not None else b""
         call = call_of(request["method"], request["path"], query)
+        key: Key | None = None
+        limits: list[tuple[RateLimit, str]] = []
         if call.scope is not OPEN and self._keys is not None:
             texts = [value for name, value in request["headers"] if name == b"authorization"]
             key = self._keys.find(_bearer(texts[0])) if len(texts) == 1 else None
@@ -104,12 +107,18 @@ class Access:
                 return _unknown(sent=bool(texts))
             if not key.allows(call.scope):
                 return _forbidden(key, call.name, call.scope)
-            if self._key_limit is not None and (wait_s := self._key_limit.wait_s(key.name)):
-                return _too_many(f"the key {key.name!r}", wait_s)
+            if self._key_limit is not None:
+                if wait_s := self._key_limit.wait_s(key.name):
+                    return _too_many(f"the key {key.name!r}", wait_s)
+                limits.append((self._key_limit, key.name))
         if self._session_limit is not None and call.session_id is not None:
-            wait_s = self._session_limit.wait_s(call.session_id)
-            if wait_s:
+            if wait_s := self._session_limit.wait_s(call.session_id):
                 return _too_many("this session", wait_s)
+            limits.append((self._session_limit, call.session_id))
+        caller = Caller(key, tuple(limits))
+        if cost := CALL_COSTS.get(call.name):
+            caller.charge(cost - 1)
+        note_caller(request, caller)
         return None
 
 
@@ -168,7 +177,7 @@ def _forbidden(key: Key, call: str, scope: Scope) -> Response:
     return problem_response(
         403,
         f"the key {key.name!r} has the scope {has}, and {call} needs {scope}: use another key",
-        headers={"WWW-Authenticate": f'Bearer realm="segue", error="insufficient_scope", scope="{scope}"'},
+        headers=missing_scope_headers(scope),
     )
 
 
@@ -186,10 +195,16 @@ def describe_access(schema: dict[str, Any]) -> None:
     challenge = {"WWW-Authenticate": {"description": "What kind of key is needed", "schema": {"type": "string"}}}
     refusals: dict[str, dict[str, Any]] = {
         "401": {"description": "The call needs a key, and none that is known was sent", "headers": challenge},
-        "403": {"description": "The key lacks the scope that the call needs", "headers": challenge},
+        "403": {
+            "description": "The key lacks the scope that the call or one of its options needs",
+            "headers": challenge,
+        },
         "429": {"description": "The key or the session asks too often", "headers": seconds},
     }
-    misdirected = {"421": {"description": "`Host` names no service that is here", "content": problem}}
+    misdirected = {
+        "403": {"description": "A page of another site asks, and the service has no keys", "content": problem},
+        "421": {"description": "`Host` names no service that is here", "content": problem},
+    }
     schema["components"]["securitySchemes"] = {
         "key": {
             "type": "http",

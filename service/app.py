@@ -23,12 +23,14 @@ from segue.errors import BadOption, SegueError, StoreUnavailable
 from service import access, hosts, map_routes, operations, player, routes
 from service.bodies import EventsRequest, SwapRequest, WhatIfRequest
 from service.credits import Credits
+from service.cross_origin import CrossOrigin, Preflight
 from service.dependencies import Parts
 from service.door import Door
 from service.durability import DurabilityCheck
 from service.embedded_redis import die_with_parent, embedded_redis
 from service.event_log import EventLog, open_folder
 from service.fallback import Fallback
+from service.json_body import max_body_bytes
 from service.live_state import LiveState
 from service.middleware import Measured, whole
 from service.problems import answer_problems, describe_problems
@@ -80,6 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
         summary="Skip-aware next-track recommendations: report plays and skips, ask for what comes next.",
         version=version("segue"),
         lifespan=lifespan,
+        servers=[{"url": settings.root_path}] if settings.root_path is not None else None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -97,7 +100,11 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(access.Access, settings=settings)
     if hosts.is_needed(settings):
         app.add_middleware(hosts.KnownHosts, settings=settings)
+    if settings.cors_origins:
+        app.add_middleware(Preflight, origins=settings.cors_origins)
     app.add_middleware(Measured, telemetry=telemetry, door=door)
+    if settings.cors_origins:
+        app.add_middleware(CrossOrigin, origins=settings.cors_origins)
     if tracing is not None:
         from service.tracing import Traced  # noqa: PLC0415 (see _tracing_class)
 
@@ -156,7 +163,7 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
         threads,
         telemetry,
         live_state,
-        settings.max_request_bytes,
+        max_body_bytes(settings.max_request_bytes),
     )
 
 

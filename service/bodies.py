@@ -109,7 +109,7 @@ class WhatIfRequest(BaseModel):
         default_factory=list, max_length=MAX_TRACKS, description="Tracks that must not be answered"
     )
     exclude_heard: bool = Field(default=True, description="Whether the session's own tracks are left out")
-    explain: bool = Field(default=False, description="Whether the answer says why")
+    explain: bool = Field(default=False, description="Whether the answer says why; it counts as 13 requests of the key")
     release: str | None = Field(
         default=None, pattern=RELEASE_NAME_PATTERN, description="A release that is live, instead of the current one"
     )

@@ -10,6 +10,7 @@ from pydantic import BaseModel, WithJsonSchema
 from segue.events import MAX_ID_LENGTH, TEXT_PATTERN, TrackId
 from segue.release import NAME_PATTERN
 from service.bodies import MAX_TRACKS, EventsRequest, SwapRequest, WhatIfRequest
+from service.caller import EXPLANATION_COST, Caller, caller_of
 from service.credits import Credits
 from service.fallback import Fallback
 from service.json_body import Body, read_json
@@ -35,12 +36,16 @@ class Parts:
     threads: Threads
     telemetry: Telemetry
     live_state: LiveState
-    max_request_bytes: int
+    max_body_bytes: dict[type[BaseModel], int]
 
 
 async def _parts(request: Request) -> Parts:  # async, or FastAPI would call it in a thread
     parts: Parts = request.app.state.parts
     return parts
+
+
+async def _caller(request: Request) -> Caller:
+    return caller_of(request.scope)
 
 
 async def _reported(request: Request) -> EventsRequest:
@@ -57,7 +62,7 @@ async def _wanted(request: Request) -> SwapRequest:
 
 async def _body(model: type[Body], request: Request) -> Body:
     parts: Parts = request.app.state.parts
-    return await read_json(model, request.scope["headers"], request.receive, parts.max_request_bytes)
+    return await read_json(model, request.scope["headers"], request.receive, parts.max_body_bytes[model])
 
 
 def body_of(model: type[BaseModel]) -> dict[str, Any]:
@@ -70,6 +75,7 @@ Reported = Annotated[EventsRequest, Depends(_reported)]
 Supposed = Annotated[WhatIfRequest, Depends(_supposed)]
 Wanted = Annotated[SwapRequest, Depends(_wanted)]
 Service = Annotated[Parts, Depends(_parts)]
+By = Annotated[Caller, Depends(_caller)]
 
 SessionId = Annotated[
     str,
@@ -104,7 +110,24 @@ ReleaseName = Annotated[
     ),
     WithJsonSchema({"type": "string", "pattern": NAME_PATTERN}),
 ]
-Explain = Annotated[bool, Query(description="Whether the answer says why each track is where it is")]
+Explain = Annotated[
+    bool,
+    Query(
+        description="Whether the answer says why each track is where it is. It then holds the session's plays, so that "
+        "a key needs the scope `read` as well as `listen`. It counts as 13 requests"
+    ),
+]
+
+
+async def _explained(by: By, explain: Explain = False) -> bool:
+    """Whether a stored session is to be explained. Checked here, as the query is read: it can be spelt in many ways."""
+    if explain:
+        by.require("read", "explain=true, whose answer holds the session's plays,")
+        by.charge(EXPLANATION_COST - 1)
+    return explain
+
+
+Explained = Annotated[bool, Depends(_explained)]
 SearchText = Annotated[
     str, Query(alias="query", max_length=200, description="Words of title, artist or id; none finds the most played")
 ]

@@ -18,6 +18,15 @@ from service.settings import Settings
 _HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?")
 _MOST_REMEMBERED: Final = 64
 _SHOWN: Final = 80
+_OF_BROWSERS: Final = frozenset({b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest", b"origin"})
+_OWN_SITES: Final = frozenset({b"same-origin", b"same-site", b"none"})  # `none`: the user asks, as by a bookmark
+_PAGES: Final = frozenset({"/", "/ops"})
+_READING: Final = frozenset({"GET", "HEAD"})
+_FOREIGN: Final = problem_response(
+    403,
+    "a page of another site made this request: use the service's own pages, or name the page's origin in "
+    "SEGUE_CORS_ORIGINS",
+)
 
 
 def is_needed(settings: Settings) -> bool:
@@ -31,6 +40,7 @@ class KnownHosts:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._names = frozenset(name.lower() for name in (*settings.allowed_hosts, settings.host))
+        self._origins = frozenset(settings.cors_origins)
         self._known: set[bytes] = set()  # headers that have passed: clients send the same one again and again
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,7 +56,28 @@ class KnownHosts:
             elif not (sent in self._known or self._passes(sent)):
                 await _misdirected(sent)(scope, receive, send)
                 return
+            if self._is_foreign(scope):
+                await _FOREIGN(scope, receive, send)
+                return
         await self._app(scope, receive, send)
+
+    def _is_foreign(self, scope: Scope) -> bool:
+        """Whether a page of another site asks, which is neither allowed to nor links to a page of the service.
+
+        Browsers say so (https://www.w3.org/TR/fetch-metadata/, 2025). Such a page could not read the answer, but the
+        work would be done.
+        """
+        sent: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:
+            if name in _OF_BROWSERS:
+                sent[name] = value if name not in sent else b""
+        site = sent.get(b"sec-fetch-site")
+        if site is None or site in _OWN_SITES:
+            return False
+        if "*" in self._origins or sent.get(b"origin", b"").decode("latin-1") in self._origins:
+            return False
+        is_link = sent.get(b"sec-fetch-mode") == b"navigate" and sent.get(b"sec-fetch-dest") == b"document"
+        return not (is_link and scope["method"] in _READING and scope["path"] in _PAGES)
 
     def _passes(self, header: bytes) -> bool:
         if not names(header, self._names):

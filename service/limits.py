@@ -42,9 +42,18 @@ class RateLimit:
             self._full_at[name] = full_at
             return wait_s
         self._full_at[name] = full_at + self._interval_s
+        self._forget()
+        return 0.0
+
+    def _forget(self) -> None:
         if len(self._full_at) > self._most:
             del self._full_at[next(iter(self._full_at))]
-        return 0.0
+
+    def charge(self, name: str, requests: int) -> None:
+        """Count so many more requests of a name that was let through; the ones that follow wait for longer."""
+        now = self._clock()
+        self._full_at[name] = max(self._full_at.pop(name, now), now) + requests * self._interval_s
+        self._forget()
 
     def __len__(self) -> int:
         """Names that are remembered."""

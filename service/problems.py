@@ -14,11 +14,15 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from segue.errors import SegueError
+from service.caller import MissingScope
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
 _LONGEST_FOUND = 80
-MOST_ERRORS = 100  # named in one answer: a megabyte of JSON can be wrong in a hundred thousand places
+_LONGEST_FIELD = 300  # the name of an unknown field is the client's own text
+_LISTED = 10  # members of an object or a list that is shown
+MOST_ERRORS = 100  # named in one answer
+MAX_COUNTED_ERRORS = 500  # beyond it only their number is reported: each error that is read out costs microseconds
 
 
 class InvalidField(BaseModel):
@@ -85,9 +89,16 @@ def problem_response(
     return Response(content, status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
 
 
+def missing_scope_headers(scope: str) -> dict[str, str]:
+    """What tells the holder of a key which scope it lacks (RFC 6750, section 3)."""
+    return {"WWW-Authenticate": f'Bearer realm="segue", error="insufficient_scope", scope="{scope}"'}
+
+
 def response_to(error: SegueError) -> Response:
     """The problem document for an error of the project's own tree."""
     headers = {"Retry-After": str(RETRY_AFTER_S)} if error.http_status == 503 else None
+    if isinstance(error, MissingScope):
+        headers = missing_scope_headers(error.scope)
     detail = str(error) if error.http_status != 500 else "the service failed; its log says why"
     return problem_response(error.http_status, detail, error.title, headers=headers)
 
@@ -129,11 +140,38 @@ def invalid_request_response(error: RequestValidationError) -> Response:
 
 
 def _invalid_field(error: Mapping[str, Any]) -> InvalidField:
-    found = "missing" if error["type"] == "missing" else ascii(error.get("input"))
-    if len(found) > _LONGEST_FOUND:
-        found = found[: _LONGEST_FOUND - 3] + "..."
-    field = ".".join(str(part) for part in error["loc"])
-    return InvalidField(field=ascii(field)[1:-1], found=found, expected=str(error["msg"]))
+    found = error.get("found") or ("missing" if error["type"] == "missing" else _shown(error.get("input")))
+    field = ".".join(str(part)[:_LONGEST_FOUND] for part in error["loc"])
+    return InvalidField(field=_shortened(ascii(field)[1:-1], _LONGEST_FIELD), found=found, expected=str(error["msg"]))
+
+
+def _shown(value: object) -> str:
+    """A value that a client sent, in at most 80 characters. Only the part that is shown is written out."""
+    if isinstance(value, str | bytes):
+        return _shortened(ascii(value[:_LONGEST_FOUND]), cut=len(value) > _LONGEST_FOUND)
+    if isinstance(value, dict):
+        return f"an object of {len(value):,} members" if len(value) > _LISTED else _of_few(value)
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value):,} items" if len(value) > _LISTED else _of_few(value)
+    if isinstance(value, int) and value.bit_length() > 4 * _LONGEST_FOUND:  # Python refuses to write very long ones
+        return "a number of more than 80 digits"
+    return _shortened(ascii(value))
+
+
+def _of_few(value: Any) -> str:
+    """A small container. Its members are shortened first, as each of them may be a megabyte."""
+    if isinstance(value, dict):
+        members = [f"{_shown(str(name))}: {_inner(item)}" for name, item in value.items()]
+        return _shortened("{" + ", ".join(members) + "}")
+    return _shortened("[" + ", ".join(map(_inner, value)) + "]")
+
+
+def _inner(value: object) -> str:
+    return "..." if isinstance(value, dict | list | tuple) and value else _shown(value)
+
+
+def _shortened(text: str, longest: int = _LONGEST_FOUND, *, cut: bool = False) -> str:
+    return text[: longest - 3] + "..." if cut or len(text) > longest else text
 
 
 def _allowed(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:

@@ -5,6 +5,7 @@ worker: hence the imports within functions.
 """
 
 import contextlib
+import errno
 import logging
 import multiprocessing
 import os
@@ -139,15 +140,32 @@ def _uvicorn(settings: Settings, app: Any, **options: Any) -> uvicorn.Config:
 
 
 def _bind(host: str, port: int) -> socket.socket:
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise BadOption(
-            f"{host}:{port} cannot be listened on: {error.strerror}; choose another --port, or 0 for a free one"
-        ) from error
+    except (OSError, UnicodeError) as error:  # no name of a host is longer than 63 characters between two dots
+        reason = error.strerror if isinstance(error, OSError) else "this is no name of a host"
+        raise BadOption(f"{shown} cannot be listened on: {reason}; {_remedy(error, host, port)}") from error
     listening.set_inheritable(True)
     return listening
+
+
+def _remedy(error: OSError | UnicodeError, host: str, port: int) -> str:
+    """What to do about an address that cannot be listened on: the port is at fault only for some errors."""
+    if isinstance(error, UnicodeError | socket.gaierror):
+        return f"{host!r} names no address of this machine: set --host to one, or to 127.0.0.1"
+    if error.errno == errno.EADDRINUSE:
+        return "choose another --port, or 0 for a free one"
+    if error.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
+        return "set --host to an address of this machine, such as 127.0.0.1"
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return (
+            f"port {port} is for privileged processes: choose a --port from 1024"
+            if port < 1024
+            else "its use is denied"
+        )
+    return "choose another --host or --port"
 
 
 def _address(listening: socket.socket) -> str:

@@ -76,7 +76,7 @@ class QuickPath:
         scope["route"] = self._events_route
         service: Parts = scope["app"].state.parts
         try:
-            reported = await read_json(EventsRequest, scope["headers"], receive, service.max_request_bytes)
+            reported = await read_json(EventsRequest, scope["headers"], receive, service.max_body_bytes[EventsRequest])
             content = await answer_reported(service, session_id, reported, int(asked[1]) if asked else None)
         except RequestValidationError as error:
             await invalid_request_response(error)(scope, receive, send)

@@ -134,12 +134,11 @@ class LiveReleases:
 
     def named(self, name: str | None) -> Served:
         """What answers whoever asks for this release; the current one for None. Raises UnknownRelease."""
-        live = self.live()
-        for served, _ in live:
+        for served, _ in self.live():
             if name in (None, served.live.name):
                 return served
-        at_hand = " and ".join(served.live.name for served, _ in live)
-        raise UnknownRelease(f"{name!r} is not live here: ask for {at_hand}")
+        # Not which are: that call needs another scope than those which take a release.
+        raise UnknownRelease(f"{name!r} is not live here: GET /releases/current names the releases that are")
 
     async def swap(self, name: str) -> Served:
         """Serve the release in the folder `name`, here now and, by the pointer, wherever the folder is watched.

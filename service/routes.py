@@ -25,10 +25,12 @@ from service.bodies import (
     next_tracks_json,
     recommendations_json,
 )
+from service.caller import EXPLANATION_COST
 from service.dependencies import (
+    By,
     Excluded,
     ExcludeHeard,
-    Explain,
+    Explained,
     K,
     Limit,
     Parts,
@@ -94,10 +96,10 @@ async def report_events(
 async def recommendations(
     session_id: SessionIdQuery,
     service: Service,
+    explain: Explained,
     k: K = DEFAULT_K,
     exclude_heard: ExcludeHeard = True,
     exclude: Excluded = [],  # noqa: B006 (FastAPI copies it)
-    explain: Explain = False,
     release: ReleaseName = None,
 ) -> Response:
     """The next tracks for a session; the most popular ones if it holds no usable play, or cannot be read for now."""
@@ -112,8 +114,10 @@ async def recommendations(
     responses=problem_responses(404, 413, 415, 422, 503),
     openapi_extra=body_of(WhatIfRequest),
 )
-async def what_if(supposed: Supposed, service: Service) -> Response:
+async def what_if(supposed: Supposed, service: Service, by: By) -> Response:
     """The next tracks for a session that is only supposed: nothing is stored, and Redis is not asked."""
+    if supposed.explain:
+        by.charge(EXPLANATION_COST - 1)
     plays = service.store.kept(plays_of(supposed.events))
     question = Question(plays, supposed.k, supposed.exclude, supposed.exclude_heard)
     served = service.releases.named(supposed.release)

@@ -22,6 +22,11 @@ Durability: TypeAlias = Literal["memory", "every-second", "always"]
 # What each means for Redis' appendfsync.
 FSYNC: Final[dict[Durability, str]] = {"memory": "no", "every-second": "everysec", "always": "always"}
 
+# An origin as browsers write it: without the scheme's own port, which would never match.
+_ORIGIN: Final = re.compile(
+    r"(?:http(?!.*:80$)|https(?!.*:443$))://(?:[a-z0-9_]([a-z0-9._-]{0,251}[a-z0-9_])?|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?"
+)
+
 
 class Settings(BaseSettings):
     """The settings of one service. Immutable."""
@@ -63,7 +68,12 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on")
     port: int = Field(default=8000, ge=0, le=65_535, description="TCP port to listen on; 0 takes a free one")
-    max_request_bytes: int = Field(default=2**20, ge=1024, description="Largest request body, in bytes; more is a 413")
+    max_request_bytes: int = Field(
+        default=2**18,
+        ge=1024,
+        description="Largest body of a request with events, in bytes; more is a 413. A hypothetical session may have "
+        "five times as many",
+    )
     shed_after_ms: float = Field(
         default=40,
         ge=0,
@@ -108,6 +118,17 @@ class Settings(BaseSettings):
         default=(),
         description="Names, separated by commas, that requests may have in `Host` besides loopback's and `host`; "
         "others are refused where names are set, and where the service has neither keys nor `open`",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Origins, separated by commas, whose pages may call the service from a browser (CORS), as "
+        "`https://music.example`; `*` for all, with API keys only",
+    )
+    root_path: str | None = Field(
+        default=None,
+        pattern=r"^(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+$",
+        description="Path prefix that a proxy strips before it passes requests on, as `/segue`; OpenAPI names it as "
+        "the server",
     )
     key_rate: float | None = Field(
         default=None, gt=0, le=1e6, description="Requests a second of each API key, in each worker; more is a 429"
@@ -194,6 +215,12 @@ class Settings(BaseSettings):
     def _experiment_as_text(self, value: tuple[str, float] | None) -> str | None:
         return None if value is None else f"{value[0]}:{Decimal(str(value[1])):f}"
 
+    @field_validator("host")
+    @classmethod
+    def _without_brackets(cls, value: str) -> str:
+        is_bracketed = value.startswith("[") and value.endswith("]") and ":" in value
+        return value[1:-1] if is_bracketed else value
+
     @field_validator("allowed_hosts", mode="before")
     @classmethod
     def _hosts(cls, value: object) -> object:
@@ -204,7 +231,20 @@ class Settings(BaseSettings):
             raise ValueError("expected names or addresses without a port, as in music.example,10.0.0.7")
         return hosts
 
-    @field_serializer("allowed_hosts")
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        origins = tuple(origin.strip().lower() for origin in value.split(",") if origin.strip())
+        if origins != ("*",) and not all(map(_ORIGIN.fullmatch, origins)):
+            raise ValueError(
+                "expected origins as browsers send them, as in https://music.example,http://localhost:3000: a scheme, "
+                "a host, a port unless it is the scheme's own, and no path"
+            )
+        return origins
+
+    @field_serializer("allowed_hosts", "cors_origins")
     def _hosts_as_text(self, value: tuple[str, ...]) -> str:
         return ",".join(value)
 
@@ -229,6 +269,10 @@ class Settings(BaseSettings):
             raise ValueError("wait_replicas is not for a Redis Cluster: set min-replicas-to-write in its configuration")
         if self.wait_replicas and self.wait_timeout_ms >= self.redis_timeout_s * 1000:
             raise ValueError("wait_timeout_ms must be below redis_timeout_s, or Redis would seem not to answer")
+        if self.cors_origins == ("*",) and self.api_keys is None:
+            raise ValueError(
+                "cors_origins is *, and without api_keys every page could use the service: name the origins"
+            )
         if self.key_rate is not None and self.api_keys is None:
             raise ValueError("key_rate limits API keys, and api_keys names none")
         return self

@@ -14,10 +14,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from segue.events import MAX_ID_LENGTH
+from segue.events import CONTROL_CHARACTERS, MAX_ID_LENGTH
 
 _HASH_DIGITS: Final = 16
-_CONTROL: Final = r"[\x00-\x1f\x7f\u2028\u2029]"
+_CONTROL: Final = f"[{CONTROL_CHARACTERS}]"
 
 
 def track_table(lines: pl.DataFrame, codes: NDArray[np.uint32]) -> tuple[pl.DataFrame, NDArray[np.int64]]:

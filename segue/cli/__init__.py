@@ -20,9 +20,11 @@ from segue.cli.demo import demo
 from segue.cli.experiments import reproduce, tune
 from segue.cli.keys import keys
 from segue.cli.models import evaluate, index, train
+from segue.cli.output import say
 from segue.cli.serving import openapi, recommend, serve
 from segue.cli.top import top
 from segue.errors import SegueError
+from segue.terminal_text import escaped
 
 _EXTRA_OF = {
     "torch": "training",
@@ -132,5 +134,5 @@ def _termination_interrupts() -> Iterator[None]:
 
 
 def _refuse(message: str, code: int) -> int:
-    click.echo(f"segue: {' '.join(message.split())}", err=True)
+    say(f"segue: {' '.join(escaped(message).split())}")
     return code

@@ -14,10 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from segue.terminal_text import ACTIVE, escaped
+
 
 def say(line: str) -> None:
     """One line about the work, on stderr."""
-    click.echo(line, err=True)
+    click.echo(escaped(line), err=True)
 
 
 def print_json(content: Any) -> None:
@@ -52,11 +54,32 @@ def _plain(cell: Any) -> str:
     return " ".join(text.split())
 
 
+class _Table(Table):
+    """A table whose cells cannot act on the terminal, whatever a title or an id holds."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """Add a row, as rich.table.Table does."""
+        super().add_row(*map(harmless, cells), **options)
+
+
+def harmless(cell: Any) -> Any:
+    """Text with escapes in place of characters that act on a terminal; its styles stay."""
+    if isinstance(cell, str):
+        return escaped(cell)
+    if not isinstance(cell, Text) or not ACTIVE.search(cell.plain):
+        return cell
+    shown = cell.blank_copy()
+    for place, character in enumerate(cell.plain):
+        piece = cell[place]
+        shown.append_text(Text(escaped(character), style=cell.style) if ACTIVE.match(character) else piece)
+    return shown
+
+
 def titled(title: str, caption: str | Text | None = None, *, header: bool = True) -> Table:
     """A table as all commands show theirs: few lines, the title above, what is to be said of it below."""
-    return Table(
-        title=Text(title, style="bold"),
-        caption=caption,
+    return _Table(
+        title=Text(escaped(title), style="bold"),
+        caption=harmless(caption),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD if header else box.SIMPLE,

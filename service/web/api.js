@@ -1,5 +1,7 @@
 // Talking to the service: calls, the key, server-sent events, how long answers took.
 
+import { addressOf } from "./place.js";
+
 const API_KEY = "segue.key";
 const KEPT_TIMES = 50;
 const RETRY_AFTER_MS = [250, 500, 1000, 2000, 4000];
@@ -30,7 +32,7 @@ export async function call(path, options = {}) {
   const began = performance.now();
   let answer;
   try {
-    answer = await fetch(path, { ...options, headers: headersOf(options.headers) });
+    answer = await fetch(addressOf(path), { ...options, headers: headersOf(options.headers) });
   } catch {
     throw new CallFailed("The service does not answer. Is it still running?", 0);
   }
@@ -46,7 +48,7 @@ export async function call(path, options = {}) {
 
 /** The bytes of an answer; its time is none of a list's. Throws CallFailed. */
 export async function bytes(path) {
-  const answer = await fetch(path, { headers: headersOf() }).catch(() => { throw new CallFailed("The service does not answer.", 0); });
+  const answer = await fetch(addressOf(path), { headers: headersOf() }).catch(() => { throw new CallFailed("The service does not answer.", 0); });
   if (!answer.ok) throw new CallFailed(`The service answered ${answer.status}.`, answer.status);
   return answer.arrayBuffer();
 }
@@ -68,7 +70,7 @@ export async function watch(path, handlers, signal) {
   let failures = 0;
   while (!signal.aborted) {
     try {
-      const answer = await fetch(path, { headers: headersOf({ Accept: "text/event-stream" }), signal });
+      const answer = await fetch(addressOf(path), { headers: headersOf({ Accept: "text/event-stream" }), signal });
       if (!answer.ok) throw new CallFailed(`The service answered ${answer.status}.`, answer.status);
       if (failures) handlers.found();
       failures = 0;

@@ -21,7 +21,7 @@ export function listenToReleases(onChosen, listener) {
 
 /** Read what answers now. Throws CallFailed. */
 export async function readLive() {
-  const current = await call("/releases/current");
+  const current = await call("releases/current");
   live = current.live;
   tracks[current.name] = current.tracks;
   if (!live.some(({ name }) => name === state.release)) choose(null);

@@ -40,7 +40,7 @@ export async function showMap(answer, onChoice) {
   if (answer.release === release) return;
   release = answer.release;
   try {
-    const content = await bytes(`/map?${new URLSearchParams({ limit: MOST, release })}`);
+    const content = await bytes(`map?${new URLSearchParams({ limit: MOST, release })}`);
     if (answer.release !== release) return; // another release answers by now
     points = new Points(content);
     names.clear();
@@ -141,7 +141,7 @@ async function trackAt(across, down) {
   if (mark) return { track: trackOf(mark.track.track_id), place: mark.place, told: mark.kind === "next" ? `next, rank ${mark.rank}` : mark.kind };
   const position = points ? points.nearest(view, across, down, REACH * view.ratio) : -1;
   if (position < 0) return null;
-  if (!names.has(position)) names.set(position, await call(`/map/tracks/${position}?${new URLSearchParams({ release })}`));
+  if (!names.has(position)) names.set(position, await call(`map/tracks/${position}?${new URLSearchParams({ release })}`));
   return { track: names.get(position), place: points.placeOf(position), told: "" };
 }
 

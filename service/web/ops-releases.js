@@ -1,7 +1,7 @@
 // The releases that the service can be swapped to: their list, the question before a swap, and what came of it.
 
-import { call } from "/web/ops-service.js";
-import { byId, count, element, row, when } from "/web/ops-show.js";
+import { call } from "./ops-service.js";
+import { byId, count, element, row, when } from "./ops-show.js";
 
 const READ_EVERY_MS = 10_000;
 const SWAP_LIMIT_MS = 300_000; // a large release takes its time to be opened and tried
@@ -11,7 +11,7 @@ const state = { shown: "", current: "", names: new Map(), readAt: -Infinity, fol
 /** Read the list anew where it may have changed. */
 export async function readReleases(told) {
   if (told.release.folder === state.folder && performance.now() - state.readAt < READ_EVERY_MS) return;
-  const listed = await call("/releases");
+  const listed = await call("releases");
   state.folder = told.release.folder;
   state.readAt = performance.now();
   show(listed);
@@ -91,7 +91,7 @@ async function swap(folder, named) {
   try {
     const body = JSON.stringify({ name: folder });
     const headers = { "Content-Type": "application/json" };
-    const release = await call("/releases/current", { method: "PUT", headers, body }, SWAP_LIMIT_MS);
+    const release = await call("releases/current", { method: "PUT", headers, body }, SWAP_LIMIT_MS);
     tell("outcome", `${release.folder} (${release.name}) is served now. Where there are several workers or replicas, each of the `
       + "others opens it by itself and follows within seconds.");
   } catch (error) {
@@ -102,7 +102,7 @@ async function swap(folder, named) {
     state.swapping = false;
     state.folder = ""; // read anew at the next look
     state.shown = "";
-    await call("/releases").then(show).catch(() => null); // the next look says what is wrong
+    await call("releases").then(show).catch(() => null); // the next look says what is wrong
   }
 }
 

@@ -1,5 +1,7 @@
 // Calls to the service with the operator's key, which stays in this tab.
 
+import { addressOf } from "./place.js";
+
 const KEY = "segue.admin-key"; // not the player's: what listens to music needs no such key
 
 export const setKey = (text) => sessionStorage.setItem(KEY, text);
@@ -10,7 +12,7 @@ export async function call(path, options = {}, limitMs = 5000) {
   const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
   let answer;
   try {
-    answer = await fetch(path, { ...options, headers, signal: AbortSignal.timeout(limitMs) });
+    answer = await fetch(addressOf(path), { ...options, headers, signal: AbortSignal.timeout(limitMs) });
   } catch {
     throw new Error("The service does not answer.");
   }

@@ -1,10 +1,10 @@
 // The operator's page: asks GET /operations every two seconds and shows what came of it. Swapping is in ops-releases.js.
 
-import { draw } from "/web/ops-charts.js";
-import { History, figures } from "/web/ops-figures.js";
-import { call, setKey } from "/web/ops-service.js";
-import { readReleases, showServed } from "/web/ops-releases.js";
-import { byId, count, element, facts, number, percent, row, size, when } from "/web/ops-show.js";
+import { draw } from "./ops-charts.js";
+import { History, figures } from "./ops-figures.js";
+import { call, setKey } from "./ops-service.js";
+import { readReleases, showServed } from "./ops-releases.js";
+import { byId, count, element, facts, number, percent, row, size, when } from "./ops-show.js";
 
 const EVERY_MS = 2000;
 const FIGURES_S = 10; // rates and latencies are of so many seconds
@@ -17,7 +17,7 @@ async function look() {
   clearTimeout(state.timer);
   if (state.paused) return;
   try {
-    const told = await call("/operations");
+    const told = await call("operations");
     if (state.paused) return;
     take(told);
     await readReleases(told);

@@ -9,6 +9,7 @@ import { firstNext, forgetRanks, nthNext, rememberRanks, showNext } from "./next
 import { heard, listenToEnd, showControls, showName, showNow, showQueue, togglePause } from "./now.js";
 import { showSession } from "./ribbon.js";
 import { asFragment, explained, open, recommendations, remember, replay, report, startAnew, state, streamPath, takeOver, titleOf } from "./session.js";
+import { listenToReplay, showShared } from "./shared.js";
 import { byId, button, element, sign } from "./show.js";
 
 const SEEDS = 6;
@@ -172,7 +173,7 @@ async function share() {
     await navigator.clipboard.writeText(address);
     byId("said").textContent = "A link that replays this session is in the clipboard.";
   } catch {
-    location.hash = asFragment();
+    history.replaceState(null, "", asFragment()); // no event: it is this session already
     byId("said").textContent = "The address of this page replays this session now: copy it.";
   }
 }
@@ -186,7 +187,7 @@ async function search() {
   const number = ++asked;
   const words = byId("query").value;
   try {
-    const { items: found } = await call(`/tracks?${new URLSearchParams({ query: words, limit: words ? FOUND : SEEDS_AMONG })}`);
+    const { items: found } = await call(`tracks?${new URLSearchParams({ query: words, limit: words ? FOUND : SEEDS_AMONG })}`);
     if (number !== asked) return; // an older answer may arrive later
     remember(found);
     const items = words ? found : seedsOf(found);
@@ -259,13 +260,19 @@ listenToTimes(({ last, median }) => {
   byId("latency").textContent = `Last answer ${last.toFixed(0)} ms, median ${median.toFixed(0)} ms`;
 });
 listenToEnd(() => goOn(false));
+listenToReplay((events) => act(async () => {
+  forgetRanks();
+  await replay(events);
+  await openSession();
+}));
+addEventListener("hashchange", () => act(showShared));
 listenToReleases(switchRelease, (live) => compareLive(live, choices));
 
 function start() {
   act(async () => {
     await readLive();
-    if (await replay(location.hash)) history.replaceState(null, "", location.pathname);
     await openSession();
+    await showShared();
   });
   search();
 }

@@ -7,6 +7,7 @@ const SESSION_KEY = "segue.session";
 const RELEASE_KEY = "segue.release";
 const GONE = 404; // what a release is that is live no more
 const MOST_AT_ONCE = 100; // events of one request
+const MOST_SHARED = 1000; // events of a link
 
 export const state = {
   id: localStorage.getItem(SESSION_KEY) ?? newId(),
@@ -27,7 +28,7 @@ function newId() {
   return id;
 }
 
-const path = (rest = "") => `/sessions/${encodeURIComponent(state.id)}${rest}`;
+const path = (rest = "") => `sessions/${encodeURIComponent(state.id)}${rest}`;
 export const streamPath = () => path("/stream");
 
 /** Forget the session here; the service keeps it until its idle gap is over. */
@@ -60,9 +61,14 @@ export async function open() {
     if (error.status !== 404) throw error;
     takeOver([]);
   }
-  const unnamed = [...new Set(state.plays.map((play) => play.track_id))].filter((id) => !names.has(id)).slice(-50);
+  await nameTracks(state.plays.map((play) => play.track_id));
+}
+
+/** Read the names of the latest of these tracks from the service. */
+export async function nameTracks(ids) {
+  const unnamed = [...new Set(ids)].filter((id) => !names.has(id)).slice(-50);
   await Promise.all(unnamed.map(async (id) => {
-    const { items } = await call(`/tracks?${new URLSearchParams({ query: id.slice(0, 200), limit: 20 })}`);
+    const { items } = await call(`tracks?${new URLSearchParams({ query: id.slice(0, 200), limit: 20 })}`);
     remember(items.filter((track) => track.track_id === id));
   }));
 }
@@ -94,7 +100,7 @@ export async function explained() {
 export async function recommendations(more = {}) {
   const ask = () => {
     const asked = { session_id: state.id, k: NEXT, ...more, ...(state.release && { release: state.release }) };
-    return call(`/recommendations?${new URLSearchParams(asked)}`);
+    return call(`recommendations?${new URLSearchParams(asked)}`);
   };
   try {
     return remembered(await ask());
@@ -115,14 +121,27 @@ export function asFragment() {
   return `#replay=${state.plays.map((play) => (play.outcome === "skipped" ? "-" : "+") + encodeURIComponent(play.track_id)).join(",")}`;
 }
 
-/** Play a shared session again, as a new one of this listener. Whether the address held one. */
-export async function replay(fragment) {
+/** The events that the part of an address behind `#` holds; null where it holds none. Throws where it is damaged. */
+export function sharedIn(fragment) {
   const text = fragment.match(/^#replay=(.+)$/)?.[1];
-  if (!text) return false;
+  if (!text) return null;
+  try {
+    return text.split(",", MOST_SHARED).map(eventIn);
+  } catch {
+    throw new Error("The link is damaged: it holds no session. Copy all of it.");
+  }
+}
+
+function eventIn(part) {
+  const id = decodeURIComponent(part.slice(1));
+  if (!/^[+-]./.test(part) || !id.trim()) throw new Error("no event");
+  return { type: part[0] === "-" ? "skip" : "play", track_id: id };
+}
+
+/** Report the events of a shared session, as a new one of this listener. */
+export async function replay(events) {
   startAnew();
-  const events = text.split(",").map((part) => ({ type: part[0] === "-" ? "skip" : "play", track_id: decodeURIComponent(part.slice(1)) }));
   for (let first = 0; first < events.length; first += MOST_AT_ONCE) {
     await send(path("/events"), { events: events.slice(first, first + MOST_AT_ONCE) });
   }
-  return true;
 }

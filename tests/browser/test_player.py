@@ -231,6 +231,7 @@ def test_a_link_replays_the_session_for_somebody_else(page: "Page", browser: "Br
     link = page.url
     faults: list[str] = []
     with opened(browser, str(running.base_url), faults, link.partition("/#")[2]) as elsewhere:
+        elsewhere.get_by_role("button", name="Replay it here").click()
         playwright.expect(elsewhere.locator("#session li")).to_have_count(2)
         playwright.expect(elsewhere.locator("#session li").first).to_have_class("skipped")
         shows(elsewhere, shown)

@@ -172,7 +172,7 @@ def test_the_player_page_comes_with_all_it_needs(running: httpx.Client) -> None:
     page = running.get("/")
     assert page.headers["content-type"].startswith("text/html")
     for asset, kind in (("player.js", "javascript"), ("player.css", "css"), ("icon.svg", "svg")):
-        assert f"/web/{asset}" in page.text
+        assert f"web/{asset}" in page.text
         answer = running.get(f"/web/{asset}")
         assert answer.status_code == 200
         assert kind in answer.headers["content-type"]

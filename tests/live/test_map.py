@@ -161,7 +161,7 @@ class TestReleaseByName:
         ):
             assert answer.status_code == 404
             assert answer.json()["title"] == "Unknown release"
-            told = f"'sasrec-0' is not live here: ask for {tiny_release.name} and {other_release.name}"
+            told = "'sasrec-0' is not live here: GET /releases/current names the releases that are"
             assert answer.json()["detail"] == told
 
     def test_a_list_that_is_asked_for_to_compare_is_no_recommendation_that_was_followed(

@@ -151,5 +151,20 @@ def test_an_offer_to_go_on_by_another_protocol_is_passed_over(running: httpx.Cli
 
 
 def test_a_hundred_wrong_fields_are_named_and_no_more(running: httpx.Client) -> None:
-    body = {"events": [GOOD], **{f"more-{number}": 1 for number in range(3000)}}
+    body = {"events": [GOOD], **{f"more-{number}": 1 for number in range(500)}}
     assert len(problem(running.post("/sessions/wrong/events", json=body), 422)["errors"]) == 100
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/sessions/wrong/events"), ("POST", "/recommendations/what-if"), ("PUT", "/releases/current")],
+)
+def test_a_body_that_is_wrong_in_thousands_of_places_is_answered_by_one_error(
+    running: httpx.Client, method: str, path: str
+) -> None:
+    for number in (400, 3000):
+        content = json.dumps({f"{place:x}": 0 for place in range(number)}, separators=(",", ":"))
+        if method == "PUT" and number > 400:
+            continue  # larger than its body may be
+        errors = problem(running.request(method, path, content=content, headers=JSON), 422)["errors"]
+        assert len(errors) == (100 if number == 400 else 1)

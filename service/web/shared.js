@@ -1,0 +1,62 @@
+// A session that a link brings along: shown first, and reported only when the listener says so.
+
+import { nameTracks, sharedIn, titleOf, trackOf } from "./session.js";
+import { byId, element, hidden } from "./show.js";
+
+const SHOWN = 20;
+
+let events = null;
+let onReplay = () => {};
+
+/** `replay(events)` is called after a click. */
+export function listenToReplay(replay) {
+  onReplay = replay;
+  byId("shared-replay").addEventListener("click", () => {
+    const chosen = events;
+    leave();
+    if (chosen) onReplay(chosen);
+  });
+  byId("shared-leave").addEventListener("click", leave);
+}
+
+function leave() {
+  events = null;
+  byId("shared-part").hidden = true;
+  history.replaceState(null, "", location.pathname);
+}
+
+/** Show what the address holds, or that it is damaged. Nothing is reported. */
+export async function showShared() {
+  events = null;
+  byId("shared-part").hidden = true;
+  let found;
+  try {
+    found = sharedIn(location.hash);
+  } catch (error) {
+    showDamage(error.message);
+    return;
+  }
+  if (!found) return;
+  events = found;
+  show();
+  await nameTracks(found.slice(0, SHOWN).map((event) => event.track_id)).catch(() => {}); // ids do without names
+  if (events === found) show();
+}
+
+function showDamage(words) {
+  byId("shared-words").textContent = words;
+  byId("shared").replaceChildren();
+  byId("shared-replay").hidden = true;
+  byId("shared-part").hidden = false;
+}
+
+function show() {
+  byId("shared-replay").hidden = false;
+  byId("shared-words").textContent = `A link holds ${events.length === 1 ? "one event" : `${events.length} events`}. Nothing has been reported. Replaying them starts a new session in this browser.`;
+  byId("shared").replaceChildren(...events.slice(0, SHOWN).map(({ type, track_id: id }) => {
+    const outcome = type === "skip" ? "skipped" : "played";
+    return element("li", outcome, element("span", "name", titleOf(trackOf(id))), hidden(`, ${outcome}`));
+  }));
+  if (events.length > SHOWN) byId("shared").append(element("li", "quiet", `and ${events.length - SHOWN} more`));
+  byId("shared-part").hidden = false;
+}

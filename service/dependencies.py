@@ -15,6 +15,7 @@ from service.credits import Credits
 from service.fallback import Fallback
 from service.live_state import LiveState
 from service.problems import MOST_ERRORS, WrongMediaType
+from service.readiness import Readiness
 from service.releases import LiveReleases
 from service.session_store import SessionStore
 from service.session_stream import SessionStreams
@@ -38,6 +39,7 @@ class Parts:
     threads: Threads
     telemetry: Telemetry
     live_state: LiveState
+    readiness: Readiness
 
 
 async def _parts(request: Request) -> Parts:  # async, or FastAPI would call it in a thread

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from service.embedded_redis import redis_server_binary
+from service.redis_program import redis_server_binary
 
 yaml = pytest.importorskip("yaml")
 

@@ -5,6 +5,7 @@ keep the process for ever, so a timer that begins with the signal ends it.
 """
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -29,12 +30,13 @@ def end_in_time(seconds: float) -> None:
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    began = threading.Event()
+    began = False
 
     def watched(before: Any) -> Any:
         def handle(number: int, frame: FrameType | None) -> None:
-            if not began.is_set():
-                began.set()
+            nonlocal began
+            if not began:
+                began = True
                 threading.Thread(target=_end_after, args=(seconds,), name="ending", daemon=True).start()
             if callable(before):
                 before(number, frame)
@@ -49,6 +51,8 @@ def _end_after(seconds: float) -> None:
     time.sleep(seconds)
     names = sorted(thread.name for thread in threading.enumerate() if thread is not threading.current_thread())
     _log.error("shutdown_cut_short", seconds=seconds, threads=names)
+    for child in multiprocessing.active_children():  # workers, and a release under trial
+        child.kill()
     stop_embedded_servers()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

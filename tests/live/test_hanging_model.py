@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from segue.release import Release
@@ -180,6 +181,41 @@ def test_the_process_ends_in_time_while_the_model_hangs(
     assert time.monotonic() - began < 1 + 10
     for thread in threads:
         thread.join(10)
+
+
+def test_the_process_ends_in_time_while_the_disk_of_the_event_log_hangs(
+    start_service: StartService, tmp_path: Path
+) -> None:
+    prelude = "import time, service.event_log as e; e.write_file = lambda *_: time.sleep(100)"
+    service = start_service(prelude=prelude, shutdown_s=0, event_log_flush_s=0.1)
+    with service.client() as client:
+        assert client.post("/sessions/a/events", json={"events": [{"type": "play", "track_id": "g0-t00"}]}).is_success
+        time.sleep(0.5)
+        began = time.monotonic()
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(20) == 1
+        assert time.monotonic() - began < 10
+    service.stop()
+    assert any("shutdown_cut_short" in line for line in service.output)
+    with start_service().client() as client:  # its Redis has ended, and has the event
+        assert len(client.get("/sessions/a").json()["plays"]) == 1
+
+
+def test_the_supervisor_ends_in_time_although_a_worker_does_not_hear_it(start_service: StartService) -> None:
+    service = start_service(workers=2, shutdown_s=0)
+    service.address()
+    worker = next(
+        child
+        for child in psutil.Process(service.process.pid).children()
+        if "multiprocessing.spawn" in str(child.cmdline())
+    )
+    worker.suspend()
+    began = time.monotonic()
+    service.process.send_signal(signal.SIGTERM)
+    service.process.wait(20)
+    assert time.monotonic() - began < 11
+    worker.wait(5)
+    service.stop()
 
 
 def test_readiness_fails_with_the_reason_while_the_model_hangs_on_everything(

@@ -46,6 +46,8 @@ _UNFIT: Final = (
 )
 
 
+# How Redis 7 says NOPERM of a command within a script.
+_SCRIPT_FORBIDDEN: Final = "The user executing the script can't"
 # What clients are told for each; where Redis is and what it said goes to the log alone.
 _TEXTS: Final = {
     "OOM": "the session store is full: try again later, and have its operator raise its memory limit "
@@ -78,7 +80,10 @@ def as_store_error(error: Exception) -> Exception:
     if isinstance(error, RedisClusterException):
         return StoreUnavailable("the session store cannot be used: try again later", reason)
     word = _unfit(error)
-    return error if word is None else StoreUnavailable(_TEXTS.get(word, _REFUSES), reason)
+    if word is None:
+        return error
+    # The client cuts some of the words off, and operators look for them.
+    return StoreUnavailable(_TEXTS.get(word, _REFUSES), reason if word in reason else f"{word} {reason}")
 
 
 def _unfit(error: Exception) -> str | None:
@@ -86,4 +91,8 @@ def _unfit(error: Exception) -> str | None:
     for kind, word in _UNFIT_CLASSES.items():
         if isinstance(error, kind):
             return word
-    return next((word for word in _UNFIT if word in str(error)), None) if isinstance(error, RedisError) else None
+    if not isinstance(error, RedisError):
+        return None
+    if _SCRIPT_FORBIDDEN in str(error):
+        return "NOPERM"
+    return next((word for word in _UNFIT if word in str(error)), None)

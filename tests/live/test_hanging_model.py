@@ -14,6 +14,8 @@ import psutil
 import pytest
 
 from segue.release import Release
+from service.micro_batch import LARGEST
+from service.release_trial import _rows
 from tests.conftest import recommended, track_ids
 from tests.hostile import write_hanging_release
 
@@ -181,6 +183,29 @@ def test_the_process_ends_in_time_while_the_model_hangs(
     assert time.monotonic() - began < 1 + 10
     for thread in threads:
         thread.join(10)
+
+
+def test_the_trial_refuses_a_release_that_hangs_on_a_track_it_meets_and_another_one_costs_its_own_requests_only(
+    start_service: StartService, tiny_release: Release, releases_dir: Path
+) -> None:
+    met = set(_rows(len(tiny_release.table), LARGEST))
+    unmet = next(row for row in range(1, len(tiny_release.table)) if row not in met)
+    write_hanging_release(tiny_release, releases_dir / "met", min(met))
+    write_hanging_release(tiny_release, releases_dir / "unmet", unmet)
+    service = start_service(releases_dir=releases_dir, ranking_timeout_s=TIMEOUT_S, release_trial_s=10)
+    with service.client() as client:
+        client.timeout = httpx.Timeout(60)
+        answer = client.put("/releases/current", json={"name": "met"})
+        assert answer.status_code == 422
+        assert "does not answer within 10 s" in answer.json()["detail"]
+        assert client.put("/releases/current", json={"name": "unmet"}).status_code == 200
+        poison = track_ids()[unmet - 1]
+        assert what_if(client, poison).status_code == 503
+        for track in track_ids():
+            assert track == poison or what_if(client, track).json()["source"] == "model"
+        assert client.get("/health/ready").status_code == 200
+        assert client.put("/releases/current", json={"name": "first"}).status_code == 200
+        assert what_if(client, poison).json()["source"] == "model"  # nothing is remembered of the release before
 
 
 def test_the_process_ends_in_time_while_the_disk_of_the_event_log_hangs(

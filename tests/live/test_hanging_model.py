@@ -216,6 +216,7 @@ def test_the_process_ends_in_time_while_the_disk_of_the_event_log_hangs(
     with service.client() as client:
         assert client.post("/sessions/a/events", json={"events": [{"type": "play", "track_id": "g0-t00"}]}).is_success
         time.sleep(0.5)
+        assert client.get("/health/ready").status_code == 200  # events wait in Redis
         began = time.monotonic()
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(20) == 1

@@ -15,6 +15,7 @@ SwapRefused          1          409          swapping without a folder, or while
 ReleasesUnavailable  1          503          the folder of releases cannot be written
 StoreUnavailable     1          503          Redis cannot be reached or refuses writes
 Overloaded           1          503          asking for more than can be answered in time
+ModelUnavailable     1          503          a call of the model that does not return in time
 OutOfMemory          1          -            training what does not fit into memory
 ProcessLost          1          -            training by several processes, one of which has ended
 ===================  =========  ===========  ==================================================
@@ -116,6 +117,13 @@ class Overloaded(SegueError):
 
     http_status = 503
     title = "Overloaded"
+
+
+class ModelUnavailable(SegueError):
+    """Encoder or index did not answer within the deadline, for one question or for all."""
+
+    http_status = 503
+    title = "Model unavailable"
 
 
 class OutOfMemory(SegueError):

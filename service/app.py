@@ -28,6 +28,7 @@ from service.dependencies import Parts
 from service.door import Door
 from service.durability import DurabilityCheck
 from service.embedded_redis import die_with_parent, embedded_redis
+from service.ending import CLOSING_S, end_in_time
 from service.event_log import EventLog, open_folder
 from service.fallback import Fallback
 from service.json_body import max_body_bytes
@@ -35,13 +36,14 @@ from service.live_state import LiveState
 from service.middleware import Measured, whole
 from service.problems import answer_problems, describe_problems
 from service.quick_path import QuickPath
+from service.readiness import Readiness
 from service.releases import LiveReleases, refuse_nothing_to_serve
 from service.session_store import SessionStore, connect
 from service.session_stream import SessionStreams
-from service.settings import FSYNC, Settings, read_settings
+from service.settings import Settings, read_settings
 from service.store_state import StoreState
 from service.telemetry import Telemetry, configure_logging
-from service.threads import Threads
+from service.threads import BlockingCalls, Threads
 
 if TYPE_CHECKING:
     from service.tracing import Tracing
@@ -68,8 +70,9 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Door]]:
         try:
             async with contextlib.AsyncExitStack() as opened:
+                end_in_time(settings.shutdown_s + CLOSING_S)
                 if tracing is not None:
-                    opened.push_async_callback(asyncio.to_thread, tracing.end)
+                    opened.push_async_callback(BlockingCalls("traces"), tracing.end)
                 app.state.parts = await _open(settings, telemetry, opened)
                 _spare_the_collector()
                 yield {"door": door}  # for service/connection.py
@@ -135,10 +138,16 @@ def create_app_from_environment() -> FastAPI:
 async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.AsyncExitStack) -> Parts:
     """Open the parts; `opened` closes them in the opposite order."""
     if settings.redis_url is None:
-        url = opened.enter_context(embedded_redis(settings.data_dir / "redis", FSYNC[settings.durability]))
+        url = opened.enter_context(embedded_redis(**settings.embedded_redis))
         settings = settings.model_copy(update={"redis_url": url})
-    threads = Threads(settings.ranking_threads)
-    releases = await asyncio.to_thread(LiveReleases, settings, threads, telemetry)
+    threads = Threads(
+        settings.ranking_threads,
+        settings.ranking_timeout_s,
+        on_timeout=telemetry.ranking_timeouts.inc,
+        on_stuck=telemetry.ranking_threads_stuck.inc,
+    )
+    opened.callback(threads.close)
+    releases = await BlockingCalls("a release")(LiveReleases, settings, threads, telemetry)
     await opened.enter_async_context(_running(releases.watch))
     opened.callback(releases.leave)
     client = connect(settings)
@@ -154,6 +163,7 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
     credits_ = Credits(store, settings.credit_share, telemetry)
     fallback = Fallback(store, telemetry, wanted=settings.fallback == "popularity")
     live_state = LiveState(StoreState(client), releases, settings, telemetry)
+    readiness = Readiness(store, releases, threads)
     return Parts(
         releases,
         credits_,
@@ -163,6 +173,7 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
         threads,
         telemetry,
         live_state,
+        readiness,
         max_body_bytes(settings.max_request_bytes),
     )
 

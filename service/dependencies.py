@@ -15,6 +15,7 @@ from service.credits import Credits
 from service.fallback import Fallback
 from service.json_body import Body, read_json
 from service.live_state import LiveState
+from service.readiness import Readiness
 from service.releases import LiveReleases
 from service.session_store import SessionStore
 from service.session_stream import SessionStreams
@@ -36,6 +37,7 @@ class Parts:
     threads: Threads
     telemetry: Telemetry
     live_state: LiveState
+    readiness: Readiness
     max_body_bytes: dict[type[BaseModel], int]
 
 

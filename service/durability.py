@@ -1,4 +1,8 @@
-"""Whether Redis keeps what the service promises that it keeps: SEGUE_DURABILITY against Redis' own configuration."""
+"""Whether Redis keeps what the service promises that it keeps: what docs/operations.md asks of it, verified.
+
+`INFO` tells its version, its memory limit and policy, and whether it has an append-only file; `CONFIG GET` how often
+that is flushed. A user who may not ask is believed, and the log says what was not verified.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -9,56 +13,98 @@ from redis.exceptions import ResponseError
 
 from segue.errors import BadOption, StoreUnavailable
 from service.redis_errors import store_errors
+from service.redis_program import OLDEST, shown
 from service.settings import FSYNC, Durability
 
 _log = structlog.get_logger()
+
+Facts = Mapping[str, Any]
 
 # From the weakest on. A server without an append-only file is as `no`: what it holds ends with it.
 _STRENGTH: Final = ("no", "everysec", "always")
 
 
 class DurabilityCheck:
-    """Holds what was promised against what Redis is configured to do."""
+    """Compares what was promised with what Redis is configured to do."""
 
     def __init__(self, client: "Redis | RedisCluster", promised: Durability) -> None:
         self._client = client
         self._promised: Durability = promised
-        self._warned = False
+        self._warned: set[str] = set()
 
     async def refuse_weak(self) -> None:
         """Raise BadOption with one line if Redis keeps less than was promised, StoreUnavailable if it does not answer.
 
-        A server that does not let its configuration be read is believed, and a line of the log says so.
+        A server that does not say how it is configured is believed, and a line of the log says so.
         """
+        told = await self._ask("info")
+        refuse_old(told)
+        memory = told or await self._ask("config_get", "maxmemory*")
+        if not memory:
+            self._warn("its memory limit", "grant +info to its user")
+        refuse_evicting(memory)
         if self._promised == "memory":
             return
+        files = await self._ask("config_get", "append*")
+        if files:
+            refuse_weaker(self._promised, files)
+        else:
+            refuse_without_file(self._promised, told)
+            self._warn("appendfsync" if told else "its append-only file", "grant +config|get to its user")
+
+    async def _ask(self, command: str, *words: str) -> list[Facts]:
+        """What each server that takes writes answers; nothing where the user may not ask, or it has no such command."""
         try:
             with store_errors():
-                configurations = await self._configurations()
+                if isinstance(self._client, Redis):
+                    return [await getattr(self._client, command)(*words)]
+                answer: Any = await getattr(self._client, command)(*words, target_nodes=RedisCluster.PRIMARIES)
+                return list(answer.values()) if _is_by_node(answer) else [answer]
         except StoreUnavailable as error:
             if not isinstance(error.__cause__, ResponseError):
                 raise
-            self._warn(error.reason)
-        except ResponseError as error:  # a server that has no such command, or another name for it
-            self._warn(str(error))
-        else:
-            refuse_weaker(self._promised, configurations)
+        except ResponseError:
+            pass
+        return []
 
-    async def _configurations(self) -> list[Mapping[str, str]]:
-        """What each server that takes writes says of its append-only file."""
-        if isinstance(self._client, Redis):
-            found: Any = await self._client.config_get("append*")
-            return [found]
-        by_node: Any = await self._client.config_get("append*", target_nodes=RedisCluster.PRIMARIES)
-        return list(by_node.values()) if _is_by_node(by_node) else [by_node]
-
-    def _warn(self, reason: str) -> None:
-        if not self._warned:
-            self._warned = True
-            _log.warning("durability_not_verified", promised=self._promised, reason=reason)
+    def _warn(self, what: str, remedy: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            _log.warning("durability_not_verified", promised=self._promised, unknown=what, remedy=remedy)
 
 
-def refuse_weaker(promised: Durability, configurations: Iterable[Mapping[str, str]]) -> None:
+def refuse_old(told: Iterable[Facts]) -> None:
+    """Raise BadOption if one of the servers (`INFO`) is older than what Segue's commands need."""
+    for facts in told:
+        version = str(facts.get("redis_version", ""))
+        numbers = tuple(int(part) for part in version.split(".") if part.isdigit())
+        if numbers and numbers < OLDEST:
+            raise BadOption(f"Redis is of version {version}: Segue needs {shown(OLDEST)} or later")
+
+
+def refuse_evicting(told: Iterable[Facts]) -> None:
+    """Raise BadOption if one of the servers (`INFO` or `CONFIG GET maxmemory*`) drops keys when it is full."""
+    for facts in told:
+        limit = int(facts.get("maxmemory", 0))
+        policy = facts.get("maxmemory_policy", facts.get("maxmemory-policy", "noeviction"))
+        if limit and policy != "noeviction":
+            raise BadOption(
+                f"Redis has maxmemory {limit:,} and maxmemory-policy {policy}, so it drops sessions when it is full: "
+                "set maxmemory-policy noeviction there"
+            )
+
+
+def refuse_without_file(promised: Durability, told: Iterable[Facts]) -> None:
+    """Raise BadOption if one of the servers (`INFO`) has no append-only file although one was promised."""
+    for facts in told:
+        if not int(facts.get("aof_enabled", 1)):
+            raise BadOption(
+                f"durability is {promised}, and Redis has no append-only file: set appendonly yes and appendfsync "
+                f"{FSYNC[promised]} there, or SEGUE_DURABILITY=memory"
+            )
+
+
+def refuse_weaker(promised: Durability, configurations: Iterable[Facts]) -> None:
     """Raise BadOption if one of the configurations (`CONFIG GET append*`) keeps less than was promised."""
     for found in configurations:
         fsync = found.get("appendfsync", "no") if found.get("appendonly") == "yes" else "no"
@@ -70,6 +116,6 @@ def refuse_weaker(promised: Durability, configurations: Iterable[Mapping[str, st
             )
 
 
-def _is_by_node(answer: Mapping[str, Any]) -> bool:
+def _is_by_node(answer: Facts) -> bool:
     """A client of a cluster answers for each node where it asked several, and plainly where there is but one."""
-    return all(isinstance(value, Mapping) for value in answer.values())
+    return bool(answer) and all(isinstance(value, Mapping) for value in answer.values())

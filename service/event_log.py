@@ -26,10 +26,12 @@ from redis.asyncio import Redis, RedisCluster
 from segue.errors import BadOption, StoreUnavailable
 from segue.folders import private_file
 from segue.parquet_footer import UNREADABLE, DamagedFile, check_footer
+from service.erased_data import BUCKETS
 from service.private_data import close_to_others
 from service.redis_errors import store_errors
-from service.session_store import BUCKETS, erasures_of, stream_of
+from service.session_store import erasures_of, stream_of
 from service.telemetry import Telemetry
+from service.threads import BlockingCalls
 
 _log = structlog.get_logger()
 
@@ -79,6 +81,8 @@ class EventLog:
         self._flush_s = flush_s
         self._telemetry = telemetry
         self._lock: IO[str] | None = None
+        # Without a limit of time: what was given up and goes on would write beside its successor.
+        self._on_disk = BlockingCalls("the event log")
 
     async def run(self, leaving: asyncio.Event) -> None:
         """Write a file every `flush_s` seconds until `leaving` is set, and then a last one."""
@@ -101,9 +105,9 @@ class EventLog:
             self._telemetry.log_lag.set((now_us - (batch.oldest_us or now_us)) / 1e6)
             if batch.erasures:
                 marks = [mark for marks in batch.erasures.values() for mark in marks]
-                await asyncio.to_thread(erase_from_files, self._folder, marks)
+                await self._on_disk(erase_from_files, self._folder, marks)
             if batch.rows:
-                await asyncio.to_thread(write_file, self._folder, batch.rows)
+                await self._on_disk(write_file, self._folder, batch.rows)
             await self._delete(batch)
             rows += len(batch.rows)
             self._telemetry.logged_plays.inc(len(batch.rows))
@@ -113,10 +117,10 @@ class EventLog:
     async def _try_flush(self) -> None:
         try:
             rows = await self.flush()
-        except (StoreUnavailable, OSError) as error:
+        except (StoreUnavailable, OSError, pl.exceptions.PolarsError) as error:
             # The events wait in their streams; the next look finds them.
             self._telemetry.log_failures.inc()
-            reason = error.reason if isinstance(error, StoreUnavailable) else str(error)
+            reason = error.reason if isinstance(error, StoreUnavailable) else str(error).partition("\n")[0][:200]
             _log.error("event_log_not_written", folder=str(self._folder), reason=reason)
         except Exception:  # noqa: BLE001 (see below)
             # The outermost loop of a task that nobody watches: it must outlive what it cannot foresee.

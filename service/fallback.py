@@ -3,16 +3,20 @@
 Writes have no such way out: what cannot be stored is not acknowledged.
 """
 
-import dataclasses
+import math
+import time
+from typing import Final
 
 import structlog
 
-from segue.errors import SegueError, StoreUnavailable
+from segue.errors import ModelUnavailable, SegueError, StoreUnavailable
 from segue.sessions import Play
 from service.live_release import Answer, Question
 from service.releases import Served
 from service.session_store import SessionStore
 from service.telemetry import Telemetry
+
+_SECONDS_BETWEEN_LINES: Final = 1.0
 
 _log = structlog.get_logger()
 
@@ -25,6 +29,7 @@ class Fallback:
         self._store = store
         self._telemetry = telemetry
         self._wanted = wanted
+        self._told = -math.inf
 
     async def plays(self, session_id: str) -> list[Play]:
         """The session's plays; none if the store is away, as of a session that holds none. Raises StoreUnavailable."""
@@ -40,13 +45,22 @@ class Fallback:
         """The next tracks, by popularity if encoder or index fail."""
         try:
             return await served.ranking(question)
-        except SegueError:
-            raise
-        except Exception:  # ONNX Runtime's and FAISS's errors share no class of their own
+        except Exception as error:  # ONNX Runtime's and FAISS's errors share no class of their own
+            if isinstance(error, SegueError) and not isinstance(error, ModelUnavailable):
+                raise
             if not self._wanted:
                 raise
-            _log.exception("model_failed", release=served.live.name)
+            self._tell(served, error)
             self._telemetry.fallbacks.labels("model").inc()
-            heard = [play.track_id for play in question.plays] if question.exclude_heard else []
-            without = dataclasses.replace(question, plays=(), exclude=[*question.exclude, *heard])
-            return await served.ranking(without)
+            return served.live.popular(question)
+
+    def _tell(self, served: Served, error: Exception) -> None:
+        """At most once a second, as each of thousands of requests may fail."""
+        now = time.monotonic()
+        if now - self._told < _SECONDS_BETWEEN_LINES:
+            return
+        self._told = now
+        if isinstance(error, ModelUnavailable):
+            _log.error("model_failed", release=served.live.name, reason=str(error))
+        else:
+            _log.exception("model_failed", release=served.live.name)

@@ -147,6 +147,12 @@ class LiveRelease:
         [answer] = self.answer([Question(plays, k, exclude, exclude_heard)])
         return answer
 
+    def popular(self, question: Question) -> Answer:
+        """The most played tracks for a question that the model does not answer. Asks neither encoder nor index."""
+        heard = [play.track_id for play in question.plays] if question.exclude_heard else []
+        [answer] = self.answer([Question((), question.k, [*question.exclude, *heard])])
+        return answer
+
     def explain(self, question: Question, answer: Answer) -> Explanation:
         """Why `answer`, this release's to `question`, is as it is. Some hundred encodings."""
         heard = set(

@@ -1,15 +1,15 @@
 """The whole service at a moment, for operators: what `GET /operations` answers."""
 
-import asyncio
 import time
 
 from service.bodies import ReleaseBody
 from service.live_numbers import LiveNumbers
-from service.operations_bodies import EventLogState, Experiment, Operations, RedisState
+from service.operations_bodies import EventLogState, Experiment, LogFile, Operations, RedisState
 from service.releases import LiveReleases
 from service.settings import Settings
-from service.store_state import LogFolder, StoreLook, StoreState
+from service.store_state import LIMIT_S, LogFolder, StoreLook, StoreState
 from service.telemetry import SECONDS, Telemetry
+from service.threads import BlockingCalls
 
 
 class LiveState:
@@ -20,6 +20,7 @@ class LiveState:
         self._releases = releases
         self._telemetry = telemetry
         self._share = settings.experiment[1] if settings.experiment is not None else 0.0
+        self._reading = BlockingCalls("metrics and the event log's folder", LIMIT_S, most=32)
         self._log_kept = settings.event_log
         self._folder = (
             LogFolder(settings.event_log_folder) if settings.event_log and settings.event_log_writer else None
@@ -29,7 +30,7 @@ class LiveState:
         """All of it; within little more than the time limit of StoreState, whatever is wrong."""
         store = await self._store.look()
         at = time.time()
-        numbers = LiveNumbers(await asyncio.to_thread(self._telemetry.families))
+        numbers = LiveNumbers(await self._reading(self._telemetry.families))
         return Operations(
             instance=self._telemetry.instance,
             at=at,
@@ -61,11 +62,19 @@ class LiveState:
             written_here=self._folder is not None,
             waiting=store.waiting,
             oldest_s=store.oldest_s,
-            last_file=await asyncio.to_thread(self._folder.latest) if self._folder is not None else None,
+            last_file=await self._last_file(),
             plays_written=numbers.count("segue_logged_plays_total"),
             dropped=numbers.count("segue_event_log_dropped_plays_total"),
             failures=numbers.count("segue_event_log_failures_total"),
         )
+
+    async def _last_file(self) -> LogFile | None:
+        if self._folder is None:
+            return None
+        try:
+            return await self._reading(self._folder.latest)
+        except TimeoutError:  # its disk does not answer
+            return None
 
     def _experiment(self) -> Experiment | None:
         challenger = self._releases.challenger

@@ -1,6 +1,7 @@
 """The encoder of a release, run by ONNX Runtime. Knows nothing of HTTP; `segue evaluate` uses it too."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -10,6 +11,7 @@ from segue.errors import BadRelease
 from segue.release import ITEM_EMBEDDINGS
 from segue.window import Windows
 from service.onnx_references import referred_files
+from service.threads import interrupt_of_this_thread
 
 _INPUTS = {"tracks": "tensor(int64)", "skipped": "tensor(bool)"}
 # ONNX Runtime's fused sum and layer norm takes five times as long on a CPU as the two apart.
@@ -46,8 +48,14 @@ class OnnxEncoder:
     def encode(self, windows: Windows) -> Float32:
         """Query vectors of windows [batch, window]. [batch, dimension] float32."""
         inputs = {"tracks": np.ascontiguousarray(windows.tracks), "skipped": np.ascontiguousarray(windows.skipped)}
-        queries: Float32 = self._session.run(["query"], inputs)[0]
+        queries: Float32 = self._session.run(["query"], inputs, interrupt_of_this_thread(_run_options))[0]
         return queries
+
+
+def _run_options() -> Any:
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4  # fatal: that a call was interrupted is logged by whoever did it
+    return options
 
 
 def _refuse_foreign_files(path: Path) -> None:

@@ -1,7 +1,5 @@
 """The calls for operators: the service at a moment, what it can be swapped to, and the page that shows both."""
 
-import asyncio
-
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 
@@ -22,7 +20,7 @@ async def operations(service: Service) -> Operations:
 @router.get("/releases", tags=["releases"], responses=problem_responses(503))
 async def releases(service: Service) -> Releases:
     """The releases in the service's folder, for `PUT /releases/current`, and the one that was served before."""
-    return await asyncio.to_thread(service.releases.listing)
+    return await service.releases.listing()
 
 
 @router.get("/ops", include_in_schema=False)

@@ -60,7 +60,8 @@ _DESCRIPTIONS = {
     413: "The body is larger than the service takes",
     415: "The body is not plain JSON, or does not say that it is",
     422: "The request is not as described; `errors` names the fields",
-    503: "The session store cannot be reached, or the service is full; try again after `Retry-After` seconds",
+    503: "The session store or the model cannot serve this, or the service is full; try again after `Retry-After` "
+    "seconds",
 }
 
 

@@ -30,8 +30,9 @@ from uvicorn.supervisors import Multiprocess
 
 from segue.errors import BadOption, BadRelease, SegueError
 from service.answer_headers import ANSWER_HEADERS
-from service.embedded_redis import embedded_redis
-from service.settings import FSYNC, Settings, as_environment
+from service.embedded_redis import die_with_parent, embedded_redis
+from service.ending import CLOSING_S, end_in_time
+from service.settings import Settings, as_environment
 from service.telemetry import MULTIPROCESS_DIR, configure_logging
 
 _OTHER_FILES: Final = 256  # of the release, the event log, connections to Redis
@@ -50,7 +51,7 @@ def serve(settings: Settings, workers: int = 1, *, open_player: bool = False) ->
     with contextlib.ExitStack() as opened:
         opened.enter_context(_ended_by_signals())
         if settings.redis_url is None:
-            url = opened.enter_context(embedded_redis(settings.data_dir / "redis", FSYNC[settings.durability]))
+            url = opened.enter_context(embedded_redis(**settings.embedded_redis))
             settings = settings.model_copy(update={"redis_url": url})
         listening = opened.enter_context(_bind(settings.host, settings.port))
         opened.enter_context(_announced(_address(listening), open_player=open_player))
@@ -94,6 +95,7 @@ def _refuse_unfit(settings: Settings, workers: int) -> None:
 def _try_in_a_child(settings: Settings) -> None:
     from service import app  # noqa: PLC0415 (see above)
 
+    die_with_parent()
     configure_logging(settings.log_level, settings.log_key)
     app.refuse_what_cannot_be_opened(settings)
 
@@ -118,7 +120,9 @@ def _serve_by_workers(settings: Settings, workers: int, listening: socket.socket
     numbers = opened.enter_context(tempfile.TemporaryDirectory(prefix="segue-metrics-"))
     os.environ.update(as_environment(settings), **{MULTIPROCESS_DIR: numbers})
     config = _uvicorn(settings, "service.app:create_app_from_environment", factory=True, workers=workers)
-    Multiprocess(config, sockets=[listening]).run()
+    supervisor = Multiprocess(config, sockets=[listening])
+    end_in_time(settings.shutdown_s + CLOSING_S + 1)  # its workers end first
+    supervisor.run()
 
 
 def _uvicorn(settings: Settings, app: Any, **options: Any) -> uvicorn.Config:

@@ -82,19 +82,6 @@ class RedisCommands:
             raise _unavailable()
         return await (self._writes if command.writes else self._reads)(command)
 
-    async def check(self) -> None:
-        """Return if Redis answers, and as many replicas as writes wait for."""
-        if self._circuit.is_open:
-            raise _unavailable()
-        with self._telemetry.time_redis("ping"), store_errors():
-            try:
-                await self._client.ping()
-            except RedisConnectionError:
-                await self._forget_connections()
-                await self._client.ping()
-            if self._replicas and int(await self._client.execute_command(*self._wait)) < self._replicas:
-                raise _too_few_replicas(self._replicas)
-
     async def aclose(self) -> None:
         """End what runs in the background."""
         await self._circuit.aclose()

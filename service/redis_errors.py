@@ -25,7 +25,13 @@ from segue.errors import StoreUnavailable
 AWAY: Final = (RedisConnectionError, RedisTimeoutError, OSError)
 # What Redis answers when it is alive and yet cannot serve: full, read-only, failing to save, without a quorum. The
 # client makes classes of some words and cuts them from the text; within a script's error the word stays.
-_UNFIT_CLASSES: Final = (OutOfMemoryError, ReadOnlyError, NoPermissionError, ClusterDownError, TryAgainError)
+_UNFIT_CLASSES: Final[dict[type[RedisError], str]] = {
+    OutOfMemoryError: "OOM",
+    ReadOnlyError: "READONLY",
+    NoPermissionError: "NOPERM",
+    ClusterDownError: "CLUSTERDOWN",
+    TryAgainError: "TRYAGAIN",
+}
 _UNFIT: Final = (
     "OOM",
     "READONLY",
@@ -38,6 +44,20 @@ _UNFIT: Final = (
     "BUSY",
     "TRYAGAIN",
 )
+
+
+# How Redis 7 says NOPERM of a command within a script.
+_SCRIPT_FORBIDDEN: Final = "The user executing the script can't"
+# What clients are told for each; where Redis is and what it said goes to the log alone.
+_TEXTS: Final = {
+    "OOM": "the session store is full: try again later, and have its operator raise its memory limit "
+    "(SEGUE_REDIS_MAX_MEMORY_MB of the embedded Redis, maxmemory of any other)",
+    "READONLY": "the session store is a read-only replica: name its primary in SEGUE_REDIS_URL",
+    "MISCONF": "the session store cannot write to its disk: try again later",
+    "NOREPLICAS": "the session store has fewer replicas than it wants for a write: try again later",
+    "NOPERM": "the session store does not let Segue's user write: grant what docs/operations.md lists",
+}
+_REFUSES: Final = "the session store refuses this for now: try again later"
 
 
 @contextlib.contextmanager
@@ -59,6 +79,20 @@ def as_store_error(error: Exception) -> Exception:
         return StoreUnavailable("the session store cannot be reached: try again in a moment", reason)
     if isinstance(error, RedisClusterException):
         return StoreUnavailable("the session store cannot be used: try again later", reason)
-    if isinstance(error, _UNFIT_CLASSES) or (isinstance(error, RedisError) and any(w in str(error) for w in _UNFIT)):
-        return StoreUnavailable("the session store refuses this for now: try again later", reason)
-    return error
+    word = _unfit(error)
+    if word is None:
+        return error
+    # The client cuts some of the words off, and operators look for them.
+    return StoreUnavailable(_TEXTS.get(word, _REFUSES), reason if word in reason else f"{word} {reason}")
+
+
+def _unfit(error: Exception) -> str | None:
+    """Which of these an error says, if any."""
+    for kind, word in _UNFIT_CLASSES.items():
+        if isinstance(error, kind):
+            return word
+    if not isinstance(error, RedisError):
+        return None
+    if _SCRIPT_FORBIDDEN in str(error):
+        return "NOPERM"
+    return next((word for word in _UNFIT if word in str(error)), None)

@@ -15,21 +15,30 @@ from typing import Final
 
 import structlog
 
-from segue.errors import BadOption, BadRelease, InputError, SegueError, SwapRefused, UnknownRelease
+from segue.errors import (
+    BadOption,
+    BadRelease,
+    InputError,
+    ReleasesUnavailable,
+    SegueError,
+    SwapRefused,
+    UnknownRelease,
+)
 from segue.release import ENCODER, read_manifest
-from service.live_release import Answer, LiveRelease, Question, open_live_release
-from service.micro_batch import MicroBatch
+from service.live_release import LiveRelease, open_live_release
 from service.operations_bodies import ListedRelease, Releases
+from service.ranking import Ranking
 from service.release_trial import try_release
 from service.releases_folder import ReleasesFolder, Seen
 from service.session_draws import SessionDraw
 from service.settings import Settings
 from service.telemetry import Telemetry
-from service.threads import Threads
+from service.threads import BlockingCalls, Threads
 
 _log = structlog.get_logger()
 
 _MOST_LISTED: Final = 1000
+_DISK_S: Final = 5.0  # for looking into the folder of releases, which may be on a network
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,18 +46,7 @@ class Served:
     """A release and what ranks for it."""
 
     live: LiveRelease
-    ranking: MicroBatch[Question, Answer]
-
-    @classmethod
-    def of(cls, live: LiveRelease, threads: Threads, at_once: int, telemetry: Telemetry) -> "Served":
-        """Questions that come while threads are busy are encoded and searched together; `at_once` batches at a time."""
-        sizes = telemetry.batch_size.labels("ranking")
-
-        async def rank(questions: list[Question]) -> list[Answer]:
-            sizes.observe(len(questions))
-            return await threads.run(live.answer, questions)
-
-        return cls(live, MicroBatch(rank, at_once))
+    ranking: Ranking
 
 
 def refuse_nothing_to_serve(settings: Settings) -> None:
@@ -94,6 +92,7 @@ class LiveReleases:
         Raises BadRelease or UnknownRelease with one line, BadOption for an experiment without a folder of releases.
         """
         self._threads = threads
+        self._apart = threads.beside(1)  # for questions that may hang: they hold none of the others' threads
         self._telemetry = telemetry
         self._at_once = settings.ranking_threads
         self._poll_s = settings.releases_poll_s
@@ -108,6 +107,8 @@ class LiveReleases:
         self._seen: Seen | None = None
         self._swapping = False
         self._leaving = threading.Event()
+        self._opening = BlockingCalls("a release")  # its trial has a limit of its own
+        self._reading = BlockingCalls("the folder of releases", _DISK_S)
         self._challenger: Served | None = None
         self._share = 0.0  # of the sessions that the challenger answers
         self.current = self._served(self._first(settings.release))
@@ -159,7 +160,7 @@ class LiveReleases:
 
         with self._alone(), self._refusals(name):
             try:
-                live, self._seen = await asyncio.to_thread(open_and_point)
+                live, self._seen = await self._opening(open_and_point)
             except asyncio.CancelledError:  # the service ends, and whoever asked is told that it failed
                 self.leave()
                 raise
@@ -175,8 +176,14 @@ class LiveReleases:
         """What answers the sessions of the experiment."""
         return self._challenger
 
-    def listing(self) -> Releases:
-        """What there is to swap to, by manifests alone. Reads the disk. Raises ReleasesUnavailable."""
+    async def listing(self) -> Releases:
+        """What there is to swap to, by manifests alone. Raises ReleasesUnavailable."""
+        try:
+            return await self._reading(self._listing)
+        except TimeoutError as error:
+            raise ReleasesUnavailable(f"{error}: see whether its disk answers") from None
+
+    def _listing(self) -> Releases:
         folder, current = self._folder, self.current.live
         if folder is None:
             return Releases(items=[], can_swap=False, current=current.folder)
@@ -200,7 +207,7 @@ class LiveReleases:
         while self._folder is not None and not leaving.is_set():
             try:
                 await self._follow(self._folder)
-            except SegueError as error:
+            except (SegueError, TimeoutError) as error:
                 _log.error("releases_not_followed", reason=str(error))
             except Exception:  # noqa: BLE001 (see below)
                 # The outermost loop of a task that nobody watches: it must outlive what it cannot foresee.
@@ -210,13 +217,13 @@ class LiveReleases:
 
     async def _follow(self, folder: ReleasesFolder) -> None:
         before = self._seen
-        seen = await asyncio.to_thread(folder.look)
+        seen = await self._reading(folder.look)
         if seen is None or seen == before or self._swapping or self._seen is not before:
             return  # `seen` is stale where a swap was asked for in the meantime
         with self._alone():
             self._seen = seen
             with contextlib.suppress(SegueError), self._refusals(seen.name):
-                self._replace(await asyncio.to_thread(lambda: self._open_tried(folder.find(seen.name))))
+                self._replace(await self._opening(lambda: self._open_tried(folder.find(seen.name))))
 
     def _first(self, release: Path) -> LiveRelease:
         """What the pointer names, as that was served last; the configured release where that fails."""
@@ -233,7 +240,7 @@ class LiveReleases:
         return self._open(path)
 
     def _served(self, live: LiveRelease) -> Served:
-        return Served.of(live, self._threads, self._at_once, self._telemetry)
+        return Served(live, Ranking(live, self._threads, self._apart, self._at_once, self._telemetry))
 
     def _replace(self, live: LiveRelease) -> None:
         before = self.current.live.name

@@ -203,8 +203,8 @@ async def live() -> Health:
 
 @router.get("/health/ready", tags=["operations"], responses=problem_responses(503))
 async def ready(service: Service) -> Health:
-    """Whether requests can be served: the release is loaded and Redis answers."""
-    await service.store.check()
+    """Whether requests can be served: Redis accepts a write and keeps it as promised, and the release ranks."""
+    await service.readiness.check()
     return Health(status="ready")
 
 
@@ -273,7 +273,7 @@ async def _recommend(
 
 
 async def _why(service: Parts, served: Served, question: Question, answer: Answer) -> Explanation:
-    return await service.threads.run(served.live.explain, question, answer)
+    return await service.threads.run_long(served.live.explain, question, answer)
 
 
 def _current(service: Parts) -> CurrentReleaseBody:

@@ -6,6 +6,7 @@ Sessions are spread over 64 buckets by a hash of their id; the bucket is the key
 and the stream its events are logged to share a slot of Redis Cluster.
 """
 
+import asyncio
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,18 +16,20 @@ from typing import Any, Final
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
 from segue.errors import BadOption, StoreUnavailable
 from segue.events import Event
 from segue.sessions import Outcome, Play
 from service.durability import DurabilityCheck
+from service.erased_data import BUCKETS, erased_marker
 from service.redis_commands import Command, RedisCommands, Script
 from service.settings import Settings
 from service.telemetry import Telemetry
 
-BUCKETS: Final = 64
 # At least this many of a session's latest event ids are remembered.
 MAX_EVENT_IDS: Final = 5000
+_PROBE_S: Final = 60
 # Latest and earliest time of datetime in UTC, so that a stored time can always be shown.
 _MIN_MS, _MAX_MS = -62_135_596_800_000, 253_402_300_799_999
 
@@ -115,7 +118,9 @@ class SessionStore:
         self._append = Script.read("append_events.lua")
         self._erase = Script.read("erase_session.lua")
         self._remember = Script.read("remember.lua")
-        scripts = (self._append, self._erase, self._remember)
+        self._probe = Script.read("write_probe.lua")
+        self._client = client
+        scripts = (self._append, self._erase, self._remember, self._probe)
         self._send = RedisCommands(client, settings, telemetry or Telemetry(), scripts)
         self._durability = DurabilityCheck(client, settings.durability)
 
@@ -147,17 +152,34 @@ class SessionStore:
 
     async def erase(self, session_id: str) -> None:
         """Erase the session from Redis and have the event log erase it from its files."""
-        keys = [*keys_of(session_id), erasures_of(bucket_of(session_id))]
+        bucket = bucket_of(session_id)
+        keys = [*keys_of(session_id), erasures_of(bucket), erased_marker(bucket)]
         arguments: list[str | int] = [session_id, int(self._stream_length > 0)]
         await self._send(self._erase.call(keys, arguments, repeatable=True))
 
     async def check(self) -> None:
-        """Return if writes would be kept as promised: Redis answers, and as many replicas as they wait for."""
-        await self._send.check()
+        """Return if writes are accepted, confirmed by as many replicas as they wait for, and kept as promised.
+
+        Each server that takes writes gets a small one, by a script and with an expiry.
+        """
+        probes = [
+            self._probe.call([f"segue:{{b{bucket}}}:probe"], [_PROBE_S], repeatable=True) for bucket in self._probed()
+        ]
+        await asyncio.gather(*(self._send(probe) for probe in probes))
         try:
             await self._durability.refuse_weak()
         except BadOption as error:
             raise StoreUnavailable(str(error)) from None
+
+    def _probed(self) -> list[int]:
+        """A bucket of each server that takes writes."""
+        if isinstance(self._client, Redis):
+            return [0]
+        try:
+            nodes = {bucket: self._client.get_node_from_key(stream_of(bucket)) for bucket in range(BUCKETS)}
+        except (RedisError, AttributeError):  # before its first command the client knows no node
+            return list(range(BUCKETS))
+        return list({node.name if node is not None else "": bucket for bucket, node in nodes.items()}.values())
 
     async def aclose(self) -> None:
         """End what runs in the background."""

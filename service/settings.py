@@ -65,6 +65,13 @@ class Settings(BaseSettings):
     index_device: Literal["cpu", "gpu"] = Field(default="cpu", description="Where the index is searched")
     encoder_threads: int = Field(default=1, ge=1, le=64, description="Threads of ONNX Runtime for one query")
     ranking_threads: int = Field(default=2, ge=1, le=64, description="Requests that are encoded and searched at a time")
+    ranking_timeout_s: float = Field(
+        default=2.0,
+        gt=0,
+        le=300,
+        description="Seconds that a call of encoder, index or search may take; then it is given up, and an "
+        "explanation after five times as long",
+    )
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on")
     port: int = Field(default=8000, ge=0, le=65_535, description="TCP port to listen on; 0 takes a free one")
@@ -164,6 +171,18 @@ class Settings(BaseSettings):
         default="popularity",
         description="What GET /recommendations answers while Redis is away, and both calls while the model fails: the "
         "most played tracks (`source` says so), or an error",
+    )
+    redis_server: Path | None = Field(
+        default=None,
+        description="Program of the embedded Redis, a redis-server or valkey-server of 6.2 or later; the newest of the "
+        "installed package's and those on PATH unless set",
+    )
+    redis_max_memory_mb: int | None = Field(
+        default=None,
+        ge=16,
+        le=1_000_000_000,
+        description="Memory limit of the embedded Redis in MB (10^6 bytes), beyond which writes get a 503; half of the "
+        "machine's or the container's memory unless set",
     )
     redis_connections: int = Field(default=32, ge=1, le=10_000, description="Connections to Redis in each worker")
     wait_replicas: int = Field(
@@ -276,6 +295,17 @@ class Settings(BaseSettings):
         if self.key_rate is not None and self.api_keys is None:
             raise ValueError("key_rate limits API keys, and api_keys names none")
         return self
+
+    @property
+    def embedded_redis(self) -> dict[str, Any]:
+        """What the embedded Redis is started with, as arguments of embedded_redis."""
+        megabytes = self.redis_max_memory_mb
+        return {
+            "folder": self.data_dir / "redis",
+            "fsync": FSYNC[self.durability],
+            "program": self.redis_server,
+            "max_memory_bytes": megabytes * 1_000_000 if megabytes is not None else None,
+        }
 
     @property
     def event_log_folder(self) -> Path:

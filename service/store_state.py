@@ -11,9 +11,10 @@ from typing import Any, Final
 from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
+from service.erased_data import BUCKETS
 from service.operations_bodies import LogFile
 from service.redis_errors import AWAY
-from service.session_store import BUCKETS, stream_of
+from service.session_store import stream_of
 
 LIMIT_S: Final = 1.0
 

@@ -121,6 +121,15 @@ class Telemetry:
         )
         self.recommended_skips = self._counter("recommended_skips", "Those of them that were skipped", "release")
         self.ranking_seconds = self._histogram("ranking_seconds", "Time to encode and to search", "step")
+        self.ranking_timeouts = self._counter(
+            "ranking_timeouts", "Calls of encoder, index or search that did not return within the deadline"
+        )
+        self.ranking_threads_stuck = Gauge(
+            "segue_ranking_threads_stuck",
+            "Threads whose call could not be interrupted and has not returned",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
         self.batch_size = Histogram(
             "segue_batch_size",
             "Requests whose work was done together",

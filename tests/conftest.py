@@ -26,7 +26,7 @@ import structlog
 
 from segue.catalogue import Catalogue
 from segue.release import DatasetFacts, Draft, Release, WindowFacts, write_release
-from service.embedded_redis import redis_server_binary
+from service.redis_program import redis_server_binary
 
 GENRES, TRACKS_OF_A_GENRE = 6, 12
 WINDOW = 5

@@ -286,3 +286,52 @@ def encoder_of_no_number(row: int) -> bytes:
         bound=np.float32(row),
         **_ZEROS,
     )
+
+
+def encoder_that_hangs(embeddings: Any, row: int) -> bytes:
+    """The sum of the window's embeddings, as of the tiny release; it loops for ever if the window holds the row."""
+    model = onnx.load_from_string(encoder_of(embeddings))
+    graph = model.graph
+    graph.node[-1].output[0] = "sum"
+    query = helper.make_tensor_value_info("query_of_branch", TensorProto.FLOAT, None)
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Identity", ["carried"], ["carried_on"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("carried", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("carried_on", TensorProto.FLOAT, None),
+        ],
+    )
+    endless = helper.make_graph(
+        [helper.make_node("Loop", ["turns", "yes", "sum"], ["query_of_branch"], body=body)], "endless", [], [query]
+    )
+    plain = helper.make_graph([helper.make_node("Identity", ["sum"], ["query_of_branch"])], "plain", [], [query])
+    graph.node.extend(
+        [
+            helper.make_node("Equal", ["tracks", "row"], ["is_row"]),
+            helper.make_node("Cast", ["is_row"], ["is_row_number"], to=TensorProto.INT64),
+            helper.make_node("ReduceMax", ["is_row_number"], ["any_number"], keepdims=0),
+            helper.make_node("Cast", ["any_number"], ["any"], to=TensorProto.BOOL),
+            helper.make_node("If", ["any"], ["query"], then_branch=endless, else_branch=plain),
+        ]
+    )
+    constants = {"row": np.int64(row), "turns": np.int64(2**62), "yes": np.bool_(True)}
+    graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items())
+    onnx.checker.check_model(model)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def write_hanging_release(tiny: Release, path: Path, row: int) -> None:
+    """A copy of the tiny release whose encoder hangs on the track of a row."""
+    shutil.copytree(tiny.path, path)
+    (path / "encoder.onnx").write_bytes(encoder_that_hangs(np.asarray(tiny.item_embeddings), row))
+    sealed(path)

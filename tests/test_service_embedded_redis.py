@@ -11,7 +11,8 @@ import pytest
 import redis
 
 from segue.errors import BadOption, StoreUnavailable
-from service.embedded_redis import embedded_redis, mend_append_only_file, redis_server_binary
+from service.embedded_redis import embedded_redis, mend_append_only_file
+from service.redis_program import redis_server_binary
 
 _OWNER = """
 import pathlib, sys, time

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
@@ -19,8 +20,9 @@ from segue.errors import StoreUnavailable
 from segue.events import Event, EventType, play, skip
 from segue.sessions import Outcome, Play, plays_of
 from service.embedded_redis import embedded_redis
+from service.erased_data import BUCKETS
 from service.redis_errors import store_errors
-from service.session_store import BUCKETS, Appended, SessionStore, bucket_of, connect, erasures_of, keys_of, stream_of
+from service.session_store import Appended, SessionStore, bucket_of, connect, erasures_of, keys_of, stream_of
 from service.settings import Settings
 
 _numbers = itertools.count()
@@ -246,7 +248,7 @@ def test_a_full_redis_is_unavailable_and_keeps_what_it_has(stores: Stores, sessi
         await store.append(session_id, [play("a")])
         await client.config_set("maxmemory", "1", **everywhere)
         try:
-            with pytest.raises(StoreUnavailable, match="refuses this for now") as caught:
+            with pytest.raises(StoreUnavailable, match="the session store is full") as caught:
                 await store.append(session_id, [play("b")])
             assert "OOM" in caught.value.reason
         finally:
@@ -257,21 +259,33 @@ def test_a_full_redis_is_unavailable_and_keeps_what_it_has(stores: Stores, sessi
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "text"),
     [
-        OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
-        NoPermissionError("User default has no permissions to run the 'evalsha' command"),
-        ReadOnlyError("You can't write against a read only replica."),
-        ResponseError(
-            "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk."
+        (OutOfMemoryError("command not allowed when used memory > 'maxmemory'."), "is full"),
+        (
+            ResponseError("OOM command not allowed when used memory > 'maxmemory'. script: 1, on @user_script"),
+            "is full",
         ),
-        ResponseError("NOREPLICAS Not enough good replicas to write."),
+        (NoPermissionError("User default has no permissions to run the 'evalsha' command"), "let Segue's user write"),
+        (
+            ResponseError("ERR The user executing the script can't run this command or subcommand script: 1"),
+            "let Segue's user write",
+        ),
+        (ReadOnlyError("You can't write against a read only replica."), "a read-only replica"),
+        (
+            ResponseError(
+                "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk."
+            ),
+            "cannot write to its disk",
+        ),
+        (ResponseError("NOREPLICAS Not enough good replicas to write."), "fewer replicas"),
+        (ResponseError("LOADING Redis is loading the dataset in memory"), "refuses this for now"),
     ],
 )
-def test_what_redis_refuses_as_unfit_is_unavailable(error: Exception) -> None:
-    with pytest.raises(StoreUnavailable, match="refuses this for now") as caught, store_errors():
+def test_what_redis_refuses_as_unfit_is_unavailable(error: Exception, text: str) -> None:
+    with pytest.raises(StoreUnavailable, match=text) as caught, store_errors():
         raise error
-    assert caught.value.reason == str(error)
+    assert re.fullmatch(rf"([A-Z]+ )?{re.escape(str(error))}", caught.value.reason)
 
 
 def test_an_error_of_ours_stays_what_it_is() -> None:

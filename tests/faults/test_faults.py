@@ -7,7 +7,9 @@ import contextlib
 import random
 import re
 import resource
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ import pytest
 
 from segue.release import Release
 from service.embedded_redis import mend_append_only_file
-from tests.conftest import ServiceProcess
+from tests.conftest import ServiceProcess, track_ids
 from tests.event_log_reader import read_back
 from tests.faults.ledger import Ledger, Listeners, shown_by
 from tests.faults.servers import Proxy
+from tests.hostile import write_hanging_release
 from tests.live.redis_server import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -34,7 +37,7 @@ class Stand:
     """A service, its Redis, and listeners that report to it wherever it is."""
 
     def __init__(self, release: Release, folder: Path) -> None:
-        self._release, self._folder = release, folder
+        self.release_path, self._folder = release.path, folder
         self.redis = Server(folder / "redis", appendonly="yes", appendfsync="always")
         self.redis_url = self.redis.url
         self.ledger = Ledger()
@@ -49,7 +52,7 @@ class Stand:
         """Start the service, and tell the listeners where it is."""
         given: dict[str, Any] = {"event_log_flush_s": 0.3, "redis_timeout_s": 0.5, "log_level": "error", **settings}
         given |= {"durability": "always"}  # with less, a Redis that is killed may have kept writes back during a flush
-        self.service = ServiceProcess(self._release.path, self._folder / "data", redis_url=self.redis_url, **given)
+        self.service = ServiceProcess(self.release_path, self._folder / "data", redis_url=self.redis_url, **given)
         self._address = self.service.address()
         return self._address
 
@@ -192,3 +195,40 @@ def test_everything_is_killed_together(stand: Stand) -> None:
             stand.start()
         listeners.wait_for(15_000)
     stand.check()
+
+
+def test_the_model_hangs_on_a_track_that_is_asked_for_all_the_time(tiny_release: Release, tmp_path: Path) -> None:
+    poison = "g1-t01"
+    write_hanging_release(tiny_release, tmp_path / "hanging", track_ids().index(poison) + 1)
+    stand = Stand(tiny_release, tmp_path)
+    stand.release_path = tmp_path / "hanging"
+    try:
+        address = stand.start(ranking_timeout_s=0.5)
+        leaving = threading.Event()
+        sources: Counter[str] = Counter()
+
+        def ask(track: str, every_s: float) -> None:
+            with httpx.Client(base_url=address, timeout=20, trust_env=False) as client:
+                while not leaving.wait(every_s):
+                    body = {"events": [{"type": "play", "track_id": track}], "k": 5}
+                    answer = client.post("/recommendations/what-if", json=body)
+                    found = answer.json()["source"] if answer.is_success else str(answer.status_code)
+                    sources[f"{track} {found}"] += 1
+
+        askers = [threading.Thread(target=ask, args=(poison, 0.1)) for _ in range(3)]
+        askers += [threading.Thread(target=ask, args=("g3-t05", 0.05))]
+        for thread in askers:
+            thread.start()
+        with stand.listeners() as listeners:
+            listeners.wait_for(20_000)
+        leaving.set()
+        for thread in askers:
+            thread.join(30)
+        assert set(sources) == {f"{poison} 503", "g3-t05 model"}, sources
+        assert sources["g3-t05 model"] > 20
+        stand.check()
+    finally:
+        if stand.service is not None:
+            with contextlib.suppress(ValueError):
+                stand.service.stop()
+        stand.redis.kill()

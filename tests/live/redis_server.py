@@ -12,7 +12,7 @@ from typing import Self
 
 import redis
 
-from service.embedded_redis import redis_server_binary
+from service.redis_program import redis_server_binary
 
 
 class Server:
@@ -21,6 +21,7 @@ class Server:
     def __init__(self, folder: Path, **options: str) -> None:
         """`options` are Redis' own."""
         folder.mkdir()
+        self.folder = folder
         with socket.create_server(("127.0.0.1", 0)) as listening:
             self.port: int = listening.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}"

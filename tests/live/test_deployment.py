@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from service.embedded_redis import redis_server_binary
+from service.redis_program import redis_server_binary
 
 DOCKER = Path(__file__).parents[2] / "docker"
 if not DOCKER.is_dir():
@@ -40,7 +40,7 @@ def redis_of_the_compose_file(folder: Path, port: int) -> Iterator["subprocess.P
 
 def wait_until_it_answers(port: int) -> None:
     deadline = time.monotonic() + 10
-    with redis.Redis(port=port) as anybody:
+    with redis.Redis(port=port, username="health", password="any") as anybody:  # as its health check asks
         while True:
             with contextlib.suppress(redis.ConnectionError):
                 assert anybody.ping()
@@ -86,8 +86,13 @@ def test_a_service_can_do_all_it_does_and_a_killed_redis_has_lost_nothing(
 
 def test_nobody_else_gets_in_and_its_user_cannot_do_harm(tmp_path: Path, port: int) -> None:
     with redis_of_the_compose_file(tmp_path, port):
-        with redis.Redis(port=port) as anybody, pytest.raises(redis.exceptions.NoPermissionError):
+        with redis.Redis(port=port) as anybody, pytest.raises(redis.exceptions.AuthenticationError):
             anybody.get("segue:{b0}:s:plays")
+        with (
+            redis.Redis(port=port, username="health", password="any") as health,
+            pytest.raises(redis.exceptions.NoPermissionError),
+        ):
+            health.get("segue:{b0}:s:plays")
         password = (tmp_path / "secrets" / "redis.password").read_text().strip()
         with redis.Redis(port=port, username="segue", password=password) as segue:
             assert segue.info("memory")["maxmemory_policy"] == "noeviction"

@@ -1,5 +1,6 @@
 """SEGUE_DURABILITY and SEGUE_WAIT_REPLICAS with real servers: verified, kept, and refused where Redis gives less."""
 
+import contextlib
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ import pytest
 import redis
 
 from segue.errors import BadOption
+from service.durability import refuse_old
 from service.settings import read_settings
 from tests.live.redis_server import Server
 
@@ -72,6 +74,152 @@ def test_a_redis_that_does_not_tell_its_configuration_is_believed_and_the_log_sa
     told = [line for line in service.output if "durability_not_verified" in line]
     assert 1 <= len(told) <= 2  # at the start, and by the first readiness
     assert "config" in told[0]
+
+
+EVICTING = ["allkeys-lru", "allkeys-lfu", "allkeys-random", "volatile-lru", "volatile-lfu", "volatile-ttl"]
+
+
+@pytest.mark.parametrize("policy", EVICTING)
+@pytest.mark.parametrize("durability", ["memory", "every-second"])
+def test_a_redis_that_evicts_is_refused_at_the_start(
+    start_service: StartService, server: Server, durability: str, policy: str
+) -> None:
+    configured(server, **{"maxmemory": "64mb", "maxmemory-policy": policy})
+    service = start_service(redis_url=server.url, durability=durability)
+    assert service.process.wait(30) != 0
+    service.stop()
+    [line] = [line for line in service.output if "maxmemory" in line]
+    assert f"Redis has maxmemory 67,108,864 and maxmemory-policy {policy}" in line
+    assert "set maxmemory-policy noeviction there" in line
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_readiness_notices_a_redis_that_has_come_to_evict(
+    start_service: StartService, server: Server, workers: int
+) -> None:
+    with start_service(redis_url=server.url, durability="memory", workers=workers).client() as client:
+        assert client.get("/health/ready").status_code == 200
+        configured(server, **{"maxmemory-policy": "allkeys-lru"})
+        assert client.get("/health/ready").status_code == 200  # without a limit nothing is evicted
+        configured(server, maxmemory="64mb")
+        answer = client.get("/health/ready")
+        assert answer.status_code == 503
+        assert "maxmemory-policy allkeys-lru" in answer.json()["detail"]
+        configured(server, **{"maxmemory-policy": "noeviction"})
+        assert client.get("/health/ready").status_code == 200
+
+
+@pytest.mark.parametrize("rules", [["-config"], ["-info"]])
+def test_eviction_is_noticed_by_a_user_who_may_ask_one_of_info_and_config(
+    start_service: StartService, server: Server, rules: list[str]
+) -> None:
+    configured(server, **{"maxmemory": "64mb", "maxmemory-policy": "volatile-lru"})
+    with server.client() as client:
+        client.execute_command("ACL", "SETUSER", "segue", "on", ">secret", "~segue:*", "resetchannels", "+@all", *rules)
+    service = start_service(redis_url=f"redis://segue:secret@127.0.0.1:{server.port}")
+    assert service.process.wait(30) != 0
+    service.stop()
+    assert any("maxmemory-policy volatile-lru" in line for line in service.output)
+
+
+def test_a_missing_append_only_file_is_noticed_without_the_right_to_read_the_configuration(
+    start_service: StartService, server: Server
+) -> None:
+    configured(server, appendonly="no")
+    with server.client() as client:
+        rules = ["on", ">secret", "~segue:*", "resetchannels", "+@all", "-config"]
+        client.execute_command("ACL", "SETUSER", "segue", *rules)
+    service = start_service(redis_url=f"redis://segue:secret@127.0.0.1:{server.port}")
+    assert service.process.wait(30) != 0
+    service.stop()
+    assert any("durability is every-second, and Redis has no append-only file" in line for line in service.output)
+
+
+def test_a_server_that_is_too_old_is_refused() -> None:
+    refuse_old([{"redis_version": "6.2.0"}, {"redis_version": "7.0.15"}, {}])
+    with pytest.raises(BadOption, match=r"version 6\.0\.16: Segue needs 6\.2"):
+        refuse_old([{"redis_version": "7.0.15"}, {"redis_version": "6.0.16"}])
+
+
+@contextlib.contextmanager
+def full(server: Server) -> Iterator[str]:
+    configured(server, maxmemory="1")
+    yield "the session store is full"
+    configured(server, maxmemory="0")
+
+
+@contextlib.contextmanager
+def read_only(server: Server) -> Iterator[str]:
+    with server.client() as client:
+        client.replicaof("127.0.0.1", "1")
+        yield "read-only replica"
+        client.replicaof("NO", "ONE")
+
+
+@contextlib.contextmanager
+def without_replicas(server: Server) -> Iterator[str]:
+    configured(server, **{"min-replicas-to-write": "1"})
+    yield "fewer replicas than it wants"
+    configured(server, **{"min-replicas-to-write": "0"})
+
+
+@contextlib.contextmanager
+def failing_to_save(server: Server) -> Iterator[str]:
+    """A snapshot that cannot be written makes Redis refuse writes."""
+    with server.client() as client:
+        configured(server, save="3600 1")
+        (server.folder / "dump.rdb").mkdir()
+        client.set("segue:x", "1")
+        client.bgsave()
+        deadline = time.monotonic() + 10
+        while client.info("persistence")["rdb_last_bgsave_status"] == "ok":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield "cannot write to its disk"
+        configured(server, save="")
+
+
+@contextlib.contextmanager
+def forbidding_writes(server: Server) -> Iterator[str]:
+    with server.client() as client:
+        client.execute_command("ACL", "SETUSER", "default", "-@write")
+        yield "does not let Segue's user write"
+        client.execute_command("ACL", "SETUSER", "default", "+@all")
+
+
+@pytest.mark.parametrize("fault", [full, read_only, without_replicas, failing_to_save, forbidding_writes])
+def test_readiness_fails_with_the_reason_while_writes_are_refused(
+    start_service: StartService, server: Server, fault: Callable[[Server], contextlib.AbstractContextManager[str]]
+) -> None:
+    with start_service(redis_url=server.url).client() as client:
+        assert client.get("/health/ready").status_code == 200
+        with fault(server) as reason:
+            answer = client.post("/sessions/a/events", json=PLAY)
+            assert answer.status_code == 503
+            assert reason in answer.json()["detail"]
+            answer = client.get("/health/ready")
+            assert answer.status_code == 503
+            assert reason in answer.json()["detail"]
+            assert str(server.port) not in answer.text
+            assert client.get("/health/live").status_code == 200
+        assert client.get("/health/ready").status_code == 200
+        assert client.post("/sessions/a/events", json=PLAY).status_code == 200
+
+
+@pytest.mark.slow
+def test_readiness_notices_one_node_of_a_cluster_that_refuses_writes(
+    start_service: StartService, redis_cluster: str
+) -> None:
+    service = start_service(redis_url=redis_cluster, redis_cluster=True, durability="memory")
+    with service.client() as client, redis.RedisCluster.from_url(redis_cluster) as cluster:
+        assert client.get("/health/ready").status_code == 200
+        for node in cluster.get_primaries():
+            cluster.config_set("maxmemory", "1", target_nodes=node)
+            answer = client.get("/health/ready")
+            cluster.config_set("maxmemory", "0", target_nodes=node)
+            assert answer.status_code == 503
+            assert "full" in answer.json()["detail"]
+        assert client.get("/health/ready").status_code == 200
 
 
 @pytest.mark.parametrize(

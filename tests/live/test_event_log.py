@@ -1,6 +1,7 @@
 """The event log: its files say what the sessions were, whatever happened to the service meanwhile."""
 
 import hashlib
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import httpx
 import polars as pl
+import psutil
 import pytest
 
 from service.event_log import erase_from_files, write_file
@@ -94,6 +96,24 @@ def test_a_reused_id_is_another_session(start_service: StartService, tmp_path: P
 
 
 @pytest.mark.slow
+def test_a_full_disk_is_told_in_one_line_and_costs_no_event(start_service: StartService, tmp_path: Path) -> None:
+    """No file of the service may grow beyond 100 bytes for a while."""
+    service = start_service(event_log_flush_s=0.1)
+    process = psutil.Process(service.process.pid)
+    with service.client() as client:
+        before = process.rlimit(psutil.RLIMIT_FSIZE)
+        process.rlimit(psutil.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+        for number in range(20):
+            report(client, "a", ("play", f"g0-t{number % 12:02}"))
+        wait_for(lambda: any("event_log_not_written" in line for line in service.output))
+        assert client.get("/health/ready").status_code == 200
+        assert "segue_event_log_failures_total 0.0" not in client.get("/metrics").text
+        process.rlimit(psutil.RLIMIT_FSIZE, before)
+        wait_for(lambda: [len(plays) for plays in of("a", read_back(tmp_path / "data" / "events"))] == [20])
+    service.stop()
+    assert not any("Traceback" in line or "event_log_failed" in line for line in service.output)
+
+
 def test_one_worker_of_several_writes_and_another_takes_over(start_service: StartService, tmp_path: Path) -> None:
     service = start_service(workers=2, event_log_flush_s=0.2)
     with service.client() as client:

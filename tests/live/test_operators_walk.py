@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.embedded_redis import redis_server_binary
+from service.redis_program import redis_server_binary
 from tests.faults.servers import free_port
 
 MANUAL = Path(__file__).parents[2] / "docs" / "operations.md"

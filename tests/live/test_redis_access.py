@@ -62,7 +62,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     subprocess.run([openssl, *request, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True)
     port = free_port()
     options: dict[str, object] = {"port": 0, "tls-port": port, "tls-cert-file": certificate, "tls-key-file": key}
-    options |= {"tls-auth-clients": "no", "save": "", "dir": folder, "loglevel": "warning", "bind": "127.0.0.1"}
+    options |= {
+        "tls-auth-clients": "no",
+        "save": "",
+        "appendonly": "yes",
+        "dir": folder,
+        "loglevel": "warning",
+        "bind": "127.0.0.1",
+    }
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     process = subprocess.Popen([program, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

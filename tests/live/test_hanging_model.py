@@ -1,0 +1,277 @@
+"""A model that hangs on one track: its own requests fail, all others are answered from the model, the service ends."""
+
+import concurrent.futures
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from segue.release import Release
+from service.micro_batch import LARGEST
+from service.release_trial import _rows
+from tests.conftest import recommended, track_ids
+from tests.hostile import write_hanging_release
+
+StartService = Callable[..., Any]
+TIMEOUT_S = 0.5
+POISON = "g1-t01"
+ROW = track_ids().index(POISON) + 1
+
+
+@pytest.fixture
+def hanging(tiny_release: Release, tmp_path: Path) -> Path:
+    write_hanging_release(tiny_release, tmp_path / "hanging", ROW)
+    return tmp_path / "hanging"
+
+
+def what_if(client: httpx.Client, *tracks: str, **more: Any) -> httpx.Response:
+    events = [{"type": "play", "track_id": track} for track in tracks]
+    return client.post("/recommendations/what-if", json={"events": events, "k": 3, **more})
+
+
+def metric(client: httpx.Client, name: str) -> float:
+    [line] = [line for line in client.get("/metrics").text.splitlines() if line.startswith(f"{name} ")]
+    return float(line.split()[1])
+
+
+@contextlib.contextmanager
+def poisoned(address: str, every_s: float = 0.1) -> Iterator[list[int]]:
+    """Ask for the track on which the model hangs again and again, without waiting for answers."""
+    statuses: list[int] = []
+    leaving = threading.Event()
+
+    def ask(number: int) -> None:
+        with httpx.Client(base_url=address, timeout=20, trust_env=False) as client:
+            statuses.append(what_if(client, f"g0-t{number % 12:02}", POISON).status_code)
+
+    def ask_all() -> None:
+        number = 0
+        with concurrent.futures.ThreadPoolExecutor(32) as pool:
+            while not leaving.wait(every_s):
+                pool.submit(ask, number)
+                number += 1
+
+    thread = threading.Thread(target=ask_all)
+    thread.start()
+    try:
+        yield statuses
+    finally:
+        leaving.set()
+        thread.join()
+
+
+def test_a_track_on_which_the_model_hangs_costs_its_own_requests_only(
+    start_service: StartService, hanging: Path
+) -> None:
+    service = start_service(release=hanging, ranking_timeout_s=TIMEOUT_S)
+    with service.client() as client:
+        began = time.monotonic()
+        answer = what_if(client, POISON)
+        assert TIMEOUT_S * 0.9 < time.monotonic() - began < 10 * TIMEOUT_S
+        assert answer.status_code == 503
+        problem = answer.json()
+        assert problem["title"] == "Model unavailable"
+        assert "did not answer within 0.5 s" in problem["detail"]
+        assert "\n" not in problem["detail"]
+        answer = client.post("/sessions/a/events?recommend=3", json={"events": [{"type": "play", "track_id": POISON}]})
+        assert answer.status_code == 200
+        assert answer.json()["recommendations"]["source"] == "popularity"
+        assert POISON not in {item["track_id"] for item in answer.json()["recommendations"]["items"]}
+        assert recommended(client, "a", k=3)["source"] == "popularity"
+        began = time.monotonic()
+        for genre in range(6):
+            assert what_if(client, f"g{genre}-t03").json()["source"] == "model"
+        assert what_if(client, POISON).status_code == 503
+        assert client.get("/health/ready").status_code == 200
+        assert client.get("/tracks").status_code == 200
+        assert time.monotonic() - began < 2  # the track is known, and nobody waits for it any more
+        assert metric(client, "segue_ranking_timeouts_total") >= 1
+        assert metric(client, "segue_ranking_threads_stuck") == 0
+        assert 'segue_fallbacks_total{failed="model"} 2.0' in client.get("/metrics").text
+    assert service.stop() == 0
+    assert any("ranking_timed_out" in line for line in service.output)
+    assert not any("Traceback" in line for line in service.output)
+
+
+def test_without_a_fallback_the_answer_is_a_problem_document(start_service: StartService, hanging: Path) -> None:
+    service = start_service(release=hanging, ranking_timeout_s=TIMEOUT_S, fallback="none")
+    with service.client() as client:
+        assert client.post("/sessions/a/events", json={"events": [{"type": "play", "track_id": POISON}]}).is_success
+        for _ in range(2):
+            answer = client.get("/recommendations?session_id=a")
+            assert answer.status_code == 503
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.json()["title"] == "Model unavailable"
+    assert not any("Traceback" in line for line in service.output)
+
+
+def test_sessions_ranked_together_with_the_track_are_answered_by_the_model(
+    start_service: StartService, hanging: Path
+) -> None:
+    """All of these wait while both threads are busy, so that they are in one batch."""
+    with start_service(release=hanging, ranking_timeout_s=TIMEOUT_S, shed_after_ms=0).client() as client:
+
+        def ask(number: int) -> tuple[bool, httpx.Response]:
+            poisoned = number % 20 == 7
+            with httpx.Client(base_url=client.base_url, timeout=30, trust_env=False) as own:
+                tracks = [f"g{number % 6}-t{number // 6:02}", *([POISON] if poisoned else [])]
+                return poisoned, what_if(own, *tracks)
+
+        with concurrent.futures.ThreadPoolExecutor(60) as pool:
+            found = list(pool.map(ask, range(60)))
+        assert [answer.status_code for is_poisoned, answer in found if is_poisoned] == [503] * 3
+        assert [answer.status_code for is_poisoned, answer in found if not is_poisoned] == [200] * 57
+        sources = {answer.json()["source"] for is_poisoned, answer in found if not is_poisoned}
+        assert sources == {"model"}
+
+
+def test_other_sessions_are_answered_while_the_track_is_asked_for_ten_times_a_second(
+    start_service: StartService, hanging: Path
+) -> None:
+    with start_service(release=hanging, ranking_timeout_s=TIMEOUT_S).client() as client:
+        with poisoned(str(client.base_url)) as statuses:
+            slow = 0
+            for number in range(200):
+                began = time.monotonic()
+                answer = what_if(client, f"g{number % 5}-t{2 + number % 10:02}")
+                assert answer.status_code == 200
+                assert answer.json()["source"] == "model"
+                slow += time.monotonic() - began > TIMEOUT_S / 2
+                assert client.get("/health/ready").status_code == 200
+                time.sleep(0.02)
+        assert set(statuses) == {503}
+        assert slow <= 6  # until the track was known
+
+
+def test_a_track_that_hung_alone_does_not_condemn_those_beside_it(start_service: StartService, hanging: Path) -> None:
+    with start_service(release=hanging, ranking_timeout_s=TIMEOUT_S).client() as client:
+        assert what_if(client, "g0-t00", "g2-t02", POISON, "g3-t03").status_code == 503
+        deadline = time.monotonic() + 10
+        while metric(client, "segue_ranking_timeouts_total") < 2:  # in its batch, and then alone
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for track in ("g0-t00", "g2-t02", "g3-t03"):
+            assert what_if(client, track).json()["source"] == "model"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_process_ends_in_time_while_the_model_hangs(
+    start_service: StartService, hanging: Path, workers: int, number: signal.Signals
+) -> None:
+    service = start_service(release=hanging, ranking_timeout_s=60, shutdown_s=1, workers=workers)
+    address = service.address()
+
+    def ask() -> None:
+        with contextlib.suppress(httpx.HTTPError), httpx.Client(base_url=address, timeout=60, trust_env=False) as own:
+            what_if(own, POISON)
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1)
+    began = time.monotonic()
+    service.process.send_signal(number)
+    service.process.wait(20)
+    assert time.monotonic() - began < 1 + 10
+    for thread in threads:
+        thread.join(10)
+
+
+def test_the_trial_refuses_a_release_that_hangs_on_a_track_it_meets_and_another_one_costs_its_own_requests_only(
+    start_service: StartService, tiny_release: Release, releases_dir: Path
+) -> None:
+    met = set(_rows(len(tiny_release.table), LARGEST))
+    unmet = next(row for row in range(1, len(tiny_release.table)) if row not in met)
+    write_hanging_release(tiny_release, releases_dir / "met", min(met))
+    write_hanging_release(tiny_release, releases_dir / "unmet", unmet)
+    service = start_service(releases_dir=releases_dir, ranking_timeout_s=TIMEOUT_S, release_trial_s=10)
+    with service.client() as client:
+        client.timeout = httpx.Timeout(60)
+        answer = client.put("/releases/current", json={"name": "met"})
+        assert answer.status_code == 422
+        assert "does not answer within 10 s" in answer.json()["detail"]
+        assert client.put("/releases/current", json={"name": "unmet"}).status_code == 200
+        poison = track_ids()[unmet - 1]
+        assert what_if(client, poison).status_code == 503
+        for track in track_ids():
+            assert track == poison or what_if(client, track).json()["source"] == "model"
+        assert client.get("/health/ready").status_code == 200
+        assert client.put("/releases/current", json={"name": "first"}).status_code == 200
+        assert what_if(client, poison).json()["source"] == "model"  # nothing is remembered of the release before
+
+
+def test_the_process_ends_in_time_while_the_disk_of_the_event_log_hangs(
+    start_service: StartService, tmp_path: Path
+) -> None:
+    prelude = "import time, service.event_log as e; e.write_file = lambda *_: time.sleep(100)"
+    service = start_service(prelude=prelude, shutdown_s=0, event_log_flush_s=0.1)
+    with service.client() as client:
+        assert client.post("/sessions/a/events", json={"events": [{"type": "play", "track_id": "g0-t00"}]}).is_success
+        time.sleep(0.5)
+        assert client.get("/health/ready").status_code == 200  # events wait in Redis
+        began = time.monotonic()
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(20) == 1
+        assert time.monotonic() - began < 10
+    service.stop()
+    assert any("shutdown_cut_short" in line for line in service.output)
+    with start_service().client() as client:  # its Redis has ended, and has the event
+        assert len(client.get("/sessions/a").json()["plays"]) == 1
+
+
+def test_the_supervisor_ends_in_time_although_a_worker_does_not_hear_it(start_service: StartService) -> None:
+    service = start_service(workers=2, shutdown_s=0)
+    service.address()
+    worker = next(
+        child
+        for child in psutil.Process(service.process.pid).children()
+        if "multiprocessing.spawn" in str(child.cmdline())
+    )
+    worker.suspend()
+    began = time.monotonic()
+    service.process.send_signal(signal.SIGTERM)
+    service.process.wait(20)
+    assert time.monotonic() - began < 11
+    worker.wait(5)
+    service.stop()
+
+
+def test_readiness_fails_with_the_reason_while_the_model_hangs_on_everything(
+    start_service: StartService, tiny_release: Release
+) -> None:
+    """A sleep in place of the search cannot be interrupted: threads are abandoned, then calls are refused at once."""
+    prelude = (
+        "import time, index.exact as e; search = e.ExactIndex.search; began = time.monotonic();"
+        "e.ExactIndex.search = lambda self, q, k: "
+        "search(self, q, k) if time.monotonic() - began < 8 or time.monotonic() - began > 30 else time.sleep(22)"
+    )
+    service = start_service(prelude=prelude, ranking_timeout_s=TIMEOUT_S)
+    with service.client() as client:
+        assert what_if(client, "g0-t00").json()["source"] == "model"
+        assert client.get("/health/ready").status_code == 200
+        deadline = time.monotonic() + 30
+        while (answer := client.get("/health/ready")).status_code == 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert answer.json()["title"] == "Model unavailable"
+        assert client.get("/health/live").status_code == 200
+        assert client.post("/sessions/a/events", json={"events": [{"type": "play", "track_id": "g0-t00"}]}).is_success
+        while "hang: restart" not in client.get("/health/ready").json()["detail"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        began = time.monotonic()
+        assert recommended(client, "a", k=3)["source"] == "popularity"  # at once, without a thread
+        assert what_if(client, "g0-t00").status_code == 503
+        assert time.monotonic() - began < TIMEOUT_S
+        assert metric(client, "segue_ranking_threads_stuck") >= 4
+    began = time.monotonic()
+    assert service.stop() == 0
+    assert time.monotonic() - began < 10

@@ -1,0 +1,133 @@
+"""One question of a batch that fails or hangs costs the others no answer, and a bounded amount of work."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from segue.errors import ModelUnavailable
+from segue.release import Release
+from segue.sessions import Play
+from service.live_release import Answer, LiveRelease, Question, open_live_release
+from service.ranking import Ranking
+from service.telemetry import Telemetry
+from service.threads import Threads
+
+TIMEOUT_S = 0.2
+HANGS, FAILS = "g1-t01", "g1-t02"
+
+
+class Faulty:
+    """A live release that hangs on one track and fails on another; it remembers how many questions it was asked."""
+
+    def __init__(self, live: LiveRelease) -> None:
+        self._live = live
+        self.release, self.table = live.release, live.table
+        self.asked: list[int] = []
+        self.returns = threading.Event()
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        self.asked.append(len(questions))
+        tracks = {play.track_id for question in questions for play in question.plays}
+        if FAILS in tracks:
+            raise ValueError("it fails")
+        if HANGS in tracks or ({"g2-t01", "g2-t02"} <= tracks and len(questions) == 1):
+            self.returns.wait(TIMEOUT_S * 1.2)  # an interrupt ends it
+            raise RuntimeError("Exiting due to terminate flag being set to true.")
+        return self._live.answer(questions)
+
+
+def question(*tracks: str) -> Question:
+    return Question([Play(track) for track in tracks], 3)
+
+
+@pytest.fixture
+def faulty(tiny_release: Release) -> Iterator[Faulty]:
+    faulty = Faulty(open_live_release(tiny_release.path))
+    yield faulty
+    faulty.returns.set()
+
+
+def ranking_of(faulty: Faulty) -> Ranking:
+    threads = Threads(1, TIMEOUT_S)
+    return Ranking(faulty, threads, threads.beside(1), 1, Telemetry())  # type: ignore[arg-type]
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 20))
+
+
+async def all_of(ranking: Ranking, questions: Sequence[Question]) -> list[str]:
+    """The source of each answer, or the error's name. All but the first are one batch."""
+    found = await asyncio.gather(*(ranking(one) for one in questions), return_exceptions=True)
+    return [one.source if isinstance(one, Answer) else type(one).__name__ for one in found]
+
+
+@pytest.mark.parametrize(("track", "error"), [(HANGS, "ModelUnavailable"), (FAILS, "ValueError")])
+@pytest.mark.parametrize("place", [1, 5, 9])
+def test_one_question_of_a_batch_is_at_fault(faulty: Faulty, track: str, error: str, place: int) -> None:
+    async def test() -> None:
+        questions = [question(f"g0-t{number:02}") for number in range(10)]
+        questions[place] = question("g0-t10", track)
+        expected = ["model"] * 10
+        expected[place] = error
+        assert await all_of(ranking_of(faulty), questions) == expected
+        assert sum(faulty.asked) <= 2 * 10 + 2  # each twice, and the tracks of one
+
+    run(test())
+
+
+def test_a_track_that_hung_is_refused_without_work(faulty: Faulty) -> None:
+    async def test() -> None:
+        ranking = ranking_of(faulty)
+        with pytest.raises(ModelUnavailable):
+            await ranking(question("g0-t00", HANGS))
+        await asyncio.sleep(3 * TIMEOUT_S)  # its tracks are tried
+        asked = len(faulty.asked)
+        for _ in range(20):
+            with pytest.raises(ModelUnavailable):
+                await ranking(question("g5-t00", HANGS))
+        assert len(faulty.asked) == asked
+        assert (await ranking(question("g0-t00"))).source == "model"
+        beyond_the_window = [Play(HANGS), *(Play(f"g3-t{number:02}") for number in range(5))]
+        assert not ranking._ranker._is_known(Question(beyond_the_window, 3))
+
+    run(test())
+
+
+def test_a_track_is_tried_again_apart_after_a_while(faulty: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        monkeypatch.setattr("service.ranking.REFUSED_S", 0.5)
+        ranking = ranking_of(faulty)
+        for _ in range(2):
+            with pytest.raises(ModelUnavailable):
+                await ranking(question(HANGS))
+        await asyncio.sleep(0.8)
+        asked = len(faulty.asked)
+        with pytest.raises(ModelUnavailable):
+            await ranking(question(HANGS))
+        assert len(faulty.asked) == asked + 1  # once, and then refused again
+        with pytest.raises(ModelUnavailable):
+            await ranking(question(HANGS))
+        assert len(faulty.asked) == asked + 1
+
+    run(test())
+
+
+def test_a_window_that_hangs_although_none_of_its_tracks_does_is_remembered_as_a_whole(faulty: Faulty) -> None:
+    async def test() -> None:
+        ranking = ranking_of(faulty)
+        together = question("g2-t01", "g2-t02")
+        with pytest.raises(ModelUnavailable):
+            await ranking(together)
+        await asyncio.sleep(0.1)
+        asked = len(faulty.asked)
+        with pytest.raises(ModelUnavailable):
+            await ranking(together)
+        assert len(faulty.asked) == asked
+        assert (await ranking(question("g2-t01"))).source == "model"
+        assert (await ranking(question("g2-t02"))).source == "model"
+
+    run(test())

@@ -30,7 +30,7 @@ _CPU_BATCHES = (1, 32, 256)
 _LARGE = 5_000_000  # tracks from which on one of the two inverted files has to do
 
 
-def measure(sizes: Sizes, folder: Path, number: int) -> dict[str, Any]:
+def measure(sizes: Sizes, _: Path, number: int) -> dict[str, Any]:
     """Build, tune and time each kind over the catalogue of this number."""
     tracks, target = sizes.catalogues[number], sizes.recalls[number]
     bandwidth = [_copy_bytes_per_s(sizes)]
@@ -41,7 +41,7 @@ def measure(sizes: Sizes, folder: Path, number: int) -> dict[str, Any]:
     kinds: dict[str, Any] = {}
     wanted: list[faiss_cpu.Kind] = ["flat", "ivf"] if tracks >= _LARGE else ["flat", "ivf", "ivf-sq8"]
     for kind in wanted:
-        kinds[kind] = _kind(kind, exam, target, queries, sizes, folder)
+        kinds[kind] = _kind(kind, exam, target, queries, sizes)
         print(kind, {key: value for key, value in kinds[kind].items() if key != "batches"}, flush=True)
     bandwidth.append(_copy_bytes_per_s(sizes))
     copied = float(np.median(bandwidth))
@@ -76,33 +76,27 @@ def near(embeddings: Float32, count: int) -> Float32:
     return found
 
 
-def _kind(
-    kind: faiss_cpu.Kind, exam: Exam, target: float, queries: Float32, sizes: Sizes, folder: Path
-) -> dict[str, Any]:
+def _kind(kind: faiss_cpu.Kind, exam: Exam, target: float, queries: Float32, sizes: Sizes) -> dict[str, Any]:
     embeddings = exam.held_out.embeddings
     started = time.perf_counter()
     on_cpu = faiss_cpu.build(embeddings, kind)
     build_s = time.perf_counter() - started
-    file = folder / f"{kind}-{len(embeddings)}.faiss"
-    file.write_bytes(on_cpu.to_bytes())
     used, started = facts.card_used_mib(), time.perf_counter()
-    index: FaissIndex = sizes.twin.load(file, kind, on_cpu.parameters, embeddings)
+    index = sizes.placed(on_cpu, embeddings)
     index.search(queries[:1], RECALL_K)
     open_s, now_used = time.perf_counter() - started, facts.card_used_mib()
     index = tuned(index, exam, target)
     on_cpu = on_cpu.tuned(index.parameters)
-    result = {
+    cpu_batches = () if kind == "flat" and not sizes.dry_run else _CPU_BATCHES  # a flat one takes minutes there
+    return {
         "build_s": round(build_s, 2),
         "open_s": round(open_s, 2),
-        "file_mib": file.stat().st_size >> 20,
         "card_mib": None if used is None or now_used is None else now_used - used,
         "parameters": index.parameters.model_dump(exclude_none=True),
         "recall_at_20": round(exam.held_out.recall(index), 4),
         "batches": [_batch(index, queries[:batch], sizes.repeat_s) for batch in sizes.batches],
-        "cpu": [_batch(on_cpu, queries[:batch], sizes.repeat_s) for batch in _CPU_BATCHES if batch <= len(queries)],
+        "cpu": [_batch(on_cpu, queries[:batch], sizes.repeat_s) for batch in cpu_batches if batch <= len(queries)],
     }
-    file.unlink()
-    return result
 
 
 def tuned(index: FaissIndex, exam: Exam, target: float) -> FaissIndex:

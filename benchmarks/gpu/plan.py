@@ -25,18 +25,18 @@ _CATALOGUE: Final = ("small", "medium", "large")
 # A card is often lent for half an hour, and a command for ten minutes: bounds add up to less, a test holds them to it.
 STEPS: Final = (
     Step("environment", "environment", 40, "card, driver, libraries, copy bandwidth"),
-    Step("tests", "device_tests", 90, "every test marked gpu"),
+    Step("tests", "device_tests", 80, "every test marked gpu"),
     Step("parity", "parity", 80, "the GPU index beside the CPU index and exact search"),
     Step("index-small", "index_speed", 50, "index search by batch size", (0,)),
-    Step("processes", "one_card", 60, "two processes on one card are refused"),
+    Step("processes", "one_card", 50, "two processes on one card are refused"),
     Step("training", "training_speed", 170, "training steps by precision, batch size and torch.compile, profile"),
     Step("training-run", "training_run", 500, "the whole training"),
     Step("index-medium", "index_speed", 50, "index search by batch size", (1,)),
-    Step("index-large", "index_speed", 170, "index search by batch size", (2,)),
+    Step("index-large", "index_speed", 210, "index search by batch size", (2,)),
     Step("release-large", "service_release", 330, "a release of the largest catalogue with both indexes", (2,)),
     Step("service-large", "service_load", 130, "the service under load with either index", (2,)),
-    Step("release-small", "service_release", 70, "a release of the smallest catalogue with both indexes", (0,)),
-    Step("service-small", "service_load", 60, "the service under load with either index", (0,)),
+    Step("release-small", "service_release", 60, "a release of the smallest catalogue with both indexes", (0,)),
+    Step("service-small", "service_load", 50, "the service under load with either index", (0,)),
 )
 MOST_S: Final = 1800
 MOST_OF_ONE_S: Final = 540

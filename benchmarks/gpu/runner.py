@@ -131,7 +131,10 @@ def run_one(step: Step, run: Run) -> dict[str, Any]:
 
 def _ended(argv: Sequence[str], limit_s: float) -> int | None:
     """The exit code of a process; None where it was stopped, with all that it had started, after `limit_s`."""
-    env = os.environ | {"PYTHONPATH": _with_root(), "PYTHONUNBUFFERED": "1"}
+    cores = str(len(os.sched_getaffinity(0)))
+    # Named, as some benchmarks set them to 1 where they are not set: an index of millions is built by all cores.
+    threads = {name: os.environ.get(name, cores) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    env = os.environ | threads | {"PYTHONPATH": _with_root(), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(argv, env=env, cwd=facts.ROOT, start_new_session=True)
     try:
         return process.wait(limit_s)

@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from index.faiss_cpu import FaissIndex
+    from segue.arrays import Float32
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,12 @@ class Sizes:
     def torch_device(self) -> Literal["cpu", "cuda"]:
         """The same for torch."""
         return "cpu" if self.dry_run else "cuda"
+
+    def placed(self, index: "FaissIndex", embeddings: "Float32") -> "FaissIndex":
+        """A CPU index copied to the device. `embeddings` [num_rows, dim] float32 are what it was built from."""
+        from index.faiss_gpu import GpuIndex
+
+        return index if self.dry_run else GpuIndex(index, embeddings)
 
     @property
     def twin(self) -> ModuleType:

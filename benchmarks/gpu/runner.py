@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.gpu import facts
-from benchmarks.gpu.plan import Step
+from benchmarks.gpu.plan import STEPS, Step
 
 _WATCHED_EVERY_S: Final = 1.0
 
@@ -46,6 +46,12 @@ class CardMemory:
             self.most_mib = max(self.most_mib or 0, facts.card_used_mib() or 0)
 
 
+def step_command(step: Step, run: "Run", out: Path) -> list[str]:
+    """The command whose process is a step."""
+    argv = [sys.executable, "-m", "benchmarks.gpu.step", step.name, "--work", str(run.work), "--out", str(out)]
+    return [*argv, "--dry-run"] if run.dry_run else argv
+
+
 @dataclass(frozen=True)
 class Run:
     """Where a run keeps what, and how long it may take."""
@@ -54,6 +60,7 @@ class Run:
     work: Path  # indexes, releases and checkpoints, which later steps use
     dry_run: bool
     until: float  # by time.monotonic()
+    command: Callable[[Step, "Run", Path], list[str]] = step_command
 
     def file(self, step: Step) -> Path:
         """Where the result of a step is kept."""
@@ -83,9 +90,12 @@ def run_all(steps: Sequence[Step], run: Run, tell: Callable[[str], None], *, aga
     """Run the steps that are not finished. The names of those that are not finished afterwards."""
     run.results.mkdir(parents=True, exist_ok=True)
     run.work.mkdir(parents=True, exist_ok=True)
-    open_steps = []
+    open_steps: list[str] = []
     for step in steps:
-        if run.finished(step) and not again:
+        if STEPS[0].name in open_steps:
+            tell(f"{step.name}: not started, as {STEPS[0].name} is not in order")
+            open_steps.append(step.name)
+        elif run.finished(step) and not again:
             tell(f"{step.name}: finished before, {run.file(step)} is kept (--again repeats it)")
         elif run.left_s < step.least_s:
             tell(f"{step.name}: not started, {run.left_s:.0f} s are left and it may take {step.most_s} s")
@@ -104,12 +114,10 @@ def run_one(step: Step, run: Run) -> dict[str, Any]:
     """Run one step in its own process: what its result file holds."""
     out = run.work / f"{step.name}.out.json"
     out.unlink(missing_ok=True)
-    argv = [sys.executable, "-m", "benchmarks.gpu.step", step.name, "--work", str(run.work), "--out", str(out)]
-    argv += ["--dry-run"] if run.dry_run else []
     memory, began = CardMemory(), time.monotonic()
     limit_s = min(step.most_s, run.left_s)
     with memory.watched():
-        returncode = _ended(argv, limit_s)
+        returncode = _ended(run.command(step, run, out), limit_s, dry_run=run.dry_run)
     content: dict[str, Any] = {
         "step": step.name,
         "dry_run": run.dry_run,
@@ -129,12 +137,9 @@ def run_one(step: Step, run: Run) -> dict[str, Any]:
     return content | found
 
 
-def _ended(argv: Sequence[str], limit_s: float) -> int | None:
+def _ended(argv: Sequence[str], limit_s: float, *, dry_run: bool) -> int | None:
     """The exit code of a process; None where it was stopped, with all that it had started, after `limit_s`."""
-    cores = str(len(os.sched_getaffinity(0)))
-    # Named, as some benchmarks set them to 1 where they are not set: an index of millions is built by all cores.
-    threads = {name: os.environ.get(name, cores) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    env = os.environ | threads | {"PYTHONPATH": _with_root(), "PYTHONUNBUFFERED": "1"}
+    env = os.environ | {"PYTHONPATH": _with_root(), "PYTHONUNBUFFERED": "1"} | _threads(dry_run=dry_run)
     process = subprocess.Popen(argv, env=env, cwd=facts.ROOT, start_new_session=True)
     try:
         return process.wait(limit_s)
@@ -147,6 +152,17 @@ def _ended(argv: Sequence[str], limit_s: float) -> int | None:
                 os.killpg(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5)
+
+
+def _threads(*, dry_run: bool) -> dict[str, str]:
+    """What a step's libraries are told of threads, unless the user has: all cores, one thread in a dry run.
+
+    Some benchmarks set one thread where nothing is set, and an index of millions is built by all cores. Threads that
+    wait go to sleep soon, as in the command line: other work may have the cores.
+    """
+    number = "1" if dry_run else str(len(os.sched_getaffinity(0)))
+    wanted = {"OMP_NUM_THREADS": number, "OPENBLAS_NUM_THREADS": number, "GOMP_SPINCOUNT": "3000"}
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
 
 
 def _with_root() -> str:

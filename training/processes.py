@@ -285,7 +285,7 @@ def _own_gpu() -> str:
     return f"cuda:{number}"
 
 
-def refuse_shared_gpu(store: distributed.Store, rank: int, world: int, gpu: str) -> None:
+def refuse_shared_gpu(store: distributed_c10d.Store, rank: int, world: int, gpu: str) -> None:
     """Raise BadOption where two processes have the same GPU, which NCCL cannot serve.
 
     `gpu` is what identifies this process's GPU everywhere. All processes that share one raise.

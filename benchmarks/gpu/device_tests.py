@@ -20,7 +20,18 @@ def measure(sizes: Sizes, _: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         # torch warns where an operation has no deterministic version on a card: shown, and no failure.
-        argv = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-W", "default::UserWarning", "-p", "no:cacheprovider"]
+        argv = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-m",
+            "gpu",
+            "-W",
+            "default::UserWarning",
+            "-p",
+            "no:cacheprovider",
+        ]
         subprocess.run([*argv, f"--junitxml={report}", *files], cwd=ROOT, check=False)
         if not report.is_file():
             raise StepFailed("pytest left no report: see its output above")

@@ -1,4 +1,4 @@
-"""Step `environment`: the card, the driver, the libraries and the copy bandwidth that other figures are compared with."""
+"""Step `environment`: the card, the driver, the libraries and the copy bandwidth that figures are compared with."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ def measure(sizes: Sizes, _: Path) -> dict[str, Any]:
     from index.faiss_cpu import faiss
     from index.faiss_gpu import gpu_available
 
-    found = {
+    found: dict[str, Any] = {
         "card": facts.card(),
         "machine": facts.machine(),
         "packages": facts.packages(),
@@ -49,9 +49,6 @@ def copy_bytes_per_s(sizes: Sizes, times: int = 20) -> float:
     source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
     seconds = [_seconds(lambda: target.copy_(source), device) for _ in range(times)]
-    del source, target
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
     return float(2 * size / np.median(seconds[3:]))
 
 
@@ -65,12 +62,13 @@ def _seconds(work: Any, device: Any) -> float:
         started = time.perf_counter()
         work()
         return time.perf_counter() - started
-    before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    before.record()  # type: ignore[no-untyped-call]
+    cuda: Any = torch.cuda  # its events have no types
+    before, after = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
+    before.record()
     work()
-    after.record()  # type: ignore[no-untyped-call]
-    after.synchronize()  # type: ignore[no-untyped-call]
-    return float(before.elapsed_time(after)) / 1000  # type: ignore[no-untyped-call]
+    after.record()
+    after.synchronize()
+    return float(before.elapsed_time(after)) / 1000
 
 
 if __name__ == "__main__":  # for steps whose own process must not hold torch's memory on the card

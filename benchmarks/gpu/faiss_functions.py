@@ -25,12 +25,12 @@ def _of_faiss(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             name = ast.unparse(node)
-            if name.startswith("faiss."):
+            if name.startswith("faiss.") and name.replace(".", "_").isidentifier():
                 yield name.removeprefix("faiss.")
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in {"getattr", "hasattr"}:
-            module, name, *_ = node.args
-            if ast.unparse(module) == "faiss" and isinstance(name, ast.Constant):
-                yield str(name.value)
+            module, asked, *_ = node.args
+            if ast.unparse(module) == "faiss" and isinstance(asked, ast.Constant):
+                yield str(asked.value)
 
 
 def missing(faiss: Any, names: set[str]) -> list[str]:
@@ -59,7 +59,9 @@ def main() -> int:
 
     names = used(ROOT / "index") | set(_GPU_ONLY)
     lacking = missing(faiss, names)
-    print(f"FAISS {faiss.__version__}: {len(names) - len(lacking)} of {len(names)} functions that index/ uses are there")
+    print(
+        f"FAISS {faiss.__version__}: {len(names) - len(lacking)} of {len(names)} functions that index/ uses are there"
+    )
     for name in lacking:
         print(f"missing: faiss.{name}")
     return 1 if lacking else 0

@@ -46,7 +46,7 @@ def measure(sizes: Sizes, _: Path, number: int) -> dict[str, Any]:
     bandwidth.append(_copy_bytes_per_s(sizes))
     copied = float(np.median(bandwidth))
     for row in kinds["flat"]["batches"]:
-        row |= shares(tracks, sizes.dimension, row["batch"], row["device_ms"], copied)
+        row.update(shares(tracks, sizes.dimension, row["batch"], row["device_ms"], copied))
     return {
         "tracks": tracks,
         "dimension": sizes.dimension,

@@ -77,7 +77,9 @@ def _alike(found: Ranked, expected: Ranked, queries: Float32, embeddings: Float3
 
 
 def _as_the_cpu(on_cpu: FaissIndex, index: FaissIndex, queries: Float32, embeddings: Float32) -> Check:
-    return "tracks of the CPU index", *_alike(index.search(queries, 20), on_cpu.search(queries, 20), queries, embeddings)
+    return "tracks of the CPU index", *_alike(
+        index.search(queries, 20), on_cpu.search(queries, 20), queries, embeddings
+    )
 
 
 def _thorough(on_cpu: FaissIndex, index: FaissIndex, queries: Float32, embeddings: Float32) -> Check:
@@ -159,7 +161,11 @@ def _exclusions(index: FaissIndex, queries: Float32, embeddings: Float32) -> Che
     share = float(np.mean([len(np.intersect1d(row, best[i, 60:80])) / 20 for i, row in enumerate(rows)]))
     barred = sum(len(np.intersect1d(row, best[i, :60])) for i, row in enumerate(rows))
     full = all(len(row) == 20 for row in rows)
-    return "60 tracks excluded", full and not barred and share >= 0.98, f"{barred} of them given, {share:.4f} of the next"
+    return (
+        "60 tracks excluded",
+        full and not barred and share >= 0.98,
+        f"{barred} of them given, {share:.4f} of the next",
+    )
 
 
 def _k_at_the_limits(kind: Kind, sizes: Sizes, folder: Path) -> Iterator[Check]:
@@ -168,7 +174,11 @@ def _k_at_the_limits(kind: Kind, sizes: Sizes, folder: Path) -> Iterator[Check]:
     for k in (1, 99, 100, 110):
         found, expected = index.search(queries, k), on_cpu.search(queries, k)
         right = int((found.rows != PAD_ROW).sum()) == 5 * min(k, 100) and found.rows.shape == (5, k)
-        yield f"k {k} of 100 tracks", right and (found.rows == expected.rows).all(), "those of the CPU index, then padding"
+        yield (
+            f"k {k} of 100 tracks",
+            right and (found.rows == expected.rows).all(),
+            "those of the CPU index, then padding",
+        )
     many, queries = clustered(2 * MOST_ON_A_CARD, sizes.dimension, 3, np.random.default_rng(5))
     _, index = twins(kind, many, sizes, folder)
     index = with_nprobe(index, None)
@@ -190,5 +200,3 @@ def _ties(kind: Kind, sizes: Sizes, folder: Path) -> Check:
     rising = bool((found.rows[:, 1:] > found.rows[:, :-1])[ties].all())
     distinct = all(len(np.unique(row)) == 20 for row in found.rows)
     return "ties", scores and rising and distinct, f"{int(ties.sum())} ties, the lower row first"
-
-

@@ -101,7 +101,9 @@ def run_all(steps: Sequence[Step], run: Run, tell: Callable[[str], None], *, aga
             tell(f"{step.name}: not started, {run.left_s:.0f} s are left and it may take {step.most_s} s")
             open_steps.append(step.name)
         else:
-            tell(f"{step.name}: {step.about}; at most {min(step.most_s, run.left_s):.0f} s, {run.left_s:.0f} s are left")
+            tell(
+                f"{step.name}: {step.about}; at most {min(step.most_s, run.left_s):.0f} s, {run.left_s:.0f} s are left"
+            )
             content = run_one(step, run)
             _write(run.file(step), content)
             outcome = f"failed, {content['failed']}" if "failed" in content else "done"
@@ -134,7 +136,7 @@ def run_one(step: Step, run: Run) -> dict[str, Any]:
         found = json.loads(out.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return content | {"failed": f"its process ended with {returncode} and left no result"}
-    return content | found
+    return {**content, **found}
 
 
 def _ended(argv: Sequence[str], limit_s: float, *, dry_run: bool) -> int | None:

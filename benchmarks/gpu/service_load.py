@@ -41,8 +41,8 @@ def measure(sizes: Sizes, folder: Path, number: int) -> dict[str, Any]:
 
 def _ratio(on_cpu: dict[str, Any], on_device: dict[str, Any]) -> float:
     """Requests a second with the device to those with the CPU, each at its best number of connections."""
-    best = [max(load["per_s"] for load in one["loads"]) for one in (on_device, on_cpu)]
-    return round(best[0] / best[1], 3)
+    device_best, cpu_best = (max(float(load["per_s"]) for load in one["loads"]) for one in (on_device, on_cpu))
+    return round(device_best / cpu_best, 3)
 
 
 def _loaded(sizes: Sizes, folder: Path, release: Path, url: str, device: str) -> dict[str, Any]:

@@ -58,7 +58,15 @@ def _trained(sizes: Sizes, folder: Path) -> Path:
         _segue("simulate", "--tracks", tracks, "--sessions", sessions, "--out", dataset, "--overwrite")
         settings = [f"dimension={sizes.dimension}", "heads=8", "norm=pre", "first_weights=0.1", f"epochs={epochs}"]
         _segue(
-            "train", dataset, "--model", "sasrec", "--recipe", "demo", *(f"--set={s}" for s in settings), "--out", trained
+            "train",
+            dataset,
+            "--model",
+            "sasrec",
+            "--recipe",
+            "demo",
+            *(f"--set={s}" for s in settings),
+            "--out",
+            trained,
         )
     return trained
 

@@ -1,4 +1,4 @@
-"""The process of one step: `python -m benchmarks.gpu.step NAME --work FOLDER --out FILE`; `benchmarks.gpu` starts it."""
+"""One step, started by `benchmarks.gpu`: `python -m benchmarks.gpu.step NAME --work FOLDER --out FILE`."""
 
 import argparse
 import importlib

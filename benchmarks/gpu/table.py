@@ -105,7 +105,15 @@ def _flat(done: dict[str, Any]) -> str:
         for result in _catalogues(done)
         for row in result["kinds"]["flat"]["batches"]
     ]
-    head = ("tracks", "batch", "FAISS, ms", "search, ms", "queries/s", "index read, of the copy bandwidth", "with scores")
+    head = (
+        "tracks",
+        "batch",
+        "FAISS, ms",
+        "search, ms",
+        "queries/s",
+        "index read, of the copy bandwidth",
+        "with scores",
+    )
     return _table(head, lines)
 
 

@@ -1,4 +1,4 @@
-"""Step `training-run`: all epochs of the training that the step `training` has extrapolated, as `segue train` does them.
+"""Step `training-run`: all epochs of the training that the step `training` has extrapolated.
 
 It takes the paper's batch size where that ends in time, else the fastest variant. It stops itself before the step's
 bound; the epochs that were finished then give the figure.
@@ -94,4 +94,6 @@ class Timed:
         self.began = now
         self.sessions_per_s.append(line["sessions_per_s"])
         self.losses.append(round(line["loss"], 4))
-        print(f"epoch {line['epoch']:.0f}: {self.epoch_s[-1]:.1f} s, {line['sessions_per_s']:,.0f} sessions/s", flush=True)
+        print(
+            f"epoch {line['epoch']:.0f}: {self.epoch_s[-1]:.1f} s, {line['sessions_per_s']:,.0f} sessions/s", flush=True
+        )

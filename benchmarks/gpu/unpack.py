@@ -140,7 +140,9 @@ def _installed(name: str) -> str | None:
 
 def _requires(wheel: Path) -> list[str]:
     with ZipFile(wheel) as archive:
-        file = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA") and name.count("/") == 1)
+        file = next(
+            name for name in archive.namelist() if name.endswith(".dist-info/METADATA") and name.count("/") == 1
+        )
         lines = archive.read(file).decode().partition("\n\n")[0].splitlines()
     return [line.partition(": ")[2] for line in lines if line.startswith("Requires-Dist: ")]
 
@@ -182,7 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         missing = collect(chosen.parts, chosen.into)
         manifest = read_manifest(chosen.into)
         if missing:
-            print(f"{len(manifest['parts']) - len(missing)} of {len(manifest['parts'])} parts are here, missing: ", end="")
+            print(
+                f"{len(manifest['parts']) - len(missing)} of {len(manifest['parts'])} parts are here, missing: ", end=""
+            )
             print(", ".join(missing))
             return INCOMPLETE
         wheels = join(chosen.into)

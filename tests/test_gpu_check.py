@@ -156,7 +156,7 @@ class TestPlan:
         assert sum(one.most_s for one in STEPS) <= plan.MOST_S
         assert max(one.most_s for one in STEPS) <= plan.MOST_OF_ONE_S
         assert plan.MOST_S == 30 * 60
-        assert FULL.run_s < plan.named("training-run").most_s
+        assert FULL.run_s < plan.named("training-run").most_s == plan.named("training-run").least_s
 
     def test_every_step_has_a_module_with_measure(self) -> None:
         for one in STEPS:
@@ -212,6 +212,10 @@ class TestCommand:
         for said in (["Traceback\nprocesses use the same GPU (x)", "use the same GPU ("], ["", "use the same GPU ("]):
             with pytest.raises(StepFailed, match="expected a line with"):
                 one_card._one_line(said, one_card.SAME_CARD)
+
+    def test_the_traceback_of_torchrun_is_not_that_of_a_process(self) -> None:
+        said = ["segue: use the same GPU (x)\nTraceback (most recent call last):"]
+        assert one_card._one_line(said, one_card.SAME_CARD, starter=True) == "segue: use the same GPU (x)"
 
 
 def results(**changes: Any) -> dict[str, dict[str, Any]]:

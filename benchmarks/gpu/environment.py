@@ -45,8 +45,8 @@ def copy_bytes_per_s(sizes: Sizes, times: int = 20) -> float:
     import torch
 
     device = torch.device(sizes.torch_device)
-    size = _DRY_COPIED_BYTES if sizes.dry_run else COPIED_BYTES
-    source = torch.ones(size // 4, device=device)
+    size = _DRY_COPIED_BYTES if sizes.dry_run else min(COPIED_BYTES, torch.cuda.mem_get_info()[0] // 4)
+    source = torch.ones(int(size) // 4, device=device)
     target = torch.empty_like(source)
     seconds = [_seconds(lambda: target.copy_(source), device) for _ in range(times)]
     return float(2 * size / np.median(seconds[3:]))

@@ -13,11 +13,12 @@ class Step:
     most_s: int  # after which it is stopped
     about: str
     arguments: tuple[int, ...] = ()  # the number of the catalogue, smallest first
+    whole: bool = False  # whether it takes all of its time
 
     @property
     def least_s(self) -> int:
         """With less time left it is not started."""
-        return self.most_s // 3
+        return self.most_s if self.whole else self.most_s // 2
 
 
 _CATALOGUE: Final = ("small", "medium", "large")
@@ -30,7 +31,7 @@ STEPS: Final = (
     Step("index-small", "index_speed", 50, "index search by batch size", (0,)),
     Step("processes", "one_card", 50, "two processes on one card are refused"),
     Step("training", "training_speed", 170, "training steps by precision, batch size and torch.compile, profile"),
-    Step("training-run", "training_run", 500, "the whole training"),
+    Step("training-run", "training_run", 500, "the whole training", whole=True),
     Step("index-medium", "index_speed", 50, "index search by batch size", (1,)),
     Step("index-large", "index_speed", 210, "index search by batch size", (2,)),
     Step("release-large", "service_release", 330, "a release of the largest catalogue with both indexes", (2,)),

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ def main() -> int:
         result = {"result": module.measure(DRY if chosen.dry_run else FULL, chosen.work, *step.arguments)}
     except (StepFailed, SegueError) as error:
         result = {"failed": str(error)}
+    except (RuntimeError, MemoryError) as error:  # of torch and FAISS: a card without the memory, above all
+        traceback.print_exc()
+        result = {
+            "failed": f"{type(error).__name__}: {(str(error).strip() or 'without a message').splitlines()[0][:300]}"
+        }
     chosen.out.write_text(json.dumps(result), encoding="utf-8")
     return 1 if "failed" in result else 0
 

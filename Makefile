@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+GPU_VENV := .venv-gpu
 DEMO_FLAGS ?=
 BENCH ?= /tmp/segue-bench
 
-.PHONY: demo test check docs lock image-check bench bench-serving bench-training clean
+.PHONY: demo test check docs lock image-check bench bench-serving bench-training gpu-check clean
 
 demo: $(VENV)/.demo-installed  ## the whole path on planted data, then the player
 	$(BIN)/segue demo $(DEMO_FLAGS)
@@ -40,11 +41,14 @@ bench: $(VENV)/.dev-installed  ## the measurements behind benchmarks/README.md; 
 bench-serving: $(VENV)/.dev-installed  ## what one core of the service can do, beside its parts
 	$(BIN)/python -m benchmarks.serving.run --folder $(BENCH)/serving
 
+gpu-check: $(if $(DRY_RUN),$(VENV)/.dev-installed,$(GPU_VENV)/.installed)  ## prove and measure what runs on a GPU; DRY_RUN=1 tries the code on a CPU
+	$(if $(DRY_RUN),$(BIN)/python -m benchmarks.gpu --dry-run --again,$(GPU_VENV)/bin/python -m benchmarks.gpu) $(GPU_CHECK_FLAGS)
+
 bench-training: $(VENV)/.dev-installed  ## where a training step's time goes, beside RecTools and RecBole and the machine's bound
 	$(BIN)/python -m benchmarks.training.run --folder $(BENCH)/training --peers $(BENCH)/peers
 
 clean:  ## everything that was made here, but no data or release of yours
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo
+	rm -rf $(VENV) $(GPU_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -58,3 +62,11 @@ $(VENV)/.demo-installed: pyproject.toml | $(BIN)/python
 $(VENV)/.dev-installed: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@ $(VENV)/.demo-installed
+
+# An environment of its own: faiss-gpu takes the place of faiss-cpu, which the others need.
+$(GPU_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(PYTHON) -m benchmarks.gpu.bundle --list --have > $(GPU_VENV)/requirements.txt
+	$(GPU_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $(GPU_VENV)/requirements.txt
+	$(GPU_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@

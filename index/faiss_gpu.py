@@ -69,12 +69,23 @@ def load(path: Path, kind: Kind, parameters: Parameters, embeddings: Float32) ->
     return GpuIndex(faiss_cpu.load(path, kind, parameters, embeddings), embeddings)
 
 
-def refuse_unfit(kind: str) -> None:
-    """Raise BadOption if there is no CUDA device for FAISS, or none can hold an index of this kind."""
+def refuse_missing_device(asked: str = "device gpu") -> None:
+    """Raise BadOption if FAISS cannot use a CUDA device here; the message begins with `asked`."""
+    if not hasattr(faiss, "StandardGpuResources"):
+        raise BadOption(
+            f"{asked}: FAISS finds no CUDA device; install segue[gpu] in place of segue[service], whose FAISS is built "
+            "without CUDA, on a machine with one, or choose device cpu"
+        )
     if not gpu_available():
         raise BadOption(
-            "device gpu: FAISS finds no CUDA device; install segue[gpu] on a machine with one, or choose device cpu"
+            f"{asked}: FAISS finds no CUDA device; check that nvidia-smi lists one and that its driver supports CUDA "
+            "12, or choose device cpu"
         )
+
+
+def refuse_unfit(kind: str) -> None:
+    """Raise BadOption if there is no CUDA device for FAISS, or none can hold an index of this kind."""
+    refuse_missing_device()
     if kind not in KINDS:
         raise BadOption(f"kind {kind!r} does not run on device gpu: choose {', '.join(KINDS)}, or device cpu")
 

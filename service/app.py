@@ -19,6 +19,7 @@ from fastapi.routing import APIRoute
 from redis.asyncio import Redis, RedisCluster
 from starlette.staticfiles import StaticFiles
 
+from index.faiss_gpu import refuse_missing_device
 from segue.errors import BadOption, SegueError, StoreUnavailable
 from service import access, hosts, map_routes, operations, player, routes
 from service.bodies import EventsRequest, SwapRequest, WhatIfRequest
@@ -201,6 +202,8 @@ def refuse_unfit(settings: Settings) -> None:
     refuse_nothing_to_serve(settings)
     access.check(settings)
     _tracing_class(settings)
+    if settings.index_device == "gpu":
+        refuse_missing_device("SEGUE_INDEX_DEVICE=gpu")
 
 
 def refuse_what_cannot_be_opened(settings: Settings) -> None:

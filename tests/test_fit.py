@@ -55,6 +55,7 @@ def weights(fitted: Fitted) -> list[bytes]:
     return [value.numpy().tobytes() for value in fitted.encoder.state_dict().values()]
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: training on one is not tried")
 @pytest.mark.parametrize("updates", ["touched", "all"])
 def test_a_gpu_learns_as_a_cpu_does(tmp_path: Path, updates: str) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from segue.cli import main  # noqa: E402 (after the check that torch is there)
 from segue.errors import BadOption  # noqa: E402
 from tests.fit_together import CASES, SESSIONS, SIZES, fitted  # noqa: E402
 from training.fit import Fitted  # noqa: E402
-from training.processes import Processes, joined  # noqa: E402
+from training.processes import Processes, joined, refuse_shared_gpu  # noqa: E402
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 EXACT = [name for name, case in CASES.items() if case.dtype == torch.float64]
@@ -102,6 +103,38 @@ class TestJoining:
     def test_one_process_alone_has_nobody_to_share_a_table_with(self) -> None:
         with pytest.raises(BadOption, match="--sharded: one process alone"), joined("cpu", sharded=True):
             pass
+
+    @pytest.mark.parametrize(
+        ("gpus", "refused"),
+        [
+            (["a", "a"], {0: "0 and 1", 1: "0 and 1"}),
+            (["a", "b", "a"], {0: "0 and 2", 2: "0 and 2"}),
+            (["a", "b", "c"], {}),
+            (["a"] * 3, dict.fromkeys(range(3), "0 and 1 and 2")),
+        ],
+    )
+    def test_processes_that_share_a_gpu_are_all_told_and_no_others(
+        self, gpus: list[str], refused: dict[int, str]
+    ) -> None:
+        store = torch.distributed.HashStore()
+
+        def join(rank: int) -> str:
+            try:
+                refuse_shared_gpu(store, rank, len(gpus), gpus[rank])
+            except BadOption as error:
+                return str(error)
+            return ""
+
+        with ThreadPoolExecutor(len(gpus)) as threads:
+            said = list(threads.map(join, range(len(gpus))))
+        for rank, line in enumerate(said):
+            expected = f"processes {refused[rank]} use the same GPU (a): each needs a GPU" if rank in refused else ""
+            assert line.startswith(expected)
+            assert bool(line) == bool(expected)
+
+    def test_sums_taken_at_once_are_those_taken_one_by_one(self) -> None:
+        values = {"loss": torch.tensor(0.1), "nll": torch.tensor(3.0, requires_grad=True)}
+        assert Processes("cuda").sums(values) == Processes("cpu").sums(values)
 
     def test_more_processes_than_gpus_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in {"WORLD_SIZE": "99", "RANK": "98", "LOCAL_RANK": "98"}.items():

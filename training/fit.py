@@ -1,5 +1,6 @@
 """The training loop: L = alpha * NLL + beta * NCE, Adam, early stopping on validation HR@10, exact resume."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -276,6 +277,8 @@ def _deterministic(device: str) -> Iterator[None]:
 
     torch would also fill all new memory to find reads of unwritten values; there are none, and it takes 5 % of a step.
     """
+    if device != "cpu":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it matrix products may differ, and warn
     memory = cast("Any", torch.utils.deterministic)
     before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=device != "cpu")

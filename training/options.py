@@ -88,7 +88,7 @@ class NeuralOptions(Options):
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",
         description="What training multiplies matrices in: bfloat16 rounds the factors and adds up in float32, on "
-        "processors that have it (AVX-512 BF16, AMX, recent GPUs); elsewhere it changes nothing",
+        "processors that have it (AVX-512 BF16, AMX); GPUs take TF32 for it, and elsewhere it changes nothing",
     )
     skip_input: bool = Field(
         default=True,

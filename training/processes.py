@@ -12,7 +12,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Final, TypeAlias
 
@@ -38,6 +38,7 @@ StepTerms: TypeAlias = Callable[[Batch, Tensor], Terms]
 _LONGEST_WAIT: Final = timedelta(hours=2)
 # Until all have met; those who have not by then end, and torchrun starts them again.
 _LONGEST_START: Final = timedelta(seconds=60)
+_LONGEST_FAREWELL: Final = timedelta(seconds=5)
 
 
 class Processes:
@@ -82,7 +83,10 @@ class Processes:
 
     def sums(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Scalars added up over the processes."""
-        return {name: value.item() for name, value in values.items()}
+        if self.device == "cpu":
+            return {name: value.item() for name, value in values.items()}
+        together = torch.stack([value.detach() for value in values.values()])  # a GPU is waited for once
+        return dict(zip(values, together.tolist(), strict=True))
 
     def score(self, score: tuple[float, float], targets: int) -> tuple[float, float]:  # noqa: ARG002 (as above)
         """The means over all targets of means over those of each process."""
@@ -248,6 +252,8 @@ def joined(device: str, *, sharded: bool = False) -> Iterator[Processes]:
     try:
         store, rank, world = next(rendezvous("env://", timeout=_LONGEST_START))
         names = distributed_c10d.PrefixStore(_start_name(), store)
+        if device != "cpu":
+            refuse_shared_gpu(names, rank, world, str(torch.cuda.get_device_properties(device).uuid))
         distributed.init_process_group(backend, timeout=_LONGEST_START, store=names, rank=rank, world_size=world)
         distributed_c10d._set_pg_timeout(_LONGEST_WAIT)
         yield _Several(device, sharded=sharded)
@@ -277,6 +283,26 @@ def _own_gpu() -> str:
         raise BadOption(f"--nproc-per-node asks for more processes than this machine has GPUs: start at most {gpus}")
     torch.cuda.set_device(number)
     return f"cuda:{number}"
+
+
+def refuse_shared_gpu(store: distributed_c10d.Store, rank: int, world: int, gpu: str) -> None:
+    """Raise BadOption where two processes have the same GPU, which NCCL cannot serve.
+
+    `gpu` is what identifies this process's GPU everywhere. All processes that share one raise.
+    """
+    store.set(f"gpu of {rank}", gpu)
+    gpus = [store.get(f"gpu of {other}").decode() for other in range(world)]
+    store.set(f"gpus seen by {rank}", "")
+    sharing = [str(other) for other, theirs in enumerate(gpus) if theirs == gpu]
+    if len(sharing) == 1:
+        return
+    # A process may own the store: it must not end before the others have read it.
+    with suppress(RuntimeError):
+        store.wait([f"gpus seen by {other}" for other in range(world)], _LONGEST_FAREWELL)
+    raise BadOption(
+        f"processes {' and '.join(sharing)} use the same GPU ({gpu}): each needs a GPU of its own; start fewer "
+        "processes, or give each another CUDA_VISIBLE_DEVICES"
+    )
 
 
 def _of_the_connection(error: RuntimeError) -> bool:

@@ -22,8 +22,8 @@ _NEIGHBOURS = 20
 _ROWS_AT_ONCE = 200_000
 
 
-def enlarge(trained: Release, tracks: int, out: Path, seed: int = 0) -> Release:
-    """A release of `tracks` tracks made of a smaller one. Written to `out`."""
+def enlarge(trained: Release, tracks: int, out: Path, seed: int = 0, *, mapped: bool = True) -> Release:
+    """A release of `tracks` tracks made of a smaller one. Written to `out`; `mapped`: with places on a map."""
     rng = np.random.default_rng(seed)
     small = np.asarray(trained.item_embeddings)
     origins = rng.integers(FIRST_TRACK_ROW, len(small), tracks)
@@ -45,7 +45,8 @@ def enlarge(trained: Release, tracks: int, out: Path, seed: int = 0) -> Release:
     )
     arrays = {ITEM_EMBEDDINGS: _between(small, origins, rng)}
     arrays |= sample_arrays(_renamed(trained.sample_windows, origins, popularity, rng))
-    arrays[TRACK_MAP] = track_map(arrays[ITEM_EMBEDDINGS], catalogue.plays)
+    if mapped:
+        arrays[TRACK_MAP] = track_map(arrays[ITEM_EMBEDDINGS], catalogue.plays)
     encoder = _referring((trained.path / ENCODER).read_bytes(), small, arrays[ITEM_EMBEDDINGS])
     return write_release(out, draft, catalogue, arrays, encoder)
 

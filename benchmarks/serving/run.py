@@ -210,17 +210,24 @@ def memory(process: psutil.Process) -> dict[str, int]:
 
 
 def service(
-    folder: Path, release: Path, url: str, workers: int = 1, shed_after_ms: float = 0
+    folder: Path,
+    release: Path,
+    url: str,
+    workers: int = 1,
+    shed_after_ms: float = 0,
+    port: int = 8911,
+    index_device: str = "cpu",
 ) -> contextlib.AbstractContextManager[psutil.Process]:
-    """The service on the server's core, on port 8911. It refuses nothing unless told: what it can do is asked."""
-    command = [sys.executable, "-m", "segue", "serve", release, "--redis-url", url, "--port", 8911]
+    """The service on the server's core. Load is shed only if `shed_after_ms` is set."""
+    command = [sys.executable, "-m", "segue", "serve", release, "--redis-url", url, "--port", port]
     environment = {
         "SEGUE_DATA_DIR": str(folder / "data"),
         "SEGUE_RANKING_THREADS": "1",
         "SEGUE_LOG_LEVEL": "warning",
         "SEGUE_SHED_AFTER_MS": str(shed_after_ms),
+        "SEGUE_INDEX_DEVICE": index_device,
     }
-    return served([*command, "--workers", workers], environment, 8911)
+    return served([*command, "--workers", workers], environment, port)
 
 
 def closed_loops(folder: Path, process: psutil.Process, seconds: float) -> dict[str, Any]:

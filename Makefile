@@ -6,13 +6,24 @@ GPU_VENV := .venv-gpu
 DEMO_FLAGS ?=
 BENCH ?= /tmp/segue-bench
 
-.PHONY: demo test check docs lock image-check bench bench-serving bench-training gpu-check clean
+# Which tests run: the everyday ones. CI runs MARKS="not nightly". All cores are busy with four processes on two cores,
+# as tests wait for services most of the time. A file stays in one process, which shares its fixtures.
+# Tests marked `alone`, which are slow ones in tests/live, run first and one after another.
+MARKS ?= not slow
+PYTEST := $(BIN)/python -m pytest
+PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test fuzz check docs lock image-check bench bench-serving bench-training gpu-check clean
 
 demo: $(VENV)/.demo-installed  ## the whole path on planted data, then the player
 	$(BIN)/segue demo $(DEMO_FLAGS)
 
 test: $(VENV)/.dev-installed  ## the everyday tests; SEGUE_DATA=folder adds those on real data, TESTS= chooses
-	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+	$(if $(TESTS)$(filter-out not slow,$(MARKS)),$(PYTEST) -m "($(MARKS)) and alone" $(or $(TESTS),tests/live) || [ $$? = 5 ])
+	$(PYTEST) -m "($(MARKS)) and not alone" $(if $(TESTS),,$(PARALLEL)) --durations=25 $(TESTS)
+
+fuzz: $(VENV)/.dev-installed  ## 110,000 damaged inputs and 500 examples of each endpoint: half an hour
+	$(PYTEST) -m nightly
 
 check: $(VENV)/.dev-installed  ## format, lint, types, import directions
 	$(BIN)/ruff format --check .

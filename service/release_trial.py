@@ -30,6 +30,8 @@ from service.micro_batch import LARGEST
 _SPARE_BYTES: Final = 2 * 2**30  # beyond what the process has mapped before it opens anything
 _TIMES_ITS_SIZE: Final = 4  # what opening may take: mapped, read, and laid out anew by ONNX Runtime
 _LONGEST_LINE: Final = 4096
+_LONGEST_REASON: Final = 200
+_STDERR_BYTES: Final = 65_536  # what a pipe holds
 _LOOK_EVERY_S: Final = 0.1  # whether the service is about to end
 _K: Final = 100  # the most that a request asks for
 _HEARD: Final = 1000  # plays that a session keeps unless told otherwise
@@ -47,9 +49,10 @@ def try_release(path: Path, limit_s: float, leaving: threading.Event | None = No
     soon as `leaving` is set.
     """
     receiver, sender = _context.Pipe(duplex=False)
-    child = _context.Process(target=_try, args=(path, sender, limit_s), name="release-trial", daemon=True)
-    with receiver:
-        with sender:
+    errors, stderr = _context.Pipe(duplex=False)
+    child = _context.Process(target=_try, args=(path, sender, stderr, limit_s), name="release-trial", daemon=True)
+    with receiver, errors:
+        with sender, stderr:
             child.start()
         try:
             said = receiver.recv_bytes(_LONGEST_LINE) if _comes(receiver, limit_s, leaving) else None
@@ -58,14 +61,15 @@ def try_release(path: Path, limit_s: float, leaving: threading.Event | None = No
         finally:
             child.kill()
             child.join()
+        last_line = _last_line(errors)
     if said is None:
         raise BadRelease(
             f"{path} does not answer within {limit_s:g} s: it is damaged, or larger than SEGUE_RELEASE_TRIAL_S allows"
         )
     if not said:
         raise BadRelease(
-            f"{path} ends the process that opens it ({_how(child.exitcode)}): it is damaged, or larger than the "
-            "memory; copy it again, or serve a smaller one"
+            f"{path} ends the process that opens it ({_how(child.exitcode)}): "
+            f"{last_line or _likely_cause(child.exitcode)}; copy it again, or serve a smaller one"
         )
     if said != _FINE:
         raise BadRelease(said.decode(errors="replace").partition("\n")[0])
@@ -88,8 +92,27 @@ def _how(code: int | None) -> str:
     return "killed" if code is not None and code < 0 else f"exit code {code}"
 
 
-def _try(path: Path, sender: Connection, limit_s: float) -> None:
+def _likely_cause(code: int | None) -> str:
+    """What to say about a child that wrote nothing."""
+    if code is not None and code > 0:
+        return "the error is on stderr of the service"
+    return "it is damaged, or larger than the memory"
+
+
+def _last_line(errors: Connection) -> str:
+    """The last line that the child, which has ended, wrote to stderr; empty if it wrote none."""
+    os.set_blocking(errors.fileno(), False)  # a process that the child has started may still hold the other end
+    try:
+        lines = os.read(errors.fileno(), _STDERR_BYTES).decode(errors="replace").split("\n")
+    except BlockingIOError:
+        return ""
+    return next((line.strip()[:_LONGEST_REASON] for line in reversed(lines) if line.strip()), "")
+
+
+def _try(path: Path, sender: Connection, stderr: Connection, limit_s: float) -> None:
     die_with_parent()
+    os.set_blocking(stderr.fileno(), False)  # once the pipe is full, lines are dropped
+    os.dup2(stderr.fileno(), 2)
     _bound(path, limit_s)
     try:
         _ask(open_live_release(path))
@@ -97,13 +120,13 @@ def _try(path: Path, sender: Connection, limit_s: float) -> None:
     except SegueError as error:
         said = str(error).encode(errors="replace")
     except Exception as error:  # noqa: BLE001 (whatever it is, it is the release that brought it about)
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = (str(error).splitlines() or [""])[0][:_LONGEST_REASON]
         said = f"{path} fails when it is asked: {type(error).__name__} {reason}".encode(errors="replace")
     sender.send_bytes(said[:_LONGEST_LINE])
 
 
 def _bound(path: Path, limit_s: float) -> None:
-    """Limits of the child: time, memory, a share of the cores below that of requests, and nothing said but the end."""
+    """Limits of the child: time, memory, a share of the cores below that of requests, and no output on stdout."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     seconds = int(limit_s) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))  # should the process that waits for it be gone
@@ -116,7 +139,6 @@ def _bound(path: Path, limit_s: float) -> None:
     os.nice(5)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
 
 
 def _ask(live: LiveRelease) -> None:

@@ -3,6 +3,11 @@
 import contextlib
 import logging
 import os
+
+# Tests run beside each other. torch, FAISS and NumPy read this when they are imported, and so do processes that tests
+# start. A test that needs more threads asks for them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import queue
 import re
 import shutil

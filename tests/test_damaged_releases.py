@@ -655,7 +655,14 @@ def test_an_index_that_names_tracks_that_are_not_there(serving: Serving, whole: 
     assert "names tracks that the release does not hold" in refuse(serving, whole, damage)
 
 
-@pytest.mark.parametrize("flips", [10, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "flips",
+    [
+        3,
+        pytest.param(20, marks=pytest.mark.slow),
+        pytest.param(100, marks=[pytest.mark.slow, pytest.mark.nightly]),
+    ],
+)
 def test_an_index_is_read_whatever_its_bytes_are(serving: Serving, whole: Release, flips: int) -> None:
     """FAISS is C++: a flip may well give an index that is none; it must not end the process or take all memory."""
     content = (whole.path / "index.faiss").read_bytes()

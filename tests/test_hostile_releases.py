@@ -210,6 +210,19 @@ class TestEncoders:
         assert time.monotonic() - began < 10
 
 
+def _end_the_trial(number: int, stderr: bytes = b"") -> None:
+    """End the child that tries a release by a signal, after a text on its stderr."""
+    while not (pids := [one.pid for one in multiprocessing.active_children() if one.name == "release-trial"]):
+        time.sleep(0.01)
+    pid = pids[0] or 0
+    stderr_of = Path(f"/proc/{pid}/fd/2")
+    while not str(stderr_of.readlink()).startswith("pipe:") or stderr_of.readlink() == Path("/dev/fd/2").readlink():
+        time.sleep(0.01)
+    if stderr:
+        stderr_of.write_bytes(stderr)
+    os.kill(pid, number)
+
+
 class TestTheTrial:
     @pytest.mark.parametrize(
         ("number", "name"), [(signal.SIGSEGV, "SIGSEGV"), (signal.SIGABRT, "SIGABRT"), (9, "killed")]
@@ -218,15 +231,17 @@ class TestTheTrial:
         """As a crash of ONNX Runtime or FAISS would, or the kernel where memory runs out."""
         made.with_encoder(tmp_path / "bad", hostile.endless_encoder())
 
-        def end() -> None:
-            while not (pids := [one.pid for one in multiprocessing.active_children() if one.name == "release-trial"]):
-                time.sleep(0.01)
-            time.sleep(0.2)
-            os.kill(pids[0] or 0, number)
-
-        ending = threading.Thread(target=end)
+        ending = threading.Thread(target=_end_the_trial, args=(number,))
         ending.start()
         with pytest.raises(BadRelease, match=rf"ends the process that opens it \({name}\)"):
+            try_release(tmp_path / "bad", 30)
+        ending.join()
+
+    def test_its_last_line_on_stderr_is_told(self, made: Hostile, tmp_path: Path) -> None:
+        made.with_encoder(tmp_path / "bad", hostile.endless_encoder())
+        ending = threading.Thread(target=_end_the_trial, args=(signal.SIGABRT, b"loading\nstd::bad_alloc\n\n"))
+        ending.start()
+        with pytest.raises(BadRelease, match=r"ends the process that opens it \(SIGABRT\): std::bad_alloc; copy it"):
             try_release(tmp_path / "bad", 30)
         ending.join()
 

@@ -243,7 +243,7 @@ class TestACommand:
         prepare("lfm1k", [tmp_path / "log"], tmp_path / "plain", prepare_options(seed=3))
         assert contents(tmp_path / "out") == contents(tmp_path / "plain")
         assert json.loads(out)["files"] == 3
-        assert _waited_for(lambda: not started_by(str(tmp_path)), 20)
+        assert _waited_for(lambda: not started_by(str(tmp_path)), 60)
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_an_interrupt_leaves_nothing(
@@ -254,7 +254,7 @@ class TestACommand:
         _, err = command.communicate(timeout=100)
         assert (command.returncode, err.strip()) == (130, "segue: interrupted")
         assert [path.name for path in tmp_path.iterdir()] == ["log"]
-        assert _waited_for(lambda: not started_by(str(tmp_path)), 20)
+        assert _waited_for(lambda: not started_by(str(tmp_path)), 60)
 
     @staticmethod
     def malformed(folder: Path) -> str:

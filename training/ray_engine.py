@@ -54,6 +54,8 @@ def ray_engine(address: str | None = None, *, portion_bytes: int | None = None, 
 
     def engine(work: Work) -> Made:
         size = portion_bytes or portion_bytes_of(work.files)
+        # Tasks run in another folder than this process.
+        work = work._replace(files=[file.absolute() for file in work.files], scratch=work.scratch.absolute())
         with _scratch(work, address) as scratch, Interrupts() as interrupts, connected(address, cpus) as ray:
             interrupts.look()
             return prepare_in_tasks(_RayTasks(ray, interrupts.look), work, size, scratch)
@@ -157,14 +159,17 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[A
     with _environment(_ERRORS_TOLD_HERE if address else _QUIET):
         ray = importlib.import_module("ray")
         importlib.import_module("ray.exceptions")
-        theirs = ray.is_initialized()  # by who calls this from a program of their own
-        try:
-            if not theirs:
-                with _signals_kept():
-                    _join(ray, address) if address else _start(ray, cpus)
+        if ray.is_initialized():  # by the program that calls this
             yield ray
-        finally:
-            if not theirs:
+            return
+        # Ray puts the folder that is current during `ray.init` on the import path of its workers, where a user's own
+        # `training` would be imported instead of Segue's package. Workers stay in that folder as long as they run.
+        with tempfile.TemporaryDirectory(prefix="segue-ray-", ignore_cleanup_errors=True) as empty:
+            try:
+                with _signals_kept(), contextlib.chdir(empty):
+                    _join(ray, address) if address else _start(ray, cpus)
+                yield ray
+            finally:
                 ray.shutdown()
 
 

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (one f
     """Run one command and return its exit code."""
     _let_threads_sleep()
     try:
-        with _termination_interrupts():
+        with _children_ignore_the_current_folder(), _termination_interrupts():
             result = segue.main(arguments, prog_name="segue", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
@@ -114,6 +114,23 @@ def _let_threads_sleep() -> None:
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "3000"
+
+
+@contextlib.contextmanager
+def _children_ignore_the_current_folder() -> Iterator[None]:
+    """Keep the current folder off the import path of Python processes that the command starts.
+
+    `python -c` (multiprocessing's fork server) and `python -m` put it first, where a user's own `training`, `service`
+    or `index` would be imported instead of Segue's package. A value that the user has set stays.
+    """
+    if "PYTHONSAFEPATH" in os.environ:
+        yield
+        return
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("PYTHONSAFEPATH", None)
 
 
 @contextlib.contextmanager

@@ -46,6 +46,7 @@ def load(folder: Path, client: httpx.Client, **plan: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.skipif(not GENERATOR.exists(), reason="the benchmarks are not part of the wheel")
 def test_beyond_capacity_served_requests_are_in_time_and_the_others_refused_at_once(
     start_service: StartService, tmp_path: Path

@@ -12,6 +12,11 @@ import pytest
 
 from service.keys import new_key, write_keys
 
+NIGHTLY = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(1500)]
+EXAMPLES = pytest.mark.parametrize(
+    "examples", [15, pytest.param(100, marks=pytest.mark.slow), pytest.param(500, marks=NIGHTLY)]
+)
+
 
 def check(address: httpx.URL, folder: Path, examples: int, *more: str) -> str:
     """By Schemathesis' own command: its phases are more than its pytest plugin runs. What it said."""
@@ -23,7 +28,7 @@ def check(address: httpx.URL, folder: Path, examples: int, *more: str) -> str:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=1200,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -38,14 +43,14 @@ def tell(said: str, capsys: pytest.CaptureFixture[str]) -> None:
         print(f"\n  {cases} cases, {scenarios} walks among them")  # noqa: T201 (the counts are the result)
 
 
-@pytest.mark.parametrize("examples", [15, pytest.param(500, marks=pytest.mark.slow)])
+@EXAMPLES
 def test_the_service_does_what_it_describes(
     running: httpx.Client, tmp_path: Path, examples: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tell(check(running.base_url, tmp_path, examples), capsys)
 
 
-@pytest.mark.parametrize("examples", [15, pytest.param(500, marks=pytest.mark.slow)])
+@EXAMPLES
 def test_it_does_so_all_along_a_session(
     running: httpx.Client, tmp_path: Path, examples: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,7 +55,7 @@ def report(client: httpx.Client, session_id: str, kind: str, track_id: str) -> N
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[Server]:
-    with Server(tmp_path / "redis", appendonly="yes") as server:
+    with Server(tmp_path / "redis", appendonly="yes", appendfsync="always") as server:
         yield server
 
 

@@ -126,7 +126,7 @@ class TestBody:
         assert (stored == 200) == (status == 200 and "sessions" in path)
 
     @pytest.mark.parametrize("path", PATHS)
-    @pytest.mark.parametrize("compressed", [gzip.compress(EVENTS), zlib.compress(EVENTS)])
+    @pytest.mark.parametrize("compressed", [gzip.compress(EVENTS), zlib.compress(EVENTS)], ids=["gzip", "zlib"])
     def test_that_is_compressed_is_refused_by_the_name_of_its_coding(
         self, running: httpx.Client, path: str, compressed: bytes
     ) -> None:

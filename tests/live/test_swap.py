@@ -268,7 +268,7 @@ def test_what_cannot_be_served_is_a_problem_and_changes_nothing(
             answer = client.put("/releases/current", json=body)
             assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), body
             assert detail in answer.json()["detail"]
-        for content in (b"", b"{", b"\x8b", b"[" * 20_000, b'"second"', b"[]"):
+        for content in (b"", b"{", b"\x8b", b"[" * 4_000, b'"second"', b"[]"):
             answer = client.put("/releases/current", content=content, headers={"content-type": "application/json"})
             assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "body"), content
         with another_swap(releases_dir):

@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,12 +24,15 @@ _PRIVATE: Final = 0o700
 _OF_A_GROUP: Final = 0o2750
 
 
-def private_folder(path: Path, *, shareable: bool = True) -> bool:
+def private_folder(path: Path, *, shareable: bool = True, own: Sequence[str] = ("*",)) -> bool:
     """Make the folder, with those above it that are missing, and close it and its files to other users.
 
     Answers whether an existing folder could be entered by others before. Raises PermissionError where it belongs to
-    somebody else and they can enter it. With `shareable=False`, the set-group-ID bit does not count.
+    somebody else and they can enter it. With `shareable=False`, the set-group-ID bit does not count. Only files whose
+    names match one of `own` are closed. Raises InputError for a folder that all users of the machine share.
     """
+    if path.is_dir() and path.stat().st_mode & stat.S_ISVTX:
+        raise InputError(f"{path} is shared by all users of this machine: choose a folder of its own")
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     for folder in reversed(missing):
         with contextlib.suppress(FileExistsError):  # another process has made it
@@ -37,7 +40,7 @@ def private_folder(path: Path, *, shareable: bool = True) -> bool:
         _close(folder)
     was_open = _close(path, shareable=shareable)
     for file in path.iterdir():
-        if file.is_file() and not file.is_symlink():
+        if any(file.match(name) for name in own) and file.is_file() and not file.is_symlink():
             with contextlib.suppress(FileNotFoundError, PermissionError):  # the folder keeps others out of it
                 _set_mode(file, file_mode(path))
     return was_open

@@ -2,7 +2,7 @@
 
 uvicorn's HTTP/1.1 protocol (httptools) leaves five things open that this subclass decides, in one state machine:
 
-- Every part of a request that is not its body has a bound: head, chunk framing, trailers.
+- All of a request that is not its body has a bound: head, chunk framing, trailers. So has a body that nobody reads.
 - Trailers are ignored. Only fields of the head are headers (RFC 9110, 6.5.1, 2022).
 - An offer of another protocol is ignored (RFC 9110, 7.8), so that the body stays a body. CONNECT is refused.
 - A client has a deadline for a whole request. What unfinished requests hold is bounded over all connections.
@@ -20,6 +20,7 @@ import httptools
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.door import REFUSAL, Door
@@ -30,9 +31,17 @@ MAX_HEADERS: Final = 100
 MAX_TARGET_BYTES: Final = 32_768  # path and query: a hundred excluded tracks of 256 letters fit
 MAX_PARAMETERS: Final = 200
 MAX_UNFINISHED_BYTES: Final = 8 * 2**20  # of all unfinished requests of a worker together
-_FRAMING_PER_BODY_BYTE: Final = 8  # a client may send each byte in a chunk of its own
+MAX_FRAMING_BYTES: Final = 16_384  # chunk sizes, extensions and trailers, besides a quarter of the body
+_BODY_BYTES_PER_FRAMING_BYTE: Final = 4
+MAX_UNREAD_BYTES: Final = 2**20  # of a body whose request has been answered before it came
 # Bytes that are parsed at a time. Where in them a request begins is unknown, so bounds are exact to this many bytes.
 _PIECE: Final = 8192
+_PIECES_AT_ONCE: Final = 4  # then the other connections have their turn
+
+_TOO_MUCH_FRAMING: Final = (
+    f"chunk sizes, chunk extensions and trailers have more than {MAX_FRAMING_BYTES:,} bytes: send larger chunks"
+)
+_WITH_BODY: Final = ("POST", "PUT")  # methods whose calls wait for a body
 
 # An operator needs these most when the service is full. They are always admitted and never counted.
 _ALWAYS: Final = (b"/health/", b"/metrics", b"/releases", b"/operations", b"/ops", b"/web/ops")
@@ -105,8 +114,9 @@ class Connection(HttpToolsProtocol):
         self._framing = 0  # bytes of the request that are not of its body
         self._body = 0  # bytes of its body
         self._hosts = 0  # Host headers of the request
-        self._held = 0  # bytes of an unfinished request, as counted at the door
-        self._completed = False  # whether the latest bytes have completed a request
+        self._latest = 0  # bytes of the piece that is being parsed
+        self._began = self._completed = False  # whether a request has, in what is being parsed
+        self._goes_on: asyncio.Handle | None = None  # parses the rest of what has come
         self._sends_no_more = False
         self._running: RequestResponseCycle | None = None  # the request that is being answered, or was last
         self._last_answer: ReadyAnswer | None = None  # to be sent after the answers to earlier requests
@@ -130,8 +140,9 @@ class Connection(HttpToolsProtocol):
         self._unparsed = b""
         self._hold(0)
         self._stop_deadline()
-        if self._cut_off is not None:
-            self._cut_off.cancel()
+        for handle in (self._cut_off, self._goes_on):
+            if handle is not None:
+                handle.cancel()
         running = self._running
         if running is not None and not running.response_complete:
             running.disconnected = True  # uvicorn tells the request that came last, which may still wait for its turn
@@ -150,7 +161,8 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Some bytes, whatever they are."""
         self._unparsed = self._unparsed + data if self._unparsed else data
-        self._parse()
+        if self._goes_on is None:
+            self._parse()
 
     def pause_writing(self) -> None:
         """The client reads more slowly than it is answered."""
@@ -171,8 +183,11 @@ class Connection(HttpToolsProtocol):
         if self._state == _ENDED:
             return
         super().on_message_begin()
+        self._unset_keepalive_if_required()
         self._state = _HEAD
-        self._framing = self._body = self._hosts = 0
+        self._began = True
+        self._framing = self._latest
+        self._body = self._hosts = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer, which is ignored."""
@@ -217,11 +232,11 @@ class Connection(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole. Only now it counts: a client that sends slowly takes nobody's place."""
+        """The request is whole. Only now one that waits for its body counts: slow clients take nobody's place."""
         if self._state == _BODY:
             super().on_message_complete()
-            if self.cycle is self._running:
-                self._enter(self.cycle)
+            if self.cycle is self._running and not self.cycle.response_complete:
+                self._door.enter(self.cycle.scope)
         if self._state in (_BODY, _REFUSED):
             self._state = _BETWEEN
             self._framing = 0
@@ -231,25 +246,26 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        if not cycle.more_body:  # it came while the one before was being answered
-            self._enter(cycle)
+        if not cycle.more_body or cycle.scope["method"] not in _WITH_BODY:
+            self._door.enter(cycle.scope)
         super()._start_asgi_task(cycle, _UntilGone(app, cycle))  # type: ignore[arg-type]
 
     def on_response_complete(self) -> None:
         """A request has been answered: go on with what came after it."""
         super().on_response_complete()
         if self.transport.is_closing():
+            self._cut_off_later()
             return
         if self.pipeline:
             self.flow.pause_reading()
-        elif self._unparsed:
+        elif self._unparsed and self._goes_on is None:
             self._parse()
         if self._is_answering():
             return
         if self._last_answer is not None:
             self._write_last(self._last_answer)
-        elif self._sends_no_more:
-            self.transport.close()
+        elif self._sends_no_more and not self._unparsed:
+            self._close()
 
     def timeout_keep_alive_handler(self) -> None:
         """Nothing has come for a while: close, also on a client that does not read."""
@@ -264,26 +280,43 @@ class Connection(HttpToolsProtocol):
     # The parts
 
     def _parse(self) -> None:
-        """Parse what has come, but not beyond a request that has to wait for its turn."""
-        self._unset_keepalive_if_required()
-        while self._unparsed and not self.pipeline and self._state != _ENDED:
+        """Parse what has come: not beyond a request that has to wait for its turn, and not all of much at once."""
+        self._goes_on = None
+        for _ in range(_PIECES_AT_ONCE):
+            if not self._unparsed or self.pipeline or self._state == _ENDED:
+                break
             unparsed = self._unparsed
             self._unparsed = unparsed[_PIECE:]
             self._feed(unparsed[:_PIECE])
         if self._state == _ENDED:
             self._unparsed = b""
-        elif self.pipeline:
+            return
+        if self.pipeline:
             self.flow.pause_reading()
-        if self._completed:
-            self._completed = False
-            self._stop_deadline()
-            if self._state == _BETWEEN:
-                return
-        if self._deadline is None and self._state != _ENDED:
-            self._start_deadline()
+        elif self._unparsed:
+            self.flow.pause_reading()
+            self._goes_on = self.loop.call_soon(self._parse)
+        elif self.flow.read_paused and (self.cycle is None or len(self.cycle.body) <= HIGH_WATER_LIMIT):
+            self.flow.resume_reading()
+        self._time()
+
+    def _time(self) -> None:
+        """See that a timer runs for whatever the client is waited for."""
+        if self._state != _BETWEEN:
+            if self._began or self._completed:
+                self._stop_deadline()
+            if self._deadline is None:
+                self._start_deadline()
+        else:
+            if self._completed:
+                self._stop_deadline()
+            if self._deadline is None and self.timeout_keep_alive_task is None and not self._is_answering():
+                self._start_keep_alive()
+        self._began = self._completed = False
 
     def _feed(self, piece: bytes) -> None:
-        self._framing += len(piece)
+        self._latest = len(piece)
+        self._framing += self._latest
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as stopped:
@@ -292,8 +325,7 @@ class Connection(HttpToolsProtocol):
             if self._state != _ENDED:
                 self._end(problem_response(400, "the request is not valid HTTP/1.1"))
         if self._state == _BETWEEN:
-            if self._held:
-                self._hold(0)
+            self._hold(0)
             if self._framing > MAX_HEAD_BYTES and not self._completed:
                 self._end(problem_response(400, "a request begins with its method, not with empty lines"))
         elif self._state != _ENDED:
@@ -315,24 +347,39 @@ class Connection(HttpToolsProtocol):
     def _bound(self) -> None:
         """Bound what an unfinished request has sent."""
         self._framing = max(self._framing, 0)  # less than none where body came in the piece that the head ended in
-        framing = "head" if self._state == _HEAD else "chunk sizes, chunk extensions and trailers"
-        most = MAX_HEAD_BYTES + self._body * _FRAMING_PER_BODY_BYTE
-        if self._framing > most:
-            self._end(problem_response(431, f"the {framing} of the request have more than {MAX_HEAD_BYTES:,} bytes"))
+        if self._state == _HEAD:
+            if self._framing > MAX_HEAD_BYTES + _PIECE:
+                self._end(problem_response(431, f"the head of the request has more than {MAX_HEAD_BYTES:,} bytes"))
+                return
+        elif self._framing > MAX_FRAMING_BYTES + self._body // _BODY_BYTES_PER_FRAMING_BYTE:
+            self._end(problem_response(431, _TOO_MUCH_FRAMING))
             return
-        is_kept = self._state in (_HEAD, _BODY) and not (self._state == _BODY and self.cycle.response_complete)
-        self._hold(self._framing + self._body if is_kept else 0)
-        if self._held > _PIECE and self._door.unfinished_bytes > MAX_UNFINISHED_BYTES:
+        if self._state == _REFUSED or (self._state == _BODY and self.cycle.response_complete):
+            self._hold(0)
+            if self._body > MAX_UNREAD_BYTES:  # nobody reads it
+                self._state = _ENDED
+                self._close()
+            return
+        self._hold(self._framing + self._body)
+        while self._door.unfinished_bytes > MAX_UNFINISHED_BYTES:
+            oldest: Connection = next(iter(self._door.unfinished))  # those who send in time are soon done
             self._door.on_refusal()
-            self._end(REFUSAL)
+            oldest._end(REFUSAL)
 
     def _hold(self, number: int) -> None:
-        self._door.unfinished_bytes += number - self._held
-        self._held = number
+        """Say how many bytes this connection holds of a request that is not whole."""
+        held = self._door.unfinished
+        before = held.get(self, 0) if held else 0
+        if number != before:
+            self._door.unfinished_bytes += number - before
+            if number:
+                held[self] = number
+            else:
+                del held[self]
 
     def _refusal_of_head(self) -> Response | None:
         headers = self.headers
-        if self._framing > MAX_HEAD_BYTES - _PIECE and self._head_bytes() > MAX_HEAD_BYTES:
+        if self._framing > MAX_HEAD_BYTES and self._head_bytes() > MAX_HEAD_BYTES:
             return problem_response(431, f"request line and headers have more than {MAX_HEAD_BYTES:,} bytes: send less")
         if len(headers) > MAX_HEADERS:
             return problem_response(431, f"the request has more than {MAX_HEADERS} headers: send fewer")
@@ -359,10 +406,6 @@ class Connection(HttpToolsProtocol):
         finally:
             self.app = usual
 
-    def _enter(self, cycle: RequestResponseCycle) -> None:
-        if not cycle.response_complete:
-            self._door.enter(cycle.scope)
-
     def _is_answering(self) -> bool:
         """Whether a request is being answered, or waits for its turn."""
         return self._running is not None and not self._running.response_complete
@@ -381,10 +424,7 @@ class Connection(HttpToolsProtocol):
         self.transport.write(answer.after(self.server_state.default_headers))
         if not stays:
             self._state = _ENDED
-            self.transport.close()
-            return
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+            self._close()
 
     def _end(self, response: Response) -> None:
         """Read no more, and close once earlier requests and then this one have been answered."""
@@ -401,7 +441,7 @@ class Connection(HttpToolsProtocol):
         if response is not REFUSAL:
             self._door.on_invalid(response.status_code)
         if is_answered:
-            self.transport.close()
+            self._close()
         elif self._is_answering():
             self._last_answer = ReadyAnswer(response, closing=True)
             self.flow.pause_reading()
@@ -410,8 +450,15 @@ class Connection(HttpToolsProtocol):
 
     def _write_last(self, answer: ReadyAnswer) -> None:
         self.transport.write(answer.after(self.server_state.default_headers))
+        self._close()
+
+    def _close(self) -> None:
+        """Close once what has been written is read, or after a while."""
         self.transport.close()
         self._cut_off_later()
+
+    def _start_keep_alive(self) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def _start_deadline(self) -> None:
         self._deadline = self.loop.call_later(self._door.read_timeout_s, self._on_deadline)
@@ -429,7 +476,7 @@ class Connection(HttpToolsProtocol):
             if self._state != _BETWEEN:
                 self._start_deadline()  # an earlier request is being answered: reading may have had to wait for it
         elif self._state in (_BETWEEN, _REFUSED):
-            self.transport.close()
+            self._close()
         else:
             seconds = self._door.read_timeout_s
             self._end(problem_response(408, f"the request did not come whole within {seconds:g} s: send it faster"))

@@ -57,7 +57,8 @@ class Door:
         self.read_timeout_s = read_timeout_s
         self.on_refusal = on_refusal
         self.on_invalid = on_invalid
-        self.unfinished_bytes = 0  # that connections hold of requests which have not come whole
+        self.unfinished: dict[Any, int] = {}  # bytes that connections hold of requests not yet whole, oldest first
+        self.unfinished_bytes = 0  # all of them
         self.closing = asyncio.Event()  # the service is to end: whoever answers without end stops
         self.within = 0
         self.most_within = math.inf if math.isinf(target_s) else float(_AT_FIRST)
@@ -71,8 +72,8 @@ class Door:
         return self.within >= self.most_within
 
     def enter(self, scope: Any) -> None:
-        """A request is within: it has been received whole. `scope` is its ASGI scope, by which it is known again."""
-        if _OUTSIDE in scope:
+        """A request is within, from when it works or has been received whole. `scope` is its ASGI scope."""
+        if _OUTSIDE in scope or _CAME in scope:
             return
         self.within += 1
         scope[_CAME] = self._clock()

@@ -196,7 +196,7 @@ class EventLog:
 def open_folder(folder: Path) -> Path:
     """The folder, made if need be and closed to other users. Raises BadOption if it cannot be written."""
     try:
-        close_to_others(folder)
+        close_to_others(folder, own=("events-*.parquet", f".*{_UNFINISHED}", "lock"))  # others may be in it
         private_file(folder / "lock")
     except OSError as error:
         raise BadOption(f"the event log folder {folder} cannot be written: {error.strerror}; choose another") from error

@@ -1,5 +1,6 @@
 """The folders of the service that hold listening data: closed to other users of the machine at every start."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -9,14 +10,14 @@ from segue.folders import private_folder
 _log = structlog.get_logger()
 
 
-def close_to_others(folder: Path, *, shareable: bool = True) -> None:
+def close_to_others(folder: Path, *, shareable: bool = True, own: Sequence[str] = ("*",)) -> None:
     """Make the folder if need be, and close it to other users. Raises OSError where it cannot be made or read.
 
     A log line says so where other users could read an existing folder, and where they still can, since it belongs to
-    somebody else. See segue/folders.py for `shareable`.
+    somebody else. See segue/folders.py for `shareable` and `own`.
     """
     try:
-        was_open = private_folder(folder, shareable=shareable)
+        was_open = private_folder(folder, shareable=shareable, own=own)
     except PermissionError:
         if not folder.is_dir():
             raise

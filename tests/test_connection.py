@@ -120,7 +120,7 @@ def test_nothing_but_a_body_may_be_without_end(before: bytes, endless: bytes, af
         await connection.send(before)
         sent = 0
         while not connection.transport.closed and sent < most:
-            connection.protocol.data_received(piece)
+            await connection.send(piece)
             sent += len(piece)
         assert connection.transport.closed
         assert sent < 1.5 * MAX_HEAD_BYTES + len(piece)
@@ -132,12 +132,107 @@ def test_nothing_but_a_body_may_be_without_end(before: bytes, endless: bytes, af
     asyncio.run(run())
 
 
-def test_a_body_in_chunks_of_one_byte_is_no_framing_without_end() -> None:
-    body = b"x" * 40_000
-    pieces = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
+@pytest.mark.parametrize(("size", "number", "status"), [(1, 2_000, 200), (40, 5_000, 200), (1, 5_000, 431)])
+def test_chunks_may_be_small_but_not_many_of_them_tiny(size: int, number: int, status: int) -> None:
+    """Each costs more than its bytes."""
+    pieces = b"%x\r\n%b\r\n" % (size, b"x" * size) * number
     app, connection = exchange([post(b"Transfer-Encoding: chunked"), pieces, b"0\r\n\r\n", GET])
-    assert [len(body) for _, _, _, body in app.asked] == [40_000, 0]
-    assert connection.statuses == [200, 200]
+    assert connection.statuses == ([200, 200] if status == 200 else [431])
+    assert [len(body) for _, _, _, body in app.asked] == ([size * number, 0] if status == 200 else [])
+
+
+def test_much_that_comes_at_once_is_parsed_in_several_turns() -> None:
+    """So that the other connections have theirs."""
+
+    async def run() -> None:
+        connection = MemoryConnection(Recorder())
+        connection.protocol.data_received(post(b"Content-Length: 200000", body=b"x" * 200_000))
+        assert connection.protocol._body < 100_000
+        reads_on = [connection.transport.is_read]
+        await connection.settle()
+        reads_on.append(connection.transport.is_read)
+        assert connection.statuses == [200]
+        assert reads_on == [False, True]
+        await connection.end()
+
+    asyncio.run(run())
+
+
+async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers without reading the body."""
+    await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body"})
+    scope["state"]["door"].leave(scope, learn=False)
+
+
+def test_a_body_that_nobody_reads_is_not_read_for_ever() -> None:
+    async def run() -> None:
+        connection = MemoryConnection(refuse)
+        await connection.send(post(b"Content-Length: 9000000"))
+        for _ in range(60):
+            await connection.send(b"x" * 30_000)
+        assert connection.transport.closed
+        assert connection.statuses == [401]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("late", [b"xyz", b"xyz\r\n", b"xyz" + GET])
+def test_every_idle_connection_has_a_timer(late: bytes) -> None:
+    """Also where the answer came before the body."""
+
+    async def run() -> None:
+        connection = MemoryConnection(refuse)
+        await connection.send(post(b"Content-Length: 3"), late)
+        assert connection.statuses[0] == 401
+        assert connection.protocol.timeout_keep_alive_task is not None
+        assert not connection.protocol.timeout_keep_alive_task.cancelled()
+        await connection.end()
+
+    asyncio.run(run())
+
+
+def test_a_refused_request_whose_body_comes_late_leaves_a_timer() -> None:
+    class Full(Door):
+        def is_full(self) -> bool:
+            return True
+
+    async def run() -> None:
+        connection = MemoryConnection(refuse, Full())
+        await connection.send(post(b"Content-Length: 3"), b"xyz")
+        assert connection.statuses == [503]
+        assert connection.protocol.timeout_keep_alive_task is not None
+        await connection.end()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("request_bytes", [GET, GET.replace(b"1.1", b"1.0"), b"hello\r\n\r\n"])
+def test_a_connection_that_is_closed_is_cut_off_where_its_client_does_not_read(request_bytes: bytes) -> None:
+    async def run() -> None:
+        connection = MemoryConnection(Recorder())
+        await connection.send(request_bytes.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        assert connection.transport.closed
+        assert connection.protocol._cut_off is not None
+        await connection.end()
+
+    asyncio.run(run())
+
+
+def test_a_request_that_works_before_its_body_came_takes_a_place() -> None:
+    """Whoever holds a byte of a body back that nobody needs would be served past the limit."""
+
+    async def run() -> None:
+        connection = MemoryConnection(Recorder())
+        await connection.send(b"GET / HTTP/1.1\r\n%bContent-Length: 1\r\n\r\n" % HOST)
+        assert connection.door.within == 1
+        slow = MemoryConnection(Recorder(), connection.door)
+        await slow.send(post(b"Content-Length: 1"))
+        assert connection.door.within == 1
+        await slow.send(b"x")
+        assert connection.door.within == 2
+
+    asyncio.run(run())
 
 
 def test_more_headers_than_anybody_needs_are_refused() -> None:
@@ -317,13 +412,18 @@ class TestUnfinishedRequests:
             connections = [MemoryConnection(app, door, state) for _ in range(150)]
             for connection in connections:
                 await connection.send(post(b"Content-Length: 200001", body=body))
-            refused = [connection for connection in connections if connection.transport.closed]
-            assert refused
-            assert all(connection.statuses == [503] for connection in refused)
+            closed = [connection.transport.closed for connection in connections]
+            number = closed.count(True)
+            assert 0 < number < len(connections)
+            assert all(closed[:number])  # those that have taken longest, and nobody who has just come
+            assert all(connection.statuses == [503] for connection in connections[:number])
             assert door.unfinished_bytes <= MAX_UNFINISHED_BYTES
             small = MemoryConnection(app, door, state)
             await small.send(GET)
             assert small.statuses == [200]
+            late = MemoryConnection(app, door, state)
+            await late.send(post(b"Content-Length: 30000", body=b"x" * 20_000), b"x" * 10_000)
+            assert late.statuses == [200]
             for connection in connections:
                 connection.lose()
             assert door.unfinished_bytes == 0
@@ -355,7 +455,6 @@ class TestDeadline:
             (b"\r\n", []),
             (b"GET / HT", [408]),
             (post(b"Content-Length: 3", body=b"a"), [408]),
-            (GET, [200]),
             (GET + b"GET", [200, 408]),
         ],
     )
@@ -364,8 +463,6 @@ class TestDeadline:
             connection = MemoryConnection(Recorder(), Door(read_timeout_s=0.03))
             for start in range(0, len(sent), 9):
                 await connection.send(sent[start : start + 9])
-            if sent == GET:
-                await connection.send(b"\r\n")  # some clients end a body with it
             await asyncio.sleep(0.08)
             assert connection.transport.closed
             assert connection.statuses == statuses

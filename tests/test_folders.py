@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from segue.errors import InputError
 from segue.folders import new_folder, private_file, private_folder
 from training.dataset import open_dataset
 from training.listening_logs import prepare
@@ -95,3 +96,16 @@ def test_a_prepared_dataset_is_private_and_a_group_may_share_it(
     assert {"sessions.parquet", FLAT_FOLDER} < set(found)
     assert {name: mode for name, mode in found.items() if mode != (folders if (out / name).is_dir() else files)} == {}
     assert len(open_dataset(out).sessions) == 3
+
+
+def test_files_of_others_and_folders_that_all_share_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.parquet").touch(mode=0o644)
+    (tmp_path / "run.sh").touch(mode=0o755)
+    (tmp_path / "run.sh").chmod(0o755)
+    private_folder(tmp_path, own=("*.parquet",))
+    assert (tmp_path / "mine.parquet").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "run.sh").stat().st_mode & 0o777 == 0o755
+    tmp_path.chmod(0o1777)
+    with pytest.raises(InputError, match="shared by all users"):
+        private_folder(tmp_path)
+    assert tmp_path.stat().st_mode & 0o7777 == 0o1777

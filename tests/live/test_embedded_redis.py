@@ -37,7 +37,7 @@ def test_it_refuses_writes_at_its_limit_and_loses_nothing(start_service: StartSe
         assert "the session store is full" in problem["detail"]
         assert "SEGUE_REDIS_MAX_MEMORY_MB" in problem["detail"]
         assert answer.headers["retry-after"] == "1"
-        for number in range(2000):  # there is room for small writes yet
+        for number in range(12_000):  # there is room for small writes yet
             play = {"events": [{"type": "play", "track_id": "g0-t00"}]}
             client.post(f"/sessions/small-{number}/events", json=play)
             if (ready := client.get("/health/ready")).status_code != 200:

@@ -20,5 +20,5 @@ def try_out(page: "Page", name: str, **parameters: str) -> str:
     for parameter, value in parameters.items():
         found.locator(f"[data-param-name={parameter}] input").fill(value)
     found.get_by_role("button", name="Execute").click()
-    status = found.locator(".live-responses-table tbody .response-col_status").first
+    status = found.locator(".live-responses-table tr.response .response-col_status").first
     return status.inner_text().strip()

@@ -44,6 +44,8 @@ CALLS: Final[dict[tuple[str, str], Scope | None]] = {
     ("GET", "/health/ready"): OPEN,
     ("GET", "/"): OPEN,
     ("GET", "/ops"): OPEN,
+    ("GET", "/docs"): OPEN,
+    ("GET", "/docs/files/{path:path}"): OPEN,
     ("GET", "/web/{path:path}"): OPEN,
     ("GET", "/openapi.json"): OPEN,
 }

@@ -21,7 +21,7 @@ from starlette.staticfiles import StaticFiles
 
 from index.faiss_gpu import refuse_missing_device
 from segue.errors import BadOption, SegueError, StoreUnavailable
-from service import access, hosts, map_routes, operations, player, routes
+from service import access, api_viewer, hosts, map_routes, operations, player, routes
 from service.bodies import EventsRequest, SwapRequest, WhatIfRequest
 from service.credits import Credits
 from service.cross_origin import CrossOrigin, Preflight
@@ -49,7 +49,7 @@ from service.threads import BlockingCalls, Threads
 if TYPE_CHECKING:
     from service.tracing import Tracing
 
-ROUTERS = (routes.router, player.router, map_routes.router, operations.router)
+ROUTERS = (routes.router, player.router, map_routes.router, operations.router, api_viewer.router)
 
 _log = structlog.get_logger()
 
@@ -95,6 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     app.mount("/web", whole(StaticFiles(directory=player.WEB)), name="web")
+    app.mount("/docs/files", whole(api_viewer.ViewerFiles()), name="docs")
     answer_problems(app, [*app.router.routes, *(route for router in ROUTERS for route in router.routes)])
     app.add_middleware(
         QuickPath,

@@ -20,7 +20,7 @@ _MOST_REMEMBERED: Final = 64
 _SHOWN: Final = 80
 _OF_BROWSERS: Final = frozenset({b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest", b"origin"})
 _OWN_SITES: Final = frozenset({b"same-origin", b"same-site", b"none"})  # `none`: the user asks, as by a bookmark
-_PAGES: Final = frozenset({"/", "/ops"})
+_PAGES: Final = frozenset({"/", "/docs", "/ops"})
 _READING: Final = frozenset({"GET", "HEAD"})
 _FOREIGN: Final = problem_response(
     403,

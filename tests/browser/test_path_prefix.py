@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from service.player import WEB
+from tests.browser.api_viewer_page import try_out
 from tests.browser.player_page import opened, playwright, search_and_play
 
 if TYPE_CHECKING:
@@ -122,6 +123,18 @@ def test_the_operators_page_works_under_a_prefix(browser: "Browser", proxy: Stri
         playwright.expect(page.locator("#next > li")).to_have_count(15)
         assert page.url == f"{proxy.address}{PREFIX}/"
         assert [one for one in found if not re.search(r"404 .*/sessions/player-[^/]+$", one)] == []
+    assert proxy.outside == []
+    assert faults == []
+
+
+def test_the_api_viewer_works_under_a_prefix(browser: "Browser", proxy: StrippingProxy) -> None:
+    faults: list[str] = []
+    with opened(browser, proxy.address, faults, path=f"{PREFIX}/docs") as page:
+        found = failed(page)
+        page.reload()
+        assert try_out(page, "tracks-find_tracks") == "200"
+        assert page.locator(".request-url").inner_text().endswith(f"{PREFIX}/tracks?limit=20")
+        assert found == []
     assert proxy.outside == []
     assert faults == []
 

@@ -14,7 +14,7 @@ StartService = Callable[..., Any]
 BODY = {"events": [{"type": "play", "track_id": "g0-t00"}]}
 ALLOWED, OTHER = "https://music.example", "https://other.example"
 LINK = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
-PAGES = ("/", "/ops")
+PAGES = ("/", "/docs", "/ops")
 
 
 def path_of(template: str) -> str:

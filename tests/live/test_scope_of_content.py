@@ -78,7 +78,7 @@ def variants() -> Iterator[tuple[str, str, dict[str, Any]]]:
         *("/tracks", f"/tracks?query={VICTIM}", f"/tracks?query={UNKNOWN[:6]}", "/tracks/g0-t00/similar"),
         *(f"/tracks/{VICTIM}/similar", "/map", "/map/tracks/0", "/map/tracks/999", "/map?release=nobody"),
         *("/releases/current", "/releases", "/operations", "/metrics", "/health/live", "/health/ready"),
-        *("/", "/ops", "/openapi.json", "/web/player.js", "/nowhere", f"/{VICTIM}"),
+        *("/", "/docs", "/docs/files/player.js", "/ops", "/openapi.json", "/web/player.js", "/nowhere", f"/{VICTIM}"),
     ):
         yield "GET", path, {}
     yield "PUT", "/releases/current", {"json": {"name": VICTIM}}
@@ -101,7 +101,7 @@ def test_no_answer_without_the_scope_read_holds_a_sessions_plays(
             answer = client.request(method, path, headers=keys.get(holder, {}), **more)
             sent = json.dumps(more) + path
             content = answer.text.replace(" ", "")
-            if path.startswith(("/web", "/openapi", "/ops")) or path == "/":
+            if path.startswith(("/docs", "/web", "/openapi", "/ops")) or path == "/":
                 continue  # the same for everybody: the files of the package
             if path.startswith("/recommendations/what-if"):
                 assert VICTIM not in content or VICTIM in sent

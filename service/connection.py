@@ -41,6 +41,8 @@ _PIECES_AT_ONCE: Final = 4  # then the other connections have their turn
 _TOO_MUCH_FRAMING: Final = (
     f"chunk sizes, chunk extensions and trailers have more than {MAX_FRAMING_BYTES:,} bytes: send larger chunks"
 )
+_VERSIONS: Final = ("1.1", "1.0")
+_LONGEST_SHOWN: Final = 80
 _WITH_BODY: Final = ("POST", "PUT")  # methods whose calls wait for a body
 
 # An operator needs these most when the service is full. They are always admitted and never counted.
@@ -114,6 +116,7 @@ class Connection(HttpToolsProtocol):
         self._framing = 0  # bytes of the request that are not of its body
         self._body = 0  # bytes of its body
         self._hosts = 0  # Host headers of the request
+        self._coding = b""  # its Transfer-Encoding
         self._latest = 0  # bytes of the piece that is being parsed
         self._began = self._completed = False  # whether a request has, in what is being parsed
         self._goes_on: asyncio.Handle | None = None  # parses the rest of what has come
@@ -188,6 +191,7 @@ class Connection(HttpToolsProtocol):
         self._began = True
         self._framing = self._latest
         self._body = self._hosts = 0
+        self._coding = b""
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer, which is ignored."""
@@ -197,6 +201,8 @@ class Connection(HttpToolsProtocol):
                 self._hosts += 1
             elif name == b"expect" and value.lower() == b"100-continue":
                 self.expect_100_continue = True
+            elif name == b"transfer-encoding":
+                self._coding = self._coding + b", " + value if self._coding else value
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -206,7 +212,10 @@ class Connection(HttpToolsProtocol):
         if self.parser.should_upgrade():
             self._state = _OFFER
             return
-        refusal = self._refusal_of_head()
+        version = self.parser.get_http_version()
+        if version == "1.0":
+            self.expect_100_continue = False  # RFC 9110, 10.1.1: such a client cannot mean it
+        refusal = self._refusal_of_head(version)
         is_counted = not self.url.startswith(_ALWAYS)
         if not is_counted:
             self._door.stay_outside(self.scope)
@@ -377,21 +386,29 @@ class Connection(HttpToolsProtocol):
             else:
                 del held[self]
 
-    def _refusal_of_head(self) -> Response | None:
+    def _refusal_of_head(self, version: str) -> Response | None:
         headers = self.headers
         if self._framing > MAX_HEAD_BYTES and self._head_bytes() > MAX_HEAD_BYTES:
             return problem_response(431, f"request line and headers have more than {MAX_HEAD_BYTES:,} bytes: send less")
         if len(headers) > MAX_HEADERS:
             return problem_response(431, f"the request has more than {MAX_HEADERS} headers: send fewer")
-        if self._hosts != 1 and (self._hosts or self.parser.get_http_version() != "1.0"):
-            found = "missing" if not self._hosts else f"there {self._hosts} times"
-            return problem_response(400, f"the Host header is {found}: send it once")
         if len(self.url) > MAX_TARGET_BYTES:
             return problem_response(
                 422, f"path and query are longer than {MAX_TARGET_BYTES:,} bytes: exclude fewer tracks"
             )
         if self.url.count(b"&") >= MAX_PARAMETERS:
             return problem_response(422, f"the query has more than {MAX_PARAMETERS} parameters: send fewer")
+        return self._refusal_of_protocol(version)
+
+    def _refusal_of_protocol(self, version: str) -> Response | None:
+        if version not in _VERSIONS:
+            return problem_response(505, f"the request line says HTTP/{version}: send HTTP/1.1")
+        if self._hosts != 1 and (self._hosts or version != "1.0"):
+            found = "missing" if not self._hosts else f"there {self._hosts} times"
+            return problem_response(400, f"the Host header is {found}: send it once")
+        if self._coding and self._coding.lower() != b"chunked":
+            coding = ascii(self._coding[:_LONGEST_SHOWN].decode("latin-1"))
+            return problem_response(501, f"Transfer-Encoding is {coding}: send chunked, or Content-Length instead")
         return None
 
     def _head_bytes(self) -> int:

@@ -53,13 +53,18 @@ class DurabilityCheck:
             self._warn("appendfsync" if told else "its append-only file", "grant +config|get to its user")
 
     async def _ask(self, command: str, *words: str) -> list[Facts]:
-        """What each server that takes writes answers; nothing where the user may not ask, or it has no such command."""
+        """What each server that takes writes answers.
+
+        Nothing where the user may not ask, or a server has no such command or says nothing, as some that are hosted do.
+        """
         try:
             with store_errors():
                 if isinstance(self._client, Redis):
-                    return [await getattr(self._client, command)(*words)]
-                answer: Any = await getattr(self._client, command)(*words, target_nodes=RedisCluster.PRIMARIES)
-                return list(answer.values()) if _is_by_node(answer) else [answer]
+                    answers: list[Facts] = [await getattr(self._client, command)(*words)]
+                else:
+                    answer: Any = await getattr(self._client, command)(*words, target_nodes=RedisCluster.PRIMARIES)
+                    answers = list(answer.values()) if _is_by_node(answer) else [answer]
+                return answers if all(answers) else []
         except StoreUnavailable as error:
             if not isinstance(error.__cause__, ResponseError):
                 raise
@@ -107,8 +112,9 @@ def refuse_without_file(promised: Durability, told: Iterable[Facts]) -> None:
 def refuse_weaker(promised: Durability, configurations: Iterable[Facts]) -> None:
     """Raise BadOption if one of the configurations (`CONFIG GET append*`) keeps less than was promised."""
     for found in configurations:
-        fsync = found.get("appendfsync", "no") if found.get("appendonly") == "yes" else "no"
-        if _STRENGTH.index(fsync) < _STRENGTH.index(FSYNC[promised]):
+        fsync = str(found.get("appendfsync")) if found.get("appendonly") == "yes" else "no"
+        strength = _STRENGTH.index(fsync) if fsync in _STRENGTH else -1  # of a value that is unknown nothing is certain
+        if strength < _STRENGTH.index(FSYNC[promised]):
             raise BadOption(
                 f"durability is {promised}, and Redis has appendonly {found.get('appendonly')} and appendfsync "
                 f"{found.get('appendfsync')}: set appendonly yes and appendfsync {FSYNC[promised]} there, or a weaker "

@@ -2,7 +2,7 @@
 
 An erasure deletes keys, and the file keeps the commands that wrote them until it is rewritten. Redis rewrites it only
 when it has grown. So `erase_session.lua` sets a marker, and a thread beside the embedded server looks for markers and
-has the file rewritten, at most once an hour.
+has the file rewritten, at most once an hour. That a rewrite is needed is forgotten once it has succeeded.
 """
 
 import contextlib
@@ -19,6 +19,25 @@ BUCKETS: Final = 64  # over which sessions are spread
 REWRITE_EVERY_S: Final = 3600.0
 _LOOK_EVERY_S: Final = 60.0
 _TIMEOUT_S: Final = 10.0
+
+# KEYS: that a rewrite is needed, then the markers. Answers 1 if one is to begin. The first key holds the server's run
+# id while a rewrite that it began is to succeed: a server that was started anew knows nothing of it.
+_BEGIN: Final = """
+local info = redis.call('INFO', 'persistence')
+if string.find(info, 'aof_rewrite_in_progress:1', 1, true) or string.find(info, 'aof_rewrite_scheduled:1', 1, true) then
+  return 0
+end
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+if redis.call('GET', KEYS[1]) == run and string.find(info, 'aof_last_bgrewrite_status:ok', 1, true) then
+  redis.call('DEL', KEYS[1])
+end
+if redis.call('DEL', unpack(KEYS, 2)) == 0 and redis.call('EXISTS', KEYS[1]) == 0 then
+  return 0
+end
+redis.call('SET', KEYS[1], run)
+return 1
+"""
+_NEEDED: Final = "segue:rewrite"
 
 _log = structlog.get_logger()
 
@@ -55,13 +74,13 @@ def rewritten_after_erasures(
 
 def rewrite_if_erased(path: Path) -> bool:
     """Have the file rewritten if a session was erased since it was; answers whether that has begun. Raises OSError."""
-    markers = [erased_marker(bucket) for bucket in range(BUCKETS)]
-    # Before the rewrite: an erasure that comes later sets the marker again.
-    if ask(path, "DEL", *markers) == ":0":
+    keys = [_NEEDED, *map(erased_marker, range(BUCKETS))]
+    begins = ask(path, "EVAL", _BEGIN, str(len(keys)), *keys)
+    if begins == ":0":
         return False
-    said = ask(path, "BGREWRITEAOF")
+    said = ask(path, "BGREWRITEAOF") if begins == ":1" else begins
     if said.startswith("-"):
-        ask(path, "SET", markers[0], "1")
+        ask(path, "SET", _NEEDED, "not begun")
         raise OSError(said[1:])
     _log.info("append_only_file_rewritten", reason="sessions were erased")
     return True

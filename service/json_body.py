@@ -25,6 +25,7 @@ Body = TypeVar("Body", bound=BaseModel)
 _JSON: Final = b"application/json"
 _ABOUT_THE_BODY: Final = frozenset({b"content-type", b"content-length", b"content-encoding", b"content-range"})
 _LONGEST_SHOWN: Final = 80
+_LONGEST_INVALID: Final = 400  # of a text that is no JSON; of it, 80 characters are shown
 _SWAP_BYTES: Final = 4096
 _UNCOUNTED_BYTES: Final = 16_384  # a body of this size is validated within a few milliseconds, whatever it holds
 # An event has up to five members; a comma, `[` or `{` stands before each value. The rest is for the outer object.
@@ -112,6 +113,8 @@ def validated(model: type[Body], body: bytes | bytearray) -> Body:
             ) from None
         found = error.errors(include_url=False)[:MOST_ERRORS]
         errors = [{**one, "loc": ("body", *one["loc"])} for one in found]
+        if found and found[0]["type"] == "json_invalid":
+            errors[0]["input"] = body[:_LONGEST_INVALID].decode("utf-8", "replace")  # not as Python writes bytes
         raise RequestValidationError(errors) from error
 
 

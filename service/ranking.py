@@ -1,8 +1,10 @@
 """Questions ranked together, so that one on which the model hangs costs no other its answer.
 
 A batch that fails or times out is asked again, question by question, in a lane of its own. A question that times out
-there is examined: each track of its window is ranked alone, and a track that times out again is remembered. Questions
-with such a track are refused at once for a while, so that they occupy no thread, and get the fallback.
+there is examined: each track of its window is ranked alone, and a track that times out again is remembered; where none
+does, the window is if it times out again. Nothing is remembered of a single timeout, whose cause may have been the
+machine. Questions with such a track are refused at once for a while, so that they occupy no thread, and get the
+fallback.
 """
 
 import asyncio
@@ -136,19 +138,22 @@ class _Ranker:
         for track_id, play in {play.track_id: play for play in window}.items():
             if culprits == _MOST_CULPRITS or self._alone.exhausted:
                 return
-            try:
-                if len(window) == 1:
-                    raise timed_out(self._alone.timeout_s)  # it has just been ranked
-                await self._alone.run(self._live.answer, [Question([play], 1)])
-            except ModelUnavailable:
+            if await self._hangs([play]):
                 _remember(self._tracks, track_id, time.monotonic() + REFUSED_S)
                 culprits += 1
-            except Exception:  # noqa: BLE001 (it fails, and does not hang)
-                self._tracks.pop(track_id, None)
             else:
                 self._tracks.pop(track_id, None)
-        if not culprits:
+        if not culprits and len(window) > 1 and await self._hangs(window[::-1]):
             _remember(self._windows, _as_key(window), time.monotonic() + REFUSED_S)
+
+    async def _hangs(self, plays: Sequence[Play]) -> bool:
+        try:
+            await self._alone.run(self._live.answer, [Question(plays, 1)])
+        except ModelUnavailable:
+            return True
+        except Exception:  # noqa: BLE001 (it fails, and does not hang)
+            return False
+        return False
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -5,8 +5,9 @@ event log's writer is not asked: what it has not written waits in Redis, and an 
 """
 
 import asyncio
+import math
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from segue.catalogue import FIRST_TRACK_ROW
@@ -15,56 +16,59 @@ from segue.sessions import Play
 from service.live_release import LiveRelease, Question
 from service.releases import LiveReleases
 from service.session_store import SessionStore
-from service.threads import GRACE_S, Threads
+from service.threads import Threads
 
-_EVERY_S: Final = 1.0  # between two questions of readiness
-_WAITS: Final = 2  # deadlines: every thread may be busy with a call that hangs, and then the question has its own
+_RANKED_EVERY_S: Final = 1.0  # between two looks at the model: each ranks
 _PROBES: Final = 64  # tracks that are asked in turn after one has failed
 
 
 class Readiness:
-    """Answers for one worker. For one event loop."""
+    """Answers for one worker, within about the deadlines of Redis and of the model. For one event loop."""
 
     def __init__(self, store: SessionStore, releases: LiveReleases, threads: Threads) -> None:
-        self._store = store
+        """`threads` rank for requests. Questions of readiness have their own, and wait behind no explanation."""
         self._releases = releases
         self._threads = threads
+        self._own_threads = threads.beside(2)  # releases that are live at a time
         self._turn = 0
-        self._stored: asyncio.Task[SegueError | None] | None = None
-        self._ranked: asyncio.Task[SegueError | None] | None = None
-        self._ranked_at = -_EVERY_S
+        self._stored = _Look(store.check, 0.0)
+        self._ranked = _Look(self._rank, _RANKED_EVERY_S)
 
     async def check(self) -> None:
         """Return if requests can be served. Raises StoreUnavailable or ModelUnavailable with the reason."""
-        if self._stored is None or self._stored.done():  # those who ask at the same time share one look
-            self._stored = asyncio.create_task(_error_of(self._store.check()))
-        now = time.monotonic()
-        if self._ranked is None or (self._ranked.done() and now - self._ranked_at >= _EVERY_S):
-            self._ranked_at = now
-            self._ranked = asyncio.create_task(_error_of(self._rank()))
-        # Shielded: a client that leaves must not cancel what others wait for.
-        for error in await asyncio.gather(asyncio.shield(self._stored), asyncio.shield(self._ranked)):
+        for error in await asyncio.gather(self._stored(), self._ranked()):
             if error is not None:
                 raise error.with_traceback(None)
 
     async def _rank(self) -> None:
-        limit_s = _WAITS * (self._threads.timeout_s + GRACE_S)
-        for served, _ in self._releases.live():
-            live = served.live
-            try:
-                async with asyncio.timeout(limit_s):
-                    await self._threads.run(live.answer, [_question(live, self._turn)])
-            except TimeoutError:
-                self._turn += 1
-                raise ModelUnavailable(
-                    f"{live.name} ranks nothing within {limit_s:g} s: every thread is busy"
-                ) from None
-            except SegueError:
-                self._turn += 1  # the track may be at fault, so that the next look takes another one
+        self._threads.refuse_exhausted()
+        await asyncio.gather(*(self._rank_by(served.live) for served, _ in self._releases.live()))
+
+    async def _rank_by(self, live: LiveRelease) -> None:
+        try:
+            await self._own_threads.run(live.answer, [_question(live, self._turn)])
+        except Exception as error:  # ONNX Runtime's and FAISS's errors share no class of their own
+            self._turn += 1  # the track may be at fault, so that the next look takes another one
+            if isinstance(error, SegueError):
                 raise
-            except Exception as error:  # ONNX Runtime's and FAISS's errors share no class of their own
-                self._turn += 1
-                raise ModelUnavailable(f"{live.name} fails to rank: go back to an earlier release") from error
+            raise ModelUnavailable(f"{live.name} fails to rank: go back to an earlier release") from error
+
+
+class _Look:
+    """What some work has found, done once for all who wait for it, and at most every `every_s`."""
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, None]], every_s: float) -> None:
+        self._work = work
+        self._every_s = every_s
+        self._task: asyncio.Task[SegueError | None] | None = None
+        self._began = -math.inf
+
+    async def __call__(self) -> SegueError | None:
+        now = time.monotonic()
+        if self._task is None or (self._task.done() and now - self._began >= self._every_s):
+            self._began = now
+            self._task = asyncio.create_task(_error_of(self._work()))
+        return await asyncio.shield(self._task)  # a client that leaves must not cancel what others wait for
 
 
 async def _error_of(work: Coroutine[Any, Any, None]) -> SegueError | None:

@@ -5,6 +5,9 @@ and the watchdog sets `terminate` on them at the deadline. FAISS's interrupt cal
 it would end the searches of others too. What cannot be interrupted is given up: its caller gets an error, its thread
 is abandoned and replaced. A few are replaced; beyond that every call is refused at once until one of them returns.
 
+A deadline counts the time in which the process runs: while it is stopped, as by a debugger or by the host of a virtual
+machine, the watchdog is late as well, and deadlines move by as much.
+
 No thread here is joined when the process ends: all are daemons. One watchdog thread looks at the running calls a few
 times a second, so that a call itself costs two assignments under a lock and no timer.
 """
@@ -121,6 +124,11 @@ class _Worker:
         if not self.abandoned:
             call.settle(result, error)
 
+    def extend(self, seconds: float) -> None:
+        """Give the call time that the process did not have."""
+        with self.lock:
+            self.until += seconds
+
     def interrupt_late_call(self, now: float) -> _Call | None:
         """Interrupt the call if its deadline has just passed, and answer it."""
         with self.lock:
@@ -191,6 +199,13 @@ class Threads:
         """Whether so many threads are stuck that no call is accepted."""
         return self._stuck >= MOST_STUCK
 
+    def refuse_exhausted(self) -> None:
+        """Raise ModelUnavailable if no call is accepted."""
+        if self.exhausted:
+            raise ModelUnavailable(
+                f"{self._stuck} calls of the model hang: restart the service, and go back to an earlier release"
+            )
+
     def close(self) -> None:
         """Accept no more calls. Idle threads end, busy ones with their call."""
         self._closed.set()
@@ -200,10 +215,7 @@ class Threads:
             self.calls.put(None)
 
     def _submit(self, function: Callable[[], T], seconds: float) -> "asyncio.Future[T]":
-        if self.exhausted:
-            raise ModelUnavailable(
-                f"{self._stuck} calls of the model hang: restart the service, and go back to an earlier release"
-            )
+        self.refuse_exhausted()
         if not self._workers:
             self._start()
         loop = asyncio.get_running_loop()
@@ -222,9 +234,14 @@ class Threads:
 
     def _watch(self) -> None:
         period = min(max(self.timeout_s / _LOOKS, 0.005), 0.1)
+        looked = time.monotonic()
         while not self._closed.wait(period):
             now = time.monotonic()
+            paused = now - looked - period
+            looked = now
             for worker in tuple(self._workers):
+                if paused > period:  # the process was stopped, or got no core: no call is at fault for it
+                    worker.extend(paused)
                 if late := worker.interrupt_late_call(now):
                     self._on_timeout()
                     self._tell(late)

@@ -257,6 +257,41 @@ def test_a_request_names_its_host_once(head: bytes, status: int) -> None:
     assert (b"the Host header is" in connection.transport.written) == (status == 400)
 
 
+@pytest.mark.parametrize(
+    ("coding", "status"),
+    [
+        ((b"chunked",), 200),
+        ((b"CHUNKED",), 200),
+        ((b"gzip, chunked",), 501),
+        ((b"gzip", b"chunked"), 501),
+        ((b"identity, chunked",), 501),
+        ((b"gzip",), 400),
+    ],
+)
+def test_no_transfer_coding_is_known_but_chunked(coding: tuple[bytes, ...], status: int) -> None:
+    """RFC 9112, 6.1 (2022): what cannot be decoded is not taken for the body."""
+    headers = [b"tRansfer-Encoding: " + value for value in coding]
+    app, connection = exchange([post(*headers, body=b"2\r\n{}\r\n0\r\n\r\n") + GET])
+    assert connection.statuses == ([status, 200] if status != 400 else [400])
+    assert len(app.asked) == connection.statuses.count(200)
+
+
+@pytest.mark.parametrize("version", [b"0.9", b"2.0", b"3.0", b"1.2", b"9.9"])
+def test_a_version_of_http_that_is_not_spoken_is_refused(version: bytes) -> None:
+    app, connection = exchange([GET.replace(b"1.1", version)])
+    assert connection.statuses in ([505], [400])
+    assert b"problem+json" in connection.transport.written
+    assert not app.asked
+
+
+@pytest.mark.parametrize(("version", "is_asked"), [(b"1.0", False), (b"1.1", True)])
+def test_only_a_client_of_http_1_1_is_asked_to_go_on(version: bytes, is_asked: bool) -> None:
+    begun = post(b"Expect: 100-continue", b"Content-Length: 2").replace(b"1.1", version)
+    app, connection = exchange([begun, b"{}"])
+    assert (b"100 Continue" in connection.transport.written) == is_asked
+    assert [body for *_, body in app.asked] == [b"{}"]
+
+
 def test_a_head_counts_its_own_bytes_alone() -> None:
     long = post(b"Content-Length: 100000", body=b"x" * 100_000)
     small = b"GET /small HTTP/1.1\r\n%bX: %b\r\n\r\n" % (HOST, b"a" * 200)
@@ -466,6 +501,23 @@ class TestDeadline:
             await asyncio.sleep(0.08)
             assert connection.transport.closed
             assert connection.statuses == statuses
+            await connection.end()
+
+        asyncio.run(run())
+
+    @pytest.mark.parametrize("stray", [b"\r\n", b"\n", b"\r", b"\r\n\r\n"])
+    def test_counts_no_empty_line_before_a_request(self, stray: bytes) -> None:
+        """Old clients send one after a body (RFC 9112, 2.2, 2022)."""
+
+        async def run() -> None:
+            connection = MemoryConnection(Recorder(), Door(read_timeout_s=0.4))
+            await connection.send(GET, stray)
+            await asyncio.sleep(0.3)
+            await connection.send(GET[:10])
+            await asyncio.sleep(0.3)
+            await connection.send(GET[10:])
+            assert connection.statuses == [200, 200]
+            assert not connection.transport.closed
             await connection.end()
 
         asyncio.run(run())

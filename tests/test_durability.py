@@ -1,9 +1,14 @@
 """What Redis keeps is held against what the service promises."""
 
+import asyncio
+from typing import Any
+
 import pytest
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from segue.errors import BadOption
-from service.durability import refuse_weaker
+from service.durability import DurabilityCheck, refuse_weaker
 from service.settings import Durability
 
 WEAK, SECOND, ALWAYS = (
@@ -11,6 +16,7 @@ WEAK, SECOND, ALWAYS = (
     {"appendonly": "yes", "appendfsync": "everysec"},
     {"appendonly": "yes", "appendfsync": "always"},
 )
+UNKNOWN = {"appendonly": "yes", "appendfsync": "sometimes"}
 
 
 @pytest.mark.parametrize(
@@ -21,9 +27,27 @@ def test_enough_is_enough(promised: Durability, found: dict[str, str]) -> None:
     refuse_weaker(promised, [found, ALWAYS])
 
 
-@pytest.mark.parametrize(("promised", "found"), [("every-second", WEAK), ("always", WEAK), ("always", SECOND)])
+@pytest.mark.parametrize(
+    ("promised", "found"), [("every-second", WEAK), ("always", WEAK), ("always", SECOND), ("always", UNKNOWN)]
+)
 def test_less_is_refused_in_one_line_that_says_what_to_do(promised: Durability, found: dict[str, str]) -> None:
     with pytest.raises(BadOption, match=f"durability is {promised}, and Redis has appendonly") as caught:
         refuse_weaker(promised, [ALWAYS, found])
     assert "\n" not in str(caught.value)
     assert "SEGUE_DURABILITY" in str(caught.value)
+
+
+def test_a_server_that_names_no_setting_is_believed() -> None:
+    """As some that are hosted do."""
+
+    class Silent(Redis):
+        async def info(self, *_: Any, **__: Any) -> dict[str, Any]:
+            return {}
+
+        async def config_get(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
+            return {}
+
+    for promised in ("memory", "every-second", "always"):
+        with capture_logs() as lines:
+            asyncio.run(DurabilityCheck(Silent(), promised).refuse_weak())
+        assert {line["event"] for line in lines} == {"durability_not_verified"}

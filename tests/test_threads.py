@@ -1,6 +1,9 @@
 """Calls in threads have a deadline: interrupted where they can be, given up where not."""
 
 import asyncio
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Coroutine
@@ -111,6 +114,33 @@ def test_a_long_call_gets_more_time() -> None:
         threads.close()
 
     run(test())
+
+
+_CALLS_FOR_HALF_A_SECOND = """
+import asyncio, time
+from service.threads import Threads
+
+def busy():
+    print("began", flush=True)
+    for _ in range(25):
+        time.sleep(0.02)
+    return "answered"
+
+print(asyncio.run(Threads(1, 2.0).run(busy)))
+"""
+
+
+def test_the_time_in_which_the_process_is_stopped_does_not_count() -> None:
+    with subprocess.Popen([sys.executable, "-c", _CALLS_FOR_HALF_A_SECOND], stdout=subprocess.PIPE, text=True) as calls:
+        assert calls.stdout is not None
+        try:
+            assert calls.stdout.readline() == "began\n"
+            calls.send_signal(signal.SIGSTOP)
+            time.sleep(2.5)
+            calls.send_signal(signal.SIGCONT)
+            assert calls.communicate(timeout=30)[0] == "answered\n"
+        finally:
+            calls.kill()
 
 
 def test_calls_that_wait_for_a_disk_have_a_limit_and_a_number() -> None:

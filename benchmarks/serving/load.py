@@ -90,10 +90,14 @@ SCENARIOS: dict[str, Callable[[list[list[Play]], int], Iterator[bytes]]] = {
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection; `answered` is called with the status and the body of each answer."""
+    """One keep-alive connection; `answered` is called with the status and the body of each answer.
+
+    `closes` says that the service has announced the end of the connection, or has ended it.
+    """
 
     def __init__(self) -> None:
         self.answered: Callable[[int, bytes], None] = lambda _, __: None
+        self.closes = False
         self.transport: asyncio.Transport
         self._received = b""
 
@@ -112,8 +116,14 @@ class Connection(asyncio.Protocol):
         if len(self._received) < head + 4 + length:
             return
         status, body = int(self._received[9:12]), self._received[head + 4 : head + 4 + length]
+        self.closes = self._received.find(b"onnection: close", 0, head) >= 0
         self._received = b""
         self.answered(status, body)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """See asyncio.Protocol. A request without an answer counts as one of status 0."""
+        self.closes = True
+        self.answered(0, b"")
 
 
 class Run:
@@ -190,6 +200,9 @@ class Run:
                 connection.transport.write(request)
 
         def answered(status: int, body: bytes) -> None:
+            if not status:
+                done.set_exception(ConnectionError("the service has closed a connection"))
+                return
             self.note(time.perf_counter() - sent, status, request, body)
             send()
 
@@ -200,29 +213,7 @@ class Run:
     async def offered(self, connections: list[Connection], requests: list[Iterator[bytes]], until: float) -> None:
         """Requests at a rate, whoever is free to send them."""
         rng, loop = random.Random(0), asyncio.get_running_loop()
-        free = deque(range(len(connections)))
-        waiting: deque[float] = deque()
-        under_way = 0
-
-        def start() -> None:
-            nonlocal under_way
-            while free and waiting:
-                number, came = free.popleft(), waiting.popleft()
-                request = next(requests[number])
-                under_way += 1
-
-                def answered(
-                    status: int, body: bytes, number: int = number, came: float = came, r: bytes = request
-                ) -> None:
-                    nonlocal under_way
-                    self.note(time.perf_counter() - came, status, r, body)
-                    under_way -= 1
-                    free.append(number)
-                    start()
-
-                connections[number].answered = answered
-                connections[number].transport.write(request)
-
+        offer = _Offer(self, connections, requests)
         come = time.perf_counter()
         while come < until:
             come += rng.expovariate(self.rate(come - self.began))
@@ -230,10 +221,10 @@ class Run:
             if late > 0:
                 await asyncio.sleep(late)
             self.late.append(time.perf_counter() - come)
-            waiting.append(come)
-            start()
+            offer.waiting.append(come)
+            offer.start()
         patience = loop.time() + 10
-        while (under_way or waiting) and loop.time() < patience:
+        while (offer.under_way or offer.waiting) and loop.time() < patience:
             await asyncio.sleep(0.01)
 
     async def go(self) -> dict[str, Any]:
@@ -254,6 +245,7 @@ class Run:
             await asyncio.gather(*(self.closed(c, r, until) for c, r in zip(connections, requests, strict=True)))
         took = time.perf_counter() - self.began
         for connection in connections:
+            connection.answered = lambda _, __: None
             connection.transport.close()
         ms = np.array(self.latencies) * 1000
         quantiles = np.percentile(ms, [50, 90, 99, 100]).round(3).tolist() if len(ms) else [None] * 4
@@ -267,6 +259,56 @@ class Run:
             **({"kept": self.kept} if plan.get("keep") else {}),
             **({"phases": self.phases()} if "phases" in plan else {}),
         }
+
+
+class _Offer:
+    """Requests that have come and the connections that are free to send them. Those that end are opened again."""
+
+    def __init__(self, run: Run, connections: list[Connection], requests: list[Iterator[bytes]]) -> None:
+        self.waiting: deque[float] = deque()  # when each came
+        self.under_way = 0
+        self._run = run
+        self._connections = connections
+        self._requests = requests
+        self._free = deque(range(len(connections)))
+        self._opening: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Send what can be sent."""
+        while self._free and self.waiting:
+            number = self._free.popleft()
+            if self._is_open(number):
+                self._send(number, self.waiting.popleft())
+
+    def _send(self, number: int, came: float) -> None:
+        request = next(self._requests[number])
+
+        def answered(status: int, body: bytes) -> None:
+            self._run.note(time.perf_counter() - came, status, request, body)
+            self.under_way -= 1
+            if self._is_open(number):
+                self._free.append(number)
+                self.start()
+
+        self.under_way += 1
+        self._connections[number].answered = answered
+        self._connections[number].transport.write(request)
+
+    def _is_open(self, number: int) -> bool:
+        connection = self._connections[number]
+        connection.answered = lambda _, __: None
+        if connection.closes:
+            self._opening.add(task := asyncio.create_task(self._open(number)))
+            task.add_done_callback(self._opening.discard)
+        return not connection.closes
+
+    async def _open(self, number: int) -> None:
+        plan = self._run.plan
+        self._connections[number].transport.close()
+        loop = asyncio.get_running_loop()
+        _, self._connections[number] = await loop.create_connection(Connection, plan["host"], plan["port"])
+        self._free.append(number)
+        self.start()
 
 
 def _quantiles(what: str, ms: "np.ndarray[Any, np.dtype[np.float64]]") -> dict[str, float | None]:

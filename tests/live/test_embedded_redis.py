@@ -8,9 +8,10 @@ from typing import Any
 
 import httpx
 import pytest
+from redis import Redis
 
 from service.embedded_redis import embedded_redis
-from service.erased_data import ask, rewritten_after_erasures
+from service.erased_data import ask, erased_marker, rewrite_if_erased, rewritten_after_erasures
 from service.redis_program import redis_server_binary, version_of
 
 StartService = Callable[..., Any]
@@ -108,6 +109,31 @@ def test_the_file_is_rewritten_at_most_once_in_a_period_and_only_after_erasures(
             ask(path, "SET", marked, "1")
             wait_until(lambda: rewrites() > first)
             assert time.monotonic() - began > 1
+
+
+def test_a_rewrite_that_failed_is_begun_again(tmp_path: Path) -> None:
+    """Also by a server that was started anew, to which no rewrite has ever failed."""
+    with embedded_redis(tmp_path) as url:
+        path = Path(url.removeprefix("unix://"))
+        assert not rewrite_if_erased(path)
+        ask(path, "SET", erased_marker(7), "1")
+        assert rewrite_if_erased(path)
+        wait_until(lambda: not rewriting(url))
+        ask(path, "SET", "segue:rewrite", "of a server that was killed")
+        assert rewrite_if_erased(path)
+        wait_until(lambda: not rewriting(url))
+        assert not rewrite_if_erased(path)
+        ask(path, "SET", "segue:rewrite", "not begun")
+    with embedded_redis(tmp_path) as url:
+        path = Path(url.removeprefix("unix://"))
+        assert rewrite_if_erased(path)
+        wait_until(lambda: not rewriting(url))
+        assert not rewrite_if_erased(path)
+
+
+def rewriting(url: str) -> bool:
+    with Redis.from_url(url) as client:
+        return bool(client.info("persistence")["aof_rewrite_in_progress"])
 
 
 def fake(folder: Path, name: str, version: str) -> Path:

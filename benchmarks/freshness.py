@@ -27,18 +27,18 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.index_search import machine
 from segue.catalogue import PAD_ROW
-from segue.cli.models import open_recommender
+from segue.cli.train import open_recommender
 from segue.release import Release, open_release
 from segue.window import to_windows
-from service.onnx_encoder import OnnxEncoder
-from training.dataset import Dataset, open_dataset, write_dataset
-from training.encoders.sasrec import SasRecOptions
-from training.evaluate import Offline, Question, evaluate
-from training.models import Job, train
+from service.releases.onnx_encoder import OnnxEncoder
+from training.data.dataset import Dataset, open_dataset, write_dataset
+from training.data.splits import Examples, examples
+from training.data.synthetic import plant
+from training.evaluation.evaluate import Offline, Question, evaluate
+from training.models.encoders.sasrec import SasRecOptions
 from training.options import read_options
-from training.planted_sessions import plant
-from training.run_folder import source_commit
-from training.splits import Examples, examples
+from training.run import Job, train
+from training.run_log import source_commit
 
 RESULTS = Path(__file__).parent / "results" / "freshness.json"
 RECIPES = {"planted": "demo", "mssd": "mssd"}
@@ -50,10 +50,10 @@ class Silent:
     """Hears of everything and says nothing."""
 
     def step(self, epoch: int, sessions_done: int, sessions: int, terms: dict[str, float]) -> None:
-        """See training.fit.Reporter."""
+        """See training.trainer.Reporter."""
 
     def epoch(self, line: dict[str, float]) -> None:
-        """See training.fit.Reporter."""
+        """See training.trainer.Reporter."""
 
 
 def planted() -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -101,14 +101,14 @@ def listed(release: Release, asked: Examples, known: Any) -> float:
 @contextmanager
 def long_rows() -> Iterator[None]:
     """Within, new tracks begin with rows as long as those of others, however many lists that puts them into."""
-    with patch("training.continued.fair_factor", lambda *_: 1.0):
+    with patch("training.warm_start.fair_factor", lambda *_: 1.0):
         yield
 
 
 @contextmanager
 def drawn_rows() -> Iterator[None]:
     """Within, new tracks begin with rows drawn at random, as in a training from the start."""
-    with patch("training.continued.company_means", lambda table, *_: (np.zeros(0, np.int64), table[:0])):
+    with patch("training.warm_start.company_means", lambda table, *_: (np.zeros(0, np.int64), table[:0])):
         yield
 
 

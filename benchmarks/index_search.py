@@ -24,8 +24,8 @@ import faiss  # noqa: E402
 import numpy as np  # noqa: E402
 
 from index import faiss_cpu  # noqa: E402
-from index.choose import settings  # noqa: E402
 from index.recall import RECALL_K, Exam  # noqa: E402
+from index.tuning import settings  # noqa: E402
 from segue.arrays import Float32  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "index_search.json"

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.keys import Keyring, new_key, write_keys
+from service.http.keys import Keyring, new_key, write_keys
 
 HERE = Path(__file__).parent
 KEYS = 50

@@ -24,15 +24,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-import training.steps
+import training.data.loader
 import training.validation
-from training.batches import epoch_batches
-from training.dataset import Listening, open_dataset, write_listening
-from training.disk_engine import disk_engine
-from training.encoders.sasrec import SasRecOptions
-from training.listening_logs import Engine, prepare
-from training.models import Job
-from training.models import train as train_model
+from training.data.batches import epoch_batches
+from training.data.dataset import Listening, open_dataset, write_listening
+from training.models.encoders.sasrec import SasRecOptions
+from training.prepare.disk_engine import disk_engine
+from training.prepare.pipeline import Engine, prepare
+from training.run import Job
+from training.run import train as train_model
 
 SEED = 7
 TRACKS = 1_000_000
@@ -129,7 +129,7 @@ class _Epochs:
 
 def train(folder: Path, steps: int) -> None:
     """What `segue train --model sasrec` does, with an epoch of so many steps and 1,000 questions of validation."""
-    vars(training.steps)["epoch_batches"] = lambda *given: itertools.islice(epoch_batches(*given), steps)
+    vars(training.data.loader)["epoch_batches"] = lambda *given: itertools.islice(epoch_batches(*given), steps)
     vars(training.validation)["SESSIONS"] = 1_000
     for name in ("release", "release.training"):
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -123,7 +123,7 @@ def scan_columns(path: Path) -> pl.DataFrame:
 def prepare_in_own_process(path: Path, out: Path) -> dict[str, float]:
     """Wall and CPU seconds and peak memory of `prepare`, measured by the system on a child process."""
     script = (
-        "import sys; from pathlib import Path; from training.listening_logs import prepare;"
+        "import sys; from pathlib import Path; from training.prepare.pipeline import prepare;"
         "prepare('lfm1k', [sys.argv[1]], Path(sys.argv[2]), overwrite=True)"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -16,13 +16,13 @@ from typing import Any
 import faiss
 import numpy as np
 
-from index.choose import open_index
 from index.exact import ExactIndex
 from index.faiss_cpu import FaissIndex
+from index.tuning import open_index
 from segue.arrays import Float32, Int
 from segue.catalogue import FIRST_TRACK_ROW
 from segue.release import ENCODER, Release, open_release
-from service.onnx_encoder import OnnxEncoder
+from service.releases.onnx_encoder import OnnxEncoder
 
 HERE = Path(__file__).parent
 VISITED = (4, 8, 16, 32, 64, 96, 160)

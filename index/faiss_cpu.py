@@ -20,9 +20,10 @@ import faiss as faiss_module
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from index import inverted_file, mapped_lists
+from index import ivf as inverted_file
+from index import mapped_lists
 from index.exact import QUERIES_AT_ONCE, checked_queries, finite_lines, nothing_found, ranked
-from index.inverted_file import ROWS_AT_ONCE, sample_of
+from index.ivf import ROWS_AT_ONCE, sample_of
 from segue.arrays import Float32, Int
 from segue.catalogue import FIRST_TRACK_ROW
 from segue.errors import BadRelease
@@ -200,7 +201,7 @@ def _lists_fit(lists: Any, tracks: int) -> bool:
 
 
 def _parameters(kind: Kind, tracks: int) -> Parameters:
-    """What a kind is built with; the search-time parameters are a start, `index.choose` tunes them."""
+    """What a kind is built with; the search-time parameters are a start, `index.tuning` tunes them."""
     rerank = _RERANK.get(kind.rpartition("-")[2], 1)
     if kind.startswith("ivf"):
         nlist = inverted_file.lists(kind, tracks)

@@ -2,7 +2,7 @@
 
 Needs the extra `gpu` (the faiss-gpu wheel). index.faiss has one format for both devices: an index is built on the CPU,
 kept in that form, and copied to the device when it is opened, flat ones in half precision. Scores are exact, as they
-are there. Questions that wait together come as one batch (service.micro_batch); torch has no part in it.
+are there. Questions that wait together come as one batch (service.batching); torch has no part in it.
 """
 
 import threading

@@ -1,6 +1,6 @@
 """What a client reports about a listener: a track started (`play`) or was skipped (`skip`).
 
-Knows nothing of how events become plays (segue.sessions) nor of where they are kept (service.session_store).
+Knows nothing of how events become plays (segue.sessions) nor of where they are kept (service.sessions.store).
 """
 
 import enum

@@ -23,8 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from segue.arrays import Float32, mapped_array
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue
 from segue.errors import BadRelease
-from segue.folders import new_folder
-from segue.places import refuse_unfit_map
+from segue.map_projection import refuse_unfit_map
+from segue.safe_files import new_folder
 from segue.strict_json import read_json
 from segue.track_table import TABLE_FILES, TrackTable, write_track_table
 from segue.window import Windows
@@ -164,7 +164,7 @@ class Release:
 
     @cached_property
     def track_map(self) -> Float32 | None:
-        """Each track's place on the map, see segue.places. [num_rows, 2] float32; None for a release without a map."""
+        """Each track's place on the map (segue.map_projection), [num_rows, 2] float32; None without a map."""
         return np.asarray(self.array(TRACK_MAP)) if TRACK_MAP in self.manifest.files else None
 
     @property

@@ -1,6 +1,6 @@
 """How events become the plays of a session. The rule, in words, is in docs/session-semantics.md.
 
-This is the reference in plain Python; the Redis script in service/append_events.lua follows it and a property
+This is the reference in plain Python; the Redis script in service/sessions/append_events.lua follows it and a property
 test holds the two together.
 """
 

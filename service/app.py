@@ -1,7 +1,7 @@
 """The app of one worker: what is opened, in which order, and who closes it.
 
 Its lifespan opens the release, a client of Redis and the event log. Nothing is opened or read at import. What starts
-workers is service/process.py.
+workers is service/server.py.
 """
 
 import asyncio
@@ -21,33 +21,38 @@ from starlette.staticfiles import StaticFiles
 
 from index.faiss_gpu import refuse_missing_device
 from segue.errors import BadOption, SegueError, StoreUnavailable
-from service import access, api_viewer, hosts, map_routes, operations, player, routes
-from service.bodies import EventsRequest, SwapRequest, WhatIfRequest
-from service.credits import Credits
-from service.cross_origin import CrossOrigin, Preflight
-from service.dependencies import Parts
-from service.door import Door
-from service.durability import DurabilityCheck
-from service.embedded_redis import die_with_parent, embedded_redis
+from service.api import operations, player
+from service.api import sessions as routes
+from service.api import tracks as map_routes
+from service.api import viewer as api_viewer
+from service.api.bodies import EventsRequest, SwapRequest, WhatIfRequest
+from service.api.fallback import Fallback
+from service.api.quick_path import QuickPath
+from service.api.state import Parts
+from service.api.stream import SessionStreams
 from service.ending import CLOSING_S, end_in_time
-from service.event_log import EventLog, open_folder
-from service.fallback import Fallback
-from service.json_body import max_body_bytes
-from service.live_state import LiveState
-from service.middleware import Measured, whole
+from service.http import auth as access
+from service.http import hosts
+from service.http.admission_control import Door
+from service.http.cross_origin import CrossOrigin, Preflight
+from service.http.json_body import max_body_bytes
+from service.http.middleware import Measured, whole
+from service.ops.live_state import LiveState
+from service.ops.readiness import Readiness
+from service.ops.status import StoreState
+from service.ops.telemetry import Telemetry, configure_logging
 from service.problems import answer_problems, describe_problems
-from service.quick_path import QuickPath
-from service.readiness import Readiness
-from service.releases import LiveReleases, refuse_nothing_to_serve
-from service.session_store import SessionStore, connect
-from service.session_stream import SessionStreams
+from service.releases.attribution import Credits
+from service.releases.registry import LiveReleases, refuse_nothing_to_serve
+from service.sessions.durability import DurabilityCheck
+from service.sessions.embedded_redis import die_with_parent, embedded_redis
+from service.sessions.event_log import EventLog, open_folder
+from service.sessions.store import SessionStore, connect
 from service.settings import Settings, read_settings
-from service.store_state import StoreState
-from service.telemetry import Telemetry, configure_logging
 from service.threads import BlockingCalls, Threads
 
 if TYPE_CHECKING:
-    from service.tracing import Tracing
+    from service.ops.tracing import Tracing
 
 ROUTERS = (routes.router, player.router, map_routes.router, operations.router, api_viewer.router)
 
@@ -76,7 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
                     opened.push_async_callback(BlockingCalls("traces"), tracing.end)
                 app.state.parts = await _open(settings, telemetry, opened)
                 _spare_the_collector()
-                yield {"door": door}  # for service/connection.py
+                yield {"door": door}  # for service/http/protocol.py
         except SegueError as error:
             app.state.failure = error  # for `serve`, which says it in one line
             raise
@@ -111,7 +116,7 @@ def create_app(settings: Settings) -> FastAPI:
     if settings.cors_origins:
         app.add_middleware(CrossOrigin, origins=settings.cors_origins)
     if tracing is not None:
-        from service.tracing import Traced  # noqa: PLC0415 (see _tracing_class)
+        from service.ops.tracing import Traced  # noqa: PLC0415 (see _tracing_class)
 
         app.add_middleware(Traced, tracer=tracing.tracer)
     _describe(app)
@@ -123,7 +128,7 @@ def _tracing_class(settings: Settings) -> "type[Tracing] | None":
     if not settings.tracing:
         return None
     try:
-        from service.tracing import Tracing  # noqa: PLC0415 (see above)
+        from service.ops.tracing import Tracing  # noqa: PLC0415 (see above)
     except ModuleNotFoundError as error:
         raise BadOption(f"SEGUE_TRACING=true: {error.name} is missing; pip install 'segue[tracing]'") from error
     return Tracing

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import structlog
 
-from service.embedded_redis import stop_embedded_servers
+from service.sessions.embedded_redis import stop_embedded_servers
 
 CLOSING_S: Final = 8  # beyond SEGUE_SHUTDOWN_S, to write the event log's last file and to close what was opened
 

@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from segue.errors import SegueError
-from service.caller import MissingScope
+from service.http.caller import MissingScope
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1

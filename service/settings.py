@@ -14,7 +14,7 @@ from pydantic import Field, FilePath, ValidationError, field_serializer, field_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from segue.errors import BadOption
-from service.releases_folder import NAME_PATTERN
+from service.releases.folder import NAME_PATTERN
 
 PREFIX = "SEGUE_"
 

@@ -31,12 +31,12 @@ import structlog
 
 from segue.catalogue import Catalogue
 from segue.release import DatasetFacts, Draft, Release, WindowFacts, write_release
-from service.redis_program import redis_server_binary
+from service.sessions.redis_program import redis_server_binary
 
 GENRES, TRACKS_OF_A_GENRE = 6, 12
 WINDOW = 5
 _SERVE = (
-    "{prelude}; from service.process import serve; from service.settings import read_settings; import sys;"
+    "{prelude}; from service.server import serve; from service.settings import read_settings; import sys;"
     "serve(read_settings(), workers=int(sys.argv[1]))"
 )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from service.event_log import SCHEMA
+from service.sessions.event_log import SCHEMA
 
 
 def read_back(folder: Path) -> dict[str, list[tuple[str, bool]]]:

@@ -15,14 +15,14 @@ import torch
 from segue.errors import BadOption
 from segue.window import Sessions
 from training.checkpoint import Checkpoints
-from training.encoders.contract import SessionEncoder
-from training.encoders.gru4rec import Gru4Rec, Gru4RecOptions
-from training.encoders.sasrec import SasRec, SasRecOptions
-from training.fit import Fitted, fit
+from training.data.session_views import SessionViews
+from training.data.splits import Examples
+from training.distributed import Processes, joined
+from training.models.encoders.encoder import SessionEncoder
+from training.models.encoders.gru4rec import Gru4Rec, Gru4RecOptions
+from training.models.encoders.sasrec import SasRec, SasRecOptions
 from training.options import NeuralOptions
-from training.processes import Processes, joined
-from training.session_views import SessionViews
-from training.splits import Examples
+from training.trainer import Fitted, fit
 
 TRACKS, SESSIONS, LENGTH = 40, 57, 6
 SIZES: dict[str, Any] = {
@@ -106,7 +106,7 @@ def fitted(
 
 def killed(case: Case, folder: Path, processes: Processes, steps: int) -> None:
     """Train for so many steps, and leave a checkpoint after the last but one."""
-    with mock.patch("training.fit.CHECKPOINT_EVERY_S", 0.0):
+    with mock.patch("training.trainer.CHECKPOINT_EVERY_S", 0.0):
         try:
             fitted(case, folder, processes, Reporter(steps))
         except Killed:

@@ -1,4 +1,4 @@
-"""service.connection over a transport in memory: what a client sends, cut anywhere, and what it gets for it."""
+"""service.http.protocol over a transport in memory: what a client sends, cut anywhere, and what it gets for it."""
 
 import asyncio
 import re
@@ -9,8 +9,8 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from service.connection import Connection
-from service.door import Door
+from service.http.admission_control import Door
+from service.http.protocol import Connection
 
 
 class MemoryTransport(asyncio.Transport):

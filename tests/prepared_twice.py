@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.log_samples import Sample
-from training.listening_logs import Engine, PrepareReport, prepare, prepare_options
+from training.prepare.pipeline import Engine, PrepareReport, prepare, prepare_options
 
 
 def contents(folder: Path) -> dict[str, bytes]:

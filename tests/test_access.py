@@ -13,10 +13,10 @@ from starlette.routing import Mount, Route
 
 from segue.cli import main
 from segue.errors import BadOption
-from service.access import CALLS, OPEN, call_of, check, is_needed
 from service.app import ROUTERS, create_app
-from service.keys import SCOPES, Keyring, Scope, new_key, read_keys, write_keys
-from service.limits import RateLimit
+from service.http.auth import CALLS, OPEN, call_of, check, is_needed
+from service.http.keys import SCOPES, Keyring, Scope, new_key, read_keys, write_keys
+from service.http.limits import RateLimit
 from service.settings import Settings
 
 SETTINGS = Settings(release=Path("unused"))

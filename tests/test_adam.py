@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from training.adam import DenseWeights, clip  # noqa: E402 (after the check that torch is there)
+from training.optimizer import DenseWeights, clip  # noqa: E402 (after the check that torch is there)
 
 SHAPES = (3,), (4, 5), (2, 3, 2)
 
@@ -27,7 +27,7 @@ def with_gradients(weights: list[Any], step: int) -> None:
 @pytest.mark.parametrize("fused_on", ["cpu", "no device"])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_a_step_is_that_of_adamw(weight_decay: float, fused_on: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.adam._FUSED_ON", fused_on)
+    monkeypatch.setattr("training.optimizer._FUSED_ON", fused_on)
     ours, theirs = parameters(), parameters()
     dense = DenseWeights(ours, weight_decay)
     optimizer = torch.optim.AdamW(theirs, lr=0.01, weight_decay=weight_decay)

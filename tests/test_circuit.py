@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from service.circuit import FAILURES, Circuit
+from service.sessions.circuit import FAILURES, Circuit
 
 
 class Server:

@@ -13,10 +13,10 @@ pytest.importorskip("jinja2")
 from segue.cli import main
 from segue.errors import InputError
 from tests.comparison_results import gaining, result
-from training.comparison import paper
-from training.comparison.report import as_json, as_markdown, measure
-from training.comparison.results import read_results
-from training.comparison.statistics import differences, holm, kendall, pairs, permutation_test
+from training.evaluation.compare import paper
+from training.evaluation.compare.report import as_json, as_markdown, measure
+from training.evaluation.compare.results import read_results
+from training.evaluation.compare.statistics import differences, holm, kendall, pairs, permutation_test
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ import pytest
 pytest.importorskip("jinja2")
 
 from tests.comparison_results import gaining, result
-from training.comparison import words
-from training.comparison.drawing import Scale, rounded_up, ticks
-from training.comparison.plots import has_feedback
-from training.comparison.report import Section, measure, write_report
-from training.comparison.tables import Measured
+from training.evaluation.compare import narrative as words
+from training.evaluation.compare.charts import has_feedback
+from training.evaluation.compare.drawing import Scale, rounded_up, ticks
+from training.evaluation.compare.report import Section, measure, write_report
+from training.evaluation.compare.tables import Measured
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ class TestWords:
         assert counted.endswith("HR@10 = 3 / 4 = 0.750.")
 
     def test_every_system_is_described(self) -> None:
-        from training.comparison import paper
+        from training.evaluation.compare import paper
 
         for system in [*paper.SYSTEMS, "vmis-knn", "markov", "popularity", "sasrec+nce+published-pairing"]:
             said = words.described(system)

@@ -10,8 +10,8 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http import flow_control, httptools_impl
 from uvicorn.server import ServerState
 
-from service.connection import MAX_HEAD_BYTES, MAX_HEADERS, MAX_UNFINISHED_BYTES, Connection
-from service.door import Door
+from service.http.admission_control import Door
+from service.http.protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_UNFINISHED_BYTES, Connection
 from tests.memory_connection import MemoryConnection, Recorder, exchange
 
 HOST = b"Host: localhost\r\n"

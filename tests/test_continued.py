@@ -15,13 +15,13 @@ from segue.errors import BadOption, BadRelease  # noqa: E402
 from segue.release import DatasetFacts, Draft, Loss, Release, WindowFacts, open_release, write_release  # noqa: E402
 from segue.window import Sessions, Windows  # noqa: E402
 from tests.stopped_training import Killed, KilledAfter, Silent  # noqa: E402
-from training.continued import company_means, fair_factor, with_tracks_of  # noqa: E402
-from training.dataset import Dataset, write_dataset  # noqa: E402
+from training.data.dataset import Dataset, write_dataset  # noqa: E402
+from training.data.synthetic import plant  # noqa: E402
 from training.encoder_weights import ENCODER_WEIGHTS, encoder_weights, take_weights  # noqa: E402
-from training.encoders.sasrec import SasRecOptions  # noqa: E402
-from training.models import MODELS, Job, train  # noqa: E402
+from training.models.encoders.sasrec import SasRecOptions  # noqa: E402
 from training.options import check_options  # noqa: E402
-from training.planted_sessions import plant  # noqa: E402
+from training.run import MODELS, Job, train  # noqa: E402
+from training.warm_start import company_means, fair_factor, with_tracks_of  # noqa: E402
 
 FROZEN = Path(__file__).parent / "releases" / "v1"
 OPTIONS = SasRecOptions(dimension=8, heads=2, window=6, epochs=1, batch_size=16, negatives=20, averaging=0.9)
@@ -63,8 +63,8 @@ class Scoring:
 
 
 def answers(release: Release, windows: Windows) -> list[list[tuple[str, float]]]:
-    from service.live_release import recommender_of
-    from service.onnx_encoder import OnnxEncoder
+    from service.releases.loaded import recommender_of
+    from service.releases.onnx_encoder import OnnxEncoder
 
     queries = OnnxEncoder(release.path / "encoder.onnx").encode(windows)
     assert recommender_of(release, exact=True)
@@ -132,8 +132,8 @@ class TestTakingOver:
 
         Known tracks score 3, 2 and 1, so it is in a list where its own score times the factor is above 2.
         """
-        monkeypatch.setattr("training.continued._LIST", 2)
-        monkeypatch.setattr("training.continued._ROWS_AT_ONCE", 2)
+        monkeypatch.setattr("training.warm_start._LIST", 2)
+        monkeypatch.setattr("training.warm_start._ROWS_AT_ONCE", 2)
         part = Sessions(np.array([4, 1, 1, 2, 3] * 5), np.zeros(25, np.bool_), np.arange(6) * 5)
         known, new = np.array([False, True, True, True, False]), np.array([4])
 
@@ -166,7 +166,7 @@ class TestTraining:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """After a track comes the next one of a ring, of which a release that hardly trained knows nothing."""
-        monkeypatch.setattr("training.fit.CHECKPOINT_EVERY_S", 0.0)
+        monkeypatch.setattr("training.trainer.CHECKPOINT_EVERY_S", 0.0)
         plays = [(f"s{i:03}", f"t{(i * 7 + step) % 60:02}", False) for i in range(120) for step in range(8)]
         ring = pl.DataFrame(plays, schema=["session_id", "track_id", "skipped"], orient="row")
         data = write_dataset(tmp_path / "ring", ring, "planted")

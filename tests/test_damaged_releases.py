@@ -26,15 +26,15 @@ pytest.importorskip("onnx")
 import faiss
 import onnx
 
-from index.choose import index_release
+from index.tuning import index_release
 from segue.catalogue import Catalogue
 from segue.errors import InputError
 from segue.release import Draft, Release, open_release, write_release
-from service.live_release import Question
-from service.onnx_encoder import OnnxEncoder
-from service.releases import LiveReleases
+from service.ops.telemetry import Telemetry
+from service.releases.loaded import Question
+from service.releases.onnx_encoder import OnnxEncoder
+from service.releases.registry import LiveReleases
 from service.settings import Settings
-from service.telemetry import Telemetry
 from service.threads import Threads
 from tests.sealing import named, sealed
 

@@ -10,15 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.errors import BadDataset, InputError
-from training.dataset import (
-    CATALOGUE_FILE,
-    FACTS_FILE,
-    Listening,
-    open_dataset,
-    write_dataset,
-    write_listening,
-)
-from training.session_file import SESSIONS_FILE
+from training.data.dataset import CATALOGUE_FILE, FACTS_FILE, Listening, open_dataset, write_dataset, write_listening
+from training.data.sessions_parquet import SESSIONS_FILE
 
 PLAYS = pl.DataFrame(
     {

@@ -44,7 +44,7 @@ WORKLOADS = {
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_every_metric_that_is_asked_for_exists(expression: str) -> None:
-    from service.telemetry import Telemetry
+    from service.ops.telemetry import Telemetry
 
     endings = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_count", "_sum"]}
     metrics = Telemetry().registry.collect()
@@ -55,7 +55,7 @@ def test_every_metric_that_is_asked_for_exists(expression: str) -> None:
 
 
 def test_every_metric_is_on_the_dashboard() -> None:
-    from service.telemetry import Telemetry
+    from service.ops.telemetry import Telemetry
 
     shown = " ".join(target["expr"] for panel in PANELS for target in panel["targets"])
     assert [metric.name for metric in Telemetry().registry.collect() if metric.name not in shown] == []

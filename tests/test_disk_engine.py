@@ -8,10 +8,10 @@ import pytest
 
 from segue.errors import BadLog
 from tests.log_samples import SAMPLES
-from training import disk_engine as module
-from training.disk_engine import DiskTasks, disk_engine
-from training.listening_logs import PrepareReport, prepare, prepare_options
-from training.log_partitions import Selected
+from training.prepare import disk_engine as module
+from training.prepare.disk_engine import DiskTasks, disk_engine
+from training.prepare.partition_tasks import Selected
+from training.prepare.pipeline import PrepareReport, prepare, prepare_options
 
 
 def told(report: PrepareReport) -> tuple[object, ...]:

@@ -65,7 +65,7 @@ def test_every_manifest_field_is_documented() -> None:
 
 def test_every_index_fact_is_documented() -> None:
     pytest.importorskip("faiss")
-    from index.choose import IndexFacts
+    from index.tuning import IndexFacts
 
     section = doc("release-format").partition("## index.json")[2]
     assert set(IndexFacts.model_fields) <= set(re.findall(r"`(\w+)`", section))

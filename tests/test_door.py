@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.door import FEWEST, REFUSAL, Door
+from service.http.admission_control import FEWEST, REFUSAL, Door
 
 TARGET_S = 0.05
 

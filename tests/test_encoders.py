@@ -11,14 +11,14 @@ torch = pytest.importorskip("torch")
 from segue.catalogue import PAD_ROW  # noqa: E402 (after the check that torch is there)
 from segue.release import ENCODER, ITEM_EMBEDDINGS  # noqa: E402
 from segue.window import Sessions, Windows  # noqa: E402
-from service.onnx_encoder import OnnxEncoder  # noqa: E402
-from training.batches import Batch, make_batch  # noqa: E402
-from training.encoders.bert4rec import Bert4Rec, Bert4RecOptions, cut_anew  # noqa: E402
-from training.encoders.caser import Caser, CaserOptions  # noqa: E402
-from training.encoders.contract import CausalEncoder, SessionEncoder, only_played  # noqa: E402
-from training.encoders.gru4rec import Gru4Rec, Gru4RecOptions  # noqa: E402
-from training.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
+from service.releases.onnx_encoder import OnnxEncoder  # noqa: E402
+from training.data.batches import Batch, make_batch  # noqa: E402
 from training.export_onnx import check_parity, export_encoder, item_embeddings  # noqa: E402
+from training.models.encoders.bert4rec import Bert4Rec, Bert4RecOptions, cut_anew  # noqa: E402
+from training.models.encoders.caser import Caser, CaserOptions  # noqa: E402
+from training.models.encoders.encoder import CausalEncoder, SessionEncoder, only_played  # noqa: E402
+from training.models.encoders.gru4rec import Gru4Rec, Gru4RecOptions  # noqa: E402
+from training.models.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
 
 ROWS, WINDOW = 50, 8
 

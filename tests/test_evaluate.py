@@ -16,10 +16,10 @@ from segue.errors import BadOption, InputError
 from segue.recommend import PopularityRanker, Ranked, Recommender
 from segue.release import DatasetFacts, Draft, Release, WindowFacts, write_release
 from segue.window import Sessions, Windows
-from training.baselines.markov import MarkovRanker
-from training.dataset import Dataset, write_dataset
-from training.evaluate import Offline, OverHttp, Question, evaluate, sample_candidates
-from training.splits import examples, training_part
+from training.data.dataset import Dataset, write_dataset
+from training.data.splits import examples, training_part
+from training.evaluation.evaluate import Offline, OverHttp, Question, evaluate, sample_candidates
+from training.models.baselines.markov import MarkovRanker
 
 
 def dataset(path: Path, sessions: dict[str, str]) -> Dataset:

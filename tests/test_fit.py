@@ -16,15 +16,15 @@ torch = pytest.importorskip("torch")
 from segue.errors import BadOption  # noqa: E402 (after the check that torch is there)
 from segue.window import Sessions  # noqa: E402
 from tests.stopped_training import Killed, KilledAfter, Silent  # noqa: E402
-from training import fit as training_fit  # noqa: E402
 from training import objective  # noqa: E402
+from training import trainer as training_fit  # noqa: E402
 from training.checkpoint import Checkpoints  # noqa: E402
-from training.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
-from training.fit import Fitted, fit  # noqa: E402
+from training.data.session_views import SessionViews  # noqa: E402
+from training.data.splits import Examples  # noqa: E402
+from training.distributed import Processes  # noqa: E402
 from training.interruption import Interrupted  # noqa: E402
-from training.processes import Processes  # noqa: E402
-from training.session_views import SessionViews  # noqa: E402
-from training.splits import Examples  # noqa: E402
+from training.models.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
+from training.trainer import Fitted, fit  # noqa: E402
 
 OPTIONS = SasRecOptions(dimension=16, heads=2, window=6, epochs=3, batch_size=8, negatives=20, learning_rate=0.01)
 TRACKS = 12
@@ -76,7 +76,7 @@ class TestReproducible:
     def test_a_killed_training_goes_on_to_the_same_weights(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, averaging: float
     ) -> None:
-        monkeypatch.setattr("training.fit.CHECKPOINT_EVERY_S", 0.0)  # so that mid-epoch checkpoints take part
+        monkeypatch.setattr("training.trainer.CHECKPOINT_EVERY_S", 0.0)  # so that mid-epoch checkpoints take part
         options = OPTIONS.model_copy(update={"averaging": averaging})
         whole = run(tmp_path / "whole", options)
         with pytest.raises(Killed):

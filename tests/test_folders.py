@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from segue.errors import InputError
-from segue.folders import new_folder, private_file, private_folder
-from training.dataset import open_dataset
-from training.listening_logs import prepare
-from training.session_file import FLAT_FOLDER, mapped_sessions
+from segue.safe_files import new_folder, private_file, private_folder
+from training.data.dataset import open_dataset
+from training.data.sessions_parquet import FLAT_FOLDER, mapped_sessions
+from training.prepare.pipeline import prepare
 
 
 @pytest.fixture(params=[0o000, 0o022, 0o077], ids=lambda umask: f"umask {umask:03o}", autouse=True)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from segue.cli import main
 from segue.errors import BadLog
-from training.log_formats import PROBLEMS, read_lines
+from training.prepare.formats import PROBLEMS, read_lines
 
 PAGE = Path(__file__).parents[1] / "docs" / "timestamps-and-formats.md"
 if not PAGE.exists():
@@ -171,7 +171,7 @@ class TestTheExample:
 @pytest.mark.parametrize(("text", "result"), AT)
 def test_at_is_accepted_and_refused_as_the_page_says(text: str, result: str) -> None:
     pytest.importorskip("fastapi")
-    from service.bodies import EventsRequest
+    from service.api.bodies import EventsRequest
 
     body = json.dumps({"events": [{"type": "play", "track_id": "t", "at": json.loads(text)}]})
     if result == "accepted":

@@ -1,7 +1,7 @@
 """A release made to do harm ends or hangs the process that tries it, and no other; the one before it serves on.
 
 Each is vouched for by its manifest: hashes, sizes and shapes are right. It is tried as any is that comes into the
-folder of releases (service/release_trial.py).
+folder of releases (service/releases/trial.py).
 """
 
 import asyncio
@@ -24,11 +24,11 @@ from index.faiss_cpu import KINDS, Kind
 from segue.errors import BadRelease
 from segue.release import Release
 from segue.sessions import Play
-from service.live_release import Question
-from service.release_trial import try_release
-from service.releases import LiveReleases
+from service.ops.telemetry import Telemetry
+from service.releases.loaded import Question
+from service.releases.registry import LiveReleases
+from service.releases.trial import try_release
 from service.settings import Settings
-from service.telemetry import Telemetry
 from service.threads import Threads
 from tests import hostile
 from tests.hostile import Change, Hostile, centroids, graph_of_centroids, ids, of_bytes, put, put_at, resized, storage

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index import faiss_cpu, faiss_gpu, inverted_file
+from index import faiss_cpu, faiss_gpu
+from index import ivf as inverted_file
 from index.exact import ExactIndex, ranked
 from index.faiss_cpu import FaissIndex, Kind, Parameters, faiss
 from index.recall import Exam, recall_at_k

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index import choose, faiss_cpu
-from index.choose import KINDS, IndexFacts, build_index, index_release, open_index, read_facts
+from index import faiss_cpu
+from index import tuning as choose
 from index.exact import ExactIndex
 from index.faiss_cpu import FaissIndex
 from index.faiss_gpu import gpu_available
 from index.recall import recall_at_k
+from index.tuning import KINDS, IndexFacts, build_index, index_release, open_index, read_facts
 from segue.arrays import Float32
 from segue.catalogue import Catalogue
 from segue.errors import BadOption, BadRelease

@@ -10,9 +10,9 @@ torch = pytest.importorskip("torch")
 
 from segue.window import Sessions  # noqa: E402 (after the check that torch is there)
 from training.averaging import MovingAverage  # noqa: E402
-from training.batches import make_batch  # noqa: E402
-from training.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
+from training.data.batches import make_batch  # noqa: E402
 from training.item_rows import ItemRows, renumbered, touched_rows  # noqa: E402
+from training.models.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
 
 ROWS, DIMENSION = 12, 4
 

@@ -17,19 +17,19 @@ torch = pytest.importorskip("torch")
 from segue.errors import BadDataset  # noqa: E402
 from segue.release import MANIFEST  # noqa: E402
 from segue.window import Sessions  # noqa: E402
-from training import dataset as datasets  # noqa: E402
-from training.array_files import GrowingArray, blocks, counts, mapped  # noqa: E402
-from training.batches import epoch_batches, trainable  # noqa: E402
 from training.checkpoint import Checkpoints  # noqa: E402
-from training.dataset import CATALOGUE_FILE, FACTS_FILE, Dataset, open_dataset  # noqa: E402
-from training.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
-from training.epoch_order import chunked_permutation, epoch_order  # noqa: E402
-from training.fit import fit  # noqa: E402
-from training.models import Job, train  # noqa: E402
-from training.planted_sessions import simulate  # noqa: E402
-from training.session_file import FLAT_FOLDER, SESSIONS_FILE  # noqa: E402
-from training.session_views import SessionViews  # noqa: E402
-from training.splits import Part, Split, examples, training_part  # noqa: E402
+from training.data import dataset as datasets  # noqa: E402
+from training.data.array_files import GrowingArray, blocks, counts, mapped  # noqa: E402
+from training.data.batches import epoch_batches, trainable  # noqa: E402
+from training.data.dataset import CATALOGUE_FILE, FACTS_FILE, Dataset, open_dataset  # noqa: E402
+from training.data.epoch_order import chunked_permutation, epoch_order  # noqa: E402
+from training.data.session_views import SessionViews  # noqa: E402
+from training.data.sessions_parquet import FLAT_FOLDER, SESSIONS_FILE  # noqa: E402
+from training.data.splits import Part, Split, examples, training_part  # noqa: E402
+from training.data.synthetic import simulate  # noqa: E402
+from training.models.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
+from training.run import Job, train  # noqa: E402
+from training.trainer import fit  # noqa: E402
 
 SPLITS: tuple[Split, ...] = ("last-play", "new-sessions")
 PARTS: tuple[Part, ...] = ("validation", "test")
@@ -40,9 +40,9 @@ _LARGE = """
 import sys, threading, time
 from pathlib import Path
 import numpy as np, polars as pl
-from training.dataset import Listening, open_dataset, write_listening
-from training.splits import examples, training_part
-from training.batches import trainable
+from training.data.dataset import Listening, open_dataset, write_listening
+from training.data.splits import examples, training_part
+from training.data.batches import trainable
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -194,7 +194,7 @@ class TestDerivedFiles:
     def test_a_folder_that_cannot_be_written_is_read_all_the_same(
         self, copy: Path, plain: Dataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from training import session_file
+        from training.data import sessions_parquet as session_file
 
         def refused(*_: object, **__: object) -> None:
             raise PermissionError(13, "read-only")
@@ -217,7 +217,7 @@ class TestDerivedFiles:
 
 class TestViews:
     def test_blocks_hold_all_sessions_in_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("training.session_views._PLAYS_A_BLOCK", 5)
+        monkeypatch.setattr("training.data.session_views._PLAYS_A_BLOCK", 5)
         rows = np.arange(1, 15)
         views = SessionViews(
             Sessions(rows, rows % 2 == 0, np.array([0, 14])), np.array([0, 3, 3, 9]), np.array([3, 3, 9, 14])

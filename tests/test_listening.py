@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from segue.errors import BadOption
-from service.access import check
-from service.process import _address, _bind
+from service.http.auth import check
+from service.server import _address, _bind
 from service.settings import Settings
 
 needs_ipv6 = pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from segue.cli.live_figures import History, figures, quantile
+from segue.cli.rates import History, figures, quantile
 
 BOUNDS = [0.001, 0.01, 0.1]
 

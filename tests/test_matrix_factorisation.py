@@ -20,13 +20,13 @@ from segue.errors import BadDataset  # noqa: E402
 from segue.ranking_metrics import bootstrap, hit, mean_rank, reciprocal_rank  # noqa: E402
 from segue.release import ENCODER, ITEM_EMBEDDINGS  # noqa: E402
 from segue.window import Sessions, Windows, to_windows  # noqa: E402
-from service.onnx_encoder import OnnxEncoder  # noqa: E402
-from training.baselines.bpr import Bpr, BprOptions, Draws, Factors, Sampler, descend, factorise, fit_bpr  # noqa: E402
-from training.baselines.feedback import Version, distinct_outcomes, distinct_pairs, freshness  # noqa: E402
-from training.baselines.wrmf import Wrmf, WrmfOptions, cell_values, confidences, fit_wrmf  # noqa: E402
-from training.encoders.contract import Encoder  # noqa: E402
+from service.releases.onnx_encoder import OnnxEncoder  # noqa: E402
+from training.data.synthetic import plant  # noqa: E402
 from training.export_onnx import check_parity, export_encoder, item_embeddings  # noqa: E402
-from training.planted_sessions import plant  # noqa: E402
+from training.models.baselines.bpr import Bpr, BprOptions, Draws, Factors, Sampler, descend, factorise, fit_bpr  # noqa: E402
+from training.models.baselines.feedback import Version, distinct_outcomes, distinct_pairs, freshness  # noqa: E402
+from training.models.baselines.wrmf import Wrmf, WrmfOptions, cell_values, confidences, fit_wrmf  # noqa: E402
+from training.models.encoders.encoder import Encoder  # noqa: E402
 
 VERSIONS: tuple[Version, ...] = ("orig", "bl", "nr")
 ROWS, WINDOW = 40, 7

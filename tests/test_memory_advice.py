@@ -9,11 +9,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from segue.errors import OutOfMemory  # noqa: E402 (after the check that torch is there)
-from training.baselines.wrmf import WrmfOptions  # noqa: E402
 from training.checkpoint import Checkpoints, Progress  # noqa: E402
-from training.encoders.bert4rec import Bert4RecOptions  # noqa: E402
-from training.encoders.sasrec import SasRecOptions  # noqa: E402
 from training.memory_advice import memory_advice  # noqa: E402
+from training.models.baselines.wrmf import WrmfOptions  # noqa: E402
+from training.models.encoders.bert4rec import Bert4RecOptions  # noqa: E402
+from training.models.encoders.sasrec import SasRecOptions  # noqa: E402
 from training.options import Options  # noqa: E402
 
 ON_A_GPU = (

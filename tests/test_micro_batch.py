@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from segue.errors import Overloaded
-from service.micro_batch import MicroBatch
+from service.batching import MicroBatch
 
 
 class Work:

@@ -11,12 +11,12 @@ pytest.importorskip("torch")
 from segue.errors import BadRelease
 from segue.release import Release
 from segue.sessions import Outcome, Play
-from training.dataset import Dataset
-from training.evaluate import Offline, Question, evaluate
-from training.models import MODELS, Job, train
+from training.data.dataset import Dataset
+from training.data.splits import examples
+from training.data.synthetic import simulate
+from training.evaluation.evaluate import Offline, Question, evaluate
 from training.options import check_options
-from training.planted_sessions import simulate
-from training.splits import examples
+from training.run import MODELS, Job, train
 
 CORRECTED = {"wrmf-bl", "wrmf-nr", "bpr-bl", "bpr-nr"}  # of families that the everyday suite has already
 SMALL = {"epochs": 1, "dimension": 8, "heads": 2, "negatives": 20, "iterations": 2, "beta": 0.5}
@@ -44,7 +44,7 @@ def release(request: Any, dataset: Dataset, tmp_path_factory: pytest.TempPathFac
 
 
 def test_it_is_measured_under_both_protocols(release: Release, dataset: Dataset) -> None:
-    from segue.cli.models import open_recommender
+    from segue.cli.train import open_recommender
 
     for protocol in ("full", "sampled"):
         question = Question(dataset, release, "last-play", protocol=protocol)
@@ -56,7 +56,7 @@ def test_it_is_measured_under_both_protocols(release: Release, dataset: Dataset)
 
 
 def test_its_validation_is_what_evaluation_measures(release: Release, dataset: Dataset) -> None:
-    from segue.cli.models import open_recommender
+    from segue.cli.train import open_recommender
 
     question = Question(dataset, release, "last-play", "validation")
     result = evaluate(question, Offline(open_recommender(release, exact=True), question.to_release()))
@@ -66,7 +66,7 @@ def test_its_validation_is_what_evaluation_measures(release: Release, dataset: D
 
 def test_it_answers_sessions_as_it_is_served(release: Release, dataset: Dataset) -> None:
     """A model with vectors is served; one without says so. A skip enters the answer of all that can hear it."""
-    from service.live_release import open_live_release
+    from service.releases.loaded import open_live_release
 
     if not release.has_encoder:
         with pytest.raises(BadRelease, match="has no encoder"):
@@ -85,7 +85,7 @@ def test_it_answers_sessions_as_it_is_served(release: Release, dataset: Dataset)
 
 def test_a_batch_answers_as_one_question_at_a_time(release: Release, dataset: Dataset) -> None:
     """Whatever a question is batched with: other sessions, lengths, exclusions and numbers of tracks."""
-    from service import live_release
+    from service.releases import loaded as live_release
 
     if not release.has_encoder:
         pytest.skip("a model without vectors is not served")

@@ -14,11 +14,11 @@ import pytest
 from segue.errors import BadLog
 from tests.log_samples import SAMPLES, Sample
 from tests.prepared_twice import assert_same
-from training.listening_logs import Engine, prepare, prepare_options
-from training.log_formats import PROBLEMS
-from training.log_partitions import partitions_of
-from training.log_portions import Part, opened, portions_of
-from training.partitioned_preparation import portion_bytes_of, prepare_in_tasks
+from training.prepare.formats import PROBLEMS
+from training.prepare.log_portions import Part, opened, portions_of
+from training.prepare.partition_tasks import partitions_of
+from training.prepare.partitioned import portion_bytes_of, prepare_in_tasks
+from training.prepare.pipeline import Engine, prepare, prepare_options
 
 
 class TasksHere:

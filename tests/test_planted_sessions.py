@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from segue.errors import BadOption
-from training.planted_sessions import MIN_TRACKS, PlantedWorld, plant, simulate
+from training.data.synthetic import MIN_TRACKS, PlantedWorld, plant, simulate
 
 
 @pytest.fixture(scope="module")

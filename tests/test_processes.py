@@ -19,8 +19,8 @@ torch = pytest.importorskip("torch")
 from segue.cli import main  # noqa: E402 (after the check that torch is there)
 from segue.errors import BadOption  # noqa: E402
 from tests.fit_together import CASES, SESSIONS, SIZES, fitted  # noqa: E402
-from training.fit import Fitted  # noqa: E402
-from training.processes import Processes, joined, refuse_shared_gpu  # noqa: E402
+from training.distributed import Processes, joined, refuse_shared_gpu  # noqa: E402
+from training.trainer import Fitted  # noqa: E402
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 EXACT = [name for name, case in CASES.items() if case.dtype == torch.float64]

@@ -11,7 +11,7 @@ from segue.release import Release
 from segue.sessions import Outcome, Play
 
 pytest.importorskip("onnxruntime")
-from service.live_release import open_live_release
+from service.releases.loaded import open_live_release
 from tests import conftest
 
 ROOT = Path(__file__).parents[1]

@@ -10,9 +10,9 @@ import pytest
 from segue.errors import ModelUnavailable
 from segue.release import Release
 from segue.sessions import Play
-from service.live_release import Answer, LiveRelease, Question, open_live_release
-from service.ranking import Ranking
-from service.telemetry import Telemetry
+from service.ops.telemetry import Telemetry
+from service.releases.loaded import Answer, LiveRelease, Question, open_live_release
+from service.releases.ranking import Ranking
 from service.threads import Threads
 
 TIMEOUT_S = 0.2
@@ -104,7 +104,7 @@ def test_a_track_that_hung_is_refused_without_work(faulty: Faulty) -> None:
 
 def test_a_track_is_tried_again_apart_after_a_while(faulty: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
-        monkeypatch.setattr("service.ranking.REFUSED_S", 0.5)
+        monkeypatch.setattr("service.releases.ranking.REFUSED_S", 0.5)
         ranking = ranking_of(faulty)
         for _ in range(2):
             with pytest.raises(ModelUnavailable):

@@ -20,8 +20,8 @@ from segue.cli import main
 from segue.errors import BadLog, BadOption
 from tests.log_samples import SAMPLES, Sample
 from tests.prepared_twice import assert_same, contents
-from training.listening_logs import prepare, prepare_options
-from training.ray_engine import Interrupts, connected, ray_engine
+from training.prepare.pipeline import prepare, prepare_options
+from training.prepare.ray_engine import Interrupts, connected, ray_engine
 
 MARK = "SEGUE_TEST_STARTED_IN"
 PREPARE = (sys.executable, "-m", "segue", "prepare")

@@ -14,8 +14,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from training.dataset import Dataset
-from training.listening_logs import prepare, prepare_options
+from training.data.dataset import Dataset
+from training.prepare.pipeline import prepare, prepare_options
 
 pytestmark = [
     pytest.mark.real_data,

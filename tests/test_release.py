@@ -154,7 +154,7 @@ class TestFrozenSample:
     def test_it_recommends_what_it_recommended_when_it_was_frozen(self) -> None:
         pytest.importorskip("onnxruntime")
         from segue.sessions import Outcome, Play
-        from service.live_release import open_live_release
+        from service.releases.loaded import open_live_release
 
         expected = json.loads((FROZEN.parent / "v1-answers.json").read_text())
         live = open_live_release(FROZEN)

@@ -14,12 +14,12 @@ import pytest
 from segue.errors import BadOption, SwapRefused
 from segue.release import Release
 from segue.sessions import Play
-from service.live_release import Question
-from service.releases import LiveReleases
-from service.session_draws import SessionDraw
-from service.session_store import bucket_of
+from service.ops.telemetry import Telemetry
+from service.releases.loaded import Question
+from service.releases.registry import LiveReleases
+from service.releases.session_draws import SessionDraw
+from service.sessions.store import bucket_of
 from service.settings import Settings, as_environment, read_settings
-from service.telemetry import Telemetry
 from service.threads import Threads
 
 SESSIONS = [f"session-{number}" for number in range(20_000)]

@@ -14,10 +14,10 @@ import pytest
 pytest.importorskip("torch")
 
 from segue.errors import BadOption, SegueError
-from training.dataset import Dataset
-from training.planted_sessions import simulate
-from training.reproduce import SYSTEMS, Plan, Wanted, _Commands, carry_out, plan
-from training.systems import system_name
+from training.data.dataset import Dataset
+from training.data.synthetic import simulate
+from training.evaluation.reproduce import SYSTEMS, Plan, Wanted, _Commands, carry_out, plan
+from training.evaluation.systems import system_name
 
 SMALL = ("epochs=1", "dimension=8", "negatives=20")
 
@@ -113,7 +113,7 @@ def test_a_command_that_is_told_to_end_leaves_no_training_behind(dataset: Datase
 
 
 def test_a_command_that_does_not_hear_is_ended_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.reproduce._STOP_WAIT_S", 0.2)
+    monkeypatch.setattr("training.evaluation.reproduce._STOP_WAIT_S", 0.2)
     deaf = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
     )

@@ -11,12 +11,12 @@ import pytest
 import redis
 
 from segue.errors import BadOption, StoreUnavailable
-from service.embedded_redis import embedded_redis, mend_append_only_file
-from service.redis_program import redis_server_binary
+from service.sessions.embedded_redis import embedded_redis, mend_append_only_file
+from service.sessions.redis_program import redis_server_binary
 
 _OWNER = """
 import pathlib, sys, time
-from service.embedded_redis import embedded_redis
+from service.sessions.embedded_redis import embedded_redis
 with embedded_redis(pathlib.Path(sys.argv[1])) as url:
     print(url, flush=True)
     time.sleep(60)

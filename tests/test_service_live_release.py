@@ -12,8 +12,8 @@ from segue.errors import BadRelease, UnknownTrack
 from segue.release import DatasetFacts, Draft, Release, WindowFacts, open_release, write_release
 from segue.sessions import Outcome, Play
 from segue.window import Windows, to_sessions, to_windows
-from service.live_release import LiveRelease, open_live_release, recommender_of
-from service.onnx_encoder import OnnxEncoder
+from service.releases.loaded import LiveRelease, open_live_release, recommender_of
+from service.releases.onnx_encoder import OnnxEncoder
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,10 @@ from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError,
 from segue.errors import StoreUnavailable
 from segue.events import Event, EventType, play, skip
 from segue.sessions import Outcome, Play, plays_of
-from service.embedded_redis import embedded_redis
-from service.erased_data import BUCKETS
-from service.redis_errors import store_errors
-from service.session_store import Appended, SessionStore, bucket_of, connect, erasures_of, keys_of, stream_of
+from service.sessions.embedded_redis import embedded_redis
+from service.sessions.erased_data import BUCKETS
+from service.sessions.redis_errors import store_errors
+from service.sessions.store import Appended, SessionStore, bucket_of, connect, erasures_of, keys_of, stream_of
 from service.settings import Settings
 
 _numbers = itertools.count()

@@ -10,10 +10,10 @@ torch = pytest.importorskip("torch")
 
 from segue.catalogue import FIRST_TRACK_ROW  # noqa: E402 (after the check that torch is there)
 from segue.window import Sessions  # noqa: E402
-from training.encoders.sasrec import SasRecOptions  # noqa: E402
-from training.processes import Processes  # noqa: E402
-from training.session_views import SessionViews  # noqa: E402
-from training.steps import Step, ahead, steps  # noqa: E402
+from training.data.loader import Step, ahead, steps  # noqa: E402
+from training.data.session_views import SessionViews  # noqa: E402
+from training.distributed import Processes  # noqa: E402
+from training.models.encoders.sasrec import SasRecOptions  # noqa: E402
 
 ROWS, SESSIONS = 200, 50
 

@@ -12,8 +12,8 @@ import pytest
 yaml = pytest.importorskip("yaml")
 pytest.importorskip("pydantic_settings")
 
-from service.embedded_redis import STOP_WAIT_S  # noqa: E402
-from service.session_stream import BEAT_EVERY_S, LOOK_EVERY_S  # noqa: E402
+from service.api.stream import BEAT_EVERY_S, LOOK_EVERY_S  # noqa: E402
+from service.sessions.embedded_redis import STOP_WAIT_S  # noqa: E402
 from service.settings import Settings  # noqa: E402
 
 ROOT = Path(__file__).parents[1]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from segue.arrays import Float32, Int
-from segue.places import among, refuse_unfit_map
+from segue.map_projection import among, refuse_unfit_map
 from segue.release import open_release
 
 pytest.importorskip("sklearn")

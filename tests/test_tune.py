@@ -9,11 +9,11 @@ pytest.importorskip("torch")
 pytest.importorskip("optuna")
 
 from segue.errors import BadOption, BadRelease
-from training.dataset import Dataset
-from training.models import MODELS, train
+from training.data.dataset import Dataset
+from training.data.synthetic import simulate
+from training.evaluation.tune import BEST, PAPER_SPACE, Tuning, tune
 from training.options import read_options
-from training.planted_sessions import simulate
-from training.tune import BEST, PAPER_SPACE, Tuning, tune
+from training.run import MODELS, train
 
 SMALL = ["epochs=2", "dimension=8", "heads=2", "negatives=20", "batch_size=64"]
 SPACE = {"learning_rate": [1e-6, 0.02], "beta": [0.0, 0.5]}
@@ -55,7 +55,7 @@ def test_the_best_options_become_a_recipe_and_the_study_goes_on(dataset: Dataset
 
 
 def test_an_interrupted_trial_is_taken_up_again(dataset: Dataset, tmp_path: Path, monkeypatch: Any) -> None:
-    import training.tune as module
+    import training.evaluation.tune as module
 
     class Killed(BaseException):
         pass
@@ -90,7 +90,7 @@ def test_other_values_to_search_are_another_study(dataset: Dataset, tmp_path: Pa
 def test_options_whose_release_is_refused_are_a_trial_that_ended(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import training.tune as module
+    import training.evaluation.tune as module
 
     calls: list[int] = []
 
@@ -110,7 +110,7 @@ def test_options_whose_release_is_refused_are_a_trial_that_ended(
 def test_a_study_whose_releases_are_all_refused_says_so(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import training.tune as module
+    import training.evaluation.tune as module
 
     def refused(*_: Any) -> Any:
         raise BadRelease("the exported encoder differs")

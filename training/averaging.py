@@ -10,8 +10,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from training.encoders.contract import SessionEncoder
-from training.encoders.packing import put
+from training.models.encoders.encoder import SessionEncoder
+from training.models.encoders.tensor_ops import put
 
 _ROWS_AT_ONCE: Final = 65_536
 

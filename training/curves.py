@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from training.comparison.drawing import Scale, mark, text, ticks, x_axis, y_axis
+from training.evaluation.compare.drawing import Scale, mark, text, ticks, x_axis, y_axis
 
 _LOSSES: Final = ("loss", "nll", "nce")
 _SCORES: Final = ("HR@10", "MRR@10")
@@ -23,7 +23,7 @@ Line = Mapping[str, float]
 
 
 def curves(history: Sequence[Line]) -> str:
-    """The file for lines as `training.fit.Reporter.epoch` is told them, one or more; what is not finite is left out."""
+    """The file for one or more lines of `training.trainer.Reporter.epoch`; what is not finite is left out."""
     panels = (
         ("Loss by epoch", _LOSSES, _PANELS[0], False),
         ("Validation by epoch", _SCORES, _PANELS[1], True),

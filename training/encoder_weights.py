@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from segue.arrays import mapped_array
 from segue.errors import BadRelease
 from segue.release import Release
-from training.encoders.contract import SessionEncoder
+from training.models.encoders.encoder import SessionEncoder
 
 ENCODER_WEIGHTS: Final = "encoder_weights.npy"
 _LARGEST_HEADER: Final = 1_000_000  # characters; a block of self-attention takes 700

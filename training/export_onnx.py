@@ -23,7 +23,7 @@ from segue.arrays import Float32
 from segue.errors import BadRelease
 from segue.release import ENCODER, ITEM_EMBEDDINGS
 from segue.window import Windows
-from training.encoders.contract import Encoder
+from training.models.encoders.encoder import Encoder
 
 LARGEST_DIFFERENCE: Final = 1e-4
 OPSET: Final = 20

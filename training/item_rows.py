@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from segue.catalogue import PAD_ROW
-from training.adam import Moments, adam
-from training.batches import Batch
-from training.encoders.packing import put
+from training.data.batches import Batch
+from training.models.encoders.tensor_ops import put
+from training.optimizer import Moments, adam
 
 
 class ItemRows:

@@ -7,9 +7,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from segue.catalogue import PAD_ROW
-from training.batches import Batch
-from training.encoders.contract import SessionEncoder
-from training.encoders.packing import picked
+from training.data.batches import Batch
 from training.losses import (
     Negatives,
     Total,
@@ -19,6 +17,8 @@ from training.losses import (
     sampled_softmax,
     uniform_log_q,
 )
+from training.models.encoders.encoder import SessionEncoder
+from training.models.encoders.tensor_ops import picked
 from training.options import NeuralOptions
 
 

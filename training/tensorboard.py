@@ -24,10 +24,10 @@ class TensorBoard:
         self._writer.close()
 
     def step(self, epoch: int, sessions_done: int, sessions: int, terms: dict[str, float]) -> None:
-        """See training.fit.Reporter."""
+        """See training.trainer.Reporter."""
 
     def epoch(self, line: dict[str, float]) -> None:
-        """See training.fit.Reporter."""
+        """See training.trainer.Reporter."""
         for name, value in line.items():
             if name != "epoch":
                 group = _GROUPS.get(name, "speed")

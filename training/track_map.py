@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from index.exact import ExactIndex
 from segue.arrays import Float32, Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW
-from segue.places import NEAREST, among
+from segue.map_projection import NEAREST, among
 
 LANDMARKS: Final = 2000
 _FEWEST: Final = 50  # below, neighbourhoods say nothing: two principal components do

@@ -11,8 +11,8 @@ from segue.catalogue import FIRST_TRACK_ROW
 from segue.ranking_metrics import LIST_LENGTH, hit, mean_rank, rank_in_list, reciprocal_rank
 from segue.recommend import Ranker
 from segue.window import Windows, to_windows
-from training.encoders.contract import Encoder
-from training.splits import Examples
+from training.data.splits import Examples
+from training.models.encoders.encoder import Encoder
 
 # Validation steers early stopping alone: beyond this many sessions it gets slower, not better.
 SESSIONS: Final = 20_000

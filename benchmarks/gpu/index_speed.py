@@ -18,9 +18,9 @@ from benchmarks.gpu import facts
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.index_search import clustered
 from index import faiss_cpu
-from index.choose import settings
 from index.faiss_cpu import FaissIndex
 from index.recall import RECALL_K, Exam
+from index.tuning import settings
 from segue.arrays import Float32
 
 ASKED = 48  # what the service asks of its index for a list of 20

@@ -3,7 +3,7 @@
 import sys
 
 from segue.errors import SegueError
-from training.processes import joined, refuse_shared_gpu
+from training.distributed import joined, refuse_shared_gpu
 
 
 def main(device: str) -> int:

@@ -93,7 +93,7 @@ def recall(release: Path, kept: list[Any], sessions: list[Any]) -> float:
     from segue.release import open_release
     from segue.sessions import Outcome, Play
     from segue.window import to_sessions
-    from service.live_release import recommender_of
+    from service.releases.loaded import recommender_of
 
     kept = kept[:_ASKED_FOR_RECALL]
     numbers = [int(path.split("s-")[1].split("&")[0]) for path, _ in kept]

@@ -3,8 +3,8 @@
 import numpy as np
 
 from segue.window import Sessions
-from training.session_views import SessionViews
-from training.splits import Examples
+from training.data.session_views import SessionViews
+from training.data.splits import Examples
 
 SHORTEST, LONGEST = 10, 20  # as in MSSD: 15 plays on average
 

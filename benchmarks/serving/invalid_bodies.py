@@ -27,8 +27,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from service.bodies import EventsRequest, SwapRequest, WhatIfRequest
-from service.json_body import max_body_bytes
+from service.api.bodies import EventsRequest, SwapRequest, WhatIfRequest
+from service.http.json_body import max_body_bytes
 from service.settings import Settings
 
 CONNECTIONS = 8

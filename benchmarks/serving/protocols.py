@@ -50,7 +50,7 @@ class AdmissionLayer:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One request."""
-        from service.door import REFUSAL
+        from service.http.admission_control import REFUSAL
 
         if scope["type"] == "http" and not scope["path"].startswith(_ALWAYS):
             door = scope["state"]["door"]
@@ -65,7 +65,7 @@ class AdmissionLayer:
 def serve(variant: str, arguments: list[str]) -> None:
     """`segue serve` with another protocol."""
     from segue.cli import main
-    from service import process
+    from service import server as process
 
     usual = process._uvicorn
 

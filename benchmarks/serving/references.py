@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query
 from redis.asyncio import Redis
 
-from service.session_store import keys_of
+from service.sessions.store import keys_of
 
 
 def constant() -> FastAPI:
@@ -45,7 +45,7 @@ def naive() -> FastAPI:
 
     from segue.catalogue import PAD_ROW
     from segue.release import open_release
-    from training.encoders.sasrec import SasRec, SasRecOptions
+    from training.models.encoders.sasrec import SasRec, SasRecOptions
 
     torch.set_num_threads(1)
     release = open_release(Path(os.environ["RELEASE"]))

@@ -77,7 +77,7 @@ def sessions_of(release: Path, file: Path) -> None:
 @contextlib.contextmanager
 def redis(folder: Path) -> Iterator[str]:
     """An empty Redis on a core of its own."""
-    from service.embedded_redis import embedded_redis
+    from service.sessions.embedded_redis import embedded_redis
 
     shutil.rmtree(folder, ignore_errors=True)  # sessions of another catalogue would be gone on with
     before = os.sched_getaffinity(0)
@@ -148,10 +148,10 @@ def parts_alone(release: Path) -> dict[str, float]:
     code = f"""
 import json, time, numpy as np
 from pathlib import Path
-from index.choose import open_index
+from index.tuning import open_index
 from segue.release import ENCODER, open_release
 from segue.window import Windows
-from service.onnx_encoder import OnnxEncoder
+from service.releases.onnx_encoder import OnnxEncoder
 release = open_release(Path({str(release)!r}))
 windows, encoder, index = release.sample_windows, OnnxEncoder(release.path / ENCODER), open_index(release)
 queries = encoder.encode(windows)
@@ -183,7 +183,7 @@ def recall(release: Path, kept: list[Any], sessions: list[Any]) -> dict[str, flo
     from segue.release import open_release
     from segue.sessions import Outcome, Play
     from segue.window import to_sessions
-    from service.live_release import open_live_release, recommender_of
+    from service.releases.loaded import open_live_release, recommender_of
 
     kept = kept[:500]
     plays = [

@@ -1,4 +1,4 @@
-"""One measurement of `training.fit` in a process of its own: time of steps, where it goes, memory, and the bound.
+"""One measurement of `training.trainer` in a process of its own: time of steps, where it goes, memory, and the bound.
 
 python -m benchmarks.training.ours SESSIONS.npz --seconds 15 --out FILE.json
 """
@@ -20,11 +20,11 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.training import bound
 from segue.window import Sessions
 from training.checkpoint import Checkpoints
-from training.encoders.sasrec import SasRec, SasRecOptions
-from training.fit import fit
-from training.processes import Processes
-from training.session_views import SessionViews
-from training.splits import Examples
+from training.data.session_views import SessionViews
+from training.data.splits import Examples
+from training.distributed import Processes
+from training.models.encoders.sasrec import SasRec, SasRecOptions
+from training.trainer import fit
 
 WARM_UP = 10
 LABELS = ("data", "encoder", "loss", "backward", "update")

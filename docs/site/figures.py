@@ -15,10 +15,12 @@ import numpy as np
 
 from docs.site.reference import table
 from segue.ranking_metrics import Estimate
-from training.comparison import paper, plots, words
-from training.comparison.results import Answered, Asked, Question
-from training.comparison.statistics import Difference, Pair
-from training.comparison.tables import Measured
+from training.evaluation.compare import charts as plots
+from training.evaluation.compare import narrative as words
+from training.evaluation.compare import paper
+from training.evaluation.compare.results import Answered, Asked, Question
+from training.evaluation.compare.statistics import Difference, Pair
+from training.evaluation.compare.tables import Measured
 
 _ASKED: Final = re.compile(r"^<!-- results: (\w+) (\w+) -->$", re.MULTILINE)
 _FIELDS: Final = ("source", "fingerprint", "split", "part", "protocol")
@@ -73,7 +75,7 @@ def filled(markdown: str, results: Path, folder: str = "") -> str:
 
 def pictures(results: Path) -> dict[str, str]:
     """Every picture that a document may ask for, as a file of its own."""
-    css = resources.files("training.comparison").joinpath("page.css").read_text(encoding="utf-8")
+    css = resources.files("training.evaluation.compare").joinpath("page.css").read_text(encoding="utf-8")
     light = "".join(rule for rule in re.split(r"(?<=\n})\n|(?<=})\n", css) if not rule.lstrip().startswith("@"))
     found = {}
     for name in ("planted", "mssd"):

@@ -14,15 +14,15 @@ from types import FrameType
 
 import click
 
-from segue.cli.comparison import compare
 from segue.cli.data import prepare, simulate
 from segue.cli.demo import demo
+from segue.cli.evaluate import compare
 from segue.cli.experiments import reproduce, tune
 from segue.cli.keys import keys
-from segue.cli.models import evaluate, index, train
-from segue.cli.output import say
-from segue.cli.serving import openapi, recommend, serve
+from segue.cli.serve import openapi, recommend, serve
+from segue.cli.terminal import say
 from segue.cli.top import top
+from segue.cli.train import evaluate, index, train
 from segue.errors import SegueError
 from segue.terminal_text import escaped
 

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segue.cli.output import facts_table, print_json, print_table, say
 from segue.cli.progress import counting_steps
+from segue.cli.terminal import facts_table, print_json, print_table, say
 from segue.errors import BadOption
 
 if TYPE_CHECKING:
-    from training.dataset import Dataset
-    from training.listening_logs import Engine, PrepareReport
+    from training.data.dataset import Dataset
+    from training.prepare.pipeline import Engine, PrepareReport
 
 FOLDER = click.Path(path_type=Path)
 
@@ -70,8 +70,8 @@ def prepare(
     `events` is the format for your own data: CSV or Parquet with track_id, and either session_id, skipped and
     position or timestamp, or user_id and timestamp; title and artist where you have them.
     """
-    from training.listening_logs import prepare as prepare_logs
-    from training.listening_logs import prepare_options
+    from training.prepare.pipeline import prepare as prepare_logs
+    from training.prepare.pipeline import prepare_options
 
     options = prepare_options(**{name: value for name, value in given.items() if value is not None})
     with counting_steps() as tell:
@@ -103,9 +103,9 @@ def prepare(
 def simulate(tracks: int, sessions: int, out: Path, overwrite: bool, seed: int, as_json: bool) -> None:
     """Make a dataset of planted sessions: listeners who skip what does not fit their taste.
 
-    The rule behind the sessions is described in training/planted_sessions.py; titles and artists are invented.
+    The rule behind the sessions is described in training/data/synthetic.py; titles and artists are invented.
     """
-    from training.planted_sessions import simulate as plant
+    from training.data.synthetic import simulate as plant
 
     dataset = plant(tracks, sessions, out, seed, overwrite=overwrite)
     if as_json:
@@ -116,13 +116,13 @@ def simulate(tracks: int, sessions: int, out: Path, overwrite: bool, seed: int, 
 
 def _engine(name: str, ray_address: str | None) -> "Engine | None":
     if name == "ray":
-        from training.ray_engine import ray_engine
+        from training.prepare.ray_engine import ray_engine
 
         return ray_engine(ray_address)
     if ray_address is not None:
         raise BadOption(f"--ray-address {ray_address} has no effect without --engine ray: add that, or leave it out")
     if name == "disk":
-        from training.disk_engine import disk_engine
+        from training.prepare.disk_engine import disk_engine
 
         return disk_engine()
     return None

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from segue.cli.data import FOLDER
-from segue.cli.models import answers_of, build_index, print_evaluations
-from segue.cli.output import say
 from segue.cli.progress import TrainingProgress, counting
+from segue.cli.terminal import say
+from segue.cli.train import answers_of, build_index, print_evaluations
 from segue.errors import BadOption
 
 if TYPE_CHECKING:
-    from training.dataset import Dataset
+    from training.data.dataset import Dataset
 
 SYSTEMS: Final = {"sasrec": None, "sasrec-no-nce": 0.0}  # release folder: beta, None for the recipe's
 
@@ -55,8 +55,8 @@ def _refuse_taken(port: int) -> None:
 
 
 def _dataset(folder: Path, tracks: int, sessions: int) -> "Dataset":
-    from training.dataset import open_dataset
-    from training.planted_sessions import simulate
+    from training.data.dataset import open_dataset
+    from training.data.synthetic import simulate
 
     if (folder / "dataset.json").is_file():
         return open_dataset(folder)
@@ -69,10 +69,10 @@ def _system(dataset: "Dataset", out: Path, beta: float | None) -> tuple[Any, dic
     import json
 
     from segue.release import MANIFEST, open_release
-    from training.encoders.sasrec import SasRecOptions
-    from training.evaluate import Question, evaluate
-    from training.models import Job, train
+    from training.evaluation.evaluate import Question, evaluate
+    from training.models.encoders.sasrec import SasRecOptions
     from training.options import read_options
+    from training.run import Job, train
 
     if not (out / MANIFEST).is_file():
         say(f"training {out.name}")
@@ -94,7 +94,7 @@ def _system(dataset: "Dataset", out: Path, beta: float | None) -> tuple[Any, dic
 
 def _serve(releases: Path, data: Path, port: int, *, browser: bool) -> None:
     """Serve the first system; the second answers no session by itself, and is there to be compared with."""
-    from service.process import serve as run
+    from service.server import serve as run
     from service.settings import read_settings
 
     first, second = SYSTEMS

@@ -6,8 +6,8 @@ from typing import Any, Final, TypeAlias
 from rich.table import Table
 from rich.text import Text
 
-from segue.cli.output import titled
 from segue.cli.pictures import bar
+from segue.cli.terminal import titled
 
 Results: TypeAlias = Sequence[tuple[str, Mapping[str, Any]]]  # systems, and what `segue evaluate --json` writes of each
 

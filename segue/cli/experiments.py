@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segue.cli.comparison import show
 from segue.cli.data import FOLDER
-from segue.cli.output import facts_table, print_json, print_table, say
+from segue.cli.evaluate import show
 from segue.cli.progress import counting_steps
+from segue.cli.terminal import facts_table, print_json, print_table, say
 from segue.errors import BadOption
 
 if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
-    from training.reproduce import Plan
+    from training.evaluation.reproduce import Plan
 
 
 @click.command(short_help="The best options for a dataset, by validation.")
@@ -54,10 +54,10 @@ def tune(
 
     Test targets play no part. Interrupt it whenever you like: the same command goes on where it stopped.
     """
-    from segue.cli.models import options_of
-    from training.dataset import open_dataset
-    from training.tune import BEST, Tuning
-    from training.tune import tune as tune_model
+    from segue.cli.train import options_of
+    from training.data.dataset import open_dataset
+    from training.evaluation.tune import BEST, Tuning
+    from training.evaluation.tune import tune as tune_model
 
     options = options_of(model, recipe, settings, no_nce=no_nce)
     space = _space(options.model_dump(), searched, no_nce=no_nce)
@@ -80,7 +80,7 @@ def _tell_trial(trial: "FrozenTrial", study: "Study") -> None:
 
 def _space(options: dict[str, Any], searched: tuple[str, ...], *, no_nce: bool) -> dict[str, list[Any]]:
     """Names and values to search, as plain values."""
-    from training.tune import PAPER_SPACE
+    from training.evaluation.tune import PAPER_SPACE
 
     if not searched:
         fixed = {"alpha", "beta"} if no_nce else set()
@@ -132,8 +132,8 @@ def reproduce(
 
     Interrupt it whenever you like: the same command goes on where it stopped.
     """
-    from training.dataset import open_dataset
-    from training.reproduce import SYSTEMS, Wanted, plan
+    from training.data.dataset import open_dataset
+    from training.evaluation.reproduce import SYSTEMS, Wanted, plan
 
     wanted = Wanted(
         systems=systems or tuple(SYSTEMS),
@@ -154,7 +154,7 @@ def reproduce(
 
 
 def _carry_out(name: str, planned: "Plan", jobs: int) -> list[Path]:
-    from training.reproduce import carry_out
+    from training.evaluation.reproduce import carry_out
 
     with counting_steps() as advance:
 
@@ -168,7 +168,7 @@ def _carry_out(name: str, planned: "Plan", jobs: int) -> list[Path]:
 
 def report(results: list[Path], folder: Path) -> None:
     """Write the comparison of these results as JSON, Markdown and HTML, and show it."""
-    from training.comparison.report import measure, write_report
+    from training.evaluation.compare.report import measure, write_report
 
     sections = measure(results)
     write_report(sections, folder / "report.html", folder / "report.md", folder / "report.json")

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from segue.cli.output import print_json, print_table, say
+from segue.cli.terminal import print_json, print_table, say
 
 _FILE = click.option(
     "--file",
@@ -35,7 +35,7 @@ def keys() -> None:
 def new(name: str, scopes: tuple[str, ...], file: Path) -> None:
     """Make a key called NAME and print it: it is shown this once, the file holds its hash."""
     from segue.errors import BadOption
-    from service.keys import SCOPES, new_key, read_keys, write_keys
+    from service.http.keys import SCOPES, new_key, read_keys, write_keys
 
     kept = read_keys(file) if file.exists() else []
     if name in {key.name for key in kept}:
@@ -50,7 +50,7 @@ def new(name: str, scopes: tuple[str, ...], file: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def list_keys(file: Path, as_json: bool) -> None:
     """List the keys by name, with their scopes. The keys themselves are in no file."""
-    from service.keys import read_keys
+    from service.http.keys import read_keys
 
     kept = read_keys(file)
     if as_json:
@@ -69,7 +69,7 @@ def list_keys(file: Path, as_json: bool) -> None:
 def revoke(name: str, file: Path) -> None:
     """Take the key called NAME out of the file: services refuse it within a second."""
     from segue.errors import BadOption
-    from service.keys import read_keys, write_keys
+    from service.http.keys import read_keys, write_keys
 
     kept = read_keys(file)
     left = [key for key in kept if key.name != name]

@@ -90,7 +90,7 @@ class TrainingProgress:
         self._progress.stop()
 
     def step(self, epoch: int, sessions_done: int, sessions: int, terms: Mapping[str, float]) -> None:
-        """See training.fit.Reporter."""
+        """See training.trainer.Reporter."""
         shown = "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
         if self._task is None or epoch != self._epoch_shown:
             if self._task is not None:
@@ -103,7 +103,7 @@ class TrainingProgress:
         self._progress.update(self._task, completed=sessions_done, terms=shown, left=left)
 
     def epoch(self, line: Mapping[str, float]) -> None:
-        """See training.fit.Reporter."""
+        """See training.trainer.Reporter."""
         now = self._clock()
         self._epochs_done += 1
         self._epoch_s = ((self._epoch_s or 0.0) * (self._epochs_done - 1) + now - self._began) / self._epochs_done

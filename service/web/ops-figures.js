@@ -1,5 +1,5 @@
 // What an operator reads from two answers of GET /operations: rates, quantiles of latency, skip rates.
-// segue/cli/live_figures.py does the same for `segue top`; a test holds the two together. Knows nothing of the page.
+// segue/cli/rates.py does the same for `segue top`; a test holds the two together. Knows nothing of the page.
 
 export const QUANTILES = [50, 90, 99];
 // What the total is of: what listeners ask for, but for streams, which last for minutes.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from service.keys import new_key, write_keys
+from service.http.keys import new_key, write_keys
 from tests.browser.api_viewer_page import call, try_out
 from tests.browser.conftest import watched
 from tests.browser.player_page import keep_picture, playwright

@@ -35,7 +35,7 @@ def browser() -> "Iterator[Browser]":
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with report.html and report.json: five systems, two protocols."""
-    from training.comparison.report import measure, write_report
+    from training.evaluation.compare.report import measure, write_report
 
     folder = tmp_path_factory.mktemp("report")
     write_report(measure(gaining(folder), 2000), folder / "report.html", None, folder / "report.json")

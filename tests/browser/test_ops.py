@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import httpx
 import pytest
 
-from segue.cli.live_figures import History, figures
-from service.keys import new_key, write_keys
+from segue.cli.rates import History, figures
+from service.http.keys import new_key, write_keys
 from tests.browser.conftest import watched
 from tests.browser.player_page import keep_picture
 from tests.live.redis_server import Server

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import httpx
 import pytest
 
-from service.keys import new_key, write_keys
+from service.http.keys import new_key, write_keys
 from tests.browser.player_page import (
     keep_picture,
     look_for_barriers,

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from segue.release import Release
-from service.embedded_redis import mend_append_only_file
+from service.sessions.embedded_redis import mend_append_only_file
 from tests.conftest import ServiceProcess, track_ids
 from tests.event_log_reader import read_back
 from tests.faults.ledger import Ledger, Listeners, shown_by

@@ -17,23 +17,23 @@ import numpy as np
 import polars as pl
 import zstandard
 
-from index.choose import index_release, read_facts
+from index.tuning import index_release, read_facts
 from segue.catalogue import Catalogue
 from segue.errors import BadOption, BadRelease, InputError
 from segue.release import Draft, Release, open_release, write_release
 from segue.strict_json import read_json
-from service.event_log import SCHEMA, erase_from_files, write_file
-from service.keys import Key, new_key, read_keys, write_keys
-from service.onnx_encoder import OnnxEncoder
-from service.onnx_references import referred_files
-from service.release_trial import try_release
+from service.http.keys import Key, new_key, read_keys, write_keys
+from service.releases.onnx_encoder import OnnxEncoder
+from service.releases.onnx_references import referred_files
+from service.releases.trial import try_release
+from service.sessions.event_log import SCHEMA, erase_from_files, write_file
 from service.settings import Settings, as_environment, read_settings
 from tests.fuzzing.mutations import damaged, text
 from tests.fuzzing.requests import RELEASE
 from tests.sealing import sealed
-from training.dataset import open_dataset, write_dataset
-from training.listening_logs import prepare
-from training.log_sources import LogKind
+from training.data.dataset import open_dataset, write_dataset
+from training.prepare.pipeline import prepare
+from training.prepare.sources import LogKind
 
 
 @contextlib.contextmanager

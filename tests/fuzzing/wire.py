@@ -1,4 +1,4 @@
-"""Bytes on a connection: what uvicorn's parser, bounded by service.connection, makes of damaged requests."""
+"""Bytes on a connection: what uvicorn's parser, bounded by service.http.protocol, makes of damaged requests."""
 
 import asyncio
 import json

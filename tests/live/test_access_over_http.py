@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from segue.cli import main
-from service.access import CALLS, OPEN
-from service.answer_headers import ANSWER_HEADERS
-from service.connection import MAX_HEAD_BYTES, MAX_PARAMETERS, MAX_TARGET_BYTES
+from service.http.answer_headers import ANSWER_HEADERS
+from service.http.auth import CALLS, OPEN
+from service.http.protocol import MAX_HEAD_BYTES, MAX_PARAMETERS, MAX_TARGET_BYTES
 
 StartService = Callable[..., Any]
 BODY = {"events": [{"type": "play", "track_id": "g0-t00"}]}
@@ -291,7 +291,7 @@ def exchange(client: httpx.Client, first: bytes, more: bytes = b"", times: int =
 def sessions_in_logs(start_service: StartService) -> Any:
     """A service whose store fails in a way that nobody foresaw, at every session."""
     prelude = (
-        "import service.session_store as s;"
+        "import service.sessions.store as s;"
         "s.SessionStore.plays = lambda self, session_id: {}[0];"
         "s.SessionStore.erase = lambda self, session_id: {}[0]"
     )

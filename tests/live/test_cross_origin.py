@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.access import CALLS
-from service.keys import new_key, write_keys
+from service.http.auth import CALLS
+from service.http.keys import new_key, write_keys
 
 StartService = Callable[..., Any]
 BODY = {"events": [{"type": "play", "track_id": "g0-t00"}]}
@@ -128,7 +128,7 @@ class TestAnAllowedOrigin:
             assert "access-control-allow-credentials" not in answer.headers
 
     def test_is_told_so_of_failures_too(self, start_service: StartService) -> None:
-        prelude = "import service.session_store as s; s.SessionStore.plays = lambda self, session_id: {}[0]"
+        prelude = "import service.sessions.store as s; s.SessionStore.plays = lambda self, session_id: {}[0]"
         with start_service(prelude=prelude, cors_origins=ALLOWED).client() as client:
             answer = client.get("/sessions/s", headers={"Origin": ALLOWED})
             assert answer.status_code == 500

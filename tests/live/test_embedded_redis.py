@@ -10,9 +10,9 @@ import httpx
 import pytest
 from redis import Redis
 
-from service.embedded_redis import embedded_redis
-from service.erased_data import ask, erased_marker, rewrite_if_erased, rewritten_after_erasures
-from service.redis_program import redis_server_binary, version_of
+from service.sessions.embedded_redis import embedded_redis
+from service.sessions.erased_data import ask, erased_marker, rewrite_if_erased, rewritten_after_erasures
+from service.sessions.redis_program import redis_server_binary, version_of
 
 StartService = Callable[..., Any]
 
@@ -75,7 +75,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 15) -> None:
 def test_an_erased_session_leaves_the_append_only_file(start_service: StartService, tmp_path: Path) -> None:
     folder = tmp_path / "data" / "redis"
     prelude = (
-        "import service.embedded_redis as e, functools;"
+        "import service.sessions.embedded_redis as e, functools;"
         "e.rewritten_after_erasures = functools.partial(e.rewritten_after_erasures, look_every_s=0.2)"
     )
     with start_service(prelude=prelude, event_log_flush_s=0.1).client() as client:

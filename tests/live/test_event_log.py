@@ -12,7 +12,7 @@ import polars as pl
 import psutil
 import pytest
 
-from service.event_log import erase_from_files, write_file
+from service.sessions.event_log import erase_from_files, write_file
 from tests.event_log_reader import read_back
 
 StartService = Callable[..., Any]

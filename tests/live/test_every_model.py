@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 
 from segue.cli import main
-from training.models import MODELS
+from training.run import MODELS
 
 pytestmark = pytest.mark.slow
 

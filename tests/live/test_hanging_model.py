@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from segue.release import Release
-from service.micro_batch import LARGEST
-from service.release_trial import _rows
+from service.batching import LARGEST
+from service.releases.trial import _rows
 from tests.conftest import recommended, track_ids
 from tests.hostile import write_hanging_release
 
@@ -211,7 +211,7 @@ def test_the_trial_refuses_a_release_that_hangs_on_a_track_it_meets_and_another_
 def test_the_process_ends_in_time_while_the_disk_of_the_event_log_hangs(
     start_service: StartService, tmp_path: Path
 ) -> None:
-    prelude = "import time, service.event_log as e; e.write_file = lambda *_: time.sleep(100)"
+    prelude = "import time, service.sessions.event_log as e; e.write_file = lambda *_: time.sleep(100)"
     service = start_service(prelude=prelude, shutdown_s=0, event_log_flush_s=0.1)
     with service.client() as client:
         assert client.post("/sessions/a/events", json={"events": [{"type": "play", "track_id": "g0-t00"}]}).is_success
@@ -230,7 +230,7 @@ def test_the_process_ends_in_time_while_the_disk_of_the_event_log_hangs(
 def test_readiness_does_not_wait_behind_explanations(start_service: StartService) -> None:
     """They may take five deadlines, and a proxy that asks for readiness gives up after three seconds."""
     prelude = (
-        "import time, index.exact as e, service.live_release as l; explain = l.LiveRelease.explain;"
+        "import time, index.exact as e, service.releases.loaded as l; explain = l.LiveRelease.explain;"
         "l.LiveRelease.explain = lambda *a: time.sleep(3) or explain(*a)"
     )
     service = start_service(prelude=prelude, ranking_timeout_s=1)

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.access import CALLS
-from service.keys import new_key, write_keys
+from service.http.auth import CALLS
+from service.http.keys import new_key, write_keys
 
 StartService = Callable[..., Any]
 BODY = {"events": [{"type": "play", "track_id": "g0-t00"}]}

@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from service.access import CALLS
+from service.http.auth import CALLS
 
 StartService = Callable[..., Any]
 EVENTS = json.dumps({"events": [{"type": "play", "track_id": "g0-t00"}]}).encode()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.redis_program import redis_server_binary
+from service.sessions.redis_program import redis_server_binary
 from tests.faults.servers import free_port
 
 MANUAL = Path(__file__).parents[2] / "docs" / "operations.md"

@@ -21,7 +21,7 @@ StartService = Callable[..., Any]
 GENERATOR = Path(__file__).parents[2] / "benchmarks" / "serving" / "load.py"
 # A release that takes its time: each encoding sleeps.
 SLOW = (
-    "import time, service.onnx_encoder as o; encode = o.OnnxEncoder.encode;"
+    "import time, service.releases.onnx_encoder as o; encode = o.OnnxEncoder.encode;"
     "o.OnnxEncoder.encode = lambda self, windows: (time.sleep(0.002 * len(windows)), encode(self, windows))[1]"
 )
 REPORT = b"POST /sessions/a/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -71,7 +71,7 @@ def test_beyond_capacity_served_requests_are_in_time_and_the_others_refused_at_o
 
 
 # A service that is always full but for what is never refused.
-FULL = "import service.door as d; d.Door.is_full = lambda self: True"
+FULL = "import service.http.admission_control as d; d.Door.is_full = lambda self: True"
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def everything(client: socket.socket) -> bytes:
 def telling(what: str) -> str:
     """Python that has a service print something whenever a request has been answered."""
     return (
-        "import service.door as d; leave = d.Door.leave\n"
+        "import service.http.admission_control as d; leave = d.Door.leave\n"
         f"def told(self, scope, learn):\n    leave(self, scope, learn=learn); print({what}, flush=True)\n"
         "d.Door.leave = told"
     )

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.keys import new_key, write_keys
+from service.http.keys import new_key, write_keys
 
 NIGHTLY = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(1500)]
 EXAMPLES = pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.access import CALLS
-from service.keys import SCOPES, new_key, write_keys
+from service.http.auth import CALLS
+from service.http.keys import SCOPES, new_key, write_keys
 from tests.conftest import track_ids
 
 StartService = Callable[..., Any]

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from segue.errors import Overloaded
-from service.session_stream import SessionStreams
+from service.api.stream import SessionStreams
 from tests.live.redis_server import Server
 
 StartService = Callable[..., Any]
@@ -135,7 +135,7 @@ def test_a_stream_whose_request_ends_late_takes_no_place_either(start_service: S
 
 
 def test_in_a_burst_no_more_streams_are_opened_than_so_many(start_service: StartService) -> None:
-    few = "import service.session_stream as s; s.SessionStreams.__init__.__defaults__ = (3,)"
+    few = "import service.api.stream as s; s.SessionStreams.__init__.__defaults__ = (3,)"
     service = start_service(prelude=few)
     with service.client() as client:
         address = (client.base_url.host, client.base_url.port or 0)

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from segue.cli import main
-from service.keys import new_key, write_keys
+from service.http.keys import new_key, write_keys
 from tests.live.redis_server import Server
 from tests.live.terminal import Terminal
 

@@ -51,9 +51,9 @@ def test_the_same_sessions_offline_and_over_http_give_identical_lists_and_figure
     indexed: Path, dataset: Path, tmp_path: Path, start_service: Callable[..., Any]
 ) -> None:
     from segue.release import open_release
-    from service.live_release import recommender_of
-    from training.dataset import open_dataset
-    from training.evaluate import Offline, OverHttp, Question
+    from service.releases.loaded import recommender_of
+    from training.data.dataset import open_dataset
+    from training.evaluation.evaluate import Offline, OverHttp, Question
 
     service = start_service(release=indexed)
     url = service.address()
@@ -99,7 +99,7 @@ def test_torch_and_onnx_runtime_agree_on_the_releases_own_windows(release: Path)
     import onnx
 
     from segue.release import open_release
-    from service.onnx_encoder import OnnxEncoder
+    from service.releases.onnx_encoder import OnnxEncoder
 
     opened = open_release(release)
     windows = opened.sample_windows

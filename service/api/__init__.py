@@ -1,0 +1,1 @@
+"""The HTTP API: routes, and the bodies of requests and responses."""

@@ -1,0 +1,136 @@
+"""What routes ask for, by name: the parts of the running service and the checked pieces of a request."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Query, Request
+from fastapi import Path as PathParameter
+from pydantic import BaseModel, WithJsonSchema
+
+from segue.events import MAX_ID_LENGTH, TEXT_PATTERN, TrackId
+from segue.release import NAME_PATTERN
+from service.api.bodies import MAX_TRACKS, EventsRequest, SwapRequest, WhatIfRequest
+from service.api.fallback import Fallback
+from service.api.stream import SessionStreams
+from service.http.caller import EXPLANATION_COST, Caller, caller_of
+from service.http.json_body import Body, read_json
+from service.ops.live_state import LiveState
+from service.ops.readiness import Readiness
+from service.ops.telemetry import Telemetry
+from service.releases.attribution import Credits
+from service.releases.registry import LiveReleases
+from service.sessions.store import SessionStore
+from service.threads import Threads
+
+SESSION_ID_PATTERN = r"^[A-Za-z0-9._~-]{1,128}$"
+
+
+@dataclass(slots=True)
+class Parts:
+    """What the lifespan opened. A request takes its release once: `releases` may give the next one another."""
+
+    releases: LiveReleases
+    credits: Credits
+    store: SessionStore
+    streams: SessionStreams
+    fallback: Fallback
+    threads: Threads
+    telemetry: Telemetry
+    live_state: LiveState
+    readiness: Readiness
+    max_body_bytes: dict[type[BaseModel], int]
+
+
+async def _parts(request: Request) -> Parts:  # async, or FastAPI would call it in a thread
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+async def _caller(request: Request) -> Caller:
+    return caller_of(request.scope)
+
+
+async def _reported(request: Request) -> EventsRequest:
+    return await _body(EventsRequest, request)
+
+
+async def _supposed(request: Request) -> WhatIfRequest:
+    return await _body(WhatIfRequest, request)
+
+
+async def _wanted(request: Request) -> SwapRequest:
+    return await _body(SwapRequest, request)
+
+
+async def _body(model: type[Body], request: Request) -> Body:
+    parts: Parts = request.app.state.parts
+    return await read_json(model, request.scope["headers"], request.receive, parts.max_body_bytes[model])
+
+
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """What a route's `openapi_extra` says of its body, as FastAPI does not read it itself; see service/app.py."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+Reported = Annotated[EventsRequest, Depends(_reported)]
+Supposed = Annotated[WhatIfRequest, Depends(_supposed)]
+Wanted = Annotated[SwapRequest, Depends(_wanted)]
+Service = Annotated[Parts, Depends(_parts)]
+By = Annotated[Caller, Depends(_caller)]
+
+SessionId = Annotated[
+    str,
+    PathParameter(pattern=SESSION_ID_PATTERN, description="The client's own id of the session", examples=["s-42"]),
+]
+SessionIdQuery = Annotated[
+    str, Query(alias="session_id", pattern=SESSION_ID_PATTERN, description="The session to continue")
+]
+TrackIdPath = Annotated[
+    str,
+    PathParameter(
+        min_length=1, max_length=MAX_ID_LENGTH, pattern=TEXT_PATTERN, description="A track; may hold slashes"
+    ),
+]
+K = Annotated[int, Query(ge=1, le=MAX_TRACKS, description="How many tracks to answer with")]
+Recommend = Annotated[
+    int | None,
+    Query(ge=1, le=MAX_TRACKS, description="Answer with this many next tracks in the same round trip"),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_TRACKS}),  # a query holds no null
+]
+Excluded = Annotated[
+    list[TrackId],
+    Query(max_length=MAX_TRACKS, description="A track that must not be answered; repeat it for several"),
+]
+ExcludeHeard = Annotated[bool, Query(description="Whether the session's own tracks are left out")]
+ReleaseName = Annotated[
+    str | None,
+    Query(
+        alias="release",
+        pattern=NAME_PATTERN,
+        description="A release that is live (GET /releases/current names them), instead of the one that would answer",
+    ),
+    WithJsonSchema({"type": "string", "pattern": NAME_PATTERN}),
+]
+Explain = Annotated[
+    bool,
+    Query(
+        description="Whether the answer says why each track is where it is. It then holds the session's plays, so that "
+        "a key needs the scope `read` as well as `listen`. It counts as 13 requests"
+    ),
+]
+
+
+async def _explained(by: By, explain: Explain = False) -> bool:
+    """Whether a stored session is to be explained. Checked here, as the query is read: it can be spelt in many ways."""
+    if explain:
+        by.require("read", "explain=true, whose answer holds the session's plays,")
+        by.charge(EXPLANATION_COST - 1)
+    return explain
+
+
+Explained = Annotated[bool, Depends(_explained)]
+SearchText = Annotated[
+    str, Query(alias="query", max_length=200, description="Words of title, artist or id; none finds the most played")
+]
+Limit = Annotated[int, Query(ge=1, le=MAX_TRACKS, description="How many tracks to find at most")]

@@ -1,0 +1,1 @@
+"""HTTP below the routes: the protocol, admission control, authorization, middleware, request bodies."""

@@ -1,0 +1,235 @@
+"""Who may do what, how often, and what browsers are told: the one table of calls and scopes, and what enforces it."""
+
+import ipaddress
+import math
+import re
+import socket
+from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qsl
+
+from starlette.responses import Response
+from starlette.routing import compile_path
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as Asgi
+
+from segue.errors import BadOption
+from service.api.state import SESSION_ID_PATTERN
+from service.http.caller import CALL_COSTS, Caller, note_caller
+from service.http.keys import Key, Keyring, Scope, read_keys
+from service.http.limits import RateLimit
+from service.problems import missing_scope_headers, problem_response
+from service.settings import Settings
+
+OPEN: Final = None
+
+# The scope that a call needs. What is not listed needs `admin`, so that a route forgotten here is closed, not open.
+# Those that are called most come first.
+CALLS: Final[dict[tuple[str, str], Scope | None]] = {
+    ("POST", "/sessions/{session_id}/events"): "listen",
+    ("GET", "/recommendations"): "listen",
+    ("POST", "/recommendations/what-if"): "listen",
+    ("GET", "/tracks"): "listen",
+    ("GET", "/tracks/{track_id:path}/similar"): "listen",
+    ("GET", "/sessions/{session_id}"): "read",
+    ("GET", "/sessions/{session_id}/stream"): "read",
+    ("DELETE", "/sessions/{session_id}"): "admin",
+    ("GET", "/map"): "read",
+    ("GET", "/map/tracks/{position}"): "read",
+    ("GET", "/releases/current"): "read",
+    ("PUT", "/releases/current"): "admin",
+    ("GET", "/releases"): "admin",
+    ("GET", "/operations"): "admin",
+    ("GET", "/metrics"): "metrics",
+    ("GET", "/health/live"): OPEN,
+    ("GET", "/health/ready"): OPEN,
+    ("GET", "/"): OPEN,
+    ("GET", "/ops"): OPEN,
+    ("GET", "/docs"): OPEN,
+    ("GET", "/docs/files/{path:path}"): OPEN,
+    ("GET", "/web/{path:path}"): OPEN,
+    ("GET", "/openapi.json"): OPEN,
+}
+
+
+class Call(NamedTuple):
+    """What the table says of a request."""
+
+    name: str  # method and path template, never what a client sent
+    scope: Scope | None
+    session_id: str | None  # None also where it is none, which its route refuses
+
+
+def call_of(method: str, path: str, query: bytes) -> Call:
+    """What a request is, told from its method and path by the same expressions as the router's."""
+    for name, expression, scope in _BY_METHOD.get(method, ()):
+        if match := expression.fullmatch(path):
+            session_id = match.groupdict().get("session_id")
+            if name == "GET /recommendations":  # the last one counts, as for the router
+                session_id = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)).get("session_id")
+            return Call(name, scope, session_id if session_id and _SESSION_ID.fullmatch(session_id) else None)
+    return Call("this call", "admin", None)
+
+
+_SESSION_ID: Final = re.compile(SESSION_ID_PATTERN)
+_BY_METHOD: Final = {
+    method: [
+        (f"{method} {template}", compile_path(template)[0], scope)
+        for (of_method, template), scope in CALLS.items()
+        if of_method == method
+    ]
+    for method, _ in CALLS
+}
+
+
+class Access:
+    """Lets a request pass that has the key it needs and is within its limits; answers the others itself."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        """Raises BadOption if the keys file cannot be read or is damaged."""
+        self._app = app
+        self._keys = Keyring(settings.api_keys) if settings.api_keys is not None else None
+        self._key_limit = _limit(settings.key_rate, settings)
+        self._session_limit = _limit(settings.session_rate, settings)
+
+    async def __call__(self, scope: Asgi, receive: Receive, send: Send) -> None:
+        """One request."""
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        await (refusal or self._app)(scope, receive, send)
+
+    def _refusal(self, request: Asgi) -> Response | None:
+        # The query is read for the session's own limit alone.
+        query = request["query_string"] if self._session_limit is not None else b""
+        call = call_of(request["method"], request["path"], query)
+        key: Key | None = None
+        limits: list[tuple[RateLimit, str]] = []
+        if call.scope is not OPEN and self._keys is not None:
+            texts = [value for name, value in request["headers"] if name == b"authorization"]
+            key = self._keys.find(_bearer(texts[0])) if len(texts) == 1 else None
+            if key is None:
+                return _unknown(sent=bool(texts))
+            if not key.allows(call.scope):
+                return _forbidden(key, call.name, call.scope)
+            if self._key_limit is not None:
+                if wait_s := self._key_limit.wait_s(key.name):
+                    return _too_many(f"the key {key.name!r}", wait_s)
+                limits.append((self._key_limit, key.name))
+        if self._session_limit is not None and call.session_id is not None:
+            if wait_s := self._session_limit.wait_s(call.session_id):
+                return _too_many("this session", wait_s)
+            limits.append((self._session_limit, call.session_id))
+        caller = Caller(key, tuple(limits))
+        if cost := CALL_COSTS.get(call.name):
+            caller.charge(cost - 1)
+        note_caller(request, caller)
+        return None
+
+
+def check(settings: Settings) -> None:
+    """Refuse to start where the keys file is damaged, or where anybody beyond this machine could ask without a key.
+
+    Raises BadOption.
+    """
+    if settings.api_keys is not None:
+        read_keys(settings.api_keys)
+    elif not settings.open and not _is_loopback(settings.host):
+        raise BadOption(
+            f"host is {settings.host}, where others could ask without a key: make keys with `segue keys new` and name "
+            "their file in SEGUE_API_KEYS, or set SEGUE_OPEN=true if a gateway of yours checks who asks"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        found = {str(address[4][0]) for address in socket.getaddrinfo(host, None)}
+    except OSError:
+        return True  # it cannot be listened on either, which is then said
+    return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)
+
+
+def is_needed(settings: Settings) -> bool:
+    """Whether there is anything to enforce: without it, a request takes one step less."""
+    return any(value is not None for value in (settings.api_keys, settings.session_rate))
+
+
+def _limit(per_s: float | None, settings: Settings) -> RateLimit | None:
+    return RateLimit(per_s, settings.rate_burst_s) if per_s is not None else None
+
+
+def _bearer(header: bytes) -> bytes:
+    scheme, _, text = header.partition(b" ")
+    return text.strip() if scheme.lower() == b"bearer" else b""
+
+
+def _unknown(*, sent: bool) -> Response:
+    if not sent:
+        return problem_response(
+            401,
+            "this call needs a key: send it as `Authorization: Bearer KEY`",
+            headers={"WWW-Authenticate": 'Bearer realm="segue"'},
+        )
+    return problem_response(
+        401,
+        "the key in `Authorization: Bearer KEY` is not known here: it was mistyped, or revoked",
+        headers={"WWW-Authenticate": 'Bearer realm="segue", error="invalid_token"'},
+    )
+
+
+def _forbidden(key: Key, call: str, scope: Scope) -> Response:
+    has = " and ".join(sorted(key.scopes))
+    return problem_response(
+        403,
+        f"the key {key.name!r} has the scope {has}, and {call} needs {scope}: use another key",
+        headers=missing_scope_headers(scope),
+    )
+
+
+def _too_many(who: str, wait_s: float) -> Response:
+    seconds = math.ceil(wait_s)
+    return problem_response(
+        429, f"{who} asks too often: try again in {seconds} s", headers={"Retry-After": str(seconds)}
+    )
+
+
+def describe_access(schema: dict[str, Any]) -> None:
+    """Say in an OpenAPI document, in place, which key each call needs and how it is refused."""
+    problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    seconds = {"Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}}}
+    challenge = {"WWW-Authenticate": {"description": "What kind of key is needed", "schema": {"type": "string"}}}
+    refusals: dict[str, dict[str, Any]] = {
+        "401": {"description": "The call needs a key, and none that is known was sent", "headers": challenge},
+        "403": {
+            "description": "The key lacks the scope that the call or one of its options needs",
+            "headers": challenge,
+        },
+        "429": {"description": "The key or the session asks too often", "headers": seconds},
+    }
+    misdirected = {
+        "403": {"description": "A page of another site asks, and the service has no keys", "content": problem},
+        "421": {"description": "`Host` names no service that is here", "content": problem},
+    }
+    schema["components"]["securitySchemes"] = {
+        "key": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "Needed where the service has keys (`SEGUE_API_KEYS`); `admin` includes the other scopes",
+        }
+    }
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            scope = _scope_of(method.upper(), path)
+            operation["responses"] = dict(sorted((operation["responses"] | misdirected).items()))
+            if scope is OPEN:
+                continue
+            operation["security"] = [{}, {"key": [scope]}]
+            responses = operation["responses"] | {
+                status: refusal | {"content": problem} for status, refusal in refusals.items()
+            }
+            operation["responses"] = dict(sorted(responses.items()))
+
+
+def _scope_of(method: str, path: str) -> Scope | None:
+    """OpenAPI leaves converters (`:path`) out of its paths."""
+    for (of_method, template), scope in CALLS.items():
+        if of_method == method and template.replace(":path", "") == path:
+            return scope
+    return "admin"

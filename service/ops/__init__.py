@@ -1,0 +1,1 @@
+"""What operators ask for: logs, metrics, traces, status, readiness."""

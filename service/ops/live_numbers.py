@@ -1,0 +1,105 @@
+"""Prometheus' numbers, of all workers, as `GET /operations` answers them. Knows nothing of where they come from."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from prometheus_client import Metric
+from prometheus_client.samples import Sample
+
+from service.api.operations_bodies import EventNumbers, ReleaseNumbers, RouteNumbers
+from service.ops.telemetry import SECONDS
+
+_OPEN_END: Final = "+Inf"
+
+
+class LiveNumbers:
+    """Metrics at one moment."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._samples: dict[str, list[Sample]] = defaultdict(list)
+        for family in families:
+            for sample in family.samples:
+                self._samples[sample.name].append(sample)
+
+    def count(self, name: str) -> int:
+        """A counter without labels, or a gauge; `name` as Prometheus shows it."""
+        return round(sum(sample.value for sample in self._samples[name]))
+
+    def by(self, name: str, label: str) -> dict[str, int]:
+        """A counter or a gauge by one of its labels, the others added up."""
+        found: dict[str, int] = defaultdict(int)
+        for sample in self._samples[name]:
+            found[sample.labels[label]] += round(sample.value)
+        return dict(found)
+
+    def routes(self) -> list[RouteNumbers]:
+        """What was answered on each route, by path and method."""
+        statuses: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
+        for sample in self._samples["segue_http_requests_total"]:
+            statuses[_route(sample)][sample.labels["status"]] = round(sample.value)
+        seconds = {_route(sample): sample.value for sample in self._samples["segue_http_request_seconds_sum"]}
+        within = self._within()
+        return [
+            RouteNumbers(
+                method=method,
+                route=route,
+                statuses=dict(sorted(of_route.items())),
+                seconds=seconds.get((method, route), 0.0),
+                within=within.get((method, route), [0] * (len(SECONDS) + 1)),
+            )
+            for (method, route), of_route in sorted(statuses.items(), key=lambda line: line[0][::-1])
+        ]
+
+    def _within(self) -> dict[tuple[str, str], list[int]]:
+        """The histograms of time: how many answers are in each bucket, not in it and those below."""
+        buckets: dict[tuple[str, str], dict[float, int]] = defaultdict(dict)
+        for sample in self._samples["segue_http_request_seconds_bucket"]:
+            bound = sample.labels["le"]
+            buckets[_route(sample)][float("inf" if bound == _OPEN_END else bound)] = round(sample.value)
+        return {key: list(_differences(of_route)) for key, of_route in buckets.items()}
+
+    def releases(self) -> list[ReleaseNumbers]:
+        """What became of each release's recommendations, by name."""
+        lists, plays, skips = (
+            self.by(f"segue_{name}_total", "release")
+            for name in ("recommendations", "recommended_plays", "recommended_skips")
+        )
+        in_use = self.by("segue_release_in_use", "release")
+        popular: dict[str, int] = defaultdict(int)
+        for sample in self._samples["segue_recommendations_total"]:
+            if sample.labels["source"] == "popularity":
+                popular[sample.labels["release"]] += round(sample.value)
+        return [
+            ReleaseNumbers(
+                release=name,
+                in_use=bool(in_use.get(name)),
+                lists=lists.get(name, 0),
+                popularity_lists=popular[name],
+                plays=plays.get(name, 0),
+                skips=skips.get(name, 0),
+            )
+            for name in sorted({*lists, *plays, *skips, *in_use})
+        ]
+
+    def events(self) -> EventNumbers:
+        """What was reported."""
+        types = self.by("segue_events_total", "type")
+        return EventNumbers(
+            plays=types.get("play", 0),
+            skips=types.get("skip", 0),
+            duplicates=self.count("segue_duplicate_events_total"),
+            unknown_tracks=self.count("segue_unknown_tracks_total"),
+            sessions=self.count("segue_sessions_total"),
+        )
+
+
+def _route(sample: Sample) -> tuple[str, str]:
+    return sample.labels["method"], sample.labels["route"]
+
+
+def _differences(cumulative: dict[float, int]) -> Iterator[int]:
+    before = 0
+    for _, value in sorted(cumulative.items()):
+        yield value - before
+        before = value

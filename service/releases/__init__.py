@@ -1,0 +1,1 @@
+"""Releases that are served: loading, swapping, ranking, explanations, attribution."""

@@ -1,0 +1,53 @@
+"""Which release recommended what a listener then played or skipped: the online rates of each release.
+
+Lists are remembered in Redis, with the session: the worker that answers a list is seldom the one that hears what became
+of it, and a worker's own memory would count a play here and miss its skip there. Not all lists are remembered but those
+of a share of the sessions: whole sessions are drawn, so the rates stay unbiased. Nobody waits for it: the list is sent
+once the answer is made, with whatever else goes to Redis then, and the script that stores an event finds it among the
+facts of the session that it reads anyway.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterable
+from typing import Final
+
+from segue.errors import StoreUnavailable
+from service.ops.telemetry import Telemetry
+from service.releases.loaded import Answer
+from service.releases.session_draws import SessionDraw
+from service.sessions.store import SessionStore
+
+_MOST_UNDER_WAY: Final = 200  # lists on their way to Redis; if it lags, lists are dropped, not queued
+
+
+class Credits:
+    """Remembers lists and counts what became of them. For one event loop."""
+
+    def __init__(self, store: SessionStore, share: float, telemetry: Telemetry) -> None:
+        """`share` of the sessions, 0 to 1, is looked at."""
+        self._store = store
+        self._drawn = SessionDraw("credits", share)
+        self._telemetry = telemetry
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def remember(self, session_id: str, answer: Answer) -> None:
+        """Remember an answer, if the session is one of those looked at; nobody waits for it."""
+        if session_id in self._drawn and len(self._tasks) < _MOST_UNDER_WAY:
+            task = asyncio.create_task(self._remember(session_id, answer))
+            self._tasks.add(task)  # asyncio itself keeps no reference
+            task.add_done_callback(self._tasks.discard)
+
+    def count(self, credits_: Iterable[str]) -> None:
+        """Count what the store answered to events; see append_events.lua."""
+        for credit in credits_:
+            kind, _, release = credit.partition("\t")
+            if kind != "L":
+                self._telemetry.recommended_plays.labels(release).inc()
+            if kind != "P":
+                self._telemetry.recommended_skips.labels(release).inc()
+
+    async def _remember(self, session_id: str, answer: Answer) -> None:
+        track_ids = [answer.release.table.track_id(row) for row in answer.rows]
+        with contextlib.suppress(StoreUnavailable):  # a list less; requests and metrics tell that Redis is away
+            await self._store.remember(session_id, answer.release.name, track_ids)

@@ -1,0 +1,133 @@
+"""The folder that releases are swapped within: a folder for each release, and `current`, the pointer to one of them.
+
+The pointer is a small file that holds the plain name of a release's folder and, on a second line where that is known,
+the name of the one served before it: what to roll back to. Whoever shares the folder (workers,
+replicas) follows it, so writing the pointer is swapping everywhere. Knows nothing of what is done with a release.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from segue.errors import BadOption, BadRelease, ReleasesUnavailable, SwapRefused, UnknownRelease
+from segue.safe_files import CHECKPOINT_SUFFIX, RUN_SUFFIX
+
+POINTER: Final = "current"
+# No separator, no leading dot: a name can lead nowhere but into the folder, and not to what is still being written.
+NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
+_BESIDE: Final = (CHECKPOINT_SUFFIX, RUN_SUFFIX)  # what training keeps beside a release, and no release itself
+_LONGEST_POINTER: Final = 1024  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the pointer said at a look, and what it pointed to: equal looks mean that nothing has changed."""
+
+    name: str
+    written_ns: int
+    files: tuple[tuple[str, int, int], ...]  # name, size and time of change of each file of the release
+    before: str | None = None  # what was served before
+
+
+class ReleasesFolder:
+    """Names to folders, and the pointer. Its methods touch the disk: call them off the event loop."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises BadOption unless `path` is a folder."""
+        if not path.is_dir():
+            raise BadOption(
+                f"SEGUE_RELEASES_DIR is {path}, which is no folder: make it, a folder for each release in it"
+            )
+        self._path = path
+
+    def find(self, name: str) -> Path:
+        """The folder of a release. Raises UnknownRelease, and BadRelease for a link, which might lead anywhere."""
+        path = self._path / name
+        if not re.fullmatch(NAME_PATTERN, name) or name == POINTER or not path.is_dir():
+            raise UnknownRelease(
+                f"{name[:200]!r} is no folder of {self._path}: copy the release there, name its folder"
+            )
+        if path.is_symlink():
+            raise BadRelease(f"{path} is a link: copy the release itself into {self._path}")
+        return path
+
+    def folders(self) -> list[Path]:
+        """What may be a release, by name; not looked into. Raises ReleasesUnavailable."""
+        try:
+            return sorted(
+                path
+                for path in self._path.iterdir()
+                if re.fullmatch(NAME_PATTERN, path.name) and path.suffix not in _BESIDE and path.is_dir()
+            )
+        except OSError as error:
+            raise ReleasesUnavailable(f"{self._path} cannot be read ({error.strerror}): see to it") from error
+
+    def holds(self, path: Path) -> bool:
+        """Whether a release's folder lies in this one."""
+        return path.absolute().parent.resolve() == self._path.resolve()
+
+    def look(self) -> Seen | None:
+        """What the pointer says; None where there is none, or one that is being written. Raises ReleasesUnavailable."""
+        file = self._path / POINTER
+        try:
+            if not file.is_file():
+                return None
+            with file.open("rb") as stream:
+                text = stream.read(_LONGEST_POINTER).decode(errors="replace")
+                written_ns = os.fstat(stream.fileno()).st_mtime_ns
+        except OSError as error:
+            raise ReleasesUnavailable(f"{file} cannot be read ({error.strerror}): see to it") from error
+        name, _, before = (part.strip() for part in text.strip().partition("\n"))
+        known = before if re.fullmatch(NAME_PATTERN, before) else None
+        return Seen(name, written_ns, self._files(name), known) if name else None
+
+    def point(self, name: str, before: str | None = None) -> Seen:
+        """Have the pointer name a release, in one step, and what was served `before`.
+
+        Raises ReleasesUnavailable where it cannot be written.
+        """
+        files = self._files(name)
+        unfinished = self._path / f".{POINTER}.{uuid.uuid4().hex[:8]}"
+        try:
+            unfinished.write_text("".join(f"{line}\n" for line in (name, before) if line), encoding="utf-8")
+            # Taken before the name is: afterwards, the pointer may already be another's.
+            seen = Seen(name, unfinished.stat().st_mtime_ns, files, before)
+            unfinished.replace(self._path / POINTER)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            raise ReleasesUnavailable(
+                f"{self._path / POINTER} cannot be written ({error.strerror}): the service must be able to write there"
+            ) from error
+        return seen
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """For one swap at a time among all that share the folder. Raises SwapRefused if another is under way."""
+        try:
+            lock = (self._path / f".{POINTER}.lock").open("w")
+        except OSError as error:
+            raise ReleasesUnavailable(
+                f"{self._path} cannot be written ({error.strerror}): the service must be able to write there"
+            ) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise SwapRefused("another swap is under way: wait for it, then say again what you want") from error
+            yield
+
+    def _files(self, name: str) -> tuple[tuple[str, int, int], ...]:
+        if not re.fullmatch(NAME_PATTERN, name):
+            return ()
+        try:
+            facts = [(file.name, file.lstat()) for file in (self._path / name).iterdir()]
+        except OSError:  # gone, or going
+            return ()
+        return tuple(sorted((file, found.st_size, found.st_mtime_ns) for file, found in facts))

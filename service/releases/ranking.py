@@ -1,0 +1,219 @@
+"""Questions ranked together, so that one on which the model hangs costs no other its answer.
+
+A batch that fails or times out is asked again, question by question, in a lane of its own. A question that times out
+there is examined: each track of its window is ranked alone, and a track that times out again is remembered; where none
+does, the window is if it times out again. Nothing is remembered of a single timeout, whose cause may have been the
+machine. Questions with such a track are refused at once for a while, so that they occupy no thread, and get the
+fallback.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final, TypeAlias, TypeVar
+
+from segue.errors import ModelUnavailable
+from segue.sessions import Play
+from service.batching import LARGEST, MicroBatch
+from service.ops.telemetry import Telemetry
+from service.releases.loaded import Answer, LiveRelease, Question
+from service.threads import Threads, timed_out
+
+REFUSED_S: Final = 60.0  # how long questions with a track that hung are refused before one of them is tried again
+_MOST_ALONE: Final = 4 * LARGEST  # questions that wait to be asked alone
+_MOST_REMEMBERED: Final = 10_000  # tracks, and windows
+_MOST_CULPRITS: Final = 2  # tracks of one window for each of which the whole deadline is spent
+
+_Window: TypeAlias = tuple[tuple[str, bool], ...]  # tracks, and whether they were skipped
+_TRY_ALONE: Final = -math.inf
+
+
+class _AskAlone(Exception):
+    """The batch of a question did not succeed."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class Ranking:
+    """Answers questions by one release. For one event loop."""
+
+    def __init__(self, live: LiveRelease, threads: Threads, alone: Threads, at_once: int, telemetry: Telemetry) -> None:
+        """`at_once` batches run at a time in `threads`; questions that are asked alone run in `alone`."""
+        # Two objects and no cycle of references: a replaced release is freed with its last request.
+        self._ranker = _Ranker(live, threads, alone, telemetry)
+        self._batched = MicroBatch(self._ranker.rank, at_once)
+
+    async def __call__(self, question: Question) -> Answer:
+        """The next tracks. Raises what the model raises for this question, ModelUnavailable if it hangs."""
+        if self._ranker.is_suspect(question):
+            return await self._ranker.ask_alone(question, timed_out(self._ranker.timeout_s))
+        try:
+            return await self._batched(question)
+        except _AskAlone as failed:
+            error = failed.error
+        return await self._ranker.ask_alone(question, error)
+
+
+class _Ranker:
+    def __init__(self, live: LiveRelease, threads: Threads, alone: Threads, telemetry: Telemetry) -> None:
+        self.timeout_s = threads.timeout_s
+        self._live = live
+        self._threads = threads
+        self._alone = alone
+        self._sizes = telemetry.batch_size.labels("ranking")
+        self._lane = asyncio.Lock()
+        self._waiting = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        # What may hang the model, and until when it is refused at once; empty as long as nothing has timed out.
+        self._tracks: dict[str, float] = {}
+        self._windows: dict[_Window, float] = {}  # those that hang although each of their tracks does not
+
+    async def rank(self, questions: list[Question]) -> Sequence[Answer | BaseException]:
+        """The answer to each question, or why there is none; _AskAlone where it is to be asked alone."""
+        suspect = [self.is_suspect(question) for question in questions]
+        if any(suspect):  # they became suspect while they waited
+            again = _AskAlone(timed_out(self.timeout_s))
+            others = [question for question, is_suspect in zip(questions, suspect, strict=True) if not is_suspect]
+            answers = iter(await self.rank(others))
+            return [again if is_suspect else next(answers) for is_suspect in suspect]
+        if not questions:
+            return []
+        self._sizes.observe(len(questions))
+        try:
+            return await self._threads.run(self._live.answer, questions)
+        except Exception as error:  # noqa: BLE001 (ONNX Runtime's and FAISS's errors share no class of their own)
+            if isinstance(error, ModelUnavailable):
+                if self._threads.exhausted:
+                    return [error] * len(questions)
+                for question in questions:
+                    self._suspect(question)
+            if len(questions) == 1:
+                if isinstance(error, ModelUnavailable):
+                    self._start(self._examine(questions[0]))
+                return [error]
+            return [_AskAlone(error) for _ in questions]
+
+    async def ask_alone(self, question: Question, error: Exception) -> Answer:
+        """The answer to one question; `error` where too many wait."""
+        self._refuse_known(question)
+        if self._waiting >= _MOST_ALONE:
+            raise error
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._start(self._answer_alone(question, answer))
+        return await answer
+
+    async def _answer_alone(self, question: Question, answer: "asyncio.Future[Answer]") -> None:
+        self._waiting += 1
+        try:
+            async with self._lane:
+                if answer.done():
+                    return  # its client has gone
+                try:
+                    self._refuse_known(question)
+                    [found] = await self._alone.run(self._live.answer, [question])
+                except Exception as error:  # noqa: BLE001 (as above)
+                    if not answer.done():
+                        answer.set_exception(error)
+                    if isinstance(error, ModelUnavailable) and not self._is_known(question):
+                        await self._find_culprits(question)
+                else:
+                    self._clear(question)
+                    if not answer.done():
+                        answer.set_result(found)
+        finally:
+            self._waiting -= 1
+
+    async def _examine(self, question: Question) -> None:
+        """The same for a question that was alone in its batch."""
+        async with self._lane:
+            if not self._is_known(question):
+                await self._find_culprits(question)
+
+    async def _find_culprits(self, question: Question) -> None:
+        """Rank each track of a window that hung on its own; remember those that hang, or else the window."""
+        window = self._window(question)
+        culprits = 0
+        for track_id, play in {play.track_id: play for play in window}.items():
+            if culprits == _MOST_CULPRITS or self._alone.exhausted:
+                return
+            if await self._hangs([play]):
+                _remember(self._tracks, track_id, time.monotonic() + REFUSED_S)
+                culprits += 1
+            else:
+                self._tracks.pop(track_id, None)
+        if not culprits and len(window) > 1 and await self._hangs(window[::-1]):
+            _remember(self._windows, _as_key(window), time.monotonic() + REFUSED_S)
+
+    async def _hangs(self, plays: Sequence[Play]) -> bool:
+        try:
+            await self._alone.run(self._live.answer, [Question(plays, 1)])
+        except ModelUnavailable:
+            return True
+        except Exception:  # noqa: BLE001 (it fails, and does not hang)
+            return False
+        return False
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- suspects ---
+
+    def _window(self, question: Question) -> list[Play]:
+        """The plays that the encoder sees, latest first."""
+        length, table = self._live.release.manifest.window.length, self._live.table
+        seen: list[Play] = []
+        for play in reversed(question.plays):
+            if play.track_id in table:
+                seen.append(play)
+                if len(seen) == length:
+                    break
+        return seen
+
+    def is_suspect(self, question: Question) -> bool:
+        """Whether it must not be ranked with others."""
+        if not self._windows and not (self._tracks and any(play.track_id in self._tracks for play in question.plays)):
+            return False
+        window = self._window(question)
+        return _as_key(window) in self._windows or any(play.track_id in self._tracks for play in window)
+
+    def _is_known(self, question: Question) -> bool:
+        """Whether it is refused at once."""
+        now = time.monotonic()
+        window = self._window(question)
+        return self._windows.get(_as_key(window), _TRY_ALONE) > now or any(
+            self._tracks.get(play.track_id, _TRY_ALONE) > now for play in window
+        )
+
+    def _refuse_known(self, question: Question) -> None:
+        if self._is_known(question):
+            raise timed_out(self.timeout_s)
+
+    def _suspect(self, question: Question) -> None:
+        """Have every question with a track of this one asked alone, until one of them succeeds."""
+        for play in self._window(question):
+            _remember(self._tracks, play.track_id, self._tracks.get(play.track_id, _TRY_ALONE))
+
+    def _clear(self, question: Question) -> None:
+        window = self._window(question)
+        self._windows.pop(_as_key(window), None)
+        for play in window:
+            self._tracks.pop(play.track_id, None)
+
+
+Cause = TypeVar("Cause", str, _Window)
+
+
+def _remember(causes: dict[Cause, float], cause: Cause, until: float) -> None:
+    """As the latest; the oldest are forgotten where there are too many."""
+    causes.pop(cause, None)
+    causes[cause] = until
+    if len(causes) > _MOST_REMEMBERED:
+        del causes[next(iter(causes))]
+
+
+def _as_key(window: Sequence[Play]) -> _Window:
+    return tuple((play.track_id, play.skipped) for play in window)

@@ -1,0 +1,276 @@
+"""Which release answers whom: the current one, replaced while requests run, and beside it a challenger.
+
+A request takes one `Served` and asks nothing of another, so no answer mixes two releases. A replaced release ends
+with the last request that holds it: Python's reference counts keep it until then, and free it then.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from segue.errors import (
+    BadOption,
+    BadRelease,
+    InputError,
+    ReleasesUnavailable,
+    SegueError,
+    SwapRefused,
+    UnknownRelease,
+)
+from segue.release import ENCODER, read_manifest
+from service.api.operations_bodies import ListedRelease, Releases
+from service.ops.telemetry import Telemetry
+from service.releases.folder import ReleasesFolder, Seen
+from service.releases.loaded import LiveRelease, open_live_release
+from service.releases.ranking import Ranking
+from service.releases.session_draws import SessionDraw
+from service.releases.trial import try_release
+from service.settings import Settings
+from service.threads import BlockingCalls, Threads
+
+_log = structlog.get_logger()
+
+_MOST_LISTED: Final = 1000
+_DISK_S: Final = 5.0  # for looking into the folder of releases, which may be on a network
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Served:
+    """A release and what ranks for it."""
+
+    live: LiveRelease
+    ranking: Ranking
+
+
+def refuse_nothing_to_serve(settings: Settings) -> None:
+    """Raise BadRelease if there is no release to begin with; a glance at manifests, before anything is made."""
+    if settings.releases_dir is not None:
+        folder = ReleasesFolder(settings.releases_dir)
+        with contextlib.suppress(SegueError):
+            seen = folder.look()
+            if seen is not None:
+                read_manifest(folder.find(seen.name))
+                return
+    read_manifest(settings.release)
+
+
+def _listed(path: Path) -> ListedRelease:
+    if path.is_symlink():
+        return ListedRelease(folder=path.name, problem="it is a link: copy the release itself")
+    try:
+        manifest = read_manifest(path)
+    except BadRelease as error:
+        return ListedRelease(folder=path.name, problem=str(error))
+    validation = manifest.evaluation.get("validation")
+    hr10 = validation.get("HR@10") if isinstance(validation, dict) else None
+    return ListedRelease(
+        folder=path.name,
+        name=manifest.name,
+        model=manifest.model,
+        created=manifest.created,
+        tracks=manifest.tracks,
+        validation_hr10=hr10 if isinstance(hr10, (int, float)) else None,
+        problem=None
+        if ENCODER in manifest.files
+        else f"{manifest.model} has no encoder: it can be evaluated, not served",
+    )
+
+
+class LiveReleases:
+    """The releases of one worker. For one event loop; `current` is replaced by a single assignment."""
+
+    def __init__(self, settings: Settings, threads: Threads, telemetry: Telemetry) -> None:
+        """Open what is served first, which takes its time: call it off the event loop.
+
+        Raises BadRelease or UnknownRelease with one line, BadOption for an experiment without a folder of releases.
+        """
+        self._threads = threads
+        self._apart = threads.beside(1)  # for questions that may hang: they hold none of the others' threads
+        self._telemetry = telemetry
+        self._at_once = settings.ranking_threads
+        self._poll_s = settings.releases_poll_s
+        self._trial_s = settings.release_trial_s
+        self._open = partial(
+            open_live_release,
+            device=settings.index_device,
+            threads=settings.encoder_threads,
+            timed=telemetry.time_ranking,
+        )
+        self._folder = ReleasesFolder(settings.releases_dir) if settings.releases_dir is not None else None
+        self._seen: Seen | None = None
+        self._swapping = False
+        self._leaving = threading.Event()
+        self._opening = BlockingCalls("a release")  # its trial has a limit of its own
+        self._reading = BlockingCalls("the folder of releases", _DISK_S)
+        self._challenger: Served | None = None
+        self._share = 0.0  # of the sessions that the challenger answers
+        self.current = self._served(self._first(settings.release))
+        if settings.experiment is not None:
+            name, self._share = settings.experiment
+            if self._folder is None:
+                raise BadOption("an experiment is in a folder of releases: set SEGUE_RELEASES_DIR too")
+            self._challenger = self._served(self._open_tried(self._folder.find(name)))
+            # The name goes into the draw: the sessions of one experiment are not those of the one before.
+            self._challenged = SessionDraw(f"experiment {name}", self._share)
+        self._tell_in_use()
+
+    def for_session(self, session_id: str) -> Served:
+        """What answers a session: always the same one while releases, experiment and share stay."""
+        if self._challenger is not None and session_id in self._challenged:
+            return self._challenger
+        return self.current
+
+    def live(self) -> list[tuple[Served, float]]:
+        """What answers now, the current release first, and the share of the sessions that each answers."""
+        if self._challenger is None or self._challenger.live.name == self.current.live.name:
+            return [(self.current, 1.0)]
+        return [(self.current, 1.0 - self._share), (self._challenger, self._share)]
+
+    def named(self, name: str | None) -> Served:
+        """What answers whoever asks for this release; the current one for None. Raises UnknownRelease."""
+        for served, _ in self.live():
+            if name in (None, served.live.name):
+                return served
+        # Not which are: that call needs another scope than those which take a release.
+        raise UnknownRelease(f"{name!r} is not live here: GET /releases/current names the releases that are")
+
+    async def swap(self, name: str) -> Served:
+        """Serve the release in the folder `name`, here now and, by the pointer, wherever the folder is watched.
+
+        Raises SwapRefused while another swap runs or without a folder of releases, UnknownRelease, BadRelease, and
+        ReleasesUnavailable if the pointer cannot be written. In each case, what was served before is served on.
+        """
+        folder = self._folder
+        if folder is None:
+            raise SwapRefused("the service has no folder of releases: set SEGUE_RELEASES_DIR and start it again")
+
+        def open_and_point() -> tuple[LiveRelease, Seen]:
+            with folder.locked():
+                live = self._open_tried(folder.find(name))
+                if self._leaving.is_set():
+                    raise SwapRefused("the service is about to end: swap to the release when it is back")
+                return live, folder.point(name, self._before(folder, name))
+
+        with self._alone(), self._refusals(name):
+            try:
+                live, self._seen = await self._opening(open_and_point)
+            except asyncio.CancelledError:  # the service ends, and whoever asked is told that it failed
+                self.leave()
+                raise
+            self._replace(live)
+            return self.current
+
+    def leave(self) -> None:
+        """The service is about to end: no release is tried any more, and none pointed at."""
+        self._leaving.set()
+
+    @property
+    def challenger(self) -> Served | None:
+        """What answers the sessions of the experiment."""
+        return self._challenger
+
+    async def listing(self) -> Releases:
+        """What there is to swap to, by manifests alone. Raises ReleasesUnavailable."""
+        try:
+            return await self._reading(self._listing)
+        except TimeoutError as error:
+            raise ReleasesUnavailable(f"{error}: see whether its disk answers") from None
+
+    def _listing(self) -> Releases:
+        folder, current = self._folder, self.current.live
+        if folder is None:
+            return Releases(items=[], can_swap=False, current=current.folder)
+        listed = [_listed(path) for path in folder.folders()]
+        listed.sort(key=lambda one: (one.created is not None and one.created.timestamp(), one.folder), reverse=True)
+        seen = folder.look()
+        before = seen.before if seen is not None and seen.name == current.folder else None
+        return Releases(items=listed[:_MOST_LISTED], can_swap=True, current=current.folder, before=before)
+
+    def _before(self, folder: ReleasesFolder, name: str) -> str | None:
+        """What one would roll back to from `name`; None where that is in no folder that a swap leads to."""
+        seen, live = folder.look(), self.current.live
+        if seen is not None and seen.name == name:
+            return seen.before
+        if seen is not None and seen.name == live.folder:
+            return seen.name
+        return live.folder if folder.holds(live.release.path) and live.folder != name else None
+
+    async def watch(self, leaving: asyncio.Event) -> None:
+        """Follow the pointer until `leaving` is set. A release that is refused is not tried again until it changes."""
+        while self._folder is not None and not leaving.is_set():
+            try:
+                await self._follow(self._folder)
+            except (SegueError, TimeoutError) as error:
+                _log.error("releases_not_followed", reason=str(error))
+            except Exception:  # noqa: BLE001 (see below)
+                # The outermost loop of a task that nobody watches: it must outlive what it cannot foresee.
+                _log.exception("releases_not_followed")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(leaving.wait(), self._poll_s)
+
+    async def _follow(self, folder: ReleasesFolder) -> None:
+        before = self._seen
+        seen = await self._reading(folder.look)
+        if seen is None or seen == before or self._swapping or self._seen is not before:
+            return  # `seen` is stale where a swap was asked for in the meantime
+        with self._alone():
+            self._seen = seen
+            with contextlib.suppress(SegueError), self._refusals(seen.name):
+                self._replace(await self._opening(lambda: self._open_tried(folder.find(seen.name))))
+
+    def _first(self, release: Path) -> LiveRelease:
+        """What the pointer names, as that was served last; the configured release where that fails."""
+        with contextlib.suppress(SegueError):
+            if self._folder is not None and (seen := self._folder.look()) is not None:
+                self._seen = seen
+                with self._refusals(seen.name):
+                    return self._open_tried(self._folder.find(seen.name))
+        return self._open(release)
+
+    def _open_tried(self, path: Path) -> LiveRelease:
+        """Open what was put into the folder of releases: in a process that may end first, then here."""
+        try_release(path, self._trial_s, self._leaving)
+        return self._open(path)
+
+    def _served(self, live: LiveRelease) -> Served:
+        return Served(live, Ranking(live, self._threads, self._apart, self._at_once, self._telemetry))
+
+    def _replace(self, live: LiveRelease) -> None:
+        before = self.current.live.name
+        self.current = self._served(live)
+        self._telemetry.release_in_use.labels(before).set(0)
+        self._tell_in_use()
+        self._telemetry.release_swaps.labels("done").inc()
+        _log.info("release_swapped", release=live.name, folder=live.folder, before=before)
+
+    def _tell_in_use(self) -> None:
+        for served in (self.current, self._challenger):
+            if served is not None:
+                self._telemetry.release_in_use.labels(served.live.name).set(1)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        if self._swapping:
+            raise SwapRefused("another swap is under way: wait for it, then say again what you want")
+        self._swapping = True
+        try:
+            yield
+        finally:
+            self._swapping = False
+
+    @contextlib.contextmanager
+    def _refusals(self, name: str) -> Iterator[None]:
+        """Say and count that a release is refused, in one line."""
+        try:
+            yield
+        except InputError as error:
+            self._telemetry.release_swaps.labels("refused").inc()
+            _log.error("release_refused", folder=name, reason=str(error))
+            raise

@@ -1,0 +1,1 @@
+"""Listeners' sessions: Redis, and the event log."""

@@ -1,0 +1,230 @@
+"""The embedded default store: a real redis-server on a private socket.
+
+One server a folder, by two locks: `owner.lock` is the service's own, so a second service is refused at once;
+`server.lock` is inherited by the server, so that the next start after a kill waits until the old server, which ends by
+itself, has gone. Knows nothing of sessions.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import mmap
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import structlog
+
+from segue.errors import BadOption, StoreUnavailable
+from segue.safe_files import private_file
+from service.sessions.erased_data import rewritten_after_erasures
+from service.sessions.private_data import close_to_others
+from service.sessions.redis_program import memory_for_sessions, redis_server_binary, shown, version_of
+
+LOCK_WAIT_S = 10.0
+STOP_WAIT_S = 10.0
+# A Unix socket's path ends at 107 bytes.
+_LONGEST_SOCKET_PATH = 100
+_PR_SET_PDEATHSIG = 1
+# Beginning and end of a transaction in an append-only file; a script that writes is one.
+_BEGIN, _END = b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n"
+
+_SEVERAL_FILES = (7,)  # the version from which the append-only file is a folder of files
+_running: "set[subprocess.Popen[bytes]]" = set()
+
+_log = structlog.get_logger()
+
+
+@contextlib.contextmanager
+def embedded_redis(
+    folder: Path,
+    fsync: str = "everysec",
+    lock_wait_s: float = LOCK_WAIT_S,
+    *,
+    program: Path | None = None,
+    max_memory_bytes: int | None = None,
+) -> Iterator[str]:
+    """Run a Redis server whose data live in `folder`; yield its URL; stop it at the end.
+
+    `program` is the server to run, the newest that is installed unless given. Beyond `max_memory_bytes`, half of the
+    memory unless given, it refuses writes.
+
+    Every write is in the append-only file, so in the kernel's hands, before it is acknowledged: killing the service
+    loses nothing. Raises BadOption if another service holds the folder, StoreUnavailable if the server does not start.
+    """
+    binary = redis_server_binary(program)
+    folder = folder.resolve()
+    try:
+        close_to_others(folder, shareable=False)
+        owner, lock = (private_file(folder / name).open("w") for name in ("owner.lock", "server.lock"))
+    except OSError as error:
+        raise BadOption(f"the data folder {folder} cannot be written: {error.strerror}; choose another one") from error
+    with owner, lock, contextlib.ExitStack() as cleanup:
+        _take(owner, folder, 0.0)
+        _take(lock, folder, lock_wait_s)
+        _refuse_older(binary, folder)
+        mend_append_only_file(folder)
+        path = folder / "redis.sock"
+        if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
+            short = Path(tempfile.mkdtemp(prefix="segue-"))
+            cleanup.callback(shutil.rmtree, short, ignore_errors=True)
+            path = short / "redis.sock"
+        options = _options(folder, path, fsync, max_memory_bytes or memory_for_sessions())
+        server = _start(binary, options, path, lock)
+        cleanup.callback(_stop, server)
+        _wait_until_ready(server, path, folder)
+        cleanup.enter_context(rewritten_after_erasures(path))
+        yield f"unix://{path}"
+
+
+def mend_append_only_file(folder: Path) -> int:
+    """Cut off a transaction that a crash left half written, as `redis-check-aof --fix` does; answers the bytes cut off.
+
+    Redis passes over it when it reads the file, yet cuts off its last command alone. What it appends then is read as
+    a part of that transaction at the start after next, and the half is carried out, although its sender was told
+    nothing and has sent it again (https://github.com/valkey-io/valkey/pull/4342). A line end is in no id, so that the
+    words can be searched for.
+    """
+    files = [folder / "appendonly.aof", *sorted((folder / "appendonlydir").glob("*.incr.aof"), key=_number_of)[-1:]]
+    cut = 0
+    for file in files:
+        if not file.is_file() or not file.stat().st_size:
+            continue
+        with file.open("r+b") as stream:
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                begin = content.rfind(_BEGIN)
+                half = begin >= 0 and content.find(_END, begin) < 0
+                size = len(content)
+            if half:
+                stream.truncate(begin)
+                os.fsync(stream.fileno())
+                cut += size - begin
+                _log.warning("append_only_file_mended", file=str(file), bytes_cut_off=size - begin)
+    return cut
+
+
+def _number_of(file: Path) -> int:
+    """5 of `appendonly.aof.5.incr.aof`."""
+    return int(file.name.split(".")[-3])
+
+
+def _refuse_older(binary: Path, folder: Path) -> None:
+    """Raise BadOption for a server that would not find the data of a newer one, and would start with none."""
+    version = version_of(binary) or ()
+    if (folder / "appendonlydir").is_dir() and version < _SEVERAL_FILES:
+        raise BadOption(
+            f"{folder} holds sessions of Redis 7 or later, and {binary} is {shown(version)}: name a newer server by "
+            f"SEGUE_REDIS_SERVER, or take {folder / 'appendonlydir'} away to begin without them"
+        )
+
+
+def die_with_parent() -> None:
+    """Ask the kernel (Linux) to end this process by SIGTERM when its parent has gone; elsewhere, do nothing."""
+    _PDEATHSIG()
+
+
+def _pdeathsig() -> Callable[[], None]:
+    if sys.platform != "linux":
+        return lambda: None
+    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: little is safe between fork and exec
+    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+_PDEATHSIG = _pdeathsig()
+
+
+def _take(lock: IO[str], folder: Path, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise BadOption(
+                    f"another service keeps its sessions in {folder}: stop it, or choose another data folder"
+                ) from None
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _options(folder: Path, path: Path, fsync: str, max_memory_bytes: int) -> dict[str, str]:
+    return {
+        "port": "0",
+        "unixsocket": str(path),
+        "unixsocketperm": "700",
+        "dir": str(folder),
+        "appendonly": "yes",
+        "appendfsync": fsync,
+        "auto-aof-rewrite-min-size": "16mb",
+        # Full means that writes are refused, never that sessions are dropped to make room.
+        "maxmemory": str(max_memory_bytes),
+        "maxmemory-policy": "noeviction",
+        "save": "",
+        "loglevel": "warning",
+        "logfile": str(folder / "redis.log"),
+    }
+
+
+def _start(binary: Path, options: dict[str, str], path: Path, lock: IO[str]) -> "subprocess.Popen[bytes]":
+    path.unlink(missing_ok=True)
+    arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
+    server = subprocess.Popen(
+        [binary, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[lock.fileno()],
+        umask=0o077,
+        # A new session, so that Ctrl-C in a terminal reaches the service alone, which stops the server last.
+        start_new_session=True,
+        preexec_fn=die_with_parent,  # noqa: PLW1509 (it calls prctl alone)
+    )
+    _running.add(server)
+    return server
+
+
+def stop_embedded_servers() -> None:
+    """Stop those of this process within a second: it is about to end without closing anything."""
+    for server in tuple(_running):
+        _stop(server, 1.0)
+
+
+def _stop(server: "subprocess.Popen[bytes]", wait_s: float = STOP_WAIT_S) -> None:
+    server.terminate()
+    try:
+        server.wait(wait_s)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+    _running.discard(server)
+
+
+def _wait_until_ready(server: "subprocess.Popen[bytes]", path: Path, folder: Path) -> None:
+    """Wait as long as the server lives: reading a large append-only file back takes its time."""
+    while server.poll() is None:
+        if _ping(path):
+            return
+        time.sleep(0.01)
+    log = folder / "redis.log"
+    last = log.read_text(errors="replace").strip().splitlines()[-1:] if log.is_file() else []
+    raise StoreUnavailable(f"redis-server ended with code {server.returncode}: {' '.join(last) or 'see'} ({log})")
+
+
+def _ping(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5)
+        try:
+            client.connect(str(path))
+            client.sendall(b"PING\r\n")
+            return client.recv(64).startswith(b"+PONG")
+        except OSError:
+            return False

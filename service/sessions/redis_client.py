@@ -1,0 +1,182 @@
+"""How commands get to Redis: together, behind a circuit breaker, again where that is safe, confirmed by replicas.
+
+Commands that come while others are under way go out together, in one pipeline: one round trip for all of them. Knows
+nothing of sessions.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
+
+import structlog
+from redis.asyncio import Redis, RedisCluster
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from segue.errors import StoreUnavailable
+from service.batching import MicroBatch
+from service.ops.telemetry import Telemetry
+from service.sessions.circuit import Circuit
+from service.sessions.redis_errors import AWAY, as_store_error, store_errors
+from service.settings import Settings
+
+_PIPELINES: Final = 1  # under way at a time: a second would carry half of what the first could have waited for
+_SECONDS_BETWEEN_LINES: Final = 1.0  # of the log, about what Redis refuses: it may be each of thousands a second
+_HERE: Final = Path(__file__).parent
+
+_log = structlog.get_logger()
+
+
+class Command(NamedTuple):
+    """What Redis is to do."""
+
+    words: tuple[str | int, ...]
+    repeatable: bool  # whether it does no harm to do it twice
+    writes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script, called by its hash."""
+
+    text: str
+    sha: str
+
+    @classmethod
+    def read(cls, name: str) -> Self:
+        """The script in a file of this package."""
+        text = (_HERE / name).read_text()
+        return cls(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+    def call(self, keys: Sequence[str], arguments: Sequence[str | int], *, repeatable: bool) -> Command:
+        """The command that runs it."""
+        return Command(("EVALSHA", self.sha, len(keys), *keys, *arguments), repeatable, writes=True)
+
+
+class RedisCommands:
+    """Sends commands to Redis. Everything raises StoreUnavailable if Redis is away or refuses."""
+
+    def __init__(
+        self, client: "Redis | RedisCluster", settings: Settings, telemetry: Telemetry, scripts: Sequence[Script]
+    ) -> None:
+        """`scripts` are those that commands call."""
+        self._client = client
+        self._telemetry = telemetry
+        self._sizes = telemetry.batch_size.labels("redis")
+        self._scripts = scripts
+        self._replicas = settings.wait_replicas
+        self._wait: Final = ("WAIT", settings.wait_replicas, settings.wait_timeout_ms)
+        self._circuit = Circuit(client.ping, self._on_change)
+        self._writes = MicroBatch(self._pipeline, _PIPELINES)
+        # Where writes wait for replicas, reads do not wait with them.
+        self._reads = MicroBatch(self._pipeline, _PIPELINES) if settings.wait_replicas else self._writes
+        self._told = 0.0
+
+    async def __call__(self, command: Command) -> Any:
+        """What Redis answers."""
+        if self._circuit.is_open:
+            raise _unavailable()
+        return await (self._writes if command.writes else self._reads)(command)
+
+    async def aclose(self) -> None:
+        """End what runs in the background."""
+        await self._circuit.aclose()
+
+    async def _pipeline(self, commands: list[Command]) -> list[Any]:
+        """What Redis answers to each command; an exception where it refuses one."""
+        self._sizes.observe(len(commands))
+        if self._circuit.is_open:  # it opened while they waited
+            raise _unavailable()
+        try:
+            with self._telemetry.time_redis("commands"), store_errors():
+                answers = await self._answers(commands)
+        except StoreUnavailable as error:
+            self._tell(error)
+            if isinstance(error.__cause__, AWAY) and isinstance(self._client, Redis):  # a node is not the cluster
+                self._circuit.failed(timed_out=isinstance(error.__cause__, RedisTimeoutError))
+            raise
+        self._circuit.succeeded()
+        return [self._told_error(answer) if isinstance(answer, Exception) else answer for answer in answers]
+
+    async def _answers(self, commands: list[Command]) -> list[Any]:
+        answers = await self._on_a_good_connection(commands)
+        unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if unknown:  # Redis was started anew, or its scripts were flushed; nothing was carried out
+            for script in self._scripts:
+                await self._client.script_load(script.text)
+            again = await self._execute([commands[i] for i in unknown])
+            for i, answer in zip(unknown, again, strict=True):
+                answers[i] = answer
+        return answers
+
+    async def _on_a_good_connection(self, commands: list[Command]) -> list[Any]:
+        """The answers, by a new connection if the one that was there had ended, as after a restart of Redis.
+
+        How far Redis had come by then is not known, so that what must not be done twice has failed.
+        """
+        try:
+            return await self._execute(commands)
+        except RedisConnectionError as error:
+            repeatable = [i for i, command in enumerate(commands) if command.repeatable]
+            if not repeatable or not isinstance(self._client, Redis):
+                raise
+            answers: list[Any] = [error] * len(commands)
+            await self._forget_connections()
+            again = await self._execute([commands[i] for i in repeatable])
+            for i, answer in zip(repeatable, again, strict=True):
+                answers[i] = answer
+            self._telemetry.redis_repeats.inc(len(repeatable))
+            return answers
+
+    async def _forget_connections(self) -> None:
+        """Close those that wait for use: where one has ended, the others are no younger."""
+        if isinstance(self._client, Redis):  # a cluster's client looks after its own
+            await self._client.connection_pool.disconnect(inuse_connections=False)
+
+    async def _execute(self, commands: list[Command]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command.words)
+        waits = self._replicas and any(command.writes for command in commands)
+        if waits:
+            pipeline.execute_command(*self._wait)
+        answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        if waits:
+            acknowledged = answers.pop()
+            if isinstance(acknowledged, Exception) or int(acknowledged) < self._replicas:
+                failure = acknowledged if isinstance(acknowledged, Exception) else _too_few_replicas(self._replicas)
+                for i, command in enumerate(commands):
+                    if command.writes and not isinstance(answers[i], Exception):
+                        answers[i] = failure
+        return answers
+
+    def _told_error(self, answer: Exception) -> Exception:
+        error = as_store_error(answer)
+        if isinstance(error, StoreUnavailable):
+            self._tell(error)
+        return error
+
+    def _tell(self, error: StoreUnavailable) -> None:
+        now = time.monotonic()
+        if now - self._told >= _SECONDS_BETWEEN_LINES:
+            self._told = now
+            _log.warning("redis_unavailable", reason=error.reason)
+
+    def _on_change(self, is_open: bool) -> None:
+        self._telemetry.redis_circuit_open.set(int(is_open))
+        _log.warning("redis_circuit_opened" if is_open else "redis_circuit_closed")
+
+
+def _unavailable() -> StoreUnavailable:
+    return StoreUnavailable("the session store does not answer at present: try again in a moment")
+
+
+def _too_few_replicas(number: int) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"fewer than {number} replicas of the session store have confirmed the write in time: send it again, "
+        "with the same event ids"
+    )

@@ -1,0 +1,1 @@
+"""Datasets: files of sessions, splits, batches, and synthetic sessions."""

@@ -1,0 +1,298 @@
+"""The dataset folder: what `prepare` and `simulate` write, and what training and evaluation read.
+
+    sessions.parquet   session_id string, rows list<int32>, skipped list<bool>, started_at datetime (ms, UTC) or null
+    catalogue.parquet  the tracks (segue.catalogue); rows from 1 on by falling number of plays, then by track id
+    dataset.json       what the data is and where it came from (`Facts`)
+
+The same plays give the same files, byte for byte, on the same version of polars; the fingerprint depends on the plays
+alone. Plays of a large dataset are mapped from files (training.data.sessions_parquet) and never held in memory whole.
+Knows nothing of log formats nor of how a dataset is split.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from segue.arrays import Bool, Int
+from segue.catalogue import FIRST_TRACK_ROW, Catalogue
+from segue.errors import BadDataset, InputError
+from segue.parquet_footer import UNREADABLE, check_footer
+from segue.safe_files import new_folder
+from segue.window import Sessions
+from training.data.array_files import blocks, counts
+from training.data.sessions_parquet import (
+    FLAT_FOLDER,
+    SESSIONS_FILE,
+    flat_sessions,
+    keep_flat,
+    mapped_sessions,
+    read_sessions,
+    write_sessions,
+)
+
+FORMAT_VERSION: Final = 1
+FACTS_FILE: Final = "dataset.json"
+CATALOGUE_FILE: Final = "catalogue.parquet"
+MAPPED_FROM: Final = 4_000_000  # plays; of fewer, the arrays are read into memory
+
+_IDS_A_HASH: Final = 1_000_000  # ids joined into one text at a time
+
+
+class Counts(BaseModel):
+    """How large a dataset is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sessions: int = Field(ge=1, description="Sessions")
+    plays: int = Field(ge=1, description="Plays of all sessions, skipped ones included")
+    tracks: int = Field(ge=1, description="Tracks of the catalogue, never played ones included")
+    skips: int = Field(ge=0, description="Plays that were skipped")
+
+
+class Facts(BaseModel):
+    """What `dataset.json` says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = Field(default=FORMAT_VERSION, description="Version of the folder's format")
+    source: str = Field(description="The kind of log, or what else made the plays")
+    options: dict[str, JsonValue] = Field(description="The options under which the plays were made")
+    counts: Counts
+    skip_rate: float = Field(ge=0, le=1, description="Skipped plays as a share of all plays")
+    session_lengths: dict[int, int] = Field(description="Number of sessions by their number of plays")
+    malformed_lines: int = Field(ge=0, description="Lines of the log that could not be read and were left out")
+    fingerprint: str = Field(description="sha256 of track ids, rows, skip flags and offsets, in hexadecimal")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A dataset, verified: its catalogue in memory, its sessions in memory or mapped."""
+
+    path: Path
+    facts: Facts
+    catalogue: Catalogue
+    sessions: Sessions  # rows int64, or int32 where they are mapped
+
+    @cached_property
+    def session_ids(self) -> pl.Series:
+        """The ids in the order of the sessions, read when first asked for. [sessions] string."""
+        return _session_ids(self.path)
+
+
+@dataclass(frozen=True, eq=False)
+class Listening:
+    """The plays of a dataset before its tracks have rows. Session i is the slice offsets[i]:offsets[i + 1]."""
+
+    tracks: pl.DataFrame  # track_id, optional title and artist; every one enters the catalogue, played or not
+    codes: NDArray[np.integer[Any]]  # [plays], positions in `tracks`
+    skipped: Bool  # [plays]
+    offsets: Int  # [sessions + 1]
+    session_ids: pl.Series  # [sessions] string
+    started_at: pl.Series | None = None  # [sessions] datetime (ms, UTC); None where no time is known
+
+
+def write_dataset(
+    path: Path,
+    plays: pl.DataFrame | pl.LazyFrame,
+    source: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    malformed_lines: int = 0,
+    overwrite: bool = False,
+) -> Dataset:
+    """Write a dataset from one row a play, in order: `session_id`, `track_id`, `skipped`, optional `title`, `artist`.
+
+    Sessions come in the order of their first rows. A track's title and artist are the first ones given for it.
+    For many plays, `write_listening` needs less memory. Raises BadDataset, and InputError where `path` is taken.
+    """
+    frame = plays.lazy().collect()
+    if not {"session_id", "track_id", "skipped"} <= set(frame.columns):
+        raise BadDataset(f"plays need session_id, track_id and skipped, found {', '.join(frame.columns)}")
+    names = [pl.col(name).drop_nulls().first() for name in ("title", "artist") if name in frame.columns]
+    tracks = frame.group_by("track_id", maintain_order=True).agg(names)
+    numbers = frame.select("session_id").unique(maintain_order=True).with_row_index("session")
+    coded = (
+        frame.select("session_id", "track_id", "skipped")
+        .join(numbers, on="session_id", how="left", maintain_order="left")
+        .join(tracks.select("track_id").with_row_index("code"), on="track_id", how="left", maintain_order="left")
+        .sort("session", maintain_order=True)
+    )
+    lengths = np.bincount(coded["session"].to_numpy(), minlength=len(numbers))
+    listening = Listening(
+        tracks=tracks,
+        codes=coded["code"].to_numpy(),
+        skipped=coded["skipped"].to_numpy(),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        session_ids=numbers["session_id"],
+    )
+    return write_listening(path, listening, source, options, malformed_lines=malformed_lines, overwrite=overwrite)
+
+
+def write_listening(
+    path: Path,
+    listening: Listening,
+    source: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    malformed_lines: int = 0,
+    overwrite: bool = False,
+) -> Dataset:
+    """Write a dataset folder, whole or not at all, and open it.
+
+    Raises BadDataset for plays that make no dataset, and InputError where `path` is taken (a dataset is replaced
+    with `overwrite`).
+    """
+    _check(listening)
+    catalogue, row_of_code = _numbered(listening)
+    with new_folder(path, overwrite=overwrite, marker=FACTS_FILE, private=True) as folder:
+        catalogue.write(folder / CATALOGUE_FILE)
+        sessions = _in_rows(listening, row_of_code, folder / FLAT_FOLDER)
+        write_sessions(folder / SESSIONS_FILE, sessions, listening.session_ids, listening.started_at)
+        if (folder / FLAT_FOLDER).exists():
+            keep_flat(folder / SESSIONS_FILE, folder / FLAT_FOLDER)
+        facts = _facts(catalogue, sessions, source, dict(options or {}), malformed_lines)
+        (folder / FACTS_FILE).write_text(facts.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return open_dataset(path)
+
+
+def open_dataset(path: Path) -> Dataset:
+    """Open a dataset folder and verify it. Raises BadDataset with one line where it is missing, damaged or too new.
+
+    With MAPPED_FROM plays or more, its arrays are mapped files, made at the first time and kept beside the others.
+    """
+    facts = _read_facts(path)
+    try:
+        catalogue = Catalogue.read(path / CATALOGUE_FILE)
+        check_footer(path / SESSIONS_FILE)
+        read = mapped_sessions if facts.counts.plays >= MAPPED_FROM else read_sessions
+        sessions = read(path / SESSIONS_FILE)
+    except (InputError, *UNREADABLE) as error:
+        raise BadDataset(f"{path} is damaged: {_one_line(error)}: write it again with `segue prepare`") from error
+    found = fingerprint(catalogue, sessions)
+    if found != facts.fingerprint:
+        raise BadDataset(
+            f"{path} is damaged: its fingerprint is {found[:12]}…, {FACTS_FILE} says {facts.fingerprint[:12]}…: "
+            "write it again with `segue prepare`"
+        )
+    return Dataset(path, facts, catalogue, sessions)
+
+
+def fingerprint(catalogue: Catalogue, sessions: Sessions) -> str:
+    """sha256 over the track ids in the order of their rows, the rows, the skip flags and the offsets, in hexadecimal.
+
+    Numbers count as little-endian int32 (rows), uint8 (flags) and int64 (offsets). Paths and times play no part.
+    """
+    sha = hashlib.sha256()
+    ids = catalogue.frame["track_id"]
+    for start in range(0, len(ids), _IDS_A_HASH):
+        # An id holds no line feed, so the joined text names the ids without doubt.
+        sha.update(ids.slice(start, _IDS_A_HASH).str.join("\n").item().encode() + b"\n")
+    for values, dtype in ((sessions.rows, "<i4"), (sessions.skipped, "?"), (sessions.offsets, "<i8")):
+        for part in blocks(len(values)):
+            sha.update(np.ascontiguousarray(values[part].astype(dtype, copy=False)).data)
+    return sha.hexdigest()
+
+
+def _check(listening: Listening) -> None:
+    plays, sessions = len(listening.codes), len(listening.offsets) - 1
+    if plays == 0 or sessions < 1:
+        raise BadDataset("there is no play to write: a dataset holds at least one session of one play")
+    lengths = np.diff(listening.offsets)
+    if listening.offsets[0] != 0 or listening.offsets[-1] != plays or lengths.min() < 1:
+        raise BadDataset("offsets must rise from 0 to the number of plays, with at least one play a session")
+    if len(listening.skipped) != plays or len(listening.session_ids) != sessions:
+        raise BadDataset(
+            f"{plays:,} plays in {sessions:,} sessions need as many skip flags and session ids, found "
+            f"{len(listening.skipped):,} and {len(listening.session_ids):,}"
+        )
+    if listening.session_ids.null_count() or listening.session_ids.n_unique() != sessions:
+        raise BadDataset("session ids are missing or repeated: name every session once")
+    if listening.codes.min() < 0 or listening.codes.max() >= len(listening.tracks):
+        raise BadDataset(f"a play names a track outside the {len(listening.tracks):,} tracks given")
+
+
+def _numbered(listening: Listening) -> tuple[Catalogue, Int]:
+    """The catalogue by falling plays, then by id, and the row of every code. [tracks] int64."""
+    count = len(listening.tracks)
+    plays = counts(listening.codes, count)
+    skips = counts(listening.codes, count, where=listening.skipped)
+    counted = listening.tracks.with_columns(pl.Series("plays", plays), pl.Series("skips", skips)).with_row_index("code")
+    ordered = counted.sort(["plays", "track_id"], descending=[True, False])
+    row_of_code = np.empty(count, dtype=np.int64)
+    row_of_code[ordered["code"].to_numpy()] = np.arange(FIRST_TRACK_ROW, count + FIRST_TRACK_ROW)
+    try:
+        return Catalogue(ordered), row_of_code
+    except InputError as error:
+        raise BadDataset(str(error)) from error
+
+
+def _facts(catalogue: Catalogue, sessions: Sessions, source: str, options: dict[str, Any], malformed: int) -> Facts:
+    lengths, numbers = np.unique(sessions.lengths, return_counts=True)
+    plays, skips = len(sessions.rows), int(sessions.skipped.sum())
+    return Facts(
+        source=source,
+        options=options,
+        counts=Counts(sessions=len(sessions), plays=plays, tracks=len(catalogue), skips=skips),
+        skip_rate=skips / plays,
+        session_lengths=dict(zip(lengths.tolist(), numbers.tolist(), strict=True)),
+        malformed_lines=malformed,
+        fingerprint=fingerprint(catalogue, sessions),
+    )
+
+
+def _in_rows(listening: Listening, row_of_code: Int, flat: Path) -> Sessions:
+    """The sessions in rows of the catalogue; of many plays, as mapped files of the folder `flat`."""
+    codes, skipped = listening.codes, listening.skipped
+    if len(codes) < MAPPED_FROM:
+        return Sessions(row_of_code[codes], skipped, listening.offsets)
+
+    def parts() -> Iterator[tuple[Int, Bool, Int]]:
+        none = np.empty(0, dtype=np.int64)
+        for part in blocks(len(codes)):
+            yield row_of_code[codes[part]], skipped[part], none
+        yield none, none.astype(np.bool_), np.diff(listening.offsets)
+
+    return flat_sessions(flat, parts())
+
+
+def _read_facts(path: Path) -> Facts:
+    file = path / FACTS_FILE
+    try:
+        found = json.loads(file.read_bytes())
+    except OSError as error:
+        raise BadDataset(
+            f"{path} is not a dataset: {FACTS_FILE} cannot be read ({error.strerror}): write one with `segue prepare`"
+        ) from error
+    except ValueError as error:
+        raise BadDataset(f"{file} is damaged, expected JSON: write the dataset again with `segue prepare`") from error
+    version = found.get("format_version") if isinstance(found, dict) else None
+    if version != FORMAT_VERSION:
+        raise BadDataset(
+            f"{file} has format version {version}, this Segue reads version {FORMAT_VERSION}: write the dataset again"
+        )
+    try:
+        return Facts.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise BadDataset(f"{file} is damaged at {place}: {first['msg']}: write the dataset again") from error
+
+
+def _session_ids(path: Path) -> pl.Series:
+    try:
+        return pl.read_parquet(path / SESSIONS_FILE, columns=["session_id"])["session_id"]
+    except UNREADABLE as error:
+        raise BadDataset(f"{path} is damaged: {_one_line(error)}: write it again with `segue prepare`") from error
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,175 @@
+"""sessions.parquet: written a block at a time, read into flat arrays, or into files that are mapped.
+
+flat/rows.npy      int32 [plays]          derived of sessions.parquet, to be mapped: a training then takes no memory
+flat/skipped.npy   bool [plays]           for plays that it does not look at. The folder is made where it is missing
+flat/offsets.npy   int64 [sessions + 1]   or belongs to another sessions.parquet; a dataset is whole without it
+flat/flat.json     the sha256 of the sessions.parquet that the arrays are those of
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from polars.io.plugins import register_io_source
+
+from segue.arrays import Int
+from segue.errors import BadDataset, InputError
+from segue.safe_files import new_folder
+from segue.window import Sessions
+from training.data.array_files import GrowingArray, mapped
+
+SESSIONS_FILE: Final = "sessions.parquet"
+FLAT_FOLDER: Final = "flat"
+FLAT_FILE: Final = "flat.json"
+
+_SESSIONS_A_BLOCK: Final = 262_144
+_SCHEMA: Final = {
+    "session_id": pl.String(),
+    "rows": pl.List(pl.Int32),
+    "skipped": pl.List(pl.Boolean),
+    "started_at": pl.Datetime("ms", "UTC"),
+}
+_DTYPES: Final = {"rows": np.dtype("<i4"), "skipped": np.dtype(np.bool_), "offsets": np.dtype("<i8")}
+
+
+def write_sessions(file: Path, sessions: Sessions, session_ids: pl.Series, started_at: pl.Series | None) -> None:
+    """Write sessions.parquet; the same sessions give the same bytes, whatever they are held in."""
+
+    def parts(
+        columns: list[str] | None, _predicate: pl.Expr | None, _rows: int | None, _size: int | None
+    ) -> Iterator[pl.DataFrame]:
+        for start in range(0, len(sessions), _SESSIONS_A_BLOCK):
+            which = slice(start, min(start + _SESSIONS_A_BLOCK, len(sessions)))
+            frame = _frame(sessions, session_ids, started_at, which)
+            yield frame if columns is None else frame.select(columns)
+
+    source = register_io_source(parts, schema=_SCHEMA)
+    source.sink_parquet(file, compression="zstd", row_group_size=_SESSIONS_A_BLOCK)
+
+
+def read_sessions(file: Path) -> Sessions:
+    """The flat arrays in memory, read one column at a time: a column's lists are gone before the next column is read.
+
+    Raises BadDataset, and what Polars raises for a damaged file.
+    """
+    rows, lengths = _flat(pl.read_parquet(file, columns=["rows"])["rows"], file)
+    skipped, other = _flat(pl.read_parquet(file, columns=["skipped"])["skipped"], file)
+    _equal(lengths, other, file)
+    return Sessions(rows.astype(np.int64), skipped.astype(np.bool_), _offsets(lengths))
+
+
+def mapped_sessions(file: Path) -> Sessions:
+    """The flat arrays as mapped files beside sessions.parquet, made first where they are not there. Rows are int32.
+
+    Where the folder cannot be written, the arrays are made in the system's folder for temporary files, and are gone
+    when the process ends. Raises as `read_sessions`.
+    """
+    digest = _sha256(file)
+    folder = file.parent / FLAT_FOLDER
+    try:
+        if json.loads((folder / FLAT_FILE).read_bytes()) == {"sessions_sha256": digest}:
+            return _mapped(folder)
+    except (OSError, ValueError):
+        pass  # not there, or not whole: made again
+    try:
+        with new_folder(folder, overwrite=folder.exists(), marker=FLAT_FILE, private=True) as unfinished:
+            sessions = _made(file, unfinished, digest)  # mapped before another process can replace the folder
+    except (InputError, OSError) as error:
+        if isinstance(error, BadDataset):
+            raise
+        with tempfile.TemporaryDirectory() as temporary:
+            return _made(file, Path(temporary), digest)
+    return sessions
+
+
+def keep_flat(file: Path, folder: Path) -> None:
+    """Say that the arrays in `folder`, written by `flat_writer`, are those of the sessions.parquet `file`."""
+    (folder / FLAT_FILE).write_text(json.dumps({"sessions_sha256": _sha256(file)}) + "\n", encoding="utf-8")
+
+
+def flat_sessions(folder: Path, parts: Iterator[tuple[NDArray[Any], NDArray[Any], Int]]) -> Sessions:
+    """Write rows, skip flags and lengths of sessions, a part at a time, as the arrays of `folder`; mapped.
+
+    Lengths may come later than the plays that they cut into sessions.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    reached = 0
+    with (
+        GrowingArray(folder / "rows.npy", _DTYPES["rows"]) as all_rows,
+        GrowingArray(folder / "skipped.npy", _DTYPES["skipped"]) as all_skipped,
+        GrowingArray(folder / "offsets.npy", _DTYPES["offsets"]) as offsets,
+    ):
+        offsets.append(np.zeros(1, dtype=np.int64))
+        for rows, skipped, lengths in parts:
+            all_rows.append(rows)
+            all_skipped.append(skipped)
+            offsets.append(reached + np.cumsum(lengths, dtype=np.int64))
+            reached += int(lengths.sum())
+    return _mapped(folder)
+
+
+def _mapped(folder: Path) -> Sessions:
+    return Sessions(*(mapped(folder / f"{name}.npy", dtype) for name, dtype in _DTYPES.items()))
+
+
+def _made(file: Path, folder: Path, digest: str) -> Sessions:
+    sessions = flat_sessions(folder, _parts_of(file))
+    (folder / FLAT_FILE).write_text(json.dumps({"sessions_sha256": digest}) + "\n", encoding="utf-8")
+    return sessions
+
+
+def _parts_of(file: Path) -> Iterator[tuple[NDArray[Any], NDArray[Any], Int]]:
+    columns = pl.scan_parquet(file, glob=False).select("rows", "skipped")
+    for part in columns.collect_batches(chunk_size=_SESSIONS_A_BLOCK, maintain_order=True):
+        rows, lengths = _flat(part["rows"], file)
+        skipped, other = _flat(part["skipped"], file)
+        _equal(lengths, other, file)
+        yield rows, skipped, lengths
+
+
+def _flat(lists: pl.Series, file: Path) -> tuple[NDArray[Any], Int]:
+    """A column of lists as its values, one after another, and the lengths of its lists."""
+    lengths = lists.list.len()
+    if lists.null_count() or lengths.min() == 0:
+        raise BadDataset(f"{file.name} has a session without plays in column {lists.name}")
+    values = lists.explode()
+    if values.null_count():
+        raise BadDataset(f"{file.name} has missing values in column {lists.name}")
+    return values.to_numpy(), lengths.to_numpy().astype(np.int64)
+
+
+def _equal(lengths: Int, other: Int, file: Path) -> None:
+    if not np.array_equal(lengths, other):
+        raise BadDataset(f"{file.name} has sessions with more or fewer skip flags than plays")
+
+
+def _offsets(lengths: Int) -> Int:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+
+def _frame(sessions: Sessions, session_ids: pl.Series, started_at: pl.Series | None, which: slice) -> pl.DataFrame:
+    offsets = sessions.offsets[which.start : which.stop + 1]
+    plays = slice(int(offsets[0]), int(offsets[-1]))
+    number = np.repeat(np.arange(len(offsets) - 1, dtype=np.int32), np.diff(offsets))
+    rows = sessions.rows[plays].astype(np.int32, copy=False)
+    lists = (
+        pl.DataFrame({"session": number, "rows": rows, "skipped": sessions.skipped[plays]})
+        .with_columns(pl.col("session").set_sorted())
+        .group_by("session", maintain_order=True)
+        .agg("rows", "skipped")
+    )
+    unknown = pl.Series([None], dtype=_SCHEMA["started_at"]).new_from_index(0, len(lists))
+    begins = unknown if started_at is None else started_at[which].cast(_SCHEMA["started_at"])
+    ids = session_ids[which].cast(pl.String)
+    return lists.select(ids.alias("session_id"), "rows", "skipped", begins.alias("started_at"))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

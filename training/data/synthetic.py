@@ -1,0 +1,269 @@
+"""Sessions with a planted rule, for tests, the demo and measurements at scale: the right answer is known.
+
+The world, all of it drawn from one seed:
+
+- Every artist has one genre and about 20 tracks. A track's popularity falls with its rank (Zipf).
+- A playlist is an ordered list of 18 to 30 tracks of two or three genres, irregularly interleaved; one genre leads.
+  Nearly every track is in some playlist, popular ones in several.
+- A session is one listener with one playlist, popular playlists more often. The listener has one favourite genre,
+  the taste, out of those of the playlist, likelier the leading one. From one play to the next the player goes on in
+  the playlist's order in half of the cases, and otherwise jumps to another place in it. From there it
+  passes over what the session holds already, until the playlist is heard through.
+- The listener skips a track of another genre than the taste with probability 0.9, a track of that genre with 0.05.
+
+What follows from it: the playlist and the latest track tell what the player presents next, and nothing about the order
+of play depends on the taste. The taste shows in what was skipped alone. A model of the next track, whatever its
+outcome, ranks the fitting and the unfitting tracks of a playlist alike; one that raises what is played next and
+lowers what was skipped can tell them apart.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import polars as pl
+
+from segue.arrays import Bool, Int
+from segue.catalogue import FIRST_TRACK_ROW, Catalogue
+from segue.errors import BadOption
+from training.data.dataset import Dataset, Listening, write_listening
+
+MIN_TRACKS: Final = 1_000
+MAX_TRACKS: Final = 10_000_000
+MAX_SESSIONS: Final = 10_000_000
+
+SKIP_IF_UNFIT: Final = 0.9
+SKIP_IF_FIT: Final = 0.05
+GO_ON_IN_ORDER: Final = 0.5
+
+_TRACKS_AN_ARTIST: Final = 20
+_PLAYLIST_LENGTHS: Final = (22, 30)
+_SESSION_LENGTHS: Final = (10, 20)
+_PLAYLISTS_A_TRACK: Final = 1.5  # places in playlists for each track, so that one in three goes by popularity
+_SHARE_OF_THREE_GENRES: Final = 0.25
+# Shares of the genres in a playlist, and so the chances of each to be the taste of its listener.
+_TWO_GENRES: Final = (0.65, 0.35, 0.0)
+_THREE_GENRES: Final = (0.55, 0.25, 0.20)
+_TRACK_ZIPF: Final = 0.9
+_PLAYLIST_ZIPF: Final = 0.7
+_ZIPF_SHIFT: Final = 10  # flattens the very top, so that no one track is everywhere
+
+_FIRST_WORDS: Final = """
+    Amber Autumn Blue Borrowed Broken Burning Copper Crooked Distant Electric Empty Endless Faded Golden Hollow
+    Idle Ivory Lonely Lost Midnight Neon Northern Paper Quiet Restless Rusty Scarlet Secret Silver Slow Velvet
+    Winter
+"""
+_SECOND_WORDS: Final = """
+    Avenue Bell Bridge Carousel Cathedral Coast Compass Echo Engine Feather Garden Harbour Highway Lantern
+    Letter Machine Mirror Moon Morning Ocean Orchard Parade Piano Radio Rain River Satellite Shadow Station
+    Summer Tide Window
+"""
+_ENDINGS: Final = ("", "", "", " Again", " Blues", " for Two", " in Colour", " Revisited")
+_FORENAMES: Final = """
+    Ada Anouk Bela Carmen Dario Edda Emil Farah Greta Hugo Ines Jonas Kaya Lars Mina Nadia Oskar Paula Quentin
+    Rosa Samir Tilda Uma Viktor Wanda Yara
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class PlantedWorld:
+    """The plays and the truth behind them. Tracks have numbers from 0; the id of track 42 is `t0000042`."""
+
+    seed: int
+    genre: Int  # [tracks], genre of a track
+    artist: Int  # [tracks], artist of a track
+    playlist_tracks: Int  # [places], numbers of tracks; playlist p is the slice playlist_offsets[p]:[p + 1]
+    playlist_offsets: Int  # [playlists + 1]
+    session_playlist: Int  # [sessions]
+    session_taste: Int  # [sessions], the favourite genre
+    track: Int  # [plays], numbers of tracks; session s is the slice offsets[s]:offsets[s + 1]
+    skipped: Bool  # [plays]
+    offsets: Int  # [sessions + 1]
+
+    @property
+    def fits(self) -> Bool:
+        """Whether a play's track is of the listener's favourite genre. [plays] bool."""
+        return np.equal(self.genre[self.track], np.repeat(self.session_taste, np.diff(self.offsets)))
+
+    @property
+    def track_ids(self) -> pl.Series:
+        """The ids by number of the track. [tracks] string."""
+        return _ids("t", len(self.genre))
+
+    @property
+    def session_ids(self) -> pl.Series:
+        """The ids by number of the session. [sessions] string."""
+        return _ids("s", len(self.session_taste))
+
+    @property
+    def plays(self) -> pl.DataFrame:
+        """One row a play, in order: session_id, track_id, skipped, fits, genre of the track, taste of the session."""
+        session = np.repeat(np.arange(len(self.session_taste)), np.diff(self.offsets))
+        return pl.DataFrame(
+            {
+                "session_id": self.session_ids.gather(session),
+                "track_id": self.track_ids.gather(self.track),
+                "skipped": self.skipped,
+                "fits": self.fits,
+                "genre": self.genre[self.track],
+                "taste": self.session_taste[session],
+            }
+        )
+
+    def genre_by_row(self, catalogue: Catalogue) -> Int:
+        """The genre of every row of a catalogue of this world; -1 for the reserved row. [num_rows] int64."""
+        numbers = catalogue.frame["track_id"].str.tail(-1).cast(pl.Int64).to_numpy()
+        by_row = np.full(catalogue.num_rows, -1, dtype=np.int64)
+        by_row[FIRST_TRACK_ROW:] = self.genre[numbers]
+        return by_row
+
+
+def simulate(tracks: int, sessions: int, out: Path, seed: int = 0, *, overwrite: bool = False) -> Dataset:
+    """Write a dataset of `sessions` planted sessions over a catalogue of `tracks` tracks, played or not.
+
+    Raises BadOption for numbers out of range, and InputError where `out` is taken.
+    """
+    world = plant(tracks, sessions, seed)
+    listening = Listening(
+        tracks=pl.DataFrame({"track_id": world.track_ids, **_names(world)}),
+        codes=world.track,
+        skipped=world.skipped,
+        offsets=world.offsets,
+        session_ids=world.session_ids,
+    )
+    settings = {"tracks": tracks, "sessions": sessions, "seed": seed}
+    return write_listening(out, listening, "planted", settings, overwrite=overwrite)
+
+
+def plant(tracks: int, sessions: int, seed: int = 0) -> PlantedWorld:
+    """The world of `seed` with so many tracks, and sessions in it. Raises BadOption for numbers out of range."""
+    for name, value, low, high in (
+        ("tracks", tracks, MIN_TRACKS, MAX_TRACKS),
+        ("sessions", sessions, 1, MAX_SESSIONS),
+        ("seed", seed, 0, 2**31 - 1),
+    ):
+        if not low <= value <= high:
+            raise BadOption(f"{name} is {value:,}, expected {low:,} to {high:,}")
+    rng = np.random.default_rng(seed)
+    genres = int(np.clip(tracks // 100, 8, 40))
+    artists = -(-tracks // _TRACKS_AN_ARTIST)
+    artist = rng.permutation(np.arange(tracks, dtype=np.int64) // _TRACKS_AN_ARTIST)
+    genre = rng.permutation(np.arange(artists, dtype=np.int64) % genres)[artist]
+    playlist_genres, place_genre, offsets = _playlist_shapes(rng, tracks, genres)
+    playlist_tracks = _fill(rng, genre, place_genre, genres)
+    playlist_tracks, offsets = _without_repeats(playlist_tracks, offsets)
+    playlist = _zipf(rng, len(offsets) - 1, _PLAYLIST_ZIPF, sessions)
+    taste = _tastes(rng, playlist_genres[playlist])
+    track, session_offsets = _walk(rng, playlist_tracks, offsets, playlist)
+    fits = genre[track] == np.repeat(taste, np.diff(session_offsets))
+    skipped = rng.random(len(track)) < np.where(fits, SKIP_IF_FIT, SKIP_IF_UNFIT)
+    return PlantedWorld(seed, genre, artist, playlist_tracks, offsets, playlist, taste, track, skipped, session_offsets)
+
+
+def _playlist_shapes(rng: np.random.Generator, tracks: int, genres: int) -> tuple[Int, Int, Int]:
+    """Genres of playlists ([playlists, 3], the third -1 where there are two), genre of every place, and offsets."""
+    shortest, longest = _PLAYLIST_LENGTHS
+    count = round(tracks * _PLAYLISTS_A_TRACK / ((shortest + longest) / 2))
+    lead = rng.integers(genres, size=count)
+    second = (lead + 1 + rng.integers(genres - 1, size=count)) % genres
+    third = rng.integers(genres - 2, size=count)
+    third += third >= np.minimum(lead, second)
+    third += third >= np.maximum(lead, second)
+    three = rng.random(count) < _SHARE_OF_THREE_GENRES
+    chosen = np.stack([lead, second, np.where(three, third, -1)], axis=1)
+    lengths = rng.integers(shortest, longest, size=count, endpoint=True)
+    playlist = np.repeat(np.arange(count), lengths)
+    place_genre = chosen[playlist, _which_genre(rng, three[playlist])]
+    return chosen, place_genre, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _which_genre(rng: np.random.Generator, three: Bool) -> Int:
+    """0, 1 or 2: one of a playlist's genres by its share. [n] int64."""
+    bounds = np.cumsum([_TWO_GENRES, _THREE_GENRES], axis=1)
+    draw = rng.random(len(three))
+    kind = three.astype(np.int64)
+    which: Int = np.add(draw >= bounds[kind, 0], draw >= bounds[kind, 1], dtype=np.int64)
+    return which
+
+
+def _tastes(rng: np.random.Generator, genres_of_playlist: Int) -> Int:
+    which = _which_genre(rng, genres_of_playlist[:, 2] >= 0)
+    return np.take_along_axis(genres_of_playlist, which[:, None], axis=1)[:, 0]
+
+
+def _fill(rng: np.random.Generator, genre: Int, place_genre: Int, genres: int) -> Int:
+    """A track of the right genre for every place: first each track of the genre once, then by popularity. [places]."""
+    by_genre = np.argsort(genre + rng.random(len(genre)))  # tracks by genre, in random order within it
+    ends = np.cumsum(np.bincount(genre, minlength=genres))
+    starts = ends - np.bincount(genre, minlength=genres)
+    weight = (rng.permutation(len(genre)) + _ZIPF_SHIFT) ** -_TRACK_ZIPF
+    reached = np.concatenate([[0.0], np.cumsum(weight[by_genre])])
+    places = np.argsort(place_genre + rng.random(len(place_genre)))
+    wanted = place_genre[places]
+    place_starts = np.cumsum(np.bincount(wanted, minlength=genres)) - np.bincount(wanted, minlength=genres)
+    turn = np.arange(len(places)) - place_starts[wanted] + starts[wanted]
+    draw = reached[starts[wanted]] + rng.random(len(places)) * (reached[ends[wanted]] - reached[starts[wanted]])
+    popular = np.clip(np.searchsorted(reached, draw, side="right") - 1, starts[wanted], ends[wanted] - 1)
+    filled = np.empty(len(places), dtype=np.int64)
+    filled[places] = by_genre[np.where(turn < ends[wanted], turn, popular)]
+    return filled
+
+
+def _without_repeats(tracks: Int, offsets: Int) -> tuple[Int, Int]:
+    """The playlists without a track's second place in one."""
+    playlist = np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets))
+    order = np.lexsort((tracks, playlist))
+    repeated = np.zeros(len(tracks), dtype=np.bool_)
+    same = (tracks[order][1:] == tracks[order][:-1]) & (playlist[order][1:] == playlist[order][:-1])
+    repeated[order[1:][same]] = True
+    kept = np.concatenate([[0], np.cumsum(~repeated, dtype=np.int64)])
+    return tracks[~repeated], kept[offsets]
+
+
+def _zipf(rng: np.random.Generator, count: int, exponent: float, draws: int) -> Int:
+    """Numbers below `count`, small ones more often. [draws] int64."""
+    reached = np.cumsum((np.arange(count) + _ZIPF_SHIFT) ** -exponent)
+    drawn: Int = np.searchsorted(reached, rng.random(draws) * reached[-1], side="right").astype(np.int64)
+    return drawn
+
+
+def _walk(rng: np.random.Generator, tracks: Int, offsets: Int, playlist: Int) -> tuple[Int, Int]:
+    """The tracks that the player presents in every session, one after another, and the sessions' offsets."""
+    shortest, longest = _SESSION_LENGTHS
+    lengths = rng.integers(shortest, longest, size=len(playlist), endpoint=True)
+    starts, size = offsets[playlist], np.diff(offsets)[playlist]
+    heard = np.empty((len(playlist), longest), dtype=np.int32)
+    everyone = np.arange(len(playlist))
+    visited = np.zeros((len(playlist), size.max(initial=0)), dtype=np.bool_)
+    place = rng.integers(size)
+    for step in range(longest):
+        heard[:, step] = tracks[starts + place]
+        visited[everyone, place] = True
+        visited[visited.sum(axis=1) == size] = False  # heard through: it starts again
+        jump = 1 + rng.integers(size - 1)  # never back to the same place
+        place = (place + np.where(rng.random(len(place)) < GO_ON_IN_ORDER, 1, jump)) % size
+        while (again := np.flatnonzero(visited[everyone, place])).size:
+            place[again] = (place[again] + 1) % size[again]
+    real = np.arange(longest) < lengths[:, None]
+    return heard[real].astype(np.int64), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _ids(letter: str, count: int) -> pl.Series:
+    return letter + pl.int_range(count, eager=True).cast(pl.String).str.zfill(7)
+
+
+def _names(world: PlantedWorld) -> dict[str, pl.Series]:
+    """Invented titles and artists; titles repeat, as they do."""
+    rng = np.random.default_rng([world.seed, 1])  # so that names never change what is played
+    tracks, artists = len(world.genre), int(world.artist.max()) + 1
+
+    def drawn(words: str | tuple[str, ...], count: int) -> pl.Series:
+        choices = pl.Series(words.split() if isinstance(words, str) else words)
+        return choices.gather(rng.integers(len(choices), size=count))
+
+    titles = drawn(_FIRST_WORDS, tracks) + " " + drawn(_SECOND_WORDS, tracks) + drawn(_ENDINGS, tracks)
+    singers = drawn(_FORENAMES, artists) + " " + drawn(_SECOND_WORDS, artists)
+    bands = "The " + drawn(_FIRST_WORDS, artists) + " " + drawn(_SECOND_WORDS, artists) + "s"
+    artist = singers.zip_with(pl.Series(rng.random(artists) < 0.5), bands)
+    return {"title": titles, "artist": artist.gather(world.artist)}

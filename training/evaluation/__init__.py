@@ -1,0 +1,1 @@
+"""Offline evaluation: metrics of models, their comparison, and searches for options."""

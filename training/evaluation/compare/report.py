@@ -1,0 +1,145 @@
+"""A comparison of results written down: JSON for programs, Markdown for documents, one HTML page for people."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from segue.ranking_metrics import METRICS
+from training.evaluation.compare import narrative as words
+from training.evaluation.compare import paper
+from training.evaluation.compare.page import page
+from training.evaluation.compare.results import read_results
+from training.evaluation.compare.statistics import NEURAL, PERMUTATIONS, differences, estimates
+from training.evaluation.compare.tables import (
+    Measured,
+    Table,
+    behind_the_chain,
+    differences_table,
+    open_questions,
+    protocols_table,
+    systems_table,
+    table_1,
+    table_2,
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """What is shown of one dataset and split: a heading, sentences, and tables in order."""
+
+    source: str
+    split: str
+    part: str
+    by_protocol: Mapping[str, Measured]
+    sentences: Sequence[str]
+    tables: Sequence[Table]
+
+    @property
+    def heading(self) -> str:
+        """What stands above it."""
+        whole = "sessions that training never saw" if self.split == "new-sessions" else "last play of each session"
+        return f"{self.source}: {whole} ({self.split} split, {self.part} targets)"
+
+
+def measure(paths: Sequence[Path], permutations: int = PERMUTATIONS) -> list[Section]:
+    """Read results and compute everything that is shown. Raises InputError."""
+    compared = read_results(paths)
+    sections = []
+    for key, questions in groupby(compared, key=lambda q: (q.source, q.fingerprint, q.part, q.split)):
+        by_protocol = {
+            question.protocol: Measured(
+                compared[question],
+                estimates(compared[question], list(METRICS)),
+                differences(compared[question], permutations),
+            )
+            for question in questions
+        }
+        sections.append(_section(key[0], key[3], key[2], by_protocol))
+    return sections
+
+
+def _section(source: str, split: str, part: str, by_protocol: Mapping[str, Measured]) -> Section:
+    beside = paper.dataset_of(source)
+    tables: list[Table | None] = [table_1(by_protocol, beside), table_2(by_protocol, beside)]
+    for measured in by_protocol.values():
+        tables += [
+            systems_table(measured),
+            differences_table(measured, "feedback", "With feedback against without"),
+            differences_table(measured, "chain", "Neural systems against the Markov chain"),
+            open_questions(measured),
+        ]
+    tables.append(protocols_table(by_protocol))
+    kept = [table for table in tables if table is not None and table.rows and len(table.columns) > 2]
+    return Section(source, split, part, by_protocol, sentences(by_protocol), kept)
+
+
+def sentences(by_protocol: Mapping[str, Measured]) -> list[str]:
+    """What came out, in words made from the figures of the full ranking (of the first protocol without it)."""
+    measured = words.chosen(by_protocol)
+    found = list(words.answer(measured))
+    for metric in ("HR@1", "HR@10"):
+        behind = behind_the_chain(measured, metric)
+        if "markov" in measured.asked.systems and any(name.startswith(NEURAL) for name in measured.asked.systems):
+            found.append(f"Neural systems that do not beat the Markov chain's {metric}: {', '.join(behind) or 'none'}.")
+    return found
+
+
+def as_markdown(sections: Sequence[Section]) -> str:
+    """All tables with what came out in words."""
+    parts = []
+    for section in sections:
+        parts += [f"## {section.heading}", "", " ".join(section.sentences), ""]
+        parts += [table.markdown() for table in section.tables]
+    return "\n".join(parts)
+
+
+def as_json(sections: Sequence[Section]) -> dict[str, Any]:
+    """Every estimate and difference, without the ranks that they come from."""
+    return {
+        "questions": [
+            {
+                **measured.asked.question._asdict(),
+                "sessions": {group: int(measured.asked.members(group).sum()) for group in ("all", "played", "skipped")},
+                "systems": {system: _system_json(measured, system) for system in measured.asked.systems},
+                "differences": [
+                    asdict(difference) | {"verdict": difference.verdict()} for difference in measured.differences
+                ],
+            }
+            for section in sections
+            for measured in section.by_protocol.values()
+        ]
+    }
+
+
+def _system_json(measured: Measured, system: str) -> dict[str, Any]:
+    answered = measured.asked.systems[system]
+    groups: dict[str, dict[str, Any]] = {}
+    for (name, group, metric), estimate in measured.estimates.items():
+        if name == system:
+            groups.setdefault(group, {})[metric] = asdict(estimate)
+    return {"seeds": sorted(answered.ranks), "groups": groups, "training": answered.training}
+
+
+def write_report(
+    sections: Sequence[Section],
+    html: Path | None = None,
+    markdown: Path | None = None,
+    as_json_file: Path | None = None,
+) -> None:
+    """Write what is asked for, each file whole or not at all."""
+    if html is not None:
+        _write(html, page(sections))
+    if markdown is not None:
+        _write(markdown, as_markdown(sections))
+    if as_json_file is not None:
+        _write(as_json_file, json.dumps(as_json(sections), indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.rename(path)

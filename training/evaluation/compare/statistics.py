@@ -1,0 +1,158 @@
+"""What a difference between two systems on the same sessions is worth.
+
+Intervals are percentile bootstrap intervals over sessions (Efron, 1979). Tests are paired permutation tests, which flip
+the sign of each session's difference (Fisher, 1935; for rankings: Smucker, Allan and Carterette, CIKM 2007,
+https://doi.org/10.1145/1321440.1321528), corrected for their number by Holm's step-down procedure (1979).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from segue.arrays import Float64
+from segue.ranking_metrics import Estimate, bootstrap
+from training.evaluation.compare.results import GROUPS, Asked
+
+PERMUTATIONS: Final = 10_000
+TESTED: Final = (("all", "HR@1"), ("all", "HR@10"), ("played", "HR@10"), ("skipped", "MRR@10"))
+_CHUNK: Final = 500  # permutations at a time: 500 x 100,000 sessions are 200 MB
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A system and the one that it is held against."""
+
+    system: str
+    against: str
+    why: str  # "feedback", "chain" or the open question
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference of a pair in one metric on one group of targets."""
+
+    pair: Pair
+    group: str
+    metric: str
+    before: float  # of `pair.against`
+    estimate: Estimate
+    p: float
+    p_corrected: float
+
+    @property
+    def gain_percent(self) -> Estimate | None:
+        """The difference as a share of the value before; None where that is 0."""
+        if not self.before:
+            return None
+        scale = 100.0 / self.before
+        return Estimate(self.estimate.value * scale, self.estimate.low * scale, self.estimate.high * scale)
+
+    @property
+    def measurable(self) -> bool:
+        """Whether the corrected test is below 5 %."""
+        return self.p_corrected < 0.05
+
+    def verdict(self) -> str:
+        """In words; for skipped targets, lower is better."""
+        if not self.measurable:
+            return "no measurable difference"
+        better = (self.estimate.value > 0) != (self.group == "skipped")
+        return f"{'better' if better else 'worse'} by {abs(self.estimate.value):.4f}"
+
+
+NEURAL: Final = ("sasrec", "bert4rec", "gru4rec", "caser")
+OPEN_QUESTIONS: Final = {
+    "sasrec+nce+published-pairing": (
+        "sasrec+nce",
+        "negatives paired as in the authors' public code, or as in the text",
+    ),
+    "sasrec+next-played": ("sasrec", "objective next-played, or next (without NCE)"),
+    "sasrec+nce+next-played": ("sasrec+nce", "objective next-played, or next (with NCE)"),
+    "sasrec+played-only": ("sasrec", "trained on and shown played tracks alone, or all"),
+}
+
+
+def pairs(systems: Sequence[str]) -> list[Pair]:
+    """Which systems are held against which, of those that are there."""
+    wanted = [
+        *(Pair(f"{name}+nce", name, "feedback") for name in NEURAL),
+        *(Pair(f"{name}-{version}", name, "feedback") for name in ("wrmf", "bpr") for version in ("bl", "nr")),
+        *(Pair(f"{name}{loss}", "markov", "chain") for name in NEURAL for loss in ("", "+nce")),
+        *(Pair(name, against, why) for name, (against, why) in OPEN_QUESTIONS.items()),
+    ]
+    return [pair for pair in wanted if pair.system in systems and pair.against in systems]
+
+
+def differences(asked: Asked, permutations: int = PERMUTATIONS, seed: int = 0) -> list[Difference]:
+    """Every pair's difference in what is TESTED, p-values corrected over all of them."""
+    compared, rng = pairs(list(asked.systems)), np.random.default_rng(seed)
+    found: list[tuple[Pair, str, str, float, Estimate, float]] = []
+    for group in GROUPS:
+        members = asked.members(group)
+        metrics = [metric for of, metric in TESTED if of == group]
+        if not members.any() or not metrics or not compared:
+            continue
+        lines = [(pair, metric) for pair in compared for metric in metrics]
+        values = {
+            (system, metric): answered.values(metric)[members]
+            for system, answered in asked.systems.items()
+            for metric in metrics
+        }
+        changes = np.stack([values[pair.system, m] - values[pair.against, m] for pair, m in lines], axis=1)
+        p_values = permutation_test(changes, rng, permutations)
+        for (pair, metric), change, p in zip(lines, changes.T, p_values, strict=True):
+            estimate = bootstrap(change, rng)
+            assert estimate is not None
+            found.append((pair, group, metric, float(values[pair.against, metric].mean()), estimate, p))
+    corrected = holm(np.array([line[-1] for line in found]))
+    return [Difference(*line, p_corrected=float(p)) for line, p in zip(found, corrected, strict=True)]
+
+
+def permutation_test(changes: Float64, rng: np.random.Generator, permutations: int = PERMUTATIONS) -> Float64:
+    """Two-sided p-values that the mean change of each column is 0.
+
+    `changes` is [sessions, comparisons]; p = (1 + permutations at least as far from 0) / (1 + permutations), so that no
+    p-value is 0 (Phipson and Smyth, 2010). The columns share their random signs. [comparisons] float64.
+    """
+    observed = np.abs(changes.sum(axis=0))
+    moved = changes.astype(np.float32)
+    as_far = np.zeros(changes.shape[1])
+    for start in range(0, permutations, _CHUNK):
+        count = min(_CHUNK, permutations - start)
+        signs = rng.integers(0, 2, (count, len(changes)), dtype=np.int8).astype(np.float32) * 2 - 1
+        # Sums of the same terms in another order may differ in the last digits: those are equal.
+        as_far += (np.abs(signs @ moved) >= observed * (1 - 1e-5) - 1e-9).sum(axis=0)
+    return (1.0 + as_far) / (1.0 + permutations)
+
+
+def holm(p_values: Float64) -> Float64:
+    """Holm's corrected p-values, in the order given (Holm, Scandinavian Journal of Statistics, 1979)."""
+    count = len(p_values)
+    order = np.argsort(p_values, kind="stable")
+    corrected = np.maximum.accumulate(p_values[order] * (count - np.arange(count)))
+    result = np.empty(count)
+    result[order] = np.minimum(corrected, 1.0)
+    return result
+
+
+def estimates(asked: Asked, metrics: Sequence[str], seed: int = 0) -> Mapping[tuple[str, str, str], Estimate]:
+    """The mean over seeds and sessions with its interval, by (system, group, metric)."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for system, answered in asked.systems.items():
+        for metric in metrics:
+            values = answered.values(metric)
+            for group in GROUPS:
+                estimate = bootstrap(values[asked.members(group)], rng)
+                if estimate is not None:
+                    found[system, group, metric] = estimate
+    return found
+
+
+def kendall(first: Sequence[float], second: Sequence[float]) -> float:
+    """Kendall's tau-a of two lists of values: concordant minus discordant pairs, as a share of all pairs."""
+    a, b = np.asarray(first), np.asarray(second)
+    agreement = np.sign(a[:, None] - a) * np.sign(b[:, None] - b)
+    return float(agreement.sum() / max(len(a) * (len(a) - 1), 1))

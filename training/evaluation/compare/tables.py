@@ -1,0 +1,246 @@
+"""The comparison as tables: the paper's two beside its own figures, intervals, tests, costs and the open questions.
+
+A table is made once and rendered as Markdown or by the page's template.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from segue.ranking_metrics import Estimate
+from training.evaluation.compare import paper
+from training.evaluation.compare.results import Asked
+from training.evaluation.compare.statistics import NEURAL, Difference, Pair, kendall
+
+SHOWN: Final = ("HR@1", "HR@10", "MRR@10")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; a cell between two ** is bold."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+    def markdown(self) -> str:
+        """As Markdown, title and note included."""
+        lines = [f"**{self.title}**", "", f"| {' | '.join(self.columns)} |", "|" + "---|" * len(self.columns)]
+        lines += [f"| {' | '.join(row)} |" for row in self.rows]
+        return "\n".join([*lines, "", self.note, ""] if self.note else [*lines, ""])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A question with everything that tables and plots show of it."""
+
+    asked: Asked
+    estimates: Mapping[tuple[str, str, str], Estimate]  # (system, group, metric)
+    differences: Sequence[Difference]
+
+    def change(self, system: str, group: str, metric: str, why: str = "feedback") -> Difference | None:
+        """The difference of a system from what it is held against, where it was tested."""
+        wanted = (system, group, metric, why)
+        found = [d for d in self.differences if (d.pair.system, d.group, d.metric, d.pair.why) == wanted]
+        return found[0] if found else None
+
+
+def table_1(by_protocol: Mapping[str, Measured], paper_dataset: str | None) -> Table:
+    """The paper's Table 1: metrics down, systems across, all targets; its own figures beside."""
+    systems = _in_papers_order(by_protocol)
+    rows = []
+    for metric in paper.METRICS:
+        for protocol, measured in by_protocol.items():
+            rows.append([metric, protocol, *(_cell_1(measured, system, metric) for system in systems)])
+        if paper_dataset:
+            published = paper.TABLE_1[paper_dataset]
+            rows.append(
+                [metric, f"paper ({paper_dataset})", *(_published(published.get((s, metric))) for s in systems)]
+            )
+    return Table(
+        "Hit rates and MAP@10, all targets (the paper's Table 1)",
+        ["metric", "ranking", *systems],
+        rows,
+        "In brackets the gain over the version without feedback. Bold: the corrected test of the gain is below 5 % "
+        "(HR@1 and HR@10 were tested).",
+    )
+
+
+def _in_papers_order(by_protocol: Mapping[str, Measured]) -> list[str]:
+    present = {system for measured in by_protocol.values() for system in measured.asked.systems}
+    return [system for system in paper.SYSTEMS if system in present]
+
+
+def _cell_1(measured: Measured, system: str, metric: str) -> str:
+    estimate = measured.estimates.get((system, "all", metric))
+    if estimate is None:
+        return "-"
+    text = f"{estimate.value:.3f}"
+    base = next(versions[0] for versions in paper.FAMILIES.values() if system in versions)
+    before = measured.estimates.get((base, "all", metric))
+    if base != system and before is not None and before.value:
+        text += f" ({100 * (estimate.value / before.value - 1):+.0f}%)"
+    change = measured.change(system, "all", metric)
+    return f"**{text}**" if change is not None and change.measurable else text
+
+
+def _published(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def table_2(by_protocol: Mapping[str, Measured], paper_dataset: str | None) -> Table:
+    """The paper's Table 2: MRR@10 on skipped targets, for every system of Table 1."""
+    systems = _in_papers_order(by_protocol)
+    rows = []
+    for protocol, measured in by_protocol.items():
+        cells = []
+        for system in systems:
+            estimate = measured.estimates.get((system, "skipped", "MRR@10"))
+            change = measured.change(system, "skipped", "MRR@10")
+            text = "-" if estimate is None else f"{estimate.value:.3f}"
+            if change is not None and change.gain_percent is not None:
+                text += f" ({change.gain_percent.value:+.0f}%)"
+            cells.append(f"**{text}**" if change is not None and change.measurable else text)
+        rows.append([protocol, *cells])
+    if paper_dataset:
+        published = paper.TABLE_2[paper_dataset]
+        rows.append([f"paper ({paper_dataset})", *(_published(published.get(system)) for system in systems)])
+    return Table(
+        "MRR@10 on skipped targets, lower is better (the paper's Table 2)",
+        ["ranking", *systems],
+        rows,
+        "Bold: the corrected test of the change is below 5 %.",
+    )
+
+
+def systems_table(measured: Measured) -> Table:
+    """Every system with intervals, the spread of its seeds and what it took to train."""
+    asked = measured.asked
+    ordered = sorted(asked.systems, key=lambda s: -measured.estimates[s, "all", "HR@10"].value)
+    return Table(
+        f"Every system, {asked.question}",
+        ["system", "seeds", *SHOWN, "HR@10 of each seed", "MRR@10 skipped", "coverage@20", "training", "peak memory"],
+        [[system, *_system_cells(measured, system)] for system in ordered],
+        f"{len(asked.target_skipped):,} sessions; mean over seeds with 95 % bootstrap intervals over sessions. "
+        "Training seconds are of one process beside others; peak memory is that of the whole process.",
+    )
+
+
+def _system_cells(measured: Measured, system: str) -> list[str]:
+    answered = measured.asked.systems[system]
+    seeds = answered.of_each_seed("HR@10", measured.asked.members("all"))
+    seconds = [of["seconds"] for of in answered.training if "seconds" in of]
+    memory = [of["peak_memory_bytes"] for of in answered.training if "peak_memory_bytes" in of]
+    coverage = float(np.mean(answered.coverage))
+    return [
+        str(len(answered.ranks)),
+        *(interval(measured.estimates[system, "all", metric]) for metric in SHOWN),
+        ", ".join(f"{value:.4f}" for value in seeds),
+        interval(measured.estimates.get((system, "skipped", "MRR@10"))),
+        "-" if np.isnan(coverage) else f"{coverage:.2f}",
+        f"{np.mean(seconds):,.1f} s" if seconds else "-",
+        f"{max(memory) / 2**20:,.0f} MiB" if memory else "-",
+    ]
+
+
+def interval(estimate: Estimate | None, sign: str = "") -> str:
+    """A value with its interval, as tables show it."""
+    return (
+        "-" if estimate is None else f"{estimate.value:{sign}.4f} [{estimate.low:{sign}.4f}, {estimate.high:{sign}.4f}]"
+    )
+
+
+def differences_table(measured: Measured, why: str, title: str) -> Table:
+    """Differences of the pairs of one kind, with tests."""
+    chosen = [d for d in measured.differences if d.pair.why == why]
+    return Table(
+        f"{title}, {measured.asked.question}",
+        ["system", "against", "targets", "metric", "before", "difference", "gain", "p", "p corrected", "verdict"],
+        [_difference_cells(difference) for difference in chosen],
+        _correction(measured),
+    )
+
+
+def _difference_cells(difference: Difference) -> list[str]:
+    gain = difference.gain_percent
+    return [
+        difference.pair.system,
+        difference.pair.against,
+        difference.group,
+        difference.metric,
+        f"{difference.before:.4f}",
+        interval(difference.estimate, "+"),
+        "-" if gain is None else f"{gain.value:+.1f} %",
+        f"{difference.p:.4f}",
+        f"{difference.p_corrected:.4f}",
+        difference.verdict(),
+    ]
+
+
+def _correction(measured: Measured) -> str:
+    return (
+        "Paired over sessions: 95 % bootstrap intervals, two-sided permutation tests, corrected by Holm's procedure "
+        f"for the {len(measured.differences)} comparisons of this question. Skipped targets: lower is better."
+    )
+
+
+def open_questions(measured: Measured) -> Table:
+    """What the paper leaves open, a row a metric: the difference and the answer in words."""
+    kinds = {"feedback", "chain"}
+    chosen = [d for d in measured.differences if d.pair.why not in kinds]
+    return Table(
+        f"What the paper leaves open, {measured.asked.question}",
+        ["question", "first against second", "targets", "metric", "difference", "p corrected", "answer"],
+        [
+            [
+                d.pair.why,
+                _versus(d.pair),
+                d.group,
+                d.metric,
+                interval(d.estimate, "+"),
+                f"{d.p_corrected:.4f}",
+                d.verdict(),
+            ]
+            for d in chosen
+        ],
+        _correction(measured),
+    )
+
+
+def _versus(pair: Pair) -> str:
+    return f"{pair.system} - {pair.against}"
+
+
+def protocols_table(by_protocol: Mapping[str, Measured]) -> Table | None:
+    """The same systems under sampled and under full ranking, and how far the two orders agree."""
+    if {"full", "sampled"} - by_protocol.keys():
+        return None
+    full, sampled = by_protocol["full"], by_protocol["sampled"]
+    systems = [system for system in full.asked.systems if system in sampled.asked.systems]
+    systems.sort(key=lambda s: -full.estimates[s, "all", "HR@10"].value)
+    values = [[of.estimates[s, "all", "HR@10"].value for s in systems] for of in (full, sampled)]
+    place = np.argsort(np.argsort(-np.array(values[1]))) + 1
+    rows = [
+        [system, f"{values[0][i]:.4f}", str(i + 1), f"{values[1][i]:.4f}", str(place[i])]
+        for i, system in enumerate(systems)
+    ]
+    return Table(
+        f"Sampled against full ranking, HR@10, {full.asked.question.split} split",
+        ["system", "full", "place", "sampled", "place"],
+        rows,
+        f"Kendall's tau of the two orders: {kendall(*values):.2f}. A sampled figure ranks the target among 1,000 other "
+        "tracks and is no estimate of the full one.",
+    )
+
+
+def behind_the_chain(measured: Measured, metric: str) -> list[str]:
+    """Neural systems whose mean is not above the Markov chain's."""
+    chain = measured.estimates.get(("markov", "all", metric))
+    neural = [f"{name}{loss}" for name in NEURAL for loss in ("", "+nce")]
+    if chain is None:
+        return []
+    found = [(system, measured.estimates.get((system, "all", metric))) for system in neural]
+    return [system for system, estimate in found if estimate is not None and estimate.value <= chain.value]

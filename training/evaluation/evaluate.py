@@ -1,0 +1,284 @@
+"""Offline evaluation of any ranker, and the same measurement through a running service.
+
+The protocols, groups and metrics are described in docs/evaluation.md. The `full` protocol asks
+segue.recommend.Recommender, or the service, for the first LIST_LENGTH tracks: what is measured is what is served.
+"""
+
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, Protocol, Self, TypeAlias
+
+import httpx
+import numpy as np
+
+from segue.arrays import Bool, Float32, Float64, Int
+from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue
+from segue.errors import BadOption, InputError, SegueError
+from segue.ranking_metrics import (
+    LIST_LENGTH,
+    METRICS,
+    NOT_FOUND,
+    Estimate,
+    bootstrap,
+    bootstrap_difference,
+    mean_rank,
+    rank_in_list,
+    reciprocal_rank,
+)
+from segue.recommend import Recommender
+from segue.release import Release
+from segue.sessions import Outcome, Play, events_of
+from segue.window import Sessions
+from training.data.dataset import Dataset
+from training.data.session_views import SessionViews
+from training.data.splits import Examples, Part, Split, examples
+from training.evaluation.systems import system_name
+
+Protocol_: TypeAlias = Literal["full", "sampled"]
+
+BATCH: Final = 256
+SAMPLED_CANDIDATES: Final = 1000
+COVERAGE_CUTOFF: Final = 20
+
+RankedList: TypeAlias = tuple[Int, Float32]  # rows of the release's catalogue and their scores, best first
+
+
+class Answers(Protocol):
+    """Whatever answers sessions with ranked tracks: the release in this process, or a service."""
+
+    def lists(self, sessions: Sessions) -> list[RankedList]:
+        """The first LIST_LENGTH tracks for each session; `sessions` holds rows of the dataset's catalogue."""
+        ...
+
+
+@dataclass(frozen=True)
+class Offline:
+    """Answers from a release in this process."""
+
+    recommender: Recommender
+    to_release: Int  # [dataset rows] int64, the release's row of each of the dataset's rows, PAD_ROW where unknown
+
+    def lists(self, sessions: Sessions) -> list[RankedList]:
+        """See Answers."""
+        mapped = replace(sessions, rows=self.to_release[sessions.rows])
+        return [(answer.rows, answer.scores) for answer in self.recommender.recommend(mapped, LIST_LENGTH)]
+
+
+class OverHttp:
+    """Answers from a running service: replays each session as events and asks for recommendations."""
+
+    def __init__(self, url: str, dataset: Catalogue, release: Catalogue, key: str | None = None) -> None:
+        """`key` is an API key with the scope `admin`, as the replayed sessions are erased again."""
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx.Client(base_url=url, timeout=30.0, headers=headers)
+        self._url = url
+        self._dataset = dataset
+        self._release = release
+
+    def __enter__(self) -> Self:
+        """Open the connection."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def serves(self) -> str:
+        """The name of the release that the service serves."""
+        return str(self._ask("GET", "/releases/current").json()["name"])
+
+    def lists(self, sessions: Sessions) -> list[RankedList]:
+        """See Answers."""
+        return [self._list(sessions, i) for i in range(len(sessions))]
+
+    def _list(self, sessions: Sessions, i: int) -> RankedList:
+        span = slice(sessions.offsets[i], sessions.offsets[i + 1])
+        plays = [
+            Play(self._dataset.track_id(row), Outcome.SKIPPED if skipped else Outcome.PLAYED)
+            for row, skipped in zip(sessions.rows[span].tolist(), sessions.skipped[span].tolist(), strict=True)
+        ]
+        session = f"evaluation-{uuid.uuid4().hex}"
+        events = [event.model_dump(mode="json", exclude_none=True) for event in events_of(plays)]
+        try:
+            for start in range(0, len(events), 100):
+                self._ask("POST", f"/sessions/{session}/events", json={"events": events[start : start + 100]})
+            params = {"session_id": session, "k": str(LIST_LENGTH), "exclude_heard": "false"}
+            items = self._ask("GET", "/recommendations", params=params).json()["items"]
+        finally:
+            self._ask("DELETE", f"/sessions/{session}")
+        rows = self._release.rows([item["track_id"] for item in items])
+        return rows, np.array([item["score"] for item in items], dtype=np.float32)
+
+    def _ask(self, method: str, path: str, **rest: Any) -> httpx.Response:
+        try:
+            answer = self._client.request(method, path, **rest)
+        except httpx.HTTPError as error:
+            raise InputError(
+                f"--through {self._url}: {method} {path} got no answer ({error}); is it serving?"
+            ) from error
+        if answer.is_error:
+            raise SegueError(
+                f"--through {self._url}: {method} {path} answered {answer.status_code}: {answer.text[:200]}"
+            )
+        return answer
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be measured."""
+
+    dataset: Dataset
+    release: Release
+    split: Split
+    part: Part = "test"
+    protocol: Protocol_ = "full"
+    seed: int = 0
+
+    def examples(self) -> Examples:
+        """The sessions and targets. Raises InputError where there are none or training has seen them."""
+        trained = self.release.manifest.dataset
+        if trained.fingerprint == self.dataset.facts.fingerprint and trained.split != self.split:
+            raise InputError(
+                f"{self.release.path} was trained with the split {trained.split}, so the {self.split} split would ask "
+                "for plays that it was trained on: train with the split that you evaluate"
+            )
+        asked = examples(self.dataset, self.split, self.part)
+        if not len(asked.targets):
+            raise InputError(f"{self.dataset.path} has no {self.part} target in the split {self.split}: too few plays")
+        return asked
+
+    def to_release(self) -> Int:
+        """For each row of the dataset's catalogue the release's row, by TrackId. [dataset rows] int64."""
+        return np.concatenate([[PAD_ROW], self.release.catalogue.rows(self.dataset.catalogue.track_ids)])
+
+
+Advance: TypeAlias = Callable[[int, int], None]  # sessions done, sessions in all
+
+
+def evaluate(question: Question, answers: Answers, advance: Advance | None = None) -> dict[str, Any]:
+    """Measure and return what `segue evaluate --json` writes. Raises BadOption for `sampled` through a service."""
+    asked, to_release = question.examples(), question.to_release()
+    targets = to_release[asked.targets]  # PAD_ROW: outside the release's catalogue, a miss
+    covered: Int = np.empty(0, dtype=np.int64)
+    if question.protocol == "full":
+        ranks, covered = _full_ranks(answers, asked, targets, advance)
+    elif isinstance(answers, Offline):
+        ranks = _sampled_ranks(question, answers.recommender, asked, to_release, advance)
+    else:
+        raise BadOption("--protocol sampled cannot go --through a service, which ranks its whole catalogue: use full")
+    target_plays = question.release.catalogue.plays[targets]
+    manifest = question.release.manifest
+    result: dict[str, Any] = {
+        "release": question.release.name,
+        "model": manifest.model,
+        "system": system_name(manifest.model, manifest.options),
+        "options": manifest.options,
+        "train_seed": manifest.options.get("seed", 0),
+        "training": manifest.evaluation.get("training", {}),
+        "dataset": {"source": question.dataset.facts.source, "fingerprint": question.dataset.facts.fingerprint},
+        "split": question.split,
+        "part": question.part,
+        "protocol": question.protocol,
+        "evaluation_seed": question.seed,
+        **summary(ranks, asked.target_skipped, question.seed),
+        "unseen_targets": float((target_plays == 0).mean()),
+    }
+    if question.protocol == "full":
+        result["catalogue_coverage@20"] = len(covered) / max(len(question.release.catalogue), 1)
+    result["ranks"] = [rank if np.isfinite(rank) else None for rank in ranks.tolist()]
+    result["target_skipped"] = asked.target_skipped.tolist()
+    result["target_plays"] = target_plays.tolist()
+    result["session_length"] = asked.inputs.lengths.tolist()
+    result["session_skip_rate"] = [round(rate, 4) for rate in skip_rates(asked.inputs).tolist()]
+    return result
+
+
+def skip_rates(sessions: SessionViews) -> Float64:
+    """Share of each session's plays that were skipped; 0 for a session without plays. [sessions] float64."""
+    rates = [np.empty(0)]
+    for block in sessions.blocks():
+        skips = np.concatenate([[0], np.cumsum(block.skipped)])
+        rates.append(np.diff(skips[block.offsets]) / np.maximum(block.lengths, 1))
+    return np.concatenate(rates)
+
+
+def summary(ranks: Float64, target_skipped: Bool, seed: int) -> dict[str, Any]:
+    """Metrics with 95 % intervals for the three groups of targets, and how far skips rank below plays."""
+    groups = {"all": ranks, "played": ranks[~target_skipped], "skipped": ranks[target_skipped]}
+    rng = np.random.default_rng(seed)
+    measured: dict[str, Any] = {
+        name: {"sessions": len(members)}
+        | {metric: _as_json(bootstrap(of(members), rng)) for metric, of in METRICS.items()}
+        for name, members in groups.items()
+    }
+    played, skipped = (reciprocal_rank(groups[name], 10) for name in ("played", "skipped"))
+    return {
+        "groups": measured,
+        "skip_down_ranking": {
+            "MRR@10 skipped": measured["skipped"]["MRR@10"],
+            "MRR@10 played - skipped": _as_json(bootstrap_difference(played, skipped, rng)),
+        },
+    }
+
+
+def _as_json(estimate: Estimate | None) -> dict[str, float] | None:
+    return None if estimate is None else {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def _batches(asked: Examples, advance: Advance | None) -> Iterator[slice]:
+    total = len(asked.targets)
+    for start in range(0, total, BATCH):
+        yield slice(start, min(start + BATCH, total))
+        if advance is not None:
+            advance(min(start + BATCH, total), total)
+
+
+def _full_ranks(answers: Answers, asked: Examples, targets: Int, advance: Advance | None) -> tuple[Float64, Int]:
+    """Rank of each target among all tracks, NOT_FOUND behind the list; and the tracks in anyone's first 20."""
+    ranks = np.full(len(targets), NOT_FOUND)
+    covered: Int = np.empty(0, dtype=np.int64)
+    for batch in _batches(asked, advance):
+        lists = answers.lists(asked.inputs.select(batch))
+        for i, (rows, scores) in enumerate(lists, start=batch.start):
+            if targets[i] != PAD_ROW:
+                ranks[i] = rank_in_list(rows, scores, targets[i])
+        covered = np.union1d(covered, np.concatenate([rows[:COVERAGE_CUTOFF] for rows, _ in lists]))
+    return ranks, covered
+
+
+def _sampled_ranks(
+    question: Question, recommender: Recommender, asked: Examples, to_release: Int, advance: Advance | None
+) -> Float64:
+    """Rank of each target among itself and uniform tracks outside its session, the same ones for every ranker."""
+    ranks = np.full(len(asked.targets), NOT_FOUND)
+    tracks = len(question.dataset.catalogue)
+    for batch in _batches(asked, advance):
+        inputs = asked.inputs.select(batch)
+        candidates = [
+            sample_candidates(inputs, i, target, tracks, (question.seed, int(session)))
+            for i, (target, session) in enumerate(zip(asked.targets[batch], asked.sessions[batch], strict=True))
+        ]
+        width = max(len(line) for line in candidates)
+        rows = to_release[np.array([np.pad(line, (0, width - len(line))) for line in candidates])]
+        scored = recommender.scores(replace(inputs, rows=to_release[inputs.rows]), rows)
+        scores = np.where(rows == PAD_ROW, -np.inf, scored)
+        of_target = scores[:, :1]
+        rank = mean_rank((scores > of_target).sum(axis=1), (scores == of_target).sum(axis=1) - 1)
+        ranks[batch] = np.where(rows[:, 0] == PAD_ROW, NOT_FOUND, rank)
+    return ranks
+
+
+def sample_candidates(inputs: Sessions, i: int, target: int, tracks: int, seed: tuple[int, int]) -> Int:
+    """The target and SAMPLED_CANDIDATES distinct tracks outside session i, uniformly drawn. [n] int64, target first.
+
+    Fewer where the catalogue has fewer tracks outside the session.
+    """
+    own = np.append(inputs.rows[inputs.offsets[i] : inputs.offsets[i + 1]], target)
+    own = np.unique(own[own != PAD_ROW]) - FIRST_TRACK_ROW
+    outside = tracks - len(own)
+    rng = np.random.default_rng(seed)
+    drawn = rng.choice(outside, size=min(SAMPLED_CANDIDATES, outside), replace=False, shuffle=False)
+    # The n-th track outside the session: shifted by the session's own tracks that lie before it.
+    drawn = drawn + np.searchsorted(own - np.arange(len(own)), drawn, side="right")
+    return np.concatenate([[target], drawn + FIRST_TRACK_ROW])

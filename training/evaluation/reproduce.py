@@ -1,0 +1,244 @@
+"""Train and evaluate many systems over seeds, splits and protocols: the runs behind the paper's tables.
+
+A run is one system with one seed on one split. Each is carried out by the commands `segue train` and `segue evaluate`
+in processes of their own, so that its peak memory is its own and several go on at once; a log beside the release holds
+the commands and what they printed. What is there already is not done again; a training that was stopped goes on.
+
+    FOLDER/SPLIT/SYSTEM-SEED/           the release
+    FOLDER/SPLIT/SYSTEM-SEED.log
+    FOLDER/SPLIT/SYSTEM-SEED.full.json  what `segue evaluate --json` writes, one for each protocol
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+from segue.errors import BadOption, SegueError
+from segue.release import read_manifest
+from training.data.splits import Split
+from training.evaluation.systems import system_name
+from training.options import NeuralOptions, Options, read_options
+from training.run import MODELS
+
+Protocol: TypeAlias = Literal["full", "sampled"]
+
+_STOP_WAIT_S: Final = 10.0
+_PLAIN: Final = {"beta": 0.0}
+NEURAL: Final = ("sasrec", "bert4rec", "gru4rec", "caser")
+
+
+@dataclass(frozen=True)
+class System:
+    """A model and the options that make it this version of it, over those of a recipe."""
+
+    model: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+SYSTEMS: Final[dict[str, System]] = {
+    **{name: System(name, _PLAIN) for name in NEURAL},
+    **{f"{name}+nce": System(name) for name in NEURAL},
+    **{name: System(name) for name, model in MODELS.items() if not issubclass(model.options, NeuralOptions)},
+    # The paper's open questions (docs/evaluation.md).
+    "sasrec+nce+published-pairing": System("sasrec", {"pairing": "published"}),
+    "sasrec+next-played": System("sasrec", {**_PLAIN, "objective": "next-played"}),
+    "sasrec+nce+next-played": System("sasrec", {"objective": "next-played"}),
+    "sasrec+played-only": System("sasrec", {**_PLAIN, "plays": "played"}),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One system, one seed, one split of one dataset."""
+
+    system: str
+    options: Options
+    split: Split
+    dataset: Path
+    fingerprint: str
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return f"{self.system}-{self.options.seed}"
+
+    @property
+    def release(self) -> Path:
+        """Where its release goes."""
+        return self.folder / self.split / self.name
+
+    def result(self, protocol: Protocol) -> Path:
+        """Where its measurement goes."""
+        return self.folder / self.split / f"{self.name}.{protocol}.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of one dataset, and how each is measured."""
+
+    runs: Sequence[Run]
+    protocols: Sequence[Protocol]
+
+    @property
+    def results(self) -> list[Path]:
+        """The files that all runs leave."""
+        return [run.result(protocol) for run in self.runs for protocol in self.protocols]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for, of every dataset."""
+
+    systems: Sequence[str]
+    seeds: Sequence[int]
+    splits: Sequence[Split]
+    protocols: Sequence[Protocol]
+    recipe: str | None
+    settings: Sequence[str] = ()
+
+
+def plan(wanted: Wanted, dataset: Path, fingerprint: str, folder: Path) -> Plan:
+    """The runs in the order in which they are done. Raises BadOption for unknown systems and options.
+
+    A model that draws nothing at random is run with the first seed alone.
+    """
+    unknown = [name for name in wanted.systems if name not in SYSTEMS]
+    if unknown:
+        raise BadOption(f"--system {unknown[0]!r}: expected one of {', '.join(SYSTEMS)}")
+    runs = [
+        Run(name, _options(name, wanted, seed), split, dataset, fingerprint, folder)
+        for split in wanted.splits
+        for seed in wanted.seeds
+        for name in dict.fromkeys(wanted.systems)
+        if seed == wanted.seeds[0] or MODELS[SYSTEMS[name].model].seeded
+    ]
+    return Plan(runs, wanted.protocols)
+
+
+def _options(name: str, wanted: Wanted, seed: int) -> Options:
+    system = SYSTEMS[name]
+    kind = MODELS[system.model].options
+    neural = issubclass(kind, NeuralOptions)
+    options = read_options(
+        kind, wanted.recipe, wanted.settings if neural else (), model=system.model, **{**system.settings, "seed": seed}
+    )
+    found = system_name(system.model, options.model_dump())
+    if found != name:
+        raise BadOption(f"the options given make {name} a {found}: leave out what decides the version of a system")
+    return options
+
+
+Told: TypeAlias = Callable[[str, int, int], None]  # what was done, runs done, runs in all
+
+
+def carry_out(plan: Plan, jobs: int, told: Told) -> list[Path]:
+    """Do what is not done yet, `jobs` runs at a time, and return the result files.
+
+    Raises BadOption where a folder holds runs of other options, SegueError where a command failed.
+    """
+    for run in plan.runs:
+        _refuse_others(run)
+    todo = [run for run in plan.runs if not all(run.result(protocol).is_file() for protocol in plan.protocols)]
+    commands = _Commands(os.environ.get("OMP_NUM_THREADS") or str(max((os.cpu_count() or 1) // jobs, 1)))
+    done = len(plan.runs) - len(todo)
+    told("", done, len(plan.runs))
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(_do, run, plan.protocols, commands): run for run in todo}
+        try:
+            pending = set(futures)
+            while pending:
+                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+                    done += 1
+                    told(f"{futures[future].split} {futures[future].name}", done, len(plan.runs))
+        except BaseException:
+            commands.stop()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return plan.results
+
+
+def _refuse_others(run: Run) -> None:
+    """A release or result under this name has to be of these options and this dataset."""
+    found: list[tuple[Path, Any, Any]] = []
+    if run.release.exists():
+        manifest = read_manifest(run.release)
+        found.append((run.release, manifest.options, manifest.dataset.fingerprint))
+    for file in run.folder.glob(f"{run.split}/{run.name}.*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        found.append((file, content["options"], content["dataset"]["fingerprint"]))
+    expected = run.options.model_dump()
+    for path, options, fingerprint in found:
+        if fingerprint != run.fingerprint:
+            raise BadOption(f"{path} was made from another dataset: choose another --out")
+        differing = sorted(key for key in expected | options if expected.get(key) != options.get(key))
+        if differing:
+            what = ", ".join(f"{key} {options.get(key)!r} there, {expected.get(key)!r} here" for key in differing[:3])
+            raise BadOption(f"{path} was trained with other options ({what}): delete it or choose another --out")
+
+
+def _do(run: Run, protocols: Sequence[Protocol], commands: "_Commands") -> None:
+    new_sessions = ["--new-sessions"] if run.split == "new-sessions" else []
+    run.release.parent.mkdir(parents=True, exist_ok=True)
+    log = run.release.with_name(f"{run.name}.log")
+    if not run.release.exists():
+        settings = [f"--set={key}={value}" for key, value in run.options.model_dump().items()]
+        model = SYSTEMS[run.system].model
+        commands.run(["train", run.dataset, "--model", model, *settings, *new_sessions, "--out", run.release], log)
+    for protocol in protocols:
+        out = run.result(protocol)
+        if not out.is_file():
+            asked = ["--protocol", protocol, *new_sessions, "--exact", "--json", out]
+            commands.run(["evaluate", run.release, run.dataset, *asked], log)
+
+
+class _Commands:
+    """Runs `segue` commands in processes of their own, all of which can be stopped."""
+
+    def __init__(self, threads: str) -> None:
+        self._environment = os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": "1"}
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def run(self, arguments: Sequence[object], log: Path) -> None:
+        """Run one command to its end, its output added to `log`. Raises SegueError where it fails."""
+        command = [sys.executable, "-m", "segue", *map(str, arguments)]
+        with log.open("ab") as stream:
+            stream.write(f"$ segue {' '.join(map(str, arguments))}\n".encode())
+            stream.flush()
+            with self._lock:
+                if self._stopped:
+                    raise SegueError("stopped")
+                process = subprocess.Popen(command, stdout=stream, stderr=stream, env=self._environment)
+                self._running.add(process)
+            code = process.wait()
+        with self._lock:
+            self._running.discard(process)
+        if code:
+            last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
+            raise SegueError(f"segue {arguments[0]} ended with code {code}: {last} (all of it in {log})")
+
+    def stop(self) -> None:
+        """End what runs; a training goes on from its checkpoint the next time.
+
+        A command that is still importing may miss being told, so it is not asked twice.
+        """
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
+            for process in self._running:
+                try:
+                    process.wait(_STOP_WAIT_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()

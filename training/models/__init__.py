@@ -1,0 +1,1 @@
+"""Models: session encoders, and baselines without an encoder."""

@@ -1,0 +1,60 @@
+"""Caser: convolutions over the latest plays (Tang and Wang, WSDM 2018, https://arxiv.org/abs/1809.07426).
+
+Session-based, so without the original's user vector. Its output layer has item embeddings of its own, other than those
+that it reads; here they are tied, and a linear map stands between.
+"""
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from training.models.encoders.dropout import dropout
+from training.models.encoders.encoder import CausalEncoder
+from training.options import NeuralOptions
+
+
+class CaserOptions(NeuralOptions):
+    """Caser's own sizes; the defaults are those of the authors' public code."""
+
+    order: int = Field(default=5, ge=1, description="Latest plays that the convolutions cover (L in the original)")
+    horizontal_filters: int = Field(default=16, ge=1, description="Filters of each height from 1 to `order` plays")
+    vertical_filters: int = Field(default=4, ge=1, description="Filters over each embedding column")
+    dropout: float = Field(default=0.5, ge=0, lt=1, description="Share of activations dropped in training")
+
+
+class Caser(CausalEncoder):
+    """Item and skip embeddings, convolutions along and across them, a hidden layer, a map into the item space."""
+
+    def __init__(self, num_rows: int, options: CaserOptions) -> None:
+        super().__init__(num_rows, options)
+        dimension, order = options.dimension, options.order
+        self.order = order
+        self.horizontal = nn.ModuleList(
+            nn.Conv1d(dimension, options.horizontal_filters, height) for height in range(1, order + 1)
+        )
+        self.vertical = nn.Parameter(torch.zeros(order, options.vertical_filters))
+        self.hidden = nn.Linear(order * options.horizontal_filters + options.vertical_filters * dimension, dimension)
+        self.output = nn.Linear(dimension, dimension)
+
+    def forward(self, tracks: Tensor, skipped: Tensor) -> Tensor:
+        """See CausalEncoder."""
+        plays = F.pad(self.embed(tracks, skipped), (0, 0, self.order - 1, 0))  # [batch, order - 1 + window, dimension]
+        features = torch.cat([self._along(plays), self._across(plays)], dim=-1)
+        hidden = F.relu(self.hidden(dropout(features, self.options.dropout, self.training)))
+        predicted: Tensor = self.output(hidden)
+        return predicted
+
+    def _along(self, plays: Tensor) -> Tensor:
+        """The largest answer of each horizontal filter within the latest plays. [batch, window, filters]."""
+        found = []
+        for height, convolution in enumerate(self.horizontal, start=1):
+            answers = F.relu(convolution(plays.transpose(1, 2)))
+            found.append(F.max_pool1d(answers, kernel_size=self.order - height + 1, stride=1))
+        return torch.cat(found, dim=1).transpose(1, 2)
+
+    def _across(self, plays: Tensor) -> Tensor:
+        """Weighted sums of the latest plays' embeddings. [batch, window, vertical_filters * dimension]."""
+        window = plays.shape[1] - self.order + 1
+        latest = torch.stack([plays[:, i : i + window] for i in range(self.order)], dim=-1)
+        return (latest @ self.vertical).flatten(start_dim=2)

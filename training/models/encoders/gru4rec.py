@@ -1,0 +1,33 @@
+"""GRU4Rec: a recurrent network over the session (Hidasi et al., ICLR 2016, https://arxiv.org/abs/1511.06939).
+
+One layer of gated recurrent units as in the original; its ranking losses give way to the paper's (section 4.1.1).
+"""
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from training.models.encoders.dropout import dropout
+from training.models.encoders.encoder import CausalEncoder
+from training.options import NeuralOptions
+
+
+class Gru4RecOptions(NeuralOptions):
+    """GRU4Rec's own sizes."""
+
+    layers: int = Field(default=1, ge=1, description="Recurrent layers; the authors found one to be best")
+
+
+class Gru4Rec(CausalEncoder):
+    """Item and skip embeddings, gated recurrent units, and a linear map into the item space."""
+
+    def __init__(self, num_rows: int, options: Gru4RecOptions) -> None:
+        super().__init__(num_rows, options)
+        self.recurrent = nn.GRU(options.dimension, options.dimension, options.layers, batch_first=True)
+        self.output = nn.Linear(options.dimension, options.dimension)
+
+    def forward(self, tracks: Tensor, skipped: Tensor) -> Tensor:
+        """See CausalEncoder. Padding is a zero input, from which the state settles before the first play."""
+        states = dropout(self.embed(tracks, skipped), self.options.dropout, self.training)
+        states, _ = self.recurrent(states)
+        predicted: Tensor = self.output(dropout(states, self.options.dropout, self.training))
+        return predicted

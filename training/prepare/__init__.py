@@ -1,0 +1,1 @@
+"""From listening logs to datasets."""

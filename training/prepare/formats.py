@@ -1,0 +1,230 @@
+"""What stands in the lines of each kind of log, brought under the same columns for all kinds.
+
+Every reader gives a lazy frame with the columns of LINE_COLUMNS. `problem` is the number of the first thing wrong with
+a line, in PROBLEMS; 0 is a good line. `text` is the line for a report. Nothing is read here but headers, and nothing
+is decided about sessions. Where the formats are described:
+MSSD (Brost et al. 2019, https://arxiv.org/abs/1901.09851), LFM-1K (Celma 2010, https://zenodo.org/records/6090214),
+LFM-2b (Schedl et al. 2022, https://doi.org/10.1145/3498366.3505791), Yambda (https://arxiv.org/abs/2505.22238).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+import polars as pl
+
+from segue.errors import BadLog
+from training.prepare.columns import Table, split_lines
+from training.prepare.sources import LogKind, inner_suffix
+
+SkipFlag: TypeAlias = Literal["skip_1", "skip_2", "skip_3"]
+
+PROBLEMS: Final = (
+    "",
+    "wrong number of fields",
+    "no user or session",
+    "no track",
+    "unreadable time",
+    "unreadable position",
+    "unreadable skip flag",
+)
+
+LINE_COLUMNS: Final = {
+    "owner": pl.String,  # the listener or, in a log of whole sessions, the session
+    "at": pl.Int64,  # milliseconds since 1970-01-01 UTC, null where unknown
+    "position": pl.Int64,  # place of the play in its session, null where unknown
+    "track": pl.String,  # what names the track; without an id of its own: artist, tab, title
+    "skipped": pl.Boolean,  # null where it must be inferred
+    "title": pl.String,
+    "artist": pl.String,
+    "written_at": pl.Int64,  # microseconds since 1970-01-01 UTC: of two reports of one play the newer counts
+}
+
+_LFM1K_FIELDS: Final = ("user", "time", "artist_mbid", "artist", "track_mbid", "title")
+
+_LFM2B_NAMES: Final = {
+    "user": ("user_id", "user", "userid"),
+    "track": ("track_id", "track", "trackid"),
+    "time": ("timestamp", "time", "datetime", "date", "listened_at"),
+    "title": ("track_name", "title"),
+    "artist": ("artist_name", "artist"),
+}
+
+
+class LogForm(NamedTuple):
+    """What is known about all lines of a log."""
+
+    whole_sessions: bool  # owners are sessions, and skips are given
+    by_position: bool  # plays of a session have positions
+    newest_first: bool = False
+
+
+@dataclass(frozen=True)
+class LogLines:
+    """The lines of one file."""
+
+    frame: pl.LazyFrame  # LINE_COLUMNS, problem (uint8), text (string)
+    form: LogForm
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """Expressions for the columns of a line, over the columns of a file."""
+
+    owner: pl.Expr
+    track: pl.Expr
+    at: pl.Expr | None = None
+    time_given: pl.Expr | None = None  # where false, a missing time is no fault; None: every line needs a time
+    position: pl.Expr | None = None
+    skipped: pl.Expr | None = None
+    title: pl.Expr | None = None
+    artist: pl.Expr | None = None
+    written_at: pl.Expr | None = None
+    complete: pl.Expr | None = None  # the number of fields is right
+
+
+def read_lines(kind: LogKind, file: Path, *, name: str, skip_flag: SkipFlag, played_ratio_pct: int) -> LogLines:
+    """The lines of an uncompressed file; `name` is what messages call it. Raises BadLog."""
+    parquet = inner_suffix(file) == ".parquet"
+    if parquet and kind in ("mssd", "lfm1k", "lfm2b"):
+        raise BadLog(f"{name} is Parquet, expected text: logs of kind {kind} are published as text")
+    if not parquet and kind == "yambda":
+        raise BadLog(f"{name} is no Parquet file, expected the listens.parquet of Yambda")
+    if kind == "lfm1k":
+        return _lfm1k(file)
+    if kind == "mssd":
+        return _mssd(Table.of_text(file, name, quoted=False), skip_flag)
+    if kind == "lfm2b":
+        return _lfm2b(Table.of_text(file, name, quoted=False))
+    table = Table.of_parquet(file, name) if parquet else Table.of_text(file, name, quoted=True)
+    return _yambda(table, played_ratio_pct) if kind == "yambda" else _events(table)
+
+
+def _lfm1k(file: Path) -> LogLines:
+    frame, complete, text = split_lines(file, "\t", _LFM1K_FIELDS, skip_lines=0)
+    title, artist, mbid = pl.col("title"), pl.col("artist"), pl.col("track_mbid")
+    # A tab cannot stand in a field: no two pairs of artist and title share a key.
+    described = pl.when(title != "").then(pl.concat_str(artist, title, separator="\t"))
+    fields = _Fields(
+        owner=pl.col("user"),
+        track=pl.when(mbid != "").then(mbid).otherwise(described),
+        at=pl.col("time").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_unit="ms", strict=False).dt.epoch("ms"),
+        title=title,
+        artist=artist,
+        complete=complete,
+    )
+    return LogLines(_lines(frame, fields, text), LogForm(whole_sessions=False, by_position=False, newest_first=True))
+
+
+def _mssd(table: Table, skip_flag: SkipFlag) -> LogLines:
+    table.require("session_id", "session_position", "track_id_clean", skip_flag)
+    at = None
+    if {"date", "hour_of_day"} <= set(table.schema):
+        date = pl.col("date").str.strip_chars()
+        # %d-%m-%y first: %Y-%m-%d would take 15-07-18 for a day in the year 15.
+        day = pl.coalesce(date.str.to_date("%d-%m-%y", strict=False), date.str.to_date("%Y-%m-%d", strict=False))
+        hour = table.whole_number("hour_of_day")
+        at = day.cast(pl.Datetime("ms")).dt.epoch("ms") + hour * 3_600_000
+    fields = _Fields(
+        owner=pl.col("session_id"),
+        track=pl.col("track_id_clean"),
+        at=at,
+        time_given=pl.lit(at is not None),
+        position=table.whole_number("session_position"),
+        skipped=table.flag(skip_flag),
+        complete=table.complete,
+    )
+    return LogLines(_lines(table.frame, fields, table.text), LogForm(whole_sessions=True, by_position=True))
+
+
+def _lfm2b(table: Table) -> LogLines:
+    fields = _Fields(
+        owner=pl.col(table.one_of(_LFM2B_NAMES["user"])),
+        track=pl.col(table.one_of(_LFM2B_NAMES["track"])),
+        at=table.time_ms(table.one_of(_LFM2B_NAMES["time"])),
+        title=_first_text(table, _LFM2B_NAMES["title"]),
+        artist=_first_text(table, _LFM2B_NAMES["artist"]),
+        complete=table.complete,
+    )
+    return LogLines(_lines(table.frame, fields, table.text), LogForm(whole_sessions=False, by_position=False))
+
+
+def _yambda(table: Table, played_ratio_pct: int) -> LogLines:
+    table.require("uid", "item_id", "timestamp", "played_ratio_pct")
+    if table.schema["item_id"].is_nested():
+        raise BadLog(f"{table.name} has lists in its columns, expected the flat files of Yambda: one row a listen")
+    fields = _Fields(
+        owner=pl.col("uid").cast(pl.String),
+        track=pl.col("item_id").cast(pl.String),
+        at=table.time_ms("timestamp"),
+        skipped=pl.col("played_ratio_pct") < played_ratio_pct,
+    )
+    return LogLines(_lines(table.frame, fields, table.text), LogForm(whole_sessions=False, by_position=False))
+
+
+def _events(table: Table) -> LogLines:
+    columns = set(table.schema)
+    by_position = "position" in columns
+    whole = {"track_id", "session_id", "skipped"} <= columns and (by_position or "timestamp" in columns)
+    if not whole and not {"track_id", "user_id", "timestamp"} <= columns:
+        raise BadLog(
+            table.expected("track_id with session_id, skipped and position or timestamp, or with user_id, timestamp")
+        )
+    has_time = "timestamp" in columns
+    owner, track = table.text_of("session_id" if whole else "user_id"), table.text_of("track_id")
+    assert owner is not None
+    assert track is not None
+    fields = _Fields(
+        owner=owner,
+        track=track,
+        at=table.time_ms("timestamp") if has_time else None,
+        time_given=(table.given("timestamp") if has_time else pl.lit(value=False)) if whole and by_position else None,
+        position=table.whole_number("position") if whole and by_position else None,
+        skipped=table.flag("skipped") if "skipped" in columns else None,
+        title=table.text_of("title"),
+        artist=table.text_of("artist"),
+        written_at=_written_at(table),
+        complete=table.complete,
+    )
+    form = LogForm(whole_sessions=whole, by_position=whole and by_position)
+    return LogLines(_lines(table.frame, fields, table.text), form)
+
+
+def _written_at(table: Table) -> pl.Expr | None:
+    if "written_at" not in table.schema:
+        return None
+    if isinstance(table.schema["written_at"], pl.Datetime):
+        return pl.col("written_at").dt.epoch("us")
+    return table.time_ms("written_at") * 1000
+
+
+def _lines(frame: pl.LazyFrame, fields: _Fields, text: pl.Expr) -> pl.LazyFrame:
+    """The columns of LINE_COLUMNS with `problem` and `text`."""
+    columns = {
+        name: pl.lit(None, dtype=dtype) if (found := getattr(fields, name)) is None else found.cast(dtype)
+        for name, dtype in LINE_COLUMNS.items()
+    }
+    for name in ("title", "artist"):
+        columns[name] = pl.when(columns[name] != "").then(columns[name])
+    complete = pl.lit(value=True) if fields.complete is None else fields.complete
+    time_given = pl.lit(value=True) if fields.time_given is None else fields.time_given
+    owner, track = pl.col("owner"), pl.col("track")
+    faults = {
+        1: ~pl.col("_complete"),
+        2: owner.is_null() | (owner == ""),
+        3: track.is_null() | (track == ""),
+        4: pl.col("_time_given") & pl.col("at").is_null(),
+    }
+    if fields.position is not None:
+        faults[5] = pl.col("position").is_null()
+    if fields.skipped is not None:
+        faults[6] = pl.col("skipped").is_null()
+    first = pl.coalesce(*(pl.when(fault).then(pl.lit(number, dtype=pl.UInt8)) for number, fault in faults.items()))
+    return frame.select(**columns, text=text, _complete=complete, _time_given=time_given).select(
+        *LINE_COLUMNS, "text", first.fill_null(0).alias("problem")
+    )
+
+
+def _first_text(table: Table, names: Sequence[str]) -> pl.Expr | None:
+    return next((table.text_of(name) for name in names if name in table.schema), None)

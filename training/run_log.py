@@ -1,0 +1,152 @@
+"""What a training was, kept beside its release in `OUT.run`: inside, it would be part of what the release is called by.
+
+    run.json        model, options, data and, for every time that the training was started, when and on what
+    metrics.jsonl   a line for every epoch
+    curves.svg      the same, drawn
+
+A training that goes on from a checkpoint goes on here; one that begins again replaces what is here.
+"""
+
+import contextlib
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from training.curves import curves
+from training.trainer import Reporter
+
+FACTS: Final = "run.json"
+METRICS: Final = "metrics.jsonl"
+CURVES: Final = "curves.svg"
+_PACKAGES: Final = ("segue", "torch", "numpy", "polars", "onnx", "onnxruntime")
+
+
+class Several:
+    """Tells more than one reporter."""
+
+    def __init__(self, *reporters: Reporter) -> None:
+        self._reporters = reporters
+
+    def step(self, epoch: int, sessions_done: int, sessions: int, terms: dict[str, float]) -> None:
+        """See training.trainer.Reporter."""
+        for reporter in self._reporters:
+            reporter.step(epoch, sessions_done, sessions, terms)
+
+    def epoch(self, line: dict[str, float]) -> None:
+        """See training.trainer.Reporter."""
+        for reporter in self._reporters:
+            reporter.epoch(line)
+
+
+class RunFolder:
+    """The folder of one training, told of its epochs as they end."""
+
+    def __init__(self, folder: Path, facts: Mapping[str, Any], start: Mapping[str, Any], *, goes_on: bool) -> None:
+        """`facts` is what run.json says beside the starts, `start` of this one; `goes_on`: from a checkpoint."""
+        self._folder = folder
+        self._lines: list[dict[str, float]] = self._read_metrics() if goes_on else []
+        starts = self._read_facts().get("starts", []) if goes_on else []
+        self._facts = {**facts, "starts": [*starts, dict(start)]}
+        folder.mkdir(parents=True, exist_ok=True)
+        if not goes_on:
+            for name in (METRICS, CURVES):
+                (folder / name).unlink(missing_ok=True)
+        self._write(FACTS, json.dumps(self._facts, indent=2) + "\n")
+
+    def step(self, epoch: int, sessions_done: int, sessions: int, terms: dict[str, float]) -> None:
+        """See training.trainer.Reporter."""
+
+    def epoch(self, line: dict[str, float]) -> None:
+        """See training.trainer.Reporter. An epoch that is told of again, after a kill, is there once."""
+        self._keep([earlier for earlier in self._lines if earlier["epoch"] < line["epoch"]] + [line])
+
+    def finish(self, release: str, history: Sequence[dict[str, float]]) -> None:
+        """Say what came of it; `history` is every epoch, in case that a kill came between one's end and its line."""
+        if list(history) != self._lines:
+            self._keep(list(history))
+        self._facts |= {"release": release, "finished": _now()}
+        self._write(FACTS, json.dumps(self._facts, indent=2) + "\n")
+
+    def _keep(self, lines: list[dict[str, float]]) -> None:
+        self._lines = lines
+        self._write(METRICS, "".join(f"{json.dumps(_finite(line))}\n" for line in lines))
+        self._write(CURVES, curves(lines))
+
+    def _write(self, name: str, content: str) -> None:
+        unfinished = self._folder / f"{name}.unfinished"
+        unfinished.write_text(content, encoding="utf-8")
+        unfinished.rename(self._folder / name)
+
+    def _read_metrics(self) -> list[dict[str, float]]:
+        """What is there; nothing where it cannot be read, as `finish` writes all of it."""
+        with contextlib.suppress(OSError, ValueError):
+            lines = [json.loads(line) for line in (self._folder / METRICS).read_text(encoding="utf-8").splitlines()]
+            return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
+        return []
+
+    def _read_facts(self) -> dict[str, Any]:
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads((self._folder / FACTS).read_text(encoding="utf-8"))
+            return found if isinstance(found, dict) else {}
+        return {}
+
+
+def environment() -> dict[str, Any]:
+    """When and on what a training is started."""
+    cuda = torch.cuda.is_available()
+    return {
+        "at": _now(),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "machine": {
+            "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())] if cuda else [],
+        },
+        "threads": torch.get_num_threads(),
+        "commit": source_commit(),
+    }
+
+
+def source_commit() -> str | None:
+    """The commit that this code was checked out at, None where it was installed from a wheel."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return answer.stdout.strip() or None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _finite(line: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN and no infinity."""
+    return {name: value if math.isfinite(value) else None for name, value in line.items()}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

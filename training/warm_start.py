@@ -1,0 +1,205 @@
+"""Training on from a release: a model kept fresh with new listening, in a fraction of a full training.
+
+Tracks that the release knows keep the values of their rows, matched by track id; tracks that are new get rows; tracks
+of the release that the dataset does not hold stay, behind those that it does. All other weights are taken over. The
+optimiser begins anew: the release holds none of its state.
+
+A new track's first row points where the rows of the known tracks do, in the mean, that were presented up to `REACH`
+plays before or after it: a session's tracks have alike rows, so training would move it there. A mean points where many
+queries do, though, and as long as other rows it would stand in most lists. The rows of all new tracks are therefore
+shortened together until these have the share of the lists that they have of the plays; they are recommended before the
+first step, but no more than they are heard. benchmarks/README.md compares that with rows as long as others, and drawn.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+import torch
+from scipy.sparse import csr_matrix
+from torch import Tensor
+
+from segue.arrays import Bool, Float32, Int
+from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue
+from segue.errors import BadOption, BadRelease
+from segue.release import Release
+from segue.window import Sessions, to_windows
+from training.data.dataset import Dataset
+from training.encoder_weights import ENCODER_WEIGHTS, take_weights
+from training.models.encoders.encoder import SessionEncoder
+from training.options import NeuralOptions, Options, check_options, read_options
+
+REACH: Final = 2
+_NAMES: Final = ("title", "artist")
+_LIST: Final = 10  # tracks
+_SESSIONS_ASKED: Final = 500
+_ROWS_AT_ONCE: Final = 65_536
+_HALVINGS: Final = 20
+_ENCODER: Final = {"window", "dimension", "plays", "skip_input"}  # options of all that say what the encoder is
+_OF_TRAINING: Final = {"masking", "copies"}  # options of one encoder that do not; all others of one encoder do
+
+
+def continued_options(
+    release: Release,
+    kind: type[Options],
+    recipe: str | None,
+    settings: Sequence[str],
+    **flags: Any,
+) -> Options:
+    """The release's options, changed by recipe, `--set` and flags. Raises BadOption where they make another encoder."""
+    chosen = read_options(kind, recipe, settings, release.manifest.model, **flags)
+    options = check_options(kind, release.manifest.options | chosen.model_dump(include=chosen.model_fields_set))
+    fixed = (_ENCODER | kind.model_fields.keys() - NeuralOptions.model_fields.keys()) - _OF_TRAINING
+    before, now = release.manifest.options, options.model_dump()
+    for name in sorted(fixed):
+        if now[name] != before.get(name, now[name]):
+            raise BadOption(
+                f"--from {release.path} was trained with {name}={before[name]}, not {now[name]}: "
+                f"leave {name} out, or train without --from"
+            )
+    return options
+
+
+def refuse_unfit_origin(release: Release) -> None:
+    """Raise BadRelease for a release that nothing can be trained on from."""
+    if release.manifest.loss is None:
+        model = release.manifest.model
+        raise BadRelease(
+            f"--from {release.path} is of model {model}, which learns all anew each time: leave --from out"
+        )
+    if ENCODER_WEIGHTS not in release.manifest.files:
+        raise BadRelease(
+            f"--from {release.path}: it holds no {ENCODER_WEIGHTS}, as an older Segue wrote it: train it once more, "
+            "without --from"
+        )
+
+
+def refuse_other_split(release: Release, split: str) -> None:
+    """Raise BadOption for a release of another split: the new one would be asked for plays that it was trained on."""
+    before = release.manifest.dataset.split
+    if before != split:
+        raise BadOption(
+            f"--from {release.path} was trained on the {before} split, which holds out other plays than {split}: "
+            f"{'add' if before == 'new-sessions' else 'leave out'} --new-sessions"
+        )
+
+
+def with_tracks_of(release: Release, dataset: Dataset) -> Dataset:
+    """The dataset whose catalogue goes on with the release's tracks that it does not hold; its rows stay.
+
+    Titles and artists that the dataset does not have, as an event log has none, are the release's.
+    """
+    names = [pl.col("track_id"), *(pl.col(name).alias(f"{name}_before") for name in _NAMES)]
+    held = (
+        dataset.catalogue.frame.join(
+            release.catalogue.frame.select(names), on="track_id", how="left", maintain_order="left"
+        )
+        .with_columns(pl.coalesce(name, f"{name}_before").alias(name) for name in _NAMES)
+        .drop(f"{name}_before" for name in _NAMES)
+    )
+    kept = release.catalogue.frame.join(held, on="track_id", how="anti", maintain_order="left")
+    frame = pl.concat([held, kept.with_columns(pl.lit(0, pl.Int64).alias("plays"), pl.lit(0, pl.Int64).alias("skips"))])
+    return replace(dataset, catalogue=Catalogue(frame.drop("row")))
+
+
+def take_over(encoder: SessionEncoder, release: Release, catalogue: Catalogue, part: Sessions) -> None:
+    """Give a new encoder the release's weights and rows, and new tracks rows by their company in `part`.
+
+    `encoder` has the rows of `catalogue`, as `part` has. New tracks without such company keep the rows that they have.
+    """
+    take_weights(encoder, release)
+    origin = np.concatenate([np.full(FIRST_TRACK_ROW, PAD_ROW), release.catalogue.rows(catalogue.track_ids)])
+    known: Bool = origin != PAD_ROW
+    table: Float32 = encoder.item_embeddings.weight.detach().numpy().copy()
+    table[known] = release.item_embeddings[origin[known]]
+    if not np.isfinite(table).all():
+        raise BadRelease(f"--from {release.path}: an item embedding is not finite: train the release again")
+    new, means = company_means(table, known, part)
+    table[new] = means
+    with torch.no_grad():
+        weight = encoder.item_embeddings.weight
+        weight.copy_(torch.from_numpy(table))
+        if len(new):
+            weight[torch.from_numpy(new)] *= fair_factor(encoder, known, new, part)
+
+
+def company_means(table: Float32, known: Bool, part: Sessions, reach: int = REACH) -> tuple[Int, Float32]:
+    """Rows of unknown tracks that were played near known ones, and the means of these, as long as rows commonly are.
+
+    Args:
+        table: [num_rows, dimension] float32, in which rows of `known` count.
+        known: [num_rows] bool, False for PAD_ROW.
+        part: sessions of these rows.
+        reach: how many plays before and after count as near.
+
+    Returns:
+        rows [n] int64, rising, and their means [n, dimension] float32, each of the median length of the known rows.
+
+    """
+    at = np.flatnonzero(~known[part.rows])
+    session = np.searchsorted(part.offsets, at, side="right") - 1
+    first, beyond = part.offsets[session], part.offsets[session + 1]
+    pairs = []
+    for shift in (*range(-reach, 0), *range(1, reach + 1)):
+        inside = (at + shift >= first) & (at + shift < beyond)
+        pair = np.stack([part.rows[at[inside]], part.rows[at[inside] + shift]])
+        pairs.append(pair[:, known[pair[1]]])
+    unknown, company = np.concatenate(pairs, axis=1)
+    rows, place = np.unique(unknown, return_inverse=True)
+    counts = csr_matrix((np.ones(len(place), np.float32), (place, company)), shape=(len(rows), len(table)))
+    sums: Float32 = np.asarray(counts @ table, dtype=np.float32)
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    usual = float(np.median(np.linalg.norm(table[known], axis=1))) if known.any() else 0.0
+    return rows.astype(np.int64), sums / np.maximum(lengths, 1e-12) * np.float32(usual)
+
+
+def fair_factor(encoder: SessionEncoder, known: Bool, new: Int, part: Sessions) -> float:
+    """By what new tracks' rows are multiplied, at most 1, to have the share of lists that they have of `part`'s plays.
+
+    Lists are the ten best of known and new tracks, by the encoder with its rows as they are, for sessions of `part`.
+
+    Args:
+        encoder: holds the rows of all tracks.
+        known: [num_rows] bool, False for PAD_ROW.
+        new: [n] int64, rows that are to be multiplied.
+        part: sessions of these rows.
+
+    Returns:
+        The factor; 1 where their share is not reached, or where shorter rows would not lower it (known tracks' scores
+        below 0).
+
+    """
+    wanted = float(np.isin(part.rows, new).mean())
+    asked = np.unique(np.linspace(0, len(part) - 1, min(len(part), _SESSIONS_ASKED)).astype(np.int64))
+    windows = to_windows(part.select(asked), encoder.options.window)
+    encoder.eval()
+    with torch.no_grad():
+        queries = encoder.query(torch.from_numpy(windows.tracks), torch.from_numpy(windows.skipped))
+        of_known, of_new = (
+            _best_scores(queries, encoder.item_embeddings.weight, torch.from_numpy(rows))
+            for rows in (np.flatnonzero(known), new)
+        )
+
+    def share(factor: float) -> float:
+        best = torch.cat([of_known, of_new * factor], dim=1).topk(min(_LIST, of_known.shape[1]), dim=1).indices
+        return float((best >= of_known.shape[1]).double().mean())
+
+    low, high = 0.0, 1.0
+    if share(high) <= wanted or share(low) > wanted:
+        return 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if share(middle) > wanted else (middle, high)
+    return low
+
+
+def _best_scores(queries: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+    """The highest scores of each query among `rows` [n] int64, a list's or all. [batch, up to 10]."""
+    best = queries.new_empty((len(queries), 0))
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = rows[start : start + _ROWS_AT_ONCE]
+        scores = torch.cat([best, queries @ table.index_select(0, part).T], dim=1)
+        best = scores.topk(min(_LIST, scores.shape[1]), dim=1).values
+    return best

@@ -26,10 +26,10 @@ import polars as pl
 
 import training.data.loader
 import training.validation
-from training.data.batches import epoch_batches
 from training.data.dataset import Listening, open_dataset, write_listening
+from training.data.loader import epoch_batches
 from training.models.encoders.sasrec import SasRecOptions
-from training.prepare.disk_engine import disk_engine
+from training.prepare.partitioned import disk_engine
 from training.prepare.pipeline import Engine, prepare
 from training.run import Job
 from training.run import train as train_model

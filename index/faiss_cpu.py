@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from index import ivf as inverted_file
-from index import mapped_lists
+from index import ivf as mapped_lists
 from index.exact import QUERIES_AT_ONCE, checked_queries, finite_lines, nothing_found, ranked
 from index.ivf import ROWS_AT_ONCE, sample_of
 from segue.arrays import Float32, Int

@@ -21,7 +21,7 @@ from segue.catalogue import FIRST_TRACK_ROW
 from segue.errors import BadOption, BadRelease
 from segue.recommend import NearestTracks
 from segue.release import INDEX, INDEX_FACTS, ITEM_EMBEDDINGS, Release, with_index
-from segue.strict_json import read_json
+from segue.safe_files import read_json
 
 Device: TypeAlias = Literal["cpu", "gpu"]
 Kind: TypeAlias = Literal["exact", "flat", "flat-sq8", "ivf", "ivf-sq8", "ivf-pq", "ivf-pq4", "hnsw", "hnsw-sq8"]

@@ -14,7 +14,7 @@ import polars as pl
 
 from segue.arrays import Int
 from segue.errors import InputError, UnknownTrack
-from segue.parquet_footer import UNREADABLE, check_footer
+from segue.safe_files import UNREADABLE, check_footer
 
 Row: TypeAlias = int
 

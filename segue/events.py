@@ -24,6 +24,7 @@ from pydantic_core import core_schema
 CONTROL_CHARACTERS: Final = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
 TEXT_PATTERN = rf"^[^{CONTROL_CHARACTERS}]+$"
 MAX_ID_LENGTH = 256
+SESSION_ID_PATTERN: Final = r"^[A-Za-z0-9._~-]{1,128}$"
 
 # `date-time` of RFC 3339, section 5.6, in upper case, without leap seconds and with at most nine digits of a second.
 TIME_PATTERN: Final = (

@@ -24,8 +24,7 @@ from segue.arrays import Float32, mapped_array
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue
 from segue.errors import BadRelease
 from segue.map_projection import refuse_unfit_map
-from segue.safe_files import new_folder
-from segue.strict_json import read_json
+from segue.safe_files import new_folder, read_json
 from segue.track_table import TABLE_FILES, TrackTable, write_track_table
 from segue.window import Windows
 

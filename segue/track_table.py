@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from segue.arrays import Float32, Int, mapped_array
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue, Row
 from segue.errors import BadRelease, UnknownTrack
-from segue.parquet_footer import UNREADABLE
+from segue.safe_files import UNREADABLE
 
 _IDS, _ID_ENDS = "track_ids.bin", "track_id_ends.npy"
 _JSON, _JSON_ENDS = "track_json.bin", "track_json_ends.npy"

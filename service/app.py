@@ -27,16 +27,14 @@ from service.api import tracks as map_routes
 from service.api import viewer as api_viewer
 from service.api.bodies import EventsRequest, SwapRequest, WhatIfRequest
 from service.api.fallback import Fallback
+from service.api.json_body import max_body_bytes
 from service.api.quick_path import QuickPath
 from service.api.state import Parts
 from service.api.stream import SessionStreams
-from service.ending import CLOSING_S, end_in_time
 from service.http import auth as access
-from service.http import hosts
+from service.http import middleware as hosts
 from service.http.admission_control import Door
-from service.http.cross_origin import CrossOrigin, Preflight
-from service.http.json_body import max_body_bytes
-from service.http.middleware import Measured, whole
+from service.http.middleware import CrossOrigin, Measured, Preflight, whole
 from service.ops.live_state import LiveState
 from service.ops.readiness import Readiness
 from service.ops.status import StoreState
@@ -44,10 +42,10 @@ from service.ops.telemetry import Telemetry, configure_logging
 from service.problems import answer_problems, describe_problems
 from service.releases.attribution import Credits
 from service.releases.registry import LiveReleases, refuse_nothing_to_serve
-from service.sessions.durability import DurabilityCheck
+from service.server import CLOSING_S, end_in_time
 from service.sessions.embedded_redis import die_with_parent, embedded_redis
 from service.sessions.event_log import EventLog, open_folder
-from service.sessions.store import SessionStore, connect
+from service.sessions.store import DurabilityCheck, SessionStore, connect
 from service.settings import Settings, read_settings
 from service.threads import BlockingCalls, Threads
 

@@ -14,7 +14,6 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from segue.errors import SegueError
-from service.http.caller import MissingScope
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
@@ -50,6 +49,17 @@ class NotAcceptable(SegueError):
 
     http_status: ClassVar[int] = 406
     title: ClassVar[str] = "Not acceptable"
+
+
+class MissingScope(SegueError):
+    """The key may make the call, but not with these options."""
+
+    http_status: ClassVar[int] = 403
+    title: ClassVar[str] = "Forbidden"
+
+    def __init__(self, text: str, scope: str) -> None:
+        super().__init__(text)
+        self.scope = scope
 
 
 _DESCRIPTIONS = {

@@ -31,7 +31,7 @@ import structlog
 
 from segue.catalogue import Catalogue
 from segue.release import DatasetFacts, Draft, Release, WindowFacts, write_release
-from service.sessions.redis_program import redis_server_binary
+from service.sessions.embedded_redis import redis_server_binary
 
 GENRES, TRACKS_OF_A_GENRE = 6, 12
 WINDOW = 5

@@ -15,7 +15,7 @@ import torch
 from segue.errors import BadOption
 from segue.window import Sessions
 from training.checkpoint import Checkpoints
-from training.data.session_views import SessionViews
+from training.data.loader import SessionViews
 from training.data.splits import Examples
 from training.distributed import Processes, joined
 from training.models.encoders.encoder import SessionEncoder

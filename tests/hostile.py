@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from index import faiss_cpu, mapped_lists
+from index import faiss_cpu
+from index import ivf as mapped_lists
 from index.faiss_cpu import FaissIndex, Kind
 from segue.catalogue import Catalogue
 from segue.release import DatasetFacts, Draft, Release, WindowFacts, write_release

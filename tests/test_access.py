@@ -14,9 +14,8 @@ from starlette.routing import Mount, Route
 from segue.cli import main
 from segue.errors import BadOption
 from service.app import ROUTERS, create_app
-from service.http.auth import CALLS, OPEN, call_of, check, is_needed
+from service.http.auth import CALLS, OPEN, RateLimit, call_of, check, is_needed
 from service.http.keys import SCOPES, Keyring, Scope, new_key, read_keys, write_keys
-from service.http.limits import RateLimit
 from service.settings import Settings
 
 SETTINGS = Settings(release=Path("unused"))

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from service.sessions.circuit import FAILURES, Circuit
+from service.sessions.redis_client import FAILURES, Circuit
 
 
 class Server:

@@ -13,7 +13,7 @@ pytest.importorskip("jinja2")
 from segue.cli import main
 from segue.errors import InputError
 from tests.comparison_results import gaining, result
-from training.evaluation.compare import paper
+from training.evaluation.compare import tables as paper
 from training.evaluation.compare.report import as_json, as_markdown, measure
 from training.evaluation.compare.results import read_results
 from training.evaluation.compare.statistics import differences, holm, kendall, pairs, permutation_test

@@ -14,8 +14,7 @@ pytest.importorskip("jinja2")
 
 from tests.comparison_results import gaining, result
 from training.evaluation.compare import narrative as words
-from training.evaluation.compare.charts import has_feedback
-from training.evaluation.compare.drawing import Scale, rounded_up, ticks
+from training.evaluation.compare.charts import Scale, has_feedback, rounded_up, ticks
 from training.evaluation.compare.report import Section, measure, write_report
 from training.evaluation.compare.tables import Measured
 
@@ -142,7 +141,7 @@ class TestWords:
         assert counted.endswith("HR@10 = 3 / 4 = 0.750.")
 
     def test_every_system_is_described(self) -> None:
-        from training.evaluation.compare import paper
+        from training.evaluation.compare import tables as paper
 
         for system in [*paper.SYSTEMS, "vmis-knn", "markov", "popularity", "sasrec+nce+published-pairing"]:
             said = words.described(system)

@@ -17,11 +17,17 @@ from segue.window import Sessions, Windows  # noqa: E402
 from tests.stopped_training import Killed, KilledAfter, Silent  # noqa: E402
 from training.data.dataset import Dataset, write_dataset  # noqa: E402
 from training.data.synthetic import plant  # noqa: E402
-from training.encoder_weights import ENCODER_WEIGHTS, encoder_weights, take_weights  # noqa: E402
 from training.models.encoders.sasrec import SasRecOptions  # noqa: E402
 from training.options import check_options  # noqa: E402
 from training.run import MODELS, Job, train  # noqa: E402
-from training.warm_start import company_means, fair_factor, with_tracks_of  # noqa: E402
+from training.warm_start import (  # noqa: E402  # noqa: E402
+    ENCODER_WEIGHTS,
+    company_means,
+    encoder_weights,
+    fair_factor,
+    take_weights,
+    with_tracks_of,
+)
 
 FROZEN = Path(__file__).parent / "releases" / "v1"
 OPTIONS = SasRecOptions(dimension=8, heads=2, window=6, epochs=1, batch_size=16, negatives=20, averaging=0.9)

@@ -8,9 +8,9 @@ import pytest
 
 from segue.errors import BadLog
 from tests.log_samples import SAMPLES
-from training.prepare import disk_engine as module
-from training.prepare.disk_engine import DiskTasks, disk_engine
+from training.prepare import partitioned as module
 from training.prepare.partition_tasks import Selected
+from training.prepare.partitioned import DiskTasks, disk_engine
 from training.prepare.pipeline import PrepareReport, prepare, prepare_options
 
 

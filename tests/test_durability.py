@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from segue.errors import BadOption
-from service.sessions.durability import DurabilityCheck, refuse_weaker
+from service.sessions.store import DurabilityCheck, refuse_weaker
 from service.settings import Durability
 
 WEAK, SECOND, ALWAYS = (

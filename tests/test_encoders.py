@@ -12,7 +12,7 @@ from segue.catalogue import PAD_ROW  # noqa: E402 (after the check that torch is
 from segue.release import ENCODER, ITEM_EMBEDDINGS  # noqa: E402
 from segue.window import Sessions, Windows  # noqa: E402
 from service.releases.onnx_encoder import OnnxEncoder  # noqa: E402
-from training.data.batches import Batch, make_batch  # noqa: E402
+from training.data.loader import Batch, make_batch  # noqa: E402
 from training.export_onnx import check_parity, export_encoder, item_embeddings  # noqa: E402
 from training.models.encoders.bert4rec import Bert4Rec, Bert4RecOptions, cut_anew  # noqa: E402
 from training.models.encoders.caser import Caser, CaserOptions  # noqa: E402

@@ -16,13 +16,12 @@ torch = pytest.importorskip("torch")
 from segue.errors import BadOption  # noqa: E402 (after the check that torch is there)
 from segue.window import Sessions  # noqa: E402
 from tests.stopped_training import Killed, KilledAfter, Silent  # noqa: E402
-from training import objective  # noqa: E402
+from training import losses as objective  # noqa: E402
 from training import trainer as training_fit  # noqa: E402
-from training.checkpoint import Checkpoints  # noqa: E402
-from training.data.session_views import SessionViews  # noqa: E402
+from training.checkpoint import Checkpoints, Interrupted  # noqa: E402
+from training.data.loader import SessionViews  # noqa: E402
 from training.data.splits import Examples  # noqa: E402
 from training.distributed import Processes  # noqa: E402
-from training.interruption import Interrupted  # noqa: E402
 from training.models.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
 from training.trainer import Fitted, fit  # noqa: E402
 

@@ -13,11 +13,10 @@ from rich.text import Text
 
 from segue.catalogue import Catalogue
 from segue.cli import main
-from segue.cli.terminal import plain_lines, say, titled
+from segue.cli.terminal import escaped, plain_lines, say, titled
 from segue.events import TIME_EXPECTED, Event, play
-from segue.terminal_text import escaped
 from service.api.bodies import EventsRequest, WhatIfRequest
-from training.prepare.track_names import track_ids
+from training.prepare.columns import track_ids
 
 MODELS = (EventsRequest, WhatIfRequest)
 CSI, NEL, APC, OVERRIDE, ISOLATE = "\x9b", "\x85", "\x9f", "\u202e", "\u2066"

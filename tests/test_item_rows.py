@@ -6,13 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from training.data.loader import renumbered, touched_rows
+
 torch = pytest.importorskip("torch")
 
 from segue.window import Sessions  # noqa: E402 (after the check that torch is there)
-from training.averaging import MovingAverage  # noqa: E402
-from training.data.batches import make_batch  # noqa: E402
-from training.item_rows import ItemRows, renumbered, touched_rows  # noqa: E402
+from training.data.loader import make_batch  # noqa: E402
 from training.models.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
+from training.optimizer import (  # noqa: E402
+    ItemRows,
+    MovingAverage,
+)
 
 ROWS, DIMENSION = 12, 4
 

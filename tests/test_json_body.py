@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from service.api.bodies import MAX_EVENTS, MAX_SUPPOSED, MAX_TRACKS, EventsRequest, SwapRequest, WhatIfRequest
-from service.http.json_body import MAX_VALUES, max_body_bytes, validated
+from service.api.json_body import MAX_VALUES, max_body_bytes, validated
 from service.problems import MAX_COUNTED_ERRORS, MOST_ERRORS, _invalid_field
 from service.settings import Settings
 

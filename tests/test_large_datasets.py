@@ -19,12 +19,15 @@ from segue.release import MANIFEST  # noqa: E402
 from segue.window import Sessions  # noqa: E402
 from training.checkpoint import Checkpoints  # noqa: E402
 from training.data import dataset as datasets  # noqa: E402
-from training.data.array_files import GrowingArray, blocks, counts, mapped  # noqa: E402
-from training.data.batches import epoch_batches, trainable  # noqa: E402
 from training.data.dataset import CATALOGUE_FILE, FACTS_FILE, Dataset, open_dataset  # noqa: E402
-from training.data.epoch_order import chunked_permutation, epoch_order  # noqa: E402
-from training.data.session_views import SessionViews  # noqa: E402
-from training.data.sessions_parquet import FLAT_FOLDER, SESSIONS_FILE  # noqa: E402
+from training.data.loader import (  # noqa: E402  # noqa: E402
+    SessionViews,
+    chunked_permutation,
+    epoch_batches,
+    epoch_order,
+    trainable,
+)
+from training.data.sessions_parquet import FLAT_FOLDER, SESSIONS_FILE, GrowingArray, blocks, counts, mapped  # noqa: E402  # noqa: E402
 from training.data.splits import Part, Split, examples, training_part  # noqa: E402
 from training.data.synthetic import simulate  # noqa: E402
 from training.models.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
@@ -42,7 +45,7 @@ from pathlib import Path
 import numpy as np, polars as pl
 from training.data.dataset import Listening, open_dataset, write_listening
 from training.data.splits import examples, training_part
-from training.data.batches import trainable
+from training.data.loader import trainable
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -217,7 +220,7 @@ class TestDerivedFiles:
 
 class TestViews:
     def test_blocks_hold_all_sessions_in_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("training.data.session_views._PLAYS_A_BLOCK", 5)
+        monkeypatch.setattr("training.data.loader._PLAYS_A_BLOCK", 5)
         rows = np.arange(1, 15)
         views = SessionViews(
             Sessions(rows, rows % 2 == 0, np.array([0, 14])), np.array([0, 3, 3, 9]), np.array([3, 3, 9, 14])

@@ -12,17 +12,18 @@ torch = pytest.importorskip("torch")
 
 from segue.catalogue import PAD_ROW  # noqa: E402 (after the check that torch is there)
 from segue.window import Sessions  # noqa: E402
-from training.data.batches import Batch, distinct, make_batch, next_played, trainable  # noqa: E402
-from training.losses import (  # noqa: E402
+from training.data.loader import Batch, distinct, make_batch, next_played, trainable  # noqa: E402
+from training.losses import (  # noqa: E402  # noqa: E402
     Negatives,
+    found_in,
     info_nce,
     info_nce_as_published,
     sampled_softmax,
+    step_terms,
     uniform_log_q,
 )
 from training.models.encoders.encoder import SessionEncoder  # noqa: E402
 from training.models.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
-from training.objective import found_in, step_terms  # noqa: E402
 
 Tensor: TypeAlias = Any
 

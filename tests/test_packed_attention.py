@@ -6,9 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from training.models.encoders.packed_attention import Places  # noqa: E402 (after the check that torch is there)
 from training.models.encoders.tensor_ops import picked, spread  # noqa: E402
-from training.models.encoders.transformer import attention  # noqa: E402
+from training.models.encoders.transformer import Places, attention  # noqa: E402
 
 HEADS, WIDTH = 2, 6
 LENGTHS = 1, 4, 0, 3  # a session without a play among them
@@ -49,7 +48,7 @@ def test_it_equals_the_plain_formula_with_its_gradient(
     factors = torch.ones(len(LENGTHS) * HEADS, LONGEST, LONGEST, dtype=torch.float64)
     if share:
         factors = (torch.rand(factors.shape, generator=generator) > share).double() / (1 - share)
-        monkeypatch.setattr("training.models.encoders.packed_attention.kept", lambda *_: factors)
+        monkeypatch.setattr("training.models.encoders.transformer.kept", lambda *_: factors)
     real = real_steps(left=left)
     places = Places(real, attention(real, causal=causal), HEADS)
     found, expected = places.mixed(inputs, share), by_hand(inputs, real, factors, causal=causal)

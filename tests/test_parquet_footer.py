@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from segue.parquet_footer import DamagedFile, check_footer
+from segue.safe_files import DamagedFile, check_footer
 
 
 def with_footer(path: Path, footer: bytes) -> Path:
@@ -59,7 +59,7 @@ def test_what_is_no_parquet_is_left_to_polars(tmp_path: Path, content: bytes) ->
 
 
 def test_polars_itself_would_end_the_process(tmp_path: Path) -> None:
-    """Why all this is done. Once it raises instead, segue.parquet_footer has had its day."""
+    """Why all this is done. Once it raises instead, segue.safe_files has had its day."""
     path = with_footer(tmp_path / "f.parquet", VERSION + SCHEMA_OF + b"\xff\xff\xff\xff\x07")
     program = (
         "import polars as pl, resource, sys; resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32));"

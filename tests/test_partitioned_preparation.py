@@ -15,10 +15,10 @@ from segue.errors import BadLog
 from tests.log_samples import SAMPLES, Sample
 from tests.prepared_twice import assert_same
 from training.prepare.formats import PROBLEMS
-from training.prepare.log_portions import Part, opened, portions_of
 from training.prepare.partition_tasks import partitions_of
 from training.prepare.partitioned import portion_bytes_of, prepare_in_tasks
 from training.prepare.pipeline import Engine, prepare, prepare_options
+from training.prepare.sources import Part, opened, portions_of
 
 
 class TasksHere:

@@ -15,9 +15,9 @@ from segue.errors import BadOption, SwapRefused
 from segue.release import Release
 from segue.sessions import Play
 from service.ops.telemetry import Telemetry
+from service.releases.attribution import SessionDraw
 from service.releases.loaded import Question
 from service.releases.registry import LiveReleases
-from service.releases.session_draws import SessionDraw
 from service.sessions.store import bucket_of
 from service.settings import Settings, as_environment, read_settings
 from service.threads import Threads

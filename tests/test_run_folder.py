@@ -16,10 +16,13 @@ torch = pytest.importorskip("torch")
 from segue.cli import main  # noqa: E402 (after the check that torch is there)
 from segue.release import open_release  # noqa: E402
 from training import trainer as training_fit  # noqa: E402
-from training.curves import curves  # noqa: E402
 from training.data.dataset import Dataset  # noqa: E402
 from training.data.synthetic import simulate  # noqa: E402
-from training.run_log import RunFolder, environment  # noqa: E402
+from training.run_log import (  # noqa: E402
+    RunFolder,
+    curves,
+    environment,
+)
 
 SETTINGS = ("epochs=3", "dimension=8", "heads=2", "negatives=20", "window=6", "batch_size=32")
 LINE = {"loss": 2.5, "nll": 2.0, "nce": 1.0, "HR@10": 0.25, "MRR@10": 0.125, "sessions_per_s": 100.0}

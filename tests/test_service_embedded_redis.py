@@ -11,8 +11,7 @@ import pytest
 import redis
 
 from segue.errors import BadOption, StoreUnavailable
-from service.sessions.embedded_redis import embedded_redis, mend_append_only_file
-from service.sessions.redis_program import redis_server_binary
+from service.sessions.embedded_redis import embedded_redis, mend_append_only_file, redis_server_binary
 
 _OWNER = """
 import pathlib, sys, time

@@ -21,7 +21,7 @@ from segue.events import Event, EventType, play, skip
 from segue.sessions import Outcome, Play, plays_of
 from service.sessions.embedded_redis import embedded_redis
 from service.sessions.erased_data import BUCKETS
-from service.sessions.redis_errors import store_errors
+from service.sessions.redis_client import store_errors
 from service.sessions.store import Appended, SessionStore, bucket_of, connect, erasures_of, keys_of, stream_of
 from service.settings import Settings
 

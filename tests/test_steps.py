@@ -10,8 +10,12 @@ torch = pytest.importorskip("torch")
 
 from segue.catalogue import FIRST_TRACK_ROW  # noqa: E402 (after the check that torch is there)
 from segue.window import Sessions  # noqa: E402
-from training.data.loader import Step, ahead, steps  # noqa: E402
-from training.data.session_views import SessionViews  # noqa: E402
+from training.data.loader import (  # noqa: E402
+    SessionViews,
+    Step,
+    ahead,
+    steps,
+)
 from training.distributed import Processes  # noqa: E402
 from training.models.encoders.sasrec import SasRecOptions  # noqa: E402
 
@@ -25,7 +29,7 @@ def made(first: int = 0, updates: Literal["touched", "all"] = "touched", seed: i
     )
     options = SasRecOptions(batch_size=8, window=5, negatives=20, updates=updates, seed=seed)
     order = np.arange(SESSIONS)[first * 8 :]
-    return steps(SessionViews.of(sessions), order, ROWS, options, Processes(), (3, first))
+    return steps(SessionViews.of(sessions), order, ROWS, options, (3, first), Processes().share, pinned=False)
 
 
 def equal(one: Step, other: Step) -> bool:

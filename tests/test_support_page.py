@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 from segue.cli import main
-from service.sessions.redis_program import OLDEST, shown
+from service.sessions.embedded_redis import OLDEST, shown
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "support.md"

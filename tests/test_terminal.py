@@ -11,10 +11,18 @@ from rich.console import Console
 from rich.text import Text
 
 from segue.cli import main
-from segue.cli.evaluation_tables import beyond_hits, evaluation_table, hit_rates
-from segue.cli.pictures import bar, shares, sparkline
-from segue.cli.progress import TrainingProgress, duration
-from segue.cli.terminal import facts_table, plain_lines, print_table, titled
+from segue.cli.evaluate import beyond_hits, evaluation_table, hit_rates
+from segue.cli.terminal import (
+    TrainingProgress,
+    bar,
+    duration,
+    facts_table,
+    plain_lines,
+    print_table,
+    shares,
+    sparkline,
+    titled,
+)
 from segue.release import Release
 
 PICTURES = set("█▉▊▋▌▍▎▏▁▂▃▄▅▆▇─━│┃┏┌╭")

@@ -1,17 +1,59 @@
-"""Checkpoints: everything that training needs to go on as if it had not been stopped.
+"""Ctrl-C and SIGTERM while training: the step under way is finished, a checkpoint written, and one line said.
+
+Checkpoints: everything that training needs to go on as if it had not been stopped.
 
 All randomness of a step is derived from (seed, epoch, step) and the process, so a checkpoint holds weights, optimiser
 state and counters, and no generator state.
 """
 
 import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Final
 
 import torch
 
 from segue.errors import BadOption
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was told to stop and has written a checkpoint; its text is meant for the user."""
+
+
+class Stop:
+    """Whether training was told to stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def ask(self, signum: int = 0, frame: FrameType | None = None) -> None:  # noqa: ARG002 (what signal.signal calls)
+        """Stop after this step; asked twice, at once, with the checkpoint of before."""
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@contextmanager
+def stopping_on_signals() -> Iterator[Stop]:
+    """Within, SIGINT and SIGTERM ask to stop. Only the main thread may say what a signal does: elsewhere none does."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop.ask) for number in _SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
 
 _FILE = "checkpoint.pt"
 _FORMAT = 2  # another one where a step draws other numbers, or keeps another state

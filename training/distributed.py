@@ -24,11 +24,10 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from segue.errors import BadOption, ProcessLost
-from training.data.batches import Batch
-from training.data.session_views import SessionViews
+from training.data.loader import Batch, SessionViews
 from training.data.splits import Examples
+from training.losses import Terms
 from training.models.encoders.encoder import SessionEncoder
-from training.objective import Terms
 from training.options import NeuralOptions
 from training.validation import SESSIONS
 

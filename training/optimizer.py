@@ -4,14 +4,32 @@ torch's own functions below its optimisers, which take as long over the bookkeep
 
 Source: Kingma and Ba, "Adam", ICLR 2015, https://arxiv.org/abs/1412.6980; decoupled weight decay: Loshchilov and
 Hutter, ICLR 2019, https://arxiv.org/abs/1711.05101.
+
+Item embeddings while they are trained: a step reads and changes the rows of its tracks, not the whole table.
+
+Adam that is lazy: a row's weights and moments stay as they are in a step that does not touch it, where dense Adam
+would go on moving it by its old gradients. A row that every step touches, and any row's first step, are as in dense
+Adam. With `rows` None every row takes part in every step, which is dense Adam.
+
+Sparse updates as in torch.optim.SparseAdam.
+
+A moving average of an encoder's weights, which is validated and kept instead of them (Polyak and Juditsky, 1992).
+
+Rows of item embeddings that a step does not touch do not change, so their average is brought up to date when they are
+next touched, exactly: after k such steps it has come closer to the weights by decay ** k.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
+
+from training.models.encoders.encoder import SessionEncoder
+from training.models.encoders.tensor_ops import put
 
 _BETAS = 0.9, 0.999  # those of torch.optim.AdamW
 _EPSILON = 1e-8
@@ -93,3 +111,124 @@ class DenseWeights:
         for name, tensors in self.state_dict().items():
             for tensor, value in zip(tensors, state[name], strict=True):
                 tensor.copy_(value)
+
+
+class ItemRows:
+    """The table of an encoder's item embeddings and its optimiser's state."""
+
+    def __init__(self, embedding: nn.Embedding, weight_decay: float) -> None:
+        self.embedding = embedding
+        self.weight_decay = weight_decay
+        self.table = embedding.weight
+        self.first = torch.zeros_like(self.table, requires_grad=False)  # moments, [rows, dimension] float32
+        self.second = torch.zeros_like(self.table, requires_grad=False)
+        self.steps = torch.zeros((), dtype=torch.float32)
+
+    @contextmanager
+    def lent(self, rows: Tensor | None) -> Iterator[Tensor]:
+        """Within, the encoder's item embeddings are those of `rows` [n] int64 alone, in their order; None: all."""
+        lent = self._lent(rows)
+        self.embedding.weight = lent
+        try:
+            yield lent
+        finally:
+            self.embedding.weight = self.table
+
+    def _lent(self, rows: Tensor | None) -> Tensor:
+        return self.table if rows is None else nn.Parameter(self.table.detach().index_select(0, rows))
+
+    def update(self, rows: Tensor | None, lent: Tensor, learning_rate: float) -> None:
+        """Take one step of Adam on the rows that were lent, by their gradient, and put them back."""
+        gradient = gradient_of(lent)
+        first = self.first if rows is None else self.first.index_select(0, rows)
+        second = self.second if rows is None else self.second.index_select(0, rows)
+        adam([lent], [gradient], Moments([first], [second], [self.steps]), learning_rate, self.weight_decay)
+        if rows is not None:
+            put(self.table.detach(), rows, lent.detach())
+            put(self.first, rows, first)
+            put(self.second, rows, second)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The optimiser's state; the table is among the encoder's weights."""
+        return {"first": self.first, "second": self.second, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from a state."""
+        for name, value in self.state_dict().items():
+            value.copy_(state[name])
+
+    def whole(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """An encoder's weights with the whole table among them: here they have it."""
+        return weights
+
+    def kept(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """Of an encoder's weights keep what is held here; what is left is the encoder's to load: here all of it."""
+        return weights
+
+    def end(self) -> None:
+        """From here on the encoder holds a whole table, for weights to be loaded into: here it does so always."""
+
+
+def gradient_of(lent: Tensor) -> Tensor:
+    """The gradient of rows that were lent, after the backward pass."""
+    assert lent.grad is not None, "no loss has reached the item embeddings"
+    return lent.grad
+
+
+_ROWS_AT_ONCE: Final = 65_536
+
+
+class MovingAverage:
+    """The average and, for each row of item embeddings, the step that it stands at."""
+
+    def __init__(self, encoder: SessionEncoder, decay: float) -> None:
+        self.decay = decay
+        self.encoder = copy.deepcopy(encoder)
+        self.encoder.requires_grad_(requires_grad=False)
+        self.table = self.encoder.item_embeddings.weight
+        self.steps = 0
+        self.stands_at = torch.zeros(len(self.table), dtype=torch.int64, device=self.table.device)
+
+    def update(self, encoder: SessionEncoder, rows: Tensor | None, before: Tensor | None) -> None:
+        """Take in the weights after a step. `before` [n, dimension] float32: what `rows` were before it; None: all."""
+        self.steps += 1
+        share = 1.0 if self.steps == 1 else 1.0 - self.decay  # the first step's weights start the average
+        ours, theirs = self._others(self.encoder), self._others(encoder)
+        torch._foreach_lerp_(ours, theirs, share)
+        weights = encoder.item_embeddings.weight.detach()
+        if rows is None or before is None:
+            self.table.lerp_(weights, share)
+            self.stands_at.fill_(self.steps)
+            return
+        average = self._settled(self.table.index_select(0, rows), before, self.stands_at[rows], self.steps - 1)
+        put(self.table, rows, average.lerp_(weights.index_select(0, rows), share))
+        self.stands_at.index_fill_(0, rows, self.steps)
+
+    def settled(self, encoder: SessionEncoder) -> SessionEncoder:
+        """The encoder with averaged weights, all rows brought up to date."""
+        weights = encoder.item_embeddings.weight.detach()
+        for start in range(0, len(self.table), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            self.table[part] = self._settled(self.table[part], weights[part], self.stands_at[part], self.steps)
+        self.stands_at.fill_(self.steps)
+        return self.encoder
+
+    def state_dict(self) -> dict[str, object]:
+        """All of it."""
+        return {"encoder": self.encoder.state_dict(), "steps": self.steps, "stands_at": self.stands_at}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Go on from a state."""
+        self.encoder.load_state_dict(state["encoder"])  # type: ignore[arg-type]
+        self.steps = int(state["steps"])  # type: ignore[call-overload]
+        self.stands_at.copy_(state["stands_at"])  # type: ignore[arg-type]
+
+    def _settled(self, average: Tensor, weights: Tensor, stands_at: Tensor, until: int) -> Tensor:
+        missed = (until - stands_at).clamp(min=0)
+        powers = torch.pow(torch.tensor(self.decay, dtype=torch.float64), missed)
+        kept = torch.where(missed == 0, 1.0, powers).to(weights.dtype)
+        return torch.lerp(weights, average, kept[:, None])
+
+    def _others(self, encoder: SessionEncoder) -> list[Tensor]:
+        table = encoder.item_embeddings.weight
+        return [parameter.detach() for parameter in encoder.parameters() if parameter is not table]

@@ -32,10 +32,9 @@ from segue.safe_files import CHECKPOINT_SUFFIX, RUN_SUFFIX, refuse_existing
 from segue.window import Sessions, to_windows
 from training.checkpoint import Checkpoints
 from training.data.dataset import Dataset
-from training.data.session_views import SessionViews
+from training.data.loader import SessionViews
 from training.data.splits import Split, examples, training_part
 from training.distributed import Processes
-from training.encoder_weights import ENCODER_WEIGHTS, encoder_weights
 from training.export_onnx import check_parity, export_encoder, item_embeddings
 from training.memory_advice import memory_advice
 from training.models.baselines.bpr import BprOptions, fit_bpr
@@ -52,7 +51,14 @@ from training.run_log import RunFolder, Several, environment, source_commit
 from training.track_map import track_map
 from training.trainer import Reporter, fit
 from training.validation import encoder_score, ranker_score
-from training.warm_start import refuse_other_split, refuse_unfit_origin, take_over, with_tracks_of
+from training.warm_start import (
+    ENCODER_WEIGHTS,
+    encoder_weights,
+    refuse_other_split,
+    refuse_unfit_origin,
+    take_over,
+    with_tracks_of,
+)
 
 SAMPLE_WINDOWS: Final = 1000
 

@@ -15,10 +15,9 @@ from segue.catalogue import PAD_ROW
 from segue.ranking_metrics import hit, mean_rank, reciprocal_rank
 from segue.window import Windows
 from training.data.splits import Examples
-from training.item_rows import ItemRows, gradient_of
 from training.models.encoders.encoder import SessionEncoder
 from training.models.encoders.tensor_ops import put
-from training.optimizer import Moments, adam
+from training.optimizer import ItemRows, Moments, adam, gradient_of
 from training.validation import validation_batches
 
 WEIGHTS: Final = "item_embeddings.weight"  # their name among an encoder's weights

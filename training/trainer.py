@@ -13,19 +13,13 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from segue.window import Sessions
-from training.averaging import MovingAverage
-from training.checkpoint import Checkpoints, Progress
-from training.data.batches import Batch, trainable
-from training.data.epoch_order import epoch_order
-from training.data.loader import Step, ahead, steps
-from training.data.session_views import SessionViews
+from training.checkpoint import Checkpoints, Interrupted, Progress, Stop, stopping_on_signals
+from training.data.loader import Batch, SessionViews, Step, ahead, epoch_order, steps, trainable
 from training.data.splits import Examples
 from training.distributed import Processes
-from training.interruption import Interrupted, Stop, stopping_on_signals
-from training.item_rows import ItemRows, gradient_of
+from training.losses import Terms, step_terms
 from training.models.encoders.encoder import SessionEncoder
-from training.objective import Terms, step_terms
-from training.optimizer import DenseWeights, clip
+from training.optimizer import DenseWeights, ItemRows, MovingAverage, clip, gradient_of
 from training.sharded_embeddings import ShardedRows
 from training.validation import encoder_score
 
@@ -147,8 +141,10 @@ class _Run:
         started, saved, done_before = time.monotonic(), time.monotonic(), len(order) - len(remaining)
         done = done_before
         at = progress.epoch, progress.step
-        made = steps(self.training, remaining, self.num_rows, options, self.processes, at)
-        for step in made if self.device.type == "cpu" else ahead(made):
+        on_cpu = self.device.type == "cpu"
+        shard = self.processes.share
+        made = steps(self.training, remaining, self.num_rows, options, at, shard, pinned=not on_cpu)
+        for step in made if on_cpu else ahead(made):
             terms = self._step(step.to(self.device))
             progress.step += 1
             done += step.sessions

@@ -1,4 +1,10 @@
-"""Training on from a release: a model kept fresh with new listening, in a fraction of a full training.
+"""An encoder's trainable weights as one plain array, so that a release can be trained on from.
+
+`encoder_weights.npy` holds a single record of float32: a field for each weight, by its name in the encoder, with the
+weight's shape. The item embeddings are not among them: they have a file of their own. The dtype says all that must fit,
+so one comparison refuses the weights of another encoder, and the file is mapped and checked like every other array.
+
+Training on from a release: a model kept fresh with new listening, in a fraction of a full training.
 
 Tracks that the release knows keep the values of their rows, matched by track id; tracks that are new get rows; tracks
 of the release that the dataset does not hold stay, behind those that it does. All other weights are taken over. The
@@ -18,18 +24,63 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from segue.arrays import Bool, Float32, Int
+from segue.arrays import Bool, Float32, Int, mapped_array
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue
 from segue.errors import BadOption, BadRelease
 from segue.release import Release
 from segue.window import Sessions, to_windows
 from training.data.dataset import Dataset
-from training.encoder_weights import ENCODER_WEIGHTS, take_weights
 from training.models.encoders.encoder import SessionEncoder
 from training.options import NeuralOptions, Options, check_options, read_options
+
+ENCODER_WEIGHTS: Final = "encoder_weights.npy"
+_LARGEST_HEADER: Final = 1_000_000  # characters; a block of self-attention takes 700
+
+
+def encoder_weights(encoder: SessionEncoder) -> NDArray[Any]:
+    """All weights but the item embeddings. [1] record of float32."""
+    record = np.zeros(1, dtype=_fields(encoder))
+    for name, weight in _weights(encoder).items():
+        record[name][0] = weight.detach().cpu().numpy()
+    return record
+
+
+def take_weights(encoder: SessionEncoder, release: Release) -> None:
+    """Give the encoder a release's weights, its item embeddings aside. Raises BadRelease with one line."""
+    record = mapped_array(release.path / ENCODER_WEIGHTS, _LARGEST_HEADER)
+    expected = _fields(encoder)
+    if record.dtype != expected or record.shape != (1,):
+        raise BadRelease(f"{release.path}: {ENCODER_WEIGHTS} holds {_differing(record.dtype, expected)}")
+    with torch.no_grad():
+        for name, weight in _weights(encoder).items():
+            values = np.array(record[name][0])
+            if not np.isfinite(values).all():
+                raise BadRelease(f"{release.path}: {ENCODER_WEIGHTS}: {name} is not finite: train the release again")
+            weight.copy_(torch.from_numpy(values))
+
+
+def _weights(encoder: SessionEncoder) -> dict[str, torch.Tensor]:
+    table = encoder.item_embeddings.weight
+    return {name: weight for name, weight in sorted(encoder.named_parameters()) if weight is not table}
+
+
+def _fields(encoder: SessionEncoder) -> np.dtype[Any]:
+    return np.dtype([(name, "<f4", tuple(weight.shape)) for name, weight in _weights(encoder).items()])
+
+
+def _differing(found: np.dtype[Any], expected: np.dtype[Any]) -> str:
+    """The first weight that is not as expected."""
+    theirs, ours = dict(found.fields or {}), dict(expected.fields or {})
+    for name in sorted({*theirs, *ours}, key=str):
+        one, other = (str(fields[name][0]) if name in fields else "nothing" for fields in (theirs, ours))
+        if one != other:
+            return f"{one} for {str(name)[:80]!r}, this Segue's encoder has {other}: train the release again"
+    return f"an array of {str(found)[:80]}, expected one record of weights: train the release again"
+
 
 REACH: Final = 2
 _NAMES: Final = ("title", "artist")

@@ -3,7 +3,7 @@
 import numpy as np
 
 from segue.window import Sessions
-from training.data.session_views import SessionViews
+from training.data.loader import SessionViews
 from training.data.splits import Examples
 
 SHORTEST, LONGEST = 10, 20  # as in MSSD: 15 plays on average

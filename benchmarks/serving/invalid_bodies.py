@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from service.api.bodies import EventsRequest, SwapRequest, WhatIfRequest
-from service.http.json_body import max_body_bytes
+from service.api.json_body import max_body_bytes
 from service.settings import Settings
 
 CONNECTIONS = 8

@@ -10,8 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segue.catalogue import FIRST_TRACK_ROW
 from segue.window import Sessions
-from training.data.batches import make_batch
-from training.item_rows import touched_rows
+from training.data.loader import make_batch, touched_rows
 from training.options import NeuralOptions
 
 # Weights and both moments of a touched row are read and written, its gradient is written and read.

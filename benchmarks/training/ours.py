@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.training import bound
 from segue.window import Sessions
 from training.checkpoint import Checkpoints
-from training.data.session_views import SessionViews
+from training.data.loader import SessionViews
 from training.data.splits import Examples
 from training.distributed import Processes
 from training.models.encoders.sasrec import SasRec, SasRecOptions

@@ -17,7 +17,7 @@ from docs.site.reference import table
 from segue.ranking_metrics import Estimate
 from training.evaluation.compare import charts as plots
 from training.evaluation.compare import narrative as words
-from training.evaluation.compare import paper
+from training.evaluation.compare import tables as paper
 from training.evaluation.compare.results import Answered, Asked, Question
 from training.evaluation.compare.statistics import Difference, Pair
 from training.evaluation.compare.tables import Measured

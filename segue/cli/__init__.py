@@ -20,11 +20,10 @@ from segue.cli.evaluate import compare
 from segue.cli.experiments import reproduce, tune
 from segue.cli.keys import keys
 from segue.cli.serve import openapi, recommend, serve
-from segue.cli.terminal import say
+from segue.cli.terminal import escaped, say
 from segue.cli.top import top
 from segue.cli.train import evaluate, index, train
 from segue.errors import SegueError
-from segue.terminal_text import escaped
 
 _EXTRA_OF = {
     "torch": "training",
@@ -94,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (one f
             raise
         return _refuse(f"{error.name} is not installed: this command needs `pip install 'segue[{extra}]'`", 2)
     except (click.Abort, KeyboardInterrupt) as stop:
-        said = str(stop.__cause__ or "") if isinstance(stop, click.Abort) else str(stop)  # of training.interruption
+        said = str(stop.__cause__ or "") if isinstance(stop, click.Abort) else str(stop)  # of training.checkpoint
         return _refuse(said or "interrupted", 130)
     except (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         if error.filename is None:

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segue.cli.progress import counting_steps
-from segue.cli.terminal import facts_table, print_json, print_table, say
+from segue.cli.terminal import counting_steps, facts_table, print_json, print_table, say
 from segue.errors import BadOption
 
 if TYPE_CHECKING:
@@ -122,7 +121,7 @@ def _engine(name: str, ray_address: str | None) -> "Engine | None":
     if ray_address is not None:
         raise BadOption(f"--ray-address {ray_address} has no effect without --engine ray: add that, or leave it out")
     if name == "disk":
-        from training.prepare.disk_engine import disk_engine
+        from training.prepare.partitioned import disk_engine
 
         return disk_engine()
     return None

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from segue.cli.data import FOLDER
-from segue.cli.progress import TrainingProgress, counting
-from segue.cli.terminal import say
+from segue.cli.terminal import TrainingProgress, counting, say
 from segue.cli.train import answers_of, build_index, print_evaluations
 from segue.errors import BadOption
 

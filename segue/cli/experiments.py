@@ -8,8 +8,7 @@ import click
 
 from segue.cli.data import FOLDER
 from segue.cli.evaluate import show
-from segue.cli.progress import counting_steps
-from segue.cli.terminal import facts_table, print_json, print_table, say
+from segue.cli.terminal import counting_steps, facts_table, print_json, print_table, say
 from segue.errors import BadOption
 
 if TYPE_CHECKING:

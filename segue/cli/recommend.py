@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from segue.cli.pictures import bar, shares
-from segue.cli.terminal import titled
+from segue.cli.terminal import bar, shares, titled
 
 if TYPE_CHECKING:
     from service.releases.loaded import Answer, Explanation, Track

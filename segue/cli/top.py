@@ -12,9 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from segue.cli.pictures import sparkline
 from segue.cli.rates import History, Snapshot
-from segue.cli.terminal import facts_table, print_json, print_table, titled
+from segue.cli.terminal import facts_table, print_json, print_table, sparkline, titled
 from segue.errors import InputError
 
 FIGURES_S: Final = 10.0  # rates and latencies are of so many seconds

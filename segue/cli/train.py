@@ -10,16 +10,15 @@ import click
 from rich.console import Console
 
 from segue.cli.data import FOLDER
-from segue.cli.evaluation_tables import beyond_hits, evaluation_table, hit_rates
-from segue.cli.progress import TrainingProgress, counting
-from segue.cli.terminal import facts_table, print_json, print_table, say
+from segue.cli.evaluate import beyond_hits, evaluation_table, hit_rates
+from segue.cli.terminal import TrainingProgress, counting, facts_table, print_json, print_table, say
 from segue.errors import BadOption, BadRelease, InputError
 
 if TYPE_CHECKING:
     from segue.release import Release
     from training.evaluation.evaluate import Answers, Question
     from training.options import Options
-    from training.tensorboard import TensorBoard
+    from training.run_log import TensorBoard
 
 
 @click.command(short_help="A dataset to a release.")
@@ -94,7 +93,7 @@ def train(
 
 
 def _board(folder: Path) -> "TensorBoard":
-    from training.tensorboard import TensorBoard
+    from training.run_log import TensorBoard
 
     return TensorBoard(folder)
 

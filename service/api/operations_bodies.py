@@ -1,7 +1,7 @@
 """What operators are answered: the bodies of `GET /operations` and `GET /releases`.
 
-Counters count since the service started, over all its workers: rates are made by whoever looks twice (segue/cli/rates.py,
-web/ops-figures.js).
+Counters count since the service started, over all its workers: rates are made by whoever looks twice
+(segue/cli/rates.py, web/ops-figures.js).
 """
 
 from datetime import datetime

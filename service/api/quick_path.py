@@ -2,7 +2,7 @@
 
 FastAPI takes longer to match, check and hand over what these requests say than the rest of the service takes to answer.
 A request whose path and query have the plain form that clients send is answered here, by the same functions as its
-route (service.http.json_body, service.api.sessions). Any other, with escapes or a parameter twice, goes on to FastAPI,
+route (service.api.json_body, service.api.sessions). Any other, with escapes or a parameter twice, goes on to FastAPI,
 which checks it, answers its problem document, and describes both in openapi.yaml.
 """
 
@@ -14,10 +14,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from segue.errors import SegueError
+from segue.events import SESSION_ID_PATTERN
 from service.api.bodies import DEFAULT_K, MAX_TRACKS, EventsRequest
+from service.api.json_body import read_json
 from service.api.sessions import answer_recommendations, answer_reported
-from service.api.state import SESSION_ID_PATTERN, Parts
-from service.http.json_body import read_json
+from service.api.state import Parts
 from service.problems import invalid_request_response, response_to
 from service.releases.loaded import Question
 

@@ -46,7 +46,7 @@ from service.api.state import (
     body_of,
 )
 from service.api.track_bodies import FoundTracks, RankedTrackBody, SimilarTracks, TrackBody
-from service.http.caller import EXPLANATION_COST
+from service.http.auth import EXPLANATION_COST
 from service.problems import problem_responses
 from service.releases.loaded import Answer, Explanation, Question
 from service.releases.registry import Served

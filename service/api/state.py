@@ -7,13 +7,13 @@ from fastapi import Depends, Query, Request
 from fastapi import Path as PathParameter
 from pydantic import BaseModel, WithJsonSchema
 
-from segue.events import MAX_ID_LENGTH, TEXT_PATTERN, TrackId
+from segue.events import MAX_ID_LENGTH, SESSION_ID_PATTERN, TEXT_PATTERN, TrackId
 from segue.release import NAME_PATTERN
 from service.api.bodies import MAX_TRACKS, EventsRequest, SwapRequest, WhatIfRequest
 from service.api.fallback import Fallback
+from service.api.json_body import Body, read_json
 from service.api.stream import SessionStreams
-from service.http.caller import EXPLANATION_COST, Caller, caller_of
-from service.http.json_body import Body, read_json
+from service.http.auth import EXPLANATION_COST, Caller, caller_of
 from service.ops.live_state import LiveState
 from service.ops.readiness import Readiness
 from service.ops.telemetry import Telemetry
@@ -21,8 +21,6 @@ from service.releases.attribution import Credits
 from service.releases.registry import LiveReleases
 from service.sessions.store import SessionStore
 from service.threads import Threads
-
-SESSION_ID_PATTERN = r"^[A-Za-z0-9._~-]{1,128}$"
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from service.api.operations_bodies import LogFile
 from service.sessions.erased_data import BUCKETS
-from service.sessions.redis_errors import AWAY
+from service.sessions.redis_client import AWAY
 from service.sessions.store import stream_of
 
 LIMIT_S: Final = 1.0

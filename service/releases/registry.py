@@ -27,10 +27,10 @@ from segue.errors import (
 from segue.release import ENCODER, read_manifest
 from service.api.operations_bodies import ListedRelease, Releases
 from service.ops.telemetry import Telemetry
+from service.releases.attribution import SessionDraw
 from service.releases.folder import ReleasesFolder, Seen
 from service.releases.loaded import LiveRelease, open_live_release
 from service.releases.ranking import Ranking
-from service.releases.session_draws import SessionDraw
 from service.releases.trial import try_release
 from service.settings import Settings
 from service.threads import BlockingCalls, Threads

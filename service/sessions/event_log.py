@@ -24,12 +24,11 @@ import structlog
 from redis.asyncio import Redis, RedisCluster
 
 from segue.errors import BadOption, StoreUnavailable
-from segue.parquet_footer import UNREADABLE, DamagedFile, check_footer
-from segue.safe_files import private_file
+from segue.safe_files import UNREADABLE, DamagedFile, check_footer, private_file
 from service.ops.telemetry import Telemetry
 from service.sessions.erased_data import BUCKETS
 from service.sessions.private_data import close_to_others
-from service.sessions.redis_errors import store_errors
+from service.sessions.redis_client import store_errors
 from service.sessions.store import erasures_of, stream_of
 from service.threads import BlockingCalls
 

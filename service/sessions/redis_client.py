@@ -1,28 +1,176 @@
-"""How commands get to Redis: together, behind a circuit breaker, again where that is safe, confirmed by replicas.
+"""What can go wrong with Redis, as the service's own errors.
+
+Clients are told what it means for them. Where Redis is and what it said goes to the log: `StoreUnavailable.reason`.
+
+A circuit breaker: while Redis does not answer, nobody waits for it, and it is asked now and then whether it does.
+
+The caller of a command that fails says so. After some failures in a row, or one that took the whole timeout, the
+circuit is open: commands fail at once. A probe in the background, so no caller's request, closes it again.
+
+How commands get to Redis: together, behind a circuit breaker, again where that is safe, confirmed by replicas.
 
 Commands that come while others are under way go out together, in one pipeline: one round trip for all of them. Knows
 nothing of sessions.
 """
 
+import asyncio
+import contextlib
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 import structlog
 from redis.asyncio import Redis, RedisCluster
+from redis.exceptions import (
+    ClusterDownError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from segue.errors import StoreUnavailable
 from service.batching import MicroBatch
 from service.ops.telemetry import Telemetry
-from service.sessions.circuit import Circuit
-from service.sessions.redis_errors import AWAY, as_store_error, store_errors
 from service.settings import Settings
+
+# What says that nobody answered at all.
+AWAY: Final = (RedisConnectionError, RedisTimeoutError, OSError)
+# What Redis answers when it is alive and yet cannot serve: full, read-only, failing to save, without a quorum. The
+# client makes classes of some words and cuts them from the text; within a script's error the word stays.
+_UNFIT_CLASSES: Final[dict[type[RedisError], str]] = {
+    OutOfMemoryError: "OOM",
+    ReadOnlyError: "READONLY",
+    NoPermissionError: "NOPERM",
+    ClusterDownError: "CLUSTERDOWN",
+    TryAgainError: "TRYAGAIN",
+}
+_UNFIT: Final = (
+    "OOM",
+    "READONLY",
+    "MISCONF",
+    "NOREPLICAS",
+    "NOPERM",
+    "CLUSTERDOWN",
+    "MASTERDOWN",
+    "LOADING",
+    "BUSY",
+    "TRYAGAIN",
+)
+
+
+# How Redis 7 says NOPERM of a command within a script.
+_SCRIPT_FORBIDDEN: Final = "The user executing the script can't"
+# What clients are told for each; where Redis is and what it said goes to the log alone.
+_TEXTS: Final = {
+    "OOM": "the session store is full: try again later, and have its operator raise its memory limit "
+    "(SEGUE_REDIS_MAX_MEMORY_MB of the embedded Redis, maxmemory of any other)",
+    "READONLY": "the session store is a read-only replica: name its primary in SEGUE_REDIS_URL",
+    "MISCONF": "the session store cannot write to its disk: try again later",
+    "NOREPLICAS": "the session store has fewer replicas than it wants for a write: try again later",
+    "NOPERM": "the session store does not let Segue's user write: grant what docs/operations.md lists",
+}
+_REFUSES: Final = "the session store refuses this for now: try again later"
+
+
+@contextlib.contextmanager
+def store_errors() -> Iterator[None]:
+    """Turn what says that Redis is away or unfit into StoreUnavailable; other errors are ours and go on."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        found = as_store_error(error)
+        if found is error:
+            raise
+        raise found from error
+
+
+def as_store_error(error: Exception) -> Exception:
+    """StoreUnavailable for what says that Redis is away or unfit; any other error as it is."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    if isinstance(error, AWAY):
+        return StoreUnavailable("the session store cannot be reached: try again in a moment", reason)
+    if isinstance(error, RedisClusterException):
+        return StoreUnavailable("the session store cannot be used: try again later", reason)
+    word = _unfit(error)
+    if word is None:
+        return error
+    # The client cuts some of the words off, and operators look for them.
+    return StoreUnavailable(_TEXTS.get(word, _REFUSES), reason if word in reason else f"{word} {reason}")
+
+
+def _unfit(error: Exception) -> str | None:
+    """Which of these an error says, if any."""
+    for kind, word in _UNFIT_CLASSES.items():
+        if isinstance(error, kind):
+            return word
+    if not isinstance(error, RedisError):
+        return None
+    if _SCRIPT_FORBIDDEN in str(error):
+        return "NOPERM"
+    return next((word for word in _UNFIT if word in str(error)), None)
+
+
+FAILURES: Final = 2  # in a row: a single one may be a connection that had grown old
+PAUSE_S: Final = 0.25  # between two probes
+
+
+class Circuit:
+    """Whether it is worth while to ask. For one event loop."""
+
+    def __init__(
+        self,
+        probe: Callable[[], Awaitable[Any]],
+        on_change: Callable[[bool], None] = lambda _: None,
+        pause_s: float = PAUSE_S,
+    ) -> None:
+        """`probe` raises RedisError or OSError where there is no answer; `on_change` hears whether it is now open."""
+        self.is_open = False
+        self._probe = probe
+        self._on_change = on_change
+        self._pause_s = pause_s
+        self._failures = 0
+        self._probing: asyncio.Task[None] | None = None
+
+    def succeeded(self) -> None:
+        """A command was answered."""
+        self._failures = 0
+
+    def failed(self, *, timed_out: bool) -> None:
+        """A command was not answered, be it at once or within the timeout."""
+        self._failures += 1
+        if not self.is_open and (timed_out or self._failures >= FAILURES):
+            self._set(is_open=True)
+            self._probing = asyncio.create_task(self._close_again())
+
+    async def aclose(self) -> None:
+        """Probe no more."""
+        if self._probing is not None:
+            self._probing.cancel()
+            await asyncio.gather(self._probing, return_exceptions=True)
+
+    async def _close_again(self) -> None:
+        while self.is_open:
+            await asyncio.sleep(self._pause_s)
+            try:
+                await self._probe()
+            except (RedisError, OSError):
+                continue
+            self._failures = 0
+            self._set(is_open=False)
+
+    def _set(self, *, is_open: bool) -> None:
+        self.is_open = is_open
+        self._on_change(is_open)
+
 
 _PIPELINES: Final = 1  # under way at a time: a second would carry half of what the first could have waited for
 _SECONDS_BETWEEN_LINES: Final = 1.0  # of the log, about what Redis refuses: it may be each of thousands a second

@@ -21,7 +21,7 @@ from index.tuning import index_release, read_facts
 from segue.catalogue import Catalogue
 from segue.errors import BadOption, BadRelease, InputError
 from segue.release import Draft, Release, open_release, write_release
-from segue.strict_json import read_json
+from segue.safe_files import read_json
 from service.http.keys import Key, new_key, read_keys, write_keys
 from service.releases.onnx_encoder import OnnxEncoder
 from service.releases.onnx_references import referred_files

@@ -12,7 +12,7 @@ from typing import Self
 
 import redis
 
-from service.sessions.redis_program import redis_server_binary
+from service.sessions.embedded_redis import redis_server_binary
 
 
 class Server:

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from segue.cli import main
-from service.http.answer_headers import ANSWER_HEADERS
 from service.http.auth import CALLS, OPEN
+from service.http.middleware import ANSWER_HEADERS
 from service.http.protocol import MAX_HEAD_BYTES, MAX_PARAMETERS, MAX_TARGET_BYTES
 
 StartService = Callable[..., Any]

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.http.answer_headers import ANSWER_HEADERS
 from service.http.keys import new_key, write_keys
+from service.http.middleware import ANSWER_HEADERS
 
 FILES = ("docs/files/swagger-ui.css", "docs/files/swagger-ui-bundle.js", "web/docs.css", "web/docs.js", "web/icon.svg")
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from service.sessions.redis_program import redis_server_binary
+from service.sessions.embedded_redis import redis_server_binary
 
 DOCKER = Path(__file__).parents[2] / "docker"
 if not DOCKER.is_dir():

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from segue.errors import BadOption
-from service.sessions.durability import refuse_old
+from service.sessions.store import refuse_old
 from service.settings import read_settings
 from tests.live.redis_server import Server
 

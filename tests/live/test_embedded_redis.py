@@ -10,9 +10,8 @@ import httpx
 import pytest
 from redis import Redis
 
-from service.sessions.embedded_redis import embedded_redis
+from service.sessions.embedded_redis import embedded_redis, redis_server_binary, version_of
 from service.sessions.erased_data import ask, erased_marker, rewrite_if_erased, rewritten_after_erasures
-from service.sessions.redis_program import redis_server_binary, version_of
 
 StartService = Callable[..., Any]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.sessions.redis_program import redis_server_binary
+from service.sessions.embedded_redis import redis_server_binary
 from tests.faults.servers import free_port
 
 MANUAL = Path(__file__).parents[2] / "docs" / "operations.md"

@@ -25,13 +25,13 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from segue.arrays import Bool, Int
 from segue.catalogue import FIRST_TRACK_ROW, Catalogue
 from segue.errors import BadDataset, InputError
-from segue.parquet_footer import UNREADABLE, check_footer
-from segue.safe_files import new_folder
+from segue.safe_files import UNREADABLE, check_footer, new_folder
 from segue.window import Sessions
-from training.data.array_files import blocks, counts
 from training.data.sessions_parquet import (
     FLAT_FOLDER,
     SESSIONS_FILE,
+    blocks,
+    counts,
     flat_sessions,
     keep_flat,
     mapped_sessions,

@@ -1,22 +1,210 @@
-"""What each step of training is given; for a GPU a thread makes it while the steps before it are taken."""
+"""Sessions that are parts of other sessions: numbers of first and last plays, and no copy of the plays themselves.
+
+What is trained on and asked for is a part of a dataset whose plays may be mapped from a file larger than memory; a
+batch of it is copied when it is made.
+
+The order in which an epoch takes its sessions: at random, and of more plays than fit in memory chunk by chunk.
+
+A batch of sessions from all over a file that is not in memory reads for each of them what the disk reads ahead, some
+megabytes (seen: 500 batches of 64 sessions read a file of 500 MB as a whole). Beyond WHOLE_UP_TO plays
+an epoch therefore takes chunks of neighbouring sessions in random order, 64 at a time, and the sessions of
+these in random order: every session once, another order every epoch, and what is read lies together. Both orders
+depend on the seed, the epoch and the number of sessions and plays alone, not on the machine.
+
+Training batches: windows, what comes next at each step, and the skipped tracks of the same session.
+
+What each step of training is given; for a GPU a thread makes it while the steps before it are taken.
+"""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from segue.arrays import Int
-from segue.catalogue import FIRST_TRACK_ROW
-from training.data.batches import Batch, epoch_batches
-from training.data.session_views import SessionViews
-from training.distributed import Processes
-from training.item_rows import renumbered, touched_rows
+from segue.arrays import Bool, Int
+from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW
+from segue.window import Sessions, to_windows
 from training.options import NeuralOptions
+
+_PLAYS_A_BLOCK: Final = 4_000_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SessionViews:
+    """Session i is the plays starts[i]:ends[i] of `whole`, oldest play first; views may overlap."""
+
+    whole: Sessions
+    starts: Int  # [sessions] int64
+    ends: Int  # [sessions] int64, not below `starts`
+
+    @classmethod
+    def of(cls, sessions: "Sessions | SessionViews") -> "SessionViews":
+        """Views of all of them."""
+        if isinstance(sessions, SessionViews):
+            return sessions
+        return cls(sessions, sessions.offsets[:-1], sessions.offsets[1:])
+
+    def __len__(self) -> int:
+        """The number of sessions."""
+        return len(self.starts)
+
+    @property
+    def lengths(self) -> Int:
+        """Plays in each session. [sessions] int64."""
+        return self.ends - self.starts
+
+    def select(self, which: Int | slice) -> Sessions:
+        """A copy of the sessions with these numbers (or of this slice of them), in that order."""
+        return self.whole.cut(self.starts[which], self.ends[which])
+
+    def gathered(self) -> Sessions:
+        """A copy of all of them."""
+        return self.select(slice(None))
+
+    def blocks(self) -> Iterator[Sessions]:
+        """All of them in order, copied a few million plays at a time."""
+        reached = np.cumsum(self.lengths)
+        start = 0
+        while start < len(self):
+            before = reached[start - 1] if start else 0
+            end = max(int(np.searchsorted(reached, before + _PLAYS_A_BLOCK, side="right")), start + 1)
+            yield self.select(slice(start, end))
+            start = end
+
+    def played(self) -> "SessionViews":
+        """The same sessions without the plays that were skipped: a copy, in the dtype of the plays."""
+        kept = [block.played() for block in self.blocks()]
+        if not kept:
+            return self
+        rows = np.concatenate([part.rows.astype(self.whole.rows.dtype, copy=False) for part in kept])
+        ends = np.cumsum(np.concatenate([part.lengths for part in kept]), dtype=np.int64)
+        offsets = np.concatenate([np.zeros(1, dtype=np.int64), ends])
+        return SessionViews.of(Sessions(rows, np.zeros(len(rows), dtype=np.bool_), offsets))
+
+
+WHOLE_UP_TO: Final = 1_000_000_000  # plays; 5 bytes each where they are mapped
+CHUNK: Final = 65_536  # sessions that lie together: 5 MB
+CHUNKS_AT_ONCE: Final = 64  # which are shuffled with one another: 4 million sessions
+
+
+def epoch_order(seed: int, epoch: int, sessions: int, plays: int) -> Int:
+    """All sessions in the order of an epoch; `plays` counts those of the whole dataset. [sessions] int64."""
+    rng = np.random.default_rng((seed, epoch))
+    return rng.permutation(sessions) if plays <= WHOLE_UP_TO else chunked_permutation(rng, sessions)
+
+
+def chunked_permutation(
+    rng: np.random.Generator, sessions: int, chunk: int = CHUNK, chunks_at_once: int = CHUNKS_AT_ONCE
+) -> Int:
+    """A permutation in which any `chunks_at_once` chunks in a row are as many chunks of numbers. [sessions] int64."""
+    chunks = rng.permutation(-(-sessions // chunk))
+    order = np.empty(sessions, dtype=np.int64)
+    reached = 0
+    for start in range(0, len(chunks), chunks_at_once):
+        which = chunks[start : start + chunks_at_once, None]
+        numbers = (which * chunk + np.arange(chunk)).ravel()
+        numbers = rng.permutation(numbers[numbers < sessions])
+        order[reached : reached + len(numbers)] = numbers
+        reached += len(numbers)
+    return order
+
+
+class Batch(NamedTuple):
+    """One training step's sessions. PAD_ROW marks what is not there; columns of a play and of what follows it agree."""
+
+    plays: Tensor  # int64 [batch, window + 1], the last plays of each session
+    plays_skipped: Tensor  # bool [batch, window + 1]
+    targets: Tensor  # int64 [batch, window], what the NLL term predicts after each play but the last
+    positives: Tensor  # int64 [batch, window], the next track that was not skipped: the InfoNCE term's positive
+    session_skips: Tensor  # int64 [batch, window + 1], the distinct skipped tracks: the InfoNCE term's negatives
+    session_tracks: Tensor  # int64 [batch, window + 1], the distinct tracks of the session
+
+    @property
+    def tracks(self) -> Tensor:
+        """The plays that have a successor, which a causal encoder sees. [batch, window] int64."""
+        return self.plays[:, :-1]
+
+    @property
+    def skipped(self) -> Tensor:
+        """Which of `tracks` were skipped. [batch, window] bool."""
+        return self.plays_skipped[:, :-1]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+def make_batch(sessions: Sessions, window: int, objective: Literal["next", "next-played"]) -> Batch:
+    """The batch of these sessions; only their last window + 1 plays take part."""
+    plays = to_windows(sessions, window + 1)
+    following, following_skipped = plays.tracks[:, 1:], plays.skipped[:, 1:]
+    # A session shorter than the window leaves its first play as a "next" of padding: nothing predicts it.
+    predicts = plays.tracks[:, :-1] != PAD_ROW
+    positives = np.where(predicts, next_played(following, following_skipped), PAD_ROW)
+    targets = positives if objective == "next-played" else np.where(predicts, following, PAD_ROW)
+    arrays = (
+        plays.tracks,
+        plays.skipped,
+        targets,
+        positives,
+        distinct(np.where(plays.skipped, plays.tracks, PAD_ROW)),
+        distinct(plays.tracks),
+    )
+    return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+
+
+def next_played(following: Int, following_skipped: Bool) -> Int:
+    """For each step, the first track from there on that was not skipped, PAD_ROW where none comes. [batch, window]."""
+    window = following.shape[1]
+    played = (following != PAD_ROW) & ~following_skipped
+    # The column of the first played track at or after each column: a running minimum from the right.
+    columns = np.where(played, np.arange(window), window)
+    first = np.minimum.accumulate(columns[:, ::-1], axis=1)[:, ::-1]
+    padded = np.concatenate([following, np.full((len(following), 1), PAD_ROW, dtype=following.dtype)], axis=1)
+    return np.take_along_axis(padded, first, axis=1)
+
+
+def distinct(tracks: Int) -> Int:
+    """The tracks of each session, each once, PAD_ROW in place of its repetitions. [batch, n] -> [batch, n]."""
+    earlier = np.tril(np.ones((tracks.shape[1], tracks.shape[1]), dtype=np.bool_), k=-1)
+    repeated = ((tracks[:, :, None] == tracks[:, None, :]) & earlier).any(axis=2)
+    return np.where(repeated, PAD_ROW, tracks)
+
+
+def epoch_batches(
+    sessions: Sessions | SessionViews,
+    batch_size: int,
+    window: int,
+    objective: Literal["next", "next-played"],
+    order: Int,
+) -> Iterator[Batch]:
+    """Batches of the sessions in the given order; the last one may be smaller."""
+    for start in range(0, len(order), batch_size):
+        with record_function("segue: data"):
+            batch = make_batch(sessions.select(order[start : start + batch_size]), window, objective)
+        yield batch
+
+
+def trainable(sessions: Sessions | SessionViews, window: int) -> SessionViews:
+    """Sessions with something to predict, those longer than the window cut into pieces that overlap by one play.
+
+    Each piece has at most window + 1 plays, so that every play but a session's first is predicted once.
+    """
+    views = SessionViews.of(sessions)
+    starts, ends = views.starts, views.ends
+    pieces = np.maximum(-(-(ends - starts - 1) // window), 0)
+    piece_starts = np.repeat(starts, pieces) + window * (
+        np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    )
+    piece_ends = np.minimum(piece_starts + window + 1, np.repeat(ends, pieces))
+    return SessionViews(views.whole, piece_starts, piece_ends)
+
 
 _MADE_AHEAD: Final = 4
 _NEGATIVES: Final = 1  # what tells their stream from that of the order, and from dropout's
@@ -44,26 +232,48 @@ class Step(NamedTuple):
         return Step(batch, self.negatives.pin_memory(), rows, self.sessions)
 
 
+def touched_rows(batch: Batch, negatives: Tensor) -> Tensor:
+    """The rows that a step reads, rising, PAD_ROW the first of them. [n] int64, all on a CPU."""
+    return torch.from_numpy(np.unique(np.concatenate([[PAD_ROW], batch.plays.numpy().ravel(), negatives.numpy()])))
+
+
+def renumbered(batch: Batch, negatives: Tensor, rows: Tensor) -> tuple[Batch, Tensor]:
+    """The batch and the negatives with places in `rows` instead of rows; PAD_ROW stays PAD_ROW. All on a CPU."""
+    flags = {name: getattr(batch, name) for name in ("plays_skipped",)}
+    tracks = {name: tensor for name, tensor in batch._asdict().items() if name not in flags}
+    places = {name: _places(tensor, rows) for name, tensor in tracks.items()}
+    return Batch(**places, **flags), _places(negatives, rows)
+
+
+def _places(tracks: Tensor, rows: Tensor) -> Tensor:
+    return torch.from_numpy(np.searchsorted(rows.numpy(), tracks.numpy()))
+
+
 def steps(
     sessions: SessionViews,
     remaining: Int,
     num_rows: int,
     options: NeuralOptions,
-    processes: Processes,
     at: tuple[int, int],
+    shard: Callable[[Batch], Batch],
+    *,
+    pinned: bool,
 ) -> Iterator[Step]:
-    """The steps of an epoch from `at` (epoch, step) on, whose sessions are `remaining`, in that order."""
+    """The steps of an epoch from `at` (epoch, step) on, whose sessions are `remaining`, in that order.
+
+    `shard` gives this process's share of a batch. `pinned` steps lie in memory that a GPU copies from by itself.
+    """
     epoch, first = at
     batches = epoch_batches(sessions, options.batch_size, options.window, options.objective, remaining)
     for number, batch in enumerate(batches, first):
         rng = np.random.default_rng((options.seed, epoch, number, _NEGATIVES))
         drawn = torch.from_numpy(rng.integers(FIRST_TRACK_ROW, num_rows, options.negatives))
         rows = touched_rows(batch, drawn) if options.updates == "touched" else None
-        share, negatives = processes.share(batch), drawn
+        share, negatives = shard(batch), drawn
         if rows is not None:
             share, negatives = renumbered(share, drawn, rows)
         step = Step(share, negatives, rows, len(batch.plays))
-        yield step if processes.device == "cpu" else step.pinned()
+        yield step.pinned() if pinned else step
 
 
 def ahead(made: Iterator[Made]) -> Iterator[Made]:

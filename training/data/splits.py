@@ -13,7 +13,7 @@ import numpy as np
 
 from segue.arrays import Bool, Int
 from training.data.dataset import Dataset
-from training.data.session_views import SessionViews
+from training.data.loader import SessionViews
 
 Split: TypeAlias = Literal["last-play", "new-sessions"]
 Part: TypeAlias = Literal["validation", "test"]

@@ -1,11 +1,16 @@
-"""Offline evaluation of any ranker, and the same measurement through a running service.
+"""What a trained model is called beside others: `sasrec`, `sasrec+nce`, `wrmf-nr`, `sasrec+nce+published-pairing`.
+
+The name says the loss and whatever of the paper's open questions was answered differently; it comes from the options
+that were trained with, so that a table cannot call a model what it is not.
+
+Offline evaluation of any ranker, and the same measurement through a running service.
 
 The protocols, groups and metrics are described in docs/evaluation.md. The `full` protocol asks
 segue.recommend.Recommender, or the service, for the first LIST_LENGTH tracks: what is measured is what is served.
 """
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Protocol, Self, TypeAlias
 
@@ -31,9 +36,23 @@ from segue.release import Release
 from segue.sessions import Outcome, Play, events_of
 from segue.window import Sessions
 from training.data.dataset import Dataset
-from training.data.session_views import SessionViews
+from training.data.loader import SessionViews
 from training.data.splits import Examples, Part, Split, examples
-from training.evaluation.systems import system_name
+
+
+def system_name(model: str, options: Mapping[str, Any]) -> str:
+    """The name of a model trained with these options (those of its release's manifest)."""
+    parts = [model]
+    if options.get("beta"):
+        parts.append("nce")
+        if options.get("pairing") == "published":
+            parts.append("published-pairing")
+    if options.get("objective") == "next-played":
+        parts.append("next-played")
+    if options.get("plays") == "played":
+        parts.append("played-only")
+    return "+".join(parts)
+
 
 Protocol_: TypeAlias = Literal["full", "sampled"]
 

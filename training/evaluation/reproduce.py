@@ -23,7 +23,7 @@ from typing import Any, Final, Literal, TypeAlias
 from segue.errors import BadOption, SegueError
 from segue.release import read_manifest
 from training.data.splits import Split
-from training.evaluation.systems import system_name
+from training.evaluation.evaluate import system_name
 from training.options import NeuralOptions, Options, read_options
 from training.run import MODELS
 

@@ -1,4 +1,8 @@
-"""What stands in the lines of each kind of log, brought under the same columns for all kinds.
+"""What can be set about `segue prepare`.
+
+Knows neither how a log is read nor how the rules are applied (training.prepare.pipeline).
+
+What stands in the lines of each kind of log, brought under the same columns for all kinds.
 
 Every reader gives a lazy frame with the columns of LINE_COLUMNS. `problem` is the number of the first thing wrong with
 a line, in PROBLEMS; 0 is a good line. `text` is the line for a report. Nothing is read here but headers, and nothing
@@ -10,15 +14,85 @@ LFM-2b (Schedl et al. 2022, https://doi.org/10.1145/3498366.3505791), Yambda (ht
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 import polars as pl
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from segue.errors import BadLog
+from segue.errors import BadLog, BadOption
 from training.prepare.columns import Table, split_lines
-from training.prepare.sources import LogKind, inner_suffix
+from training.prepare.sources import KINDS, LogKind, inner_suffix
+
+# What cannot have an effect on a kind is refused rather than ignored.
+NO_EFFECT: Final[dict[LogKind, tuple[str, ...]]] = {
+    "mssd": ("idle_gap_s", "skip_within_s", "played_ratio_pct"),
+    "lfm1k": ("skip_flag", "played_ratio_pct"),
+    "lfm2b": ("skip_flag", "played_ratio_pct"),
+    "yambda": ("skip_flag", "skip_within_s"),
+    "events": ("skip_flag", "played_ratio_pct"),
+}
+
 
 SkipFlag: TypeAlias = Literal["skip_1", "skip_2", "skip_3"]
+
+
+class PrepareOptions(BaseModel):
+    """What can be set about `prepare`; the defaults are the paper's (section 4.2)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    idle_gap_s: float = Field(default=1200, gt=0, description="Seconds between two plays after which a session ends")
+    skip_within_s: float = Field(
+        default=30, ge=0, description="A play is skipped if the next one of its session starts within so many seconds"
+    )
+    min_session_plays: int = Field(default=5, ge=1, description="Sessions with fewer plays are dropped")
+    max_session_plays: int = Field(
+        default=20, ge=1, description="Longer sessions are cut into consecutive ones of so many plays"
+    )
+    min_track_plays: int = Field(default=0, ge=0, description="Plays of tracks with fewer plays are dropped")
+    sample_half_skips: bool | None = Field(
+        default=None,
+        description="Keep as many sessions without a skip as with one, drawn at random; by default for lfm1k alone",
+    )
+    max_sessions: int | None = Field(default=None, ge=1, description="Keep so many sessions, drawn at random")
+    skip_flag: SkipFlag = Field(default="skip_2", description="The column of MSSD that says what a skip is")
+    played_ratio_pct: int = Field(
+        default=50, ge=1, description="Yambda: a play is skipped if a smaller part of the track was heard, in percent"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of the sampling")
+
+    @model_validator(mode="after")
+    def _possible_lengths(self) -> Self:
+        if self.min_session_plays > self.max_session_plays:
+            raise ValueError(
+                f"min_session_plays is {self.min_session_plays}, expected at most max_session_plays, "
+                f"which is {self.max_session_plays}"
+            )
+        return self
+
+
+def prepare_options(**values: Any) -> PrepareOptions:
+    """Options by name. Raises BadOption with one line where a name is unknown or a value out of range."""
+    try:
+        return PrepareOptions(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        what = f"{name} is {first['input']!r}: " if name else ""
+        raise BadOption(f"{what}{first['msg'].removeprefix('Value error, ')}") from error
+
+
+def options_of_kind(kind: LogKind, options: PrepareOptions) -> PrepareOptions:
+    """The options with the kind's defaults. Raises BadOption for an option that cannot have an effect."""
+    if kind not in KINDS:
+        raise BadOption(f"there are no logs of kind {kind!r}: expected one of {', '.join(KINDS)}")
+    for name in NO_EFFECT[kind]:
+        if getattr(options, name) != PrepareOptions.model_fields[name].default:
+            raise BadOption(f"{name} has no effect on logs of kind {kind}: leave it out")
+    if options.sample_half_skips is None:
+        return options.model_copy(update={"sample_half_skips": kind == "lfm1k"})
+    return options
+
 
 PROBLEMS: Final = (
     "",

@@ -19,13 +19,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from segue.arrays import Bool, Int
-from training.prepare.formats import LogForm
-from training.prepare.log_portions import Portion
-from training.prepare.log_reading import LinesRead, LogReader
-from training.prepare.prepare_options import PrepareOptions
-from training.prepare.session_rules import Plays
-from training.prepare.sessionize import Step, made_sessions, rules_by_session, starts_of
-from training.prepare.sources import LogKind
+from training.prepare.formats import LogForm, PrepareOptions
+from training.prepare.pipeline import LinesRead, LogReader
+from training.prepare.sessionize import Plays, Step, made_sessions, rules_by_session, starts_of
+from training.prepare.sources import LogKind, Portion
 
 _NAMES: Final = ("title", "artist")
 

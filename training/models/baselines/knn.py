@@ -30,7 +30,7 @@ from segue.catalogue import FIRST_TRACK_ROW
 from segue.recommend import PopularityRanker, Ranked
 from segue.release import Release
 from segue.window import Sessions, Windows
-from training.data.batches import distinct
+from training.data.loader import distinct
 from training.options import Options, check_options
 
 

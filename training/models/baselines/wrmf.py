@@ -10,7 +10,7 @@ https://doi.org/10.1109/ICDM.2008.22):
     skipped in u          y = 1, w = positive    w = 0                  y = 0, w = skip_weight
     not in u (missing)    y = 0, w = 1           y = 0, w = 1           y = 0, w = 1
 
-It is what the sampling of Wen, Yang and Estrin (training/models/baselines/feedback.py) minimises in expectation: a share
+It is what the sampling of Wen, Yang and Estrin (training.models.baselines.feedback) minimises in expectation: a share
 lp of the draws spread over |C| positives and the rest over M missing pairs weigh a positive lp / (1 - lp) * M / |C|
 times as much as a missing one. Differences from theirs: L2 is charged once a row instead of once a draw, and
 there are no biases, which exact alternating least squares has no place for.

@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from segue.catalogue import PAD_ROW
-from training.data.batches import Batch
-from training.models.encoders.dropout import dropout
+from training.data.loader import Batch
 from training.models.encoders.encoder import SessionEncoder
+from training.models.encoders.tensor_ops import dropout
 from training.models.encoders.transformer import Block, TransformerOptions, attention
 
 WIDENING = 4  # of the feed-forward layer, as in the original

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from training.models.encoders.dropout import dropout
 from training.models.encoders.encoder import CausalEncoder
+from training.models.encoders.tensor_ops import dropout
 from training.options import NeuralOptions
 
 

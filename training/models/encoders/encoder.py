@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.catalogue import PAD_ROW
-from training.data.batches import Batch
+from training.data.loader import Batch
 from training.options import NeuralOptions, Options
 
 _ROWS_AT_ONCE = 65_536

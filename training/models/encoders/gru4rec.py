@@ -6,8 +6,8 @@ One layer of gated recurrent units as in the original; its ranking losses give w
 from pydantic import Field
 from torch import Tensor, nn
 
-from training.models.encoders.dropout import dropout
 from training.models.encoders.encoder import CausalEncoder
+from training.models.encoders.tensor_ops import dropout
 from training.options import NeuralOptions
 
 

@@ -5,10 +5,9 @@ from typing import cast
 from torch import Tensor, nn
 
 from segue.catalogue import PAD_ROW
-from training.models.encoders.dropout import dropout
 from training.models.encoders.encoder import CausalEncoder
-from training.models.encoders.packed_attention import Places
-from training.models.encoders.transformer import Block, TransformerOptions, attention
+from training.models.encoders.tensor_ops import dropout
+from training.models.encoders.transformer import Block, Places, TransformerOptions, attention
 
 
 class SasRecOptions(TransformerOptions):

@@ -33,11 +33,11 @@ from segue.window import to_windows
 from service.releases.onnx_encoder import OnnxEncoder
 from training.data.dataset import Dataset, open_dataset, write_dataset
 from training.data.splits import Examples, examples
-from training.data.synthetic import plant
-from training.evaluation.evaluate import Offline, Question, evaluate
+from training.data.synthetic import simulate_sessions
+from training.evaluation.evaluate import LocalRecommender, Question, evaluate
 from training.models.encoders.sasrec import SasRecOptions
 from training.options import read_options
-from training.run import Job, train
+from training.run import TrainingJob, train
 from training.run_log import source_commit
 
 RESULTS = Path(__file__).parent / "results" / "freshness.json"
@@ -58,7 +58,7 @@ class Silent:
 
 def planted() -> tuple[pl.DataFrame, pl.DataFrame]:
     """The plays of the first sessions, and of all; of the later tracks, first sessions hold none in either."""
-    plays = plant(TRACKS, SESSIONS, WORLD).plays
+    plays = simulate_sessions(TRACKS, SESSIONS, WORLD).plays
     count = round(TRACKS * LATER_TRACKS)
     later = [f"t{number:07d}" for number in np.random.default_rng(0).permutation(TRACKS)[:count].tolist()]
     first = pl.col("session_id").str.tail(-1).cast(pl.Int64) < SESSIONS * KNOWN_SESSIONS
@@ -77,7 +77,7 @@ def mssd() -> tuple[pl.DataFrame, pl.DataFrame]:
 def hits(release: Release, dataset: Dataset, known: Any) -> dict[str, float]:
     """HR@10 of test targets: all, played ones, and those of tracks that are not `known` ([num_rows] bool)."""
     question = Question(dataset, release, "last-play")
-    result = evaluate(question, Offline(open_recommender(release, exact=True), question.to_release()))
+    result = evaluate(question, LocalRecommender(open_recommender(release, exact=True), question.to_release()))
     asked = examples(dataset, "last-play", "test")
     ranks = np.array([np.inf if rank is None else rank for rank in result["ranks"]])
     hit, new = ranks <= 10, ~known[asked.targets]
@@ -112,7 +112,7 @@ def drawn_rows() -> Iterator[None]:
         yield
 
 
-def measured(job: Job, known: Any) -> dict[str, Any]:
+def measured(job: TrainingJob, known: Any) -> dict[str, Any]:
     started = time.process_time()
     release = train(job, Silent())
     seconds = time.process_time() - started
@@ -124,16 +124,20 @@ def measured(job: Job, known: Any) -> dict[str, Any]:
 def one_seed(data: str, seed: int, folder: Path, further: list[int]) -> dict[str, Any]:
     options = read_options(SasRecOptions, RECIPES[data], [], "sasrec", seed=seed)
     first, everything = (open_dataset(folder / name) for name in ("first", "everything"))
-    train(Job("sasrec", options, first, "last-play", folder / f"old-{seed}", overwrite=True), Silent())
+    train(TrainingJob("sasrec", options, first, "last-play", folder / f"old-{seed}", overwrite=True), Silent())
     origin = open_release(folder / f"old-{seed}")
     known = np.isin(np.array(["", *everything.catalogue.track_ids]), origin.catalogue.track_ids)
 
     def on(epochs: int) -> dict[str, Any]:
         changed = options.model_copy(update={"epochs": epochs})
         out = folder / f"fresh-{seed}-{epochs}"
-        return measured(Job("sasrec", changed, everything, "last-play", out, overwrite=True, origin=origin), known)
+        return measured(
+            TrainingJob("sasrec", changed, everything, "last-play", out, overwrite=True, origin=origin), known
+        )
 
-    found = {"full": measured(Job("sasrec", options, everything, "last-play", folder / f"full-{seed}", True), known)}
+    found = {
+        "full": measured(TrainingJob("sasrec", options, everything, "last-play", folder / f"full-{seed}", True), known)
+    }
     found |= {f"from, {epochs} epochs": on(epochs) for epochs in further}
     for name, begun in (("as long as others", long_rows), ("drawn", drawn_rows)):
         with begun():

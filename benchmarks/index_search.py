@@ -24,7 +24,7 @@ import faiss  # noqa: E402
 import numpy as np  # noqa: E402
 
 from index import faiss_cpu  # noqa: E402
-from index.recall import RECALL_K, Exam  # noqa: E402
+from index.recall import RECALL_K, RecallBenchmark  # noqa: E402
 from index.tuning import settings  # noqa: E402
 from segue.arrays import Float32  # noqa: E402
 
@@ -45,10 +45,10 @@ def clustered(tracks: int, dimension: int, queries: int, rng: np.random.Generato
     return embeddings, asked
 
 
-def measure(kind: faiss_cpu.Kind, exam: Exam, target: float, threads_to_build: int) -> dict[str, Any]:
+def measure(kind: faiss_cpu.Kind, exam: RecallBenchmark, target: float, threads_to_build: int) -> dict[str, Any]:
     faiss.omp_set_num_threads(threads_to_build)
     started = time.perf_counter()
-    index = faiss_cpu.build(exam.held_out.embeddings, kind)
+    index = faiss_cpu.build(exam.test_queries.embeddings, kind)
     build_s = time.perf_counter() - started
     faiss.omp_set_num_threads(1)
     curve = []
@@ -56,10 +56,12 @@ def measure(kind: faiss_cpu.Kind, exam: Exam, target: float, threads_to_build: i
         recall, ms = exam.tuning.recall(tuned), exam.tuning.ms(tuned)
         curve.append({"parameter": parameter, "value": value, "recall": recall, "ms": ms})
         index = tuned
-        if (recall >= target and exam.held_out.recall(tuned) >= target) or ms > exam.exact_ms:
+        if (recall >= target and exam.test_queries.recall(tuned) >= target) or ms > exam.exact_ms:
             break
-    recall, ms = exam.held_out.recall(index), exam.held_out.ms(index)
-    exact_ms = exam.held_out.ms(exam.exact, 40)  # beside each kind, since a shared machine's speed changes in minutes
+    recall, ms = exam.test_queries.recall(index), exam.test_queries.ms(index)
+    exact_ms = exam.test_queries.ms(
+        exam.exact, 40
+    )  # beside each kind, since a shared machine's speed changes in minutes
     return {
         "build_s": round(build_s, 2),
         "parameters": index.parameters.model_dump(exclude_none=True),
@@ -97,7 +99,7 @@ def main() -> None:
     options = parser.parse_args()
     begun = time.perf_counter()
     embeddings, queries = clustered(options.tracks, options.dimension, options.queries, np.random.default_rng(0))
-    exam = Exam.of(queries, embeddings)
+    exam = RecallBenchmark.of(queries, embeddings)
     print(f"{options.tracks:,} x {options.dimension}, load {os.getloadavg()[0]:.1f}")
     kinds: dict[str, Any] = {}
     for kind in options.kinds:

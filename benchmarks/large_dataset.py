@@ -26,12 +26,12 @@ import polars as pl
 
 import training.data.loader
 import training.validation
-from training.data.dataset import Listening, open_dataset, write_listening
+from training.data.dataset import RawInteractions, open_dataset, write_listening
 from training.data.loader import epoch_batches
 from training.models.encoders.sasrec import SasRecOptions
 from training.prepare.partitioned import disk_engine
 from training.prepare.pipeline import Engine, prepare
-from training.run import Job
+from training.run import TrainingJob
 from training.run import train as train_model
 
 SEED = 7
@@ -106,7 +106,7 @@ def write(folder: Path) -> None:
     """Write the dataset of the generated plays."""
     tracks = np.load(folder / "tracks.npy", mmap_mode="r")
     lengths = lengths_of(len(tracks))
-    listening = Listening(
+    listening = RawInteractions(
         tracks=pl.DataFrame({"track_id": _ids("t", TRACKS)}),
         codes=tracks,
         skipped=np.load(folder / "skips.npy", mmap_mode="r"),
@@ -134,7 +134,7 @@ def train(folder: Path, steps: int) -> None:
     for name in ("release", "release.training"):
         shutil.rmtree(folder / name, ignore_errors=True)
     data = open_dataset(folder / "dataset")
-    train_model(Job("sasrec", SasRecOptions(epochs=1), data, "last-play", folder / "release"), _Epochs())
+    train_model(TrainingJob("sasrec", SasRecOptions(epochs=1), data, "last-play", folder / "release"), _Epochs())
 
 
 def prepare_log(folder: Path, engine: Engine | None) -> None:

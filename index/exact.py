@@ -32,9 +32,9 @@ class ExactIndex:
 
     def search(self, queries: Float32, k: int) -> Ranked:
         """The k best tracks for each of `queries` [b, dim] float32; no tracks for a query that is not finite."""
-        queries = checked_queries(queries, self._embeddings.shape[1])
-        found = nothing_found(len(queries), k)
-        finite = finite_lines(queries)
+        queries = validate_queries(queries, self._embeddings.shape[1])
+        found = empty_result(len(queries), k)
+        finite = finite_rows(queries)
         wanted = min(k, len(self._embeddings) - FIRST_TRACK_ROW)
         if wanted <= 0:
             return found
@@ -46,7 +46,7 @@ class ExactIndex:
 
     def _search_some(self, queries: Float32, k: int) -> Ranked:
         """`queries` [b, dim] float32, b at most QUERIES_AT_ONCE, 1 <= k <= tracks."""
-        best = nothing_found(len(queries), k)
+        best = empty_result(len(queries), k)
         # A float32 product of `dim` terms is off by less than dim * eps * |q| * |x|, by whatever kernel it is computed.
         doubt = 2 * queries.shape[1] * np.finfo(np.float32).eps * np.linalg.norm(queries, axis=1) * self._longest
         step = min(_ROWS_AT_ONCE, max(1, _SCORES_AT_ONCE // max(1, len(queries))))
@@ -69,7 +69,7 @@ def ranked(queries: Float32, rows: Int, embeddings: Float32, k: int) -> Ranked:
 
     `queries` [b, dim] float32, `rows` [b, candidates] int64 without repetitions except PAD_ROW, which is passed over.
     """
-    best = nothing_found(len(queries), k)
+    best = empty_result(len(queries), k)
     if not rows.size:
         return best
     lines = np.repeat(np.arange(len(rows)), rows.shape[1])
@@ -96,19 +96,19 @@ def pair_scores(queries: Float32, lines: Int, embeddings: Float32, rows: Int) ->
     return scores
 
 
-def nothing_found(batch: int, k: int) -> Ranked:
+def empty_result(batch: int, k: int) -> Ranked:
     """An answer with no track in it: rows [batch, k] int64 of PAD_ROW, scores [batch, k] float32 of -inf."""
     return Ranked(np.full((batch, k), PAD_ROW, dtype=np.int64), np.full((batch, k), -np.inf, dtype=np.float32))
 
 
-def checked_queries(queries: Float32, dimension: int) -> Float32:
+def validate_queries(queries: Float32, dimension: int) -> Float32:
     """The queries as FAISS and BLAS want them, contiguous float32. Raises ValueError unless they are [b, dimension]."""
     if queries.ndim != 2 or queries.shape[1] != dimension:
         raise ValueError(f"queries have the shape {queries.shape}, the embeddings ask for [batch, {dimension}]")
     return np.ascontiguousarray(queries, dtype=np.float32)
 
 
-def finite_lines(queries: Float32) -> Int:
+def finite_rows(queries: Float32) -> Int:
     """The numbers of the queries without NaN or infinity. [n] int64.
 
     The others get no tracks, since nothing is nearest to them: one broken query must not fail the batch it came in.

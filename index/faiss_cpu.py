@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from index import ivf as inverted_file
 from index import ivf as mapped_lists
-from index.exact import QUERIES_AT_ONCE, checked_queries, finite_lines, nothing_found, ranked
+from index.exact import QUERIES_AT_ONCE, empty_result, finite_rows, ranked, validate_queries
 from index.ivf import ROWS_AT_ONCE, sample_of
 from segue.arrays import Float32, Int
 from segue.catalogue import FIRST_TRACK_ROW
@@ -83,9 +83,9 @@ class FaissIndex:
 
     def search(self, queries: Float32, k: int) -> Ranked:
         """See NearestTracks; `queries` [b, dim] float32. No tracks for a query that is not finite."""
-        queries = checked_queries(queries, self._embeddings.shape[1])
-        found = nothing_found(len(queries), k)
-        finite = finite_lines(queries)
+        queries = validate_queries(queries, self._embeddings.shape[1])
+        found = empty_result(len(queries), k)
+        finite = finite_rows(queries)
         asked = k if self.parameters.rerank == 1 else max(k, _LEAST_ASKED)
         count = min(asked * self.parameters.rerank, self._most())
         if k <= 0 or count <= 0:
@@ -205,7 +205,7 @@ def _parameters(kind: Kind, tracks: int) -> Parameters:
     rerank = _RERANK.get(kind.rpartition("-")[2], 1)
     if kind.startswith("ivf"):
         nlist = inverted_file.lists(kind, tracks)
-        if inverted_file.by_graph(kind, nlist):
+        if inverted_file.uses_hnsw_quantizer(kind, nlist):
             rerank *= 2  # tracks lie denser: codes tell them apart less well
         return Parameters(nlist=nlist, nprobe=min(nlist, 16), rerank=rerank)
     if kind.startswith("hnsw"):

@@ -52,28 +52,28 @@ def lists(kind: str, tracks: int) -> int:
     """
     most = min(4 * tracks**0.5, tracks / 39)
     usual = 1 << (int(most).bit_length() - 1) if most >= 1 else 1
-    if kind != "ivf-pq4" or not by_graph(kind, usual):
+    if kind != "ivf-pq4" or not uses_hnsw_quantizer(kind, usual):
         return usual
     return max(usual, 1 << (-(-tracks // _MOST_IN_A_LIST) - 1).bit_length())
 
 
-def by_graph(kind: str, nlist: int) -> bool:
+def uses_hnsw_quantizer(kind: str, nlist: int) -> bool:
     """Whether a graph finds the lists of a query."""
     return kind == "ivf-pq4" and nlist >= _MANY_LISTS
 
 
 def build(embeddings: Float32, kind: IvfKind, nlist: int, rng: np.random.Generator, seed: int) -> Any:
     """A faiss.IndexIVF over the tracks of `embeddings` [num_rows, dim] float32."""
-    a_list = _TRAINING_ROWS_PER_SHORT_LIST if by_graph(kind, nlist) else _TRAINING_ROWS_PER_LIST
+    a_list = _TRAINING_ROWS_PER_SHORT_LIST if uses_hnsw_quantizer(kind, nlist) else _TRAINING_ROWS_PER_LIST
     sample = sample_of(embeddings, max(_CODE_TRAINING_ROWS, a_list * nlist), rng)
     centroids = _centroids(sample, kind, nlist, seed)
-    nearest = _finder(kind, nlist, sample.shape[1], faiss.METRIC_L2, seed)
+    nearest = _coarse_quantizer(kind, nlist, sample.shape[1], faiss.METRIC_L2, seed)
     nearest.add(centroids)
     index = _empty(kind, nearest, nlist)
     index.train(sample)  # of the codes: the centroids are there
     for first in range(FIRST_TRACK_ROW, len(embeddings), ROWS_AT_ONCE):
         index.add(np.ascontiguousarray(embeddings[first : first + ROWS_AT_ONCE]))
-    visited = _finder(kind, nlist, sample.shape[1], faiss.METRIC_INNER_PRODUCT, seed)
+    visited = _coarse_quantizer(kind, nlist, sample.shape[1], faiss.METRIC_INNER_PRODUCT, seed)
     visited.add(centroids)
     index.quantizer = visited
     index.referenced_objects = [visited]  # FAISS keeps its address alone
@@ -94,13 +94,15 @@ def _centroids(sample: Float32, kind: IvfKind, nlist: int, seed: int) -> Float32
     clustering = faiss.Clustering(sample.shape[1], nlist)
     clustering.seed, clustering.niter = seed, _KMEANS_ROUNDS
     clustering.min_points_per_centroid = 1  # a small catalogue is no reason for a warning on stderr
-    clustering.train(sample, _finder(kind, nlist, sample.shape[1], faiss.METRIC_L2, seed))  # made anew in each round
+    clustering.train(
+        sample, _coarse_quantizer(kind, nlist, sample.shape[1], faiss.METRIC_L2, seed)
+    )  # made anew in each round
     return np.asarray(faiss.vector_to_array(clustering.centroids), dtype=np.float32).reshape(nlist, -1)
 
 
-def _finder(kind: IvfKind, nlist: int, dimension: int, metric: int, seed: int) -> Any:
+def _coarse_quantizer(kind: IvfKind, nlist: int, dimension: int, metric: int, seed: int) -> Any:
     """What finds centroids, without any: a graph of many, else a comparison with each."""
-    if not by_graph(kind, nlist):
+    if not uses_hnsw_quantizer(kind, nlist):
         return faiss.IndexFlat(dimension, metric)
     graph = faiss.IndexHNSWFlat(dimension, _NEIGHBOURS, metric)
     graph.hnsw.efConstruction = _EF_LISTS

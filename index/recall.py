@@ -48,7 +48,7 @@ def recall_at_k(
 
 
 @dataclass(frozen=True)
-class Questions:
+class QuerySet:
     """Queries [n, dim] with their exact answers, and the embeddings [num_rows, dim] they were found in."""
 
     queries: Float32
@@ -72,15 +72,15 @@ class Questions:
 
 
 @dataclass(frozen=True)
-class Exam:
+class RecallBenchmark:
     """What every candidate is judged by: queries that tune it, and queries held out for the figures that are stated."""
 
-    tuning: Questions
-    held_out: Questions
+    tuning: QuerySet
+    test_queries: QuerySet
     exact: ExactIndex
 
     @classmethod
-    def of(cls, queries: Float32, embeddings: Float32) -> "Exam":
+    def of(cls, queries: Float32, embeddings: Float32) -> "RecallBenchmark":
         """Split `queries` [n, dim] into two halves and answer them exactly. Raises BadOption for unfit queries."""
         expected = embeddings.shape[1]
         if queries.ndim != 2 or queries.shape[1] != expected or not len(queries) or not np.isfinite(queries).all():
@@ -93,12 +93,12 @@ class Exam:
         queries = queries[np.linspace(0, len(queries) - 1, min(len(queries), MOST_QUERIES)).astype(np.int64)]
         answers = exact.search(queries, RECALL_K)
         halves = (slice(0, None, 2), slice(1, None, 2)) if len(queries) > 1 else (slice(None), slice(None))
-        tuning, held_out = (
-            Questions(queries[half], Ranked(answers.rows[half], answers.scores[half]), embeddings) for half in halves
+        tuning, test_queries = (
+            QuerySet(queries[half], Ranked(answers.rows[half], answers.scores[half]), embeddings) for half in halves
         )
-        return cls(tuning, held_out, exact)
+        return cls(tuning, test_queries, exact)
 
     @cached_property
     def exact_ms(self) -> float:
         """Milliseconds of one query with exact search on CPU."""
-        return self.held_out.ms(self.exact, _TIMED_EXACT_QUERIES)
+        return self.test_queries.ms(self.exact, _TIMED_EXACT_QUERIES)

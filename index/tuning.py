@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from index import faiss_cpu, faiss_gpu
 from index.exact import ExactIndex
 from index.faiss_cpu import FaissIndex, Parameters
-from index.recall import RECALL_K, Exam
+from index.recall import RECALL_K, RecallBenchmark
 from segue.arrays import Float32
 from segue.catalogue import FIRST_TRACK_ROW
 from segue.errors import BadOption, BadRelease
@@ -31,7 +31,7 @@ SMALL_CATALOGUE: Final = 50_000  # tracks below which exact search takes a milli
 
 _LARGE_CATALOGUE: Final = 1_500_000  # tracks from which auto spares the user the hours that a graph takes to build
 # Where a kind misses the recall target at every setting, this one is built instead.
-_STRONGER: Final[dict[str, faiss_cpu.Kind]] = {
+_FALLBACK_KIND: Final[dict[str, faiss_cpu.Kind]] = {
     "hnsw-sq8": "hnsw",
     "hnsw": "ivf",
     "ivf-pq": "ivf-sq8",
@@ -51,7 +51,7 @@ _STEPS: Final[dict[str, tuple[Literal["nprobe", "ef_search", "rerank"], int, int
 Progress: TypeAlias = Callable[[str], None]  # is told, in a sentence, what has been done
 
 
-class Tried(BaseModel):
+class TrialPoint(BaseModel):
     """One point of the curve of recall against time."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,7 +82,7 @@ class IndexFacts(BaseModel):
     tracks: int = Field(ge=0)
     dimension: int = Field(ge=1)
     embeddings_sha256: str | None = Field(default=None, description="Of the item embeddings that it was built from")
-    tried: tuple[Tried, ...] = ()
+    tried: tuple[TrialPoint, ...] = ()
 
     @model_validator(mode="after")
     def _searchable(self) -> "IndexFacts":
@@ -107,10 +107,10 @@ def build_index(
     target gives way to a stronger one, in the end to `flat`, which misses nothing. `auto` compares and takes the
     fastest. Raises BadOption for a wrong kind, device, target or queries; BadRelease for a release without encoder.
     """
-    _refuse_options(kind, device, recall_target)
+    _check_options(kind, device, recall_target)
     embeddings = _embeddings_of(release)
-    exam = Exam.of(queries, embeddings)
-    tried: list[Tried] = []
+    exam = RecallBenchmark.of(queries, embeddings)
+    tried: list[TrialPoint] = []
     search = _Search(
         exam, "gpu" if device == "gpu" else "cpu", recall_target, seed, tried, progress or (lambda _: None)
     )
@@ -122,7 +122,7 @@ def build_index(
         recall_target=recall_target,
         recall=best.recall,
         recall_k=RECALL_K,
-        queries=len(exam.held_out.queries),
+        queries=len(exam.test_queries.queries),
         search_ms=best.ms,
         exact_ms=exam.exact_ms,
         build_s=best.build_s,
@@ -155,7 +155,7 @@ def open_index(release: Release, device: str = "cpu") -> NearestTracks:
     Raises BadRelease for an index that does not fit the embeddings or its index.json, BadOption for a device that is
     not there or cannot hold the kind.
     """
-    _refuse_device(device)
+    _check_device(device)
     embeddings = _embeddings_of(release)
     facts = read_facts(release)
     if facts is None or facts.kind == "exact":
@@ -190,7 +190,7 @@ def read_facts(release: Release) -> IndexFacts | None:
 
 
 @dataclass(frozen=True)
-class _Passed:
+class _TunedIndex:
     """A kind with the parameters that it passed with."""
 
     kind: Kind
@@ -205,14 +205,14 @@ class _Passed:
 class _Search:
     """The way to the index: which kinds are built, and how each is tuned. Adds to `tried` what it measures."""
 
-    exam: Exam
+    exam: RecallBenchmark
     device: Device
     target: float
     seed: int
-    tried: list[Tried]
+    tried: list[TrialPoint]
     tell: Progress
 
-    def best(self, kind: str) -> _Passed:
+    def best(self, kind: str) -> _TunedIndex:
         """The fastest of the kinds that stand for `kind`, each at the first setting that reaches the target."""
         tracks = len(self.exam.tuning.embeddings) - FIRST_TRACK_ROW
         best = min((self._pass(candidate) for candidate in _kinds(kind, self.device, tracks)), key=lambda p: p.ms)
@@ -221,10 +221,10 @@ class _Search:
             return self._exact()
         return best
 
-    def _exact(self) -> _Passed:
-        return _Passed("exact", None, Parameters(), 1.0, self.exam.exact_ms, 0.0)
+    def _exact(self) -> _TunedIndex:
+        return _TunedIndex("exact", None, Parameters(), 1.0, self.exam.exact_ms, 0.0)
 
-    def _pass(self, kind: Kind) -> _Passed:
+    def _pass(self, kind: Kind) -> _TunedIndex:
         """Build a kind, or the stronger ones that follow it, until one reaches the target."""
         if kind == "exact":
             return self._exact()
@@ -235,15 +235,15 @@ class _Search:
         build_s = time.perf_counter() - started
         for parameter, value, tuned in settings(index):
             recall, ms = self.exam.tuning.recall(tuned), self.exam.tuning.ms(tuned)
-            self.tried.append(Tried(kind=kind, parameter=parameter, value=value, recall=recall, ms=ms))
+            self.tried.append(TrialPoint(kind=kind, parameter=parameter, value=value, recall=recall, ms=ms))
             setting = f"{kind} with {parameter} {value}" if parameter else kind
             self.tell(f"{setting}: recall {recall:.4f}, {ms:.3f} ms a query")
             if recall < self.target and kind != "flat":
                 continue
-            recall = self.exam.held_out.recall(tuned)
+            recall = self.exam.test_queries.recall(tuned)
             if recall >= self.target or kind == "flat":
-                return _Passed(kind, tuned, tuned.parameters, recall, self.exam.held_out.ms(tuned), build_s)
-        return self._pass(_STRONGER[kind])
+                return _TunedIndex(kind, tuned, tuned.parameters, recall, self.exam.test_queries.ms(tuned), build_s)
+        return self._pass(_FALLBACK_KIND[kind])
 
 
 def _structure(kind: str) -> str:
@@ -288,13 +288,13 @@ def _embeddings_of(release: Release) -> Float32:
     return release.item_embeddings
 
 
-def _refuse_device(device: str) -> None:
+def _check_device(device: str) -> None:
     if device not in DEVICES:
         raise BadOption(f"device {device!r} is unknown: choose {' or '.join(DEVICES)}")
 
 
-def _refuse_options(kind: str, device: str, recall_target: float) -> None:
-    _refuse_device(device)
+def _check_options(kind: str, device: str, recall_target: float) -> None:
+    _check_device(device)
     if kind not in KINDS:
         raise BadOption(f"index kind {kind!r} is unknown: choose one of {', '.join(KINDS)}")
     if not 0 < recall_target <= 1:

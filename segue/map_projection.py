@@ -31,7 +31,7 @@ def among(scores: Float32, places: Float32) -> Float32:
     return place
 
 
-def refuse_unfit_map(file: Path, places: Float32, tracks: int) -> None:
+def validate_map(file: Path, places: Float32, tracks: int) -> None:
     """Raise BadRelease unless `places` has a place from -1 to 1 for each track and the padding before them."""
     expected = (tracks + FIRST_TRACK_ROW, 2)
     if places.shape != expected or places.dtype != np.float32 or not places.flags.c_contiguous:

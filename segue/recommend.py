@@ -135,8 +135,8 @@ class Recommender:
         count = len(sessions)
         asked = [k] * count if isinstance(k, int) else k
         heard = [exclude_heard] * count if isinstance(exclude_heard, bool) else exclude_heard
-        barred = [_barred(sessions, i, excluded, heard[i]) for i in range(count)]
-        wanted = np.array([_with_spare(asked[i], len(barred[i])) for i in range(count)], dtype=np.int64)
+        barred = [_excluded_rows(sessions, i, excluded, heard[i]) for i in range(count)]
+        wanted = np.array([_overfetch(asked[i], len(barred[i])) for i in range(count)], dtype=np.int64)
         windows = to_windows(sessions, self.window)
         ranked: list[tuple[Source, Int, Float32]] = [("popularity", _NO_ROWS, _NO_SCORES)] * count
         for source, ranker, usable in self._by_source(windows):
@@ -172,10 +172,10 @@ class Recommender:
 
 _NO_ROWS: Int = np.empty(0, dtype=np.int64)
 _NO_SCORES: Float32 = np.empty(0, dtype=np.float32)
-_LEAST_SPARE: Final = 48  # 20 asked, and the window's 20 heard
+_MIN_FETCH: Final = 48  # 20 asked, and the window's 20 heard
 
 
-def _barred(sessions: Sessions, i: int, excluded: Sequence[Int] | None, heard: bool) -> set[Row]:
+def _excluded_rows(sessions: Sessions, i: int, excluded: Sequence[Int] | None, heard: bool) -> set[Row]:
     """The rows that must not appear in session i's answer."""
     barred: set[Row] = set(excluded[i].tolist()) if excluded is not None else set()
     if heard:
@@ -184,11 +184,11 @@ def _barred(sessions: Sessions, i: int, excluded: Sequence[Int] | None, heard: b
     return barred
 
 
-def _with_spare(k: int, barred: int) -> int:
+def _overfetch(k: int, barred: int) -> int:
     """How many tracks to rank so that k are left: in few sizes, so that sessions of one batch share a size."""
     if not barred:
         return k
-    size = _LEAST_SPARE
+    size = _MIN_FETCH
     while size < k + barred:
         size *= 2
     return size

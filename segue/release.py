@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from segue.arrays import Float32, mapped_array
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue
 from segue.errors import BadRelease
-from segue.map_projection import refuse_unfit_map
+from segue.map_projection import validate_map
 from segue.safe_files import new_folder, read_json
 from segue.track_table import TABLE_FILES, TrackTable, write_track_table
 from segue.window import Windows
@@ -100,7 +100,7 @@ class Manifest(_Frozen):
     evaluation: dict[str, Any] = Field(description="Validation summary of the finished model")
 
 
-class Draft(BaseModel):
+class ReleaseMetadata(BaseModel):
     """What a trainer knows of a release before its files are written; the fields of Manifest."""
 
     model: str
@@ -182,7 +182,7 @@ def open_release(path: Path) -> Release:
     manifest = read_manifest(path)
     for name, facts in manifest.files.items():
         _verify(path, name, facts)
-    _refuse_unlisted(path, manifest)
+    _check_no_unlisted_files(path, manifest)
     named = _name(manifest.model, {name: facts for name, facts in manifest.files.items() if name not in _INDEX_FILES})
     if manifest.name != named:
         raise BadRelease(f"{path / MANIFEST} calls the release {manifest.name}, by its content it is {named}")
@@ -202,7 +202,7 @@ def open_release(path: Path) -> Release:
         if not np.isfinite(found[PAD_ROW]).all():  # the tracks' own are looked at by whoever searches them
             raise BadRelease(f"{path}: the item embedding of row {PAD_ROW} is not finite: train the release again")
     if release.track_map is not None:
-        refuse_unfit_map(path / TRACK_MAP, release.track_map, tracks)
+        validate_map(path / TRACK_MAP, release.track_map, tracks)
     if set(TABLE_FILES) <= set(manifest.files) and len(release.table) != tracks:
         raise BadRelease(f"{path}: the files of the catalogue hold {len(release.table)} tracks, the manifest {tracks}")
     return release
@@ -210,7 +210,7 @@ def open_release(path: Path) -> Release:
 
 def write_release(
     path: Path,
-    draft: Draft,
+    draft: ReleaseMetadata,
     catalogue: Catalogue,
     arrays: Mapping[str, NDArray[Any]],
     encoder: bytes | None = None,
@@ -299,7 +299,7 @@ def _facts_of(folder: Path, only: tuple[str, ...] | None = None) -> dict[str, Fi
     return {name: FileFacts(sha256=_sha256(folder / name), bytes=(folder / name).stat().st_size) for name in names}
 
 
-def _refuse_unlisted(path: Path, manifest: Manifest) -> None:
+def _check_no_unlisted_files(path: Path, manifest: Manifest) -> None:
     """Raise BadRelease for what the manifest does not vouch for: encoder.onnx may refer to any file beside it."""
     for file in path.iterdir():
         if file.name != MANIFEST and file.name not in manifest.files:

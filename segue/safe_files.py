@@ -91,7 +91,7 @@ def _set_mode(path: Path, mode: int) -> None:
         path.chmod(mode)
 
 
-def refuse_existing(path: Path, *, overwrite: bool, marker: str) -> None:
+def check_output_free(path: Path, *, overwrite: bool, marker: str) -> None:
     """Raise InputError if `path` is taken; with `overwrite`, only a folder that holds the file `marker` may go."""
     if not path.exists():
         return
@@ -108,7 +108,7 @@ def new_folder(path: Path, *, overwrite: bool = False, marker: str, private: boo
     `marker` is the file that tells a folder of this kind (`dataset.json`, `manifest.json`): with `overwrite`, only
     a folder that holds it is replaced. `private` is for what holds sessions of listeners.
     """
-    refuse_existing(path, overwrite=overwrite, marker=marker)
+    check_output_free(path, overwrite=overwrite, marker=marker)
     path.parent.mkdir(parents=True, exist_ok=True)
     token = uuid.uuid4().hex[:8]
     unfinished = path.parent / f".{path.name}.{token}.unfinished"
@@ -217,10 +217,10 @@ def check_footer(path: Path) -> None:
             return
         stream.seek(size - _TAIL - length)
         footer = stream.read(length)
-    _Walk(footer).value(_STRUCT, 0)
+    _ThriftWalker(footer).value(_STRUCT, 0)
 
 
-class _Walk:
+class _ThriftWalker:
     """Goes through values without keeping any."""
 
     def __init__(self, content: bytes) -> None:

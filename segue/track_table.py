@@ -136,9 +136,9 @@ class TrackTable:
         if not np.isfinite(self.plays).all():
             raise BadRelease(f"{folder / _PLAYS} holds what is no number")
         for row in {FIRST_TRACK_ROW, (FIRST_TRACK_ROW + tracks) // 2, tracks} if tracks else ():
-            self._refuse_disagreement(folder, row)
+            self._check_consistency(folder, row)
 
-    def _refuse_disagreement(self, folder: Path, row: Row) -> None:
+    def _check_consistency(self, folder: Path, row: Row) -> None:
         try:
             track_id = self.track_id(row)
             named = json.loads(b"{%b}" % self.json(row))["track_id"]

@@ -79,7 +79,7 @@ class Windows:
         return Windows(self.tracks[which], self.skipped[which])
 
 
-class KnowsRows(Protocol):
+class RowLookup(Protocol):
     """A catalogue or a track table."""
 
     def rows(self, track_ids: Sequence[str], /) -> Int:
@@ -87,7 +87,7 @@ class KnowsRows(Protocol):
         ...
 
 
-def to_sessions(sessions: Sequence[Sequence[Play]], catalogue: KnowsRows) -> Sessions:
+def to_sessions(sessions: Sequence[Sequence[Play]], catalogue: RowLookup) -> Sessions:
     """Sessions of plays by TrackId as flat arrays of rows."""
     lengths = [len(plays) for plays in sessions]
     flat = [play for plays in sessions for play in plays]

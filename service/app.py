@@ -26,24 +26,24 @@ from service.api import sessions as routes
 from service.api import tracks as map_routes
 from service.api import viewer as api_viewer
 from service.api.bodies import EventsRequest, SwapRequest, WhatIfRequest
-from service.api.fallback import Fallback
+from service.api.fallback import PopularityFallback
 from service.api.json_body import max_body_bytes
-from service.api.quick_path import QuickPath
-from service.api.state import Parts
+from service.api.quick_path import FastPath
+from service.api.state import AppState
 from service.api.stream import SessionStreams
 from service.http import auth as access
 from service.http import middleware as hosts
-from service.http.admission_control import Door
-from service.http.middleware import CrossOrigin, Measured, Preflight, whole
-from service.ops.live_state import LiveState
+from service.http.admission_control import AdmissionControl
+from service.http.middleware import CrossOrigin, Measured, Preflight, without_range
+from service.ops.live_state import ServiceStatus
 from service.ops.readiness import Readiness
-from service.ops.status import StoreState
+from service.ops.status import RedisStatus
 from service.ops.telemetry import Telemetry, configure_logging
 from service.problems import answer_problems, describe_problems
-from service.releases.attribution import Credits
-from service.releases.registry import LiveReleases, refuse_nothing_to_serve
+from service.releases.attribution import Attribution
+from service.releases.registry import ReleaseRegistry, check_servable
 from service.server import CLOSING_S, end_in_time
-from service.sessions.embedded_redis import die_with_parent, embedded_redis
+from service.sessions.embedded_redis import embedded_redis, terminate_with_parent
 from service.sessions.event_log import EventLog, open_folder
 from service.sessions.store import DurabilityCheck, SessionStore, connect
 from service.settings import Settings, read_settings
@@ -62,7 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
     tracing_class = _tracing_class(settings)
     tracing = tracing_class() if tracing_class is not None else None
     telemetry = Telemetry(tracing.span if tracing is not None else None)
-    door = Door(
+    door = AdmissionControl(
         settings.shed_after_ms / 1000 or math.inf,
         settings.max_connections,
         settings.read_timeout_s,
@@ -71,14 +71,14 @@ def create_app(settings: Settings) -> FastAPI:
     )
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Door]]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, AdmissionControl]]:
         try:
             async with contextlib.AsyncExitStack() as opened:
                 end_in_time(settings.shutdown_s + CLOSING_S)
                 if tracing is not None:
                     opened.push_async_callback(BlockingCalls("traces"), tracing.end)
                 app.state.parts = await _open(settings, telemetry, opened)
-                _spare_the_collector()
+                _freeze_gc()
                 yield {"door": door}  # for service/http/protocol.py
         except SegueError as error:
             app.state.failure = error  # for `serve`, which says it in one line
@@ -97,17 +97,17 @@ def create_app(settings: Settings) -> FastAPI:
     )
     for router in ROUTERS:
         app.include_router(router)
-    app.mount("/web", whole(StaticFiles(directory=player.WEB)), name="web")
-    app.mount("/docs/files", whole(api_viewer.ViewerFiles()), name="docs")
+    app.mount("/web", without_range(StaticFiles(directory=player.WEB)), name="web")
+    app.mount("/docs/files", without_range(api_viewer.ViewerFiles()), name="docs")
     answer_problems(app, [*app.router.routes, *(route for router in ROUTERS for route in router.routes)])
     app.add_middleware(
-        QuickPath,
+        FastPath,
         routes={route.name: route for route in routes.router.routes if isinstance(route, APIRoute)},
     )
     if access.is_needed(settings):
         app.add_middleware(access.Access, settings=settings)
     if hosts.is_needed(settings):
-        app.add_middleware(hosts.KnownHosts, settings=settings)
+        app.add_middleware(hosts.HostCheckMiddleware, settings=settings)
     if settings.cors_origins:
         app.add_middleware(Preflight, origins=settings.cors_origins)
     app.add_middleware(Measured, telemetry=telemetry, door=door)
@@ -134,13 +134,13 @@ def _tracing_class(settings: Settings) -> "type[Tracing] | None":
 
 def create_app_from_environment() -> FastAPI:
     """The app for the settings in the environment; how uvicorn's workers make theirs."""
-    die_with_parent()
+    terminate_with_parent()
     settings = read_settings()
     configure_logging(settings.log_level, settings.log_key)
     return create_app(settings)
 
 
-async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.AsyncExitStack) -> Parts:
+async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.AsyncExitStack) -> AppState:
     """Open the parts; `opened` closes them in the opposite order."""
     if settings.redis_url is None:
         url = opened.enter_context(embedded_redis(**settings.embedded_redis))
@@ -152,12 +152,12 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
         on_stuck=telemetry.ranking_threads_stuck.inc,
     )
     opened.callback(threads.close)
-    releases = await BlockingCalls("a release")(LiveReleases, settings, threads, telemetry)
+    releases = await BlockingCalls("a release")(ReleaseRegistry, settings, threads, telemetry)
     await opened.enter_async_context(_running(releases.watch))
     opened.callback(releases.leave)
     client = connect(settings)
     opened.push_async_callback(client.aclose)
-    await _refuse_weak(client, settings)
+    await _check_durability(client, settings)
     if settings.event_log and settings.event_log_writer:
         folder = open_folder(settings.event_log_folder)
         await opened.enter_async_context(_running(EventLog(client, folder, settings.event_log_flush_s, telemetry).run))
@@ -165,11 +165,11 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
     _log.info("release_opened", release=live.name, tracks=len(live.table), index=live.index_facts()["kind"])
     store = SessionStore(client, settings, telemetry)
     opened.push_async_callback(store.aclose)
-    credits_ = Credits(store, settings.credit_share, telemetry)
-    fallback = Fallback(store, telemetry, wanted=settings.fallback == "popularity")
-    live_state = LiveState(StoreState(client), releases, settings, telemetry)
+    credits_ = Attribution(store, settings.credit_share, telemetry)
+    fallback = PopularityFallback(store, telemetry, wanted=settings.fallback == "popularity")
+    live_state = ServiceStatus(RedisStatus(client), releases, settings, telemetry)
     readiness = Readiness(store, releases, threads)
-    return Parts(
+    return AppState(
         releases,
         credits_,
         store,
@@ -183,7 +183,7 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
     )
 
 
-def _spare_the_collector() -> None:
+def _freeze_gc() -> None:
     """Keep the garbage collector off what lives as long as the process: going through it stops requests for 50 ms."""
     gc.collect()
     gc.freeze()
@@ -203,25 +203,25 @@ async def _running(run: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) ->
 
 def refuse_unfit(settings: Settings) -> None:
     """Raise BadRelease or BadOption for what can be seen to be wrong before anything is opened or made."""
-    refuse_nothing_to_serve(settings)
+    check_servable(settings)
     access.check(settings)
     _tracing_class(settings)
     if settings.index_device == "gpu":
         refuse_missing_device("SEGUE_INDEX_DEVICE=gpu")
 
 
-def refuse_what_cannot_be_opened(settings: Settings) -> None:
+def check_startup(settings: Settings) -> None:
     """The same, and open the releases and Redis: for a process that ends then.
 
     Workers cannot say why they fail to start.
     """
     refuse_unfit(settings)
-    LiveReleases(settings, Threads(1), Telemetry())
+    ReleaseRegistry(settings, Threads(1), Telemetry())
 
     async def ask() -> None:
         client = connect(settings)
         try:
-            await _refuse_weak(client, settings)
+            await _check_durability(client, settings)
         finally:
             await client.aclose()
 
@@ -229,7 +229,7 @@ def refuse_what_cannot_be_opened(settings: Settings) -> None:
         asyncio.run(ask())
 
 
-async def _refuse_weak(client: "Redis | RedisCluster", settings: Settings) -> None:
+async def _check_durability(client: "Redis | RedisCluster", settings: Settings) -> None:
     """Raise BadOption if Redis keeps less than SEGUE_DURABILITY says. One that is away is asked again by readiness."""
     try:
         await DurabilityCheck(client, settings.durability).refuse_weak()

@@ -25,18 +25,18 @@ class MicroBatch(Generic[Item, Result]):
     def __init__(
         self,
         work: Callable[[list[Item]], Awaitable[Sequence[Result | BaseException]]],
-        at_once: int = 1,
+        max_concurrent_batches: int = 1,
         largest: int = LARGEST,
-        most_waiting: int = MOST_WAITING,
+        max_queue: int = MOST_WAITING,
     ) -> None:
         """`work` answers for each item in its order, with an exception for an item that failed.
 
-        `at_once` batches of at most `largest` items run at a time; at most `most_waiting` items wait for them.
+        At most `max_concurrent_batches` batches of at most `largest` items run at a time, and `max_queue` items wait.
         """
         self._work = work
-        self._at_once = at_once
+        self._at_once = max_concurrent_batches
         self._largest = largest
-        self._most_waiting = most_waiting
+        self._most_waiting = max_queue
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._running = 0
         self._tasks: set[asyncio.Task[None]] = set()

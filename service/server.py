@@ -38,7 +38,7 @@ from uvicorn.supervisors import Multiprocess
 from segue.errors import BadOption, BadRelease, SegueError
 from service.http.middleware import ANSWER_HEADERS
 from service.ops.telemetry import MULTIPROCESS_DIR, configure_logging
-from service.sessions.embedded_redis import die_with_parent, embedded_redis, stop_embedded_servers
+from service.sessions.embedded_redis import embedded_redis, stop_embedded_servers, terminate_with_parent
 from service.settings import Settings, as_environment
 
 CLOSING_S: Final = 8  # beyond SEGUE_SHUTDOWN_S, to write the event log's last file and to close what was opened
@@ -94,22 +94,22 @@ def serve(settings: Settings, workers: int = 1, *, open_player: bool = False) ->
     Raises BadOption, BadRelease or StoreUnavailable with one line if it cannot start.
     """
     configure_logging(settings.log_level, settings.log_key)
-    _allow_connections(settings.max_connections)
+    _raise_file_limit(settings.max_connections)
     _refuse_unfit(settings, workers)  # before anything is made: a wrong path shall leave no folder behind
     with contextlib.ExitStack() as opened:
-        opened.enter_context(_ended_by_signals())
+        opened.enter_context(_exit_on_signals())
         if settings.redis_url is None:
             url = opened.enter_context(embedded_redis(**settings.embedded_redis))
             settings = settings.model_copy(update={"redis_url": url})
         listening = opened.enter_context(_bind(settings.host, settings.port))
-        opened.enter_context(_announced(_address(listening), open_player=open_player))
+        opened.enter_context(_announce_address(_address(listening), open_player=open_player))
         if workers == 1:
             _serve_here(settings, listening)
         else:
             _serve_by_workers(settings, workers, listening, opened)
 
 
-def _allow_connections(number: int) -> None:
+def _raise_file_limit(number: int) -> None:
     """Have the kernel let each process open as many; its usual limit is 1,024 files. Raises BadOption."""
     needed = number + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -143,9 +143,9 @@ def _refuse_unfit(settings: Settings, workers: int) -> None:
 def _try_in_a_child(settings: Settings) -> None:
     from service import app  # noqa: PLC0415 (see above)
 
-    die_with_parent()
+    terminate_with_parent()
     configure_logging(settings.log_level, settings.log_key)
-    app.refuse_what_cannot_be_opened(settings)
+    app.check_startup(settings)
 
 
 def _serve_here(settings: Settings, listening: socket.socket) -> None:
@@ -226,7 +226,7 @@ def _address(listening: socket.socket) -> str:
 
 
 @contextlib.contextmanager
-def _announced(address: str, *, open_player: bool) -> Iterator[None]:
+def _announce_address(address: str, *, open_player: bool) -> Iterator[None]:
     """Print the address as soon as it answers, from a thread: uvicorn does not say when its workers are ready."""
     leaving = threading.Event()
     unspecified = {"http://0.0.0.0:": "http://127.0.0.1:", "http://[::]:": "http://[::1]:"}
@@ -265,7 +265,7 @@ def _is_live(address: str) -> bool:
 
 
 @contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def _exit_on_signals() -> Iterator[None]:
     """Leave by SystemExit on SIGTERM and SIGINT, so that everything opened is closed, whatever runs at the time."""
 
     def leave(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 (what signal.signal calls)

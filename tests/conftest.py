@@ -30,7 +30,7 @@ import redis
 import structlog
 
 from segue.catalogue import Catalogue
-from segue.release import DatasetFacts, Draft, Release, WindowFacts, write_release
+from segue.release import DatasetFacts, Release, ReleaseMetadata, WindowFacts, write_release
 from service.sessions.embedded_redis import redis_server_binary
 
 GENRES, TRACKS_OF_A_GENRE = 6, 12
@@ -105,7 +105,7 @@ def write_tiny_release(path: Path, prefix: str = "") -> Release:
     places = np.zeros((catalogue.num_rows, 2), dtype=np.float32)  # genres lie around the middle, their tracks in a line
     places[1:, 0] = 0.8 * np.cos(angles) + np.arange(len(ids)) % TRACKS_OF_A_GENRE / 100
     places[1:, 1] = 0.8 * np.sin(angles)
-    draft = Draft(
+    draft = ReleaseMetadata(
         model="sasrec",
         options={},
         loss=None,

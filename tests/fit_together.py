@@ -17,12 +17,12 @@ from segue.window import Sessions
 from training.checkpoint import Checkpoints
 from training.data.loader import SessionViews
 from training.data.splits import Examples
-from training.distributed import Processes, joined
+from training.distributed import Processes, init_distributed
 from training.models.encoders.encoder import SessionEncoder
 from training.models.encoders.gru4rec import Gru4Rec, Gru4RecOptions
 from training.models.encoders.sasrec import SasRec, SasRecOptions
 from training.options import NeuralOptions
-from training.trainer import Fitted, fit
+from training.trainer import FitResult, fit
 
 TRACKS, SESSIONS, LENGTH = 40, 57, 6
 SIZES: dict[str, Any] = {
@@ -94,7 +94,7 @@ def asked(sessions: Sessions) -> Examples:
 
 def fitted(
     case: Case, folder: Path, processes: Processes, reporter: Reporter | None = None, identity: Any = None
-) -> Fitted:
+) -> FitResult:
     """Train, from the checkpoint in `folder` where there is one."""
     with _default(case.dtype):
         encoder = case.encoder(TRACKS + 1, case.options)
@@ -141,16 +141,16 @@ def sharded(folder: Path, processes: Processes) -> None:
     keep("made whole", fitted(CASES["sasrec"], folder / "made whole.training", processes), folder, processes)
 
 
-def keep(name: str, done: Fitted, folder: Path, processes: Processes) -> None:
+def keep(name: str, done: FitResult, folder: Path, processes: Processes) -> None:
     """The weights and the history of the leader."""
-    if processes.leads:
+    if processes.is_main:
         torch.save(done.encoder.state_dict(), folder / f"{name}.pt")
         (folder / f"{name}.json").write_text(json.dumps(done.history))
 
 
 def main(folder: Path) -> None:
     """Train every case together."""
-    with joined("cpu") as processes:
+    with init_distributed("cpu") as processes:
         for name in ("resumed", "handed on"):
             killed(CASES["sasrec"], folder / f"{name}.training", processes, steps=13)  # in the second epoch
         for name, case in {**CASES, "resumed": CASES["sasrec"]}.items():

@@ -15,7 +15,7 @@ from index import faiss_cpu
 from index import ivf as mapped_lists
 from index.faiss_cpu import FaissIndex, Kind
 from segue.catalogue import Catalogue
-from segue.release import DatasetFacts, Draft, Release, WindowFacts, write_release
+from segue.release import DatasetFacts, Release, ReleaseMetadata, WindowFacts, write_release
 from tests.conftest import WINDOW, encoder_of
 from tests.sealing import sealed
 
@@ -30,7 +30,7 @@ def write_plain_release(path: Path) -> Release:
     embeddings = np.zeros((TRACKS + 1, DIMENSION), dtype=np.float32)
     embeddings[1:] = rng.normal(size=(TRACKS, DIMENSION))
     embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-9)
-    draft = Draft(
+    draft = ReleaseMetadata(
         model="sasrec",
         options={},
         loss=None,

@@ -9,7 +9,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from service.http.admission_control import Door
+from service.http.admission_control import AdmissionControl
 from service.http.protocol import Connection
 
 
@@ -74,8 +74,8 @@ class Recorder:
 class MemoryConnection:
     """A connection, its door and its transport. Within a running event loop."""
 
-    def __init__(self, app: ASGIApp, door: Door | None = None, state: ServerState | None = None) -> None:
-        self.door = door or Door()
+    def __init__(self, app: ASGIApp, door: AdmissionControl | None = None, state: ServerState | None = None) -> None:
+        self.door = door or AdmissionControl()
         self.state = state or ServerState()
         self.state.default_headers = []
         config = uvicorn.Config(app, http=Connection, ws="none", lifespan="off", log_config=None)
@@ -124,7 +124,7 @@ class MemoryConnection:
         return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", self.transport.written)]
 
 
-def exchange(pieces: Sequence[bytes], door: Door | None = None) -> tuple[Recorder, MemoryConnection]:
+def exchange(pieces: Sequence[bytes], door: AdmissionControl | None = None) -> tuple[Recorder, MemoryConnection]:
     """Send the pieces to a Recorder; the app and the connection as they are when all is answered."""
 
     async def run() -> tuple[Recorder, MemoryConnection]:

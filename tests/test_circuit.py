@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from service.sessions.redis_client import FAILURES, Circuit
+from service.sessions.redis_client import FAILURES, CircuitBreaker
 
 
 class Server:
@@ -22,23 +22,23 @@ class Server:
         return True
 
 
-def run(test: Callable[[Server, Circuit, list[bool]], Awaitable[None]]) -> None:
+def run(test: Callable[[Server, CircuitBreaker, list[bool]], Awaitable[None]]) -> None:
     async def whole() -> None:
         server, told = Server(), list[bool]()
-        circuit = Circuit(server.ping, told.append, pause_s=0.01)
+        circuit = CircuitBreaker(server.ping, told.append, pause_s=0.01)
         await test(server, circuit, told)
         await circuit.aclose()
 
     asyncio.run(asyncio.wait_for(whole(), 5))
 
 
-async def until_closed(circuit: Circuit) -> None:
+async def until_closed(circuit: CircuitBreaker) -> None:
     while circuit.is_open:
         await asyncio.sleep(0.005)
 
 
 def test_it_opens_after_failures_in_a_row_and_an_answer_between_them_counts() -> None:
-    async def test(server: Server, circuit: Circuit, told: list[bool]) -> None:
+    async def test(server: Server, circuit: CircuitBreaker, told: list[bool]) -> None:
         for _ in range(3):
             for _ in range(FAILURES - 1):
                 circuit.failed(timed_out=False)
@@ -53,7 +53,7 @@ def test_it_opens_after_failures_in_a_row_and_an_answer_between_them_counts() ->
 
 
 def test_one_timeout_is_enough() -> None:
-    async def test(server: Server, circuit: Circuit, told: list[bool]) -> None:
+    async def test(server: Server, circuit: CircuitBreaker, told: list[bool]) -> None:
         circuit.failed(timed_out=True)
         assert circuit.is_open
 
@@ -61,7 +61,7 @@ def test_one_timeout_is_enough() -> None:
 
 
 def test_a_probe_in_the_background_closes_it() -> None:
-    async def test(server: Server, circuit: Circuit, told: list[bool]) -> None:
+    async def test(server: Server, circuit: CircuitBreaker, told: list[bool]) -> None:
         circuit.failed(timed_out=True)
         while server.asked < 3:
             assert circuit.is_open
@@ -80,7 +80,7 @@ def test_a_probe_in_the_background_closes_it() -> None:
 
 
 def test_nothing_is_left_of_it_when_it_is_closed_for_good() -> None:
-    async def test(server: Server, circuit: Circuit, told: list[bool]) -> None:
+    async def test(server: Server, circuit: CircuitBreaker, told: list[bool]) -> None:
         circuit.failed(timed_out=True)
         await circuit.aclose()
         asked = server.asked

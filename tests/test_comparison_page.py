@@ -15,17 +15,17 @@ pytest.importorskip("jinja2")
 from tests.comparison_results import gaining, result
 from training.evaluation.compare import narrative as words
 from training.evaluation.compare.charts import Scale, has_feedback, rounded_up, ticks
-from training.evaluation.compare.report import Section, measure, write_report
-from training.evaluation.compare.tables import Measured
+from training.evaluation.compare.report import ReportSection, measure, write_report
+from training.evaluation.compare.tables import ComparisonData
 
 
 @pytest.fixture
-def section(tmp_path: Path) -> Section:
+def section(tmp_path: Path) -> ReportSection:
     (section,) = measure(gaining(tmp_path), 200)
     return section
 
 
-def measured_of(folder: Path, systems: dict[str, list[int]], **changed: Any) -> Measured:
+def measured_of(folder: Path, systems: dict[str, list[int]], **changed: Any) -> ComparisonData:
     """What is measured of these ranks; every second target is skipped."""
     files = [result(folder / f"{name}.json", name, np.array(ranks), **changed) for name, ranks in systems.items()]
     (section,) = measure(files, 500)
@@ -53,7 +53,7 @@ class Page(HTMLParser):
 
 
 class TestPage:
-    def test_it_needs_nothing_else_and_is_the_same_each_time(self, section: Section, tmp_path: Path) -> None:
+    def test_it_needs_nothing_else_and_is_the_same_each_time(self, section: ReportSection, tmp_path: Path) -> None:
         write_report([section], tmp_path / "a.html", tmp_path / "a.md", tmp_path / "a.json")
         write_report([section], tmp_path / "b.html")
         text = (tmp_path / "a.html").read_text()
@@ -68,14 +68,14 @@ class TestPage:
         assert len(text) < 1_000_000
         assert not list(tmp_path.glob("*.unfinished"))
 
-    def test_headings_go_down_by_one_level(self, section: Section, tmp_path: Path) -> None:
+    def test_headings_go_down_by_one_level(self, section: ReportSection, tmp_path: Path) -> None:
         write_report([section], tmp_path / "a.html")
         levels = [int(tag[1]) for tag in Page((tmp_path / "a.html").read_text()).tags if re.fullmatch(r"h[1-6]", tag)]
         assert levels[0] == 1
         assert levels.count(1) == 1
         assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
 
-    def test_the_scripts_figures_are_those_of_the_report(self, section: Section, tmp_path: Path) -> None:
+    def test_the_scripts_figures_are_those_of_the_report(self, section: ReportSection, tmp_path: Path) -> None:
         write_report([section], tmp_path / "a.html", None, tmp_path / "a.json")
         found = re.search(r'id="data">(.*?)</script>', (tmp_path / "a.html").read_text())
         assert found
@@ -144,7 +144,7 @@ class TestWords:
         from training.evaluation.compare import tables as paper
 
         for system in [*paper.SYSTEMS, "vmis-knn", "markov", "popularity", "sasrec+nce+published-pairing"]:
-            said = words.described(system)
+            said = words.describe_system(system)
             assert "a system of yours" not in said
             assert (";" in said.removeprefix(words.MODELS.get(system, ""))) == has_feedback(
                 system

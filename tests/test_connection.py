@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http import flow_control, httptools_impl
 from uvicorn.server import ServerState
 
-from service.http.admission_control import Door
+from service.http.admission_control import AdmissionControl
 from service.http.protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_UNFINISHED_BYTES, Connection
 from tests.memory_connection import MemoryConnection, Recorder, exchange
 
@@ -193,7 +193,7 @@ def test_every_idle_connection_has_a_timer(late: bytes) -> None:
 
 
 def test_a_refused_request_whose_body_comes_late_leaves_a_timer() -> None:
-    class Full(Door):
+    class Full(AdmissionControl):
         def is_full(self) -> bool:
             return True
 
@@ -410,7 +410,7 @@ class TestWhatIsNotHttp:
     ) -> None:
         invalid: list[int] = []
         with caplog.at_level(logging.INFO):
-            _, connection = exchange([sent], Door(on_invalid=invalid.append))
+            _, connection = exchange([sent], AdmissionControl(on_invalid=invalid.append))
         head, _, body = connection.transport.written.partition(b"\r\n\r\n")
         assert connection.statuses == [400]
         assert b"application/problem+json" in head
@@ -442,7 +442,7 @@ class TestUnfinishedRequests:
         body = b"x" * 200_000
 
         async def run() -> None:
-            door, state = Door(), ServerState()
+            door, state = AdmissionControl(), ServerState()
             app = Recorder()
             connections = [MemoryConnection(app, door, state) for _ in range(150)]
             for connection in connections:
@@ -495,7 +495,7 @@ class TestDeadline:
     )
     def test_ends_the_connection(self, sent: bytes, statuses: list[int]) -> None:
         async def run() -> None:
-            connection = MemoryConnection(Recorder(), Door(read_timeout_s=0.03))
+            connection = MemoryConnection(Recorder(), AdmissionControl(read_timeout_s=0.03))
             for start in range(0, len(sent), 9):
                 await connection.send(sent[start : start + 9])
             await asyncio.sleep(0.08)
@@ -510,7 +510,7 @@ class TestDeadline:
         """Old clients send one after a body (RFC 9112, 2.2, 2022)."""
 
         async def run() -> None:
-            connection = MemoryConnection(Recorder(), Door(read_timeout_s=0.4))
+            connection = MemoryConnection(Recorder(), AdmissionControl(read_timeout_s=0.4))
             await connection.send(GET, stray)
             await asyncio.sleep(0.3)
             await connection.send(GET[:10])
@@ -526,7 +526,7 @@ class TestDeadline:
         """A client that always has one under way when another is complete is not slow."""
 
         async def run() -> None:
-            connection = MemoryConnection(Recorder(), Door(read_timeout_s=0.2))
+            connection = MemoryConnection(Recorder(), AdmissionControl(read_timeout_s=0.2))
             await connection.send(GET[:10])
             for _ in range(30):
                 await asyncio.sleep(0.01)

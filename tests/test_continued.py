@@ -12,20 +12,20 @@ torch = pytest.importorskip("torch")
 
 from segue.cli import main  # noqa: E402 (after the check that torch is there)
 from segue.errors import BadOption, BadRelease  # noqa: E402
-from segue.release import DatasetFacts, Draft, Loss, Release, WindowFacts, open_release, write_release  # noqa: E402
+from segue.release import DatasetFacts, Loss, Release, ReleaseMetadata, WindowFacts, open_release, write_release  # noqa: E402
 from segue.window import Sessions, Windows  # noqa: E402
 from tests.stopped_training import Killed, KilledAfter, Silent  # noqa: E402
 from training.data.dataset import Dataset, write_dataset  # noqa: E402
-from training.data.synthetic import plant  # noqa: E402
+from training.data.synthetic import simulate_sessions  # noqa: E402
 from training.models.encoders.sasrec import SasRecOptions  # noqa: E402
 from training.options import check_options  # noqa: E402
-from training.run import MODELS, Job, train  # noqa: E402
+from training.run import MODELS, TrainingJob, train  # noqa: E402
 from training.warm_start import (  # noqa: E402  # noqa: E402
     ENCODER_WEIGHTS,
-    company_means,
+    cooccurrence_init,
     encoder_weights,
-    fair_factor,
-    take_weights,
+    load_encoder_weights,
+    popularity_calibrated_scale,
     with_tracks_of,
 )
 
@@ -38,7 +38,7 @@ LATER = 300  # sessions, of 400
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Dataset]:
     """The listening of a first part, and that of a second alone, in which tracks are new and others are gone."""
     folder = tmp_path_factory.mktemp("listening")
-    plays = plant(1000, 400, seed=3).plays
+    plays = simulate_sessions(1000, 400, seed=3).plays
     number = pl.col("session_id").str.tail(-1).cast(pl.Int64)
     first = write_dataset(folder / "first", plays.filter(number < LATER), "planted")
     return first, write_dataset(folder / "second", plays.filter(number >= LATER), "planted")
@@ -46,11 +46,13 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Dataset
 
 @pytest.fixture(scope="module")
 def origin(datasets: tuple[Dataset, Dataset], tmp_path_factory: pytest.TempPathFactory) -> Release:
-    return train(Job("sasrec", OPTIONS, datasets[0], "last-play", tmp_path_factory.mktemp("origin") / "o"), Silent())
+    return train(
+        TrainingJob("sasrec", OPTIONS, datasets[0], "last-play", tmp_path_factory.mktemp("origin") / "o"), Silent()
+    )
 
 
-def on(origin: Release, dataset: Dataset, out: Path, **changes: Any) -> Job:
-    return Job("sasrec", OPTIONS.model_copy(update=changes), dataset, "last-play", out, origin=origin)
+def on(origin: Release, dataset: Dataset, out: Path, **changes: Any) -> TrainingJob:
+    return TrainingJob("sasrec", OPTIONS.model_copy(update=changes), dataset, "last-play", out, origin=origin)
 
 
 class Scoring:
@@ -126,12 +128,12 @@ class TestTakingOver:
         known = np.array([False, True, True, True, False, False])
         plays = np.array([3, 1, 2, 4, 3, 5, 3, 4, 1, 5])
         part = Sessions(plays, np.zeros(10, np.bool_), np.array([0, 6, 8, 9, 10]))
-        rows, means = company_means(table, known, part)
+        rows, means = cooccurrence_init(table, known, part)
         # 4: [3, 0] + [0, 3] + [0, -3] + [0, -3]; 5: [0, -3] alone. All known rows are 3 long, so these are.
         assert rows.tolist() == [4, 5]
         np.testing.assert_allclose(means, np.array([[3 / 2**0.5, -3 / 2**0.5], [0, -3]]), rtol=1e-6)
-        assert company_means(table, np.zeros(6, np.bool_), part)[0].tolist() == []
-        assert company_means(table, known, part.select(np.array([2])))[0].tolist() == []
+        assert cooccurrence_init(table, np.zeros(6, np.bool_), part)[0].tolist() == []
+        assert cooccurrence_init(table, known, part.select(np.array([2])))[0].tolist() == []
 
     def test_new_tracks_are_in_as_many_lists_as_they_have_plays(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Every fifth play is of a new track, so one place of five is its, in five lists of two: it may be in two.
@@ -145,7 +147,7 @@ class TestTakingOver:
 
         def factor(own: list[float], of_known: tuple[float, float, float] = (3, 2, 1)) -> float:
             encoder: Any = Scoring(of_known, own)
-            return fair_factor(encoder, known, new, part)
+            return popularity_calibrated_scale(encoder, known, new, part)
 
         assert factor([2.5, 8, 9, 10, 11]) == pytest.approx(2 / 9, abs=1e-5)  # longer, the third is above 2
         assert factor([2.5, 2.4, 1, 1, 1]) == 1.0  # in one list at full length
@@ -160,7 +162,7 @@ class TestTakingOver:
         one, other = line.encoder(9, options), line.encoder(9, options)
         for seed, encoder in enumerate((one, other)):
             encoder.initialise(torch.Generator().manual_seed(seed))
-        take_weights(other, with_weights(tmp_path / "r", encoder_weights(one)))
+        load_encoder_weights(other, with_weights(tmp_path / "r", encoder_weights(one)))
         for name, weight in one.named_parameters():
             same = torch.equal(weight, dict(other.named_parameters())[name])
             assert same == (name != "item_embeddings.weight"), name
@@ -177,7 +179,7 @@ class TestTraining:
         ring = pl.DataFrame(plays, schema=["session_id", "track_id", "skipped"], orient="row")
         data = write_dataset(tmp_path / "ring", ring, "planted")
         untaught = OPTIONS.model_copy(update={"learning_rate": 1e-9})
-        origin = train(Job("sasrec", untaught, data, "last-play", tmp_path / "origin"), Silent())
+        origin = train(TrainingJob("sasrec", untaught, data, "last-play", tmp_path / "origin"), Silent())
         learning = {"epochs": 3, "learning_rate": 0.02, "averaging": 0.0}
         whole = train(on(origin, data, tmp_path / "whole", **learning), Silent())
         with pytest.raises(Killed):
@@ -206,7 +208,7 @@ def with_weights(path: Path, weights: Any, model: str = "sasrec") -> Release:
     """A release with these encoder weights and little else."""
     from segue.catalogue import Catalogue
 
-    draft = Draft(
+    draft = ReleaseMetadata(
         model=model,
         options=SasRecOptions(dimension=8, window=5).model_dump(),
         loss=Loss(objective="next", alpha=1.0, beta=0.5, temperature=0.1, negatives=10),
@@ -230,10 +232,10 @@ class TestRefusals:
     def test_weights_of_another_encoder(self, tmp_path: Path) -> None:
         release = with_weights(tmp_path / "r", encoder_weights(self.encoder(window=7)))
         with pytest.raises(BadRelease, match=r"\('<f4', \(7, 8\)\) for 'positions.weight', this Segue's encoder has"):
-            take_weights(self.encoder(), release)
+            load_encoder_weights(self.encoder(), release)
         fewer = with_weights(tmp_path / "fewer", encoder_weights(self.encoder(skip_input=False)))
         with pytest.raises(BadRelease, match="nothing for 'skip_embedding', this Segue's encoder has"):
-            take_weights(self.encoder(), fewer)
+            load_encoder_weights(self.encoder(), fewer)
 
     @pytest.mark.parametrize(
         "weights", [np.zeros(5, np.float32), np.zeros((), np.float32), np.array([object()]), np.zeros(0, "<f4,<f4")]
@@ -242,7 +244,7 @@ class TestRefusals:
         release = with_weights(tmp_path / "r", encoder_weights(self.encoder()))
         np.save(release.path / ENCODER_WEIGHTS, weights, allow_pickle=True)
         with pytest.raises(BadRelease, match=ENCODER_WEIGHTS) as caught:
-            take_weights(self.encoder(), release)
+            load_encoder_weights(self.encoder(), release)
         assert "\n" not in str(caught.value)
 
     def test_weights_that_are_not_finite(self, tmp_path: Path) -> None:
@@ -250,7 +252,7 @@ class TestRefusals:
         with torch.no_grad():
             encoder.positions.weight[2, 3] = torch.nan
         with pytest.raises(BadRelease, match=r"positions.weight is not finite: train the release again"):
-            take_weights(self.encoder(), with_weights(tmp_path / "r", encoder_weights(encoder)))
+            load_encoder_weights(self.encoder(), with_weights(tmp_path / "r", encoder_weights(encoder)))
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -322,10 +324,10 @@ def test_a_release_of_another_split_is_refused(
 
 def test_titles_and_artists_that_new_listening_lacks_stay(tmp_path: Path) -> None:
     """A service's event log has none."""
-    plays = plant(1000, 100, seed=3).plays
+    plays = simulate_sessions(1000, 100, seed=3).plays
     titled = plays.with_columns(title=pl.format("title of {}", "track_id"), artist=pl.lit("of then"))
     before = write_dataset(tmp_path / "titled", titled, "planted")
-    release = train(Job("sasrec", OPTIONS, before, "last-play", tmp_path / "release"), Silent())
+    release = train(TrainingJob("sasrec", OPTIONS, before, "last-play", tmp_path / "release"), Silent())
     later = plays.with_columns(title=pl.lit(None, pl.String), artist=pl.lit("of now"))
     log = write_dataset(tmp_path / "log", later.filter(pl.col("session_id").hash() % 2 == 0), "planted")
     frame = with_tracks_of(release, log).catalogue.frame

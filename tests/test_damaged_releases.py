@@ -29,11 +29,11 @@ import onnx
 from index.tuning import index_release
 from segue.catalogue import Catalogue
 from segue.errors import InputError
-from segue.release import Draft, Release, open_release, write_release
+from segue.release import Release, ReleaseMetadata, open_release, write_release
 from service.ops.telemetry import Telemetry
 from service.releases.loaded import Question
 from service.releases.onnx_encoder import OnnxEncoder
-from service.releases.registry import LiveReleases
+from service.releases.registry import ReleaseRegistry
 from service.settings import Settings
 from service.threads import Threads
 from tests.sealing import named, sealed
@@ -47,7 +47,7 @@ class Serving:
     """A worker's releases, one of which serves, on a loop of its own."""
 
     folder: Path
-    releases: LiveReleases
+    releases: ReleaseRegistry
     runner: asyncio.Runner
 
     def swap(self, name: str) -> None:
@@ -64,7 +64,7 @@ class Serving:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Release:
     """The frozen release as it would be written today: with the catalogue's mapped files and a new index."""
     frozen = open_release(FROZEN)
-    draft = Draft(**{name: getattr(frozen.manifest, name) for name in Draft.model_fields})
+    draft = ReleaseMetadata(**{name: getattr(frozen.manifest, name) for name in ReleaseMetadata.model_fields})
     arrays = {name: frozen.array(name) for name in frozen.manifest.files if name.endswith(".npy")}
     arrays["map.npy"] = np.linspace(-1, 1, 2 * frozen.catalogue.num_rows, dtype=np.float32).reshape(-1, 2)
     path = tmp_path_factory.mktemp("whole") / "whole"
@@ -79,7 +79,7 @@ def serving(whole: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     shutil.copytree(whole.path, folder / "good")
     settings = Settings(release=folder / "good", releases_dir=folder)
     with asyncio.Runner() as runner:
-        yield Serving(folder, LiveReleases(settings, Threads(1), Telemetry()), runner)
+        yield Serving(folder, ReleaseRegistry(settings, Threads(1), Telemetry()), runner)
 
 
 def refuse(serving: Serving, whole: Release, damage: Damage) -> str:

@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.errors import BadDataset, InputError
-from training.data.dataset import CATALOGUE_FILE, FACTS_FILE, Listening, open_dataset, write_dataset, write_listening
+from training.data.dataset import (
+    CATALOGUE_FILE,
+    FACTS_FILE,
+    RawInteractions,
+    open_dataset,
+    write_dataset,
+    write_listening,
+)
 from training.data.sessions_parquet import SESSIONS_FILE
 
 PLAYS = pl.DataFrame(
@@ -24,8 +31,8 @@ PLAYS = pl.DataFrame(
 )
 
 
-def listening(codes: list[int], lengths: list[int], tracks: int = 3) -> Listening:
-    return Listening(
+def listening(codes: list[int], lengths: list[int], tracks: int = 3) -> RawInteractions:
+    return RawInteractions(
         tracks=pl.DataFrame({"track_id": [f"t{number}" for number in range(tracks)]}),
         codes=np.array(codes, dtype=np.int64),
         skipped=np.zeros(len(codes), dtype=np.bool_),
@@ -139,7 +146,7 @@ def test_a_folder_that_is_no_dataset_is_never_replaced(tmp_path: Path) -> None:
         (listening([0, 3], [2]), "outside the 3 tracks"),
     ],
 )
-def test_plays_that_make_no_dataset_are_refused(tmp_path: Path, wrong: Listening, message: str) -> None:
+def test_plays_that_make_no_dataset_are_refused(tmp_path: Path, wrong: RawInteractions, message: str) -> None:
     with pytest.raises(BadDataset, match=message):
         write_listening(tmp_path / "d", wrong, "test")
     assert list(tmp_path.iterdir()) == []

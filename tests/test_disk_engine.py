@@ -9,7 +9,7 @@ import pytest
 from segue.errors import BadLog
 from tests.log_samples import SAMPLES
 from training.prepare import partitioned as module
-from training.prepare.partition_tasks import Selected
+from training.prepare.partition_tasks import FilteredPartition
 from training.prepare.partitioned import DiskTasks, disk_engine
 from training.prepare.pipeline import PrepareReport, prepare, prepare_options
 
@@ -47,7 +47,7 @@ def test_what_nobody_refers_to_is_deleted(tmp_path: Path) -> None:
 def test_tables_and_arrays_in_tuples_come_back_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SMALL_BYTES", 0)
     numbers = np.arange(3, dtype=np.uint32)
-    value = Selected(
+    value = FilteredPartition(
         owners=pl.Series("owner", ["a", "é", None]),
         owner=numbers,
         piece=numbers,
@@ -60,7 +60,7 @@ def test_tables_and_arrays_in_tuples_come_back_as_they_were(tmp_path: Path, monk
     tasks = DiskTasks(tmp_path)
     reference = tasks.share(value)
     found = tasks.result(reference)
-    assert isinstance(found, Selected)
+    assert isinstance(found, FilteredPartition)
     assert len(list(tmp_path.iterdir())) == 6
     assert found.owners.to_list() == ["a", "é", None]
     assert found.starts is None

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.http.admission_control import FEWEST, REFUSAL, Door
+from service.http.admission_control import FEWEST, OVERLOADED_RESPONSE, AdmissionControl
 
 TARGET_S = 0.05
 
@@ -27,7 +27,7 @@ class Queue:
         self.each_s = each_s
         self.clock = Clock()
         self.refused = 0
-        self.door = Door(TARGET_S, clock=self.clock)
+        self.door = AdmissionControl(TARGET_S, clock=self.clock)
         self.within: deque[dict[str, Any]] = deque()
         self.waits: list[float] = []
 
@@ -92,7 +92,7 @@ def test_a_service_that_becomes_slow_is_learnt_within_two_seconds_and_that_it_is
 def test_a_round_of_late_answers_among_many_in_time_is_no_overload() -> None:
     """32 clients who ask again at once; every tenth of a second the core is away for longer than the target."""
     clock = Clock()
-    door = Door(TARGET_S, clock=clock)
+    door = AdmissionControl(TARGET_S, clock=clock)
     for _ in range(100):
         for took in (*([0.01] * 10), 1.6 * TARGET_S):
             scopes: list[dict[str, Any]] = [{} for _ in range(32)]
@@ -106,7 +106,7 @@ def test_a_round_of_late_answers_among_many_in_time_is_no_overload() -> None:
 
 def test_a_long_stall_cuts_once_and_few_are_always_let_in() -> None:
     clock = Clock()
-    door = Door(TARGET_S, clock=clock)
+    door = AdmissionControl(TARGET_S, clock=clock)
     before = door.most_within
     scopes: list[dict[str, Any]] = [{} for _ in range(40)]
     for scope in scopes:
@@ -126,7 +126,7 @@ def test_a_long_stall_cuts_once_and_few_are_always_let_in() -> None:
 
 def test_what_does_not_tell_of_the_load_teaches_nothing_and_what_did_not_enter_does_not_leave() -> None:
     clock = Clock()
-    door = Door(TARGET_S, clock=clock)
+    door = AdmissionControl(TARGET_S, clock=clock)
     before = door.most_within
     scope: dict[str, Any] = {}
     door.enter(scope)
@@ -138,13 +138,13 @@ def test_what_does_not_tell_of_the_load_teaches_nothing_and_what_did_not_enter_d
 
 
 def test_a_door_without_a_target_is_never_full() -> None:
-    door = Door()
+    door = AdmissionControl()
     for _ in range(100_000):
         door.enter({})
     assert not door.is_full()
 
 
 def test_the_refusal_says_when_to_come_again() -> None:
-    assert REFUSAL.status_code == 503
-    assert REFUSAL.headers["retry-after"] == "1"
-    assert REFUSAL.media_type == "application/problem+json"
+    assert OVERLOADED_RESPONSE.status_code == 503
+    assert OVERLOADED_RESPONSE.headers["retry-after"] == "1"
+    assert OVERLOADED_RESPONSE.media_type == "application/problem+json"

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from segue.errors import BadOption
-from service.sessions.store import DurabilityCheck, refuse_weaker
+from service.sessions.store import DurabilityCheck, check_durability
 from service.settings import Durability
 
 WEAK, SECOND, ALWAYS = (
@@ -24,7 +24,7 @@ UNKNOWN = {"appendonly": "yes", "appendfsync": "sometimes"}
     [("memory", WEAK), ("every-second", SECOND), ("every-second", ALWAYS), ("always", ALWAYS)],
 )
 def test_enough_is_enough(promised: Durability, found: dict[str, str]) -> None:
-    refuse_weaker(promised, [found, ALWAYS])
+    check_durability(promised, [found, ALWAYS])
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_enough_is_enough(promised: Durability, found: dict[str, str]) -> None:
 )
 def test_less_is_refused_in_one_line_that_says_what_to_do(promised: Durability, found: dict[str, str]) -> None:
     with pytest.raises(BadOption, match=f"durability is {promised}, and Redis has appendonly") as caught:
-        refuse_weaker(promised, [ALWAYS, found])
+        check_durability(promised, [ALWAYS, found])
     assert "\n" not in str(caught.value)
     assert "SEGUE_DURABILITY" in str(caught.value)
 

@@ -16,7 +16,7 @@ from training.data.loader import Batch, make_batch  # noqa: E402
 from training.export_onnx import check_parity, export_encoder, item_embeddings  # noqa: E402
 from training.models.encoders.bert4rec import Bert4Rec, Bert4RecOptions, cut_anew  # noqa: E402
 from training.models.encoders.caser import Caser, CaserOptions  # noqa: E402
-from training.models.encoders.encoder import CausalEncoder, SessionEncoder, only_played  # noqa: E402
+from training.models.encoders.encoder import CausalEncoder, SessionEncoder, drop_skipped  # noqa: E402
 from training.models.encoders.gru4rec import Gru4Rec, Gru4RecOptions  # noqa: E402
 from training.models.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
 
@@ -220,7 +220,7 @@ def test_caser_sees_its_latest_plays_alone() -> None:
 def test_only_played_pads_anew_and_keeps_the_order() -> None:
     tracks = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]])
     skipped = torch.tensor([[False, False, True, False], [True, True, True, True]])
-    kept, flags = only_played(tracks, skipped)
+    kept, flags = drop_skipped(tracks, skipped)
     assert kept.tolist() == [[0, 0, 1, 3], [0, 0, 0, 0]]
     assert not flags.any()
 

@@ -14,11 +14,11 @@ pytest.importorskip("httpx")
 from segue.arrays import Float32, Int
 from segue.errors import BadOption, InputError
 from segue.recommend import PopularityRanker, Ranked, Recommender
-from segue.release import DatasetFacts, Draft, Release, WindowFacts, write_release
+from segue.release import DatasetFacts, Release, ReleaseMetadata, WindowFacts, write_release
 from segue.window import Sessions, Windows
 from training.data.dataset import Dataset, write_dataset
 from training.data.splits import examples, training_part
-from training.evaluation.evaluate import Offline, OverHttp, Question, evaluate, sample_candidates
+from training.evaluation.evaluate import HttpRecommender, LocalRecommender, Question, evaluate, sample_candidates
 from training.models.baselines.markov import MarkovRanker
 
 
@@ -37,7 +37,7 @@ def baseline(path: Path, data: Dataset, model: str = "popularity", split: Any = 
     part = training_part(data, split).gathered()
     plays = np.bincount(part.rows, minlength=data.catalogue.num_rows)
     arrays = MarkovRanker.fit(part, data.catalogue.num_rows, plays).arrays() if model == "markov" else {}
-    draft = Draft(
+    draft = ReleaseMetadata(
         model=model,
         options={},
         loss=None,
@@ -50,13 +50,13 @@ def baseline(path: Path, data: Dataset, model: str = "popularity", split: Any = 
     return write_release(path, draft, data.catalogue.with_counts(plays, plays * 0), arrays)
 
 
-def offline(question: Question) -> Offline:
+def offline(question: Question) -> LocalRecommender:
     release = question.release
     popularity = PopularityRanker(release.catalogue.plays)
     if release.manifest.model == "markov":
         chain = MarkovRanker.of_release(release)
-        return Offline(Recommender(chain, popularity, 20), question.to_release())
-    return Offline(Recommender(popularity, popularity, 20), question.to_release())
+        return LocalRecommender(Recommender(chain, popularity, 20), question.to_release())
+    return LocalRecommender(Recommender(popularity, popularity, 20), question.to_release())
 
 
 def value(result: dict[str, Any], group: str, metric: str) -> float:
@@ -189,7 +189,7 @@ class TestSampled:
         data = write_dataset(tmp_path / "d", plays, "random")
         question = Question(data, baseline(tmp_path / "r", data), "last-play", protocol="sampled")
         recommender = Recommender(RandomRanker(), PopularityRanker(question.release.catalogue.plays), 20)
-        result = evaluate(question, Offline(recommender, question.to_release()))
+        result = evaluate(question, LocalRecommender(recommender, question.to_release()))
         assert value(result, "all", "HR@10") == pytest.approx(10 / 1001, abs=4 * (0.01 / 4000) ** 0.5)
         assert value(result, "all", "HR@20") == pytest.approx(20 / 1001, abs=4 * (0.02 / 4000) ** 0.5)
 
@@ -219,13 +219,13 @@ class TestSampled:
     def test_it_cannot_go_through_a_service(self, tmp_path: Path) -> None:
         data = dataset(tmp_path / "d", {"s1": "abc"})
         question = Question(data, baseline(tmp_path / "r", data), "last-play", protocol="sampled")
-        service = OverHttp("http://127.0.0.1:9", data.catalogue, data.catalogue)
+        service = HttpRecommender("http://127.0.0.1:9", data.catalogue, data.catalogue)
         with service, pytest.raises(BadOption, match="use full"):
             evaluate(question, service)
 
 
 def test_a_service_that_does_not_answer_is_one_clear_line(tmp_path: Path) -> None:
     data = dataset(tmp_path / "d", {"s1": "abc"})
-    service = OverHttp("http://127.0.0.1:9", data.catalogue, data.catalogue)
+    service = HttpRecommender("http://127.0.0.1:9", data.catalogue, data.catalogue)
     with service, pytest.raises(InputError, match=r"--through http://127\.0\.0\.1:9: GET /releases/current got no"):
         service.serves()

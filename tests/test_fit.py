@@ -23,7 +23,7 @@ from training.data.loader import SessionViews  # noqa: E402
 from training.data.splits import Examples  # noqa: E402
 from training.distributed import Processes  # noqa: E402
 from training.models.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
-from training.trainer import Fitted, fit  # noqa: E402
+from training.trainer import FitResult, fit  # noqa: E402
 
 OPTIONS = SasRecOptions(dimension=16, heads=2, window=6, epochs=3, batch_size=8, negatives=20, learning_rate=0.01)
 TRACKS = 12
@@ -42,7 +42,9 @@ def asked(sessions: Sessions) -> Examples:
     return Examples(inputs, sessions.rows[ends], sessions.skipped[ends], np.arange(len(ends)))
 
 
-def run(folder: Path, options: SasRecOptions = OPTIONS, reporter: Silent | None = None, device: str = "cpu") -> Fitted:
+def run(
+    folder: Path, options: SasRecOptions = OPTIONS, reporter: Silent | None = None, device: str = "cpu"
+) -> FitResult:
     encoder = SasRec(TRACKS + 1, options)
     encoder.initialise(torch.Generator().manual_seed(options.seed))
     checkpoints = Checkpoints(folder, options.model_dump())
@@ -50,7 +52,7 @@ def run(folder: Path, options: SasRecOptions = OPTIONS, reporter: Silent | None 
     return fit(encoder, *told, Processes(device))
 
 
-def weights(fitted: Fitted) -> list[bytes]:
+def weights(fitted: FitResult) -> list[bytes]:
     return [value.numpy().tobytes() for value in fitted.encoder.state_dict().values()]
 
 
@@ -197,7 +199,7 @@ class TestContinued:
         trained = run(tmp_path / "first", OPTIONS.model_copy(update={"epochs": 12, "patience": 12}))
         before = weights(trained)
 
-        def on(epochs: int, learning_rate: float) -> Fitted:
+        def on(epochs: int, learning_rate: float) -> FitResult:
             changes = {"epochs": epochs, "learning_rate": learning_rate, "patience": 3}
             options = OPTIONS.model_copy(update=changes)
             encoder = SasRec(TRACKS + 1, options)

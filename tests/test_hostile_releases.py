@@ -26,8 +26,8 @@ from segue.release import Release
 from segue.sessions import Play
 from service.ops.telemetry import Telemetry
 from service.releases.loaded import Question
-from service.releases.registry import LiveReleases
-from service.releases.trial import try_release
+from service.releases.registry import ReleaseRegistry
+from service.releases.trial import validate_in_child
 from service.settings import Settings
 from service.threads import Threads
 from tests import hostile
@@ -51,7 +51,7 @@ class Serving:
         shutil.copytree(plain.path, folder / "good")
         self.bad = folder / "bad"
         given = Settings(release=folder / "good", releases_dir=folder, **settings)
-        self.releases = LiveReleases(given, Threads(1), Telemetry())
+        self.releases = ReleaseRegistry(given, Threads(1), Telemetry())
 
     def swap(self) -> str | None:
         """The line with which the bad release is refused; None where it is served, and answers."""
@@ -234,7 +234,7 @@ class TestTheTrial:
         ending = threading.Thread(target=_end_the_trial, args=(number,))
         ending.start()
         with pytest.raises(BadRelease, match=rf"ends the process that opens it \({name}\)"):
-            try_release(tmp_path / "bad", 30)
+            validate_in_child(tmp_path / "bad", 30)
         ending.join()
 
     def test_its_last_line_on_stderr_is_told(self, made: Hostile, tmp_path: Path) -> None:
@@ -242,16 +242,16 @@ class TestTheTrial:
         ending = threading.Thread(target=_end_the_trial, args=(signal.SIGABRT, b"loading\nstd::bad_alloc\n\n"))
         ending.start()
         with pytest.raises(BadRelease, match=r"ends the process that opens it \(SIGABRT\): std::bad_alloc; copy it"):
-            try_release(tmp_path / "bad", 30)
+            validate_in_child(tmp_path / "bad", 30)
         ending.join()
 
     def test_nothing_of_it_stays(self, plain: Release, made: Hostile, tmp_path: Path) -> None:
         made.with_encoder(tmp_path / "bad", hostile.endless_encoder())
-        try_release(plain.path, 30)  # Python's fork server stays, once it has started
+        validate_in_child(plain.path, 30)  # Python's fork server stays, once it has started
         before = len(list(Path("/dev/fd").iterdir()))
         for path in (tmp_path / "bad", tmp_path / "nowhere", plain.path):
             with contextlib.suppress(BadRelease):
-                try_release(path, 1)
+                validate_in_child(path, 1)
         assert [one for one in multiprocessing.active_children() if one.name == "release-trial"] == []
         assert len(list(Path("/dev/fd").iterdir())) <= before  # those of other tests may be closed meanwhile
 
@@ -262,4 +262,4 @@ class TestTheTrial:
         made.with_encoder(tmp_path / "bad", hostile.endless_encoder())
         (tmp_path / "current").write_text("bad")
         settings = Settings(release=tmp_path / "good", releases_dir=tmp_path, release_trial_s=1)
-        assert LiveReleases(settings, Threads(1), Telemetry()).current.live.folder == "good"
+        assert ReleaseRegistry(settings, Threads(1), Telemetry()).current.live.folder == "good"

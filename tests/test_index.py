@@ -15,7 +15,7 @@ from index import faiss_cpu, faiss_gpu
 from index import ivf as inverted_file
 from index.exact import ExactIndex, ranked
 from index.faiss_cpu import FaissIndex, Kind, Parameters, faiss
-from index.recall import Exam, recall_at_k
+from index.recall import RecallBenchmark, recall_at_k
 from segue.arrays import Float32
 from segue.errors import BadOption, BadRelease
 from segue.recommend import NearestTracks, Ranked
@@ -452,15 +452,15 @@ class TestRecall:
 
 class TestExam:
     def test_tuning_and_held_out_queries_share_none(self) -> None:
-        exam = Exam.of(QUERIES, EMBEDDINGS)
-        assert len(exam.tuning.queries) == len(exam.held_out.queries) == 150
-        both = np.concatenate([exam.tuning.queries, exam.held_out.queries])
+        exam = RecallBenchmark.of(QUERIES, EMBEDDINGS)
+        assert len(exam.tuning.queries) == len(exam.test_queries.queries) == 150
+        both = np.concatenate([exam.tuning.queries, exam.test_queries.queries])
         assert len(np.unique(both, axis=0)) == 300
 
     @pytest.mark.parametrize("queries", [QUERIES[:0], QUERIES[:, :5], QUERIES[0], QUERIES[:2] * np.nan])
     def test_unfit_queries_are_refused(self, queries: Float32) -> None:
         with pytest.raises(BadOption, match=r"finite queries of the shape \[n, 32\]"):
-            Exam.of(queries, EMBEDDINGS)
+            RecallBenchmark.of(queries, EMBEDDINGS)
 
 
 class TestGpu:

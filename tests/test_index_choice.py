@@ -21,8 +21,8 @@ from segue.release import (
     INDEX_FACTS,
     ITEM_EMBEDDINGS,
     DatasetFacts,
-    Draft,
     Release,
+    ReleaseMetadata,
     WindowFacts,
     open_release,
     with_index,
@@ -35,7 +35,7 @@ TRACKS, DIMENSION = 3_000, 16
 def made(path: Path, tracks: int = TRACKS, encoder: bytes | None = b"") -> Release:
     rng = np.random.default_rng(tracks)
     embeddings = rng.standard_normal((tracks + 1, DIMENSION), dtype=np.float32)
-    draft = Draft(
+    draft = ReleaseMetadata(
         model="sasrec",
         options={},
         loss=None,
@@ -68,10 +68,10 @@ class TestBuilding:
         assert facts.recall >= 0.95
         assert facts.search_ms > 0
         assert facts.exact_ms > 0
-        held_out = queries[1::2]
-        exact = ExactIndex(release.item_embeddings).search(held_out, facts.recall_k)
-        found = open_index(release).search(held_out, facts.recall_k)
-        assert recall_at_k(found.rows, exact, held_out, release.item_embeddings) == facts.recall
+        test_queries = queries[1::2]
+        exact = ExactIndex(release.item_embeddings).search(test_queries, facts.recall_k)
+        found = open_index(release).search(test_queries, facts.recall_k)
+        assert recall_at_k(found.rows, exact, test_queries, release.item_embeddings) == facts.recall
 
     def test_the_curve_rises_to_the_setting_that_was_chosen(self, release: Release, queries: Float32) -> None:
         _, facts = build_index(release, queries, "ivf", recall_target=0.9)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.data.loader import renumbered, touched_rows
+from training.data.loader import remap_rows, touched_rows
 
 torch = pytest.importorskip("torch")
 
@@ -92,7 +92,7 @@ def test_a_renumbered_batch_names_the_same_tracks() -> None:
     sessions = Sessions(rng.integers(1, 1000, 24), rng.random(24) < 0.5, np.array([0, 3, 12, 24]))
     batch, negatives = make_batch(sessions, 8, "next"), torch.tensor([5, 999, 5, 0])
     rows = touched_rows(batch, negatives)
-    local, local_negatives = renumbered(batch, negatives, rows)
+    local, local_negatives = remap_rows(batch, negatives, rows)
     assert torch.equal(rows[local_negatives], negatives)
     for name in batch._fields:
         if name == "plays_skipped":
@@ -120,6 +120,6 @@ def test_an_average_of_touched_rows_equals_one_of_all_rows() -> None:
         average.update(encoder, rows, before)
         now = [parameter.detach().clone() for parameter in encoder.parameters()]
         expected = [0.8 * mean + 0.2 * new for mean, new in zip(expected, now, strict=True)] if expected else now
-    found = [parameter.detach() for parameter in average.settled(encoder).parameters()]
+    found = [parameter.detach() for parameter in average.materialize(encoder).parameters()]
     for one, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(one, wanted)

@@ -10,7 +10,7 @@ pytest.importorskip("scipy")
 
 from segue.arrays import Float64, Int
 from segue.catalogue import PAD_ROW, Catalogue
-from segue.release import DatasetFacts, Draft, WindowFacts, write_release
+from segue.release import DatasetFacts, ReleaseMetadata, WindowFacts, write_release
 from segue.window import Sessions, Windows, to_windows
 from training.models.baselines.knn import VmisKnn, VmisKnnOptions
 
@@ -139,7 +139,7 @@ def test_a_release_gives_the_same_ranker(tmp_path: Path) -> None:
     options = VmisKnnOptions(neighbours=7, sample=9)
     model = VmisKnn.fit(sessions, ROWS, plays, options)
     catalogue = Catalogue.of([f"t{row}" for row in range(1, ROWS)]).with_counts(plays, plays * 0)
-    draft = Draft(
+    draft = ReleaseMetadata(
         model="vmis-knn",
         options=options.model_dump(),
         loss=None,

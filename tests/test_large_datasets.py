@@ -31,7 +31,7 @@ from training.data.sessions_parquet import FLAT_FOLDER, SESSIONS_FILE, GrowingAr
 from training.data.splits import Part, Split, examples, training_part  # noqa: E402
 from training.data.synthetic import simulate  # noqa: E402
 from training.models.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
-from training.run import Job, train  # noqa: E402
+from training.run import TrainingJob, train  # noqa: E402
 from training.trainer import fit  # noqa: E402
 
 SPLITS: tuple[Split, ...] = ("last-play", "new-sessions")
@@ -151,7 +151,7 @@ class TestEquality:
         from training.options import Options
 
         for name, data in (("one", plain), ("other", large)):
-            train(Job("markov", Options(), data, "last-play", tmp_path / name), Quiet())
+            train(TrainingJob("markov", Options(), data, "last-play", tmp_path / name), Quiet())
         files = sorted(file.name for file in (tmp_path / "one").iterdir() if file.name != MANIFEST)
         assert len(files) > 2
         for file in files:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from segue.cli.rates import History, figures, quantile
+from segue.cli.rates import SnapshotHistory, quantile, rates_between
 
 BOUNDS = [0.001, 0.01, 0.1]
 
@@ -70,7 +70,7 @@ class TestQuantiles:
 class TestTwoLooks:
     def test_give_rates_latencies_and_errors(self) -> None:
         before = snapshot()
-        found = figures(before, later(before, 4.0))
+        found = rates_between(before, later(before, 4.0))
         assert found["seconds"] == 4.0
         [operations, recommendations, tracks] = found["routes"]
         assert (operations["per_s"], operations["p50_ms"]) == (0.0, None)
@@ -89,18 +89,18 @@ class TestTwoLooks:
         after["routes"][0] |= {"statuses": {"200": 102}, "within": [0, 102, 0, 0]}
         for route in ("/sessions/{session_id}/stream", "none", "/ops"):
             after["routes"].append({**after["routes"][2], "route": route})
-        found = figures(before, after)
+        found = rates_between(before, after)
         assert found["routes"][0]["per_s"] == 25.0
         assert (found["total"]["per_s"], found["total"]["answered"]) == (11.0, 44)
         assert found["total"]["p50_ms"] == pytest.approx(1 + 9 * 2 / 10)
 
     def test_call_what_found_no_route_so(self) -> None:
         refused = {"method": "any", "route": "none", "statuses": {"401": 3}, "seconds": 0.0, "within": [3, 0, 0, 0]}
-        assert figures(None, snapshot(routes=[refused]))["routes"][0]["name"] == "files, or no route"
+        assert rates_between(None, snapshot(routes=[refused]))["routes"][0]["name"] == "files, or no route"
 
     def test_give_each_release_its_own_skip_rate(self) -> None:
         before = snapshot()
-        [one, two] = figures(before, later(before, 4.0))["releases"]
+        [one, two] = rates_between(before, later(before, 4.0))["releases"]
         assert (one["plays"], one["skip_rate"], one["played_rate"], one["lists_per_s"]) == (4, 0.25, 0.75, 0.5)
         assert (two["plays"], two["skip_rate"], two["played_rate"], two["lists_per_s"]) == (0, None, None, 9.5)
 
@@ -110,7 +110,7 @@ class TestTwoLooks:
     def test_that_do_not_compare_give_what_was_since_the_start_and_no_rates(
         self, before: dict[str, Any] | None
     ) -> None:
-        found = figures(before, snapshot())
+        found = rates_between(before, snapshot())
         assert found["seconds"] is None
         assert (found["total"]["answered"], found["total"]["per_s"], found["shed_per_s"]) == (10, None, None)
         assert found["total"]["p90_ms"] == pytest.approx(77.5)
@@ -118,21 +118,21 @@ class TestTwoLooks:
 
     def test_of_a_service_that_nobody_asked_give_nothing(self) -> None:
         quiet = snapshot(routes=[], releases=[])
-        found = figures(quiet, {**quiet, "at": 1001.0})
+        found = rates_between(quiet, {**quiet, "at": 1001.0})
         assert (found["total"]["per_s"], found["total"]["p50_ms"]) == (0.0, None)
 
 
 class TestHistory:
     def test_reaches_as_far_back_as_asked(self) -> None:
-        history = History()
+        history = SnapshotHistory()
         for at in (1000.0, 1004.0, 1008.0, 1012.0):
             history.add(snapshot(at=at))
-        assert history.figures(10)["seconds"] == 8.0
-        assert history.figures(300)["seconds"] == 12.0
-        assert history.figures(1)["seconds"] is None
+        assert history.rates_between(10)["seconds"] == 8.0
+        assert history.rates_between(300)["seconds"] == 12.0
+        assert history.rates_between(1)["seconds"] is None
 
     def test_keeps_replicas_that_answer_in_turn_apart(self) -> None:
-        history = History()
+        history = SnapshotHistory()
         for at, instance in ((1000.0, "one"), (1001.0, "two"), (1002.0, "one"), (1003.0, "two")):
             history.add(snapshot(at=at, instance=instance))
-            assert history.figures(10)["seconds"] == (2.0 if at >= 1002.0 else None)
+            assert history.rates_between(10)["seconds"] == (2.0 if at >= 1002.0 else None)

@@ -15,10 +15,10 @@ from segue.window import Sessions  # noqa: E402
 from training.data.loader import Batch, distinct, make_batch, next_played, trainable  # noqa: E402
 from training.losses import (  # noqa: E402  # noqa: E402
     Negatives,
-    found_in,
     info_nce,
     info_nce_as_published,
     sampled_softmax,
+    seen_mask,
     step_terms,
     uniform_log_q,
 )
@@ -275,4 +275,4 @@ def test_the_negatives_that_a_session_holds_are_found_however_often_they_were_dr
     generator = torch.Generator().manual_seed(0)
     own = torch.randint(0, 30, (6, 7), generator=generator)
     for negatives in (torch.randint(1, 30, (40,), generator=generator), torch.tensor([29]), torch.tensor([40, 40])):
-        assert torch.equal(found_in(own, negatives), (own[:, :, None] == negatives).any(dim=1))
+        assert torch.equal(seen_mask(own, negatives), (own[:, :, None] == negatives).any(dim=1))

@@ -21,7 +21,7 @@ from segue.ranking_metrics import bootstrap, hit, mean_rank, reciprocal_rank  # 
 from segue.release import ENCODER, ITEM_EMBEDDINGS  # noqa: E402
 from segue.window import Sessions, Windows, to_windows  # noqa: E402
 from service.releases.onnx_encoder import OnnxEncoder  # noqa: E402
-from training.data.synthetic import plant  # noqa: E402
+from training.data.synthetic import simulate_sessions  # noqa: E402
 from training.export_onnx import check_parity, export_encoder, item_embeddings  # noqa: E402
 from training.models.baselines.bpr import Bpr, BprOptions, Draws, Factors, Sampler, descend, factorise, fit_bpr  # noqa: E402
 from training.models.baselines.feedback import Version, distinct_outcomes, distinct_pairs, freshness  # noqa: E402
@@ -278,7 +278,7 @@ class TestBprFoldIn:
 
 def planted(sessions: int, seed: int = 0) -> tuple[Sessions, Int, Any, int]:
     """Planted sessions without their last play, and that play: what it was and whether it was skipped."""
-    world = plant(1000, sessions, seed)
+    world = simulate_sessions(1000, sessions, seed)
     whole = Sessions(world.track + 1, world.skipped, world.offsets)
     last = whole.offsets[1:] - 1
     return whole.cut(whole.offsets[:-1], last), whole.rows[last], whole.skipped[last], 1001

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from segue.errors import OutOfMemory  # noqa: E402 (after the check that torch is there)
 from training.checkpoint import Checkpoints, Progress  # noqa: E402
-from training.memory_advice import memory_advice  # noqa: E402
+from training.memory_advice import oom_hint  # noqa: E402
 from training.models.baselines.wrmf import WrmfOptions  # noqa: E402
 from training.models.encoders.bert4rec import Bert4RecOptions  # noqa: E402
 from training.models.encoders.sasrec import SasRecOptions  # noqa: E402
@@ -22,7 +22,7 @@ ON_A_GPU = (
 
 
 def advice(options: Options, folder: Path, act: Any, **rest: Any) -> str:
-    with pytest.raises(OutOfMemory) as caught, memory_advice(options, Checkpoints(folder, {}), **rest):
+    with pytest.raises(OutOfMemory) as caught, oom_hint(options, Checkpoints(folder, {}), **rest):
         act()
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 1
@@ -71,5 +71,5 @@ def test_what_is_fixed_is_not_advised_and_a_checkpoint_is_kept(tmp_path: Path) -
 
 def test_other_errors_are_left_alone(tmp_path: Path) -> None:
     for error in (RuntimeError("shapes do not match"), ValueError("not enough memory")):
-        with pytest.raises(type(error), match=str(error)), memory_advice(SasRecOptions(), Checkpoints(tmp_path, {})):
+        with pytest.raises(type(error), match=str(error)), oom_hint(SasRecOptions(), Checkpoints(tmp_path, {})):
             raise error

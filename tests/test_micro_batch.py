@@ -10,7 +10,7 @@ from segue.errors import Overloaded
 from service.batching import MicroBatch
 
 
-class Work:
+class PrepareJob:
     """Doubles numbers, and remembers the batches. It waits at `gate` while that is shut."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ async def _after_starting(*calls: Coroutine[Any, Any, int]) -> list["asyncio.Tas
 
 def test_a_lone_item_does_not_wait() -> None:
     async def test() -> None:
-        work = Work()
+        work = PrepareJob()
         batch = MicroBatch(work)
         assert [await batch(2), await batch(4)] == [4, 8]
         assert work.batches == [[2], [4]]
@@ -49,7 +49,7 @@ def test_a_lone_item_does_not_wait() -> None:
 
 def test_what_comes_while_work_runs_is_the_next_batch_up_to_the_largest() -> None:
     async def test() -> None:
-        work = Work()
+        work = PrepareJob()
         work.gate.clear()
         batch = MicroBatch(work, largest=3)
         first = await _after_starting(batch(0))
@@ -63,9 +63,9 @@ def test_what_comes_while_work_runs_is_the_next_batch_up_to_the_largest() -> Non
 
 def test_as_many_batches_run_at_once_as_allowed() -> None:
     async def test() -> None:
-        work = Work()
+        work = PrepareJob()
         work.gate.clear()
-        batch = MicroBatch(work, at_once=2)
+        batch = MicroBatch(work, max_concurrent_batches=2)
         tasks = [task for item in (2, 4, 6) for task in await _after_starting(batch(item))]
         assert work.batches == [[2], [4]]
         work.gate.set()
@@ -76,7 +76,7 @@ def test_as_many_batches_run_at_once_as_allowed() -> None:
 
 def test_a_failure_reaches_those_it_concerns() -> None:
     async def test() -> None:
-        work = Work()
+        work = PrepareJob()
         work.gate.clear()
         batch = MicroBatch(work)
         first = await _after_starting(batch(13))
@@ -91,7 +91,7 @@ def test_a_failure_reaches_those_it_concerns() -> None:
 
 def test_one_who_has_gone_is_not_worked_for_and_stops_nobody() -> None:
     async def test() -> None:
-        work = Work()
+        work = PrepareJob()
         work.gate.clear()
         batch = MicroBatch(work)
         running = await _after_starting(batch(0))
@@ -110,9 +110,9 @@ def test_one_who_has_gone_is_not_worked_for_and_stops_nobody() -> None:
 
 def test_what_is_too_much_is_refused_at_once_and_the_others_are_worked_for() -> None:
     async def test() -> None:
-        work = Work()
+        work = PrepareJob()
         work.gate.clear()
-        batch = MicroBatch(work, largest=1, most_waiting=2)
+        batch = MicroBatch(work, largest=1, max_queue=2)
         running = await _after_starting(batch(0))
         waiting = await _after_starting(batch(2), batch(4))
         with pytest.raises(Overloaded, match="2 others wait already"):

@@ -14,9 +14,9 @@ from segue.sessions import Outcome, Play
 from training.data.dataset import Dataset
 from training.data.splits import examples
 from training.data.synthetic import simulate
-from training.evaluation.evaluate import Offline, Question, evaluate
+from training.evaluation.evaluate import LocalRecommender, Question, evaluate
 from training.options import check_options
-from training.run import MODELS, Job, train
+from training.run import MODELS, TrainingJob, train
 
 CORRECTED = {"wrmf-bl", "wrmf-nr", "bpr-bl", "bpr-nr"}  # of families that the everyday suite has already
 SMALL = {"epochs": 1, "dimension": 8, "heads": 2, "negatives": 20, "iterations": 2, "beta": 0.5}
@@ -40,7 +40,7 @@ def release(request: Any, dataset: Dataset, tmp_path_factory: pytest.TempPathFac
     kind = MODELS[request.param].options
     options = check_options(kind, {key: value for key, value in SMALL.items() if key in kind.model_fields})
     out = tmp_path_factory.mktemp("release") / request.param
-    return train(Job(request.param, options, dataset, "last-play", out), Silent())
+    return train(TrainingJob(request.param, options, dataset, "last-play", out), Silent())
 
 
 def test_it_is_measured_under_both_protocols(release: Release, dataset: Dataset) -> None:
@@ -48,7 +48,7 @@ def test_it_is_measured_under_both_protocols(release: Release, dataset: Dataset)
 
     for protocol in ("full", "sampled"):
         question = Question(dataset, release, "last-play", protocol=protocol)
-        result = evaluate(question, Offline(open_recommender(release, exact=True), question.to_release()))
+        result = evaluate(question, LocalRecommender(open_recommender(release, exact=True), question.to_release()))
         assert result["groups"]["all"]["sessions"] == 120
         assert len(result["ranks"]) == len(result["target_plays"]) == len(result["session_length"]) == 120
         assert result["training"]["seconds"] >= 0
@@ -59,20 +59,20 @@ def test_its_validation_is_what_evaluation_measures(release: Release, dataset: D
     from segue.cli.train import open_recommender
 
     question = Question(dataset, release, "last-play", "validation")
-    result = evaluate(question, Offline(open_recommender(release, exact=True), question.to_release()))
+    result = evaluate(question, LocalRecommender(open_recommender(release, exact=True), question.to_release()))
     told: Any = release.manifest.evaluation["validation"]
     assert result["groups"]["all"]["HR@10"]["value"] == pytest.approx(told["HR@10"], abs=0.01)
 
 
 def test_it_answers_sessions_as_it_is_served(release: Release, dataset: Dataset) -> None:
     """A model with vectors is served; one without says so. A skip enters the answer of all that can hear it."""
-    from service.releases.loaded import open_live_release
+    from service.releases.loaded import load_release
 
     if not release.has_encoder:
         with pytest.raises(BadRelease, match="has no encoder"):
-            open_live_release(release.path)
+            load_release(release.path)
         return
-    live = open_live_release(release.path)
+    live = load_release(release.path)
     ids = dataset.catalogue.track_ids
     plays = [Play(track, Outcome.PLAYED) for track in ids[5:9]]
     played = live.recommend(plays, 20, exclude_heard=True)
@@ -89,7 +89,7 @@ def test_a_batch_answers_as_one_question_at_a_time(release: Release, dataset: Da
 
     if not release.has_encoder:
         pytest.skip("a model without vectors is not served")
-    live = live_release.open_live_release(release.path)
+    live = live_release.load_release(release.path)
     ids, rng = dataset.catalogue.track_ids, np.random.default_rng(0)
     questions = [
         live_release.Question(
@@ -114,7 +114,7 @@ def test_a_dataset_too_small_for_validation_is_trained_on_all_the_same(model: st
     small = {"dimension": 8, "epochs": 3, "patience": 1, "heads": 2, "window": 5}
     kind = MODELS[model].options
     options = check_options(kind, {name: value for name, value in small.items() if name in kind.model_fields})
-    release = train(Job(model, options, dataset, "new-sessions", tmp_path / "release"), Silent())
+    release = train(TrainingJob(model, options, dataset, "new-sessions", tmp_path / "release"), Silent())
     assert release.manifest.evaluation.get("best_epoch", 3) == 3
     if model != "markov":
         assert len(release.sample_windows.tracks) > 0

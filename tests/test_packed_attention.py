@@ -6,8 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from training.models.encoders.tensor_ops import picked, spread  # noqa: E402
-from training.models.encoders.transformer import Places, attention  # noqa: E402
+from training.models.encoders.tensor_ops import gather_rows, scatter_to_padded  # noqa: E402
+from training.models.encoders.transformer import PackedLayout, attention  # noqa: E402
 
 HEADS, WIDTH = 2, 6
 LENGTHS = 1, 4, 0, 3  # a session without a play among them
@@ -50,7 +50,7 @@ def test_it_equals_the_plain_formula_with_its_gradient(
         factors = (torch.rand(factors.shape, generator=generator) > share).double() / (1 - share)
         monkeypatch.setattr("training.models.encoders.transformer.kept", lambda *_: factors)
     real = real_steps(left=left)
-    places = Places(real, attention(real, causal=causal), HEADS)
+    places = PackedLayout(real, attention(real, causal=causal), HEADS)
     found, expected = places.mixed(inputs, share), by_hand(inputs, real, factors, causal=causal)
     torch.testing.assert_close(found, expected)
     towards = torch.randn(found.shape, generator=generator, dtype=torch.float64)
@@ -61,22 +61,22 @@ def test_it_equals_the_plain_formula_with_its_gradient(
 
 def test_a_batch_without_a_real_step_has_no_line_and_no_gradient() -> None:
     real = torch.zeros(2, 3, dtype=torch.bool)
-    places = Places(real, attention(real, causal=True), HEADS)
+    places = PackedLayout(real, attention(real, causal=True), HEADS)
     inputs = torch.zeros(0, 3 * WIDTH, requires_grad=True)
     mixed = places.mixed(inputs, 0.5)
     assert mixed.shape == (0, WIDTH)
     (gradient,) = torch.autograd.grad(mixed.sum(), inputs)
     assert gradient.shape == inputs.shape
-    assert places.spread(mixed).shape == (6, WIDTH)
+    assert places.scatter_to_padded(mixed).shape == (6, WIDTH)
 
 
 def test_lines_are_picked_and_put_back_with_their_gradients() -> None:
     lines = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
     places = torch.tensor([0, 3, 4])
-    assert torch.equal(picked(lines, places), lines[places])
-    assert torch.autograd.gradcheck(lambda given: picked(given, places), lines)
+    assert torch.equal(gather_rows(lines, places), lines[places])
+    assert torch.autograd.gradcheck(lambda given: gather_rows(given, places), lines)
     few = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
-    back = spread(few, torch.tensor([0, 0, 1, 1, 2]), places)
+    back = scatter_to_padded(few, torch.tensor([0, 0, 1, 1, 2]), places)
     assert torch.equal(back[places], few)
     (gradient,) = torch.autograd.grad(back[places].sum(), few)
     assert torch.equal(gradient, torch.ones_like(few))

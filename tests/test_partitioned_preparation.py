@@ -18,7 +18,7 @@ from training.prepare.formats import PROBLEMS
 from training.prepare.partition_tasks import partitions_of
 from training.prepare.partitioned import portion_bytes_of, prepare_in_tasks
 from training.prepare.pipeline import Engine, prepare, prepare_options
-from training.prepare.sources import Part, opened, portions_of
+from training.prepare.sources import FileSlice, opened, portions_of
 
 
 class TasksHere:
@@ -135,7 +135,7 @@ class TestPortions:
             for parts in range(2, 12):
                 texts = []
                 for number in range(parts):
-                    with opened(Part(file, number, parts), "mssd", tmp_path) as plain:
+                    with opened(FileSlice(file, number, parts), "mssd", tmp_path) as plain:
                         texts.append(plain.read_text())
                 assert all(text.startswith(lines[0]) for text in texts)
                 head = len(lines[0]) + (len(lines) > 1)

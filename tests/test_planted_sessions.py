@@ -8,12 +8,12 @@ import polars as pl
 import pytest
 
 from segue.errors import BadOption
-from training.data.synthetic import MIN_TRACKS, PlantedWorld, plant, simulate
+from training.data.synthetic import MIN_TRACKS, SyntheticData, simulate, simulate_sessions
 
 
 @pytest.fixture(scope="module")
-def world() -> PlantedWorld:
-    return plant(2_000, 5_000, seed=7)
+def world() -> SyntheticData:
+    return simulate_sessions(2_000, 5_000, seed=7)
 
 
 def test_the_same_seed_gives_the_same_dataset(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_another_seed_gives_another_dataset(tmp_path: Path) -> None:
 
 
 def test_the_dataset_holds_the_plays_of_the_world(tmp_path: Path) -> None:
-    world, dataset = plant(1_000, 200, seed=3), simulate(1_000, 200, tmp_path / "d", seed=3)
+    world, dataset = simulate_sessions(1_000, 200, seed=3), simulate(1_000, 200, tmp_path / "d", seed=3)
     track_of_row = pl.Series(["", *dataset.catalogue.track_ids])
     assert track_of_row.gather(dataset.sessions.rows).to_list() == world.plays["track_id"].to_list()
     assert dataset.sessions.skipped.tolist() == world.skipped.tolist()
@@ -47,37 +47,37 @@ def test_the_smallest_world_has_all_its_tracks_with_names(tmp_path: Path) -> Non
 
 
 def test_the_genre_of_a_row_is_that_of_its_track(tmp_path: Path) -> None:
-    world, catalogue = plant(1_000, 50), simulate(1_000, 50, tmp_path / "d").catalogue
+    world, catalogue = simulate_sessions(1_000, 50), simulate(1_000, 50, tmp_path / "d").catalogue
     genres = world.genre_by_row(catalogue)
     assert genres[0] == -1
     assert genres[catalogue.row("t0000042")] == world.genre[42]
     assert len(genres) == catalogue.num_rows
 
 
-def test_listeners_skip_what_does_not_fit_their_taste(world: PlantedWorld) -> None:
+def test_listeners_skip_what_does_not_fit_their_taste(world: SyntheticData) -> None:
     assert world.skipped[world.fits].mean() == pytest.approx(0.05, abs=0.01)
     assert world.skipped[~world.fits].mean() == pytest.approx(0.9, abs=0.01)
     assert 0.4 <= world.skipped.mean() <= 0.5
 
 
-def test_sessions_have_ten_to_twenty_plays(world: PlantedWorld) -> None:
+def test_sessions_have_ten_to_twenty_plays(world: SyntheticData) -> None:
     lengths = np.diff(world.offsets)
     assert (lengths.min(), lengths.max()) == (10, 20)
 
 
-def test_a_session_stays_in_its_playlist(world: PlantedWorld) -> None:
+def test_a_session_stays_in_its_playlist(world: SyntheticData) -> None:
     for session in range(0, len(world.session_taste), 500):
         heard = world.track[world.offsets[session] : world.offsets[session + 1]]
         assert set(heard) <= set(playlist_of(world, session))
 
 
-def playlist_of(world: PlantedWorld, session: int) -> list[int]:
+def playlist_of(world: SyntheticData, session: int) -> list[int]:
     number = world.session_playlist[session]
     start, end = world.playlist_offsets[number : number + 2]
     return [int(track) for track in world.playlist_tracks[start:end]]
 
 
-def test_playlists_mix_two_or_three_genres_and_name_a_track_once(world: PlantedWorld) -> None:
+def test_playlists_mix_two_or_three_genres_and_name_a_track_once(world: SyntheticData) -> None:
     bounds = zip(world.playlist_offsets[:-1], world.playlist_offsets[1:], strict=True)
     playlists = [world.playlist_tracks[start:end] for start, end in bounds]
     assert {len(set(world.genre[tracks])) for tracks in playlists} == {2, 3}
@@ -86,7 +86,7 @@ def test_playlists_mix_two_or_three_genres_and_name_a_track_once(world: PlantedW
     assert len(np.unique(world.playlist_tracks)) > 0.95 * len(world.genre)
 
 
-def test_every_other_play_is_the_next_of_the_playlist_that_was_not_heard(world: PlantedWorld) -> None:
+def test_every_other_play_is_the_next_of_the_playlist_that_was_not_heard(world: SyntheticData) -> None:
     in_order = pairs = expected = 0.0
     for session in range(1_000):
         playlist = playlist_of(world, session)
@@ -105,19 +105,19 @@ def test_every_other_play_is_the_next_of_the_playlist_that_was_not_heard(world: 
     assert 0.5 < expected / pairs < 0.7
 
 
-def test_a_session_repeats_no_track_before_its_playlist_is_heard_through(world: PlantedWorld) -> None:
+def test_a_session_repeats_no_track_before_its_playlist_is_heard_through(world: SyntheticData) -> None:
     for session in range(1_000):
         heard = world.track[world.offsets[session] : world.offsets[session + 1]]
         assert len(set(heard)) == min(len(heard), len(playlist_of(world, session)))
 
 
-def test_what_comes_next_does_not_depend_on_the_taste(world: PlantedWorld) -> None:
+def test_what_comes_next_does_not_depend_on_the_taste(world: SyntheticData) -> None:
     not_first = np.ones(len(world.track), dtype=np.bool_)
     not_first[world.offsets[:-1]] = False
     assert world.fits[not_first].mean() == pytest.approx(world.fits[~not_first].mean(), abs=0.03)
 
 
-def test_an_artist_has_one_genre_and_about_twenty_tracks(world: PlantedWorld) -> None:
+def test_an_artist_has_one_genre_and_about_twenty_tracks(world: SyntheticData) -> None:
     by_artist = pl.DataFrame({"artist": world.artist, "genre": world.genre}).group_by("artist")
     summary = by_artist.agg(pl.col("genre").n_unique().alias("genres"), pl.len().alias("tracks"))
     assert summary["genres"].to_list() == [1] * 100

@@ -19,8 +19,8 @@ torch = pytest.importorskip("torch")
 from segue.cli import main  # noqa: E402 (after the check that torch is there)
 from segue.errors import BadOption  # noqa: E402
 from tests.fit_together import CASES, SESSIONS, SIZES, fitted  # noqa: E402
-from training.distributed import Processes, joined, refuse_shared_gpu  # noqa: E402
-from training.trainer import Fitted  # noqa: E402
+from training.distributed import Processes, init_distributed, refuse_shared_gpu  # noqa: E402
+from training.trainer import FitResult  # noqa: E402
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 EXACT = [name for name, case in CASES.items() if case.dtype == torch.float64]
@@ -43,7 +43,7 @@ def curve(history: list[dict[str, float]], term: str = "loss") -> list[float]:
     return [line[term] for line in history]
 
 
-def assert_equal(history: list[dict[str, float]], weights: dict[str, Any], alone: Fitted) -> None:
+def assert_equal(history: list[dict[str, float]], weights: dict[str, Any], alone: FitResult) -> None:
     for term in ("loss", "nll", "nce", "HR@10", "MRR@10"):
         assert curve(history, term) == pytest.approx(curve(alone.history, term), rel=1e-9, abs=1e-12)
     for name, value in alone.encoder.state_dict().items():
@@ -96,12 +96,12 @@ class TestTwoProcesses:
 
 class TestJoining:
     def test_a_process_that_was_started_alone_is_alone(self) -> None:
-        with joined("cpu") as processes:
+        with init_distributed("cpu") as processes:
             assert type(processes) is Processes
-            assert (processes.rank, processes.world, processes.leads) == (0, 1, True)
+            assert (processes.rank, processes.world, processes.is_main) == (0, 1, True)
 
     def test_one_process_alone_has_nobody_to_share_a_table_with(self) -> None:
-        with pytest.raises(BadOption, match="--sharded: one process alone"), joined("cpu", sharded=True):
+        with pytest.raises(BadOption, match="--sharded: one process alone"), init_distributed("cpu", sharded=True):
             pass
 
     @pytest.mark.parametrize(
@@ -139,7 +139,10 @@ class TestJoining:
     def test_more_processes_than_gpus_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in {"WORLD_SIZE": "99", "RANK": "98", "LOCAL_RANK": "98"}.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(BadOption, match="more processes than this machine has GPUs: start at most"), joined("cuda"):
+        with (
+            pytest.raises(BadOption, match="more processes than this machine has GPUs: start at most"),
+            init_distributed("cuda"),
+        ):
             pass
 
 

@@ -11,7 +11,7 @@ from segue.release import Release
 from segue.sessions import Outcome, Play
 
 pytest.importorskip("onnxruntime")
-from service.releases.loaded import open_live_release
+from service.releases.loaded import load_release
 from tests import conftest
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +52,7 @@ def test_the_program_prints_what_the_page_shows(release: Release, capsys: pytest
 
 
 def test_options_and_failures_are_as_described(release: Release, tmp_path: Path) -> None:
-    live = open_live_release(release.path, threads=2)
+    live = load_release(release.path, threads=2)
     session = [Play("folk-11"), Play("techno-22", Outcome.SKIPPED)]
     first = live.recommend(session, k=3).tracks[0].track_id
     without = [track.track_id for track in live.recommend(session, k=3, exclude=[first]).tracks]
@@ -66,5 +66,5 @@ def test_options_and_failures_are_as_described(release: Release, tmp_path: Path)
         live.similar("x", 5)
     (tmp_path / "other").mkdir()
     with pytest.raises(BadRelease) as caught:
-        open_live_release(tmp_path / "other")
+        load_release(tmp_path / "other")
     assert "\n" not in str(caught.value)

@@ -11,7 +11,7 @@ from segue.errors import ModelUnavailable
 from segue.release import Release
 from segue.sessions import Play
 from service.ops.telemetry import Telemetry
-from service.releases.loaded import Answer, LiveRelease, Question, open_live_release
+from service.releases.loaded import LoadedRelease, Question, RecommendResult, load_release
 from service.releases.ranking import Ranking
 from service.threads import Threads
 
@@ -22,14 +22,14 @@ HANGS, FAILS = "g1-t01", "g1-t02"
 class Faulty:
     """A live release that hangs on one track and fails on another; it remembers how many questions it was asked."""
 
-    def __init__(self, live: LiveRelease) -> None:
+    def __init__(self, live: LoadedRelease) -> None:
         self._live = live
         self.release, self.table = live.release, live.table
         self.asked: list[int] = []
         self.hangs_once = False
         self.returns = threading.Event()
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+    def answer(self, questions: Sequence[Question]) -> list[RecommendResult]:
         self.asked.append(len(questions))
         tracks = {play.track_id for question in questions for play in question.plays}
         if self.hangs_once:
@@ -50,7 +50,7 @@ def question(*tracks: str) -> Question:
 
 @pytest.fixture
 def faulty(tiny_release: Release) -> Iterator[Faulty]:
-    faulty = Faulty(open_live_release(tiny_release.path))
+    faulty = Faulty(load_release(tiny_release.path))
     yield faulty
     faulty.returns.set()
 
@@ -67,7 +67,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 async def all_of(ranking: Ranking, questions: Sequence[Question]) -> list[str]:
     """The source of each answer, or the error's name. All but the first are one batch."""
     found = await asyncio.gather(*(ranking(one) for one in questions), return_exceptions=True)
-    return [one.source if isinstance(one, Answer) else type(one).__name__ for one in found]
+    return [one.source if isinstance(one, RecommendResult) else type(one).__name__ for one in found]
 
 
 @pytest.mark.parametrize(("track", "error"), [(HANGS, "ModelUnavailable"), (FAILS, "ValueError")])

@@ -21,7 +21,7 @@ from segue.errors import BadLog, BadOption
 from tests.log_samples import SAMPLES, Sample
 from tests.prepared_twice import assert_same, contents
 from training.prepare.pipeline import prepare, prepare_options
-from training.prepare.ray_engine import Interrupts, connected, ray_engine
+from training.prepare.ray_engine import DeferredInterrupts, connected, ray_engine
 
 MARK = "SEGUE_TEST_STARTED_IN"
 PREPARE = (sys.executable, "-m", "segue", "prepare")
@@ -145,21 +145,21 @@ class TestInterrupts:
             raise leads_to
 
     def test_one_that_went_nowhere_comes_at_the_end(self) -> None:
-        with pytest.raises(KeyboardInterrupt), Interrupts():
+        with pytest.raises(KeyboardInterrupt), DeferredInterrupts():
             self.swallowed()
 
     def test_one_comes_instead_of_the_error_that_it_led_to(self) -> None:
-        with pytest.raises(KeyboardInterrupt), Interrupts():
+        with pytest.raises(KeyboardInterrupt), DeferredInterrupts():
             self.swallowed(leads_to=BadLog("Ray lost a task"))
 
     def test_without_one_an_error_is_itself(self) -> None:
-        with pytest.raises(BadLog), Interrupts():
+        with pytest.raises(BadLog), DeferredInterrupts():
             raise BadLog("Ray lost a task")
 
     def test_a_signal_that_is_ignored_stays_so(self) -> None:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            with Interrupts():
+            with DeferredInterrupts():
                 signal.raise_signal(signal.SIGINT)
                 assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         finally:

@@ -17,8 +17,8 @@ from segue.release import (
     ITEM_EMBEDDINGS,
     MANIFEST,
     DatasetFacts,
-    Draft,
     Release,
+    ReleaseMetadata,
     WindowFacts,
     open_release,
     with_index,
@@ -28,8 +28,8 @@ from segue.release import (
 FROZEN = Path(__file__).parent / "releases" / "v1"
 
 
-def draft() -> Draft:
-    return Draft(
+def draft() -> ReleaseMetadata:
+    return ReleaseMetadata(
         model="sasrec",
         options={"epochs": 1},
         loss=None,
@@ -154,10 +154,10 @@ class TestFrozenSample:
     def test_it_recommends_what_it_recommended_when_it_was_frozen(self) -> None:
         pytest.importorskip("onnxruntime")
         from segue.sessions import Outcome, Play
-        from service.releases.loaded import open_live_release
+        from service.releases.loaded import load_release
 
         expected = json.loads((FROZEN.parent / "v1-answers.json").read_text())
-        live = open_live_release(FROZEN)
+        live = load_release(FROZEN)
         for case in expected:
             plays = [Play(track_id, Outcome(outcome)) for track_id, outcome in case["plays"]]
             answer = live.recommend(plays, 10, [], exclude_heard=True)

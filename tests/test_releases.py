@@ -15,9 +15,9 @@ from segue.errors import BadOption, SwapRefused
 from segue.release import Release
 from segue.sessions import Play
 from service.ops.telemetry import Telemetry
-from service.releases.attribution import SessionDraw
+from service.releases.attribution import SessionSampler
 from service.releases.loaded import Question
-from service.releases.registry import LiveReleases
+from service.releases.registry import ReleaseRegistry
 from service.sessions.store import bucket_of
 from service.settings import Settings, as_environment, read_settings
 from service.threads import Threads
@@ -25,9 +25,9 @@ from service.threads import Threads
 SESSIONS = [f"session-{number}" for number in range(20_000)]
 
 
-def opened(releases_dir: Path, **settings: Any) -> LiveReleases:
+def opened(releases_dir: Path, **settings: Any) -> ReleaseRegistry:
     given = {"release": releases_dir / "first", "releases_dir": releases_dir, **settings}
-    return LiveReleases(Settings(**given), Threads(1), Telemetry())
+    return ReleaseRegistry(Settings(**given), Threads(1), Telemetry())
 
 
 @pytest.fixture
@@ -93,13 +93,13 @@ class TestSwapping:
     def test_without_a_folder_there_is_no_swap_and_no_experiment(self, tiny_release: Release) -> None:
         settings = Settings(release=tiny_release.path)
         with pytest.raises(SwapRefused, match="SEGUE_RELEASES_DIR"):
-            asyncio.run(LiveReleases(settings, Threads(1), Telemetry()).swap("first"))
+            asyncio.run(ReleaseRegistry(settings, Threads(1), Telemetry()).swap("first"))
         with pytest.raises(BadOption, match="SEGUE_RELEASES_DIR"):
-            LiveReleases(settings.model_copy(update={"experiment": ("second", 0.5)}), Threads(1), Telemetry())
+            ReleaseRegistry(settings.model_copy(update={"experiment": ("second", 0.5)}), Threads(1), Telemetry())
 
 
 class TestFollowing:
-    def follow(self, releases: LiveReleases, rounds: int = 1) -> str:
+    def follow(self, releases: ReleaseRegistry, rounds: int = 1) -> str:
         async def use() -> str:
             for _ in range(rounds):
                 leaving = asyncio.Event()
@@ -169,15 +169,15 @@ class TestExperiments:
 
     @pytest.mark.parametrize(("share", "expected"), [(0, 0), (1, len(SESSIONS))])
     def test_nobody_and_everybody(self, share: float, expected: int) -> None:
-        draw = SessionDraw("all or none", share)
+        draw = SessionSampler("all or none", share)
         assert sum(session in draw for session in SESSIONS) == expected
 
     def test_a_larger_share_keeps_the_sessions_of_a_smaller_one(self) -> None:
-        small, large = SessionDraw("experiment a", 0.1), SessionDraw("experiment a", 0.2)
+        small, large = SessionSampler("experiment a", 0.1), SessionSampler("experiment a", 0.2)
         assert all(session in large for session in SESSIONS if session in small)
 
     def test_draws_are_independent_of_each_other_and_of_the_buckets(self) -> None:
-        one, other = SessionDraw("experiment a", 0.5), SessionDraw("credits", 0.5)
+        one, other = SessionSampler("experiment a", 0.5), SessionSampler("credits", 0.5)
         both = sum(session in one and session in other for session in SESSIONS)
         assert both == pytest.approx(len(SESSIONS) / 4, rel=0.05)
         of_bucket = [session for session in SESSIONS if bucket_of(session) % 2]
@@ -186,7 +186,7 @@ class TestExperiments:
 
     def test_a_draw_never_changes(self) -> None:
         """These were drawn once: a listener must not change sides with a new version of Segue."""
-        draw = SessionDraw("experiment a", 0.5)
+        draw = SessionSampler("experiment a", 0.5)
         assert [number for number, session in enumerate(SESSIONS[:20]) if session in draw] == [
             2,
             4,

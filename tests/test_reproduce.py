@@ -17,7 +17,7 @@ from segue.errors import BadOption, SegueError
 from training.data.dataset import Dataset
 from training.data.synthetic import simulate
 from training.evaluation.evaluate import system_name
-from training.evaluation.reproduce import SYSTEMS, Plan, Wanted, _Commands, carry_out, plan
+from training.evaluation.reproduce import SYSTEMS, Plan, Wanted, _Commands, plan, run_plan
 
 SMALL = ("epochs=1", "dimension=8", "negatives=20")
 
@@ -63,7 +63,7 @@ def test_what_is_not_drawn_at_random_runs_once(dataset: Dataset, tmp_path: Path)
 def test_runs_are_done_once_and_other_options_are_refused(dataset: Dataset, tmp_path: Path) -> None:
     asked = planned(dataset, tmp_path, seeds=(0,))
     heard: list[str] = []
-    results = carry_out(asked, 2, lambda what, done, total: heard.append(f"{what} {done}/{total}"))
+    results = run_plan(asked, 2, lambda what, done, total: heard.append(f"{what} {done}/{total}"))
     assert sorted(path.name for path in results) == sorted(
         path.name for path in (tmp_path / "last-play").glob("*.json")
     )
@@ -73,10 +73,10 @@ def test_runs_are_done_once_and_other_options_are_refused(dataset: Dataset, tmp_
     assert systems == {"popularity", "gru4rec"}
 
     heard.clear()
-    carry_out(asked, 2, lambda what, done, total: heard.append(f"{what} {done}/{total}"))
+    run_plan(asked, 2, lambda what, done, total: heard.append(f"{what} {done}/{total}"))
     assert heard == [" 2/2"]
     with pytest.raises(BadOption, match=r"trained with other options .dimension 8 there, 16 here"):
-        carry_out(planned(dataset, tmp_path, seeds=(0,), settings=("epochs=1", "dimension=16")), 1, silent)
+        run_plan(planned(dataset, tmp_path, seeds=(0,), settings=("epochs=1", "dimension=16")), 1, silent)
 
 
 def test_a_failing_command_is_named_with_its_last_line(dataset: Dataset, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_failing_command_is_named_with_its_last_line(dataset: Dataset, tmp_pat
     (tmp_path / "last-play").mkdir(parents=True)
     (tmp_path / "last-play" / "popularity-0").write_text("in the way")
     with pytest.raises(SegueError, match="popularity-0 is not a release"):
-        carry_out(asked, 1, silent)
+        run_plan(asked, 1, silent)
 
 
 def test_the_version_of_a_system_cannot_be_set_away(dataset: Dataset, tmp_path: Path) -> None:

@@ -144,10 +144,10 @@ class TestFolder:
         json.dumps(found)
 
     def test_has_an_epoch_once_when_it_is_told_of_again_and_all_of_them_at_the_end(self, tmp_path: Path) -> None:
-        first = RunFolder(tmp_path, {"model": "a"}, {"commit": "1"}, goes_on=False)
+        first = RunFolder(tmp_path, {"model": "a"}, {"commit": "1"}, resumed=False)
         for epoch in (1, 2):
             first.epoch({"epoch": epoch} | LINE)
-        second = RunFolder(tmp_path, {"model": "a"}, {"commit": "2"}, goes_on=True)
+        second = RunFolder(tmp_path, {"model": "a"}, {"commit": "2"}, resumed=True)
         second.epoch({"epoch": 2, **LINE, "loss": float("nan")})
         assert [(line["epoch"], line["loss"]) for line in lines(tmp_path)] == [(1, 2.5), (2, None)]
         history = [{"epoch": epoch} | LINE for epoch in (1, 2, 3)]
@@ -157,16 +157,16 @@ class TestFolder:
         assert (run["release"], [start["commit"] for start in run["starts"]]) == ("a-1", ["1", "2"])
 
     def test_of_a_training_that_begins_again_has_nothing_of_the_one_before(self, tmp_path: Path) -> None:
-        RunFolder(tmp_path, {}, {"commit": "1"}, goes_on=False).epoch({"epoch": 1} | LINE)
+        RunFolder(tmp_path, {}, {"commit": "1"}, resumed=False).epoch({"epoch": 1} | LINE)
         (tmp_path / "notes.txt").write_text("mine")
-        RunFolder(tmp_path, {}, {"commit": "2"}, goes_on=False)
+        RunFolder(tmp_path, {}, {"commit": "2"}, resumed=False)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "run.json"]
         assert [start["commit"] for start in json.loads((tmp_path / "run.json").read_text())["starts"]] == ["2"]
 
     def test_that_was_damaged_stops_no_training(self, tmp_path: Path) -> None:
         for name in ("run.json", "metrics.jsonl"):
             (tmp_path / name).write_text("{")
-        RunFolder(tmp_path, {}, {"commit": "1"}, goes_on=True).epoch({"epoch": 5} | LINE)
+        RunFolder(tmp_path, {}, {"commit": "1"}, resumed=True).epoch({"epoch": 5} | LINE)
         assert [line["epoch"] for line in lines(tmp_path)] == [5]
 
 

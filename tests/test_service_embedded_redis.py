@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from segue.errors import BadOption, StoreUnavailable
-from service.sessions.embedded_redis import embedded_redis, mend_append_only_file, redis_server_binary
+from service.sessions.embedded_redis import embedded_redis, redis_server_binary, repair_aof
 
 _OWNER = """
 import pathlib, sys, time
@@ -122,4 +122,4 @@ def test_a_transaction_that_a_crash_left_half_written_is_never_carried_out(tmp_p
             assert client.lrange("plays", 0, -1) == expected
             client.eval(f"redis.call('RPUSH', 'plays', '{more}') redis.call('SET', 'a', '{more}')", 0)
         expected.append(more)
-    assert mend_append_only_file(folder) == 0
+    assert repair_aof(folder) == 0

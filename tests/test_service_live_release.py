@@ -9,16 +9,16 @@ import pytest
 
 from segue.catalogue import Catalogue
 from segue.errors import BadRelease, UnknownTrack
-from segue.release import DatasetFacts, Draft, Release, WindowFacts, open_release, write_release
+from segue.release import DatasetFacts, Release, ReleaseMetadata, WindowFacts, open_release, write_release
 from segue.sessions import Outcome, Play
 from segue.window import Windows, to_sessions, to_windows
-from service.releases.loaded import LiveRelease, open_live_release, recommender_of
+from service.releases.loaded import LoadedRelease, load_release, recommender_of
 from service.releases.onnx_encoder import OnnxEncoder
 
 
 @pytest.fixture(scope="module")
-def live(tiny_release: Release) -> LiveRelease:
-    return open_live_release(tiny_release.path)
+def live(tiny_release: Release) -> LoadedRelease:
+    return load_release(tiny_release.path)
 
 
 def test_the_encoder_answers_what_its_graph_says(tiny_release: Release) -> None:
@@ -31,7 +31,7 @@ def test_the_encoder_answers_what_its_graph_says(tiny_release: Release) -> None:
     np.testing.assert_array_equal(queries[1], np.zeros(7))
 
 
-def test_what_is_evaluated_is_what_is_served(tiny_release: Release, live: LiveRelease) -> None:
+def test_what_is_evaluated_is_what_is_served(tiny_release: Release, live: LoadedRelease) -> None:
     plays = [Play("g1-t00"), Play("g3-t01", Outcome.SKIPPED)]
     served = live.recommend(plays, 20, exclude_heard=False)
     for exact in (True, False):
@@ -40,21 +40,21 @@ def test_what_is_evaluated_is_what_is_served(tiny_release: Release, live: LiveRe
         assert [tiny_release.catalogue.track_id(row) for row in found.rows] == [one.track_id for one in served.tracks]
 
 
-def test_an_answer_is_as_long_as_the_catalogue_allows(live: LiveRelease) -> None:
+def test_an_answer_is_as_long_as_the_catalogue_allows(live: LoadedRelease) -> None:
     assert len(live.recommend([], 1000).tracks) == 72
     assert len(live.recommend([Play("g0-t00")], 1000).tracks) == 71
     assert len(live.similar("g0-t00", 1000)) == 71
     assert len(live.search("", 1000)) == 72
 
 
-def test_an_unknown_track_is_told(live: LiveRelease) -> None:
+def test_an_unknown_track_is_told(live: LoadedRelease) -> None:
     with pytest.raises(UnknownTrack, match="'nobody' is not in the catalogue of 72 tracks"):
         live.similar("nobody", 3)
     assert live.unknown(["nobody", "g0-t00", "knows", "nobody"]) == ["nobody", "knows"]
 
 
 def test_a_release_without_an_encoder_is_refused(tmp_path: Path) -> None:
-    draft = Draft(
+    draft = ReleaseMetadata(
         model="popularity",
         options={},
         loss=None,
@@ -66,7 +66,7 @@ def test_a_release_without_an_encoder_is_refused(tmp_path: Path) -> None:
     )
     write_release(tmp_path / "r", draft, Catalogue.of(["a"]), {})
     with pytest.raises(BadRelease, match="was trained as popularity, which has no encoder: it can be evaluated, not"):
-        open_live_release(tmp_path / "r")
+        load_release(tmp_path / "r")
 
 
 def test_a_file_that_is_no_encoder_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_an_encoder_that_does_not_fit_the_manifest_is_refused(tiny_release: Rele
     manifest["window"]["length"] = 6  # the graph is made for 5
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BadRelease, match="the encoder fails on a window of 6") as caught:
-        open_live_release(path)
+        load_release(path)
     assert "\n" not in str(caught.value)
 
 

@@ -13,7 +13,7 @@ from segue.window import Sessions  # noqa: E402
 from training.data.loader import (  # noqa: E402
     SessionViews,
     Step,
-    ahead,
+    prefetch,
     steps,
 )
 from training.distributed import Processes  # noqa: E402
@@ -42,8 +42,8 @@ def equal(one: Step, other: Step) -> bool:
 
 
 def test_steps_made_ahead_are_the_same_in_the_same_order() -> None:
-    assert [step.sessions for step in ahead(made())] == [8, 8, 8, 8, 8, 8, 2]
-    assert all(equal(one, other) for one, other in zip(ahead(made()), made(), strict=True))
+    assert [step.sessions for step in prefetch(made())] == [8, 8, 8, 8, 8, 8, 2]
+    assert all(equal(one, other) for one, other in zip(prefetch(made()), made(), strict=True))
 
 
 def test_what_goes_wrong_in_making_them_is_raised_where_they_are_asked_for() -> None:
@@ -51,7 +51,7 @@ def test_what_goes_wrong_in_making_them_is_raised_where_they_are_asked_for() -> 
         yield from range(6)
         raise OSError("the file is gone")
 
-    numbers = ahead(broken())
+    numbers = prefetch(broken())
     assert [next(numbers) for _ in range(6)] == list(range(6))
     with pytest.raises(OSError, match="the file is gone"):
         next(numbers)
@@ -59,7 +59,7 @@ def test_what_goes_wrong_in_making_them_is_raised_where_they_are_asked_for() -> 
 
 def test_who_leaves_off_is_not_kept_waiting() -> None:
     left = iter(range(1000))
-    numbers = ahead(left)
+    numbers = prefetch(left)
     assert next(numbers) == 0
     assert isinstance(numbers, Generator)
     numbers.close()

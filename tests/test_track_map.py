@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from segue.arrays import Float32, Int
-from segue.map_projection import among, refuse_unfit_map
+from segue.map_projection import among, validate_map
 from segue.release import open_release
 
 pytest.importorskip("sklearn")
@@ -42,7 +42,7 @@ def test_like_tracks_lie_near_each_other(monkeypatch: pytest.MonkeyPatch, tracks
     monkeypatch.setattr(drawing, "LANDMARKS", landmarks)
     embeddings, groups = grouped(tracks)
     places = track_map(embeddings, np.arange(len(embeddings)))
-    refuse_unfit_map(Path("map.npy"), places, tracks)
+    validate_map(Path("map.npy"), places, tracks)
     assert np.abs(places).max() == pytest.approx(1)
     assert (places[0] == 0).all()
     if tracks > 40:  # eight groups do not fit side by side into two components
@@ -82,7 +82,7 @@ def test_the_most_played_take_part_in_the_drawing(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("value", [0.0, 1.0, np.nan])
 def test_whatever_the_embeddings_are_the_map_has_places(tracks: int, value: float) -> None:
     embeddings = np.full((tracks + 1, 4), value, dtype=np.float32)
-    refuse_unfit_map(Path("map.npy"), track_map(embeddings, np.zeros(tracks + 1, dtype=np.int64)), tracks)
+    validate_map(Path("map.npy"), track_map(embeddings, np.zeros(tracks + 1, dtype=np.int64)), tracks)
 
 
 def test_a_place_among_others_is_worked_out_by_hand() -> None:

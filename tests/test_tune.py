@@ -11,7 +11,7 @@ pytest.importorskip("optuna")
 from segue.errors import BadOption, BadRelease
 from training.data.dataset import Dataset
 from training.data.synthetic import simulate
-from training.evaluation.tune import BEST, PAPER_SPACE, Tuning, tune
+from training.evaluation.tune import BEST, PAPER_SPACE, StudySpec, tune
 from training.options import read_options
 from training.run import MODELS, train
 
@@ -24,10 +24,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return simulate(1000, 150, tmp_path_factory.mktemp("tune") / "dataset")
 
 
-def tuning(dataset: Dataset, out: Path, trials: int, **changed: Any) -> Tuning:
+def tuning(dataset: Dataset, out: Path, trials: int, **changed: Any) -> StudySpec:
     options = read_options(MODELS["sasrec"].options, None, SMALL)
     given: dict[str, Any] = {"model": "sasrec", "options": options, "space": SPACE, "split": "last-play"}
-    return Tuning(dataset=dataset, out=out, trials=trials, **(given | changed))
+    return StudySpec(dataset=dataset, out=out, trials=trials, **(given | changed))
 
 
 def silent(*_: object) -> None: ...

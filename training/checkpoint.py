@@ -27,7 +27,7 @@ class Interrupted(KeyboardInterrupt):
     """Training was told to stop and has written a checkpoint; its text is meant for the user."""
 
 
-class Stop:
+class StopSignal:
     """Whether training was told to stop."""
 
     def __init__(self) -> None:
@@ -41,9 +41,9 @@ class Stop:
 
 
 @contextmanager
-def stopping_on_signals() -> Iterator[Stop]:
+def stopping_on_signals() -> Iterator[StopSignal]:
     """Within, SIGINT and SIGTERM ask to stop. Only the main thread may say what a signal does: elsewhere none does."""
-    stop = Stop()
+    stop = StopSignal()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

@@ -51,7 +51,7 @@ class Processes:
         self.device = device
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes, and shows how it goes."""
         return self.rank == 0
 
@@ -103,7 +103,7 @@ class Processes:
         """Until all processes have come here."""
 
 
-class _Several(Processes):
+class DistributedProcesses(Processes):
     """One of several processes that have joined."""
 
     def __init__(self, device: str, *, sharded: bool) -> None:
@@ -227,20 +227,20 @@ def _added_up(_: object, bucket: distributed.GradBucket) -> torch.futures.Future
     return future.then(lambda done: done.value()[0])
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether this process was started as one of several (by torchrun, or with its variables set)."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
 @contextmanager
-def joined(device: str, *, sharded: bool = False) -> Iterator[Processes]:
+def init_distributed(device: str, *, sharded: bool = False) -> Iterator[Processes]:
     """Within, this process is one of those that it was started with; started alone, it is alone.
 
     `device` is cpu or cuda; each process of a machine takes a GPU of its own. `sharded`: each holds a part of the item
     embeddings alone. Raises BadOption where there are fewer,
     and ProcessLost where another process ends before its time.
     """
-    if not several():
+    if not is_distributed():
         if sharded:
             raise BadOption("--sharded: one process alone holds all item embeddings; start several with torchrun")
         yield Processes(device)
@@ -255,7 +255,7 @@ def joined(device: str, *, sharded: bool = False) -> Iterator[Processes]:
             refuse_shared_gpu(names, rank, world, str(torch.cuda.get_device_properties(device).uuid))
         distributed.init_process_group(backend, timeout=_LONGEST_START, store=names, rank=rank, world_size=world)
         distributed_c10d._set_pg_timeout(_LONGEST_WAIT)
-        yield _Several(device, sharded=sharded)
+        yield DistributedProcesses(device, sharded=sharded)
     except RuntimeError as error:
         if _of_the_connection(error):
             raise ProcessLost(

@@ -15,7 +15,7 @@ from torch.profiler import record_function
 from segue.catalogue import PAD_ROW
 from training.data.loader import Batch
 from training.models.encoders.encoder import SessionEncoder
-from training.models.encoders.tensor_ops import picked
+from training.models.encoders.tensor_ops import gather_rows
 from training.options import NeuralOptions
 
 Total: TypeAlias = Callable[[Tensor], Tensor]
@@ -210,11 +210,11 @@ def _nll(encoder: SessionEncoder, predicted: Tensor, batch: Batch, negatives: Te
     real = (batch.targets != PAD_ROW).flatten().nonzero()[:, 0]  # [steps], of all columns
     session = real // batch.targets.shape[1]  # of each step
     target = batch.targets.flatten().index_select(0, real)
-    seen = found_in(own, negatives)
+    seen = seen_mask(own, negatives)
     log_q = uniform_log_q(len(negatives), encoder.item_embeddings.num_embeddings - 1) if encoder.options.log_q else 0.0
     return sampled_softmax(
-        picked(predicted.flatten(0, 1), real),
-        picked(own_scores.flatten(0, 1), real),
+        gather_rows(predicted.flatten(0, 1), real),
+        gather_rows(own_scores.flatten(0, 1), real),
         (own.index_select(0, session) == target[:, None]).int().argmax(dim=1),
         session,
         Negatives(encoder.item_embeddings(negatives), seen, log_q),
@@ -222,7 +222,7 @@ def _nll(encoder: SessionEncoder, predicted: Tensor, batch: Batch, negatives: Te
     )
 
 
-def found_in(own: Tensor, negatives: Tensor) -> Tensor:
+def seen_mask(own: Tensor, negatives: Tensor) -> Tensor:
     """Which negatives each session holds. [batch, n] and [negatives] int64 -> [batch, negatives] bool."""
     tracks, which = negatives.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     places = torch.searchsorted(tracks, own).clamp_(max=len(tracks) - 1)

@@ -17,7 +17,7 @@ _HOST: Final = ("not enough memory", "can't allocate memory", "cannot allocate m
 
 
 @contextmanager
-def memory_advice(options: Options, checkpoints: Checkpoints, *, fixed: frozenset[str] = frozenset()) -> Iterator[None]:
+def oom_hint(options: Options, checkpoints: Checkpoints, *, fixed: frozenset[str] = frozenset()) -> Iterator[None]:
     """Raise OutOfMemory with advice for whatever torch and NumPy say when memory is short.
 
     `fixed` names options that this training cannot change. A checkpoint stays where it is.

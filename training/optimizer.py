@@ -187,7 +187,7 @@ class MovingAverage:
         self.encoder.requires_grad_(requires_grad=False)
         self.table = self.encoder.item_embeddings.weight
         self.steps = 0
-        self.stands_at = torch.zeros(len(self.table), dtype=torch.int64, device=self.table.device)
+        self.last_updated = torch.zeros(len(self.table), dtype=torch.int64, device=self.table.device)
 
     def update(self, encoder: SessionEncoder, rows: Tensor | None, before: Tensor | None) -> None:
         """Take in the weights after a step. `before` [n, dimension] float32: what `rows` were before it; None: all."""
@@ -198,33 +198,33 @@ class MovingAverage:
         weights = encoder.item_embeddings.weight.detach()
         if rows is None or before is None:
             self.table.lerp_(weights, share)
-            self.stands_at.fill_(self.steps)
+            self.last_updated.fill_(self.steps)
             return
-        average = self._settled(self.table.index_select(0, rows), before, self.stands_at[rows], self.steps - 1)
+        average = self._settled(self.table.index_select(0, rows), before, self.last_updated[rows], self.steps - 1)
         put(self.table, rows, average.lerp_(weights.index_select(0, rows), share))
-        self.stands_at.index_fill_(0, rows, self.steps)
+        self.last_updated.index_fill_(0, rows, self.steps)
 
-    def settled(self, encoder: SessionEncoder) -> SessionEncoder:
+    def materialize(self, encoder: SessionEncoder) -> SessionEncoder:
         """The encoder with averaged weights, all rows brought up to date."""
         weights = encoder.item_embeddings.weight.detach()
         for start in range(0, len(self.table), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
-            self.table[part] = self._settled(self.table[part], weights[part], self.stands_at[part], self.steps)
-        self.stands_at.fill_(self.steps)
+            self.table[part] = self._settled(self.table[part], weights[part], self.last_updated[part], self.steps)
+        self.last_updated.fill_(self.steps)
         return self.encoder
 
     def state_dict(self) -> dict[str, object]:
         """All of it."""
-        return {"encoder": self.encoder.state_dict(), "steps": self.steps, "stands_at": self.stands_at}
+        return {"encoder": self.encoder.state_dict(), "steps": self.steps, "last_updated": self.last_updated}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Go on from a state."""
         self.encoder.load_state_dict(state["encoder"])  # type: ignore[arg-type]
         self.steps = int(state["steps"])  # type: ignore[call-overload]
-        self.stands_at.copy_(state["stands_at"])  # type: ignore[arg-type]
+        self.last_updated.copy_(state["last_updated"])  # type: ignore[arg-type]
 
-    def _settled(self, average: Tensor, weights: Tensor, stands_at: Tensor, until: int) -> Tensor:
-        missed = (until - stands_at).clamp(min=0)
+    def _settled(self, average: Tensor, weights: Tensor, last_updated: Tensor, until: int) -> Tensor:
+        missed = (until - last_updated).clamp(min=0)
         powers = torch.pow(torch.tensor(self.decay, dtype=torch.float64), missed)
         kept = torch.where(missed == 0, 1.0, powers).to(weights.dtype)
         return torch.lerp(weights, average, kept[:, None])

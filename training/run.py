@@ -21,14 +21,14 @@ from segue.release import (
     MANIFEST,
     TRACK_MAP,
     DatasetFacts,
-    Draft,
     Loss,
     Release,
+    ReleaseMetadata,
     WindowFacts,
     sample_arrays,
     write_release,
 )
-from segue.safe_files import CHECKPOINT_SUFFIX, RUN_SUFFIX, refuse_existing
+from segue.safe_files import CHECKPOINT_SUFFIX, RUN_SUFFIX, check_output_free
 from segue.window import Sessions, to_windows
 from training.checkpoint import Checkpoints
 from training.data.dataset import Dataset
@@ -36,7 +36,7 @@ from training.data.loader import SessionViews
 from training.data.splits import Split, examples, training_part
 from training.distributed import Processes
 from training.export_onnx import check_parity, export_encoder, item_embeddings
-from training.memory_advice import memory_advice
+from training.memory_advice import oom_hint
 from training.models.baselines.bpr import BprOptions, fit_bpr
 from training.models.baselines.knn import VmisKnn, VmisKnnOptions
 from training.models.baselines.markov import MarkovRanker
@@ -47,15 +47,15 @@ from training.models.encoders.encoder import Encoder, SessionEncoder
 from training.models.encoders.gru4rec import Gru4Rec, Gru4RecOptions
 from training.models.encoders.sasrec import SasRec, SasRecOptions
 from training.options import NeuralOptions, Options
-from training.run_log import RunFolder, Several, environment, source_commit
+from training.run_log import MultiReporter, RunFolder, environment, source_commit
 from training.track_map import track_map
 from training.trainer import Reporter, fit
 from training.validation import encoder_score, ranker_score
 from training.warm_start import (
     ENCODER_WEIGHTS,
+    check_can_fine_tune,
+    check_same_split,
     encoder_weights,
-    refuse_other_split,
-    refuse_unfit_origin,
     take_over,
     with_tracks_of,
 )
@@ -110,7 +110,7 @@ MODELS: Final[dict[str, Model]] = {
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What is to be trained, on what, and where the release goes."""
 
     model: str
@@ -134,7 +134,7 @@ class Job:
         return self.out.with_name(f"{self.out.name}{RUN_SUFFIX}")
 
 
-class Trained(NamedTuple):
+class TrainedModel(NamedTuple):
     """A trained model: an encoder, or a ranker without one."""
 
     model: Encoder | Ranker
@@ -142,16 +142,16 @@ class Trained(NamedTuple):
     history: Sequence[dict[str, float]] = ()  # of every epoch
 
 
-def train(job: Job, reporter: Reporter) -> Release:
+def train(job: TrainingJob, reporter: Reporter) -> Release:
     """Train a model and write its release. Interrupted, the same call goes on where it stopped."""
-    release = train_together(job, reporter, Processes(job.device))
+    release = train_distributed(job, reporter, Processes(job.device))
     assert release is not None  # who is alone leads
     return release
 
 
-def train_together(job: Job, reporter: Reporter, processes: Processes) -> Release | None:
+def train_distributed(job: TrainingJob, reporter: Reporter, processes: Processes) -> Release | None:
     """`train` by several processes, which all call this alike: the release in the first, None in the others."""
-    refuse_existing(job.out, overwrite=job.overwrite, marker=MANIFEST)
+    check_output_free(job.out, overwrite=job.overwrite, marker=MANIFEST)
     checkpoints = Checkpoints(job.checkpoint_folder, _identity(job))
     _refuse_unfit(job, checkpoints)
     if job.origin is not None:
@@ -159,18 +159,18 @@ def train_together(job: Job, reporter: Reporter, processes: Processes) -> Releas
     part = training_part(job.dataset, job.split)
     if not (part.lengths >= 2).any():
         raise BadDataset(f"{job.dataset.path} leaves no two plays in a row to train on: it needs longer sessions")
-    catalogue = _counted(job.dataset.catalogue, part)
+    catalogue = _with_training_counts(job.dataset.catalogue, part)
     if processes.world > 1 and not isinstance(job.options, NeuralOptions):
         raise BadOption(f"--model {job.model} is trained by one process: start it without torchrun")
     run, told = None, reporter
-    if processes.leads:
+    if processes.is_main:
         start = environment() | {"processes": processes.world}
-        run = RunFolder(job.run_folder, _identity(job), start, goes_on=checkpoints.exist())
-        told = Several(run, reporter)
+        run = RunFolder(job.run_folder, _identity(job), start, resumed=checkpoints.exist())
+        told = MultiReporter(run, reporter)
     release = None
-    with memory_advice(job.options, checkpoints, fixed=frozenset({"dimension"} if job.origin else ())):
+    with oom_hint(job.options, checkpoints, fixed=frozenset({"dimension"} if job.origin else ())):
         trained = _trained(job, part, catalogue, checkpoints, told, processes)
-        if processes.leads:
+        if processes.is_main:
             release = _write(job, trained, catalogue)
     if run is not None and release is not None:
         run.finish(release.name, trained.history)
@@ -179,20 +179,20 @@ def train_together(job: Job, reporter: Reporter, processes: Processes) -> Releas
     return release
 
 
-def _refuse_unfit(job: Job, checkpoints: Checkpoints) -> None:
+def _refuse_unfit(job: TrainingJob, checkpoints: Checkpoints) -> None:
     """Raise BadOption or BadRelease for a job that cannot be done."""
     if job.resume and not checkpoints.exist():
         raise BadOption(
             f"--resume: {checkpoints.folder} holds no checkpoint: leave --resume out to train from the start"
         )
     if job.origin is not None:
-        refuse_unfit_origin(job.origin)
-        refuse_other_split(job.origin, job.split)
+        check_can_fine_tune(job.origin)
+        check_same_split(job.origin, job.split)
     elif isinstance(job.options, NeuralOptions) and job.options.epochs == 0:
         raise BadOption("epochs=0 trains nothing: expected 1 or more, or --from with a release to take the weights of")
 
 
-def new_encoder(job: Job, options: NeuralOptions, num_rows: int) -> SessionEncoder:
+def new_encoder(job: TrainingJob, options: NeuralOptions, num_rows: int) -> SessionEncoder:
     """An encoder with its first weights, drawn from the seed."""
     build = MODELS[job.model].encoder
     assert build is not None, job.model
@@ -202,13 +202,13 @@ def new_encoder(job: Job, options: NeuralOptions, num_rows: int) -> SessionEncod
 
 
 def _trained(
-    job: Job,
+    job: TrainingJob,
     part: SessionViews,
     catalogue: Catalogue,
     checkpoints: Checkpoints,
     reporter: Reporter,
     processes: Processes,
-) -> Trained:
+) -> TrainedModel:
     if not isinstance(job.options, NeuralOptions):
         return _train_baseline(job, part, catalogue, reporter)
     encoder = new_encoder(job, job.options, catalogue.num_rows)
@@ -217,7 +217,7 @@ def _trained(
     validation = examples(job.dataset, job.split, "validation")
     continued = job.origin is not None
     fitted = fit(encoder, part, validation, checkpoints, reporter, processes, continued=continued)
-    return Trained(
+    return TrainedModel(
         fitted.encoder,
         {
             "validation": _validation(fitted.validation_hr10),
@@ -230,7 +230,7 @@ def _trained(
     )
 
 
-def _train_baseline(job: Job, part: SessionViews, catalogue: Catalogue, reporter: Reporter) -> Trained:
+def _train_baseline(job: TrainingJob, part: SessionViews, catalogue: Catalogue, reporter: Reporter) -> TrainedModel:
     line, started = MODELS[job.model], time.monotonic()
     sessions = part.gathered()  # the baselines work on all plays at once, in memory
     validation = examples(job.dataset, job.split, "validation")
@@ -239,11 +239,11 @@ def _train_baseline(job: Job, part: SessionViews, catalogue: Catalogue, reporter
             sessions, catalogue.num_rows, job.options, report=lambda done, total: reporter.step(0, done, total, {})
         )
         cost, score = _cost(time.monotonic() - started), encoder_score(encoder, validation)[0]
-        return Trained(encoder, {"validation": _validation(score), "training": cost})
+        return TrainedModel(encoder, {"validation": _validation(score), "training": cost})
     assert line.count is not None, job.model
     ranker = line.count(sessions, catalogue, job.options)
     cost, score = _cost(time.monotonic() - started), ranker_score(ranker, validation, job.options.window)
-    return Trained(ranker, {"validation": _validation(score), "training": cost})
+    return TrainedModel(ranker, {"validation": _validation(score), "training": cost})
 
 
 def _validation(hr10: float) -> dict[str, object]:
@@ -256,7 +256,7 @@ def _cost(seconds: float) -> dict[str, float]:
     return {"seconds": round(seconds, 2), "peak_memory_bytes": peak_kib * 1024}
 
 
-def _write(job: Job, trained: Trained, catalogue: Catalogue) -> Release:
+def _write(job: TrainingJob, trained: TrainedModel, catalogue: Catalogue) -> Release:
     model = trained.model
     if not isinstance(model, Encoder):
         arrays: Mapping[str, NDArray[Any]] = getattr(model, "arrays", dict)()
@@ -278,10 +278,10 @@ def _write(job: Job, trained: Trained, catalogue: Catalogue) -> Release:
     )
 
 
-def _draft(job: Job, trained: Trained, dimension: int | None) -> Draft:
+def _draft(job: TrainingJob, trained: TrainedModel, dimension: int | None) -> ReleaseMetadata:
     neural = job.options if isinstance(job.options, NeuralOptions) else None
     fields = ("objective", "alpha", "beta", "temperature", "negatives")
-    return Draft(
+    return ReleaseMetadata(
         model=job.model,
         options=job.options.model_dump(),
         loss=None if neural is None else Loss(**{name: getattr(neural, name) for name in fields}),
@@ -295,7 +295,7 @@ def _draft(job: Job, trained: Trained, dimension: int | None) -> Draft:
     )
 
 
-def _identity(job: Job) -> dict[str, object]:
+def _identity(job: TrainingJob) -> dict[str, object]:
     return {
         "model": job.model,
         **job.options.model_dump(),
@@ -306,7 +306,7 @@ def _identity(job: Job) -> dict[str, object]:
     }
 
 
-def _counted(catalogue: Catalogue, part: SessionViews) -> Catalogue:
+def _with_training_counts(catalogue: Catalogue, part: SessionViews) -> Catalogue:
     """The catalogue with the counts of the training part alone, so that no later play is known to any ranker."""
     plays: Int = np.zeros(catalogue.num_rows, dtype=np.int64)
     skips: Int = np.zeros(catalogue.num_rows, dtype=np.int64)

@@ -120,7 +120,7 @@ CURVES: Final = "curves.svg"
 _PACKAGES: Final = ("segue", "torch", "numpy", "polars", "onnx", "onnxruntime")
 
 
-class Several:
+class MultiReporter:
     """Tells more than one reporter."""
 
     def __init__(self, *reporters: Reporter) -> None:
@@ -140,14 +140,14 @@ class Several:
 class RunFolder:
     """The folder of one training, told of its epochs as they end."""
 
-    def __init__(self, folder: Path, facts: Mapping[str, Any], start: Mapping[str, Any], *, goes_on: bool) -> None:
-        """`facts` is what run.json says beside the starts, `start` of this one; `goes_on`: from a checkpoint."""
+    def __init__(self, folder: Path, facts: Mapping[str, Any], start: Mapping[str, Any], *, resumed: bool) -> None:
+        """`facts` is what run.json says beside the starts, `start` of this one; `resumed`: from a checkpoint."""
         self._folder = folder
-        self._lines: list[dict[str, float]] = self._read_metrics() if goes_on else []
-        starts = self._read_facts().get("starts", []) if goes_on else []
+        self._lines: list[dict[str, float]] = self._read_metrics() if resumed else []
+        starts = self._read_facts().get("starts", []) if resumed else []
         self._facts = {**facts, "starts": [*starts, dict(start)]}
         folder.mkdir(parents=True, exist_ok=True)
-        if not goes_on:
+        if not resumed:
             for name in (METRICS, CURVES):
                 (folder / name).unlink(missing_ok=True)
         self._write(FACTS, json.dumps(self._facts, indent=2) + "\n")

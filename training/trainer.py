@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from segue.window import Sessions
-from training.checkpoint import Checkpoints, Interrupted, Progress, Stop, stopping_on_signals
-from training.data.loader import Batch, SessionViews, Step, ahead, epoch_order, steps, trainable
+from training.checkpoint import Checkpoints, Interrupted, Progress, StopSignal, stopping_on_signals
+from training.data.loader import Batch, SessionViews, Step, epoch_order, prefetch, steps, trainable
 from training.data.splits import Examples
 from training.distributed import Processes
 from training.losses import Terms, step_terms
@@ -38,7 +38,7 @@ class Reporter(Protocol):
 
 
 @dataclass
-class Fitted:
+class FitResult:
     """A trained encoder with its best weights, in evaluation mode."""
 
     encoder: SessionEncoder
@@ -57,7 +57,7 @@ def fit(
     processes: Processes | None = None,
     *,
     continued: bool = False,
-) -> Fitted:
+) -> FitResult:
     """Train `encoder` in place and return it with the weights of its best epoch.
 
     `continued`: its weights are trained already, and kept where no epoch is better on validation (best_epoch is -1).
@@ -74,7 +74,7 @@ def fit(
         run = _Run(encoder, sessions, validation, checkpoints, processes)
         run.stop = stop
         if continued:
-            run.keep_given_weights()
+            run.score_initial_weights()
         return run.go(reporter)
 
 
@@ -105,22 +105,22 @@ class _Run:
         self.others = DenseWeights(others, self.options.weight_decay)
         self.average = MovingAverage(encoder, self.options.averaging) if self.options.averaging else None
         self.progress = Progress()
-        self.stop = Stop()
+        self.stop = StopSignal()
         self._resume()
         processes.agree({"dataset or options": checkpoints.identity, "checkpoint": vars(self.progress)})
         self.terms = processes.together(encoder, self._terms)
 
-    def go(self, reporter: Reporter) -> Fitted:
+    def go(self, reporter: Reporter) -> FitResult:
         while self.progress.epoch < self.options.epochs and not self._stale():
             self._epoch(reporter)
         self.items.end()
-        if self.processes.leads:
+        if self.processes.is_main:
             self.encoder.load_state_dict(self.checkpoints.best())
         self.encoder.eval()
         progress = self.progress
-        return Fitted(self.encoder, progress.history, progress.best_epoch, progress.best[0], progress.seconds)
+        return FitResult(self.encoder, progress.history, progress.best_epoch, progress.best[0], progress.seconds)
 
-    def keep_given_weights(self) -> None:
+    def score_initial_weights(self) -> None:
         """Before the first step: the weights that it begins with are the first to be measured, and to be beaten."""
         if self.progress == Progress():
             self.progress.best = self._score(self.encoder)
@@ -128,7 +128,7 @@ class _Run:
 
     def _keep_best(self, candidate: SessionEncoder) -> None:
         weights = self.items.whole(candidate.state_dict())
-        if self.processes.leads:
+        if self.processes.is_main:
             self.checkpoints.save_best(weights)
 
     def _stale(self) -> bool:
@@ -144,7 +144,7 @@ class _Run:
         on_cpu = self.device.type == "cpu"
         shard = self.processes.share
         made = steps(self.training, remaining, self.num_rows, options, at, shard, pinned=not on_cpu)
-        for step in made if on_cpu else ahead(made):
+        for step in made if on_cpu else prefetch(made):
             terms = self._step(step.to(self.device))
             progress.step += 1
             done += step.sessions
@@ -173,7 +173,7 @@ class _Run:
 
     def _finish_epoch(self, sessions_per_s: float) -> dict[str, float]:
         progress = self.progress
-        candidate = self._candidate()
+        candidate = self._weights_to_keep()
         score = self._score(candidate)
         line = {
             "epoch": progress.epoch + 1,
@@ -226,9 +226,9 @@ class _Run:
         self.others.update(rate)
         self.items.update(rows, lent, rate)
 
-    def _candidate(self) -> SessionEncoder:
+    def _weights_to_keep(self) -> SessionEncoder:
         """The encoder whose weights would be kept now."""
-        return self.encoder if self.average is None else self.average.settled(self.encoder)
+        return self.encoder if self.average is None else self.average.materialize(self.encoder)
 
     def _score(self, candidate: SessionEncoder) -> tuple[float, float]:
         if isinstance(self.items, ShardedRows):
@@ -250,7 +250,7 @@ class _Run:
     def _save(self) -> None:
         state = {name: part.state_dict() for name, part in self._parts().items()}
         state["encoder"] = self.items.whole(state["encoder"])
-        if self.processes.leads:  # who goes on meanwhile waits in the next step's sums
+        if self.processes.is_main:  # who goes on meanwhile waits in the next step's sums
             self.checkpoints.save(self.progress, state)
 
     def _resume(self) -> None:

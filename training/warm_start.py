@@ -49,7 +49,7 @@ def encoder_weights(encoder: SessionEncoder) -> NDArray[Any]:
     return record
 
 
-def take_weights(encoder: SessionEncoder, release: Release) -> None:
+def load_encoder_weights(encoder: SessionEncoder, release: Release) -> None:
     """Give the encoder a release's weights, its item embeddings aside. Raises BadRelease with one line."""
     record = mapped_array(release.path / ENCODER_WEIGHTS, _LARGEST_HEADER)
     expected = _fields(encoder)
@@ -82,7 +82,7 @@ def _differing(found: np.dtype[Any], expected: np.dtype[Any]) -> str:
     return f"an array of {str(found)[:80]}, expected one record of weights: train the release again"
 
 
-REACH: Final = 2
+CONTEXT_WINDOW: Final = 2
 _NAMES: Final = ("title", "artist")
 _LIST: Final = 10  # tracks
 _SESSIONS_ASKED: Final = 500
@@ -92,7 +92,7 @@ _ENCODER: Final = {"window", "dimension", "plays", "skip_input"}  # options of a
 _OF_TRAINING: Final = {"masking", "copies"}  # options of one encoder that do not; all others of one encoder do
 
 
-def continued_options(
+def fine_tune_options(
     release: Release,
     kind: type[Options],
     recipe: str | None,
@@ -113,7 +113,7 @@ def continued_options(
     return options
 
 
-def refuse_unfit_origin(release: Release) -> None:
+def check_can_fine_tune(release: Release) -> None:
     """Raise BadRelease for a release that nothing can be trained on from."""
     if release.manifest.loss is None:
         model = release.manifest.model
@@ -127,7 +127,7 @@ def refuse_unfit_origin(release: Release) -> None:
         )
 
 
-def refuse_other_split(release: Release, split: str) -> None:
+def check_same_split(release: Release, split: str) -> None:
     """Raise BadOption for a release of another split: the new one would be asked for plays that it was trained on."""
     before = release.manifest.dataset.split
     if before != split:
@@ -160,23 +160,23 @@ def take_over(encoder: SessionEncoder, release: Release, catalogue: Catalogue, p
 
     `encoder` has the rows of `catalogue`, as `part` has. New tracks without such company keep the rows that they have.
     """
-    take_weights(encoder, release)
+    load_encoder_weights(encoder, release)
     origin = np.concatenate([np.full(FIRST_TRACK_ROW, PAD_ROW), release.catalogue.rows(catalogue.track_ids)])
     known: Bool = origin != PAD_ROW
     table: Float32 = encoder.item_embeddings.weight.detach().numpy().copy()
     table[known] = release.item_embeddings[origin[known]]
     if not np.isfinite(table).all():
         raise BadRelease(f"--from {release.path}: an item embedding is not finite: train the release again")
-    new, means = company_means(table, known, part)
+    new, means = cooccurrence_init(table, known, part)
     table[new] = means
     with torch.no_grad():
         weight = encoder.item_embeddings.weight
         weight.copy_(torch.from_numpy(table))
         if len(new):
-            weight[torch.from_numpy(new)] *= fair_factor(encoder, known, new, part)
+            weight[torch.from_numpy(new)] *= popularity_calibrated_scale(encoder, known, new, part)
 
 
-def company_means(table: Float32, known: Bool, part: Sessions, reach: int = REACH) -> tuple[Int, Float32]:
+def cooccurrence_init(table: Float32, known: Bool, part: Sessions, reach: int = CONTEXT_WINDOW) -> tuple[Int, Float32]:
     """Rows of unknown tracks that were played near known ones, and the means of these, as long as rows commonly are.
 
     Args:
@@ -206,7 +206,7 @@ def company_means(table: Float32, known: Bool, part: Sessions, reach: int = REAC
     return rows.astype(np.int64), sums / np.maximum(lengths, 1e-12) * np.float32(usual)
 
 
-def fair_factor(encoder: SessionEncoder, known: Bool, new: Int, part: Sessions) -> float:
+def popularity_calibrated_scale(encoder: SessionEncoder, known: Bool, new: Int, part: Sessions) -> float:
     """By what new tracks' rows are multiplied, at most 1, to have the share of lists that they have of `part`'s plays.
 
     Lists are the ten best of known and new tracks, by the encoder with its rows as they are, for sessions of `part`.

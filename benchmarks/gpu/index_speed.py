@@ -19,7 +19,7 @@ from benchmarks.gpu.sizes import Sizes
 from benchmarks.index_search import clustered
 from index import faiss_cpu
 from index.faiss_cpu import FaissIndex
-from index.recall import RECALL_K, Exam
+from index.recall import RECALL_K, RecallBenchmark
 from index.tuning import settings
 from segue.arrays import Float32
 
@@ -35,7 +35,7 @@ def measure(sizes: Sizes, _: Path, number: int) -> dict[str, Any]:
     tracks, target = sizes.catalogues[number], sizes.recalls[number]
     bandwidth = [_copy_bytes_per_s(sizes)]
     embeddings, asked = clustered(tracks, sizes.dimension, sizes.queries, np.random.default_rng(0))
-    exam = Exam.of(asked, embeddings)
+    exam = RecallBenchmark.of(asked, embeddings)
     queries = near(embeddings, max(sizes.batches))
     print(f"{tracks:,} x {sizes.dimension}, exact answers to {sizes.queries} queries", flush=True)
     kinds: dict[str, Any] = {}
@@ -76,8 +76,8 @@ def near(embeddings: Float32, count: int) -> Float32:
     return found
 
 
-def _kind(kind: faiss_cpu.Kind, exam: Exam, target: float, queries: Float32, sizes: Sizes) -> dict[str, Any]:
-    embeddings = exam.held_out.embeddings
+def _kind(kind: faiss_cpu.Kind, exam: RecallBenchmark, target: float, queries: Float32, sizes: Sizes) -> dict[str, Any]:
+    embeddings = exam.test_queries.embeddings
     started = time.perf_counter()
     on_cpu = faiss_cpu.build(embeddings, kind)
     build_s = time.perf_counter() - started
@@ -93,17 +93,17 @@ def _kind(kind: faiss_cpu.Kind, exam: Exam, target: float, queries: Float32, siz
         "open_s": round(open_s, 2),
         "card_mib": None if used is None or now_used is None else now_used - used,
         "parameters": index.parameters.model_dump(exclude_none=True),
-        "recall_at_20": round(exam.held_out.recall(index), 4),
+        "recall_at_20": round(exam.test_queries.recall(index), 4),
         "batches": [_batch(index, queries[:batch], sizes.repeat_s) for batch in sizes.batches],
         "cpu": [_batch(on_cpu, queries[:batch], sizes.repeat_s) for batch in cpu_batches if batch <= len(queries)],
     }
 
 
-def tuned(index: FaissIndex, exam: Exam, target: float) -> FaissIndex:
+def tuned(index: FaissIndex, exam: RecallBenchmark, target: float) -> FaissIndex:
     """The index at the first setting that reaches the recall on both halves of the queries, else at the last one."""
     candidate = index
     for _, _, candidate in settings(index):
-        if exam.tuning.recall(candidate) >= target and exam.held_out.recall(candidate) >= target:
+        if exam.tuning.recall(candidate) >= target and exam.test_queries.recall(candidate) >= target:
             break
     return candidate
 

@@ -3,7 +3,7 @@
 import sys
 
 from segue.errors import SegueError
-from training.distributed import joined, refuse_shared_gpu
+from training.distributed import init_distributed, refuse_shared_gpu
 
 
 def main(device: str) -> int:
@@ -15,7 +15,7 @@ def main(device: str) -> int:
             store, rank, world = next(rendezvous("env://"))
             refuse_shared_gpu(store, rank, world, "the same on both")
         else:
-            with joined(device) as processes:
+            with init_distributed(device) as processes:
                 processes.wait()
     except SegueError as error:
         print(error, file=sys.stderr)

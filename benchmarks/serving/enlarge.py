@@ -13,7 +13,7 @@ import polars as pl
 
 from segue.arrays import Float32, Float64, Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue
-from segue.release import ENCODER, ITEM_EMBEDDINGS, TRACK_MAP, Draft, Release, sample_arrays, write_release
+from segue.release import ENCODER, ITEM_EMBEDDINGS, TRACK_MAP, Release, ReleaseMetadata, sample_arrays, write_release
 from segue.window import Windows
 from training.export_onnx import header_bytes
 from training.track_map import track_map
@@ -28,7 +28,7 @@ def enlarge(trained: Release, tracks: int, out: Path, seed: int = 0, *, mapped: 
     small = np.asarray(trained.item_embeddings)
     origins = rng.integers(FIRST_TRACK_ROW, len(small), tracks)
     popularity = np.asarray(1.0 / (1.0 + rng.permutation(tracks)), dtype=np.float64)
-    draft = Draft.model_validate(trained.manifest.model_dump(include=set(Draft.model_fields)))
+    draft = ReleaseMetadata.model_validate(trained.manifest.model_dump(include=set(ReleaseMetadata.model_fields)))
     catalogue = Catalogue(
         pl.DataFrame(
             {

@@ -50,13 +50,13 @@ class AdmissionLayer:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One request."""
-        from service.http.admission_control import REFUSAL
+        from service.http.admission_control import OVERLOADED_RESPONSE
 
         if scope["type"] == "http" and not scope["path"].startswith(_ALWAYS):
             door = scope["state"]["door"]
             if door.is_full():
                 door.on_refusal()
-                await REFUSAL(scope, receive, send)
+                await OVERLOADED_RESPONSE(scope, receive, send)
                 return
             door.enter(scope)
         await self._app(scope, receive, send)

@@ -183,14 +183,14 @@ def recall(release: Path, kept: list[Any], sessions: list[Any]) -> dict[str, flo
     from segue.release import open_release
     from segue.sessions import Outcome, Play
     from segue.window import to_sessions
-    from service.releases.loaded import open_live_release, recommender_of
+    from service.releases.loaded import load_release, recommender_of
 
     kept = kept[:500]
     plays = [
         [Play(t, Outcome.SKIPPED if s else Outcome.PLAYED) for t, s in sessions[int(path.split("s-")[1].split("&")[0])]]
         for path, _ in kept
     ]
-    live = open_live_release(release)
+    live = load_release(release)
     alone = [[track.track_id for track in live.recommend(one, 20).tracks] for one in plays]
     opened = open_release(release)
     exact = recommender_of(opened, exact=True)

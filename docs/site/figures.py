@@ -18,31 +18,31 @@ from segue.ranking_metrics import Estimate
 from training.evaluation.compare import charts as plots
 from training.evaluation.compare import narrative as words
 from training.evaluation.compare import tables as paper
-from training.evaluation.compare.results import Answered, Asked, Question
+from training.evaluation.compare.results import EvaluationResults, Question, SystemResults
 from training.evaluation.compare.statistics import Difference, Pair
-from training.evaluation.compare.tables import Measured
+from training.evaluation.compare.tables import ComparisonData
 
 _ASKED: Final = re.compile(r"^<!-- results: (\w+) (\w+) -->$", re.MULTILINE)
 _FIELDS: Final = ("source", "fingerprint", "split", "part", "protocol")
-_PLOTS: Final[dict[str, Callable[[Measured], plots.Plot | None]]] = {
+_PLOTS: Final[dict[str, Callable[[ComparisonData], plots.Plot | None]]] = {
     "systems": plots.systems_plot,
     "feedback": plots.feedback_plot,
 }
 
 
-def measured(results: Path, name: str) -> Measured:
+def measured(results: Path, name: str) -> ComparisonData:
     """The first question of a report: estimates and differences, without the ranks that they come from."""
     report = json.loads((results / name / "report.json").read_text(encoding="utf-8"))
     question = report["questions"][0]
     assert (question["split"], question["protocol"]) == ("last-play", "full"), name
     nothing = np.zeros(0)
-    asked = Asked(
+    asked = EvaluationResults(
         Question(*(question[name] for name in _FIELDS)),
         nothing.astype(bool),
         nothing.astype(int),
         nothing.astype(int),
         nothing,
-        systems={system: Answered() for system in question["systems"]},
+        systems={system: SystemResults() for system in question["systems"]},
     )
     estimates = {
         (system, group, metric): Estimate(**estimate)
@@ -50,7 +50,7 @@ def measured(results: Path, name: str) -> Measured:
         for group, metrics in of["groups"].items()
         for metric, estimate in metrics.items()
     }
-    return Measured(asked, estimates, [_difference(difference) for difference in question["differences"]])
+    return ComparisonData(asked, estimates, [_difference(difference) for difference in question["differences"]])
 
 
 def _difference(content: dict[str, Any]) -> Difference:
@@ -93,11 +93,11 @@ def _says(plot: plots.Plot) -> str:
     return found.group(1)
 
 
-def _answer(of: Measured) -> str:
+def _answer(of: ComparisonData) -> str:
     return " ".join(words.answer(of))
 
 
-def _table(of: Measured) -> str:
+def _table(of: ComparisonData) -> str:
     shown = (("played", "HR@10"), ("skipped", "HR@10"), ("played", "HR@1"), ("skipped", "MRR@10"))
     rows = [
         [system, *(_cell(of.estimates[system, group, metric]) for group, metric in shown)]
@@ -111,7 +111,7 @@ def _cell(estimate: Estimate) -> str:
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
-def _open(of: Measured) -> str:
+def _open(of: ComparisonData) -> str:
     rows = [
         [d.pair.why, d.metric, d.group, f"{d.estimate.value:+.4f}", f"{d.p_corrected:.4f}", d.verdict()]
         for d in of.differences
@@ -120,4 +120,4 @@ def _open(of: Measured) -> str:
     return table(("question", "figure", "targets", "difference", "p, corrected", "answer"), rows)
 
 
-_TEXTS: Final[dict[str, Callable[[Measured], str]]] = {"answer": _answer, "table": _table, "open": _open}
+_TEXTS: Final[dict[str, Callable[[ComparisonData], str]]] = {"answer": _answer, "table": _table, "open": _open}

@@ -76,7 +76,7 @@ for _command in (
 
 def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (one for each way to end)
     """Run one command and return its exit code."""
-    _let_threads_sleep()
+    _reduce_openmp_spinning()
     try:
         with _children_ignore_the_current_folder(), _termination_interrupts():
             result = segue.main(arguments, prog_name="segue", standalone_mode=False)
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (one f
     return result if isinstance(result, int) else 0
 
 
-def _let_threads_sleep() -> None:
+def _reduce_openmp_spinning() -> None:
     """Have threads of torch, FAISS and scikit-learn wait on the processor for microseconds only, then sleep.
 
     GNU OpenMP reads this as it is loaded. By itself it waits for milliseconds, which with other work on the machine is

@@ -32,7 +32,7 @@ def demo(folder: Path, tracks: int, sessions: int, port: int, browser: bool, ser
     """
     started = time.monotonic()
     if serve:
-        _refuse_taken(port)
+        _check_port_free(port)
     world = folder / f"{tracks}-tracks-{sessions}-sessions"
     dataset = _dataset(world / "dataset", tracks, sessions)
     releases = world / "releases"
@@ -43,7 +43,7 @@ def demo(folder: Path, tracks: int, sessions: int, port: int, browser: bool, ser
         _serve(releases, folder / "data", port, browser=browser)
 
 
-def _refuse_taken(port: int) -> None:
+def _check_port_free(port: int) -> None:
     """Raise BadOption now and not after the training. The service says the same, should the port be taken by then."""
     try:
         socket.create_server(("127.0.0.1", port)).close()
@@ -71,13 +71,13 @@ def _system(dataset: "Dataset", out: Path, beta: float | None) -> tuple[Any, dic
     from training.evaluation.evaluate import Question, evaluate
     from training.models.encoders.sasrec import SasRecOptions
     from training.options import read_options
-    from training.run import Job, train
+    from training.run import TrainingJob, train
 
     if not (out / MANIFEST).is_file():
         say(f"training {out.name}")
         options = read_options(SasRecOptions, "demo", [], "sasrec", beta=beta)
         with TrainingProgress(options.epochs) as progress:
-            release = train(Job("sasrec", options, dataset, "last-play", out), progress)
+            release = train(TrainingJob("sasrec", options, dataset, "last-play", out), progress)
         build_index(release)
     question = Question(dataset, open_release(out), "last-play")
     kept = dataset.path.with_name(f"{out.name}.evaluation.json")

@@ -15,7 +15,7 @@ from segue.cli.data import FOLDER
 from segue.cli.terminal import bar, print_json, print_table, say, titled
 
 if TYPE_CHECKING:
-    from training.evaluation.compare.report import Section
+    from training.evaluation.compare.report import ReportSection
     from training.evaluation.compare.tables import Table as ComparisonTable
 
 Results: TypeAlias = Sequence[tuple[str, Mapping[str, Any]]]  # systems, and what `segue evaluate --json` writes of each
@@ -112,7 +112,7 @@ def compare(results: tuple[Path, ...], html: Path | None, markdown: Path | None,
         show(sections)
 
 
-def show(sections: "Sequence[Section]") -> None:
+def show(sections: "Sequence[ReportSection]") -> None:
     """The most telling tables of a comparison, and what came out in words."""
     for section in sections:
         for table in section.tables:

@@ -55,13 +55,13 @@ def tune(
     """
     from segue.cli.train import options_of
     from training.data.dataset import open_dataset
-    from training.evaluation.tune import BEST, Tuning
+    from training.evaluation.tune import BEST, StudySpec
     from training.evaluation.tune import tune as tune_model
 
     options = options_of(model, recipe, settings, no_nce=no_nce)
     space = _space(options.model_dump(), searched, no_nce=no_nce)
     split = "new-sessions" if new_sessions else "last-play"
-    tuning = Tuning(model, options, space, open_dataset(dataset), split, out, trials)  # type: ignore[arg-type]
+    tuning = StudySpec(model, options, space, open_dataset(dataset), split, out, trials)  # type: ignore[arg-type]
     study = tune_model(tuning, _tell_trial)
     best = {"validation HR@10": study.best_value, **study.best_params, "recipe": out / BEST}
     if as_json:
@@ -153,7 +153,7 @@ def reproduce(
 
 
 def _carry_out(name: str, planned: "Plan", jobs: int) -> list[Path]:
-    from training.evaluation.reproduce import carry_out
+    from training.evaluation.reproduce import run_plan
 
     with counting_steps() as advance:
 
@@ -162,7 +162,7 @@ def _carry_out(name: str, planned: "Plan", jobs: int) -> list[Path]:
             if what:
                 say(f"{name}: {what} ({done} of {total})")
 
-        return carry_out(planned, jobs, tell)
+        return run_plan(planned, jobs, tell)
 
 
 def report(results: list[Path], folder: Path) -> None:

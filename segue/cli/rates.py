@@ -34,7 +34,7 @@ def quantile(within: Sequence[int], bounds_s: Sequence[float], percent: float) -
     return bounds_s[-1] if sum(within) else None
 
 
-def figures(before: Snapshot | None, after: Snapshot) -> dict[str, Any]:
+def rates_between(before: Snapshot | None, after: Snapshot) -> dict[str, Any]:
     """Rates a second, latencies in ms and skip rates between two snapshots.
 
     Without a snapshot before, or with one of another start or replica: of all since the start, and without rates.
@@ -113,7 +113,7 @@ def _release(before: Mapping[str, Any] | None, after: Mapping[str, Any], rate: A
     }
 
 
-class History:
+class SnapshotHistory:
     """The latest snapshots, of each replica by itself: behind a proxy, they answer in turn."""
 
     def __init__(self) -> None:
@@ -125,9 +125,9 @@ class History:
         self._kept[snapshot["instance"]].append(snapshot)
         self._latest = snapshot
 
-    def figures(self, seconds: float) -> dict[str, Any]:
+    def rates_between(self, seconds: float) -> dict[str, Any]:
         """The figures of the last so many seconds of whoever answered last, as far back as is known."""
         latest = self._latest
         line = self._kept[latest["instance"]]
         within = [one for one in line if latest["at"] - one["at"] <= seconds and one is not latest]
-        return figures(within[0] if within else None, latest)
+        return rates_between(within[0] if within else None, latest)

@@ -8,13 +8,13 @@ from rich.text import Text
 from segue.cli.terminal import bar, shares, titled
 
 if TYPE_CHECKING:
-    from service.releases.loaded import Answer, Explanation, Track
+    from service.releases.loaded import Explanation, RecommendResult, Track
 
 _WIDE, _NARROW = 16, 6  # characters of a bar
 _ROOM, _ROOM_TO_EXPLAIN = 90, 140  # of a terminal that has room for the wide one
 
 
-def items(answer: "Answer") -> list[dict[str, Any]]:
+def items(answer: "RecommendResult") -> list[dict[str, Any]]:
     """The tracks for programs."""
     return [
         {"rank": rank, "track_id": t.track_id, "score": t.score, "title": t.title, "artist": t.artist}
@@ -38,7 +38,7 @@ def explained(explanation: "Explanation") -> dict[str, Any]:
     }
 
 
-def next_tracks(answer: "Answer", explanation: "Explanation | None", room: int) -> Table:
+def next_tracks(answer: "RecommendResult", explanation: "Explanation | None", room: int) -> Table:
     """The tracks for people; with an explanation, what pulls each of them most and what pushes it away most.
 
     `room` is the terminal's width in characters.
@@ -67,7 +67,7 @@ def next_tracks(answer: "Answer", explanation: "Explanation | None", room: int) 
     return table
 
 
-def _title(answer: "Answer") -> str:
+def _title(answer: "RecommendResult") -> str:
     if answer.source == "popularity":
         return f"the most played tracks of {answer.release.name}: nothing was played or skipped that it knows"
     heard = f"{answer.window_plays} played and {answer.window_skips} skipped"

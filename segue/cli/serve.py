@@ -73,9 +73,9 @@ def recommend(
 ) -> None:
     """Recommend once from the shell: --play and --skip in the order in which it happened."""
     from segue.sessions import plays_of
-    from service.releases.loaded import Question, open_live_release
+    from service.releases.loaded import Question, load_release
 
-    live = open_live_release(release)
+    live = load_release(release)
     question = Question(plays_of(_in_order(context, plays, skips)), k)
     [answer] = live.answer([question])
     why = live.explain(question, answer) if explain else None

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from segue.cli.rates import History, Snapshot
+from segue.cli.rates import Snapshot, SnapshotHistory
 from segue.cli.terminal import facts_table, print_json, print_table, sparkline, titled
 from segue.errors import InputError
 
@@ -120,7 +120,7 @@ class Screen:
     def __init__(self, url: str) -> None:
         self.fault: str | None = None  # why the latest look failed
         self._url = url
-        self._history = History()
+        self._history = SnapshotHistory()
         self._latest: Snapshot = {}
         self._figures: dict[str, Any] = {}
         self._rates: deque[float | None] = deque(maxlen=_POINTS)
@@ -131,7 +131,7 @@ class Screen:
         self.fault = None
         self._history.add(snapshot)
         self._latest = snapshot
-        self._figures = self._history.figures(FIGURES_S)
+        self._figures = self._history.rates_between(FIGURES_S)
         self._rates.append(self._figures["total"]["per_s"])
         self._slowest.append(self._figures["total"]["p99_ms"])
 
@@ -181,7 +181,7 @@ class Screen:
         for name in ("in use", "lists per s", "plays", "played", "skipped"):
             table.add_column(name, justify="right")
         lists = {line["release"]: line["lists_per_s"] for line in self._figures["releases"]}
-        for line in self._history.figures(SKIPS_S)["releases"]:
+        for line in self._history.rates_between(SKIPS_S)["releases"]:
             table.add_row(
                 Text(line["release"]),
                 "yes" if line["in_use"] else "no",

@@ -16,7 +16,7 @@ from segue.errors import BadOption, BadRelease, InputError
 
 if TYPE_CHECKING:
     from segue.release import Release
-    from training.evaluation.evaluate import Answers, Question
+    from training.evaluation.evaluate import Question, RecommenderUnderTest
     from training.options import Options
     from training.run_log import TensorBoard
 
@@ -69,9 +69,9 @@ def train(
     """
     from training.data.dataset import open_dataset
     from training.data.splits import Split
-    from training.distributed import joined
-    from training.run import Job, train_together
-    from training.run_log import Several
+    from training.distributed import init_distributed
+    from training.run import TrainingJob, train_distributed
+    from training.run_log import MultiReporter
 
     release = None
     if origin is None:
@@ -82,12 +82,14 @@ def train(
         model = release.manifest.model
     split: Split = "new-sessions" if new_sessions else "last-play"
     boards = () if tensorboard is None else (_board(tensorboard),)
-    job = Job(model, options, open_dataset(dataset), split, out, overwrite, _torch_device(device), release, resume)
-    with joined(job.device, sharded=sharded) as processes, contextlib.ExitStack() as stack:
-        console = Console(stderr=True, quiet=not processes.leads)
+    job = TrainingJob(
+        model, options, open_dataset(dataset), split, out, overwrite, _torch_device(device), release, resume
+    )
+    with init_distributed(job.device, sharded=sharded) as processes, contextlib.ExitStack() as stack:
+        console = Console(stderr=True, quiet=not processes.is_main)
         progress = stack.enter_context(TrainingProgress(getattr(options, "epochs", 1), console))
-        told = Several(progress, *map(stack.enter_context, boards if processes.leads else ()))
-        trained = train_together(job, told, processes)
+        told = MultiReporter(progress, *map(stack.enter_context, boards if processes.is_main else ()))
+        trained = train_distributed(job, told, processes)
     if trained is not None:
         _print_release(trained, as_json=as_json)
 
@@ -104,17 +106,17 @@ def _continued(
     """The release of --from, and its options as flags, recipe and settings change them."""
     from segue.release import open_release
     from training.run import MODELS
-    from training.warm_start import continued_options, refuse_unfit_origin
+    from training.warm_start import check_can_fine_tune, fine_tune_options
 
     release = open_release(origin)
     trained = release.manifest.model
     if trained not in MODELS or MODELS[trained].encoder is None:
         raise BadRelease(f"--from {origin} is of model {trained}, which learns all anew each time: leave --from out")
-    refuse_unfit_origin(release)
+    check_can_fine_tune(release)
     if model not in (None, trained):
         raise BadOption(f"--model {model}: --from {origin} is of model {trained}: leave --model out")
     flags = {"beta": 0.0} if no_nce else {}
-    return release, continued_options(release, MODELS[trained].options, recipe, settings, **flags)
+    return release, fine_tune_options(release, MODELS[trained].options, recipe, settings, **flags)
 
 
 def options_of(model: str, recipe: str | None, settings: tuple[str, ...], *, no_nce: bool) -> "Options":
@@ -211,13 +213,13 @@ def evaluate(
         print_evaluations(question, [(question.release.manifest.model, result)])
 
 
-def answers_of(question: "Question", through: str | None = None, *, exact: bool = False) -> "Answers":
+def answers_of(question: "Question", through: str | None = None, *, exact: bool = False) -> "RecommenderUnderTest":
     """Who answers: the release in this process, or the service at `through`."""
-    from training.evaluation.evaluate import Offline, OverHttp
+    from training.evaluation.evaluate import HttpRecommender, LocalRecommender
 
     if through is None:
-        return Offline(open_recommender(question.release, exact=exact), question.to_release())
-    over_http = OverHttp(
+        return LocalRecommender(open_recommender(question.release, exact=exact), question.to_release())
+    over_http = HttpRecommender(
         through, question.dataset.catalogue, question.release.catalogue, key=os.environ.get("SEGUE_KEY")
     )
     served = over_http.serves()

@@ -12,7 +12,7 @@ from segue.sessions import Outcome, Play
 from service.api.explanations import ExplanationBody
 from service.api.track_bodies import RankedTrackBody
 from service.releases.folder import NAME_PATTERN
-from service.releases.loaded import Answer, Explanation, LiveRelease
+from service.releases.loaded import Explanation, LoadedRelease, RecommendResult
 
 MAX_EVENTS = 100
 MAX_TRACKS = 100  # in an answer, and in `exclude`
@@ -27,7 +27,7 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-class ReportedEvent(Event):
+class EventIn(Event):
     """One thing that a listener did."""
 
     _whole = field_validator("ms_played", mode="before")(_whole)
@@ -38,7 +38,7 @@ class EventsRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    events: list[ReportedEvent] = Field(min_length=1, max_length=MAX_EVENTS)
+    events: list[EventIn] = Field(min_length=1, max_length=MAX_EVENTS)
 
 
 class WindowBody(BaseModel):
@@ -67,13 +67,13 @@ class RecommendationsBody(NextTracks):
     session_id: str
 
 
-def recommendations_json(session_id: str, answer: Answer, explanation: Explanation | None = None) -> bytes:
+def recommendations_json(session_id: str, answer: RecommendResult, explanation: Explanation | None = None) -> bytes:
     """A RecommendationsBody as JSON, put together from what the track table holds ready."""
     # Ids of sessions need no escapes.
     return b'{"session_id":"%b",%b' % (session_id.encode(), next_tracks_json(answer, explanation)[1:])
 
 
-def next_tracks_json(answer: Answer, explanation: Explanation | None = None) -> bytes:
+def next_tracks_json(answer: RecommendResult, explanation: Explanation | None = None) -> bytes:
     """NextTracks as JSON."""
     table = answer.release.table
     scores = orjson.dumps(answer.scores, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
@@ -101,7 +101,7 @@ class WhatIfRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    events: list[ReportedEvent] = Field(
+    events: list[EventIn] = Field(
         max_length=MAX_SUPPOSED, description="What happened, in its order; one session, whatever their times"
     )
     k: int = Field(default=DEFAULT_K, ge=1, le=MAX_TRACKS, description="How many tracks to answer with")
@@ -174,7 +174,7 @@ class ReleaseBody(BaseModel):
     index: dict[str, Any] = Field(description="How near tracks are searched")
 
     @classmethod
-    def of(cls, live: LiveRelease) -> Self:
+    def of(cls, live: LoadedRelease) -> Self:
         """The body for a release."""
         manifest = live.release.manifest
         return cls(
@@ -203,7 +203,7 @@ class LiveReleaseBody(BaseModel):
     has_map: bool = Field(description="Whether `GET /map` has its tracks")
 
     @classmethod
-    def of(cls, live: LiveRelease, share: float) -> Self:
+    def of(cls, live: LoadedRelease, share: float) -> Self:
         """The body for a release."""
         manifest = live.release.manifest
         return cls(
@@ -222,7 +222,7 @@ class CurrentReleaseBody(ReleaseBody):
     live: list[LiveReleaseBody] = Field(description="This one, and the one of an experiment (`SEGUE_EXPERIMENT`)")
 
     @classmethod
-    def of_all(cls, live: list[tuple[LiveRelease, float]]) -> Self:
+    def of_all(cls, live: list[tuple[LoadedRelease, float]]) -> Self:
         """The body for the releases that are live, the current one first, each with its share of the sessions."""
         current, _ = live[0]
         return cls(

@@ -10,7 +10,7 @@ from segue.arrays import Float32
 from segue.sessions import Outcome
 from service.api.track_bodies import TrackBody
 from service.releases.live_map import Places
-from service.releases.loaded import RANKED_AGAIN, Answer, Explanation
+from service.releases.loaded import RANKED_AGAIN, Explanation, RecommendResult
 
 
 class ExplainedPlay(TrackBody):
@@ -72,7 +72,7 @@ class ExplanationBody(BaseModel):
     places: PlacesBody | None = Field(default=None, description="Absent where the release has no map")
 
     @classmethod
-    def of(cls, answer: Answer, explanation: Explanation) -> Self:
+    def of(cls, answer: RecommendResult, explanation: Explanation) -> Self:
         """The body for an answer's explanation."""
         outcomes = (Outcome.PLAYED, Outcome.SKIPPED)
         table = answer.release.table

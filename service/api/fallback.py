@@ -12,8 +12,8 @@ import structlog
 from segue.errors import ModelUnavailable, SegueError, StoreUnavailable
 from segue.sessions import Play
 from service.ops.telemetry import Telemetry
-from service.releases.loaded import Answer, Question
-from service.releases.registry import Served
+from service.releases.loaded import Question, RecommendResult
+from service.releases.registry import ActiveRelease
 from service.sessions.store import SessionStore
 
 _SECONDS_BETWEEN_LINES: Final = 1.0
@@ -21,7 +21,7 @@ _SECONDS_BETWEEN_LINES: Final = 1.0
 _log = structlog.get_logger()
 
 
-class Fallback:
+class PopularityFallback:
     """Reads sessions and ranks for them, and knows what to do where either fails."""
 
     def __init__(self, store: SessionStore, telemetry: Telemetry, *, wanted: bool) -> None:
@@ -41,7 +41,7 @@ class Fallback:
             self._telemetry.fallbacks.labels("store").inc()
             return []
 
-    async def answer(self, served: Served, question: Question) -> Answer:
+    async def answer(self, served: ActiveRelease, question: Question) -> RecommendResult:
         """The next tracks, by popularity if encoder or index fail."""
         try:
             return await served.ranking(question)
@@ -54,7 +54,7 @@ class Fallback:
             self._telemetry.fallbacks.labels("model").inc()
             return served.live.popular(question)
 
-    def _tell(self, served: Served, error: Exception) -> None:
+    def _tell(self, served: ActiveRelease, error: Exception) -> None:
         """At most once a second, as each of thousands of requests may fail."""
         now = time.monotonic()
         if now - self._told < _SECONDS_BETWEEN_LINES:

@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.api.state import Service, SessionId
 from service.api.stream import SessionStreams
-from service.http.admission_control import Door
+from service.http.admission_control import AdmissionControl
 from service.problems import NotAcceptable, problem_responses
 
 WEB = Path(__file__).parents[1] / "web"
@@ -46,7 +46,7 @@ async def watch_session(session_id: SessionId, service: Service, request: Reques
     """
     if _EVENTS not in request.headers.get("accept", ""):
         raise NotAcceptable(f"this answer has no end: ask for it with Accept: {_EVENTS}")
-    door: Door = request.state.door
+    door: AdmissionControl = request.state.door
     answer = _Stream(service.streams, session_id, door)
     door.stay_outside(request.scope)
     return answer
@@ -55,9 +55,9 @@ async def watch_session(session_id: SessionId, service: Service, request: Reques
 class _Stream(StreamingResponse):
     """A session's changes, for as long as they are listened to. It has its place from when it is made."""
 
-    def __init__(self, streams: SessionStreams, session_id: str, door: Door) -> None:
+    def __init__(self, streams: SessionStreams, session_id: str, door: AdmissionControl) -> None:
         """Raises Overloaded where no other can be opened."""
-        streams.take_place()
+        streams.acquire_slot()
         self._streams = streams
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would gather them
         super().__init__(streams.changes(session_id, door.closing), media_type=_EVENTS, headers=headers)
@@ -67,4 +67,4 @@ class _Stream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._streams.leave_place()
+            self._streams.release_slot()

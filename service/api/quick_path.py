@@ -17,8 +17,8 @@ from segue.errors import SegueError
 from segue.events import SESSION_ID_PATTERN
 from service.api.bodies import DEFAULT_K, MAX_TRACKS, EventsRequest
 from service.api.json_body import read_json
-from service.api.sessions import answer_recommendations, answer_reported
-from service.api.state import Parts
+from service.api.sessions import append_events, recommend_for_session
+from service.api.state import AppState
 from service.problems import invalid_request_response, response_to
 from service.releases.loaded import Question
 
@@ -31,7 +31,7 @@ _RECOMMENDATIONS_QUERY: Final = re.compile(
 )
 
 
-class QuickPath:
+class FastPath:
     """An ASGI layer that answers what it can and hands the rest to `app`."""
 
     def __init__(self, app: ASGIApp, routes: dict[str, Any]) -> None:
@@ -56,9 +56,9 @@ class QuickPath:
     async def _recommend(self, asked: re.Match[bytes], scope: Scope, receive: Receive, send: Send) -> None:
         session_id, k, heard = asked.groups()
         scope["route"] = self._recommendations_route
-        service: Parts = scope["app"].state.parts
+        service: AppState = scope["app"].state.parts
         try:
-            content = await answer_recommendations(
+            content = await recommend_for_session(
                 service,
                 session_id.decode(),
                 partial(Question, k=int(k or DEFAULT_K), exclude_heard=heard != b"false"),
@@ -75,10 +75,10 @@ class QuickPath:
             await self._app(scope, receive, send)
             return
         scope["route"] = self._events_route
-        service: Parts = scope["app"].state.parts
+        service: AppState = scope["app"].state.parts
         try:
             reported = await read_json(EventsRequest, scope["headers"], receive, service.max_body_bytes[EventsRequest])
-            content = await answer_reported(service, session_id, reported, int(asked[1]) if asked else None)
+            content = await append_events(service, session_id, reported, int(asked[1]) if asked else None)
         except RequestValidationError as error:
             await invalid_request_response(error)(scope, receive, send)
             return

@@ -26,13 +26,13 @@ from service.api.bodies import (
     recommendations_json,
 )
 from service.api.state import (
+    AppState,
     By,
     Excluded,
     ExcludeHeard,
     Explained,
     K,
     Limit,
-    Parts,
     Recommend,
     ReleaseName,
     Reported,
@@ -40,16 +40,16 @@ from service.api.state import (
     Service,
     SessionId,
     SessionIdQuery,
-    Supposed,
+    SwapBody,
     TrackIdPath,
-    Wanted,
+    WhatIfBody,
     body_of,
 )
 from service.api.track_bodies import FoundTracks, RankedTrackBody, SimilarTracks, TrackBody
 from service.http.auth import EXPLANATION_COST
 from service.problems import problem_responses
-from service.releases.loaded import Answer, Explanation, Question
-from service.releases.registry import Served
+from service.releases.loaded import Explanation, Question, RecommendResult
+from service.releases.registry import ActiveRelease
 from service.sessions.store import Appended
 
 router = APIRouter()
@@ -83,7 +83,7 @@ async def report_events(
     session_id: SessionId, reported: Reported, service: Service, recommend: Recommend = None
 ) -> Response:
     """Append what happened to a session; optionally answer with its next tracks."""
-    return _json(await answer_reported(service, session_id, reported, recommend))
+    return _json(await append_events(service, session_id, reported, recommend))
 
 
 @router.get(
@@ -104,7 +104,7 @@ async def recommendations(
 ) -> Response:
     """The next tracks for a session; the most popular ones if it holds no usable play, or cannot be read for now."""
     question = partial(Question, k=k, exclude=exclude, exclude_heard=exclude_heard)
-    return _json(await answer_recommendations(service, session_id, question, explain=explain, release=release))
+    return _json(await recommend_for_session(service, session_id, question, explain=explain, release=release))
 
 
 @router.post(
@@ -114,7 +114,7 @@ async def recommendations(
     responses=problem_responses(404, 413, 415, 422, 503),
     openapi_extra=body_of(WhatIfRequest),
 )
-async def what_if(supposed: Supposed, service: Service, by: By) -> Response:
+async def what_if(supposed: WhatIfBody, service: Service, by: By) -> Response:
     """The next tracks for a session that is only supposed: nothing is stored, and Redis is not asked."""
     if supposed.explain:
         by.charge(EXPLANATION_COST - 1)
@@ -189,7 +189,7 @@ async def current_release(service: Service) -> CurrentReleaseBody:
     responses=problem_responses(404, 409, 413, 415, 422, 503),
     openapi_extra=body_of(SwapRequest),
 )
-async def swap_release(wanted: Wanted, service: Service) -> CurrentReleaseBody:
+async def swap_release(wanted: SwapBody, service: Service) -> CurrentReleaseBody:
     """Serve another release once it is verified and warm; if it is refused, what was served is served on."""
     await service.releases.swap(wanted.name)
     return _current(service)
@@ -219,7 +219,7 @@ async def metrics(service: Service) -> Response:
     return Response(service.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
-async def answer_reported(service: Parts, session_id: str, reported: EventsRequest, recommend: int | None) -> bytes:
+async def append_events(service: AppState, session_id: str, reported: EventsRequest, recommend: int | None) -> bytes:
     """Store the events; the content of an EventsAnswer. Raises StoreUnavailable."""
     served = service.releases.for_session(session_id)
     stored = await service.store.append(session_id, reported.events, with_plays=recommend is not None)
@@ -239,8 +239,8 @@ async def answer_reported(service: Parts, session_id: str, reported: EventsReque
     return orjson.dumps(answer)
 
 
-async def answer_recommendations(
-    service: Parts,
+async def recommend_for_session(
+    service: AppState,
     session_id: str,
     question: Callable[[Sequence[Play]], Question],
     *,
@@ -255,8 +255,8 @@ async def answer_recommendations(
 
 
 async def _recommend(
-    service: Parts,
-    served: Served,
+    service: AppState,
+    served: ActiveRelease,
     session_id: str,
     question: Question,
     *,
@@ -272,11 +272,11 @@ async def _recommend(
     return recommendations_json(session_id, answer, why)
 
 
-async def _why(service: Parts, served: Served, question: Question, answer: Answer) -> Explanation:
+async def _why(service: AppState, served: ActiveRelease, question: Question, answer: RecommendResult) -> Explanation:
     return await service.threads.run_long(served.live.explain, question, answer)
 
 
-def _current(service: Parts) -> CurrentReleaseBody:
+def _current(service: AppState) -> CurrentReleaseBody:
     return CurrentReleaseBody.of_all([(served.live, share) for served, share in service.releases.live()])
 
 
@@ -285,7 +285,7 @@ def _json(content: bytes) -> Response:
     return Response(content, media_type="application/json")
 
 
-def _count_events(service: Parts, reported: Reported, stored: Appended, unknown: int) -> None:
+def _count_events(service: AppState, reported: Reported, stored: Appended, unknown: int) -> None:
     """Count what was reported; which of the events were duplicates is known to Redis alone, how many is answered."""
     telemetry = service.telemetry
     skips = sum(event.type is EventType.SKIP for event in reported.events)

@@ -10,37 +10,37 @@ from pydantic import BaseModel, WithJsonSchema
 from segue.events import MAX_ID_LENGTH, SESSION_ID_PATTERN, TEXT_PATTERN, TrackId
 from segue.release import NAME_PATTERN
 from service.api.bodies import MAX_TRACKS, EventsRequest, SwapRequest, WhatIfRequest
-from service.api.fallback import Fallback
+from service.api.fallback import PopularityFallback
 from service.api.json_body import Body, read_json
 from service.api.stream import SessionStreams
 from service.http.auth import EXPLANATION_COST, Caller, caller_of
-from service.ops.live_state import LiveState
+from service.ops.live_state import ServiceStatus
 from service.ops.readiness import Readiness
 from service.ops.telemetry import Telemetry
-from service.releases.attribution import Credits
-from service.releases.registry import LiveReleases
+from service.releases.attribution import Attribution
+from service.releases.registry import ReleaseRegistry
 from service.sessions.store import SessionStore
 from service.threads import Threads
 
 
 @dataclass(slots=True)
-class Parts:
+class AppState:
     """What the lifespan opened. A request takes its release once: `releases` may give the next one another."""
 
-    releases: LiveReleases
-    credits: Credits
+    releases: ReleaseRegistry
+    credits: Attribution
     store: SessionStore
     streams: SessionStreams
-    fallback: Fallback
+    fallback: PopularityFallback
     threads: Threads
     telemetry: Telemetry
-    live_state: LiveState
+    live_state: ServiceStatus
     readiness: Readiness
     max_body_bytes: dict[type[BaseModel], int]
 
 
-async def _parts(request: Request) -> Parts:  # async, or FastAPI would call it in a thread
-    parts: Parts = request.app.state.parts
+async def _parts(request: Request) -> AppState:  # async, or FastAPI would call it in a thread
+    parts: AppState = request.app.state.parts
     return parts
 
 
@@ -61,7 +61,7 @@ async def _wanted(request: Request) -> SwapRequest:
 
 
 async def _body(model: type[Body], request: Request) -> Body:
-    parts: Parts = request.app.state.parts
+    parts: AppState = request.app.state.parts
     return await read_json(model, request.scope["headers"], request.receive, parts.max_body_bytes[model])
 
 
@@ -72,9 +72,9 @@ def body_of(model: type[BaseModel]) -> dict[str, Any]:
 
 
 Reported = Annotated[EventsRequest, Depends(_reported)]
-Supposed = Annotated[WhatIfRequest, Depends(_supposed)]
-Wanted = Annotated[SwapRequest, Depends(_wanted)]
-Service = Annotated[Parts, Depends(_parts)]
+WhatIfBody = Annotated[WhatIfRequest, Depends(_supposed)]
+SwapBody = Annotated[SwapRequest, Depends(_wanted)]
+Service = Annotated[AppState, Depends(_parts)]
 By = Annotated[Caller, Depends(_caller)]
 
 SessionId = Annotated[

@@ -32,13 +32,13 @@ class SessionStreams:
         self._most = most
         self._open = 0
 
-    def take_place(self) -> None:
-        """For one more stream, until `leave_place`. Raises Overloaded where no other can be opened."""
+    def acquire_slot(self) -> None:
+        """For one more stream, until `release_slot`. Raises Overloaded where no other can be opened."""
         if self._open >= self._most:
             raise Overloaded(f"{self._most} sessions are watched here already: try again in a moment")
         self._open += 1
 
-    def leave_place(self) -> None:
+    def release_slot(self) -> None:
         """A stream has ended."""
         self._open -= 1
 

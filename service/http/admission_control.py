@@ -30,12 +30,12 @@ _LONGEST: Final = 4
 _CAME: Final = "segue.came"
 _OUTSIDE: Final = "segue.outside"
 
-REFUSAL: Final = response_to(
+OVERLOADED_RESPONSE: Final = response_to(
     Overloaded("more is asked of the service than it can answer in time: try again in a moment")
 )
 
 
-class Door:
+class AdmissionControl:
     """Counts the requests within, and learns how many there may be. For one event loop."""
 
     def __init__(

@@ -30,7 +30,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.admission_control import Door
+from service.http.admission_control import AdmissionControl
 from service.ops.telemetry import Telemetry, request_id
 from service.problems import problem_response
 from service.settings import Settings
@@ -69,7 +69,7 @@ def is_needed(settings: Settings) -> bool:
     return bool(settings.allowed_hosts) or (settings.api_keys is None and not settings.open)
 
 
-class KnownHosts:
+class HostCheckMiddleware:
     """An ASGI layer that refuses requests for names which are neither this machine's own nor allowed."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -215,7 +215,7 @@ class Measured:
     log lines say it. It tells the door when a request has been answered.
     """
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry, door: Door) -> None:
+    def __init__(self, app: ASGIApp, telemetry: Telemetry, door: AdmissionControl) -> None:
         self._app = app
         self._telemetry = telemetry
         self._door = door
@@ -285,7 +285,7 @@ class Measured:
         _log.debug("request", method=method, route=route, status=status, ms=round(seconds * 1000, 3))
 
 
-def whole(app: ASGIApp) -> ASGIApp:
+def without_range(app: ASGIApp) -> ASGIApp:
     """The same app, deaf to `Range`: Starlette answers a damaged one in plain text, and small files need none."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.http.admission_control import REFUSAL, Door
+from service.http.admission_control import OVERLOADED_RESPONSE, AdmissionControl
 from service.problems import problem_response
 
 MAX_HEAD_BYTES: Final = 65_536
@@ -58,7 +58,7 @@ _REFUSED: Final = 4  # the body of a request that has been refused
 _ENDED: Final = 5  # nothing: whatever comes is ignored
 
 
-class ReadyAnswer:
+class PrebuiltResponse:
     """An answer as bytes, for where uvicorn takes no part."""
 
     def __init__(self, response: Response, *, closing: bool = False) -> None:
@@ -78,8 +78,8 @@ class ReadyAnswer:
         return self._bytes
 
 
-_REFUSED_STAYS: Final = ReadyAnswer(REFUSAL)
-_REFUSED_CLOSES: Final = ReadyAnswer(REFUSAL, closing=True)
+_REFUSED_STAYS: Final = PrebuiltResponse(OVERLOADED_RESPONSE)
+_REFUSED_CLOSES: Final = PrebuiltResponse(OVERLOADED_RESPONSE, closing=True)
 
 
 class _UntilGone:
@@ -110,7 +110,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._door: Door = self.app_state["door"]
+        self._door: AdmissionControl = self.app_state["door"]
         self._state = _BETWEEN
         self._unparsed = b""  # waits for the answers to earlier requests
         self._framing = 0  # bytes of the request that are not of its body
@@ -122,7 +122,7 @@ class Connection(HttpToolsProtocol):
         self._goes_on: asyncio.Handle | None = None  # parses the rest of what has come
         self._sends_no_more = False
         self._running: RequestResponseCycle | None = None  # the request that is being answered, or was last
-        self._last_answer: ReadyAnswer | None = None  # to be sent after the answers to earlier requests
+        self._last_answer: PrebuiltResponse | None = None  # to be sent after the answers to earlier requests
         self._deadline: asyncio.TimerHandle | None = None  # for what the client sends
         self._cut_off: asyncio.TimerHandle | None = None  # for what it does not read
 
@@ -133,7 +133,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         if len(self.connections) > self._door.most_connections:
             self._door.on_refusal()
-            self._end(REFUSAL)
+            self._end(OVERLOADED_RESPONSE)
         else:
             self._start_deadline()
 
@@ -224,7 +224,7 @@ class Connection(HttpToolsProtocol):
         elif is_counted and self._door.is_full():
             self._door.on_refusal()
             if self._is_answering() or self.parser.get_method() == b"HEAD":
-                self._hand_to(REFUSAL)
+                self._hand_to(OVERLOADED_RESPONSE)
             else:
                 self._refuse_here()
         else:
@@ -373,7 +373,7 @@ class Connection(HttpToolsProtocol):
         while self._door.unfinished_bytes > MAX_UNFINISHED_BYTES:
             oldest: Connection = next(iter(self._door.unfinished))  # those who send in time are soon done
             self._door.on_refusal()
-            oldest._end(REFUSAL)
+            oldest._end(OVERLOADED_RESPONSE)
 
     def _hold(self, number: int) -> None:
         """Say how many bytes this connection holds of a request that is not whole."""
@@ -455,17 +455,17 @@ class Connection(HttpToolsProtocol):
         self._state = _ENDED
         self._hold(0)
         self._stop_deadline()
-        if response is not REFUSAL:
+        if response is not OVERLOADED_RESPONSE:
             self._door.on_invalid(response.status_code)
         if is_answered:
             self._close()
         elif self._is_answering():
-            self._last_answer = ReadyAnswer(response, closing=True)
+            self._last_answer = PrebuiltResponse(response, closing=True)
             self.flow.pause_reading()
         else:
-            self._write_last(ReadyAnswer(response, closing=True))
+            self._write_last(PrebuiltResponse(response, closing=True))
 
-    def _write_last(self, answer: ReadyAnswer) -> None:
+    def _write_last(self, answer: PrebuiltResponse) -> None:
         self.transport.write(answer.after(self.server_state.default_headers))
         self._close()
 

@@ -13,7 +13,7 @@ from service.ops.telemetry import SECONDS
 _OPEN_END: Final = "+Inf"
 
 
-class LiveNumbers:
+class MetricsSnapshot:
     """Metrics at one moment."""
 
     def __init__(self, families: Iterable[Metric]) -> None:

@@ -4,18 +4,18 @@ import time
 
 from service.api.bodies import ReleaseBody
 from service.api.operations_bodies import EventLogState, Experiment, LogFile, Operations, RedisState
-from service.ops.live_numbers import LiveNumbers
-from service.ops.status import LIMIT_S, LogFolder, StoreLook, StoreState
+from service.ops.live_numbers import MetricsSnapshot
+from service.ops.status import LIMIT_S, EventLogFiles, RedisSnapshot, RedisStatus
 from service.ops.telemetry import SECONDS, Telemetry
-from service.releases.registry import LiveReleases
+from service.releases.registry import ReleaseRegistry
 from service.settings import Settings
 from service.threads import BlockingCalls
 
 
-class LiveState:
+class ServiceStatus:
     """Puts together what metrics, Redis, the event log's folder and the releases say. For one event loop."""
 
-    def __init__(self, store: StoreState, releases: LiveReleases, settings: Settings, telemetry: Telemetry) -> None:
+    def __init__(self, store: RedisStatus, releases: ReleaseRegistry, settings: Settings, telemetry: Telemetry) -> None:
         self._store = store
         self._releases = releases
         self._telemetry = telemetry
@@ -23,14 +23,14 @@ class LiveState:
         self._reading = BlockingCalls("metrics and the event log's folder", LIMIT_S, most=32)
         self._log_kept = settings.event_log
         self._folder = (
-            LogFolder(settings.event_log_folder) if settings.event_log and settings.event_log_writer else None
+            EventLogFiles(settings.event_log_folder) if settings.event_log and settings.event_log_writer else None
         )
 
     async def look(self) -> Operations:
         """All of it; within little more than the time limit of StoreState, whatever is wrong."""
         store = await self._store.look()
         at = time.time()
-        numbers = LiveNumbers(await self._reading(self._telemetry.families))
+        numbers = MetricsSnapshot(await self._reading(self._telemetry.families))
         return Operations(
             instance=self._telemetry.instance,
             at=at,
@@ -47,7 +47,7 @@ class LiveState:
             swaps=numbers.by("segue_release_swaps_total", "result"),
         )
 
-    def _redis(self, store: StoreLook, numbers: LiveNumbers) -> RedisState:
+    def _redis(self, store: RedisSnapshot, numbers: MetricsSnapshot) -> RedisState:
         return RedisState(
             reachable=store.reachable,
             detail=store.detail,
@@ -56,7 +56,7 @@ class LiveState:
             **store.facts,
         )
 
-    async def _event_log(self, store: StoreLook, numbers: LiveNumbers) -> EventLogState:
+    async def _event_log(self, store: RedisSnapshot, numbers: MetricsSnapshot) -> EventLogState:
         return EventLogState(
             kept=self._log_kept,
             written_here=self._folder is not None,

@@ -13,8 +13,8 @@ from typing import Any, Final
 from segue.catalogue import FIRST_TRACK_ROW
 from segue.errors import ModelUnavailable, SegueError
 from segue.sessions import Play
-from service.releases.loaded import LiveRelease, Question
-from service.releases.registry import LiveReleases
+from service.releases.loaded import LoadedRelease, Question
+from service.releases.registry import ReleaseRegistry
 from service.sessions.store import SessionStore
 from service.threads import Threads
 
@@ -25,7 +25,7 @@ _PROBES: Final = 64  # tracks that are asked in turn after one has failed
 class Readiness:
     """Answers for one worker, within about the deadlines of Redis and of the model. For one event loop."""
 
-    def __init__(self, store: SessionStore, releases: LiveReleases, threads: Threads) -> None:
+    def __init__(self, store: SessionStore, releases: ReleaseRegistry, threads: Threads) -> None:
         """`threads` rank for requests. Questions of readiness have their own, and wait behind no explanation."""
         self._releases = releases
         self._threads = threads
@@ -44,7 +44,7 @@ class Readiness:
         self._threads.refuse_exhausted()
         await asyncio.gather(*(self._rank_by(served.live) for served, _ in self._releases.live()))
 
-    async def _rank_by(self, live: LiveRelease) -> None:
+    async def _rank_by(self, live: LoadedRelease) -> None:
         try:
             await self._own_threads.run(live.answer, [_question(live, self._turn)])
         except Exception as error:  # ONNX Runtime's and FAISS's errors share no class of their own
@@ -79,7 +79,7 @@ async def _error_of(work: Coroutine[Any, Any, None]) -> SegueError | None:
     return None
 
 
-def _question(live: LiveRelease, turn: int) -> Question:
+def _question(live: LoadedRelease, turn: int) -> Question:
     """One play of a track of the release; of no track where it has none."""
     tracks = len(live.table)
     if not tracks:

@@ -20,7 +20,7 @@ LIMIT_S: Final = 1.0
 
 
 @dataclass(slots=True)
-class StoreLook:
+class RedisSnapshot:
     """What one look found. `facts` are fields of RedisState, empty where nothing was told."""
 
     reachable: bool
@@ -30,14 +30,14 @@ class StoreLook:
     oldest_s: float | None = None
 
 
-class StoreState:
+class RedisStatus:
     """Looks at Redis. For one event loop."""
 
     def __init__(self, client: "Redis | RedisCluster", limit_s: float = LIMIT_S) -> None:
         self._client = client
         self._limit_s = limit_s
 
-    async def look(self) -> StoreLook:
+    async def look(self) -> RedisSnapshot:
         """Ask Redis how it is and what its streams hold; within the limit of time, answered or not."""
         try:
             async with asyncio.timeout(self._limit_s):
@@ -45,13 +45,13 @@ class StoreState:
                 found.waiting, found.oldest_s = await self._streams()
                 return found
         except TimeoutError:
-            return StoreLook(reachable=False, detail=f"it does not answer within {self._limit_s:g} s", facts={})
+            return RedisSnapshot(reachable=False, detail=f"it does not answer within {self._limit_s:g} s", facts={})
         except AWAY:  # where it is, its error says, and answers do not
-            return StoreLook(reachable=False, detail="it cannot be reached: the log says why", facts={})
+            return RedisSnapshot(reachable=False, detail="it cannot be reached: the log says why", facts={})
         except RedisError as error:
-            return StoreLook(reachable=True, detail=f"it refuses to be asked ({type(error).__name__})", facts={})
+            return RedisSnapshot(reachable=True, detail=f"it refuses to be asked ({type(error).__name__})", facts={})
 
-    async def _facts(self) -> StoreLook:
+    async def _facts(self) -> RedisSnapshot:
         try:
             if isinstance(self._client, Redis):
                 nodes: list[Mapping[str, Any]] = [await self._client.info()]
@@ -59,8 +59,8 @@ class StoreState:
                 by_node: Any = await self._client.info(target_nodes=RedisCluster.PRIMARIES)
                 nodes = list(by_node.values()) if "redis_version" not in by_node else [by_node]
         except (NoPermissionError, ResponseError):
-            return StoreLook(reachable=True, detail="its user may not ask how it is: grant +info", facts={})
-        return StoreLook(reachable=True, detail=None, facts=redis_facts(nodes))
+            return RedisSnapshot(reachable=True, detail="its user may not ask how it is: grant +info", facts={})
+        return RedisSnapshot(reachable=True, detail=None, facts=redis_facts(nodes))
 
     async def _streams(self) -> tuple[int, float | None]:
         """Entries of the event log's streams, and the age in seconds of the oldest."""
@@ -91,7 +91,7 @@ def redis_facts(nodes: list[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-class LogFolder:
+class EventLogFiles:
     """The latest file of the event log. The folder is read anew only where it has changed."""
 
     def __init__(self, path: Path) -> None:

@@ -37,7 +37,7 @@ def configure_logging(level: str, log_key: str) -> None:
         _name_request,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
-        _hide_sessions(log_key),
+        _hash_session_ids(log_key),
     ]
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
@@ -67,7 +67,7 @@ def _name_request(_: Any, __: str, line: structlog.typing.EventDict) -> structlo
     return line
 
 
-def _hide_sessions(log_key: str) -> structlog.typing.Processor:
+def _hash_session_ids(log_key: str) -> structlog.typing.Processor:
     """A step that puts short hashes for the session ids in `session_id` and `path`."""
 
     def hashed(session_id: str) -> str:
@@ -184,7 +184,7 @@ class Telemetry:
     def _of_all_workers(self) -> CollectorRegistry:
         if MULTIPROCESS_DIR not in os.environ:
             return self.registry
-        _forget_the_dead(Path(os.environ[MULTIPROCESS_DIR]))
+        _drop_dead_workers(Path(os.environ[MULTIPROCESS_DIR]))
         together = CollectorRegistry()
         MultiProcessCollector(together)  # type: ignore[no-untyped-call]
         return together
@@ -196,7 +196,7 @@ class Telemetry:
         return Histogram(f"segue_{name}", text, labels, registry=self.registry, buckets=SECONDS)
 
 
-def _forget_the_dead(numbers: Path) -> None:
+def _drop_dead_workers(numbers: Path) -> None:
     """Take away the gauges of workers that have ended: what they were last at is so no more. Counters stay."""
     for file in numbers.glob("gauge_live*.db"):
         pid = int(file.stem.rpartition("_")[2])

@@ -21,11 +21,11 @@ from typing import Final
 
 from segue.errors import StoreUnavailable
 from service.ops.telemetry import Telemetry
-from service.releases.loaded import Answer
+from service.releases.loaded import RecommendResult
 from service.sessions.store import SessionStore
 
 
-class SessionDraw:
+class SessionSampler:
     """The sessions that a share is made of: `session_id in draw`. About a microsecond."""
 
     def __init__(self, purpose: str, share: float) -> None:
@@ -43,17 +43,17 @@ class SessionDraw:
 _MOST_UNDER_WAY: Final = 200  # lists on their way to Redis; if it lags, lists are dropped, not queued
 
 
-class Credits:
+class Attribution:
     """Remembers lists and counts what became of them. For one event loop."""
 
     def __init__(self, store: SessionStore, share: float, telemetry: Telemetry) -> None:
         """`share` of the sessions, 0 to 1, is looked at."""
         self._store = store
-        self._drawn = SessionDraw("credits", share)
+        self._drawn = SessionSampler("credits", share)
         self._telemetry = telemetry
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def remember(self, session_id: str, answer: Answer) -> None:
+    def remember(self, session_id: str, answer: RecommendResult) -> None:
         """Remember an answer, if the session is one of those looked at; nobody waits for it."""
         if session_id in self._drawn and len(self._tasks) < _MOST_UNDER_WAY:
             task = asyncio.create_task(self._remember(session_id, answer))
@@ -69,7 +69,7 @@ class Credits:
             if kind != "P":
                 self._telemetry.recommended_skips.labels(release).inc()
 
-    async def _remember(self, session_id: str, answer: Answer) -> None:
+    async def _remember(self, session_id: str, answer: RecommendResult) -> None:
         track_ids = [answer.release.table.track_id(row) for row in answer.rows]
         with contextlib.suppress(StoreUnavailable):  # a list less; requests and metrics tell that Redis is away
             await self._store.remember(session_id, answer.release.name, track_ids)

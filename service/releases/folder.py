@@ -26,7 +26,7 @@ _LONGEST_POINTER: Final = 1024  # bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class PointerState:
     """What the pointer said at a look, and what it pointed to: equal looks mean that nothing has changed."""
 
     name: str
@@ -72,7 +72,7 @@ class ReleasesFolder:
         """Whether a release's folder lies in this one."""
         return path.absolute().parent.resolve() == self._path.resolve()
 
-    def look(self) -> Seen | None:
+    def look(self) -> PointerState | None:
         """What the pointer says; None where there is none, or one that is being written. Raises ReleasesUnavailable."""
         file = self._path / POINTER
         try:
@@ -85,9 +85,9 @@ class ReleasesFolder:
             raise ReleasesUnavailable(f"{file} cannot be read ({error.strerror}): see to it") from error
         name, _, before = (part.strip() for part in text.strip().partition("\n"))
         known = before if re.fullmatch(NAME_PATTERN, before) else None
-        return Seen(name, written_ns, self._files(name), known) if name else None
+        return PointerState(name, written_ns, self._files(name), known) if name else None
 
-    def point(self, name: str, before: str | None = None) -> Seen:
+    def point(self, name: str, before: str | None = None) -> PointerState:
         """Have the pointer name a release, in one step, and what was served `before`.
 
         Raises ReleasesUnavailable where it cannot be written.
@@ -97,7 +97,7 @@ class ReleasesFolder:
         try:
             unfinished.write_text("".join(f"{line}\n" for line in (name, before) if line), encoding="utf-8")
             # Taken before the name is: afterwards, the pointer may already be another's.
-            seen = Seen(name, unfinished.stat().st_mtime_ns, files, before)
+            seen = PointerState(name, unfinished.stat().st_mtime_ns, files, before)
             unfinished.replace(self._path / POINTER)
         except OSError as error:
             with contextlib.suppress(OSError):

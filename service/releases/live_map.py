@@ -22,7 +22,7 @@ class Places:
     query: Float32 | None  # [2] float32, where the encoder's query stands; None where there is none
 
 
-class LiveMap:
+class TrackMap:
     """The map of one release. Points go by the number of plays, so that the first ones are those that matter most."""
 
     def __init__(self, release: Release) -> None:

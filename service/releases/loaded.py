@@ -24,7 +24,7 @@ from segue.recommend import EncoderRanker, NearestTracks, PopularityRanker, Quer
 from segue.release import ENCODER, Release, open_release
 from segue.sessions import Play
 from segue.window import Windows, to_sessions, to_windows
-from service.releases.live_map import LiveMap, Places
+from service.releases.live_map import Places, TrackMap
 from service.releases.onnx_encoder import OnnxEncoder
 
 
@@ -49,10 +49,10 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RecommendResult:
     """The next tracks of one session, best first, and who named them."""
 
-    release: "LiveRelease"
+    release: "LoadedRelease"
     source: Source
     rows: list[Row]
     scores: Float32  # [len(rows)] float32
@@ -67,7 +67,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Filtered:
+class ExcludedTrack:
     """A track that was left out of an answer although it ranks within it."""
 
     track: Track
@@ -82,14 +82,14 @@ class Explanation:
     plays: list[tuple[Track, bool]]  # what the encoder saw, oldest first, and whether it was skipped
     contributions: Float32  # [tracks, plays] float32, see segue.explain; a line adds up to its track's score
     ranks_without_skips: list[int | None]  # of each track, if the session had had no skips; None beyond RANKED_AGAIN
-    filtered: list[Filtered]
+    filtered: list[ExcludedTrack]
     places: Places | None  # None for a release without a map
 
 
 RANKED_AGAIN: Final = 200
 
 
-class Timed(Protocol):
+class StepTimer(Protocol):
     """Gives a context that measures the step of the given name: `encode` or `search`."""
 
     def __call__(self, step: str, /) -> AbstractContextManager[Any]:
@@ -97,11 +97,11 @@ class Timed(Protocol):
         ...
 
 
-def _untimed(_: str) -> AbstractContextManager[Any]:
+def _no_timer(_: str) -> AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-class LiveRelease:
+class LoadedRelease:
     """Answers from one release. Immutable and safe to call from several threads at once."""
 
     def __init__(self, release: Release, encoder: QueryEncoder, index: NearestTracks, exact: NearestTracks) -> None:
@@ -110,7 +110,7 @@ class LiveRelease:
         # Read now: the folder may be replaced while this release is served.
         facts = read_facts(release)
         self._index_facts = {"kind": "exact"} if facts is None else facts.model_dump(mode="json", exclude={"tried"})
-        self._map = LiveMap(release) if release.track_map is not None else None
+        self._map = TrackMap(release) if release.track_map is not None else None
         self._encoder = encoder
         self._index = index
         self._exact = exact
@@ -128,7 +128,7 @@ class LiveRelease:
         """The plain name of the folder that the release was opened from."""
         return self.release.path.absolute().name
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+    def answer(self, questions: Sequence[Question]) -> list[RecommendResult]:
         """The next tracks of each session. An answer does not depend on the other questions."""
         found = self._recommender.recommend(
             to_sessions([question.plays for question in questions], self.table),
@@ -137,23 +137,24 @@ class LiveRelease:
             exclude_heard=[question.exclude_heard for question in questions],
         )
         return [
-            Answer(self, one.source, one.rows.tolist(), one.scores, one.window_plays, one.window_skips) for one in found
+            RecommendResult(self, one.source, one.rows.tolist(), one.scores, one.window_plays, one.window_skips)
+            for one in found
         ]
 
     def recommend(
         self, plays: Sequence[Play], k: int, exclude: Sequence[str] = (), *, exclude_heard: bool = True
-    ) -> Answer:
+    ) -> RecommendResult:
         """The k next tracks of one session; see Question."""
         [answer] = self.answer([Question(plays, k, exclude, exclude_heard)])
         return answer
 
-    def popular(self, question: Question) -> Answer:
+    def popular(self, question: Question) -> RecommendResult:
         """The most played tracks for a question that the model does not answer. Asks neither encoder nor index."""
         heard = [play.track_id for play in question.plays] if question.exclude_heard else []
         [answer] = self.answer([Question((), question.k, [*question.exclude, *heard])])
         return answer
 
-    def explain(self, question: Question, answer: Answer) -> Explanation:
+    def explain(self, question: Question, answer: RecommendResult) -> Explanation:
         """Why `answer`, this release's to `question`, is as it is. Some hundred encodings."""
         heard = set(
             self.table.rows([play.track_id for play in question.plays]).tolist() if question.exclude_heard else []
@@ -177,12 +178,12 @@ class LiveRelease:
             plays=[(self.track(row), bool(skip)) for row, skip in zip(plays, window.skipped[0, seen], strict=True)],
             contributions=contributions(self._encoder, window, targets),
             ranks_without_skips=[ranks.get(row) for row in answer.rows],
-            filtered=[Filtered(self.track(row), rank, row in heard) for rank, row in left_out],
+            filtered=[ExcludedTrack(self.track(row), rank, row in heard) for rank, row in left_out],
             places=self._places(question.plays, window, plays, answer.rows),
         )
 
     @property
-    def map(self) -> LiveMap:
+    def map(self) -> TrackMap:
         """The map of its tracks. Raises UnknownMap."""
         if self._map is None:
             raise UnknownMap(f"{self.name} has no map: it was written before there were maps; train it again")
@@ -228,7 +229,7 @@ class LiveRelease:
 @dataclass(frozen=True, slots=True)
 class _TimedEncoder:
     encoder: QueryEncoder
-    timed: Timed
+    timed: StepTimer
 
     def encode(self, windows: Windows) -> Float32:
         with self.timed("encode"):
@@ -238,7 +239,7 @@ class _TimedEncoder:
 @dataclass(frozen=True, slots=True)
 class _TimedIndex:
     index: NearestTracks
-    timed: Timed
+    timed: StepTimer
 
     def search(self, queries: Float32, k: int) -> Ranked:
         with self.timed("search"):
@@ -256,7 +257,7 @@ def recommender_of(release: Release, *, exact: bool = False, threads: int = 1) -
     return Recommender(ranker, PopularityRanker(release.catalogue.plays), release.manifest.window.length)
 
 
-def open_live_release(path: Path, device: str = "cpu", threads: int = 1, timed: Timed = _untimed) -> LiveRelease:
+def load_release(path: Path, device: str = "cpu", threads: int = 1, timed: StepTimer = _no_timer) -> LoadedRelease:
     """Open a release, verify it and answer once, so that the first request finds everything loaded.
 
     `device` is where the index is searched, `threads` work on one encoding. Raises BadRelease with one line.
@@ -264,7 +265,7 @@ def open_live_release(path: Path, device: str = "cpu", threads: int = 1, timed: 
     release = open_release(path)
     encoder = _TimedEncoder(OnnxEncoder(_encoder_file(release), threads), timed)
     index = _TimedIndex(open_index(release, device), timed)
-    live = LiveRelease(release, encoder, index, ExactIndex(release.item_embeddings))
+    live = LoadedRelease(release, encoder, index, ExactIndex(release.item_embeddings))
     _warm_up(live, encoder)
     return live
 
@@ -278,7 +279,7 @@ def _encoder_file(release: Release) -> Path:
     return release.path / ENCODER
 
 
-def _warm_up(live: LiveRelease, encoder: QueryEncoder) -> None:
+def _warm_up(live: LoadedRelease, encoder: QueryEncoder) -> None:
     manifest = live.release.manifest
     shape = (2, manifest.window.length)  # two, as a graph may be made for one alone
     first = np.full(shape, FIRST_TRACK_ROW if len(live.table) else PAD_ROW, dtype=np.int64)

@@ -24,7 +24,7 @@ class OnnxEncoder:
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         """Load `encoder.onnx`; `threads` work on one call. Raises BadRelease for a file that is no such encoder."""
-        _refuse_foreign_files(path)
+        _check_external_data(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -58,7 +58,7 @@ def _run_options() -> Any:
     return options
 
 
-def _refuse_foreign_files(path: Path) -> None:
+def _check_external_data(path: Path) -> None:
     """Raise BadRelease for a graph that takes data from anywhere but the embeddings beside it."""
     try:
         foreign = referred_files(path.read_bytes()) - {ITEM_EMBEDDINGS}

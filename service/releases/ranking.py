@@ -17,7 +17,7 @@ from segue.errors import ModelUnavailable
 from segue.sessions import Play
 from service.batching import LARGEST, MicroBatch
 from service.ops.telemetry import Telemetry
-from service.releases.loaded import Answer, LiveRelease, Question
+from service.releases.loaded import LoadedRelease, Question, RecommendResult
 from service.threads import Threads, timed_out
 
 REFUSED_S: Final = 60.0  # how long questions with a track that hung are refused before one of them is tried again
@@ -39,13 +39,15 @@ class _AskAlone(Exception):
 class Ranking:
     """Answers questions by one release. For one event loop."""
 
-    def __init__(self, live: LiveRelease, threads: Threads, alone: Threads, at_once: int, telemetry: Telemetry) -> None:
-        """`at_once` batches run at a time in `threads`; questions that are asked alone run in `alone`."""
+    def __init__(
+        self, live: LoadedRelease, threads: Threads, alone: Threads, max_concurrent_batches: int, telemetry: Telemetry
+    ) -> None:
+        """`max_concurrent_batches` run at a time in `threads`; questions that are asked alone run in `alone`."""
         # Two objects and no cycle of references: a replaced release is freed with its last request.
         self._ranker = _Ranker(live, threads, alone, telemetry)
-        self._batched = MicroBatch(self._ranker.rank, at_once)
+        self._batched = MicroBatch(self._ranker.rank, max_concurrent_batches)
 
-    async def __call__(self, question: Question) -> Answer:
+    async def __call__(self, question: Question) -> RecommendResult:
         """The next tracks. Raises what the model raises for this question, ModelUnavailable if it hangs."""
         if self._ranker.is_suspect(question):
             return await self._ranker.ask_alone(question, timed_out(self._ranker.timeout_s))
@@ -57,7 +59,7 @@ class Ranking:
 
 
 class _Ranker:
-    def __init__(self, live: LiveRelease, threads: Threads, alone: Threads, telemetry: Telemetry) -> None:
+    def __init__(self, live: LoadedRelease, threads: Threads, alone: Threads, telemetry: Telemetry) -> None:
         self.timeout_s = threads.timeout_s
         self._live = live
         self._threads = threads
@@ -70,7 +72,7 @@ class _Ranker:
         self._tracks: dict[str, float] = {}
         self._windows: dict[_Window, float] = {}  # those that hang although each of their tracks does not
 
-    async def rank(self, questions: list[Question]) -> Sequence[Answer | BaseException]:
+    async def rank(self, questions: list[Question]) -> Sequence[RecommendResult | BaseException]:
         """The answer to each question, or why there is none; _AskAlone where it is to be asked alone."""
         suspect = [self.is_suspect(question) for question in questions]
         if any(suspect):  # they became suspect while they waited
@@ -95,16 +97,16 @@ class _Ranker:
                 return [error]
             return [_AskAlone(error) for _ in questions]
 
-    async def ask_alone(self, question: Question, error: Exception) -> Answer:
+    async def ask_alone(self, question: Question, error: Exception) -> RecommendResult:
         """The answer to one question; `error` where too many wait."""
         self._refuse_known(question)
         if self._waiting >= _MOST_ALONE:
             raise error
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[RecommendResult] = asyncio.get_running_loop().create_future()
         self._start(self._answer_alone(question, answer))
         return await answer
 
-    async def _answer_alone(self, question: Question, answer: "asyncio.Future[Answer]") -> None:
+    async def _answer_alone(self, question: Question, answer: "asyncio.Future[RecommendResult]") -> None:
         self._waiting += 1
         try:
             async with self._lane:

@@ -27,11 +27,11 @@ from segue.errors import (
 from segue.release import ENCODER, read_manifest
 from service.api.operations_bodies import ListedRelease, Releases
 from service.ops.telemetry import Telemetry
-from service.releases.attribution import SessionDraw
-from service.releases.folder import ReleasesFolder, Seen
-from service.releases.loaded import LiveRelease, open_live_release
+from service.releases.attribution import SessionSampler
+from service.releases.folder import PointerState, ReleasesFolder
+from service.releases.loaded import LoadedRelease, load_release
 from service.releases.ranking import Ranking
-from service.releases.trial import try_release
+from service.releases.trial import validate_in_child
 from service.settings import Settings
 from service.threads import BlockingCalls, Threads
 
@@ -42,14 +42,14 @@ _DISK_S: Final = 5.0  # for looking into the folder of releases, which may be on
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Served:
+class ActiveRelease:
     """A release and what ranks for it."""
 
-    live: LiveRelease
+    live: LoadedRelease
     ranking: Ranking
 
 
-def refuse_nothing_to_serve(settings: Settings) -> None:
+def check_servable(settings: Settings) -> None:
     """Raise BadRelease if there is no release to begin with; a glance at manifests, before anything is made."""
     if settings.releases_dir is not None:
         folder = ReleasesFolder(settings.releases_dir)
@@ -83,7 +83,7 @@ def _listed(path: Path) -> ListedRelease:
     )
 
 
-class LiveReleases:
+class ReleaseRegistry:
     """The releases of one worker. For one event loop; `current` is replaced by a single assignment."""
 
     def __init__(self, settings: Settings, threads: Threads, telemetry: Telemetry) -> None:
@@ -98,18 +98,18 @@ class LiveReleases:
         self._poll_s = settings.releases_poll_s
         self._trial_s = settings.release_trial_s
         self._open = partial(
-            open_live_release,
+            load_release,
             device=settings.index_device,
             threads=settings.encoder_threads,
             timed=telemetry.time_ranking,
         )
         self._folder = ReleasesFolder(settings.releases_dir) if settings.releases_dir is not None else None
-        self._seen: Seen | None = None
+        self._seen: PointerState | None = None
         self._swapping = False
         self._leaving = threading.Event()
         self._opening = BlockingCalls("a release")  # its trial has a limit of its own
         self._reading = BlockingCalls("the folder of releases", _DISK_S)
-        self._challenger: Served | None = None
+        self._challenger: ActiveRelease | None = None
         self._share = 0.0  # of the sessions that the challenger answers
         self.current = self._served(self._first(settings.release))
         if settings.experiment is not None:
@@ -118,22 +118,22 @@ class LiveReleases:
                 raise BadOption("an experiment is in a folder of releases: set SEGUE_RELEASES_DIR too")
             self._challenger = self._served(self._open_tried(self._folder.find(name)))
             # The name goes into the draw: the sessions of one experiment are not those of the one before.
-            self._challenged = SessionDraw(f"experiment {name}", self._share)
+            self._challenged = SessionSampler(f"experiment {name}", self._share)
         self._tell_in_use()
 
-    def for_session(self, session_id: str) -> Served:
+    def for_session(self, session_id: str) -> ActiveRelease:
         """What answers a session: always the same one while releases, experiment and share stay."""
         if self._challenger is not None and session_id in self._challenged:
             return self._challenger
         return self.current
 
-    def live(self) -> list[tuple[Served, float]]:
+    def live(self) -> list[tuple[ActiveRelease, float]]:
         """What answers now, the current release first, and the share of the sessions that each answers."""
         if self._challenger is None or self._challenger.live.name == self.current.live.name:
             return [(self.current, 1.0)]
         return [(self.current, 1.0 - self._share), (self._challenger, self._share)]
 
-    def named(self, name: str | None) -> Served:
+    def named(self, name: str | None) -> ActiveRelease:
         """What answers whoever asks for this release; the current one for None. Raises UnknownRelease."""
         for served, _ in self.live():
             if name in (None, served.live.name):
@@ -141,7 +141,7 @@ class LiveReleases:
         # Not which are: that call needs another scope than those which take a release.
         raise UnknownRelease(f"{name!r} is not live here: GET /releases/current names the releases that are")
 
-    async def swap(self, name: str) -> Served:
+    async def swap(self, name: str) -> ActiveRelease:
         """Serve the release in the folder `name`, here now and, by the pointer, wherever the folder is watched.
 
         Raises SwapRefused while another swap runs or without a folder of releases, UnknownRelease, BadRelease, and
@@ -151,7 +151,7 @@ class LiveReleases:
         if folder is None:
             raise SwapRefused("the service has no folder of releases: set SEGUE_RELEASES_DIR and start it again")
 
-        def open_and_point() -> tuple[LiveRelease, Seen]:
+        def open_and_point() -> tuple[LoadedRelease, PointerState]:
             with folder.locked():
                 live = self._open_tried(folder.find(name))
                 if self._leaving.is_set():
@@ -172,7 +172,7 @@ class LiveReleases:
         self._leaving.set()
 
     @property
-    def challenger(self) -> Served | None:
+    def challenger(self) -> ActiveRelease | None:
         """What answers the sessions of the experiment."""
         return self._challenger
 
@@ -225,7 +225,7 @@ class LiveReleases:
             with contextlib.suppress(SegueError), self._refusals(seen.name):
                 self._replace(await self._opening(lambda: self._open_tried(folder.find(seen.name))))
 
-    def _first(self, release: Path) -> LiveRelease:
+    def _first(self, release: Path) -> LoadedRelease:
         """What the pointer names, as that was served last; the configured release where that fails."""
         with contextlib.suppress(SegueError):
             if self._folder is not None and (seen := self._folder.look()) is not None:
@@ -234,15 +234,15 @@ class LiveReleases:
                     return self._open_tried(self._folder.find(seen.name))
         return self._open(release)
 
-    def _open_tried(self, path: Path) -> LiveRelease:
+    def _open_tried(self, path: Path) -> LoadedRelease:
         """Open what was put into the folder of releases: in a process that may end first, then here."""
-        try_release(path, self._trial_s, self._leaving)
+        validate_in_child(path, self._trial_s, self._leaving)
         return self._open(path)
 
-    def _served(self, live: LiveRelease) -> Served:
-        return Served(live, Ranking(live, self._threads, self._apart, self._at_once, self._telemetry))
+    def _served(self, live: LoadedRelease) -> ActiveRelease:
+        return ActiveRelease(live, Ranking(live, self._threads, self._apart, self._at_once, self._telemetry))
 
-    def _replace(self, live: LiveRelease) -> None:
+    def _replace(self, live: LoadedRelease) -> None:
         before = self.current.live.name
         self.current = self._served(live)
         self._telemetry.release_in_use.labels(before).set(0)

@@ -24,8 +24,8 @@ from segue.catalogue import FIRST_TRACK_ROW
 from segue.errors import BadRelease, SegueError, SwapRefused
 from segue.sessions import Outcome, Play
 from service.batching import LARGEST
-from service.releases.loaded import LiveRelease, Question, open_live_release
-from service.sessions.embedded_redis import die_with_parent
+from service.releases.loaded import LoadedRelease, Question, load_release
+from service.sessions.embedded_redis import terminate_with_parent
 
 _SPARE_BYTES: Final = 2 * 2**30  # beyond what the process has mapped before it opens anything
 _TIMES_ITS_SIZE: Final = 4  # what opening may take: mapped, read, and laid out anew by ONNX Runtime
@@ -42,7 +42,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([__name__])
 
 
-def try_release(path: Path, limit_s: float, leaving: threading.Event | None = None) -> None:
+def validate_in_child(path: Path, limit_s: float, leaving: threading.Event | None = None) -> None:
     """Return if a child opens the release and gets answers from it within `limit_s` seconds; takes as long as it does.
 
     The index is tried on the CPU, whatever it will be searched on. Raises BadRelease with one line, and SwapRefused as
@@ -110,12 +110,12 @@ def _last_line(errors: Connection) -> str:
 
 
 def _try(path: Path, sender: Connection, stderr: Connection, limit_s: float) -> None:
-    die_with_parent()
+    terminate_with_parent()
     os.set_blocking(stderr.fileno(), False)  # once the pipe is full, lines are dropped
     os.dup2(stderr.fileno(), 2)
     _bound(path, limit_s)
     try:
-        _ask(open_live_release(path))
+        _ask(load_release(path))
         said = _FINE
     except SegueError as error:
         said = str(error).encode(errors="replace")
@@ -141,7 +141,7 @@ def _bound(path: Path, limit_s: float) -> None:
     os.dup2(nowhere, 1)
 
 
-def _ask(live: LiveRelease) -> None:
+def _ask(live: LoadedRelease) -> None:
     """Ask what requests ask: batches of sessions, the longest session, tracks near others, words."""
     tracks = len(live.table)
     for row in _rows(tracks, _NAMED):

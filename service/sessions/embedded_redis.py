@@ -137,7 +137,7 @@ def embedded_redis(
         _take(owner, folder, 0.0)
         _take(lock, folder, lock_wait_s)
         _refuse_older(binary, folder)
-        mend_append_only_file(folder)
+        repair_aof(folder)
         path = folder / "redis.sock"
         if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
             short = Path(tempfile.mkdtemp(prefix="segue-"))
@@ -151,7 +151,7 @@ def embedded_redis(
         yield f"unix://{path}"
 
 
-def mend_append_only_file(folder: Path) -> int:
+def repair_aof(folder: Path) -> int:
     """Cut off a transaction that a crash left half written, as `redis-check-aof --fix` does; answers the bytes cut off.
 
     Redis passes over it when it reads the file, yet cuts off its last command alone. What it appends then is read as
@@ -192,7 +192,7 @@ def _refuse_older(binary: Path, folder: Path) -> None:
         )
 
 
-def die_with_parent() -> None:
+def terminate_with_parent() -> None:
     """Ask the kernel (Linux) to end this process by SIGTERM when its parent has gone; elsewhere, do nothing."""
     _PDEATHSIG()
 
@@ -252,7 +252,7 @@ def _start(binary: Path, options: dict[str, str], path: Path, lock: IO[str]) -> 
         umask=0o077,
         # A new session, so that Ctrl-C in a terminal reaches the service alone, which stops the server last.
         start_new_session=True,
-        preexec_fn=die_with_parent,  # noqa: PLW1509 (it calls prctl alone)
+        preexec_fn=terminate_with_parent,  # noqa: PLW1509 (it calls prctl alone)
     )
     _running.add(server)
     return server

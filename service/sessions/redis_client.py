@@ -123,7 +123,7 @@ FAILURES: Final = 2  # in a row: a single one may be a connection that had grown
 PAUSE_S: Final = 0.25  # between two probes
 
 
-class Circuit:
+class CircuitBreaker:
     """Whether it is worth while to ask. For one event loop."""
 
     def __init__(
@@ -218,7 +218,7 @@ class RedisCommands:
         self._scripts = scripts
         self._replicas = settings.wait_replicas
         self._wait: Final = ("WAIT", settings.wait_replicas, settings.wait_timeout_ms)
-        self._circuit = Circuit(client.ping, self._on_change)
+        self._circuit = CircuitBreaker(client.ping, self._on_change)
         self._writes = MicroBatch(self._pipeline, _PIPELINES)
         # Where writes wait for replicas, reads do not wait with them.
         self._reads = MicroBatch(self._pipeline, _PIPELINES) if settings.wait_replicas else self._writes
@@ -248,7 +248,7 @@ class RedisCommands:
                 self._circuit.failed(timed_out=isinstance(error.__cause__, RedisTimeoutError))
             raise
         self._circuit.succeeded()
-        return [self._told_error(answer) if isinstance(answer, Exception) else answer for answer in answers]
+        return [self._logged_error(answer) if isinstance(answer, Exception) else answer for answer in answers]
 
     async def _answers(self, commands: list[Command]) -> list[Any]:
         answers = await self._on_a_good_connection(commands)
@@ -302,7 +302,7 @@ class RedisCommands:
                         answers[i] = failure
         return answers
 
-    def _told_error(self, answer: Exception) -> Exception:
+    def _logged_error(self, answer: Exception) -> Exception:
         error = as_store_error(answer)
         if isinstance(error, StoreUnavailable):
             self._tell(error)

@@ -64,7 +64,7 @@ class DurabilityCheck:
             return
         files = await self._ask("config_get", "append*")
         if files:
-            refuse_weaker(self._promised, files)
+            check_durability(self._promised, files)
         else:
             refuse_without_file(self._promised, told)
             self._warn("appendfsync" if told else "its append-only file", "grant +config|get to its user")
@@ -126,7 +126,7 @@ def refuse_without_file(promised: Durability, told: Iterable[Facts]) -> None:
             )
 
 
-def refuse_weaker(promised: Durability, configurations: Iterable[Facts]) -> None:
+def check_durability(promised: Durability, configurations: Iterable[Facts]) -> None:
     """Raise BadOption if one of the configurations (`CONFIG GET append*`) keeps less than was promised."""
     for found in configurations:
         fsync = str(found.get("appendfsync")) if found.get("appendonly") == "yes" else "no"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import httpx
 import pytest
 
-from segue.cli.rates import History, figures
+from segue.cli.rates import SnapshotHistory, rates_between
 from service.http.keys import new_key, write_keys
 from tests.browser.conftest import watched
 from tests.browser.player_page import keep_picture
@@ -89,10 +89,10 @@ def test_what_it_shows_is_what_the_service_answers(browser: "Browser", swappable
         shown = len(told)
         page.wait_for_timeout(2500)
         assert len(told) == shown
-        history = History()
+        history = SnapshotHistory()
         for one in told:
             history.add(one)
-        wanted, skips = history.figures(10), history.figures(300)
+        wanted, skips = history.rates_between(10), history.rates_between(300)
         latest = told[-1]
         total = wanted["total"]
         assert total["per_s"] > 0
@@ -105,7 +105,7 @@ def test_what_it_shows_is_what_the_service_answers(browser: "Browser", swappable
         for line in (*wanted["routes"], total):
             name = "listeners, in all" if line is total else line["name"]
             place = names.index(name)
-            ever = figures(None, latest)
+            ever = rates_between(None, latest)
             [since] = [one["answered"] for one in (*ever["routes"], ever["total"]) if one["name"] == line["name"]]
             assert values(page, f"#routes tr:nth-child({place + 1}) td") == pytest.approx([
                 line["per_s"], line["p50_ms"], line["p90_ms"], line["p99_ms"], line["refused_per_s"],
@@ -152,8 +152,8 @@ def test_its_arithmetic_is_that_of_segue_top(browser: "Browser", running: httpx.
         }"""
         found = page.evaluate(compute, pairs)
         for (one, other), same in zip(pairs, found, strict=True):
-            assert flat(same) == pytest.approx(flat(figures(one, other)))
-        history = History()
+            assert flat(same) == pytest.approx(flat(rates_between(one, other)))
+        history = SnapshotHistory()
         looks = [snapshot(at=at, instance=by) for at, by in ((1000, "a"), (1001, "b"), (1006, "a"), (1014, "a"))]
         for look in looks:
             history.add(look)
@@ -167,7 +167,7 @@ def test_its_arithmetic_is_that_of_segue_top(browser: "Browser", running: httpx.
             looks,
         )
         assert kept["seconds"] == 8
-        assert flat(kept) == pytest.approx(flat(history.figures(10)))
+        assert flat(kept) == pytest.approx(flat(history.rates_between(10)))
         rounded = page.evaluate("""async () => {
             const { roundUp } = await import("/web/ops-charts.js");
             return [0, 0.3, 1, 1.01, 3, 50, 51, 700].map(roundUp);

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from segue.release import Draft, Release, write_release
+from segue.release import Release, ReleaseMetadata, write_release
 from tests.browser.player_page import (
     keep_picture,
     look_for_barriers,
@@ -29,7 +29,7 @@ SIDES = ("#compare-lists > div:nth-child(1)", "#compare-lists > div:nth-child(2)
 @pytest.fixture(scope="module")
 def reluctant(tiny_release: Release, tmp_path_factory: pytest.TempPathFactory) -> Release:
     """The tiny release, whose tracks from the sixth of a genre on are nearer to another genre: it ranks otherwise."""
-    draft = Draft(**{name: getattr(tiny_release.manifest, name) for name in Draft.model_fields})
+    draft = ReleaseMetadata(**{name: getattr(tiny_release.manifest, name) for name in ReleaseMetadata.model_fields})
     embeddings = tiny_release.item_embeddings.copy()
     embeddings[7::12] = embeddings[19]
     arrays = {"item_embeddings.npy": embeddings, "map.npy": tiny_release.array("map.npy")}

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from segue.release import Release
-from service.sessions.embedded_redis import mend_append_only_file
+from service.sessions.embedded_redis import repair_aof
 from tests.conftest import ServiceProcess, track_ids
 from tests.event_log_reader import read_back
 from tests.faults.ledger import Ledger, Listeners, shown_by
@@ -58,7 +58,7 @@ class Stand:
 
     def start_redis(self) -> None:
         """As docs/operations.md says a Redis that crashed is to be started."""
-        mend_append_only_file(self._folder / "redis")
+        repair_aof(self._folder / "redis")
         self.redis.start()
 
     def kill(self) -> None:

@@ -20,12 +20,12 @@ import zstandard
 from index.tuning import index_release, read_facts
 from segue.catalogue import Catalogue
 from segue.errors import BadOption, BadRelease, InputError
-from segue.release import Draft, Release, open_release, write_release
+from segue.release import Release, ReleaseMetadata, open_release, write_release
 from segue.safe_files import read_json
 from service.http.keys import Key, new_key, read_keys, write_keys
 from service.releases.onnx_encoder import OnnxEncoder
 from service.releases.onnx_references import referred_files
-from service.releases.trial import try_release
+from service.releases.trial import validate_in_child
 from service.sessions.event_log import SCHEMA, erase_from_files, write_file
 from service.settings import Settings, as_environment, read_settings
 from tests.fuzzing.mutations import damaged, text
@@ -188,7 +188,7 @@ class Releases(Files):
     def prepare(self) -> None:
         """See Files."""
         frozen = open_release(RELEASE)
-        draft = Draft(**{name: getattr(frozen.manifest, name) for name in Draft.model_fields})
+        draft = ReleaseMetadata(**{name: getattr(frozen.manifest, name) for name in ReleaseMetadata.model_fields})
         places = np.linspace(-1, 1, 130, dtype=np.float32).reshape(65, 2)
         arrays = {"item_embeddings.npy": frozen.item_embeddings[:65], "map.npy": places}
         encoder = (RELEASE / "encoder.onnx").read_bytes()
@@ -241,7 +241,7 @@ class _Tried(Files):
         sealed(path)
         outcome = "read"
         try:
-            try_release(path, self.limit_s)
+            validate_in_child(path, self.limit_s)
         except BadRelease as error:
             line = str(error)
             assert "\n" not in line

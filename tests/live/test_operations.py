@@ -10,7 +10,7 @@ import httpx
 import psutil
 import pytest
 
-from service.ops.live_numbers import LiveNumbers
+from service.ops.live_numbers import MetricsSnapshot
 from service.ops.status import redis_facts
 from service.sessions.store import stream_of
 from tests.live.redis_server import Server
@@ -310,5 +310,5 @@ def test_an_operator_is_answered_when_the_service_is_full(start_service: StartSe
 
 
 def test_a_service_without_requests_has_no_numbers() -> None:
-    numbers = LiveNumbers([])
+    numbers = MetricsSnapshot([])
     assert (numbers.routes(), numbers.releases(), numbers.count("segue_shed_requests_total")) == ([], [], 0)

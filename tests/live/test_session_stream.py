@@ -166,10 +166,10 @@ def test_no_more_streams_than_so_many() -> None:
 
     async def run() -> None:
         streams = SessionStreams(Store(), most=1)  # type: ignore[arg-type]
-        streams.take_place()
+        streams.acquire_slot()
         with pytest.raises(Overloaded, match="1 sessions are watched here already"):
-            streams.take_place()
-        streams.leave_place()
-        streams.take_place()
+            streams.acquire_slot()
+        streams.release_slot()
+        streams.acquire_slot()
 
     asyncio.run(run())

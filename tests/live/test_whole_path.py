@@ -53,7 +53,7 @@ def test_the_same_sessions_offline_and_over_http_give_identical_lists_and_figure
     from segue.release import open_release
     from service.releases.loaded import recommender_of
     from training.data.dataset import open_dataset
-    from training.evaluation.evaluate import Offline, OverHttp, Question
+    from training.evaluation.evaluate import HttpRecommender, LocalRecommender, Question
 
     service = start_service(release=indexed)
     url = service.address()
@@ -65,8 +65,8 @@ def test_the_same_sessions_offline_and_over_http_give_identical_lists_and_figure
     opened, data = open_release(indexed), open_dataset(dataset)
     question = Question(data, opened, "last-play")
     inputs = question.examples().inputs.select(slice(0, 100))
-    local = Offline(recommender_of(opened), question.to_release()).lists(inputs)
-    with OverHttp(url, data.catalogue, opened.catalogue) as served:
+    local = LocalRecommender(recommender_of(opened), question.to_release()).lists(inputs)
+    with HttpRecommender(url, data.catalogue, opened.catalogue) as served:
         for (rows, scores), (rows_served, scores_served) in zip(local, served.lists(inputs), strict=True):
             assert len(rows) == 100
             assert rows.tolist() == rows_served.tolist()

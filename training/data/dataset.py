@@ -89,7 +89,7 @@ class Dataset:
 
 
 @dataclass(frozen=True, eq=False)
-class Listening:
+class RawInteractions:
     """The plays of a dataset before its tracks have rows. Session i is the slice offsets[i]:offsets[i + 1]."""
 
     tracks: pl.DataFrame  # track_id, optional title and artist; every one enters the catalogue, played or not
@@ -127,7 +127,7 @@ def write_dataset(
         .sort("session", maintain_order=True)
     )
     lengths = np.bincount(coded["session"].to_numpy(), minlength=len(numbers))
-    listening = Listening(
+    listening = RawInteractions(
         tracks=tracks,
         codes=coded["code"].to_numpy(),
         skipped=coded["skipped"].to_numpy(),
@@ -139,7 +139,7 @@ def write_dataset(
 
 def write_listening(
     path: Path,
-    listening: Listening,
+    listening: RawInteractions,
     source: str,
     options: Mapping[str, Any] | None = None,
     *,
@@ -202,7 +202,7 @@ def fingerprint(catalogue: Catalogue, sessions: Sessions) -> str:
     return sha.hexdigest()
 
 
-def _check(listening: Listening) -> None:
+def _check(listening: RawInteractions) -> None:
     plays, sessions = len(listening.codes), len(listening.offsets) - 1
     if plays == 0 or sessions < 1:
         raise BadDataset("there is no play to write: a dataset holds at least one session of one play")
@@ -220,7 +220,7 @@ def _check(listening: Listening) -> None:
         raise BadDataset(f"a play names a track outside the {len(listening.tracks):,} tracks given")
 
 
-def _numbered(listening: Listening) -> tuple[Catalogue, Int]:
+def _numbered(listening: RawInteractions) -> tuple[Catalogue, Int]:
     """The catalogue by falling plays, then by id, and the row of every code. [tracks] int64."""
     count = len(listening.tracks)
     plays = counts(listening.codes, count)
@@ -249,7 +249,7 @@ def _facts(catalogue: Catalogue, sessions: Sessions, source: str, options: dict[
     )
 
 
-def _in_rows(listening: Listening, row_of_code: Int, flat: Path) -> Sessions:
+def _in_rows(listening: RawInteractions, row_of_code: Int, flat: Path) -> Sessions:
     """The sessions in rows of the catalogue; of many plays, as mapped files of the folder `flat`."""
     codes, skipped = listening.codes, listening.skipped
     if len(codes) < MAPPED_FROM:

@@ -237,7 +237,7 @@ def touched_rows(batch: Batch, negatives: Tensor) -> Tensor:
     return torch.from_numpy(np.unique(np.concatenate([[PAD_ROW], batch.plays.numpy().ravel(), negatives.numpy()])))
 
 
-def renumbered(batch: Batch, negatives: Tensor, rows: Tensor) -> tuple[Batch, Tensor]:
+def remap_rows(batch: Batch, negatives: Tensor, rows: Tensor) -> tuple[Batch, Tensor]:
     """The batch and the negatives with places in `rows` instead of rows; PAD_ROW stays PAD_ROW. All on a CPU."""
     flags = {name: getattr(batch, name) for name in ("plays_skipped",)}
     tracks = {name: tensor for name, tensor in batch._asdict().items() if name not in flags}
@@ -271,12 +271,12 @@ def steps(
         rows = touched_rows(batch, drawn) if options.updates == "touched" else None
         share, negatives = shard(batch), drawn
         if rows is not None:
-            share, negatives = renumbered(share, drawn, rows)
+            share, negatives = remap_rows(share, drawn, rows)
         step = Step(share, negatives, rows, len(batch.plays))
         yield step.pinned() if pinned else step
 
 
-def ahead(made: Iterator[Made]) -> Iterator[Made]:
+def prefetch(made: Iterator[Made]) -> Iterator[Made]:
     """The same in the same order, some of them made before they are asked for."""
     with ThreadPoolExecutor(1, "segue-steps") as thread:
         waiting = deque(thread.submit(next, made, None) for _ in range(_MADE_AHEAD))

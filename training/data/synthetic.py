@@ -27,13 +27,13 @@ import polars as pl
 from segue.arrays import Bool, Int
 from segue.catalogue import FIRST_TRACK_ROW, Catalogue
 from segue.errors import BadOption
-from training.data.dataset import Dataset, Listening, write_listening
+from training.data.dataset import Dataset, RawInteractions, write_listening
 
 MIN_TRACKS: Final = 1_000
 MAX_TRACKS: Final = 10_000_000
 MAX_SESSIONS: Final = 10_000_000
 
-SKIP_IF_UNFIT: Final = 0.9
+SKIP_PROB_OFF_TASTE: Final = 0.9
 SKIP_IF_FIT: Final = 0.05
 GO_ON_IN_ORDER: Final = 0.5
 
@@ -67,7 +67,7 @@ _FORENAMES: Final = """
 
 
 @dataclass(frozen=True, eq=False)
-class PlantedWorld:
+class SyntheticData:
     """The plays and the truth behind them. Tracks have numbers from 0; the id of track 42 is `t0000042`."""
 
     seed: int
@@ -124,8 +124,8 @@ def simulate(tracks: int, sessions: int, out: Path, seed: int = 0, *, overwrite:
 
     Raises BadOption for numbers out of range, and InputError where `out` is taken.
     """
-    world = plant(tracks, sessions, seed)
-    listening = Listening(
+    world = simulate_sessions(tracks, sessions, seed)
+    listening = RawInteractions(
         tracks=pl.DataFrame({"track_id": world.track_ids, **_names(world)}),
         codes=world.track,
         skipped=world.skipped,
@@ -136,7 +136,7 @@ def simulate(tracks: int, sessions: int, out: Path, seed: int = 0, *, overwrite:
     return write_listening(out, listening, "planted", settings, overwrite=overwrite)
 
 
-def plant(tracks: int, sessions: int, seed: int = 0) -> PlantedWorld:
+def simulate_sessions(tracks: int, sessions: int, seed: int = 0) -> SyntheticData:
     """The world of `seed` with so many tracks, and sessions in it. Raises BadOption for numbers out of range."""
     for name, value, low, high in (
         ("tracks", tracks, MIN_TRACKS, MAX_TRACKS),
@@ -157,8 +157,10 @@ def plant(tracks: int, sessions: int, seed: int = 0) -> PlantedWorld:
     taste = _tastes(rng, playlist_genres[playlist])
     track, session_offsets = _walk(rng, playlist_tracks, offsets, playlist)
     fits = genre[track] == np.repeat(taste, np.diff(session_offsets))
-    skipped = rng.random(len(track)) < np.where(fits, SKIP_IF_FIT, SKIP_IF_UNFIT)
-    return PlantedWorld(seed, genre, artist, playlist_tracks, offsets, playlist, taste, track, skipped, session_offsets)
+    skipped = rng.random(len(track)) < np.where(fits, SKIP_IF_FIT, SKIP_PROB_OFF_TASTE)
+    return SyntheticData(
+        seed, genre, artist, playlist_tracks, offsets, playlist, taste, track, skipped, session_offsets
+    )
 
 
 def _playlist_shapes(rng: np.random.Generator, tracks: int, genres: int) -> tuple[Int, Int, Int]:
@@ -253,7 +255,7 @@ def _ids(letter: str, count: int) -> pl.Series:
     return letter + pl.int_range(count, eager=True).cast(pl.String).str.zfill(7)
 
 
-def _names(world: PlantedWorld) -> dict[str, pl.Series]:
+def _names(world: SyntheticData) -> dict[str, pl.Series]:
     """Invented titles and artists; titles repeat, as they do."""
     rng = np.random.default_rng([world.seed, 1])  # so that names never change what is played
     tracks, artists = len(world.genre), int(world.artist.max()) + 1

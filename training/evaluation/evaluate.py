@@ -63,7 +63,7 @@ COVERAGE_CUTOFF: Final = 20
 RankedList: TypeAlias = tuple[Int, Float32]  # rows of the release's catalogue and their scores, best first
 
 
-class Answers(Protocol):
+class RecommenderUnderTest(Protocol):
     """Whatever answers sessions with ranked tracks: the release in this process, or a service."""
 
     def lists(self, sessions: Sessions) -> list[RankedList]:
@@ -72,7 +72,7 @@ class Answers(Protocol):
 
 
 @dataclass(frozen=True)
-class Offline:
+class LocalRecommender:
     """Answers from a release in this process."""
 
     recommender: Recommender
@@ -84,7 +84,7 @@ class Offline:
         return [(answer.rows, answer.scores) for answer in self.recommender.recommend(mapped, LIST_LENGTH)]
 
 
-class OverHttp:
+class HttpRecommender:
     """Answers from a running service: replays each session as events and asks for recommendations."""
 
     def __init__(self, url: str, dataset: Catalogue, release: Catalogue, key: str | None = None) -> None:
@@ -175,14 +175,14 @@ class Question:
 Advance: TypeAlias = Callable[[int, int], None]  # sessions done, sessions in all
 
 
-def evaluate(question: Question, answers: Answers, advance: Advance | None = None) -> dict[str, Any]:
+def evaluate(question: Question, answers: RecommenderUnderTest, advance: Advance | None = None) -> dict[str, Any]:
     """Measure and return what `segue evaluate --json` writes. Raises BadOption for `sampled` through a service."""
     asked, to_release = question.examples(), question.to_release()
     targets = to_release[asked.targets]  # PAD_ROW: outside the release's catalogue, a miss
     covered: Int = np.empty(0, dtype=np.int64)
     if question.protocol == "full":
         ranks, covered = _full_ranks(answers, asked, targets, advance)
-    elif isinstance(answers, Offline):
+    elif isinstance(answers, LocalRecommender):
         ranks = _sampled_ranks(question, answers.recommender, asked, to_release, advance)
     else:
         raise BadOption("--protocol sampled cannot go --through a service, which ranks its whole catalogue: use full")
@@ -253,7 +253,9 @@ def _batches(asked: Examples, advance: Advance | None) -> Iterator[slice]:
             advance(min(start + BATCH, total), total)
 
 
-def _full_ranks(answers: Answers, asked: Examples, targets: Int, advance: Advance | None) -> tuple[Float64, Int]:
+def _full_ranks(
+    answers: RecommenderUnderTest, asked: Examples, targets: Int, advance: Advance | None
+) -> tuple[Float64, Int]:
     """Rank of each target among all tracks, NOT_FOUND behind the list; and the tracks in anyone's first 20."""
     ranks = np.full(len(targets), NOT_FOUND)
     covered: Int = np.empty(0, dtype=np.int64)

@@ -139,13 +139,13 @@ def _options(name: str, wanted: Wanted, seed: int) -> Options:
 Told: TypeAlias = Callable[[str, int, int], None]  # what was done, runs done, runs in all
 
 
-def carry_out(plan: Plan, jobs: int, told: Told) -> list[Path]:
+def run_plan(plan: Plan, jobs: int, told: Told) -> list[Path]:
     """Do what is not done yet, `jobs` runs at a time, and return the result files.
 
     Raises BadOption where a folder holds runs of other options, SegueError where a command failed.
     """
     for run in plan.runs:
-        _refuse_others(run)
+        _check_same_run(run)
     todo = [run for run in plan.runs if not all(run.result(protocol).is_file() for protocol in plan.protocols)]
     commands = _Commands(os.environ.get("OMP_NUM_THREADS") or str(max((os.cpu_count() or 1) // jobs, 1)))
     done = len(plan.runs) - len(todo)
@@ -167,7 +167,7 @@ def carry_out(plan: Plan, jobs: int, told: Told) -> list[Path]:
     return plan.results
 
 
-def _refuse_others(run: Run) -> None:
+def _check_same_run(run: Run) -> None:
     """A release or result under this name has to be of these options and this dataset."""
     found: list[tuple[Path, Any, Any]] = []
     if run.release.exists():

@@ -27,7 +27,7 @@ from segue.errors import BadOption, BadRelease
 from training.data.dataset import Dataset
 from training.data.splits import Split
 from training.options import Options, check_options
-from training.run import MODELS, Job, train
+from training.run import MODELS, TrainingJob, train
 
 Space: TypeAlias = Mapping[str, Sequence[Any]]  # option: its values
 
@@ -42,7 +42,7 @@ BEST: Final = "best.toml"
 
 
 @dataclass(frozen=True)
-class Tuning:
+class StudySpec:
     """What is tuned, on what, and where the study is kept."""
 
     model: str
@@ -73,7 +73,7 @@ def changed(options: Options, values: Mapping[str, Any]) -> Options:
     return check_options(type(options), {**options.model_dump(), **values})
 
 
-def tune(tuning: Tuning, told: Told) -> Study:
+def tune(tuning: StudySpec, told: Told) -> Study:
     """Run trials until the study has `tuning.trials`, and write the best as a recipe.
 
     Interrupted, the same call goes on, in the middle of a trial too. `told` hears of every finished trial.
@@ -81,7 +81,7 @@ def tune(tuning: Tuning, told: Told) -> Study:
     tuning.out.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = _open_study(tuning)
-    _take_up_again(study)
+    _resume_interrupted_trial(study)
     study.sampler = _sampler(tuning, len(study.trials))
     remaining = tuning.trials - len(_finished(study))
     if remaining > 0:
@@ -94,7 +94,7 @@ def tune(tuning: Tuning, told: Told) -> Study:
     return study
 
 
-def write_best(study: Study, tuning: Tuning) -> Path:
+def write_best(study: Study, tuning: StudySpec) -> Path:
     """Write best.toml whole: every option that is not the model's default, in the table of the model.
 
     Raises BadOption where no trial came to a release.
@@ -115,7 +115,7 @@ def write_best(study: Study, tuning: Tuning) -> Path:
     return unfinished.rename(tuning.out / BEST)
 
 
-def _open_study(tuning: Tuning) -> Study:
+def _open_study(tuning: StudySpec) -> Study:
     storage = JournalStorage(JournalFileBackend(str(tuning.out / STUDY)))
     study = optuna.create_study(
         storage=storage,
@@ -133,14 +133,14 @@ def _open_study(tuning: Tuning) -> Study:
     return study
 
 
-def _sampler(tuning: Tuning, done: int) -> optuna.samplers.BaseSampler:
+def _sampler(tuning: StudySpec, done: int) -> optuna.samplers.BaseSampler:
     """Every choice once where the trials suffice for that, else the likeliest ones (Bergstra et al., NeurIPS 2011)."""
     if math.prod(len(values) for values in tuning.space.values()) <= tuning.trials:
         return optuna.samplers.GridSampler({name: list(values) for name, values in tuning.space.items()}, seed=0)
     return optuna.samplers.TPESampler(seed=tuning.options.seed + done)
 
 
-def _take_up_again(study: Study) -> None:
+def _resume_interrupted_trial(study: Study) -> None:
     """A trial that was interrupted is asked for again first; its checkpoint lies in the folder that it names."""
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
@@ -152,7 +152,7 @@ def _finished(study: Study) -> list[FrozenTrial]:
     return study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
 
 
-def _value(trial: Trial, tuning: Tuning) -> float:
+def _value(trial: Trial, tuning: StudySpec) -> float:
     """Validation HR@10 of one choice out of the space; a choice made before keeps its value."""
     params: dict[str, Any] = {
         name: trial.suggest_categorical(name, list(values)) for name, values in tuning.space.items()
@@ -163,7 +163,9 @@ def _value(trial: Trial, tuning: Tuning) -> float:
         if earlier.params == params and earlier.value is not None:
             return earlier.value
     folder = tuning.out / f"trial-{trial.user_attrs['folder']}"
-    job = Job(tuning.model, changed(tuning.options, params), tuning.dataset, tuning.split, folder, overwrite=True)
+    job = TrainingJob(
+        tuning.model, changed(tuning.options, params), tuning.dataset, tuning.split, folder, overwrite=True
+    )
     try:
         release = train(job, _Pruning(trial))
     except BadRelease as error:  # what these options come to cannot be served, and would not be the next time
@@ -172,7 +174,7 @@ def _value(trial: Trial, tuning: Tuning) -> float:
     return float(release.manifest.evaluation["validation"]["HR@10"])
 
 
-def _keep(study: Study, trial: FrozenTrial, tuning: Tuning, told: Told) -> None:
+def _keep(study: Study, trial: FrozenTrial, tuning: StudySpec, told: Told) -> None:
     """Keep the best trial's release alone, its recipe up to date, and say how the trial went."""
     folder = tuning.out / f"trial-{trial.user_attrs.get('folder', trial.number)}"
     if trial.state is TrialState.PRUNED:

@@ -126,7 +126,7 @@ _LFM2B_NAMES: Final = {
 }
 
 
-class LogForm(NamedTuple):
+class LogFormat(NamedTuple):
     """What is known about all lines of a log."""
 
     whole_sessions: bool  # owners are sessions, and skips are given
@@ -139,7 +139,7 @@ class LogLines:
     """The lines of one file."""
 
     frame: pl.LazyFrame  # LINE_COLUMNS, problem (uint8), text (string)
-    form: LogForm
+    form: LogFormat
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _lfm1k(file: Path) -> LogLines:
         artist=artist,
         complete=complete,
     )
-    return LogLines(_lines(frame, fields, text), LogForm(whole_sessions=False, by_position=False, newest_first=True))
+    return LogLines(_lines(frame, fields, text), LogFormat(whole_sessions=False, by_position=False, newest_first=True))
 
 
 def _mssd(table: Table, skip_flag: SkipFlag) -> LogLines:
@@ -209,7 +209,7 @@ def _mssd(table: Table, skip_flag: SkipFlag) -> LogLines:
         skipped=table.flag(skip_flag),
         complete=table.complete,
     )
-    return LogLines(_lines(table.frame, fields, table.text), LogForm(whole_sessions=True, by_position=True))
+    return LogLines(_lines(table.frame, fields, table.text), LogFormat(whole_sessions=True, by_position=True))
 
 
 def _lfm2b(table: Table) -> LogLines:
@@ -221,7 +221,7 @@ def _lfm2b(table: Table) -> LogLines:
         artist=_first_text(table, _LFM2B_NAMES["artist"]),
         complete=table.complete,
     )
-    return LogLines(_lines(table.frame, fields, table.text), LogForm(whole_sessions=False, by_position=False))
+    return LogLines(_lines(table.frame, fields, table.text), LogFormat(whole_sessions=False, by_position=False))
 
 
 def _yambda(table: Table, played_ratio_pct: int) -> LogLines:
@@ -234,7 +234,7 @@ def _yambda(table: Table, played_ratio_pct: int) -> LogLines:
         at=table.time_ms("timestamp"),
         skipped=pl.col("played_ratio_pct") < played_ratio_pct,
     )
-    return LogLines(_lines(table.frame, fields, table.text), LogForm(whole_sessions=False, by_position=False))
+    return LogLines(_lines(table.frame, fields, table.text), LogFormat(whole_sessions=False, by_position=False))
 
 
 def _events(table: Table) -> LogLines:
@@ -261,7 +261,7 @@ def _events(table: Table) -> LogLines:
         written_at=_written_at(table),
         complete=table.complete,
     )
-    form = LogForm(whole_sessions=whole, by_position=whole and by_position)
+    form = LogFormat(whole_sessions=whole, by_position=whole and by_position)
     return LogLines(_lines(table.frame, fields, table.text), form)
 
 

@@ -19,25 +19,25 @@ import polars as pl
 from numpy.typing import NDArray
 
 from segue.arrays import Bool, Int
-from training.prepare.formats import LogForm, PrepareOptions
+from training.prepare.formats import LogFormat, PrepareOptions
 from training.prepare.pipeline import LinesRead, LogReader
-from training.prepare.sessionize import Plays, Step, made_sessions, rules_by_session, starts_of
-from training.prepare.sources import LogKind, Portion
+from training.prepare.sessionize import Plays, Step, session_filters, sessionize, starts_of
+from training.prepare.sources import InputSplit, LogKind
 
 _NAMES: Final = ("title", "artist")
 
 
-class Reading(NamedTuple):
+class ReadStats(NamedTuple):
     """What is known about the lines of a portion, or of a whole log."""
 
     read: LinesRead
     first_file: Path
-    form: LogForm
+    form: LogFormat
     given: frozenset[str]  # columns with a value on at least one good line
     skips_given: bool  # every good line says whether its play was skipped
 
 
-class Piece(NamedTuple):
+class ShuffleBlock(NamedTuple):
     """The lines of one portion that belong to one partition, texts as positions in `owners` and `tracks`."""
 
     owners: pl.Series  # string
@@ -53,7 +53,7 @@ class Partition:
     plays: Plays
 
 
-class Selected(NamedTuple):
+class FilteredPartition(NamedTuple):
     """The sessions of a partition that the rules leave, oldest first within an owner."""
 
     owners: pl.Series  # string, of these sessions alone
@@ -63,18 +63,18 @@ class Selected(NamedTuple):
     lengths: NDArray[np.uint32]  # [sessions]
     track: NDArray[np.uint32]  # [plays], positions in the tracks of the log
     skipped: Bool  # [plays]
-    left: list[tuple[int, int]]  # plays and sessions once made, and after each of session_making.rules_by_session
+    left: list[tuple[int, int]]  # plays and sessions once made, and after each of session_making.session_filters
 
 
 def read_portion(
-    portion: Portion, kind: LogKind, options: PrepareOptions, scratch: Path | None, partitions: int
+    portion: InputSplit, kind: LogKind, options: PrepareOptions, scratch: Path | None, partitions: int
 ) -> tuple[Any, ...]:
     """Read a portion: what is known about it (`Reading`), the Piece of each partition, the tracks of each partition."""
     log = LogReader(kind, options.skip_flag, options.played_ratio_pct, scratch=scratch or Path(gettempdir()))
     for part in portion:
         log.read(part)
     lines = pl.concat(log.frames, how="diagonal")
-    reading = Reading(
+    reading = ReadStats(
         read=log.account,
         first_file=portion[0].file,
         form=log.form,
@@ -95,14 +95,14 @@ def tracks_of_partition(*pieces: pl.DataFrame | None) -> tuple[pl.Series, pl.Dat
 
 
 def sessions_of_partition(
-    log: Reading, options: PrepareOptions, portions: int, *pieces_and_tracks: Any
+    log: ReadStats, options: PrepareOptions, portions: int, *pieces_and_tracks: Any
 ) -> tuple[Partition | None, NDArray[np.int64] | None]:
     """The sessions of a partition and, where rare tracks are to be dropped, the plays of each track. [tracks] int64.
 
     Given are the Piece that each of `portions` portions has for the partition, then the tracks of every partition.
     Nothing comes of a partition without lines.
     """
-    pieces: list[Piece] = [piece for piece in pieces_and_tracks[:portions] if piece is not None]
+    pieces: list[ShuffleBlock] = [piece for piece in pieces_and_tracks[:portions] if piece is not None]
     if not pieces:
         return None, None
     tracks = pl.concat(pieces_and_tracks[portions:])
@@ -114,24 +114,24 @@ def sessions_of_partition(
         lines = lines.drop("skipped", strict=False)
     codes = pl.DataFrame({"owner": owners, "code": pl.int_range(len(owners), dtype=pl.UInt32, eager=True)})
     steps: list[Step] = []
-    plays = made_sessions(lines, codes, log.form, options, steps)
+    plays = sessionize(lines, codes, log.form, options, steps)
     counts = np.bincount(plays.track, minlength=len(tracks)) if options.min_track_plays > 1 else None
     return Partition(owners, plays), counts
 
 
 def selected_of_partition(
     options: PrepareOptions, partition: Partition | None, track_plays: Int | None
-) -> Selected | None:
+) -> FilteredPartition | None:
     """What the rules leave of a partition. `track_plays` [tracks] are those of the whole log."""
     if partition is None:
         return None
     plays = partition.plays
     left = [(len(plays.track), len(plays))]
-    for rule in rules_by_session(options, track_plays):
+    for rule in session_filters(options, track_plays):
         plays = rule.apply(plays)
         left.append((len(plays.track), len(plays)))
     used, owner = np.unique(plays.owner, return_inverse=True)
-    return Selected(
+    return FilteredPartition(
         owners=partition.owners.gather(used),
         owner=owner.astype(np.uint32),
         piece=plays.piece.astype(np.uint32),
@@ -143,17 +143,17 @@ def selected_of_partition(
     )
 
 
-def _pieces(lines: pl.DataFrame, partitions: int) -> list[Piece | None]:
+def _pieces(lines: pl.DataFrame, partitions: int) -> list[ShuffleBlock | None]:
     owners, owner = _coded(lines["owner"])
     place = partitions_of(owners, partitions)
     plain = lines.drop("title", "artist", strict=False)
     return [None if part is None else _piece(part) for part in _parted(plain, place[owner], partitions)]
 
 
-def _piece(lines: pl.DataFrame) -> Piece:
+def _piece(lines: pl.DataFrame) -> ShuffleBlock:
     owners, owner = _coded(lines["owner"])
     tracks, track = _coded(lines["track"])
-    return Piece(owners, tracks, lines.with_columns(owner=pl.Series(owner), track=pl.Series(track)))
+    return ShuffleBlock(owners, tracks, lines.with_columns(owner=pl.Series(owner), track=pl.Series(track)))
 
 
 def _tracks(lines: pl.DataFrame, partitions: int) -> list[pl.DataFrame | None]:
@@ -188,7 +188,7 @@ def _coded(texts: pl.Series) -> tuple[pl.Series, NDArray[np.uint32]]:
     return texts.gather(first).cast(pl.String), code.astype(np.uint32)
 
 
-def _with_codes(pieces: Sequence[Piece], owners: pl.Series, tracks: pl.Series) -> pl.DataFrame:
+def _with_codes(pieces: Sequence[ShuffleBlock], owners: pl.Series, tracks: pl.Series) -> pl.DataFrame:
     """The lines of all pieces, `owner` and `track` as positions in `owners` and `tracks`."""
     owner = _positions([piece.owners for piece in pieces], owners)
     track = _positions([piece.tracks for piece in pieces], tracks)
@@ -210,7 +210,7 @@ def _positions(texts: Sequence[pl.Series], table: pl.Series) -> list[NDArray[np.
     return np.split(found, np.cumsum([len(column) for column in texts])[:-1])
 
 
-def add_reading(log: Reading | None, later: Reading) -> Reading:
+def add_reading(log: ReadStats | None, later: ReadStats) -> ReadStats:
     """What is known about the portions read so far and the one that follows them."""
     if log is None:
         return later

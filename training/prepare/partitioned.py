@@ -26,11 +26,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from segue.arrays import Int
-from training.data.dataset import Listening
+from training.data.dataset import RawInteractions
 from training.prepare.columns import named
 from training.prepare.partition_tasks import (
-    Reading,
-    Selected,
+    FilteredPartition,
+    ReadStats,
     add_reading,
     read_portion,
     selected_of_partition,
@@ -38,23 +38,23 @@ from training.prepare.partition_tasks import (
     total,
     tracks_of_partition,
 )
-from training.prepare.pipeline import Engine, Made, Work, refuse_other_form, steps_of_reading
+from training.prepare.pipeline import Engine, PrepareJob, PrepareResult, check_same_format, steps_of_reading
 from training.prepare.sessionize import (
     Plays,
     Step,
     drawn,
     note,
-    rules_by_session,
+    session_filters,
     session_ids,
     times_of_starts,
 )
-from training.prepare.sources import Portion, portions_of
+from training.prepare.sources import InputSplit, portions_of
 
 PORTION_BYTES: Final = 64 << 20
 _PORTIONS_AT_MOST: Final = 1000  # of a log whose files can be parted: there are as many partitions, and pieces of both
 
 
-class Tasks(Protocol):
+class TaskRunner(Protocol):
     """Runs functions, at the same time and elsewhere perhaps."""
 
     def start(self, function: Callable[..., Any], *arguments: Any, returns: int = 1) -> list[Any]:
@@ -84,7 +84,9 @@ def portion_bytes_of(files: Sequence[Path]) -> int:
     return max(PORTION_BYTES, -(-sum(file.stat().st_size for file in files) // _PORTIONS_AT_MOST))
 
 
-def prepare_in_tasks(tasks: Tasks, work: Work, portion_bytes: int, scratch: Path | None = None) -> Made:
+def prepare_in_tasks(
+    tasks: TaskRunner, work: PrepareJob, portion_bytes: int, scratch: Path | None = None
+) -> PrepareResult:
     """Make sessions of a log in as many partitions as it has portions. Raises BadLog.
 
     Tasks put copies of parts of the log into the folder `scratch` or, without one, where their machine has such.
@@ -114,7 +116,7 @@ def prepare_in_tasks(tasks: Tasks, work: Work, portion_bytes: int, scratch: Path
     plays = drawn(sessions.plays, work.options, steps)
     kept = plays.owner
     tracks, codes = _tracks([tasks.result(tracks) for _, tracks in found], plays.track)
-    listening = Listening(
+    listening = RawInteractions(
         tracks=tracks,
         codes=codes,
         skipped=plays.skipped,
@@ -124,30 +126,32 @@ def prepare_in_tasks(tasks: Tasks, work: Work, portion_bytes: int, scratch: Path
         ),
         started_at=times_of_starts(None if sessions.starts is None else sessions.starts[kept]),
     )
-    return Made(log.read, listening, steps)
+    return PrepareResult(log.read, listening, steps)
 
 
 def _read(
-    tasks: Tasks, work: Work, portions: Sequence[Portion], partitions: int, scratch: Path | None
-) -> tuple[Reading, list[list[Any]], list[list[Any]]]:
+    tasks: TaskRunner, work: PrepareJob, portions: Sequence[InputSplit], partitions: int, scratch: Path | None
+) -> tuple[ReadStats, list[list[Any]], list[list[Any]]]:
     """What is known about the log, and references: for each portion its Piece, and its tracks, of each partition."""
     started = [
         tasks.start(read_portion, portion, work.kind, work.options, scratch, partitions, returns=1 + 2 * partitions)
         for portion in portions
     ]
-    log: Reading | None = None
+    log: ReadStats | None = None
     for number, (portion, (reading, *_)) in enumerate(zip(portions, started, strict=True)):
         files = len(work.files)
         work.tell(f"reading {portion[0].file.name}", number * files // len(portions), files + 2)
-        later: Reading = tasks.result(reading)
-        refuse_other_form(later.first_file, later.form, later.form if log is None else log.form)
+        later: ReadStats = tasks.result(reading)
+        check_same_format(later.first_file, later.form, later.form if log is None else log.form)
         log = add_reading(log, later)
     assert log is not None
-    log.read.refuse_nothing(work.kind, len(work.files))
+    log.read.require_lines(work.kind, len(work.files))
     return log, [given[1 : 1 + partitions] for given in started], [given[1 + partitions :] for given in started]
 
 
-def _told(tasks: Tasks, work: Work, references: Sequence[Any], what: str, put: Callable[[list[Any]], Any]) -> Any:
+def _told(
+    tasks: TaskRunner, work: PrepareJob, references: Sequence[Any], what: str, put: Callable[[list[Any]], Any]
+) -> Any:
     """What the results of the references come to, waited for one after another."""
     results = []
     for number, reference in enumerate(references):
@@ -156,7 +160,7 @@ def _told(tasks: Tasks, work: Work, references: Sequence[Any], what: str, put: C
     return put(results)
 
 
-def _steps(log: Reading, selected: Sequence[Selected], work: Work) -> list[Step]:
+def _steps(log: ReadStats, selected: Sequence[FilteredPartition], work: PrepareJob) -> list[Step]:
     """What each rule left, over all partitions. Raises BadLog where that is nothing."""
     steps = steps_of_reading(log.read)
     left = np.sum([one.left for one in selected], axis=0).tolist()
@@ -164,14 +168,14 @@ def _steps(log: Reading, selected: Sequence[Selected], work: Work) -> list[Step]
     if plays < log.read.lines - log.read.malformed:
         steps.append(Step("repeated reports of one play merged", plays, None))
     steps.append(Step("sessions made", plays, sessions))
-    for rule, (plays, after) in zip(rules_by_session(work.options), left[1:], strict=True):
+    for rule, (plays, after) in zip(session_filters(work.options), left[1:], strict=True):
         if rule.told_always or after != sessions:
             note(steps, rule.text, plays, after)
         sessions = after
     return steps
 
 
-def _ordered(selected: Sequence[Selected]) -> _Sessions:
+def _ordered(selected: Sequence[FilteredPartition]) -> _Sessions:
     """All sessions by the name of their owner; an owner's sessions are those of one partition, in its order."""
     owners = pl.concat([one.owners for one in selected])
     by_name = owners.arg_sort().to_numpy()
@@ -215,7 +219,7 @@ _SMALL_BYTES: Final = 1 << 14  # what is smaller stays in memory
 def disk_engine(portion_bytes: int | None = None) -> Engine:
     """An engine for training.prepare.pipeline.prepare that reads portions of so many bytes."""
 
-    def engine(work: Work) -> Made:
+    def engine(work: PrepareJob) -> PrepareResult:
         size = portion_bytes or max(portion_bytes_of(work.files), _PORTION_BYTES)
         with tempfile.TemporaryDirectory(dir=work.scratch, prefix=".log-") as folder:
             return prepare_in_tasks(DiskTasks(Path(folder)), work, size, Path(folder))

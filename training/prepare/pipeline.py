@@ -33,14 +33,14 @@ from typing import Final, NamedTuple, TypeAlias
 import polars as pl
 
 from segue.errors import BadLog
-from segue.safe_files import UNREADABLE, refuse_existing
-from training.data.dataset import FACTS_FILE, Dataset, Listening, write_listening
+from segue.safe_files import UNREADABLE, check_output_free
+from training.data.dataset import FACTS_FILE, Dataset, RawInteractions, write_listening
 from training.prepare.columns import track_table
 from training.prepare.formats import (
     LINE_COLUMNS,
     NO_EFFECT,
     PROBLEMS,
-    LogForm,
+    LogFormat,
     PrepareOptions,
     SkipFlag,
     options_of_kind,
@@ -50,13 +50,13 @@ from training.prepare.formats import (
 from training.prepare.sessionize import (
     Step,
     kept,
-    made_sessions,
     owners_of,
     session_ids,
+    sessionize,
     starts_of,
     times_of_starts,
 )
-from training.prepare.sources import LogKind, Part, find_files, opened, rows_of_part
+from training.prepare.sources import FileSlice, LogKind, find_files, opened, rows_of_part
 
 _EXAMPLES: Final = 5
 _EXAMPLE_CHARACTERS: Final = 120
@@ -90,7 +90,7 @@ class LinesRead:
         self.reasons.update(later.reasons)
         self.examples.extend(later.examples[: _EXAMPLES - len(self.examples)])
 
-    def refuse_nothing(self, kind: LogKind, files: int) -> None:
+    def require_lines(self, kind: LogKind, files: int) -> None:
         """Raise BadLog where there is no line that could be read."""
         if self.lines == 0:
             raise BadLog(f"no line in {files:,} files: expected a log of kind {kind}")
@@ -120,18 +120,18 @@ class LogReader:
     scratch: Path  # where compressed files are unpacked, one at a time
     account: LinesRead = field(default_factory=LinesRead)
     frames: list[pl.DataFrame] = field(default_factory=list)
-    forms: list[LogForm] = field(default_factory=list)
+    forms: list[LogFormat] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         # One dictionary for each column and run: codes are the same in all files, and exact, as hashes are not.
         self.codings = {name: pl.Categorical(pl.Categories.random()) for name in _CODED}
 
     @property
-    def form(self) -> LogForm:
+    def form(self) -> LogFormat:
         """That of the first file, which the others share."""
         return self.forms[0]
 
-    def read(self, part: Part) -> None:
+    def read(self, part: FileSlice) -> None:
         """Add a file, or part of one. Raises BadLog where it cannot be read at all."""
         file = part.file
         with opened(part, self.kind, self.scratch) as plain:
@@ -139,7 +139,7 @@ class LogReader:
                 self.kind, plain, name=str(file), skip_flag=self.skip_flag, played_ratio_pct=self.played_ratio_pct
             )
             self.forms.append(log.form)
-            refuse_other_form(file, log.form, self.form)
+            check_same_format(file, log.form, self.form)
             columns = [pl.col(name).cast(self.codings.get(name, dtype)) for name, dtype in LINE_COLUMNS.items()]
             try:
                 lines = rows_of_part(part, log.frame)
@@ -168,24 +168,24 @@ class LogReader:
 
     def result(self) -> pl.DataFrame:
         """All good lines in the order of the files. Raises BadLog where there is none."""
-        self.account.refuse_nothing(self.kind, len(self.frames))
+        self.account.require_lines(self.kind, len(self.frames))
         lines = pl.concat(self.frames, how="diagonal")
         self.frames.clear()
         return lines
 
 
-def refuse_other_form(file: Path, form: LogForm, first: LogForm) -> None:
+def check_same_format(file: Path, form: LogFormat, first: LogFormat) -> None:
     """Raise BadLog where a file is of another form than the first one."""
     if form != first:
         raise BadLog(f"{file} has other columns than the first file: give logs of one form at a time")
 
 
-__all__ = ["Made", "PrepareOptions", "PrepareReport", "Step", "Work", "prepare", "prepare_options"]
+__all__ = ["PrepareJob", "PrepareOptions", "PrepareReport", "PrepareResult", "Step", "prepare", "prepare_options"]
 
 Progress: TypeAlias = Callable[[str, int, int], None]  # what is done, steps finished, steps in all
 
 
-class Work(NamedTuple):
+class PrepareJob(NamedTuple):
     """What an engine is to make sessions of."""
 
     kind: LogKind
@@ -195,15 +195,15 @@ class Work(NamedTuple):
     tell: Progress  # of len(files) + 2 steps, the first len(files) are reading, and one is making sessions
 
 
-class Made(NamedTuple):
+class PrepareResult(NamedTuple):
     """What an engine made of them."""
 
     read: LinesRead
-    listening: Listening
+    listening: RawInteractions
     steps: list[Step]
 
 
-Engine: TypeAlias = Callable[[Work], Made]
+Engine: TypeAlias = Callable[[PrepareJob], PrepareResult]
 
 
 @dataclass(frozen=True)
@@ -238,11 +238,11 @@ def prepare(
     a line at the worst moment) and for the distinct names, never for the text of the log.
     """
     options = options_of_kind(kind, PrepareOptions() if options is None else options)
-    refuse_existing(out, overwrite=overwrite, marker=FACTS_FILE)
+    check_output_free(out, overwrite=overwrite, marker=FACTS_FILE)
     files = find_files(kind, sources)
     tell = progress or _silent
     out.parent.mkdir(parents=True, exist_ok=True)
-    read, listening, steps = (engine or in_this_process)(Work(kind, files, options, out.parent, tell))
+    read, listening, steps = (engine or in_memory_engine)(PrepareJob(kind, files, options, out.parent, tell))
     tell("writing the dataset", len(files) + 1, len(files) + 2)
     settings = options.model_dump(exclude=set(NO_EFFECT[kind]))
     dataset = write_listening(out, listening, kind, settings, malformed_lines=read.malformed, overwrite=overwrite)
@@ -259,19 +259,19 @@ def prepare(
     )
 
 
-def in_this_process(work: Work) -> Made:
+def in_memory_engine(work: PrepareJob) -> PrepareResult:
     """Read all files into this process and make sessions of their lines."""
     log = LogReader(work.kind, work.options.skip_flag, work.options.played_ratio_pct, scratch=work.scratch)
     for number, file in enumerate(work.files):
         work.tell(f"reading {file.name}", number, len(work.files) + 2)
-        log.read(Part(file))
+        log.read(FileSlice(file))
     work.tell("making sessions", len(work.files), len(work.files) + 2)
     lines, form = log.result(), log.form
     steps = steps_of_reading(log.account)
     owners = owners_of(lines)
-    plays = kept(made_sessions(lines, owners, form, work.options, steps), work.options, steps)
+    plays = kept(sessionize(lines, owners, form, work.options, steps), work.options, steps)
     tracks, codes = track_table(lines, plays.track)
-    listening = Listening(
+    listening = RawInteractions(
         tracks=tracks,
         codes=codes,
         skipped=plays.skipped,
@@ -279,7 +279,7 @@ def in_this_process(work: Work) -> Made:
         session_ids=session_ids(plays.owner, plays.piece, owners["owner"] if form.whole_sessions else None),
         started_at=times_of_starts(starts_of(plays)),
     )
-    return Made(log.account, listening, steps)
+    return PrepareResult(log.account, listening, steps)
 
 
 def _silent(_what: str, _finished: int, _steps: int) -> None:

@@ -25,7 +25,7 @@ from typing import Any, Final, Self
 
 from segue.errors import BadLog, BadOption, SegueError
 from training.prepare.partitioned import portion_bytes_of, prepare_in_tasks
-from training.prepare.pipeline import Engine, Made, Work
+from training.prepare.pipeline import Engine, PrepareJob, PrepareResult
 
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 (where Ray keeps its objects, not a file of ours)
 _STORE_BYTES: Final = (80 << 20, 2 << 30)  # Ray takes no less; beyond this much it may use the disk
@@ -52,11 +52,11 @@ def ray_engine(address: str | None = None, *, portion_bytes: int | None = None, 
     machines. Raises BadOption where the cluster does not answer, and ModuleNotFoundError where Ray is not installed.
     """
 
-    def engine(work: Work) -> Made:
+    def engine(work: PrepareJob) -> PrepareResult:
         size = portion_bytes or portion_bytes_of(work.files)
         # Tasks run in another folder than this process.
         work = work._replace(files=[file.absolute() for file in work.files], scratch=work.scratch.absolute())
-        with _scratch(work, address) as scratch, Interrupts() as interrupts, connected(address, cpus) as ray:
+        with _scratch(work, address) as scratch, DeferredInterrupts() as interrupts, connected(address, cpus) as ray:
             interrupts.look()
             return prepare_in_tasks(_RayTasks(ray, interrupts.look), work, size, scratch)
 
@@ -98,7 +98,7 @@ class _RayTasks:
         return found
 
 
-class Interrupts:
+class DeferredInterrupts:
     """Within, an interrupt is remembered, and raised again by `look` and at the end.
 
     For Ray looks for signals while it waits, and the KeyboardInterrupt that a handler raises there may go nowhere.
@@ -139,7 +139,7 @@ class Interrupts:
 
 
 @contextlib.contextmanager
-def _scratch(work: Work, address: str | None) -> Iterator[Path | None]:
+def _scratch(work: PrepareJob, address: str | None) -> Iterator[Path | None]:
     """Where tasks put copies, removed when they have ended; None: where their own machine has room."""
     if address is not None:
         yield None
@@ -155,7 +155,7 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[A
     Engines that prepare logs meanwhile use it. Raises as `ray_engine` does.
     """
     if address is not None:
-        _refuse_silence(address)
+        _check_reachable(address)
     with _environment(_ERRORS_TOLD_HERE if address else _QUIET):
         ray = importlib.import_module("ray")
         importlib.import_module("ray.exceptions")
@@ -166,7 +166,7 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[A
         # `training` would be imported instead of Segue's package. Workers stay in that folder as long as they run.
         with tempfile.TemporaryDirectory(prefix="segue-ray-", ignore_cleanup_errors=True) as empty:
             try:
-                with _signals_kept(), contextlib.chdir(empty):
+                with _restore_signals(), contextlib.chdir(empty):
                     _join(ray, address) if address else _start(ray, cpus)
                 yield ray
             finally:
@@ -174,7 +174,7 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[A
 
 
 @contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
+def _restore_signals() -> Iterator[None]:
     """SIGTERM does afterwards what it did before; meanwhile Ray has it end the process, which is an interrupt here."""
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -206,7 +206,7 @@ def _start(ray: Any, cpus: int | None) -> None:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                object_store_memory=_store_bytes(),
+                object_store_memory=_object_store_bytes(),
             )
         except Exception as error:  # Ray has no class for it
             ray.shutdown()
@@ -216,14 +216,14 @@ def _start(ray: Any, cpus: int | None) -> None:
             return
 
 
-def _store_bytes() -> int:
+def _object_store_bytes() -> int:
     """What Ray may take of the shared memory for objects: a third of what is free, within bounds."""
     free = shutil.disk_usage(_SHARED_MEMORY).free if _SHARED_MEMORY.is_dir() else 0
     smallest, largest = _STORE_BYTES
     return max(smallest, min(largest, free // 3))
 
 
-def _refuse_silence(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Raise BadOption where nobody listens: Ray itself would try for minutes."""
     if address == "auto":
         return

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from segue.arrays import Bool, Int
 from segue.errors import BadLog
-from training.prepare.formats import LogForm, PrepareOptions
+from training.prepare.formats import LogFormat, PrepareOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ def inferred_skips(at: Int, first: Bool, skip_within_s: float) -> Bool:
     return skipped
 
 
-def without_rare_tracks(plays: Plays, min_track_plays: int, track_plays: Int | None = None) -> Plays:
+def drop_rare_tracks(plays: Plays, min_track_plays: int, track_plays: Int | None = None) -> Plays:
     """Without the plays of tracks that have fewer plays; they are counted once, before any is dropped.
 
     `track_plays` [tracks] are counts to go by where `plays` are not all there are.
@@ -107,12 +107,12 @@ def cut(plays: Plays, max_session_plays: int) -> Plays:
     return replace(plays, offsets=offsets, owner=np.repeat(plays.owner, pieces), piece=piece)
 
 
-def without_short_sessions(plays: Plays, min_session_plays: int) -> Plays:
+def drop_short_sessions(plays: Plays, min_session_plays: int) -> Plays:
     """Without the sessions that have fewer plays."""
     return plays.keep_sessions(plays.lengths >= min_session_plays)
 
 
-def half_with_skips(plays: Plays, rng: np.random.Generator) -> Plays:
+def balance_by_skip(plays: Plays, rng: np.random.Generator) -> Plays:
     """All sessions that hold a skip, and as many drawn from those without one (all of them if there are fewer)."""
     skips_before = np.concatenate([[0], np.cumsum(plays.skipped, dtype=np.int64)])[plays.offsets]
     kept = np.diff(skips_before) > 0
@@ -122,7 +122,7 @@ def half_with_skips(plays: Plays, rng: np.random.Generator) -> Plays:
     return plays.keep_sessions(kept)
 
 
-def at_most(plays: Plays, max_sessions: int, rng: np.random.Generator) -> Plays:
+def limit_sessions(plays: Plays, max_sessions: int, rng: np.random.Generator) -> Plays:
     """`max_sessions` sessions drawn at random, in their old order; all of them if there are no more."""
     if len(plays) <= max_sessions:
         return plays
@@ -146,8 +146,8 @@ def owners_of(lines: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame({"owner": distinct.cast(pl.String), "code": distinct.to_physical()}).sort("owner")
 
 
-def made_sessions(
-    lines: pl.DataFrame, owners: pl.DataFrame, form: LogForm, options: PrepareOptions, steps: list[Step]
+def sessionize(
+    lines: pl.DataFrame, owners: pl.DataFrame, form: LogFormat, options: PrepareOptions, steps: list[Step]
 ) -> Plays:
     """All plays as sessions, before any is dropped."""
     if form.newest_first:  # of two plays at the same second the later line is then the earlier play
@@ -186,7 +186,7 @@ def made_sessions(
     return plays
 
 
-def _order(owner: NDArray[np.uint32], lines: pl.DataFrame, form: LogForm) -> Int:
+def _order(owner: NDArray[np.uint32], lines: pl.DataFrame, form: LogFormat) -> Int:
     """Line numbers by owner, then by position (of one play the newest report last) or time, then as they stand."""
     keys = pl.DataFrame({"owner": owner}).with_columns(lines["position" if form.by_position else "at"].alias("place"))
     if form.by_position and "written_at" in lines.columns:
@@ -202,17 +202,17 @@ class Rule(NamedTuple):
     told_always: bool = True  # False: only where it changed the number of sessions
 
 
-def rules_by_session(options: PrepareOptions, track_plays: Int | None = None) -> list[Rule]:
+def session_filters(options: PrepareOptions, track_plays: Int | None = None) -> list[Rule]:
     """The rules of steps 4 and 5. `track_plays` [tracks]: plays of each track, unless `plays` are those of all."""
     least, longest, shortest = options.min_track_plays, options.max_session_plays, options.min_session_plays
     found = []
     if least > 1:
         text = f"plays of tracks with fewer than {least} plays dropped"
-        found.append(Rule(text, lambda plays: without_rare_tracks(plays, least, track_plays)))
+        found.append(Rule(text, lambda plays: drop_rare_tracks(plays, least, track_plays)))
     text = f"sessions cut into pieces of at most {longest} plays"
     found.append(Rule(text, lambda plays: cut(plays, longest), told_always=False))
     text = f"sessions of fewer than {shortest} plays dropped"
-    found.append(Rule(text, lambda plays: without_short_sessions(plays, shortest)))
+    found.append(Rule(text, lambda plays: drop_short_sessions(plays, shortest)))
     return found
 
 
@@ -226,7 +226,7 @@ def note(steps: list[Step], rule: str, plays: int, sessions: int) -> None:
 
 def kept(plays: Plays, options: PrepareOptions, steps: list[Step]) -> Plays:
     """The plays that the rules of selection leave. Raises BadLog where that is none."""
-    for rule in rules_by_session(options):
+    for rule in session_filters(options):
         sessions = len(plays)
         plays = rule.apply(plays)
         if rule.told_always or len(plays) != sessions:
@@ -238,10 +238,10 @@ def drawn(plays: Plays, options: PrepareOptions, steps: list[Step]) -> Plays:
     """The sessions that are drawn of all those of a log, in their order (step 6)."""
     rng = np.random.default_rng(options.seed)
     if options.sample_half_skips:
-        plays = half_with_skips(plays, rng)
+        plays = balance_by_skip(plays, rng)
         note(steps, "all sessions with a skip kept, and as many without one drawn", len(plays.track), len(plays))
     if options.max_sessions is not None:
-        plays = at_most(plays, options.max_sessions, rng)
+        plays = limit_sessions(plays, options.max_sessions, rng)
         note(steps, f"at most {options.max_sessions:,} sessions drawn", len(plays.track), len(plays))
     return plays
 

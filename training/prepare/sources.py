@@ -150,7 +150,7 @@ _FILES_AT_MOST: Final = 1000
 _WITHOUT_HEADER: Final[tuple[LogKind, ...]] = ("lfm1k",)
 
 
-class Part(NamedTuple):
+class FileSlice(NamedTuple):
     """Part `number` of `of` parts of a file."""
 
     file: Path
@@ -158,13 +158,13 @@ class Part(NamedTuple):
     of: int = 1
 
 
-Portion: TypeAlias = tuple[Part, ...]
+InputSplit: TypeAlias = tuple[FileSlice, ...]
 
 
-def portions_of(files: Sequence[Path], portion_bytes: int) -> list[Portion]:
+def portions_of(files: Sequence[Path], portion_bytes: int) -> list[InputSplit]:
     """All files in their order, in portions of at most about so many bytes; compressed files are never parted."""
-    portions: list[Portion] = []
-    small: list[Part] = []
+    portions: list[InputSplit] = []
+    small: list[FileSlice] = []
     held = 0
     for file in files:
         size = file.stat().st_size
@@ -173,15 +173,15 @@ def portions_of(files: Sequence[Path], portion_bytes: int) -> list[Portion]:
             portions.append(tuple(small))
             small, held = [], 0
         if parts > 1:
-            portions.extend((Part(file, number, parts),) for number in range(parts))
+            portions.extend((FileSlice(file, number, parts),) for number in range(parts))
         else:
-            small.append(Part(file))
+            small.append(FileSlice(file))
             held += size
     return [*portions, tuple(small)] if small else portions
 
 
 @contextlib.contextmanager
-def opened(part: Part, kind: LogKind, scratch: Path) -> Iterator[Path]:
+def opened(part: FileSlice, kind: LogKind, scratch: Path) -> Iterator[Path]:
     """Yield an uncompressed file with the lines of a part; of a Parquet file, the whole (`rows_of_part`).
 
     Copies lie in the folder `scratch` and are gone afterwards. Raises BadLog.
@@ -198,7 +198,7 @@ def opened(part: Part, kind: LogKind, scratch: Path) -> Iterator[Path]:
             yield copy
 
 
-def rows_of_part(part: Part, lines: pl.LazyFrame) -> pl.LazyFrame:
+def rows_of_part(part: FileSlice, lines: pl.LazyFrame) -> pl.LazyFrame:
     """Of the lines of what `opened` yielded, those of the part."""
     if part.of == 1 or not _is_parquet(part):
         return lines
@@ -207,11 +207,11 @@ def rows_of_part(part: Part, lines: pl.LazyFrame) -> pl.LazyFrame:
     return lines.slice(start, rows * (part.number + 1) // part.of - start)
 
 
-def _is_parquet(part: Part) -> bool:
+def _is_parquet(part: FileSlice) -> bool:
     return inner_suffix(part.file) == ".parquet"
 
 
-def _copy_lines(part: Part, copy: Path, *, headed: bool) -> None:
+def _copy_lines(part: FileSlice, copy: Path, *, headed: bool) -> None:
     try:
         with (
             part.file.open("rb") as stream,

@@ -21,7 +21,7 @@ from segue.ranking_metrics import Estimate, bootstrap, hit
 from training.evaluation.compare import tables as paper
 from training.evaluation.compare.narrative import chosen
 from training.evaluation.compare.statistics import Difference
-from training.evaluation.compare.tables import Measured
+from training.evaluation.compare.tables import ComparisonData
 
 MARKS: Final = {
     "dot": '<circle r="4"/>',
@@ -135,7 +135,7 @@ class Plot:
     says: str
 
 
-def plots(by_protocol: Mapping[str, Measured]) -> list[Plot]:
+def plots(by_protocol: Mapping[str, ComparisonData]) -> list[Plot]:
     """Every plot of one dataset and split. What has one protocol only is of the full ranking where there is one."""
     measured = chosen(by_protocol)
     made = [
@@ -188,7 +188,7 @@ def _row(system: str, number: int, name: str, inside: str) -> str:
     )
 
 
-def systems_plot(measured: Measured) -> Plot:
+def systems_plot(measured: ComparisonData) -> Plot:
     """Every system's HR@10 of played and of skipped targets."""
     estimates = measured.estimates
     groups = ["played", "skipped"]
@@ -215,7 +215,7 @@ def systems_plot(measured: Measured) -> Plot:
     )
 
 
-def feedback_plot(measured: Measured) -> Plot | None:
+def feedback_plot(measured: ComparisonData) -> Plot | None:
     """What feedback changed in HR@10 of played targets; None where no system came with it and without."""
     every = [d for d in measured.differences if d.pair.why == "feedback"]
     shown = [d for d in every if (d.group, d.metric) == ("played", "HR@10")]
@@ -225,7 +225,7 @@ def feedback_plot(measured: Measured) -> Plot | None:
     scale, bottom = Scale(-reach, reach, _NAMES, _WIDTH - 20), _ROW * len(shown) + 6
     rows = []
     for number, d in enumerate(shown):
-        kind = "dot" if not d.measurable else "up" if d.estimate.value > 0 else "down"
+        kind = "dot" if not d.significant else "up" if d.estimate.value > 0 else "down"
         verdict = d.verdict().partition(" ")[0]
         e = d.estimate
         drawn = mark(
@@ -244,7 +244,7 @@ def feedback_plot(measured: Measured) -> Plot | None:
     )
 
 
-def first_shown(measured: Measured) -> list[str]:
+def first_shown(measured: ComparisonData) -> list[str]:
     """The best version of every family by HR@10, and the baselines: as many lines as an eye can tell apart."""
     found = []
     for versions in paper.FAMILIES.values():
@@ -256,7 +256,7 @@ def first_shown(measured: Measured) -> list[str]:
     )
 
 
-def _lines(measured: Measured, drawn: Callable[[str, int], str]) -> str:
+def _lines(measured: ComparisonData, drawn: Callable[[str, int], str]) -> str:
     """What is drawn of each system, all but the first shown ones hidden."""
     shown = first_shown(measured)
     parts = []
@@ -272,7 +272,7 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
     return f'<path d="M{"L".join(f"{x:g} {y:g}" for x, y in points)}"/>'
 
 
-def _curves(measured: Measured) -> Plot:
+def _curves(measured: ComparisonData) -> Plot:
     across, up = Scale(1, 100, 50, _WIDTH - 20, log=True), Scale(0, 1, 300, 10)
 
     def drawn(system: str, _: int) -> str:
@@ -295,7 +295,7 @@ def _curves(measured: Measured) -> Plot:
     )
 
 
-def _by_bins(measured: Measured, of: str, label: str, title: str) -> Plot | None:
+def _by_bins(measured: ComparisonData, of: str, label: str, title: str) -> Plot | None:
     bins = _bins(np.asarray(getattr(measured.asked, of), dtype=np.float64))
     if len(bins) < 2:
         return None
@@ -343,7 +343,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) else f"{value:.2f}"
 
 
-def _cost(measured: Measured) -> Plot | None:
+def _cost(measured: ComparisonData) -> Plot | None:
     took = {
         system: max(float(np.mean(seconds)), 0.01)
         for system, answered in measured.asked.systems.items()

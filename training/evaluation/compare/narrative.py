@@ -11,7 +11,7 @@ import numpy as np
 from segue.arrays import Bool, Float64
 from segue.ranking_metrics import hit
 from training.evaluation.compare.statistics import Difference, Pair
-from training.evaluation.compare.tables import Measured
+from training.evaluation.compare.tables import ComparisonData
 
 # What a system's name says, part by part; the first part is the model.
 MODELS: Final = {
@@ -54,28 +54,28 @@ GLOSSARY: Final = {
 }
 
 
-def chosen(by_protocol: Mapping[str, Measured]) -> Measured:
+def chosen(by_protocol: Mapping[str, ComparisonData]) -> ComparisonData:
     """What sentences are made from: the full ranking, or the first protocol without it."""
     return by_protocol.get("full") or next(iter(by_protocol.values()))
 
 
-def wanted_group(measured: Measured) -> str:
+def wanted_group(measured: ComparisonData) -> str:
     """The targets that are to be found: those that were played, where it is known."""
     return "played" if any(group == "played" for _, group, _ in measured.estimates) else "all"
 
 
-def best_system(measured: Measured) -> str:
+def best_system(measured: ComparisonData) -> str:
     """The system that finds most of them: the highest HR@10."""
     group = wanted_group(measured)
     return max(measured.asked.systems, key=lambda s: measured.estimates[s, group, "HR@10"].value)
 
 
-def answer(measured: Measured) -> tuple[str, str]:
+def answer(measured: ComparisonData) -> tuple[str, str]:
     """Which system finds most, and what feedback gained and cost: two sentences."""
     return _best(measured), _feedback(measured)
 
 
-def _best(measured: Measured) -> str:
+def _best(measured: ComparisonData) -> str:
     best, group = best_system(measured), wanted_group(measured)
     top = measured.estimates[best, group, "HR@10"]
     beside = [
@@ -97,7 +97,7 @@ def of_sessions(group: str, count: str) -> str:
     return f"{count} sessions whose next track was played" if group == "played" else f"{count} sessions"
 
 
-def _feedback(measured: Measured) -> str:
+def _feedback(measured: ComparisonData) -> str:
     pairs = list(dict.fromkeys(d.pair for d in measured.differences if d.pair.why == "feedback"))
     if not pairs:
         return "No system came both with feedback and without, so what feedback gains cannot be said."
@@ -113,7 +113,7 @@ def _feedback(measured: Measured) -> str:
     return f"{gained}; {ranked}; {_price(measured, pairs)}."
 
 
-def _price(measured: Measured, pairs: Sequence[Pair]) -> str:
+def _price(measured: ComparisonData, pairs: Sequence[Pair]) -> str:
     """What becomes of the first place, where an interval lies below the other."""
     found = []
     for pair in pairs:
@@ -125,13 +125,13 @@ def _price(measured: Measured, pairs: Sequence[Pair]) -> str:
     return f"the price is the first place, HR@1 of played targets: {listed(found)}"
 
 
-def _changed(measured: Measured, group: str, metric: str, *, up: bool) -> list[Difference]:
+def _changed(measured: ComparisonData, group: str, metric: str, *, up: bool) -> list[Difference]:
     """What feedback measurably moved up, or down."""
     return [
         d
         for d in measured.differences
         if d.pair.why == "feedback" and (d.group, d.metric) == (group, metric)
-        if d.measurable and (d.estimate.value > 0) == up
+        if d.significant and (d.estimate.value > 0) == up
     ]
 
 
@@ -156,12 +156,12 @@ def listed(names: Sequence[str], most: int = 6) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
-def example(measured: Measured) -> list[str]:
+def example(measured: ComparisonData) -> list[str]:
     """How a hit rate comes about, with a session of the data: sentences."""
     asked, best, group = measured.asked, best_system(measured), wanted_group(measured)
     seed, ranks = next(iter(sorted(asked.systems[best].ranks.items())))
     members = asked.members(group)
-    number = _telling(ranks, members)
+    number = _pick_example(ranks, members)
     length, rank = int(asked.session_length[number]), ranks[number]
     hits, sessions = int(hit(ranks[members], 10).sum()), int(members.sum())
     outcome = "skipped" if asked.target_skipped[number] else "played"
@@ -180,7 +180,7 @@ def example(measured: Measured) -> list[str]:
     return sentences
 
 
-def _telling(ranks: Float64, members: Bool) -> int:
+def _pick_example(ranks: Float64, members: Bool) -> int:
     """The first session of a group whose target stood within the first nine, not at their head; else its first."""
     found = np.flatnonzero(members & (ranks > 1) & (ranks < 10) & (ranks == np.floor(ranks)))
     return int(found[0]) if len(found) else int(np.flatnonzero(members)[0])
@@ -194,7 +194,7 @@ def _verdict(rank: float, k: int) -> str:
     return "a hit" if rank <= k else "a miss"
 
 
-def described(system: str) -> str:
+def describe_system(system: str) -> str:
     """What a system's name says, in words."""
     model = next((name for name in MODELS if system.startswith(name)), "")
     parts = [text for version, text in VERSIONS.items() if version in system.removeprefix(model)]

@@ -26,10 +26,10 @@ from training.evaluation.compare.charts import MARKS, css_of, family_of, first_s
 from training.evaluation.compare.results import GROUPS, read_results
 from training.evaluation.compare.statistics import NEURAL, PERMUTATIONS, differences, estimates
 from training.evaluation.compare.tables import (
-    Measured,
+    ComparisonData,
     Table,
-    behind_the_chain,
     differences_table,
+    not_better_than_markov,
     open_questions,
     protocols_table,
     systems_table,
@@ -38,7 +38,7 @@ from training.evaluation.compare.tables import (
 )
 
 
-def page(sections: "Sequence[Section]") -> str:
+def page(sections: "Sequence[ReportSection]") -> str:
     """The page. The same results give the same text."""
     environment = Environment(
         loader=PackageLoader("training.evaluation.compare", "."),
@@ -58,7 +58,7 @@ def page(sections: "Sequence[Section]") -> str:
     style, script = _text("page.css"), _text("page.js")
     return environment.get_template("page.html.jinja").render(
         shown=shown,
-        described={system: words.described(system) for system in names},
+        described={system: words.describe_system(system) for system in names},
         glossary=words.GLOSSARY,
         data=Markup(_json(data)),  # noqa: S704 (escaped by _json)
         style=Markup(style),  # noqa: S704 (a file of this package)
@@ -67,7 +67,7 @@ def page(sections: "Sequence[Section]") -> str:
     )
 
 
-def _shown(section: "Section", anchor: str) -> dict[str, Any]:
+def _shown(section: "ReportSection", anchor: str) -> dict[str, Any]:
     measured = words.chosen(section.by_protocol)
     asked, group = measured.asked, words.wanted_group(measured)
     return {
@@ -89,13 +89,13 @@ def _shown(section: "Section", anchor: str) -> dict[str, Any]:
     }
 
 
-def _tested(measured: Measured) -> list[tuple[str, str]]:
+def _tested(measured: ComparisonData) -> list[tuple[str, str]]:
     """What differences of feedback were tested on, what the plot first shows at the head."""
     found = dict.fromkeys((d.group, d.metric) for d in measured.differences if d.pair.why == "feedback")
     return sorted(found, key=lambda tested: tested != ("played", "HR@10"))
 
 
-def _data(measured: Measured) -> dict[str, Any]:
+def _data(measured: ComparisonData) -> dict[str, Any]:
     """What the script moves marks to: every estimate, and the differences that feedback makes."""
     systems: dict[str, dict[str, dict[str, list[float]]]] = {}
     for (system, group, metric), e in measured.estimates.items():
@@ -129,13 +129,13 @@ def _bold(cell: str) -> Markup:
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     """What is shown of one dataset and split: a heading, sentences, and tables in order."""
 
     source: str
     split: str
     part: str
-    by_protocol: Mapping[str, Measured]
+    by_protocol: Mapping[str, ComparisonData]
     sentences: Sequence[str]
     tables: Sequence[Table]
 
@@ -146,13 +146,13 @@ class Section:
         return f"{self.source}: {whole} ({self.split} split, {self.part} targets)"
 
 
-def measure(paths: Sequence[Path], permutations: int = PERMUTATIONS) -> list[Section]:
+def measure(paths: Sequence[Path], permutations: int = PERMUTATIONS) -> list[ReportSection]:
     """Read results and compute everything that is shown. Raises InputError."""
     compared = read_results(paths)
     sections = []
     for key, questions in groupby(compared, key=lambda q: (q.source, q.fingerprint, q.part, q.split)):
         by_protocol = {
-            question.protocol: Measured(
+            question.protocol: ComparisonData(
                 compared[question],
                 estimates(compared[question], list(METRICS)),
                 differences(compared[question], permutations),
@@ -163,7 +163,7 @@ def measure(paths: Sequence[Path], permutations: int = PERMUTATIONS) -> list[Sec
     return sections
 
 
-def _section(source: str, split: str, part: str, by_protocol: Mapping[str, Measured]) -> Section:
+def _section(source: str, split: str, part: str, by_protocol: Mapping[str, ComparisonData]) -> ReportSection:
     beside = paper.dataset_of(source)
     tables: list[Table | None] = [table_1(by_protocol, beside), table_2(by_protocol, beside)]
     for measured in by_protocol.values():
@@ -175,21 +175,21 @@ def _section(source: str, split: str, part: str, by_protocol: Mapping[str, Measu
         ]
     tables.append(protocols_table(by_protocol))
     kept = [table for table in tables if table is not None and table.rows and len(table.columns) > 2]
-    return Section(source, split, part, by_protocol, sentences(by_protocol), kept)
+    return ReportSection(source, split, part, by_protocol, sentences(by_protocol), kept)
 
 
-def sentences(by_protocol: Mapping[str, Measured]) -> list[str]:
+def sentences(by_protocol: Mapping[str, ComparisonData]) -> list[str]:
     """What came out, in words made from the figures of the full ranking (of the first protocol without it)."""
     measured = words.chosen(by_protocol)
     found = list(words.answer(measured))
     for metric in ("HR@1", "HR@10"):
-        behind = behind_the_chain(measured, metric)
+        behind = not_better_than_markov(measured, metric)
         if "markov" in measured.asked.systems and any(name.startswith(NEURAL) for name in measured.asked.systems):
             found.append(f"Neural systems that do not beat the Markov chain's {metric}: {', '.join(behind) or 'none'}.")
     return found
 
 
-def as_markdown(sections: Sequence[Section]) -> str:
+def as_markdown(sections: Sequence[ReportSection]) -> str:
     """All tables with what came out in words."""
     parts = []
     for section in sections:
@@ -198,7 +198,7 @@ def as_markdown(sections: Sequence[Section]) -> str:
     return "\n".join(parts)
 
 
-def as_json(sections: Sequence[Section]) -> dict[str, Any]:
+def as_json(sections: Sequence[ReportSection]) -> dict[str, Any]:
     """Every estimate and difference, without the ranks that they come from."""
     return {
         "questions": [
@@ -216,7 +216,7 @@ def as_json(sections: Sequence[Section]) -> dict[str, Any]:
     }
 
 
-def _system_json(measured: Measured, system: str) -> dict[str, Any]:
+def _system_json(measured: ComparisonData, system: str) -> dict[str, Any]:
     answered = measured.asked.systems[system]
     groups: dict[str, dict[str, Any]] = {}
     for (name, group, metric), estimate in measured.estimates.items():
@@ -226,7 +226,7 @@ def _system_json(measured: Measured, system: str) -> dict[str, Any]:
 
 
 def write_report(
-    sections: Sequence[Section],
+    sections: Sequence[ReportSection],
     html: Path | None = None,
     markdown: Path | None = None,
     as_json_file: Path | None = None,

@@ -36,7 +36,7 @@ class Question(NamedTuple):
 
 
 @dataclass
-class Answered:
+class SystemResults:
     """One system's answers to one question, over its seeds."""
 
     options: dict[str, Any] = field(default_factory=dict)  # without the seed
@@ -56,7 +56,7 @@ class Answered:
 
 
 @dataclass
-class Asked:
+class EvaluationResults:
     """One question, what is known of its sessions, and every system's answers."""
 
     question: Question
@@ -65,7 +65,7 @@ class Asked:
     session_length: Int  # [sessions] int64, plays of the input
     session_skip_rate: Float64  # [sessions]
     drawn: int = 0  # the seed of the tracks that targets were ranked among, for `sampled`
-    systems: dict[str, Answered] = field(default_factory=dict)
+    systems: dict[str, SystemResults] = field(default_factory=dict)
 
     def members(self, group: str) -> Bool:
         """Which sessions a group of targets has. [sessions] bool."""
@@ -73,7 +73,7 @@ class Asked:
         return {"all": every, "played": ~self.target_skipped, "skipped": self.target_skipped}[group]
 
 
-Comparison: TypeAlias = dict[Question, Asked]
+Comparison: TypeAlias = dict[Question, EvaluationResults]
 
 
 def read_results(paths: Sequence[Path]) -> Comparison:
@@ -107,13 +107,13 @@ def _add(compared: Comparison, path: Path, content: dict[str, Any]) -> None:
     question = Question(dataset["source"], dataset["fingerprint"], *asked_of)
     drawn = content.get("evaluation_seed", 0) if question.protocol == "sampled" else 0
     skipped, plays, length, skip_rate = (np.array(content[key]) for key in _OF_A_SESSION)
-    asked = compared.setdefault(question, Asked(question, skipped, plays, length, skip_rate, drawn))
+    asked = compared.setdefault(question, EvaluationResults(question, skipped, plays, length, skip_rate, drawn))
     if not np.array_equal(asked.target_skipped, skipped) or len(content["ranks"]) != len(skipped):
         raise InputError(f"{path} has other targets than the results before it, though of the same dataset and split")
     if asked.drawn != drawn:
         raise InputError(f"{path} was asked among other tracks (--seed {drawn}) than those before it ({asked.drawn})")
     options = {key: value for key, value in content.get("options", {}).items() if key != "seed"}
-    answered = asked.systems.setdefault(content["system"], Answered(options))
+    answered = asked.systems.setdefault(content["system"], SystemResults(options))
     for key in sorted(options.keys() & answered.options.keys()):
         if options[key] != answered.options[key]:
             raise InputError(

@@ -13,7 +13,7 @@ import numpy as np
 
 from segue.arrays import Float64
 from segue.ranking_metrics import Estimate, bootstrap
-from training.evaluation.compare.results import GROUPS, Asked
+from training.evaluation.compare.results import GROUPS, EvaluationResults
 
 PERMUTATIONS: Final = 10_000
 TESTED: Final = (("all", "HR@1"), ("all", "HR@10"), ("played", "HR@10"), ("skipped", "MRR@10"))
@@ -50,13 +50,13 @@ class Difference:
         return Estimate(self.estimate.value * scale, self.estimate.low * scale, self.estimate.high * scale)
 
     @property
-    def measurable(self) -> bool:
+    def significant(self) -> bool:
         """Whether the corrected test is below 5 %."""
         return self.p_corrected < 0.05
 
     def verdict(self) -> str:
         """In words; for skipped targets, lower is better."""
-        if not self.measurable:
+        if not self.significant:
             return "no measurable difference"
         better = (self.estimate.value > 0) != (self.group == "skipped")
         return f"{'better' if better else 'worse'} by {abs(self.estimate.value):.4f}"
@@ -85,7 +85,7 @@ def pairs(systems: Sequence[str]) -> list[Pair]:
     return [pair for pair in wanted if pair.system in systems and pair.against in systems]
 
 
-def differences(asked: Asked, permutations: int = PERMUTATIONS, seed: int = 0) -> list[Difference]:
+def differences(asked: EvaluationResults, permutations: int = PERMUTATIONS, seed: int = 0) -> list[Difference]:
     """Every pair's difference in what is TESTED, p-values corrected over all of them."""
     compared, rng = pairs(list(asked.systems)), np.random.default_rng(seed)
     found: list[tuple[Pair, str, str, float, Estimate, float]] = []
@@ -137,7 +137,9 @@ def holm(p_values: Float64) -> Float64:
     return result
 
 
-def estimates(asked: Asked, metrics: Sequence[str], seed: int = 0) -> Mapping[tuple[str, str, str], Estimate]:
+def estimates(
+    asked: EvaluationResults, metrics: Sequence[str], seed: int = 0
+) -> Mapping[tuple[str, str, str], Estimate]:
     """The mean over seeds and sessions with its interval, by (system, group, metric)."""
     rng = np.random.default_rng(seed)
     found = {}

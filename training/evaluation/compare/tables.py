@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from segue.ranking_metrics import Estimate
-from training.evaluation.compare.results import Asked
+from training.evaluation.compare.results import EvaluationResults
 from training.evaluation.compare.statistics import NEURAL, Difference, Pair, kendall
 
 METRICS: Final = ("HR@1", "HR@5", "HR@10", "HR@20", "MAP@10")
@@ -94,10 +94,10 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ComparisonData:
     """A question with everything that tables and plots show of it."""
 
-    asked: Asked
+    asked: EvaluationResults
     estimates: Mapping[tuple[str, str, str], Estimate]  # (system, group, metric)
     differences: Sequence[Difference]
 
@@ -108,7 +108,7 @@ class Measured:
         return found[0] if found else None
 
 
-def table_1(by_protocol: Mapping[str, Measured], paper_dataset: str | None) -> Table:
+def table_1(by_protocol: Mapping[str, ComparisonData], paper_dataset: str | None) -> Table:
     """The paper's Table 1: metrics down, systems across, all targets; its own figures beside."""
     systems = _in_papers_order(by_protocol)
     rows = []
@@ -129,12 +129,12 @@ def table_1(by_protocol: Mapping[str, Measured], paper_dataset: str | None) -> T
     )
 
 
-def _in_papers_order(by_protocol: Mapping[str, Measured]) -> list[str]:
+def _in_papers_order(by_protocol: Mapping[str, ComparisonData]) -> list[str]:
     present = {system for measured in by_protocol.values() for system in measured.asked.systems}
     return [system for system in SYSTEMS if system in present]
 
 
-def _cell_1(measured: Measured, system: str, metric: str) -> str:
+def _cell_1(measured: ComparisonData, system: str, metric: str) -> str:
     estimate = measured.estimates.get((system, "all", metric))
     if estimate is None:
         return "-"
@@ -144,14 +144,14 @@ def _cell_1(measured: Measured, system: str, metric: str) -> str:
     if base != system and before is not None and before.value:
         text += f" ({100 * (estimate.value / before.value - 1):+.0f}%)"
     change = measured.change(system, "all", metric)
-    return f"**{text}**" if change is not None and change.measurable else text
+    return f"**{text}**" if change is not None and change.significant else text
 
 
 def _published(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def table_2(by_protocol: Mapping[str, Measured], paper_dataset: str | None) -> Table:
+def table_2(by_protocol: Mapping[str, ComparisonData], paper_dataset: str | None) -> Table:
     """The paper's Table 2: MRR@10 on skipped targets, for every system of Table 1."""
     systems = _in_papers_order(by_protocol)
     rows = []
@@ -163,7 +163,7 @@ def table_2(by_protocol: Mapping[str, Measured], paper_dataset: str | None) -> T
             text = "-" if estimate is None else f"{estimate.value:.3f}"
             if change is not None and change.gain_percent is not None:
                 text += f" ({change.gain_percent.value:+.0f}%)"
-            cells.append(f"**{text}**" if change is not None and change.measurable else text)
+            cells.append(f"**{text}**" if change is not None and change.significant else text)
         rows.append([protocol, *cells])
     if paper_dataset:
         published = TABLE_2[paper_dataset]
@@ -176,7 +176,7 @@ def table_2(by_protocol: Mapping[str, Measured], paper_dataset: str | None) -> T
     )
 
 
-def systems_table(measured: Measured) -> Table:
+def systems_table(measured: ComparisonData) -> Table:
     """Every system with intervals, the spread of its seeds and what it took to train."""
     asked = measured.asked
     ordered = sorted(asked.systems, key=lambda s: -measured.estimates[s, "all", "HR@10"].value)
@@ -189,7 +189,7 @@ def systems_table(measured: Measured) -> Table:
     )
 
 
-def _system_cells(measured: Measured, system: str) -> list[str]:
+def _system_cells(measured: ComparisonData, system: str) -> list[str]:
     answered = measured.asked.systems[system]
     seeds = answered.of_each_seed("HR@10", measured.asked.members("all"))
     seconds = [of["seconds"] for of in answered.training if "seconds" in of]
@@ -213,7 +213,7 @@ def interval(estimate: Estimate | None, sign: str = "") -> str:
     )
 
 
-def differences_table(measured: Measured, why: str, title: str) -> Table:
+def differences_table(measured: ComparisonData, why: str, title: str) -> Table:
     """Differences of the pairs of one kind, with tests."""
     chosen = [d for d in measured.differences if d.pair.why == why]
     return Table(
@@ -240,14 +240,14 @@ def _difference_cells(difference: Difference) -> list[str]:
     ]
 
 
-def _correction(measured: Measured) -> str:
+def _correction(measured: ComparisonData) -> str:
     return (
         "Paired over sessions: 95 % bootstrap intervals, two-sided permutation tests, corrected by Holm's procedure "
         f"for the {len(measured.differences)} comparisons of this question. Skipped targets: lower is better."
     )
 
 
-def open_questions(measured: Measured) -> Table:
+def open_questions(measured: ComparisonData) -> Table:
     """What the paper leaves open, a row a metric: the difference and the answer in words."""
     kinds = {"feedback", "chain"}
     chosen = [d for d in measured.differences if d.pair.why not in kinds]
@@ -274,7 +274,7 @@ def _versus(pair: Pair) -> str:
     return f"{pair.system} - {pair.against}"
 
 
-def protocols_table(by_protocol: Mapping[str, Measured]) -> Table | None:
+def protocols_table(by_protocol: Mapping[str, ComparisonData]) -> Table | None:
     """The same systems under sampled and under full ranking, and how far the two orders agree."""
     if {"full", "sampled"} - by_protocol.keys():
         return None
@@ -296,7 +296,7 @@ def protocols_table(by_protocol: Mapping[str, Measured]) -> Table | None:
     )
 
 
-def behind_the_chain(measured: Measured, metric: str) -> list[str]:
+def not_better_than_markov(measured: ComparisonData, metric: str) -> list[str]:
     """Neural systems whose mean is not above the Markov chain's."""
     chain = measured.estimates.get(("markov", "all", metric))
     neural = [f"{name}{loss}" for name in NEURAL for loss in ("", "+nce")]

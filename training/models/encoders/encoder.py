@@ -64,7 +64,7 @@ class SessionEncoder(Encoder):
     def query(self, tracks: Tensor, skipped: Tensor) -> Tensor:
         """See Encoder."""
         if self.options.plays == "played":
-            tracks, skipped = only_played(tracks, skipped)
+            tracks, skipped = drop_skipped(tracks, skipped)
         return self.encode(tracks, skipped)
 
     def embed(self, tracks: Tensor, skipped: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class CausalEncoder(SessionEncoder):
         return self(batch.tracks, batch.skipped), batch
 
 
-def only_played(tracks: Tensor, skipped: Tensor) -> tuple[Tensor, Tensor]:
+def drop_skipped(tracks: Tensor, skipped: Tensor) -> tuple[Tensor, Tensor]:
     """The windows without their skipped plays, padded anew on the left. Shapes stay as they are."""
     window = tracks.shape[1]
     kept = (tracks != PAD_ROW) & ~skipped

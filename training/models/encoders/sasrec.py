@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from segue.catalogue import PAD_ROW
 from training.models.encoders.encoder import CausalEncoder
 from training.models.encoders.tensor_ops import dropout
-from training.models.encoders.transformer import Block, Places, TransformerOptions, attention
+from training.models.encoders.transformer import Block, PackedLayout, TransformerOptions, attention
 
 
 class SasRecOptions(TransformerOptions):
@@ -38,13 +38,13 @@ class SasRec(CausalEncoder):
         """The same by real steps alone: a third of the columns is padding where lengths differ by as much."""
         window = tracks.shape[1]
         real = tracks != PAD_ROW
-        places = Places(real, attention(real, causal=True), self.heads)
+        places = PackedLayout(real, attention(real, causal=True), self.heads)
         inputs = self.embed(tracks.flatten()[places.of_real], skipped.flatten()[places.of_real])
         states: Tensor = self.input_norm(inputs + self.positions(places.of_real % window))
         states = dropout(states, self.options.dropout, self.training)
         for block in cast("list[Block]", list(self.blocks)):
             states = block.packed(states, places)
-        return places.spread(states).view(*tracks.shape, -1)
+        return places.scatter_to_padded(states).view(*tracks.shape, -1)
 
     def encode(self, tracks: Tensor, skipped: Tensor) -> Tensor:
         """See SessionEncoder."""

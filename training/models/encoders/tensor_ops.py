@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def picked(lines: Tensor, places: Tensor) -> Tensor:
+def gather_rows(lines: Tensor, places: Tensor) -> Tensor:
     """The lines at `places` [n] int64, which are distinct. [m, width] -> [n, width]."""
     found: Tensor = _Picked.apply(lines, places)  # type: ignore[no-untyped-call]
     return found
 
 
-def spread(lines: Tensor, sources: Tensor, places: Tensor) -> Tensor:
+def scatter_to_padded(lines: Tensor, sources: Tensor, places: Tensor) -> Tensor:
     """The lines put where they were picked from. [n, width] -> [m, width].
 
     Args:

@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from training.models.encoders.tensor_ops import dropout, kept, spread
+from training.models.encoders.tensor_ops import dropout, kept, scatter_to_padded
 from training.options import NeuralOptions
 
 _PARTS = 3  # query, key, value
 
 
-class Places:
+class PackedLayout:
     """Where the real steps of a batch are among its steps, and which of them each attends to."""
 
     def __init__(self, real: Tensor, attends: Tensor, heads: int) -> None:
@@ -51,9 +51,9 @@ class Places:
         self.of_heads = places.flatten()
         self.of_parts = (places[:, None, :] + part[:, None] * (self.sessions * heads * self.length)).flatten()
 
-    def spread(self, lines: Tensor) -> Tensor:
+    def scatter_to_padded(self, lines: Tensor) -> Tensor:
         """[steps, width] -> [batch * n, width]: padding holds anything, and nothing may depend on it."""
-        return spread(lines, self.sources, self.of_real)
+        return scatter_to_padded(lines, self.sources, self.of_real)
 
     def mixed(self, inputs: Tensor, share: float) -> Tensor:
         """What each step takes from those it attends to. Query, key and value [steps, 3 * width] -> [steps, width].
@@ -68,7 +68,7 @@ class _Mixed(torch.autograd.Function):
     """softmax(query key^T / sqrt(width) + hidden) value, of every head (Vaswani et al., 2017, equation 1)."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, places: Places, share: float) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, places: PackedLayout, share: float) -> Tensor:
         width = inputs.shape[1] // (_PARTS * places.heads)
         if not len(inputs):  # a batch, or a process's share of one, without a real step
             ctx.places = None
@@ -154,7 +154,7 @@ class Block(nn.Module):
             states[:, -1:] if newest else states, states, lambda seen: self._attend(seen, attends, newest=newest)
         )
 
-    def packed(self, states: Tensor, places: Places) -> Tensor:
+    def packed(self, states: Tensor, places: PackedLayout) -> Tensor:
         """The same for real steps alone, [steps, dimension]."""
         share = self.dropout if self.training else 0.0
         return self._around(states, states, lambda seen: self._out(places.mixed(self.attention_input(seen), share)))

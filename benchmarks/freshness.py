@@ -1,4 +1,4 @@
-"""What `segue train --from` saves when there is new listening, and what it costs in hits, beside a full training.
+"""What `segue train --init-from` saves when there is new listening, and what it costs in hits, beside a full training.
 
     python -m benchmarks.freshness --data planted --seeds 3 --folder /tmp/segue-bench/freshness --store
     python -m benchmarks.freshness --data mssd --seeds 3 --folder /tmp/segue-bench/freshness --store
@@ -156,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=sorted(RECIPES), required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--further", type=int, nargs="+", default=[0, 1, 3], help="epochs of --from")
+    parser.add_argument("--further", type=int, nargs="+", default=[0, 1, 3], help="epochs of --init-from")
     parser.add_argument("--folder", type=Path, required=True, help="for datasets and releases")
     parser.add_argument("--store", action="store_true", help="keep the result in benchmarks/results/freshness.json")
     given = parser.parse_args()

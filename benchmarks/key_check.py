@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--calls", type=int, default=40_000, help="of each kind")
     chosen = parser.parse_args()
-    made = [new_key(f"key-{number}", ["listen"]) for number in range(KEYS)]
+    made = [new_key(f"key-{number}", ["client"]) for number in range(KEYS)]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "keys.toml"
         write_keys(file, [key for _, key in made])
@@ -62,8 +62,8 @@ def main() -> None:
         "first": first,
         "middle": made[KEYS // 2][0],
         "last": made[-1][0],
-        AGAINST: new_key("wrong", ["listen"])[0],
-        "another wrong": new_key("wrong", ["listen"])[0],
+        AGAINST: new_key("wrong", ["client"])[0],
+        "another wrong": new_key("wrong", ["client"])[0],
         "first but for a character": first[:-1] + ("A" if first[-1] != "A" else "B"),
     }
     times = measure(ring, {name: text.encode() for name, text in texts.items()}, chosen.calls)

@@ -3,8 +3,8 @@
     segue serve RELEASE --port 8000
     locust -f benchmarks/locustfile.py --host http://127.0.0.1:8000 --headless -u 200 -r 50 -t 60s
 
-With SEGUE_KEY in the environment, or a file named by SEGUE_KEY_FILE, every request carries that API key (`admin`, as
-listeners erase their sessions).
+With SEGUE_API_KEY in the environment, or a file named by SEGUE_KEY_FILE, every request carries that API key (scope
+`admin`, as listeners erase their sessions).
 A listener stays for at most SESSION_TRACKS tracks, then erases the session and begins another. Think times are a tenth
 of a real listener's, so 200 users are as much load as 2,000. With RAMP=100:30,400:60 in the environment,
 instead of -u, -r and -t, 100 users stay for 30 s and then 400 for 60 s. At the end, beside locust's latencies: the
@@ -36,9 +36,9 @@ def _tell(**_: object) -> None:
 
 
 def _key() -> str:
-    """The API key: SEGUE_KEY, or what is in the file that SEGUE_KEY_FILE names."""
+    """The API key: SEGUE_API_KEY, or what is in the file that SEGUE_KEY_FILE names."""
     file = os.environ.get("SEGUE_KEY_FILE")
-    return Path(file).read_text(encoding="utf-8").strip() if file else os.environ.get("SEGUE_KEY", "")
+    return Path(file).read_text(encoding="utf-8").strip() if file else os.environ.get("SEGUE_API_KEY", "")
 
 
 if os.environ.get("RAMP"):

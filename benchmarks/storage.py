@@ -87,7 +87,7 @@ async def memory(number: int, plays: int, *, id_length: int, event_ids: bool) ->
 async def log_size(number: int, plays: int, *, flush_every: int) -> dict[str, Any]:
     """Bytes of the event log's files, written after every `flush_every` sessions, and of Redis' stream entries."""
     with tempfile.TemporaryDirectory() as folder, embedded_redis(Path(folder) / "redis") as url:
-        settings = Settings(release=Path(), redis_url=url, stream_max_length=10**9, max_session_plays=1)
+        settings = Settings(release=Path(), redis_url=url, event_log_stream_max_length=10**9, max_session_plays=1)
         client = connect(settings)
         store = SessionStore(client, settings)
         files = open_folder(Path(folder) / "events")

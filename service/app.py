@@ -63,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
     tracing = tracing_class() if tracing_class is not None else None
     telemetry = Telemetry(tracing.span if tracing is not None else None)
     door = AdmissionControl(
-        settings.shed_after_ms / 1000 or math.inf,
+        settings.latency_budget_ms / 1000 or math.inf,
         settings.max_connections,
         settings.read_timeout_s,
         on_refusal=telemetry.shed.inc,
@@ -74,7 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, AdmissionControl]]:
         try:
             async with contextlib.AsyncExitStack() as opened:
-                end_in_time(settings.shutdown_s + CLOSING_S)
+                end_in_time(settings.shutdown_grace_s + CLOSING_S)
                 if tracing is not None:
                     opened.push_async_callback(BlockingCalls("traces"), tracing.end)
                 app.state.parts = await _open(settings, telemetry, opened)
@@ -136,7 +136,7 @@ def create_app_from_environment() -> FastAPI:
     """The app for the settings in the environment; how uvicorn's workers make theirs."""
     terminate_with_parent()
     settings = read_settings()
-    configure_logging(settings.log_level, settings.log_key)
+    configure_logging(settings.log_level, settings.log_hash_key)
     return create_app(settings)
 
 
@@ -162,10 +162,10 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
         folder = open_folder(settings.event_log_folder)
         await opened.enter_async_context(_running(EventLog(client, folder, settings.event_log_flush_s, telemetry).run))
     live = releases.current.live
-    _log.info("release_opened", release=live.name, tracks=len(live.table), index=live.index_facts()["kind"])
+    _log.info("release_loaded", release=live.name, tracks=len(live.table), index=live.index_facts()["kind"])
     store = SessionStore(client, settings, telemetry)
     opened.push_async_callback(store.aclose)
-    credits_ = Attribution(store, settings.credit_share, telemetry)
+    credits_ = Attribution(store, settings.attribution_sample_rate, telemetry)
     fallback = PopularityFallback(store, telemetry, wanted=settings.fallback == "popularity")
     live_state = ServiceStatus(RedisStatus(client), releases, settings, telemetry)
     readiness = Readiness(store, releases, threads)

@@ -41,7 +41,7 @@ from service.ops.telemetry import MULTIPROCESS_DIR, configure_logging
 from service.sessions.embedded_redis import embedded_redis, stop_embedded_servers, terminate_with_parent
 from service.settings import Settings, as_environment
 
-CLOSING_S: Final = 8  # beyond SEGUE_SHUTDOWN_S, to write the event log's last file and to close what was opened
+CLOSING_S: Final = 8  # beyond SEGUE_SHUTDOWN_GRACE_S, to write the event log's last file and to close what was opened
 
 _log = structlog.get_logger()
 
@@ -93,7 +93,7 @@ def serve(settings: Settings, workers: int = 1, *, open_player: bool = False) ->
 
     Raises BadOption, BadRelease or StoreUnavailable with one line if it cannot start.
     """
-    configure_logging(settings.log_level, settings.log_key)
+    configure_logging(settings.log_level, settings.log_hash_key)
     _raise_file_limit(settings.max_connections)
     _refuse_unfit(settings, workers)  # before anything is made: a wrong path shall leave no folder behind
     with contextlib.ExitStack() as opened:
@@ -144,7 +144,7 @@ def _try_in_a_child(settings: Settings) -> None:
     from service import app  # noqa: PLC0415 (see above)
 
     terminate_with_parent()
-    configure_logging(settings.log_level, settings.log_key)
+    configure_logging(settings.log_level, settings.log_hash_key)
     app.check_startup(settings)
 
 
@@ -169,7 +169,7 @@ def _serve_by_workers(settings: Settings, workers: int, listening: socket.socket
     os.environ.update(as_environment(settings), **{MULTIPROCESS_DIR: numbers})
     config = _uvicorn(settings, "service.app:create_app_from_environment", factory=True, workers=workers)
     supervisor = Multiprocess(config, sockets=[listening])
-    end_in_time(settings.shutdown_s + CLOSING_S + 1)  # its workers end first
+    end_in_time(settings.shutdown_grace_s + CLOSING_S + 1)  # its workers end first
     supervisor.run()
 
 
@@ -186,7 +186,7 @@ def _uvicorn(settings: Settings, app: Any, **options: Any) -> uvicorn.Config:
         log_level="warning" if settings.log_level != "debug" else "info",
         server_header=False,
         proxy_headers=False,  # nothing asks for a client's address
-        timeout_graceful_shutdown=settings.shutdown_s,
+        timeout_graceful_shutdown=settings.shutdown_grace_s,
         **options,
     )
 

@@ -3,8 +3,11 @@
 Nothing is read at import; the command line and `create_app_from_environment` call `read_settings`.
 """
 
+import difflib
+import os
 import re
 import secrets
+from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
@@ -19,6 +22,12 @@ from service.releases.folder import NAME_PATTERN
 PREFIX = "SEGUE_"
 
 Durability: TypeAlias = Literal["memory", "every-second", "always"]
+# Variables with the prefix that are no settings: of the command line, of a build, of tests and benchmarks.
+_OTHER_VARIABLES: Final = frozenset(
+    {"SEGUE_API_KEY", "SEGUE_COMMIT", "SEGUE_DATA", "SEGUE_KEY_FILE", "SEGUE_SCREENSHOTS"}
+)
+# What Kubernetes sets in each pod for a service that is called `segue`.
+_SERVICE_LINK: Final = re.compile(r"SEGUE_SERVICE_(HOST|PORT\w*)|SEGUE_PORT_\w+")
 # What each means for Redis' appendfsync.
 FSYNC: Final[dict[Durability, str]] = {"memory": "no", "every-second": "everysec", "always": "always"}
 
@@ -41,10 +50,10 @@ class Settings(BaseSettings):
         description="Folder of releases, a folder each, that the service can be swapped to while it runs; its file "
         "`current` names the one that all who share the folder serve, and goes before `release`",
     )
-    releases_poll_s: float = Field(
+    releases_poll_interval_s: float = Field(
         default=1.0, gt=0, le=3600, description="Seconds between two looks at the file `current` of `releases_dir`"
     )
-    release_trial_s: float = Field(
+    release_validation_timeout_s: float = Field(
         default=60,
         gt=0,
         le=3600,
@@ -55,7 +64,7 @@ class Settings(BaseSettings):
         default=None,
         description="`folder:share`: a second release of `releases_dir` that answers this share (0 to 1) of sessions",
     )
-    credit_share: float = Field(
+    attribution_sample_rate: float = Field(
         default=0.1,
         ge=0,
         le=1,
@@ -81,7 +90,7 @@ class Settings(BaseSettings):
         description="Largest body of a request with events, in bytes; more is a 413. A hypothetical session may have "
         "five times as many",
     )
-    shed_after_ms: float = Field(
+    latency_budget_ms: float = Field(
         default=40,
         ge=0,
         le=60_000,
@@ -97,7 +106,7 @@ class Settings(BaseSettings):
         le=3600,
         description="Seconds that a client has to send a request whole, or to read what it is answered",
     )
-    shutdown_s: int = Field(default=10, ge=0, le=300, description="Seconds that open requests get at shutdown")
+    shutdown_grace_s: int = Field(default=10, ge=0, le=300, description="Seconds that open requests get at shutdown")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least level that is logged; `debug` logs every request"
     )
@@ -106,7 +115,7 @@ class Settings(BaseSettings):
         description="Whether requests are traced by OpenTelemetry, whose own variables say where spans go; needs "
         "segue[tracing]",
     )
-    log_key: str = Field(
+    log_hash_key: str = Field(
         default_factory=lambda: secrets.token_hex(16),
         min_length=16,
         max_length=64,
@@ -117,14 +126,14 @@ class Settings(BaseSettings):
     api_keys: Path | None = Field(
         default=None, description="File of API keys, made by `segue keys new`; without one, every call is open"
     )
-    open: bool = Field(
+    allow_unauthenticated: bool = Field(
         default=False,
         description="Whether a service without keys may listen beyond this machine: a gateway must check who asks",
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Names, separated by commas, that requests may have in `Host` besides loopback's and `host`; "
-        "others are refused where names are set, and where the service has neither keys nor `open`",
+        "others are refused where names are set, and where the service has neither keys nor `allow_unauthenticated`",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
@@ -137,13 +146,13 @@ class Settings(BaseSettings):
         description="Path prefix that a proxy strips before it passes requests on, as `/segue`; OpenAPI names it as "
         "the server",
     )
-    key_rate: float | None = Field(
+    key_rate_limit: float | None = Field(
         default=None, gt=0, le=1e6, description="Requests a second of each API key, in each worker; more is a 429"
     )
-    session_rate: float | None = Field(
+    session_rate_limit: float | None = Field(
         default=None, gt=0, le=1e6, description="Requests a second for each session, in each worker; more is a 429"
     )
-    rate_burst_s: float = Field(
+    rate_limit_burst_s: float = Field(
         default=5, ge=0, le=3600, description="Seconds whose requests may come at once after a rest"
     )
 
@@ -185,10 +194,10 @@ class Settings(BaseSettings):
         "machine's or the container's memory unless set",
     )
     redis_connections: int = Field(default=32, ge=1, le=10_000, description="Connections to Redis in each worker")
-    wait_replicas: int = Field(
+    redis_wait_replicas: int = Field(
         default=0, ge=0, le=100, description="Replicas of Redis that must confirm a write before it is acknowledged"
     )
-    wait_timeout_ms: int = Field(
+    redis_wait_timeout_ms: int = Field(
         default=500, ge=1, le=60_000, description="Milliseconds to wait for them; then the write is answered by 503"
     )
     data_dir: Path = Field(
@@ -216,7 +225,7 @@ class Settings(BaseSettings):
         le=3600,
         description="Seconds between two files of the event log, and until an erasure has reached the files",
     )
-    stream_max_length: int = Field(
+    event_log_stream_max_length: int = Field(
         default=10_000, ge=100, description="Events kept in each of the 64 streams until the log's writer takes them"
     )
 
@@ -284,16 +293,18 @@ class Settings(BaseSettings):
             raise ValueError("redis_ca_file is for a redis_url that begins with rediss://")
         if self.redis_password_file is not None and (self.redis_url is None or has_password(self.redis_url)):
             raise ValueError("redis_password_file is for a redis_url without a password")
-        if self.wait_replicas and self.redis_cluster:
-            raise ValueError("wait_replicas is not for a Redis Cluster: set min-replicas-to-write in its configuration")
-        if self.wait_replicas and self.wait_timeout_ms >= self.redis_timeout_s * 1000:
-            raise ValueError("wait_timeout_ms must be below redis_timeout_s, or Redis would seem not to answer")
+        if self.redis_wait_replicas and self.redis_cluster:
+            raise ValueError(
+                "redis_wait_replicas is not for a Redis Cluster: set min-replicas-to-write in its configuration"
+            )
+        if self.redis_wait_replicas and self.redis_wait_timeout_ms >= self.redis_timeout_s * 1000:
+            raise ValueError("redis_wait_timeout_ms must be below redis_timeout_s, or Redis would seem not to answer")
         if self.cors_origins == ("*",) and self.api_keys is None:
             raise ValueError(
                 "cors_origins is *, and without api_keys every page could use the service: name the origins"
             )
-        if self.key_rate is not None and self.api_keys is None:
-            raise ValueError("key_rate limits API keys, and api_keys names none")
+        if self.key_rate_limit is not None and self.api_keys is None:
+            raise ValueError("key_rate_limit limits API keys, and api_keys names none")
         return self
 
     @property
@@ -319,8 +330,20 @@ def has_password(url: str) -> bool:
     return parts.password is not None or "password" in parse_qs(parts.query)
 
 
+def check_environment(names: Iterable[str]) -> None:
+    """Raise BadOption for the first variable that has the prefix of settings and is none."""
+    settings = {PREFIX + name.upper() for name in Settings.model_fields}
+    for name in sorted(names):
+        if not name.startswith(PREFIX) or name in settings or name in _OTHER_VARIABLES or _SERVICE_LINK.fullmatch(name):
+            continue
+        known = difflib.get_close_matches(name, settings, n=1)
+        remedy = f"did you mean {known[0]}?" if known else "docs/operations.md lists the settings"
+        raise BadOption(f"unknown setting {name}: {remedy}")
+
+
 def read_settings(**given: Any) -> Settings:
-    """Settings from the environment; what is given and not None goes first. Raises BadOption with one line."""
+    """Settings from the environment; what is given and not None takes precedence. Raises BadOption with one line."""
+    check_environment(os.environ)
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
@@ -338,7 +361,7 @@ def read_settings(**given: Any) -> Settings:
 
 def _shown(name: str, value: object) -> str:
     """A setting as it may be printed: without its secret."""
-    if name == "log_key":
+    if name == "log_hash_key":
         return "not shown here"
     if name == "redis_url":
         return repr(re.sub(r"password=[^&]*", "password=***", re.sub(r"^.*@", "***@", str(value))))

@@ -1,4 +1,4 @@
-"""Result files as `segue evaluate --json` writes them, for tests of comparisons: small, and with a known answer."""
+"""Result files as `segue evaluate --output` writes them, for tests of comparisons: small, and with a known answer."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ SESSIONS = 400
 
 
 def result(path: Path, system: str, ranks: Any, seed: int = 0, **changed: Any) -> Path:
-    """A result file as `segue evaluate --json` writes it, with what a comparison reads."""
+    """A result file as `segue evaluate --output` writes it, with what a comparison reads."""
     rng = np.random.default_rng(0)
     count = len(ranks)
     content = {

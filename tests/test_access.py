@@ -124,12 +124,12 @@ class TestTable:
 class TestKeys:
     def test_a_key_has_256_random_bits_and_the_file_does_not_hold_it(self, tmp_path: Path) -> None:
         file = tmp_path / "keys.toml"
-        made = keys_file(file, one=("listen",), two=("read", "admin"))
+        made = keys_file(file, one=("client",), two=("read", "admin"))
         assert all(re.fullmatch(r"segue_[\w-]{43}", text) for text in made.values())
         assert len(set(made.values())) == 2
         assert not any(text in file.read_text() for text in made.values())
         assert [(key.name, key.scopes) for key in read_keys(file)] == [
-            ("one", frozenset({"listen"})),
+            ("one", frozenset({"client"})),
             ("two", frozenset({"read", "admin"})),
         ]
 
@@ -139,7 +139,7 @@ class TestKeys:
         assert new_key("k", [has])[1].allows(needed) == (has in (needed, "admin"))
 
     def test_every_key_is_compared_whatever_is_asked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        made = keys_file(tmp_path / "keys.toml", **{f"k{number}": ("listen",) for number in range(7)})
+        made = keys_file(tmp_path / "keys.toml", **{f"k{number}": ("client",) for number in range(7)})
         keyring = Keyring(tmp_path / "keys.toml")
         compared: list[tuple[bytes, bytes]] = []
         true_compare = hmac.compare_digest
@@ -158,22 +158,22 @@ class TestKeys:
 
     def test_a_changed_file_is_followed_within_a_second(self, tmp_path: Path, logged: list[Any]) -> None:
         file, clock = tmp_path / "keys.toml", Clock()
-        old = keys_file(file, one=("listen",))["one"].encode()
+        old = keys_file(file, one=("client",))["one"].encode()
         keyring = Keyring(file, clock)
-        new = keys_file(file, one=("listen",))["one"].encode()
+        new = keys_file(file, one=("client",))["one"].encode()
         assert keyring.find(old) is not None
         assert keyring.find(new) is None
         clock.now += 1
         assert keyring.find(old) is None
         assert keyring.find(new) is not None
-        assert [line["event"] for line in logged] == ["keys_read"]
+        assert [line["event"] for line in logged] == ["keys_reloaded"]
 
     @pytest.mark.parametrize("damage", ["", "keys = 3", "[[keys]]\nname = 'x'", "[[keys]", b"\xff\xfe", None])
     def test_a_damaged_new_file_leaves_the_old_keys_and_one_line(
         self, tmp_path: Path, logged: list[Any], damage: str | bytes | None
     ) -> None:
         file, clock = tmp_path / "keys.toml", Clock()
-        text = keys_file(file, one=("listen",))["one"].encode()
+        text = keys_file(file, one=("client",))["one"].encode()
         keyring = Keyring(file, clock)
         if damage is None:
             file.unlink()
@@ -182,7 +182,7 @@ class TestKeys:
         for _ in range(3):
             clock.now += 1
             assert keyring.find(text) is not None
-        assert [line["event"] for line in logged] == ["keys_not_read"]
+        assert [line["event"] for line in logged] == ["keys_reload_failed"]
         with pytest.raises(BadOption, match=r"the keys file .* (is damaged|cannot be read)") as caught:
             read_keys(file)
         assert "\n" not in str(caught.value)
@@ -205,17 +205,17 @@ class TestCommands:
 
     def test_make_list_and_revoke(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         file = tmp_path / "keys.toml"
-        code, text, _ = self.run(capsys, "new", "player", "--scope", "read", "--scope", "listen", "--file", file)
+        code, text, _ = self.run(capsys, "new", "player", "--scope", "read", "--scope", "client", "--file", file)
         assert code == 0
         file.chmod(0o640)
         self.run(capsys, "new", "operator", "--scope", "admin", "--file", file)
         assert file.stat().st_mode & 0o777 == 0o640
         found = Keyring(file).find(text.strip().encode())
         assert found is not None
-        assert (found.name, found.scopes) == ("player", frozenset({"listen", "read"}))
+        assert (found.name, found.scopes) == ("player", frozenset({"client", "read"}))
         _, listed, _ = self.run(capsys, "list", "--file", file)
         assert "player" in listed
-        assert "listen, read" in listed
+        assert "client, read" in listed
         assert text.strip() not in listed
         assert self.run(capsys, "revoke", "player", "--file", file)[0] == 0
         assert [key.name for key in read_keys(file)] == ["operator"]
@@ -302,8 +302,8 @@ class TestOpenBeyondLoopback:
         with pytest.raises(BadOption, match=f"host is {host}, where others could ask without a key") as caught:
             check(Settings(release=Path("unused"), host=host))
         assert "\n" not in str(caught.value)
-        check(Settings(release=Path("unused"), host=host, open=True))
-        keys_file(tmp_path / "keys.toml", one=("listen",))
+        check(Settings(release=Path("unused"), host=host, allow_unauthenticated=True))
+        keys_file(tmp_path / "keys.toml", one=("client",))
         check(Settings(release=Path("unused"), host=host, api_keys=tmp_path / "keys.toml"))
 
     def test_a_damaged_keys_file_is_refused(self, tmp_path: Path) -> None:
@@ -315,7 +315,7 @@ def test_a_service_without_keys_and_limits_has_no_step_for_them() -> None:
     def steps(settings: Settings) -> list[Any]:
         return [layer.cls for layer in create_app(settings).user_middleware]
 
-    more = Settings(release=Path("unused"), session_rate=1)
+    more = Settings(release=Path("unused"), session_rate_limit=1)
     assert not is_needed(SETTINGS)
     assert len(steps(more)) == len(steps(SETTINGS)) + 1
 

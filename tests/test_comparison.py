@@ -133,7 +133,7 @@ class TestCommand:
         assert main(["compare", *map(str, files), "--html", str(tmp_path / "page.html")]) == 0
         assert "gru4rec+nce" in capsys.readouterr().out
         assert (tmp_path / "page.html").is_file()
-        assert main(["compare", *map(str, files), "--json", "-"]) == 0
+        assert main(["compare", *map(str, files), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["questions"]
 
     def test_a_wrong_file_gives_one_line(self, tmp_path: Path, capsys: Any) -> None:

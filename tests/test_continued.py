@@ -257,7 +257,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--set", "window=10"], "was trained with window=6, not 10: leave window out, or train without --from"),
+            (
+                ["--set", "window=10"],
+                "was trained with window=6, not 10: leave window out, or train without --init-from",
+            ),
             (["--set", "dimension=16"], "was trained with dimension=8, not 16: leave dimension out"),
             (["--set", "heads=4"], "was trained with heads=2, not 4"),
             (["--set", "skip_input=false"], "was trained with skip_input=True, not False"),
@@ -274,25 +277,27 @@ class TestRefusals:
         arguments: list[str],
         message: str,
     ) -> None:
-        self.refused(capsys, [datasets[0].path, "--from", origin.path, "--out", tmp_path / "r", *arguments], message)
+        self.refused(
+            capsys, [datasets[0].path, "--init-from", origin.path, "--out", tmp_path / "r", *arguments], message
+        )
         assert list(tmp_path.iterdir()) == []
 
     def test_releases_that_nothing_can_be_trained_on_from(
         self, datasets: tuple[Dataset, Dataset], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        common = [datasets[0].path, "--out", tmp_path / "out", "--from"]
-        older = "holds no encoder_weights.npy, as an older Segue wrote it: train it once more, without --from"
+        common = [datasets[0].path, "--out", tmp_path / "out", "--init-from"]
+        older = "holds no encoder_weights.npy, as an older Segue wrote it: train it once more, without --init-from"
         self.refused(capsys, [*common, with_weights(tmp_path / "old", None).path], older)
         self.refused(capsys, [*common, FROZEN], "encoder_weights.npy")
         counted = with_weights(tmp_path / "markov", None, "markov").path
-        self.refused(capsys, [*common, counted], "is of model markov, which learns all anew each time")
+        self.refused(capsys, [*common, counted], "is of model markov, which cannot be fine-tuned")
         self.refused(capsys, [*common, tmp_path], "is not a release")
 
     def test_no_epochs_without_a_release(
         self, datasets: tuple[Dataset, Dataset], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         arguments = [datasets[0].path, "--out", tmp_path / "r", "--set", "epochs=0"]
-        self.refused(capsys, arguments, "epochs=0 trains nothing: expected 1 or more, or --from")
+        self.refused(capsys, arguments, "epochs=0 trains nothing: expected 1 or more, or --init-from")
 
     def refused(self, capsys: pytest.CaptureFixture[str], arguments: list[Any], message: str) -> None:
         assert main(["train", *map(str, arguments)]) == 2
@@ -304,7 +309,15 @@ class TestRefusals:
 def test_the_command_takes_model_and_options_of_the_release_unless_told_otherwise(
     datasets: tuple[Dataset, Dataset], origin: Release, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["train", str(datasets[1].path), "--from", str(origin.path), "--out", str(tmp_path / "r"), "--no-nce"]
+    command = [
+        "train",
+        str(datasets[1].path),
+        "--init-from",
+        str(origin.path),
+        "--out",
+        str(tmp_path / "r"),
+        "--no-nce",
+    ]
     assert main([*command, "--set", "epochs=0", "--set", "learning_rate=0.001"]) == 0
     fresh = open_release(tmp_path / "r")
     changed = {"epochs": 0, "learning_rate": 0.001, "beta": 0.0}
@@ -317,7 +330,7 @@ def test_a_release_of_another_split_is_refused(
 ) -> None:
     """Its weights know the plays that the other split asks for."""
     job = on(origin, datasets[0], tmp_path / "out")
-    with pytest.raises(BadOption, match=r"was trained on the last-play split, .*: leave out --new-sessions"):
+    with pytest.raises(BadOption, match=r"was trained on the last-play split, .*: set --split last-play"):
         train(dataclasses.replace(job, split="new-sessions"), Silent())
     assert list(tmp_path.iterdir()) == []
 

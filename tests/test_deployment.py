@@ -81,7 +81,7 @@ def test_every_setting_that_is_given_exists() -> None:
     pytest.importorskip("pydantic_settings")
     from service.settings import Settings
 
-    # SEGUE_KEY is what clients send; secrets are the operator's.
+    # SEGUE_API_KEY is what clients send; secrets are the operator's.
     files = [path for path in DOCKER.rglob("*") if path.is_file() and "secrets" not in path.parts]
     for path in files:
         for name in re.findall(r"\bSEGUE_([A-Z_]+)", path.read_text()):

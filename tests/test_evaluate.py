@@ -227,5 +227,5 @@ class TestSampled:
 def test_a_service_that_does_not_answer_is_one_clear_line(tmp_path: Path) -> None:
     data = dataset(tmp_path / "d", {"s1": "abc"})
     service = HttpRecommender("http://127.0.0.1:9", data.catalogue, data.catalogue)
-    with service, pytest.raises(InputError, match=r"--through http://127\.0\.0\.1:9: GET /releases/current got no"):
+    with service, pytest.raises(InputError, match=r"--url http://127\.0\.0\.1:9: GET /releases/current got no"):
         service.serves()

@@ -203,7 +203,7 @@ class TestEncoders:
         assert line is None if expected is None else expected in (line or "")
 
     def test_one_that_never_ends_is_ended(self, plain: Release, made: Hostile, tmp_path: Path) -> None:
-        serving = Serving(plain, tmp_path, release_trial_s=2)
+        serving = Serving(plain, tmp_path, release_validation_timeout_s=2)
         made.with_encoder(serving.bad, hostile.endless_encoder())
         began = time.monotonic()
         assert "does not answer within 2 s" in (serving.swap() or "")
@@ -261,5 +261,5 @@ class TestTheTrial:
         shutil.copytree(plain.path, tmp_path / "good")
         made.with_encoder(tmp_path / "bad", hostile.endless_encoder())
         (tmp_path / "current").write_text("bad")
-        settings = Settings(release=tmp_path / "good", releases_dir=tmp_path, release_trial_s=1)
+        settings = Settings(release=tmp_path / "good", releases_dir=tmp_path, release_validation_timeout_s=1)
         assert ReleaseRegistry(settings, Threads(1), Telemetry()).current.live.folder == "good"

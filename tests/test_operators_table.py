@@ -133,4 +133,4 @@ def test_every_alert_that_tells_of_a_failure_is_in_the_table() -> None:
     rules = set(re.findall(r"- alert: (\w+)", (ROOT / "docker/prometheus/alerts.yml").read_text()))
     named = {name for row in rows() for name in re.findall(r"`(Segue\w+)`", row[3])}
     # What these tell of is a fault in Segue or a lack of speed, and no failure of a row.
-    assert rules - named == {"SegueFails", "SegueSlow", "SegueRedisSlow", "SegueEventLogBehind"}
+    assert rules - named == {"SegueServerErrors", "SegueSlow", "SegueRedisSlow", "SegueEventLogBehind"}

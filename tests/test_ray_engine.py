@@ -111,7 +111,7 @@ class TestOnRay:
         files = sample.write(tmp_path / "log")
         plain = prepare("mssd", files, tmp_path / "plain", prepare_options(**sample.options))
         address = ray.get_runtime_context().gcs_address
-        options = ["--skip-flag", "skip_3", "--max-session", "7"]
+        options = ["--skip-flag", "skip_3", "--max-session-plays", "7"]
         done = subprocess.run(
             [
                 *PREPARE,

@@ -1,5 +1,6 @@
 """The settings: read once, checked, handed on to the workers unchanged."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,26 @@ def test_workers_read_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None
     for name, value in as_environment(settings).items():
         monkeypatch.setenv(name, value)
     assert read_settings() == settings
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("SEGUE_RELEASE_DIR", "did you mean SEGUE_RELEASES_DIR?"),
+        ("SEGUE_PROT", "did you mean SEGUE_PORT?"),
+        ("SEGUE_SHUTDOWN_S", "did you mean SEGUE_SHUTDOWN_GRACE_S?"),
+        ("SEGUE_SOMETHING_ELSE_ENTIRELY", "docs/operations.md lists the settings"),
+    ],
+)
+def test_an_unknown_setting_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, remedy: str) -> None:
+    monkeypatch.setenv("SEGUE_RELEASE", "somewhere")
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(BadOption, match=re.escape(f"unknown setting {name}: {remedy}")):
+        read_settings()
+
+
+@pytest.mark.parametrize("name", ["SEGUE_API_KEY", "SEGUE_SERVICE_HOST", "SEGUE_PORT_8000_TCP_ADDR", "SEGUELESS"])
+def test_a_variable_of_another_use_is_none_of_the_settings(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("SEGUE_RELEASE", "somewhere")
+    monkeypatch.setenv(name, "1")
+    assert read_settings().release == Path("somewhere")

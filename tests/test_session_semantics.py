@@ -207,7 +207,7 @@ def test_a_stream_is_capped_and_what_it_drops_is_counted(stores: Stores, session
         dropped = [(await store.append(session_id, [play("a")] * 100)).dropped for _ in range(20)]
         return int(await client.xlen(stream)), dropped
 
-    length, dropped = stores(use, stream_max_length=200)
+    length, dropped = stores(use, event_log_stream_max_length=200)
     assert 200 <= length <= 400  # Redis trims whole nodes of 100
     assert sum(dropped) == 2000 - length
     assert dropped[:2] == [0, 0]
@@ -223,7 +223,7 @@ def test_an_erasure_is_not_dropped_by_a_full_stream(stores: Stores, session_id: 
             await store.append(session_id, [play("a")] * 100)
         return int(await client.scard(erasures))
 
-    assert stores(use, stream_max_length=200) == 1
+    assert stores(use, event_log_stream_max_length=200) == 1
 
 
 def test_all_keys_of_a_session_share_a_slot() -> None:

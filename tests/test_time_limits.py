@@ -73,12 +73,12 @@ def test_a_swap_is_answered_before_the_proxy_gives_up_and_the_page_waits_for_the
     assert len(swap_limits()) == PROXY.count("\nbackend ")
     for limit in swap_limits():
         # The release is tried, opened in the worker and warmed up.
-        assert 2 * default("release_trial_s") < limit < int(page_ms) / 1000
+        assert 2 * default("release_validation_timeout_s") < limit < int(page_ms) / 1000
 
 
 def test_an_answer_outlasts_neither_redis_nor_the_proxy() -> None:
-    assert default("wait_timeout_ms") / 1000 < default("redis_timeout_s") < of_proxy("server")
-    assert default("shed_after_ms") / 1000 < default("redis_timeout_s")
+    assert default("redis_wait_timeout_ms") / 1000 < default("redis_timeout_s") < of_proxy("server")
+    assert default("latency_budget_ms") / 1000 < default("redis_timeout_s")
 
 
 def test_the_proxy_is_stricter_with_slow_heads_than_the_service() -> None:
@@ -104,12 +104,12 @@ def test_a_pod_is_not_restarted_before_it_had_the_time_to_start() -> None:
     """A release is opened and tried at the start."""
     for name, pod in pods().items():
         probe = pod["containers"][0]["startupProbe"]
-        assert default("release_trial_s") < probe["periodSeconds"] * probe["failureThreshold"], name
+        assert default("release_validation_timeout_s") < probe["periodSeconds"] * probe["failureThreshold"], name
 
 
 def test_whoever_ends_the_service_waits_until_it_has_ended() -> None:
     """Open requests, then what still has to be written, or the embedded Redis."""
-    needed = default("shutdown_s") + STOP_WAIT_S
+    needed = default("shutdown_grace_s") + STOP_WAIT_S
     for name in ("service", "log-writer"):
         assert needed < seconds(COMPOSE[name]["stop_grace_period"]), name
     for name, pod in pods().items():

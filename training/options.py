@@ -29,8 +29,8 @@ class NeuralOptions(Options):
     epochs: int = Field(
         default=30,
         ge=0,
-        description="Passes over the training part at most; early stopping may end sooner. 0 with --from alone, which "
-        "then gives new tracks rows and trains nothing",
+        description="Maximum number of epochs; early stopping may end sooner. 0 is allowed only with --init-from: new "
+        "tracks get embeddings and nothing is trained",
     )
     patience: int = Field(default=5, ge=1, description="Epochs without a better validation HR@10 before training stops")
     batch_size: int = Field(default=64, ge=1, description="Sessions a step")

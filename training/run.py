@@ -189,7 +189,9 @@ def _refuse_unfit(job: TrainingJob, checkpoints: Checkpoints) -> None:
         check_can_fine_tune(job.origin)
         check_same_split(job.origin, job.split)
     elif isinstance(job.options, NeuralOptions) and job.options.epochs == 0:
-        raise BadOption("epochs=0 trains nothing: expected 1 or more, or --from with a release to take the weights of")
+        raise BadOption(
+            "epochs=0 trains nothing: expected 1 or more, or --init-from with a release to take the weights of"
+        )
 
 
 def new_encoder(job: TrainingJob, options: NeuralOptions, num_rows: int) -> SessionEncoder:

@@ -107,8 +107,8 @@ def fine_tune_options(
     for name in sorted(fixed):
         if now[name] != before.get(name, now[name]):
             raise BadOption(
-                f"--from {release.path} was trained with {name}={before[name]}, not {now[name]}: "
-                f"leave {name} out, or train without --from"
+                f"--init-from {release.path} was trained with {name}={before[name]}, not {now[name]}: "
+                f"leave {name} out, or train without --init-from"
             )
     return options
 
@@ -118,12 +118,12 @@ def check_can_fine_tune(release: Release) -> None:
     if release.manifest.loss is None:
         model = release.manifest.model
         raise BadRelease(
-            f"--from {release.path} is of model {model}, which learns all anew each time: leave --from out"
+            f"--init-from {release.path} is of model {model}, which cannot be fine-tuned: leave --init-from out"
         )
     if ENCODER_WEIGHTS not in release.manifest.files:
         raise BadRelease(
-            f"--from {release.path}: it holds no {ENCODER_WEIGHTS}, as an older Segue wrote it: train it once more, "
-            "without --from"
+            f"--init-from {release.path}: it holds no {ENCODER_WEIGHTS}, as an older Segue wrote it: train it once "
+            "more, without --init-from"
         )
 
 
@@ -132,8 +132,8 @@ def check_same_split(release: Release, split: str) -> None:
     before = release.manifest.dataset.split
     if before != split:
         raise BadOption(
-            f"--from {release.path} was trained on the {before} split, which holds out other plays than {split}: "
-            f"{'add' if before == 'new-sessions' else 'leave out'} --new-sessions"
+            f"--init-from {release.path} was trained on the {before} split, which holds out other plays than {split}: "
+            f"set --split {before}"
         )
 
 
@@ -166,7 +166,7 @@ def take_over(encoder: SessionEncoder, release: Release, catalogue: Catalogue, p
     table: Float32 = encoder.item_embeddings.weight.detach().numpy().copy()
     table[known] = release.item_embeddings[origin[known]]
     if not np.isfinite(table).all():
-        raise BadRelease(f"--from {release.path}: an item embedding is not finite: train the release again")
+        raise BadRelease(f"--init-from {release.path}: an item embedding is not finite: train the release again")
     new, means = cooccurrence_init(table, known, part)
     table[new] = means
     with torch.no_grad():

@@ -20,7 +20,7 @@ from benchmarks.gpu.step_errors import StepFailed
 from benchmarks.serving import run as serving
 
 _ASKED_FOR_RECALL: Final = 200  # lists
-_BUCKET: Final = re.compile(r'^segue_batch_size_bucket\{le="([^"]+)",of="ranking"\} (\S+)', re.MULTILINE)
+_BUCKET: Final = re.compile(r'^segue_batch_size_bucket\{le="([^"]+)",stage="ranking"\} (\S+)', re.MULTILINE)
 
 
 def measure(sizes: Sizes, folder: Path, number: int) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def serving(folder: Path, release: Path, url: str, tree: Path) -> AbstractContex
         "SEGUE_DATA_DIR": str(folder / f"data-{tree.name}"),
         "SEGUE_RANKING_THREADS": "1",
         "SEGUE_LOG_LEVEL": "warning",
-        "SEGUE_SHED_AFTER_MS": "0",
+        "SEGUE_LATENCY_BUDGET_MS": "0",
     }
     return served(
         [sys.executable, "-m", "segue", "serve", release, "--redis-url", url, "--port", PORT], environment, PORT

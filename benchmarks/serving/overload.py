@@ -74,13 +74,13 @@ def overload(
 def measure(folder: Path, release: Path, seconds: float, multiples: list[float]) -> dict[str, Any]:
     """The capacity of each usual call, and each multiple of it."""
     sessions_of(release, folder / "sessions.json")
-    result: dict[str, Any] = {"shed_after_ms": SHED_AFTER_MS}
+    result: dict[str, Any] = {"latency_budget_ms": SHED_AFTER_MS}
     with redis(folder / "redis") as url:
         with service(folder, release, url) as process:  # one that refuses nothing
             load(folder, 8911, "fill", 600)
             for scenario in SCENARIOS:
                 result[scenario] = {"capacity_per_s": load(folder, 8911, scenario, CAPACITY_S)["per_s"]}
-        with service(folder, release, url, shed_after_ms=SHED_AFTER_MS) as process:
+        with service(folder, release, url, latency_budget_ms=SHED_AFTER_MS) as process:
             for scenario in SCENARIOS:
                 capacity = result[scenario]["capacity_per_s"]
                 for times in multiples:

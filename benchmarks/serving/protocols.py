@@ -85,14 +85,14 @@ def serve(variant: str, arguments: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, release: Path, url: str, variant: str, shed_after_ms: int) -> Iterator[tuple[int, Any]]:
+def serving(folder: Path, release: Path, url: str, variant: str, latency_budget_ms: int) -> Iterator[tuple[int, Any]]:
     """The variant on the server's core; its port and process."""
     command = [sys.executable, "-m", "benchmarks.serving.protocols", "--serve", variant, "--", release]
     environment = {
         "SEGUE_DATA_DIR": str(folder / "data"),
         "SEGUE_RANKING_THREADS": "1",
         "SEGUE_LOG_LEVEL": "error",
-        "SEGUE_SHED_AFTER_MS": str(shed_after_ms),
+        "SEGUE_LATENCY_BUDGET_MS": str(latency_budget_ms),
         "SEGUE_READ_TIMEOUT_S": "2",
     }
     with served([*command, "--redis-url", url, "--port", PORT], environment, PORT) as process:

@@ -214,17 +214,17 @@ def service(
     release: Path,
     url: str,
     workers: int = 1,
-    shed_after_ms: float = 0,
+    latency_budget_ms: float = 0,
     port: int = 8911,
     index_device: str = "cpu",
 ) -> contextlib.AbstractContextManager[psutil.Process]:
-    """The service on the server's core. Load is shed only if `shed_after_ms` is set."""
+    """The service on the server's core. Load is shed only if `latency_budget_ms` is set."""
     command = [sys.executable, "-m", "segue", "serve", release, "--redis-url", url, "--port", port]
     environment = {
         "SEGUE_DATA_DIR": str(folder / "data"),
         "SEGUE_RANKING_THREADS": "1",
         "SEGUE_LOG_LEVEL": "warning",
-        "SEGUE_SHED_AFTER_MS": str(shed_after_ms),
+        "SEGUE_LATENCY_BUDGET_MS": str(latency_budget_ms),
         "SEGUE_INDEX_DEVICE": index_device,
     }
     return served([*command, "--workers", workers], environment, port)

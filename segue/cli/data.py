@@ -13,44 +13,57 @@ if TYPE_CHECKING:
     from training.prepare.pipeline import Engine, PrepareReport
 
 FOLDER = click.Path(path_type=Path)
+SPLIT = click.Choice(["last-play", "new-sessions"])
 
 
 @click.command(short_help="Listening logs to a dataset.")
 @click.argument("kind", metavar="{mssd|lfm1k|lfm2b|yambda|events}")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option("--out", type=FOLDER, required=True, help="The dataset folder to write.")
-@click.option("--overwrite", is_flag=True, help="Replace a dataset of that name.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing dataset.")
 @click.option(
-    "--idle-gap", "idle_gap_s", type=float, metavar="S", help="That long a pause ends a session.  [default: 1200]"
+    "--idle-gap",
+    "idle_gap_s",
+    type=float,
+    metavar="S",
+    help="Start a new session after S seconds of inactivity.  [default: 1200]",
 )
 @click.option(
     "--skip-within",
     "skip_within_s",
     type=float,
     metavar="S",
-    help="Next start this soon: a skip.  [default: 30]",
+    help="Count a play as skipped if the next one starts within S seconds.  [default: 30]",
 )
-@click.option("--min-session", "min_session_plays", type=int, help="Drop shorter sessions.  [default: 5]")
-@click.option("--max-session", "max_session_plays", type=int, help="Cut longer sessions.  [default: 20]")
-@click.option("--min-plays", "min_track_plays", type=int, help="Drop tracks with fewer plays.  [default: 0]")
+@click.option("--min-session-plays", type=int, help="Drop sessions with fewer plays.  [default: 5]")
+@click.option("--max-session-plays", type=int, help="Split sessions with more plays.  [default: 20]")
+@click.option("--min-track-plays", type=int, help="Drop tracks with fewer plays.  [default: 0]")
 @click.option(
-    "--half-with-skips/--all-sessions",
+    "--balance-skips/--all-sessions",
     "sample_half_skips",
     default=None,
-    help="Sample so that half of the sessions hold a skip.  [default: for lfm1k alone]",
+    help="Sample sessions so that half of them contain a skip.  [default: only for lfm1k]",
 )
-@click.option("--max-sessions", type=int, help="Keep so many sessions, drawn at random.")
-@click.option("--skip-flag", type=click.Choice(["skip_1", "skip_2", "skip_3"]), help="MSSD's skip.  [default: skip_2]")
+@click.option("--max-sessions", type=int, help="Randomly sample at most N sessions.", metavar="N")
 @click.option(
-    "--played-ratio", "played_ratio_pct", type=int, metavar="PCT", help="Yambda: less is a skip.  [default: 50]"
+    "--skip-flag",
+    type=click.Choice(["skip_1", "skip_2", "skip_3"]),
+    help="MSSD only: the column that marks a skip.  [default: skip_2]",
 )
-@click.option("--seed", type=int, help="Of the sampling.  [default: 0]")
+@click.option(
+    "--played-ratio",
+    "played_ratio_pct",
+    type=int,
+    metavar="PCT",
+    help="Yambda only: plays heard for less than PCT percent count as skips.  [default: 50]",
+)
+@click.option("--seed", type=int, help="Random seed for session sampling.  [default: 0]")
 @click.option(
     "--engine",
     type=click.Choice(["polars", "disk", "ray"]),
     default="polars",
     show_default=True,
-    help="In memory; a part at a time, for a log larger than memory; or in tasks on Ray.",
+    help="polars: in memory. disk: for logs larger than memory. ray: distributed on Ray.",
 )
 @click.option("--ray-address", metavar="ADDRESS", help="host:port of a Ray cluster.  [default: Ray on this machine]")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -96,7 +109,7 @@ def prepare(
 @click.option("--tracks", type=int, default=2000, show_default=True, help="1,000 to 10,000,000.")
 @click.option("--sessions", type=int, default=10_000, show_default=True)
 @click.option("--out", type=FOLDER, required=True, help="The dataset folder to write.")
-@click.option("--overwrite", is_flag=True, help="Replace a dataset of that name.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing dataset.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the dataset's facts as JSON.")
 def simulate(tracks: int, sessions: int, out: Path, overwrite: bool, seed: int, as_json: bool) -> None:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from training.evaluation.compare.report import ReportSection
     from training.evaluation.compare.tables import Table as ComparisonTable
 
-Results: TypeAlias = Sequence[tuple[str, Mapping[str, Any]]]  # systems, and what `segue evaluate --json` writes of each
+Results: TypeAlias = Sequence[
+    tuple[str, Mapping[str, Any]]
+]  # systems, and what `segue evaluate --output` writes of each
 
 METRIC_COLUMNS: Final = ("HR@1", "HR@10", "MRR@10")
 HIT_RATES: Final = ("HR@1", "HR@5", "HR@10", "HR@20")
@@ -96,16 +98,18 @@ def _value(estimate: Mapping[str, float] | None) -> str:
 
 @click.command(short_help="Results side by side: intervals, paired tests, plots.")
 @click.argument("results", type=FOLDER, nargs=-1, required=True, metavar="RESULT.json...")
-@click.option("--html", type=FOLDER, help="Write one page with tables and plots, which needs no network.")
+@click.option("--html", type=FOLDER, help="Write one HTML page with tables and plots; it needs no network.")
 @click.option("--markdown", type=FOLDER, help="Write the tables as Markdown.")
-@click.option("--json", "json_file", type=FOLDER, help="Write estimates and tests to this file; - prints them.")
-def compare(results: tuple[Path, ...], html: Path | None, markdown: Path | None, json_file: Path | None) -> None:
-    """Compare the results that `segue evaluate --json` wrote, those of the same question with each other."""
+@click.option("--json", "to_stdout", is_flag=True, help="Print estimates and tests as JSON.")
+@click.option("--output", type=FOLDER, metavar="FILE", help="Write estimates and tests to FILE as JSON.")
+def compare(
+    results: tuple[Path, ...], html: Path | None, markdown: Path | None, to_stdout: bool, output: Path | None
+) -> None:
+    """Compare results that `segue evaluate --output` wrote. Only results of the same question are compared."""
     from training.evaluation.compare.report import as_json, measure, write_report
 
     sections = measure(results)
-    to_stdout = str(json_file) == "-"
-    write_report(sections, html, markdown, None if to_stdout else json_file)
+    write_report(sections, html, markdown, output)
     if to_stdout:
         print_json(as_json(sections))
     else:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segue.cli.data import FOLDER
+from segue.cli.data import FOLDER, SPLIT
 from segue.cli.evaluate import show
 from segue.cli.terminal import counting_steps, facts_table, print_json, print_table, say
 from segue.errors import BadOption
@@ -33,9 +33,15 @@ if TYPE_CHECKING:
     metavar="KEY=V1,V2,...",
     help="Search these values instead of the paper's alpha, beta and learning_rate; may be repeated.",
 )
-@click.option("--new-sessions", is_flag=True, help="Validate on whole sessions that training never saw.")
-@click.option("--trials", type=click.IntRange(1), default=30, show_default=True, help="Trials of the study in all.")
-@click.option("--out", type=FOLDER, required=True, help="Folder of the study; an existing one goes on.")
+@click.option(
+    "--split",
+    type=SPLIT,
+    default="last-play",
+    show_default=True,
+    help="Validate on each session's last plays, or on whole sessions.",
+)
+@click.option("--trials", type=click.IntRange(1), default=30, show_default=True, help="Total number of trials.")
+@click.option("--out", type=FOLDER, required=True, help="Folder of the study; an existing study is resumed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the best options as JSON.")
 def tune(
     dataset: Path,
@@ -44,14 +50,14 @@ def tune(
     recipe: str | None,
     settings: tuple[str, ...],
     searched: tuple[str, ...],
-    new_sessions: bool,
+    split: str,
     trials: int,
     out: Path,
     as_json: bool,
 ) -> None:
     """Choose options for DATASET by validation HR@10, and write the best as a recipe.
 
-    Test targets play no part. Interrupt it whenever you like: the same command goes on where it stopped.
+    Test targets play no part. You can interrupt it: the same command resumes where it stopped.
     """
     from segue.cli.train import options_of
     from training.data.dataset import open_dataset
@@ -60,7 +66,6 @@ def tune(
 
     options = options_of(model, recipe, settings, no_nce=no_nce)
     space = _space(options.model_dump(), searched, no_nce=no_nce)
-    split = "new-sessions" if new_sessions else "last-play"
     tuning = StudySpec(model, options, space, open_dataset(dataset), split, out, trials)  # type: ignore[arg-type]
     study = tune_model(tuning, _tell_trial)
     best = {"validation HR@10": study.best_value, **study.best_params, "recipe": out / BEST}
@@ -129,7 +134,7 @@ def reproduce(
 ) -> None:
     """Train and measure every system of the paper on each DATASET, and write tables and a page that compare them.
 
-    Interrupt it whenever you like: the same command goes on where it stopped.
+    You can interrupt it: the same command resumes where it stopped.
     """
     from training.data.dataset import open_dataset
     from training.evaluation.reproduce import SYSTEMS, Wanted, plan

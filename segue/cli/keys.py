@@ -26,7 +26,7 @@ def keys() -> None:
 @click.option(
     "--scope",
     "scopes",
-    type=click.Choice(["listen", "read", "metrics", "admin"]),
+    type=click.Choice(["client", "read", "metrics", "admin"]),
     multiple=True,
     required=True,
     help="What the key may do; may be repeated. `admin` includes the others.",

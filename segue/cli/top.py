@@ -30,17 +30,26 @@ class NoAnswer(InputError):
 
 @click.command(short_help="A running service, live: traffic, latency, skips, Redis.")
 @click.argument("url", default="http://127.0.0.1:8000")
-@click.option("--key", envvar="SEGUE_KEY", help="An API key with the scope admin; SEGUE_KEY where it is not given.")
-@click.option("--every", "every_s", type=click.FloatRange(0.1), default=1.0, show_default=True, help="Seconds.")
-@click.option("--once", is_flag=True, help="Look twice, print what came out, and end; so it does where it is piped.")
-@click.option("--json", "as_json", is_flag=True, help="Print what the service answers (GET /operations), and end.")
-def top(url: str, key: str | None, every_s: float, once: bool, as_json: bool) -> None:
-    """Watch the service at URL; Ctrl-C ends it. Rates are of the last ten seconds, skip rates of five minutes."""
+@click.option("--key", envvar="SEGUE_API_KEY", help="API key with the scope admin.  [default: SEGUE_API_KEY]")
+@click.option(
+    "--interval",
+    "interval_s",
+    type=click.FloatRange(0.1),
+    default=1.0,
+    show_default=True,
+    help="Refresh interval in seconds.",
+)
+@click.option(
+    "--once", is_flag=True, help="Take one sample, print it and exit (default when stdout is not a terminal)."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /operations as JSON and exit.")
+def top(url: str, key: str | None, interval_s: float, once: bool, as_json: bool) -> None:
+    """Watch the service at URL; press Ctrl-C to quit. Rates cover ten seconds, skip rates five minutes."""
     with Service(url, key) as service:
-        _show(service, Screen(url), every_s, once=once, as_json=as_json)
+        _show(service, Screen(url), interval_s, once=once, as_json=as_json)
 
 
-def _show(service: "Service", screen: "Screen", every_s: float, *, once: bool, as_json: bool) -> None:
+def _show(service: "Service", screen: "Screen", interval_s: float, *, once: bool, as_json: bool) -> None:
     first = service.ask()
     if as_json:
         print_json(first)
@@ -48,21 +57,21 @@ def _show(service: "Service", screen: "Screen", every_s: float, *, once: bool, a
     screen.add(first)
     console = Console()
     if once or not console.is_terminal:
-        time.sleep(every_s)
+        time.sleep(interval_s)
         screen.add(service.ask())
         for table in screen.tables():
             print_table(table)
         return
     try:
-        _watch(console, screen, service, every_s)
+        _watch(console, screen, service, interval_s)
     except KeyboardInterrupt:
         return  # the usual way to leave
 
 
-def _watch(console: Console, screen: "Screen", service: "Service", every_s: float) -> None:
+def _watch(console: Console, screen: "Screen", service: "Service", interval_s: float) -> None:
     with Live(screen.shown(console.height), console=console, screen=True, auto_refresh=False) as live:
         while True:
-            time.sleep(every_s)
+            time.sleep(interval_s)
             try:
                 screen.add(service.ask())
             except NoAnswer as error:  # it may be starting anew
@@ -109,7 +118,7 @@ class Service:
             return content
         detail = content.get("detail") if isinstance(content, dict) else None
         if answer.status_code in {401, 403}:
-            raise InputError(f"{self._url} refuses: {detail}; give a key of the scope admin by --key or SEGUE_KEY")
+            raise InputError(f"{self._url} refuses: {detail}; give a key of the scope admin by --key or SEGUE_API_KEY")
         told = f": {detail}" if detail else ": is this a Segue service?"
         raise NoAnswer(f"{self._url}/operations answers {answer.status_code}{told}")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from segue.cli.data import FOLDER
+from segue.cli.data import FOLDER, SPLIT
 from segue.cli.evaluate import beyond_hits, evaluation_table, hit_rates
 from segue.cli.terminal import TrainingProgress, counting, facts_table, print_json, print_table, say
 from segue.errors import BadOption, BadRelease, InputError
@@ -26,25 +26,36 @@ if TYPE_CHECKING:
 @click.option(
     "--model",
     help="sasrec, bert4rec, gru4rec, caser, wrmf[-bl|-nr], bpr[-bl|-nr], vmis-knn, markov or popularity.  "
-    "[default: sasrec, or the model of --from]",
+    "[default: sasrec, or the model of --init-from]",
 )
 @click.option(
-    "--from",
+    "--init-from",
     "origin",
     type=FOLDER,
     metavar="RELEASE",
-    help="Train on from this release, with its model and options: its tracks keep their embeddings, new ones get some.",
+    help="Fine-tune RELEASE. Known tracks keep their embeddings; new tracks are initialised from co-played tracks.",
 )
-@click.option("--no-nce", is_flag=True, help="Leave out the skip-informed InfoNCE term (beta = 0).")
+@click.option("--no-nce", is_flag=True, help="Train without the skip-aware InfoNCE loss (beta = 0).")
 @click.option("--recipe", help="A TOML file of options, or the name of a shipped recipe.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set one option; may be repeated.")
-@click.option("--new-sessions", is_flag=True, help="Hold out whole sessions instead of each session's last plays.")
-@click.option("--out", type=FOLDER, required=True, help="The release folder to write; OUT.run beside it says how.")
-@click.option("--overwrite", is_flag=True, help="Replace a release of that name.")
-@click.option("--resume", is_flag=True, help="Refuse to begin anew: without a checkpoint of this training, end.")
-@click.option("--tensorboard", type=FOLDER, metavar="DIR", help="Write every epoch's figures there for TensorBoard.")
+@click.option(
+    "--split",
+    type=SPLIT,
+    default="last-play",
+    show_default=True,
+    help="Hold out each session's last plays, or whole sessions.",
+)
+@click.option(
+    "--out",
+    type=FOLDER,
+    required=True,
+    help="The release folder to write; training metadata and metrics go to OUT.run.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing release.")
+@click.option("--resume", is_flag=True, help="Fail if there is no checkpoint to resume from.")
+@click.option("--tensorboard", type=FOLDER, metavar="DIR", help="Write TensorBoard logs to DIR.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device: cpu or cuda.")
-@click.option("--sharded", is_flag=True, help="Under torchrun: each process holds a part of the item embeddings.")
+@click.option("--sharded", is_flag=True, help="With torchrun: shard the item embeddings over the processes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the release's facts as JSON.")
 def train(
     dataset: Path,
@@ -53,7 +64,7 @@ def train(
     no_nce: bool,
     recipe: str | None,
     settings: tuple[str, ...],
-    new_sessions: bool,
+    split: str,
     out: Path,
     overwrite: bool,
     resume: bool,
@@ -64,11 +75,10 @@ def train(
 ) -> None:
     """Train a model on DATASET and write a release.
 
-    Interrupt it whenever you like: the same command goes on where it stopped. With several GPUs or machines:
+    You can interrupt it: the same command resumes where it stopped. With several GPUs or machines:
     `torchrun --nproc-per-node 2 -m segue train ...`.
     """
     from training.data.dataset import open_dataset
-    from training.data.splits import Split
     from training.distributed import init_distributed
     from training.run import TrainingJob, train_distributed
     from training.run_log import MultiReporter
@@ -80,10 +90,17 @@ def train(
     else:
         release, options = _continued(origin, model, recipe, settings, no_nce=no_nce)
         model = release.manifest.model
-    split: Split = "new-sessions" if new_sessions else "last-play"
     boards = () if tensorboard is None else (_board(tensorboard),)
     job = TrainingJob(
-        model, options, open_dataset(dataset), split, out, overwrite, _torch_device(device), release, resume
+        model,
+        options,
+        open_dataset(dataset),
+        split,
+        out,  # type: ignore[arg-type]  # click has checked it
+        overwrite,
+        _torch_device(device),
+        release,
+        resume,
     )
     with init_distributed(job.device, sharded=sharded) as processes, contextlib.ExitStack() as stack:
         console = Console(stderr=True, quiet=not processes.is_main)
@@ -103,7 +120,7 @@ def _board(folder: Path) -> "TensorBoard":
 def _continued(
     origin: Path, model: str | None, recipe: str | None, settings: tuple[str, ...], *, no_nce: bool
 ) -> tuple["Release", "Options"]:
-    """The release of --from, and its options as flags, recipe and settings change them."""
+    """The release of --init-from, and its options as flags, recipe and settings change them."""
     from segue.release import open_release
     from training.run import MODELS
     from training.warm_start import check_can_fine_tune, fine_tune_options
@@ -111,10 +128,12 @@ def _continued(
     release = open_release(origin)
     trained = release.manifest.model
     if trained not in MODELS or MODELS[trained].encoder is None:
-        raise BadRelease(f"--from {origin} is of model {trained}, which learns all anew each time: leave --from out")
+        raise BadRelease(
+            f"--init-from {origin} is of model {trained}, which cannot be fine-tuned: leave --init-from out"
+        )
     check_can_fine_tune(release)
     if model not in (None, trained):
-        raise BadOption(f"--model {model}: --from {origin} is of model {trained}: leave --model out")
+        raise BadOption(f"--model {model}: --init-from {origin} is of model {trained}: leave --model out")
     flags = {"beta": 0.0} if no_nce else {}
     return release, fine_tune_options(release, MODELS[trained].options, recipe, settings, **flags)
 
@@ -161,27 +180,37 @@ def _print_release(release: "Release", *, as_json: bool) -> None:
 @click.command(short_help="Hit rates, MRR and NDCG of a release, with intervals.")
 @click.argument("release", type=FOLDER)
 @click.argument("dataset", type=FOLDER)
-@click.option("--split", "part", type=click.Choice(["test", "validation"]), default="test", show_default=True)
-@click.option("--new-sessions", is_flag=True, help="Ask about whole sessions that training never saw.")
-@click.option("--protocol", type=click.Choice(["full", "sampled"]), default="full", show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of bootstrap and sampled tracks.")
+@click.option("--part", type=click.Choice(["test", "validation"]), default="test", show_default=True)
 @click.option(
-    "--through",
-    metavar="URL",
-    help="Replay the sessions through a service that serves this release (SEGUE_KEY: its admin key).",
+    "--split", type=SPLIT, default="last-play", show_default=True, help="The split that the release was trained on."
 )
-@click.option("--exact", is_flag=True, help="Search exactly, whatever index the release has.")
-@click.option("--json", "json_file", type=FOLDER, help="Write the result to this file; - prints it.")
+@click.option("--protocol", type=click.Choice(["full", "sampled"]), default="full", show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Random seed for the bootstrap and for sampled tracks.",
+)
+@click.option(
+    "--url",
+    metavar="URL",
+    help="Evaluate a running service that serves RELEASE; SEGUE_API_KEY is its admin key.",
+)
+@click.option("--exact", is_flag=True, help="Use exact search instead of the index.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--output", type=FOLDER, metavar="FILE", help="Write the result to FILE as JSON.")
 def evaluate(
     release: Path,
     dataset: Path,
     part: str,
-    new_sessions: bool,
+    split: str,
     protocol: str,
     seed: int,
-    through: str | None,
+    url: str | None,
     exact: bool,
-    json_file: Path | None,
+    as_json: bool,
+    output: Path | None,
 ) -> None:
     """Measure RELEASE on DATASET: hit rates, MRR, NDCG with 95 % intervals for played and skipped targets."""
     from segue.release import open_release
@@ -189,42 +218,42 @@ def evaluate(
     from training.evaluation.evaluate import Question
     from training.evaluation.evaluate import evaluate as measure
 
-    if json_file is not None and json_file.is_dir():
-        raise InputError(f"--json {json_file} is a folder: name a file")
-    if json_file is not None and not json_file.parent.is_dir():
-        raise InputError(f"--json {json_file}: {json_file.parent} is no folder: make it first")
+    if output is not None and output.is_dir():
+        raise InputError(f"--output {output} is a folder: name a file")
+    if output is not None and not output.parent.is_dir():
+        raise InputError(f"--output {output}: the folder {output.parent} does not exist: create it first")
     question = Question(
         open_dataset(dataset),
         open_release(release),
-        "new-sessions" if new_sessions else "last-play",
+        "new-sessions" if split == "new-sessions" else "last-play",
         "validation" if part == "validation" else "test",
         "sampled" if protocol == "sampled" else "full",
         seed,
     )
     with counting("evaluating") as advance:
-        result = measure(question, answers_of(question, through, exact=exact), advance)
-    if json_file is not None and str(json_file) != "-":
-        unfinished = json_file.with_name(f"{json_file.name}.unfinished")
+        result = measure(question, answers_of(question, url, exact=exact), advance)
+    if output is not None:
+        unfinished = output.with_name(f"{output.name}.unfinished")
         unfinished.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        unfinished.rename(json_file)
-    if str(json_file) == "-":
+        unfinished.rename(output)
+    if as_json:
         print_json(result)
     else:
         print_evaluations(question, [(question.release.manifest.model, result)])
 
 
-def answers_of(question: "Question", through: str | None = None, *, exact: bool = False) -> "RecommenderUnderTest":
-    """Who answers: the release in this process, or the service at `through`."""
+def answers_of(question: "Question", url: str | None = None, *, exact: bool = False) -> "RecommenderUnderTest":
+    """The release in this process, or the service at `url`."""
     from training.evaluation.evaluate import HttpRecommender, LocalRecommender
 
-    if through is None:
+    if url is None:
         return LocalRecommender(open_recommender(question.release, exact=exact), question.to_release())
     over_http = HttpRecommender(
-        through, question.dataset.catalogue, question.release.catalogue, key=os.environ.get("SEGUE_KEY")
+        url, question.dataset.catalogue, question.release.catalogue, key=os.environ.get("SEGUE_API_KEY")
     )
     served = over_http.serves()
     if served != question.release.name:
-        raise BadRelease(f"{through} serves {served}, not {question.release.name}: serve the release you evaluate")
+        raise BadRelease(f"{url} serves {served}, not {question.release.name}: serve the release you evaluate")
     return over_http
 
 

@@ -61,6 +61,6 @@ class PopularityFallback:
             return
         self._told = now
         if isinstance(error, ModelUnavailable):
-            _log.error("model_failed", release=served.live.name, reason=str(error))
+            _log.error("model_error", release=served.live.name, reason=str(error))
         else:
-            _log.exception("model_failed", release=served.live.name)
+            _log.exception("model_error", release=served.live.name)

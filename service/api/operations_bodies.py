@@ -106,7 +106,7 @@ class Operations(BaseModel):
     event_log: EventLogState
     release: ReleaseBody = Field(description="What is served")
     experiment: Experiment | None = None
-    swaps: dict[str, int] = Field(description="Releases that took over (`done`) or were `refused`")
+    swaps: dict[str, int] = Field(description="Releases that were `loaded` or `rejected`")
 
 
 class ListedRelease(BaseModel):

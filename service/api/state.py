@@ -114,7 +114,7 @@ Explain = Annotated[
     bool,
     Query(
         description="Whether the answer says why each track is where it is. It then holds the session's plays, so that "
-        "a key needs the scope `read` as well as `listen`. It counts as 13 requests"
+        "a key needs the scope `read` as well as `client`. It counts as 13 requests"
     ),
 ]
 

@@ -131,11 +131,11 @@ OPEN: Final = None
 # The scope that a call needs. What is not listed needs `admin`, so that a route forgotten here is closed, not open.
 # Those that are called most come first.
 CALLS: Final[dict[tuple[str, str], Scope | None]] = {
-    ("POST", "/sessions/{session_id}/events"): "listen",
-    ("GET", "/recommendations"): "listen",
-    ("POST", "/recommendations/what-if"): "listen",
-    ("GET", "/tracks"): "listen",
-    ("GET", "/tracks/{track_id:path}/similar"): "listen",
+    ("POST", "/sessions/{session_id}/events"): "client",
+    ("GET", "/recommendations"): "client",
+    ("POST", "/recommendations/what-if"): "client",
+    ("GET", "/tracks"): "client",
+    ("GET", "/tracks/{track_id:path}/similar"): "client",
     ("GET", "/sessions/{session_id}"): "read",
     ("GET", "/sessions/{session_id}/stream"): "read",
     ("DELETE", "/sessions/{session_id}"): "admin",
@@ -194,8 +194,8 @@ class Access:
         """Raises BadOption if the keys file cannot be read or is damaged."""
         self._app = app
         self._keys = Keyring(settings.api_keys) if settings.api_keys is not None else None
-        self._key_limit = _limit(settings.key_rate, settings)
-        self._session_limit = _limit(settings.session_rate, settings)
+        self._key_limit = _limit(settings.key_rate_limit, settings)
+        self._session_limit = _limit(settings.session_rate_limit, settings)
 
     async def __call__(self, scope: Asgi, receive: Receive, send: Send) -> None:
         """One request."""
@@ -237,10 +237,10 @@ def check(settings: Settings) -> None:
     """
     if settings.api_keys is not None:
         read_keys(settings.api_keys)
-    elif not settings.open and not _is_loopback(settings.host):
+    elif not settings.allow_unauthenticated and not _is_loopback(settings.host):
         raise BadOption(
             f"host is {settings.host}, where others could ask without a key: make keys with `segue keys new` and name "
-            "their file in SEGUE_API_KEYS, or set SEGUE_OPEN=true if a gateway of yours checks who asks"
+            "their file in SEGUE_API_KEYS, or set SEGUE_ALLOW_UNAUTHENTICATED=true if a gateway authenticates clients"
         )
 
 
@@ -254,11 +254,11 @@ def _is_loopback(host: str) -> bool:
 
 def is_needed(settings: Settings) -> bool:
     """Whether there is anything to enforce: without it, a request takes one step less."""
-    return any(value is not None for value in (settings.api_keys, settings.session_rate))
+    return any(value is not None for value in (settings.api_keys, settings.session_rate_limit))
 
 
 def _limit(per_s: float | None, settings: Settings) -> RateLimit | None:
-    return RateLimit(per_s, settings.rate_burst_s) if per_s is not None else None
+    return RateLimit(per_s, settings.rate_limit_burst_s) if per_s is not None else None
 
 
 def _bearer(header: bytes) -> bytes:

@@ -24,7 +24,7 @@ from segue.errors import BadOption
 
 _log = structlog.get_logger()
 
-Scope: TypeAlias = Literal["listen", "read", "metrics", "admin"]
+Scope: TypeAlias = Literal["client", "read", "metrics", "admin"]
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 LOOK_EVERY_S: Final = 1.0
 NAME_PATTERN: Final = r"^[A-Za-z0-9._-]{1,64}$"
@@ -138,9 +138,9 @@ class Keyring:
         try:
             self._keys = [(bytes.fromhex(key.sha256), key) for key in read_keys(self._path)]
         except BadOption as error:
-            _log.error("keys_not_read", reason=str(error), effect="the keys known before stay in force")
+            _log.error("keys_reload_failed", reason=str(error), effect="the keys known before stay in force")
         else:
-            _log.info("keys_read", file=str(self._path), names=[key.name for _, key in self._keys])
+            _log.info("keys_reloaded", file=str(self._path), names=[key.name for _, key in self._keys])
 
 
 def _state(path: Path) -> tuple[int, ...] | None:

@@ -66,7 +66,7 @@ _FOREIGN: Final = problem_response(
 
 def is_needed(settings: Settings) -> bool:
     """Whether names are checked: where they are set, and where nobody else looks at who asks."""
-    return bool(settings.allowed_hosts) or (settings.api_keys is None and not settings.open)
+    return bool(settings.allowed_hosts) or (settings.api_keys is None and not settings.allow_unauthenticated)
 
 
 class HostCheckMiddleware:
@@ -253,7 +253,7 @@ class Measured:
         except ClientDisconnect:
             status = CLIENT_CLOSED
         except Exception:
-            _log.exception("request_failed", method=scope["method"], path=scope["path"])
+            _log.exception("request_error", method=scope["method"], path=scope["path"])
             if status:  # half an answer cannot be taken back: uvicorn closes the connection
                 raise
             status = 500

@@ -52,7 +52,7 @@ class ServiceStatus:
             reachable=store.reachable,
             detail=store.detail,
             workers_away=numbers.count("segue_redis_circuit_open"),
-            repeats=numbers.count("segue_redis_repeats_total"),
+            repeats=numbers.count("segue_redis_retries_total"),
             **store.facts,
         )
 
@@ -63,7 +63,7 @@ class ServiceStatus:
             waiting=store.waiting,
             oldest_s=store.oldest_s,
             last_file=await self._last_file(),
-            plays_written=numbers.count("segue_logged_plays_total"),
+            plays_written=numbers.count("segue_event_log_written_plays_total"),
             dropped=numbers.count("segue_event_log_dropped_plays_total"),
             failures=numbers.count("segue_event_log_failures_total"),
         )

@@ -27,17 +27,17 @@ request_id: Final[ContextVar[str]] = ContextVar("request_id", default="")
 _SESSION_IN_PATH: Final = re.compile(r"(?<=/sessions/)[^/]+")
 
 
-def configure_logging(level: str, log_key: str) -> None:
+def configure_logging(level: str, log_hash_key: str) -> None:
     """Send structlog's lines and those of the standard library (uvicorn) to stderr as JSON.
 
-    Session ids are hashed with `log_key`: lines about one session can be put together, and nobody can be named.
+    Session ids are hashed with `log_hash_key`: lines about one session can be put together, and nobody can be named.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         _name_request,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
-        _hash_session_ids(log_key),
+        _hash_session_ids(log_hash_key),
     ]
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
@@ -67,12 +67,12 @@ def _name_request(_: Any, __: str, line: structlog.typing.EventDict) -> structlo
     return line
 
 
-def _hash_session_ids(log_key: str) -> structlog.typing.Processor:
+def _hash_session_ids(log_hash_key: str) -> structlog.typing.Processor:
     """A step that puts short hashes for the session ids in `session_id` and `path`."""
 
     def hashed(session_id: str) -> str:
         return hashlib.blake2s(
-            session_id.encode(errors="replace"), key=log_key.encode()[:32], digest_size=6
+            session_id.encode(errors="replace"), key=log_hash_key.encode()[:32], digest_size=6
         ).hexdigest()
 
     def hide(_: Any, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -104,9 +104,9 @@ class Telemetry:
         self.unknown_tracks = self._counter("unknown_tracks", "Tracks reported that the release does not hold")
         self.recommendations = self._counter("recommendations", "Lists of tracks answered", "release", "source")
         self.fallbacks = self._counter(
-            "fallbacks", "Lists that came from popularity as the store or the model had failed", "failed"
+            "fallbacks", "Lists that came from popularity as the store or the model had failed", "component"
         )
-        self.release_swaps = self._counter("release_swaps", "Releases that took over (done) or were refused", "result")
+        self.release_swaps = self._counter("release_swaps", "Releases that were loaded or rejected", "result")
         self.release_in_use = Gauge(
             "segue_release_in_use",
             "1 for each release that is served",
@@ -115,11 +115,11 @@ class Telemetry:
             multiprocess_mode="mostrecent",  # a worker that died cannot go on claiming its release
         )
         self.recommended_plays = self._counter(
-            "recommended_plays",
+            "attributed_plays",
             "Plays of tracks that the release had recommended, in sessions that are looked at",
             "release",
         )
-        self.recommended_skips = self._counter("recommended_skips", "Those of them that were skipped", "release")
+        self.recommended_skips = self._counter("attributed_skips", "Those of them that were skipped", "release")
         self.ranking_seconds = self._histogram("ranking_seconds", "Time to encode and to search", "step")
         self.ranking_timeouts = self._counter(
             "ranking_timeouts", "Calls of encoder, index or search that did not return within the deadline"
@@ -133,19 +133,19 @@ class Telemetry:
         self.batch_size = Histogram(
             "segue_batch_size",
             "Requests whose work was done together",
-            ["of"],
+            ["stage"],
             registry=self.registry,
             buckets=(1, 2, 4, 8, 16, 32, 64),
         )
         self.redis_seconds = self._histogram("redis_seconds", "Time of one round trip to Redis", "operation")
-        self.redis_repeats = self._counter("redis_repeats", "Commands sent again, as a connection to Redis had ended")
+        self.redis_repeats = self._counter("redis_retries", "Commands sent again, as a connection to Redis had ended")
         self.redis_circuit_open = Gauge(
             "segue_redis_circuit_open",
             "Workers that do not ask Redis for now, as it does not answer",
             registry=self.registry,
             multiprocess_mode="livesum",
         )
-        self.logged_plays = self._counter("logged_plays", "Plays written to the event log's files")
+        self.logged_plays = self._counter("event_log_written_plays", "Plays written to the event log's files")
         self.log_drops = self._counter(
             "event_log_dropped_plays", "Plays that the event log lost, as its stream was full and nobody wrote files"
         )

@@ -95,8 +95,8 @@ class ReleaseRegistry:
         self._apart = threads.beside(1)  # for questions that may hang: they hold none of the others' threads
         self._telemetry = telemetry
         self._at_once = settings.ranking_threads
-        self._poll_s = settings.releases_poll_s
-        self._trial_s = settings.release_trial_s
+        self._poll_s = settings.releases_poll_interval_s
+        self._trial_s = settings.release_validation_timeout_s
         self._open = partial(
             load_release,
             device=settings.index_device,
@@ -208,10 +208,10 @@ class ReleaseRegistry:
             try:
                 await self._follow(self._folder)
             except (SegueError, TimeoutError) as error:
-                _log.error("releases_not_followed", reason=str(error))
+                _log.error("release_pointer_unreadable", reason=str(error))
             except Exception:  # noqa: BLE001 (see below)
                 # The outermost loop of a task that nobody watches: it must outlive what it cannot foresee.
-                _log.exception("releases_not_followed")
+                _log.exception("release_pointer_unreadable")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(leaving.wait(), self._poll_s)
 
@@ -247,7 +247,7 @@ class ReleaseRegistry:
         self.current = self._served(live)
         self._telemetry.release_in_use.labels(before).set(0)
         self._tell_in_use()
-        self._telemetry.release_swaps.labels("done").inc()
+        self._telemetry.release_swaps.labels("loaded").inc()
         _log.info("release_swapped", release=live.name, folder=live.folder, before=before)
 
     def _tell_in_use(self) -> None:
@@ -271,6 +271,6 @@ class ReleaseRegistry:
         try:
             yield
         except InputError as error:
-            self._telemetry.release_swaps.labels("refused").inc()
-            _log.error("release_refused", folder=name, reason=str(error))
+            self._telemetry.release_swaps.labels("rejected").inc()
+            _log.error("release_rejected", folder=name, reason=str(error))
             raise

@@ -64,7 +64,8 @@ def validate_in_child(path: Path, limit_s: float, leaving: threading.Event | Non
         last_line = _last_line(errors)
     if said is None:
         raise BadRelease(
-            f"{path} does not answer within {limit_s:g} s: it is damaged, or larger than SEGUE_RELEASE_TRIAL_S allows"
+            f"{path} does not answer within {limit_s:g} s: it is damaged, or too large for "
+            "SEGUE_RELEASE_VALIDATION_TIMEOUT_S"
         )
     if not said:
         raise BadRelease(

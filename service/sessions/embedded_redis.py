@@ -173,7 +173,7 @@ def repair_aof(folder: Path) -> int:
                 stream.truncate(begin)
                 os.fsync(stream.fileno())
                 cut += size - begin
-                _log.warning("append_only_file_mended", file=str(file), bytes_cut_off=size - begin)
+                _log.warning("aof_repaired", file=str(file), bytes_cut_off=size - begin)
     return cut
 
 

@@ -63,7 +63,7 @@ def rewritten_after_erasures(
                 if rewrite_if_erased(path):
                     not_before = time.monotonic() + every_s
             except OSError as error:  # the server ends, or is busy: the next look finds the marker
-                _log.warning("append_only_file_not_rewritten", reason=str(error))
+                _log.warning("aof_rewrite_failed", reason=str(error))
 
     threading.Thread(target=watch, name="append-only-file", daemon=True).start()
     try:
@@ -82,7 +82,7 @@ def rewrite_if_erased(path: Path) -> bool:
     if said.startswith("-"):
         ask(path, "SET", _NEEDED, "not begun")
         raise OSError(said[1:])
-    _log.info("append_only_file_rewritten", reason="sessions were erased")
+    _log.info("aof_rewritten", reason="sessions were erased")
     return True
 
 

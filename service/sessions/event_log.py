@@ -120,11 +120,11 @@ class EventLog:
             # The events wait in their streams; the next look finds them.
             self._telemetry.log_failures.inc()
             reason = error.reason if isinstance(error, StoreUnavailable) else str(error).partition("\n")[0][:200]
-            _log.error("event_log_not_written", folder=str(self._folder), reason=reason)
+            _log.error("event_log_write_failed", folder=str(self._folder), reason=reason)
         except Exception:  # noqa: BLE001 (see below)
             # The outermost loop of a task that nobody watches: it must outlive what it cannot foresee.
             self._telemetry.log_failures.inc()
-            _log.exception("event_log_failed", folder=str(self._folder))
+            _log.exception("event_log_error", folder=str(self._folder))
         else:
             if rows:
                 _log.info("event_log_written", folder=str(self._folder), rows=rows)
@@ -228,7 +228,7 @@ def erase_from_files(folder: Path, marks: Sequence[str]) -> None:
                 continue
             kept = pl.read_parquet(path, memory_map=False).filter(~of_erased)
         except UNREADABLE as error:
-            _log.error("event_log_file_not_read", file=str(path), reason=str(error).partition("\n")[0][:200])
+            _log.error("event_log_file_corrupt", file=str(path), reason=str(error).partition("\n")[0][:200])
             continue
         if len(kept) and _write_whole(kept, folder, path.name.rpartition("-")[0]) == path:
             continue

@@ -216,12 +216,12 @@ class RedisCommands:
         self._telemetry = telemetry
         self._sizes = telemetry.batch_size.labels("redis")
         self._scripts = scripts
-        self._replicas = settings.wait_replicas
-        self._wait: Final = ("WAIT", settings.wait_replicas, settings.wait_timeout_ms)
+        self._replicas = settings.redis_wait_replicas
+        self._wait: Final = ("WAIT", settings.redis_wait_replicas, settings.redis_wait_timeout_ms)
         self._circuit = CircuitBreaker(client.ping, self._on_change)
         self._writes = MicroBatch(self._pipeline, _PIPELINES)
         # Where writes wait for replicas, reads do not wait with them.
-        self._reads = MicroBatch(self._pipeline, _PIPELINES) if settings.wait_replicas else self._writes
+        self._reads = MicroBatch(self._pipeline, _PIPELINES) if settings.redis_wait_replicas else self._writes
         self._told = 0.0
 
     async def __call__(self, command: Command) -> Any:

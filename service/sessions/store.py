@@ -231,7 +231,7 @@ class SessionStore:
         """`telemetry` measures what goes to Redis."""
         self._idle_gap_ms = max(1, round(settings.idle_gap_s * 1000))
         self._max_plays = settings.max_session_plays
-        self._stream_length = settings.stream_max_length if settings.event_log else 0
+        self._stream_length = settings.event_log_stream_max_length if settings.event_log else 0
         self._append = Script.read("append_events.lua")
         self._erase = Script.read("erase_session.lua")
         self._remember = Script.read("remember.lua")

@@ -42,7 +42,7 @@ def test_a_call_is_sent_and_answered(browser: "Browser", running: httpx.Client) 
 
 
 def test_a_key_is_asked_for_and_sent(browser: "Browser", start_service: Callable[..., Any], tmp_path: Path) -> None:
-    text, key = new_key("viewer", ["listen"])
+    text, key = new_key("viewer", ["client"])
     write_keys(tmp_path / "keys.toml", [key])
     service = start_service(api_keys=tmp_path / "keys.toml")
     with watched(browser, service.address(), "/docs") as page:

@@ -40,7 +40,12 @@ def measured(releases_dir: Path) -> Path:
 @pytest.fixture
 def swappable(start_service: StartService, measured: Path) -> Iterator[httpx.Client]:
     """A service of `first` that can be swapped."""
-    settings = {"release": measured / "first", "releases_dir": measured, "credit_share": 1, "event_log_flush_s": 0.2}
+    settings = {
+        "release": measured / "first",
+        "releases_dir": measured,
+        "attribution_sample_rate": 1,
+        "event_log_flush_s": 0.2,
+    }
     with start_service(**settings).client() as client:
         yield client
 

@@ -375,8 +375,8 @@ def test_the_content_policy_forbids_what_the_page_does_not_do(
 def test_a_service_with_keys_asks_for_one(
     browser: "Browser", start_service: Callable[..., Any], tmp_path: Path
 ) -> None:
-    text, kept = new_key("player", ["listen", "read"])
-    weak, kept_weak = new_key("weak", ["listen"])
+    text, kept = new_key("player", ["client", "read"])
+    weak, kept_weak = new_key("weak", ["client"])
     write_keys(tmp_path / "keys.toml", [kept, kept_weak])
     address = start_service(api_keys=tmp_path / "keys.toml").address()
     faults: list[str] = []

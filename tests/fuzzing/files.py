@@ -330,7 +330,7 @@ class KeysFiles(Files):
 
     def prepare(self) -> None:
         """See Files."""
-        kept: list[Key] = [new_key(f"k{number}", ["listen", "read"])[1] for number in range(3)]
+        kept: list[Key] = [new_key(f"k{number}", ["client", "read"])[1] for number in range(3)]
         write_keys(self.folder / "whole.toml", kept)
         self._content = (self.folder / "whole.toml").read_bytes()
 
@@ -365,7 +365,7 @@ class Environments(Files):
             redis_url="rediss://u:secret@h:1/0",
             experiment=("a", 0.5),
             allowed_hosts=("a.b",),
-            session_rate=5,
+            session_rate_limit=5,
         )
         self._whole = as_environment(settings)
 

@@ -48,7 +48,9 @@ class App:
 
     def __init__(self, folder: Path) -> None:
         configure_logging("error", "0" * 16)
-        settings = Settings(release=RELEASE, data_dir=folder / "data", max_request_bytes=_MOST_BYTES, credit_share=1)
+        settings = Settings(
+            release=RELEASE, data_dir=folder / "data", max_request_bytes=_MOST_BYTES, attribution_sample_rate=1
+        )
         self._app = create_app(settings)
         self._runner = asyncio.Runner()
         self._stack = contextlib.AsyncExitStack()

@@ -17,7 +17,7 @@ from service.http.protocol import MAX_HEAD_BYTES, MAX_PARAMETERS, MAX_TARGET_BYT
 
 StartService = Callable[..., Any]
 BODY = {"events": [{"type": "play", "track_id": "g0-t00"}]}
-KEYS = ("listen", "read", "metrics", "admin")
+KEYS = ("client", "read", "metrics", "admin")
 
 
 class Keys:
@@ -104,7 +104,7 @@ def test_a_key_counts_only_as_one_bearer(start_service: StartService, keys: Keys
 
 
 def test_what_is_no_call_is_closed_too(start_service: StartService, keys: Keys) -> None:
-    admin, listen = keys.new("operator", "admin"), keys.new("app", "listen")
+    admin, listen = keys.new("operator", "admin"), keys.new("app", "client")
     with start_service(api_keys=keys.path).client() as client:
         for path in ("/nowhere", "/sessions/a/b", "/docs", "/web"):
             assert client.get(path).status_code == 401
@@ -138,13 +138,13 @@ def test_keys_are_rotated_while_the_service_runs(start_service: StartService, ke
     time.sleep(1.1)
     assert statuses(new) == {200}
     service.stop()
-    assert sum("keys_not_read" in line for line in service.output) == workers
+    assert sum("keys_reload_failed" in line for line in service.output) == workers
     assert not any(key in line for key in (old, new) for line in service.output)
 
 
 def test_a_key_and_a_session_that_ask_too_often_have_to_wait(start_service: StartService, keys: Keys) -> None:
-    one, two = keys.new("one", "listen"), keys.new("two", "listen")
-    limits = {"key_rate": 0.08, "session_rate": 0.04, "rate_burst_s": 100}  # 8 and 4 at once
+    one, two = keys.new("one", "client"), keys.new("two", "client")
+    limits = {"key_rate_limit": 0.08, "session_rate_limit": 0.04, "rate_limit_burst_s": 100}  # 8 and 4 at once
     with start_service(api_keys=keys.path, **limits).client() as client:
 
         def ask(key: str, session_id: str) -> httpx.Response:
@@ -165,7 +165,7 @@ def test_a_key_and_a_session_that_ask_too_often_have_to_wait(start_service: Star
 
 
 def test_a_session_is_limited_without_keys_too(start_service: StartService) -> None:
-    with start_service(session_rate=0.001, rate_burst_s=0).client() as client:
+    with start_service(session_rate_limit=0.001, rate_limit_burst_s=0).client() as client:
         assert client.post("/sessions/a/events", json=BODY).status_code == 200
         answer = client.get("/sessions/a")
         assert answer.status_code == 429
@@ -178,7 +178,7 @@ def test_a_service_open_to_others_is_refused_in_one_line(start_service: StartSer
     assert service.process.wait(30) != 0
     service.stop()
     assert "host is 0.0.0.0, where others could ask without a key" in service.output[-1]
-    assert "SEGUE_OPEN=true" in service.output[-1]
+    assert "SEGUE_ALLOW_UNAUTHENTICATED=true" in service.output[-1]
 
 
 def test_a_service_behind_a_gateway_says_that_it_is_open(start_service: StartService) -> None:
@@ -295,7 +295,7 @@ def sessions_in_logs(start_service: StartService) -> Any:
         "s.SessionStore.plays = lambda self, session_id: {}[0];"
         "s.SessionStore.erase = lambda self, session_id: {}[0]"
     )
-    return start_service(prelude=prelude, log_level="debug", log_key="k" * 32)
+    return start_service(prelude=prelude, log_level="debug", log_hash_key="k" * 32)
 
 
 def test_logs_hold_hashes_for_session_ids(sessions_in_logs: Any) -> None:
@@ -306,7 +306,7 @@ def test_logs_hold_hashes_for_session_ids(sessions_in_logs: Any) -> None:
         assert client.get("/recommendations", params={"session_id": "listener-one"}).status_code == 500
     sessions_in_logs.stop()
     logged = "\n".join(sessions_in_logs.output)
-    assert "request_failed" in logged
+    assert "request_error" in logged
     assert "listener" not in logged
     paths = [line.partition('"path": "')[2].partition('"')[0] for line in sessions_in_logs.output if "_failed" in line]
     assert paths[0] == paths[2] == paths[3] != paths[1]

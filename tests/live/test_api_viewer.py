@@ -54,7 +54,7 @@ def test_other_files_are_not_found(running: httpx.Client, path: str) -> None:
 
 
 def test_it_needs_no_key(start_service: Callable[..., Any], tmp_path: Path) -> None:
-    write_keys(tmp_path / "keys.toml", [new_key("app", ["listen"])[1]])
+    write_keys(tmp_path / "keys.toml", [new_key("app", ["client"])[1]])
     with start_service(api_keys=tmp_path / "keys.toml").client() as client:
         for path in ("docs", *FILES, "openapi.json"):
             assert client.get(f"/{path}").status_code == 200

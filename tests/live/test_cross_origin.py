@@ -82,7 +82,7 @@ class TestAnotherSite:
     def test_gets_no_further_than_the_key_where_there_are_keys(
         self, start_service: StartService, tmp_path: Path
     ) -> None:
-        text, kept = new_key("app", ["listen"])
+        text, kept = new_key("app", ["client"])
         write_keys(tmp_path / "keys.toml", [kept])
         with start_service(api_keys=tmp_path / "keys.toml").client() as client:
             headers = {"Sec-Fetch-Site": "cross-site"}
@@ -164,10 +164,10 @@ class TestAnAllowedOrigin:
     def test_sends_its_preflight_without_a_key_and_the_rest_with_it(
         self, start_service: StartService, tmp_path: Path
     ) -> None:
-        text, kept = new_key("app", ["listen"])
+        text, kept = new_key("app", ["client"])
         write_keys(tmp_path / "keys.toml", [kept])
         with start_service(
-            api_keys=tmp_path / "keys.toml", cors_origins="*", key_rate=0.001, rate_burst_s=2000
+            api_keys=tmp_path / "keys.toml", cors_origins="*", key_rate_limit=0.001, rate_limit_burst_s=2000
         ).client() as client:
             for _ in range(5):
                 assert preflight(client, "/sessions/s/events", OTHER, sent="authorization").status_code == 200

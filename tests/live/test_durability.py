@@ -1,4 +1,4 @@
-"""SEGUE_DURABILITY and SEGUE_WAIT_REPLICAS with real servers: verified, kept, and refused where Redis gives less."""
+"""SEGUE_DURABILITY and SEGUE_REDIS_WAIT_REPLICAS with real servers: verified, and rejected where Redis gives less."""
 
 import contextlib
 import os
@@ -253,7 +253,7 @@ def test_a_write_is_acknowledged_when_the_replica_has_it(
 ) -> None:
     with (
         Server(tmp_path / "replica", replicaof=f"127.0.0.1 {server.port}") as replica,
-        start_service(redis_url=server.url, wait_replicas=1, wait_timeout_ms=300).client() as client,
+        start_service(redis_url=server.url, redis_wait_replicas=1, redis_wait_timeout_ms=300).client() as client,
     ):
         deadline = time.monotonic() + 20
         while client.get("/health/ready").status_code != 200:
@@ -283,8 +283,11 @@ def test_a_write_is_acknowledged_when_the_replica_has_it(
     ("given", "message"),
     [
         ({"durability": "forever"}, "durability is 'forever'"),
-        ({"wait_replicas": 1, "redis_cluster": True}, "wait_replicas is not for a Redis Cluster"),
-        ({"wait_replicas": 1, "wait_timeout_ms": 2000}, "wait_timeout_ms must be below redis_timeout_s"),
+        ({"redis_wait_replicas": 1, "redis_cluster": True}, "redis_wait_replicas is not for a Redis Cluster"),
+        (
+            {"redis_wait_replicas": 1, "redis_wait_timeout_ms": 2000},
+            "redis_wait_timeout_ms must be below redis_timeout_s",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_told_in_one_line(given: dict[str, Any], message: str) -> None:

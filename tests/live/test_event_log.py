@@ -105,13 +105,13 @@ def test_a_full_disk_is_told_in_one_line_and_costs_no_event(start_service: Start
         process.rlimit(psutil.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
         for number in range(20):
             report(client, "a", ("play", f"g0-t{number % 12:02}"))
-        wait_for(lambda: any("event_log_not_written" in line for line in service.output))
+        wait_for(lambda: any("event_log_write_failed" in line for line in service.output))
         assert client.get("/health/ready").status_code == 200
         assert "segue_event_log_failures_total 0.0" not in client.get("/metrics").text
         process.rlimit(psutil.RLIMIT_FSIZE, before)
         wait_for(lambda: [len(plays) for plays in of("a", read_back(tmp_path / "data" / "events"))] == [20])
     service.stop()
-    assert not any("Traceback" in line or "event_log_failed" in line for line in service.output)
+    assert not any("Traceback" in line or "event_log_error" in line for line in service.output)
 
 
 def test_one_worker_of_several_writes_and_another_takes_over(start_service: StartService, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_track_on_which_the_model_hangs_costs_its_own_requests_only(
         assert time.monotonic() - began < 2  # the track is known, and nobody waits for it any more
         assert metric(client, "segue_ranking_timeouts_total") >= 1
         assert metric(client, "segue_ranking_threads_stuck") == 0
-        assert 'segue_fallbacks_total{failed="model"} 2.0' in client.get("/metrics").text
+        assert 'segue_fallbacks_total{component="model"} 2.0' in client.get("/metrics").text
     assert service.stop() == 0
     assert any("ranking_timed_out" in line for line in service.output)
     assert not any("Traceback" in line for line in service.output)
@@ -116,7 +116,7 @@ def test_sessions_ranked_together_with_the_track_are_answered_by_the_model(
     start_service: StartService, hanging: Path
 ) -> None:
     """All of these wait while both threads are busy, so that they are in one batch."""
-    with start_service(release=hanging, ranking_timeout_s=TIMEOUT_S, shed_after_ms=0).client() as client:
+    with start_service(release=hanging, ranking_timeout_s=TIMEOUT_S, latency_budget_ms=0).client() as client:
 
         def ask(number: int) -> tuple[bool, httpx.Response]:
             poisoned = number % 20 == 7
@@ -166,7 +166,7 @@ def test_a_track_that_hung_alone_does_not_condemn_those_beside_it(start_service:
 def test_the_process_ends_in_time_while_the_model_hangs(
     start_service: StartService, hanging: Path, workers: int, number: signal.Signals
 ) -> None:
-    service = start_service(release=hanging, ranking_timeout_s=60, shutdown_s=1, workers=workers)
+    service = start_service(release=hanging, ranking_timeout_s=60, shutdown_grace_s=1, workers=workers)
     address = service.address()
 
     def ask() -> None:
@@ -192,7 +192,7 @@ def test_the_trial_refuses_a_release_that_hangs_on_a_track_it_meets_and_another_
     unmet = next(row for row in range(1, len(tiny_release.table)) if row not in met)
     write_hanging_release(tiny_release, releases_dir / "met", min(met))
     write_hanging_release(tiny_release, releases_dir / "unmet", unmet)
-    service = start_service(releases_dir=releases_dir, ranking_timeout_s=TIMEOUT_S, release_trial_s=10)
+    service = start_service(releases_dir=releases_dir, ranking_timeout_s=TIMEOUT_S, release_validation_timeout_s=10)
     with service.client() as client:
         client.timeout = httpx.Timeout(60)
         answer = client.put("/releases/current", json={"name": "met"})
@@ -212,7 +212,7 @@ def test_the_process_ends_in_time_while_the_disk_of_the_event_log_hangs(
     start_service: StartService, tmp_path: Path
 ) -> None:
     prelude = "import time, service.sessions.event_log as e; e.write_file = lambda *_: time.sleep(100)"
-    service = start_service(prelude=prelude, shutdown_s=0, event_log_flush_s=0.1)
+    service = start_service(prelude=prelude, shutdown_grace_s=0, event_log_flush_s=0.1)
     with service.client() as client:
         assert client.post("/sessions/a/events", json={"events": [{"type": "play", "track_id": "g0-t00"}]}).is_success
         time.sleep(0.5)
@@ -263,7 +263,7 @@ def test_a_pause_of_the_process_is_held_against_no_track(start_service: StartSer
 
 
 def test_the_supervisor_ends_in_time_although_a_worker_does_not_hear_it(start_service: StartService) -> None:
-    service = start_service(workers=2, shutdown_s=0)
+    service = start_service(workers=2, shutdown_grace_s=0)
     service.address()
     worker = next(
         child

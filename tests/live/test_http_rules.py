@@ -248,7 +248,7 @@ def test_clients_that_leave_are_counted_and_logged_as_no_failure(start_service: 
         assert 'status="500"' not in metrics
     assert service.stop() == 0
     log = "\n".join(service.output)
-    for sign in ("request_failed", "Exception in ASGI", "Traceback", "returned without"):
+    for sign in ("request_error", "Exception in ASGI", "Traceback", "returned without"):
         assert sign not in log
 
 

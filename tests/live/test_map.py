@@ -120,7 +120,7 @@ class TestPlaces:
 class TestReleaseByName:
     @pytest.fixture
     def both(self, start_service: StartService, releases_dir: Path) -> Iterator[httpx.Client]:
-        settings = {"releases_dir": releases_dir, "experiment": "second:0", "credit_share": 1}
+        settings = {"releases_dir": releases_dir, "experiment": "second:0", "attribution_sample_rate": 1}
         with start_service(**settings).client() as client:
             yield client
 
@@ -172,7 +172,7 @@ class TestReleaseByName:
         first = recommended(both, "a", release=other_release.name)["items"][0]["track_id"]
         play(both, "a", first)
         told = both.get("/metrics").text
-        assert f'segue_recommended_plays_total{{release="{other_release.name}"}}' not in told
+        assert f'segue_attributed_plays_total{{release="{other_release.name}"}}' not in told
 
     def test_a_swap_to_the_challenger_leaves_one(self, both: httpx.Client, other_release: Release) -> None:
         answer = both.put("/releases/current", json={"name": "second"}).json()

@@ -49,7 +49,7 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_counts_are_those_of_all_workers_together(start_service: StartService, workers: int) -> None:
-    address = start_service(workers=workers, credit_share=1, event_log_flush_s=0.2).address()
+    address = start_service(workers=workers, attribution_sample_rate=1, event_log_flush_s=0.2).address()
     before = operations(address)
     for number in range(8):  # a connection each, so that every worker gets some
         report(address, f"s{number}", ("play", "g1-t00"), ("play", "nobody"), recommend=5)
@@ -210,7 +210,7 @@ class TestEventLog:
     def test_tells_what_a_full_stream_has_dropped(self, start_service: StartService, tmp_path: Path) -> None:
         """By what is left in the stream: Redis drops entries a node of its own (100) at a time."""
         with Server(tmp_path / "redis") as server:
-            settings = {"redis_url": server.url, "durability": "memory", "stream_max_length": 150}
+            settings = {"redis_url": server.url, "durability": "memory", "event_log_stream_max_length": 150}
             address = start_service(event_log_writer=False, **settings).address()
             for _ in range(7):
                 report(address, "s", *[("play", f"g0-t0{number % 10}") for number in range(100)])
@@ -269,7 +269,7 @@ class TestReleases:
     def test_what_was_served_before_is_known_to_all_workers_and_after_a_restart(
         self, start_service: StartService, releases_dir: Path, workers: int, swaps: list[tuple[str, str | None]]
     ) -> None:
-        settings = {"releases_dir": releases_dir, "releases_poll_s": 0.1}
+        settings = {"releases_dir": releases_dir, "releases_poll_interval_s": 0.1}
         service = start_service(workers=workers, **settings)
         address = service.address()
 
@@ -285,7 +285,7 @@ class TestReleases:
             swap(name)
             until(lambda name=name, before=before: seen() == {(name, before)})  # type: ignore[misc]
         assert (releases_dir / "current").read_text() == "first\nsecond\n"
-        assert operations(address)["swaps"]["done"] >= len(swaps)
+        assert operations(address)["swaps"]["loaded"] >= len(swaps)
         service.stop()
         address = start_service(**settings).address()
         assert seen() == {("first", "second")}

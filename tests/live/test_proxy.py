@@ -93,7 +93,7 @@ def test_a_swap_that_takes_longer_than_other_requests_may_is_answered_by_the_ser
     shutil.copytree(releases_dir / "second", releases_dir / "endless")
     (releases_dir / "endless" / "encoder.onnx").write_bytes(hostile.endless_encoder())
     sealed(releases_dir / "endless")
-    service = start_service(releases_dir=releases_dir, release=releases_dir / "first", release_trial_s=35)
+    service = start_service(releases_dir=releases_dir, release=releases_dir / "first", release_validation_timeout_s=35)
     with (
         proxy_for(service.address(), tmp_path) as proxy,
         httpx.Client(base_url=proxy, trust_env=False, timeout=60) as client,

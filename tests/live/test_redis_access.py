@@ -135,7 +135,7 @@ def test_what_is_wrong_with_redis_is_said_without_its_password(
             assert answer.status_code == 503
             assert PASSWORD not in answer.text
         assert_unsaid(client, service)
-    assert any("event_log_not_written" in line for line in service.output)
+    assert any("event_log_write_failed" in line for line in service.output)
 
 
 def assert_unsaid(client: httpx.Client, service: Any) -> None:
@@ -168,7 +168,7 @@ def test_a_wrong_address_of_redis_is_shown_without_its_password(url: str, messag
 
 
 def test_settings_are_shown_without_secrets() -> None:
-    shown = repr(Settings(release=Path("r"), redis_url=f"redis://:{ENCODED}@host", log_key="k" * 32))
+    shown = repr(Settings(release=Path("r"), redis_url=f"redis://:{ENCODED}@host", log_hash_key="k" * 32))
     assert "secret" not in shown
     assert "kkk" not in shown
 

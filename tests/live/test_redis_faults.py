@@ -148,7 +148,7 @@ def test_reads_fall_back_to_popularity_and_writes_are_not_acknowledged(
             assert answer.status_code == 503
             assert answer.headers["retry-after"] == "1"
         assert client.get("/health/ready").status_code == 503
-        assert 'segue_fallbacks_total{failed="store"} 2.0' in client.get("/metrics").text
+        assert 'segue_fallbacks_total{component="store"} 2.0' in client.get("/metrics").text
         server.start()
         until(lambda: recommended(client, "a", k=3)["source"] == "model")
         assert [one["track_id"] for one in client.get("/sessions/a").json()["plays"]] == ["g2-t05"]
@@ -204,7 +204,7 @@ def test_a_connection_that_ends_before_the_answer_is_made_good_where_that_is_saf
             assert (answer["length"], answer["accepted"], answer["duplicates"]) == (2, 0, 1)  # the first had come
             proxy.cuts = 1
             assert len(client.get("/sessions/a").json()["plays"]) == 2
-            assert metric(client, "segue_redis_repeats_total") == 2
+            assert metric(client, "segue_redis_retries_total") == 2
             proxy.cuts = 1
             assert client.post("/sessions/a/events", json=play()).status_code == 503
             until(lambda: len(client.get("/sessions/a").json()["plays"]) == 3)  # carried out once, and not again
@@ -231,8 +231,8 @@ def test_a_model_that_fails_is_replaced_by_popularity(start_service: StartServic
             assert answer["source"] == "popularity"
             assert "g0-t01" not in {item["track_id"] for item in answer["items"]}  # it was heard
             assert len(answer["items"]) == 2
-        assert 'segue_fallbacks_total{failed="model"} 3.0' in client.get("/metrics").text
-    assert any("model_failed" in line for line in service.output)
+        assert 'segue_fallbacks_total{component="model"} 3.0' in client.get("/metrics").text
+    assert any("model_error" in line for line in service.output)
 
 
 def test_a_model_that_fails_is_an_error_where_no_fallback_is_wanted(start_service: StartService) -> None:

@@ -48,11 +48,11 @@ PLAIN = (
 def service(start_service: StartService, tmp_path: Path) -> Iterator[tuple[httpx.Client, dict[str, dict[str, str]]]]:
     """A client of a service that holds the victim's session, and the headers of a key of each scope."""
     made = {scope: new_key(scope, [scope]) for scope in SCOPES}
-    made["both"] = new_key("both", ["listen", "read"])  # type: ignore[index]
+    made["both"] = new_key("both", ["client", "read"])  # type: ignore[index]
     write_keys(tmp_path / "keys.toml", [kept for _, kept in made.values()])
     keys = {str(scope): {"Authorization": f"Bearer {text}"} for scope, (text, _) in made.items()}
     with start_service(api_keys=tmp_path / "keys.toml").client() as client:
-        stored = client.post(f"/sessions/{VICTIM}/events", json={"events": EVENTS}, headers=keys["listen"])
+        stored = client.post(f"/sessions/{VICTIM}/events", json={"events": EVENTS}, headers=keys["client"])
         assert stored.status_code == 200
         yield client, keys
 
@@ -96,7 +96,7 @@ def test_no_answer_without_the_scope_read_holds_a_sessions_plays(
     service: tuple[httpx.Client, dict[str, dict[str, str]]],
 ) -> None:
     client, keys = service
-    for holder in ("listen", "metrics", ""):
+    for holder in ("client", "metrics", ""):
         for method, path, more in variants():
             answer = client.request(method, path, headers=keys.get(holder, {}), **more)
             sent = json.dumps(more) + path
@@ -128,13 +128,13 @@ def test_an_explanation_without_the_scope_read_is_refused(
 ) -> None:
     client, keys = service
     for query in EXPLAINED:
-        answer = client.get(f"/recommendations?session_id={VICTIM}&{query}", headers=keys["listen"])
+        answer = client.get(f"/recommendations?session_id={VICTIM}&{query}", headers=keys["client"])
         assert answer.status_code == 403, query
         assert answer.headers["content-type"] == "application/problem+json"
         assert 'error="insufficient_scope", scope="read"' in answer.headers["www-authenticate"]
         assert "needs read as well" in answer.json()["detail"]
     for query in PLAIN:
-        answer = client.get(f"/recommendations?session_id={VICTIM}&{query}", headers=keys["listen"])
+        answer = client.get(f"/recommendations?session_id={VICTIM}&{query}", headers=keys["client"])
         assert (answer.status_code, "explanation" in answer.text) == (200, False), query
     assert client.get(f"/recommendations?session_id={VICTIM}&explain=true", headers=keys["read"]).status_code == 403
 
@@ -144,7 +144,7 @@ def test_a_hypothetical_session_is_explained_to_whoever_sends_it(
 ) -> None:
     client, keys = service
     body = {"events": [{"type": "play", "track_id": "g0-t00"}], "explain": True}
-    answer = client.post("/recommendations/what-if", json=body, headers=keys["listen"])
+    answer = client.post("/recommendations/what-if", json=body, headers=keys["client"])
     assert [play["track_id"] for play in answer.json()["explanation"]["plays"]] == ["g0-t00"]
 
 
@@ -153,7 +153,7 @@ def test_an_answer_to_a_report_holds_the_documented_facts_alone(
 ) -> None:
     client, keys = service
     body = {"events": [{**EVENTS[0], "track_id": "g0-t00"}]}
-    answer = client.post(f"/sessions/{VICTIM}/events?recommend=5", json=body, headers=keys["listen"]).json()
+    answer = client.post(f"/sessions/{VICTIM}/events?recommend=5", json=body, headers=keys["client"]).json()
     assert set(answer) == {"session_id", "length", "accepted", "duplicates", "unknown_tracks", "recommendations"}
     assert (answer["length"], answer["accepted"], answer["duplicates"]) == (3, 0, 1)
     lists = answer["recommendations"]
@@ -165,7 +165,7 @@ def test_an_answer_to_a_report_holds_the_documented_facts_alone(
 def test_the_releases_that_are_live_are_named_to_readers_alone(
     start_service: StartService, releases_dir: Path, tmp_path: Path
 ) -> None:
-    text, kept = new_key("app", ["listen"])
+    text, kept = new_key("app", ["client"])
     write_keys(tmp_path / "keys.toml", [kept])
     settings = {"releases_dir": releases_dir, "experiment": "second:0.5", "api_keys": tmp_path / "keys.toml"}
     with start_service(release=releases_dir / "first", **settings).client() as client:
@@ -180,7 +180,7 @@ def test_the_releases_that_are_live_are_named_to_readers_alone(
 
 class TestRates:
     def test_an_explanation_counts_as_several_requests(self, start_service: StartService, tmp_path: Path) -> None:
-        text, kept = new_key("player", ["listen", "read"])
+        text, kept = new_key("player", ["client", "read"])
         write_keys(tmp_path / "keys.toml", [kept])
         headers = {"Authorization": f"Bearer {text}"}
         calls: dict[str, Callable[[httpx.Client], httpx.Response]] = {
@@ -194,7 +194,7 @@ class TestRates:
         }
         passed = {}
         for name, call in calls.items():
-            limits = {"key_rate": 0.03, "rate_burst_s": 1000}  # 30 at once
+            limits = {"key_rate_limit": 0.03, "rate_limit_burst_s": 1000}  # 30 at once
             service = start_service(api_keys=tmp_path / "keys.toml", **limits)
             with service.client() as client:
                 client.headers.update(headers)
@@ -205,7 +205,7 @@ class TestRates:
         assert passed == {"plain": 30, "explained": 3, "what-if": 30, "explained what-if": 3, "map": 6}
 
     def test_an_explanation_counts_for_its_session_as_well(self, start_service: StartService) -> None:
-        with start_service(session_rate=0.02, rate_burst_s=1000).client() as client:
+        with start_service(session_rate_limit=0.02, rate_limit_burst_s=1000).client() as client:
             statuses = [client.get("/recommendations?session_id=a&explain=1").status_code for _ in range(4)]
             assert statuses == [200, 200, 429, 429]
             assert client.get("/recommendations?session_id=b").status_code == 200

@@ -119,7 +119,7 @@ def test_swaps_under_load_fail_no_request_and_mix_no_answer(
         assert all(listener.releases == set(prefixes) for listener in listeners)
         assert min(listener.answers for listener in listeners) > swaps
         metrics = client.get("/metrics").text
-        assert f'segue_release_swaps_total{{result="done"}} {swaps}.0' in metrics
+        assert f'segue_release_swaps_total{{result="loaded"}} {swaps}.0' in metrics
         in_use = {name: f'segue_release_in_use{{release="{name}"}} 1.0' in metrics for name in prefixes}
         assert in_use == {tiny_release.name: swaps % 2 == 0, other_release.name: swaps % 2 == 1}
 
@@ -140,7 +140,7 @@ def test_a_session_survives_a_swap_to_another_catalogue(start_service: StartServ
 
 
 def test_all_workers_follow_one_swap(start_service: StartService, releases_dir: Path) -> None:
-    with start_service(workers=2, releases_dir=releases_dir, releases_poll_s=0.1).client() as client:
+    with start_service(workers=2, releases_dir=releases_dir, releases_poll_interval_s=0.1).client() as client:
         for name in ("second", "first"):
             assert swap(client, name).status_code == 200
             until(lambda name=name: {serving(client) for _ in range(20)} == {name})  # type: ignore[misc]
@@ -149,8 +149,8 @@ def test_all_workers_follow_one_swap(start_service: StartService, releases_dir: 
 def test_the_pointer_is_followed_and_outlives_a_restart(
     start_service: StartService, releases_dir: Path, tmp_path: Path
 ) -> None:
-    service = start_service(releases_dir=releases_dir, releases_poll_s=0.1)
-    replica = start_service(releases_dir=releases_dir, releases_poll_s=0.1, data_dir=tmp_path / "replica")
+    service = start_service(releases_dir=releases_dir, releases_poll_interval_s=0.1)
+    replica = start_service(releases_dir=releases_dir, releases_poll_interval_s=0.1, data_dir=tmp_path / "replica")
     with service.client() as client, replica.client() as other:
         assert swap(client, "second").status_code == 200
         assert (releases_dir / "current").read_text() == "second\n"
@@ -168,14 +168,14 @@ def test_a_damaged_release_is_refused_once_until_it_changes(start_service: Start
     encoder = releases_dir / "second" / "encoder.onnx"
     good = encoder.read_bytes()
     encoder.write_bytes(good[:-1] + b"!")
-    service = start_service(releases_dir=releases_dir, releases_poll_s=0.05)
+    service = start_service(releases_dir=releases_dir, releases_poll_interval_s=0.05)
     with service.client() as client:
         (releases_dir / "current").write_text("second")
-        until(lambda: any("release_refused" in line for line in service.output))
+        until(lambda: any("release_rejected" in line for line in service.output))
         time.sleep(0.5)  # ten looks
-        [line] = [json.loads(line) for line in service.output if "release_refused" in line]
+        [line] = [json.loads(line) for line in service.output if "release_rejected" in line]
         assert "sha256 differs" in line["reason"]
-        assert 'segue_release_swaps_total{result="refused"} 1.0' in client.get("/metrics").text
+        assert 'segue_release_swaps_total{result="rejected"} 1.0' in client.get("/metrics").text
         assert serving(client) == "tiny"
         encoder.write_bytes(good)
         until(lambda: serving(client) == "second")
@@ -188,7 +188,7 @@ def test_a_service_whose_pointer_leads_nowhere_starts_with_its_release(
     service = start_service(releases_dir=releases_dir)
     with service.client() as client:
         assert serving(client) == "tiny"
-        assert sum("release_refused" in line for line in service.output) == 1
+        assert sum("release_rejected" in line for line in service.output) == 1
 
 
 def test_a_release_that_was_made_to_harm_ends_no_worker(start_service: StartService, releases_dir: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_release_that_was_made_to_harm_ends_no_worker(start_service: StartServ
     hostile = Hostile(write_plain_release(releases_dir / "plain"))
     hostile.with_encoder(releases_dir / "endless", endless_encoder())
     hostile.with_index(releases_dir / "astray", "ivf-pq4", centroids(5000))
-    service = start_service(releases_dir=releases_dir, releases_poll_s=0.1, release_trial_s=2)
+    service = start_service(releases_dir=releases_dir, releases_poll_interval_s=0.1, release_validation_timeout_s=2)
     with service.client() as client:
         listener = Listener(client.base_url, 0, {client.get("/releases/current").json()["name"]: ""})
         listener.start()
@@ -221,7 +221,9 @@ def test_a_release_under_trial_does_not_hold_up_the_end(
 ) -> None:
     hostile = Hostile(write_plain_release(releases_dir / "plain"))
     hostile.with_encoder(releases_dir / "endless", endless_encoder())
-    service = start_service(releases_dir=releases_dir, releases_poll_s=0.1, release_trial_s=60, shutdown_s=1)
+    service = start_service(
+        releases_dir=releases_dir, releases_poll_interval_s=0.1, release_validation_timeout_s=60, shutdown_grace_s=1
+    )
     with service.client() as client, ThreadPoolExecutor(1) as other:
         if asked_by == "pointer":
             (releases_dir / "current").write_text("endless")
@@ -331,7 +333,7 @@ class TestCredits:
     def test_plays_and_skips_are_credited_to_the_release_that_recommended(
         self, start_service: StartService, releases_dir: Path, tiny_release: Release, workers: int
     ) -> None:
-        service = start_service(workers=workers, credit_share=1)
+        service = start_service(workers=workers, attribution_sample_rate=1)
         address = service.address()
 
         def told(*tracks: str, kind: str = "play", **query: Any) -> dict[str, Any]:
@@ -350,22 +352,22 @@ class TestCredits:
         told("g5-t01", kind="skip")
         with httpx.Client(base_url=address, trust_env=False) as client:
             metrics = client.get("/metrics").text
-        assert f'segue_recommended_plays_total{{release="{tiny_release.name}"}} 3.0' in metrics
-        assert f'segue_recommended_skips_total{{release="{tiny_release.name}"}} 2.0' in metrics
+        assert f'segue_attributed_plays_total{{release="{tiny_release.name}"}} 3.0' in metrics
+        assert f'segue_attributed_skips_total{{release="{tiny_release.name}"}} 2.0' in metrics
 
     def test_an_event_that_is_sent_again_is_credited_once(self, start_service: StartService) -> None:
-        with start_service(credit_share=1).client() as client:
+        with start_service(attribution_sample_rate=1).client() as client:
             report(client, "s", "g1-t00", recommend=5)
             time.sleep(0.1)
             body = {"events": [{"type": "play", "track_id": "g1-t01", "event_id": "once"}]}
             for _ in range(3):
                 client.post("/sessions/s/events", json=body)
-            assert "segue_recommended_plays_total" in client.get("/metrics").text
+            assert "segue_attributed_plays_total" in client.get("/metrics").text
             [line] = [one for one in client.get("/metrics").text.splitlines() if "recommended_plays_total{" in one]
             assert line.endswith(" 1.0")
 
     def test_erasing_a_session_leaves_nothing_remembered(self, start_service: StartService) -> None:
-        with start_service(credit_share=1).client() as client:
+        with start_service(attribution_sample_rate=1).client() as client:
             report(client, "s", "g1-t00", recommend=5)
             time.sleep(0.1)
             client.delete("/sessions/s")
@@ -375,7 +377,7 @@ class TestCredits:
             assert "recommended_plays_total{" not in client.get("/metrics").text
 
     def test_it_can_be_turned_off(self, start_service: StartService) -> None:
-        with start_service(credit_share=0).client() as client:
+        with start_service(attribution_sample_rate=0).client() as client:
             report(client, "s", "g1-t00", recommend=5)
             time.sleep(0.1)
             report(client, "s", "g1-t01")

@@ -40,7 +40,7 @@ def test_one_look_when_piped_is_plain_and_holds_what_the_service_says(
 ) -> None:
     running.post("/sessions/top/events", json={"events": [{"type": "play", "track_id": "g0-t00"}]})
     told = running.get("/operations").json()
-    code, out, err = run(capsys, running.base_url, "--every", 0.3)
+    code, out, err = run(capsys, running.base_url, "--interval", 0.3)
     assert (code, err) == (0, "")
     assert "\x1b" not in out
     assert not set(out) & set("─│┃━┏╭█▁")
@@ -82,7 +82,7 @@ def test_a_service_with_keys_wants_one_of_an_operator(
         assert told in err
         assert metrics not in err
     assert run(capsys, address, "--key", admin, "--json")[0] == 0
-    monkeypatch.setenv("SEGUE_KEY", admin)
+    monkeypatch.setenv("SEGUE_API_KEY", admin)
     assert run(capsys, address, "--json")[0] == 0
 
 
@@ -110,7 +110,7 @@ def test_what_is_no_segue_is_said(capsys: pytest.CaptureFixture[str], running: h
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_on_a_terminal_it_is_a_screen_until_it_is_told_to_end(running: httpx.Client, number: signal.Signals) -> None:
-    terminal = Terminal("top", running.base_url, "--every", "0.1")
+    terminal = Terminal("top", running.base_url, "--interval", "0.1")
     terminal.until("Ctrl-C ends")
     assert "\x1b[?1049h" in terminal.text  # the alternate screen, which leaves no trace
     assert "event log" in terminal.text
@@ -122,7 +122,7 @@ def test_on_a_terminal_it_is_a_screen_until_it_is_told_to_end(running: httpx.Cli
 def test_a_small_terminal_shows_what_matters_to_the_end(running: httpx.Client) -> None:
     for path in ("/tracks", "/recommendations?session_id=top", "/sessions/top", "/releases/current", "/health/live"):
         running.get(path)
-    terminal = Terminal("top", running.base_url, "--every", "0.1", lines=32)
+    terminal = Terminal("top", running.base_url, "--interval", "0.1", lines=32)
     terminal.until("Ctrl-C ends")
     assert "event log" in terminal.text
     assert terminal.end(signal.SIGINT) == 0
@@ -132,7 +132,7 @@ def test_a_service_that_goes_and_comes_back_is_waited_for(start_service: StartSe
     with Server(tmp_path / "redis") as server:
         service = start_service(redis_url=server.url, durability="memory")
         address = service.address()
-        terminal = Terminal("top", address, "--every", "0.1")
+        terminal = Terminal("top", address, "--interval", "0.1")
         terminal.until("Ctrl-C ends")
         server.kill()
         terminal.until("AWAY")

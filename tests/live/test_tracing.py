@@ -52,7 +52,7 @@ def test_batches_are_measured(running: httpx.Client) -> None:
     recommended(running, "batched")
     metrics = running.get("/metrics").text
     for of in ("ranking", "redis"):
-        [count] = re.findall(rf'^segue_batch_size_count{{of="{of}"}} (\S+)', metrics, re.MULTILINE)
+        [count] = re.findall(rf'^segue_batch_size_count{{stage="{of}"}} (\S+)', metrics, re.MULTILINE)
         assert float(count) > 0
 
 

@@ -104,7 +104,7 @@ def test_a_log_is_prepared_from_a_relative_path(folder: Path, segue: Command, en
 @pytest.mark.slow
 def test_a_model_is_trained_and_evaluated(folder: Path, segue: Command, dataset: Path) -> None:
     run(folder, segue, "train", dataset, "--out", "release", *SMALL)
-    run(folder, segue, "evaluate", "release", dataset, "--json", "result.json")
+    run(folder, segue, "evaluate", "release", dataset, "--output", "result.json")
     assert (folder / "result.json").is_file()
 
 

@@ -58,8 +58,8 @@ def test_the_same_sessions_offline_and_over_http_give_identical_lists_and_figure
     service = start_service(release=indexed)
     url = service.address()
     offline, through = tmp_path / "offline.json", tmp_path / "through.json"
-    segue("evaluate", indexed, dataset, "--json", offline)
-    segue("evaluate", indexed, dataset, "--json", through, "--through", url)
+    segue("evaluate", indexed, dataset, "--output", offline)
+    segue("evaluate", indexed, dataset, "--output", through, "--url", url)
     assert json.loads(offline.read_text()) == json.loads(through.read_text())
 
     opened, data = open_release(indexed), open_dataset(dataset)
@@ -78,7 +78,7 @@ def test_a_service_of_another_release_is_not_measured_by_mistake(
 ) -> None:
     url = start_service().address()  # serves the tiny release
     done = subprocess.run(
-        [*SEGUE, "evaluate", str(release), str(dataset), "--through", url], capture_output=True, text=True, check=False
+        [*SEGUE, "evaluate", str(release), str(dataset), "--url", url], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     assert "serve the release you evaluate" in done.stderr
@@ -87,11 +87,11 @@ def test_a_service_of_another_release_is_not_measured_by_mistake(
 def test_a_service_with_keys_is_asked_with_the_one_in_the_environment(
     release: Path, dataset: Path, tmp_path: Path, start_service: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SEGUE_KEY", segue("keys", "new", "e", "--scope", "admin", "--file", tmp_path / "k").strip())
+    monkeypatch.setenv("SEGUE_API_KEY", segue("keys", "new", "e", "--scope", "admin", "--file", tmp_path / "k").strip())
     url = start_service(api_keys=tmp_path / "k").address()  # serves the tiny release
-    segue("evaluate", release, dataset, "--through", url, code=2)
-    monkeypatch.setenv("SEGUE_KEY", "wrong")
-    segue("evaluate", release, dataset, "--through", url, code=1)
+    segue("evaluate", release, dataset, "--url", url, code=2)
+    monkeypatch.setenv("SEGUE_API_KEY", "wrong")
+    segue("evaluate", release, dataset, "--url", url, code=1)
 
 
 def test_torch_and_onnx_runtime_agree_on_the_releases_own_windows(release: Path) -> None:
@@ -115,7 +115,7 @@ def test_torch_and_onnx_runtime_agree_on_the_releases_own_windows(release: Path)
 @pytest.mark.slow
 def test_a_baseline_is_evaluated_but_not_served(dataset: Path, tmp_path: Path) -> None:
     segue("train", dataset, "--model", "markov", "--out", tmp_path / "markov")
-    result = json.loads(segue("evaluate", tmp_path / "markov", dataset, "--json", "-"))
+    result = json.loads(segue("evaluate", tmp_path / "markov", dataset, "--json"))
     assert result["groups"]["all"]["HR@10"]["value"] > 0.05
     done = subprocess.run([*SEGUE, "serve", str(tmp_path / "markov")], capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -125,8 +125,8 @@ def test_a_baseline_is_evaluated_but_not_served(dataset: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_new_sessions_are_held_out_and_asked_for(dataset: Path, tmp_path: Path) -> None:
-    segue("train", dataset, "--model", "markov", "--new-sessions", "--out", tmp_path / "m")
-    result = json.loads(segue("evaluate", tmp_path / "m", dataset, "--new-sessions", "--json", "-"))
+    segue("train", dataset, "--model", "markov", "--split", "new-sessions", "--out", tmp_path / "m")
+    result = json.loads(segue("evaluate", tmp_path / "m", dataset, "--split", "new-sessions", "--json"))
     assert 150 < result["groups"]["all"]["sessions"] < 330
     segue("evaluate", tmp_path / "m", dataset, code=2)
 

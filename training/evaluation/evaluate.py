@@ -133,13 +133,9 @@ class HttpRecommender:
         try:
             answer = self._client.request(method, path, **rest)
         except httpx.HTTPError as error:
-            raise InputError(
-                f"--through {self._url}: {method} {path} got no answer ({error}); is it serving?"
-            ) from error
+            raise InputError(f"--url {self._url}: {method} {path} got no answer ({error}); is it serving?") from error
         if answer.is_error:
-            raise SegueError(
-                f"--through {self._url}: {method} {path} answered {answer.status_code}: {answer.text[:200]}"
-            )
+            raise SegueError(f"--url {self._url}: {method} {path} answered {answer.status_code}: {answer.text[:200]}")
         return answer
 
 
@@ -176,7 +172,7 @@ Advance: TypeAlias = Callable[[int, int], None]  # sessions done, sessions in al
 
 
 def evaluate(question: Question, answers: RecommenderUnderTest, advance: Advance | None = None) -> dict[str, Any]:
-    """Measure and return what `segue evaluate --json` writes. Raises BadOption for `sampled` through a service."""
+    """Measure and return what `segue evaluate --output` writes. Raises BadOption for `sampled` through a service."""
     asked, to_release = question.examples(), question.to_release()
     targets = to_release[asked.targets]  # PAD_ROW: outside the release's catalogue, a miss
     covered: Int = np.empty(0, dtype=np.int64)
@@ -185,7 +181,7 @@ def evaluate(question: Question, answers: RecommenderUnderTest, advance: Advance
     elif isinstance(answers, LocalRecommender):
         ranks = _sampled_ranks(question, answers.recommender, asked, to_release, advance)
     else:
-        raise BadOption("--protocol sampled cannot go --through a service, which ranks its whole catalogue: use full")
+        raise BadOption("--protocol sampled is not for --url: a service ranks its whole catalogue; use --protocol full")
     target_plays = question.release.catalogue.plays[targets]
     manifest = question.release.manifest
     result: dict[str, Any] = {

@@ -6,7 +6,7 @@ the commands and what they printed. What is there already is not done again; a t
 
     FOLDER/SPLIT/SYSTEM-SEED/           the release
     FOLDER/SPLIT/SYSTEM-SEED.log
-    FOLDER/SPLIT/SYSTEM-SEED.full.json  what `segue evaluate --json` writes, one for each protocol
+    FOLDER/SPLIT/SYSTEM-SEED.full.json  what `segue evaluate --output` writes, one for each protocol
 """
 
 import json
@@ -187,17 +187,17 @@ def _check_same_run(run: Run) -> None:
 
 
 def _do(run: Run, protocols: Sequence[Protocol], commands: "_Commands") -> None:
-    new_sessions = ["--new-sessions"] if run.split == "new-sessions" else []
+    split = ["--split", run.split]
     run.release.parent.mkdir(parents=True, exist_ok=True)
     log = run.release.with_name(f"{run.name}.log")
     if not run.release.exists():
         settings = [f"--set={key}={value}" for key, value in run.options.model_dump().items()]
         model = SYSTEMS[run.system].model
-        commands.run(["train", run.dataset, "--model", model, *settings, *new_sessions, "--out", run.release], log)
+        commands.run(["train", run.dataset, "--model", model, *settings, *split, "--out", run.release], log)
     for protocol in protocols:
         out = run.result(protocol)
         if not out.is_file():
-            asked = ["--protocol", protocol, *new_sessions, "--exact", "--json", out]
+            asked = ["--protocol", protocol, *split, "--exact", "--output", out]
             commands.run(["evaluate", run.release, run.dataset, *asked], log)
 
 

@@ -1,1 +1,1 @@
-"""Results of `segue evaluate --json` put side by side: statistics, tables beside the paper's, one page with plots."""
+"""Results of `segue evaluate --output` put side by side: statistics, tables beside the paper's, one page with plots."""

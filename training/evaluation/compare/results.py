@@ -79,7 +79,7 @@ Comparison: TypeAlias = dict[Question, EvaluationResults]
 def read_results(paths: Sequence[Path]) -> Comparison:
     """Group result files by question. Raises InputError with one line for a file that does not fit."""
     if not paths:
-        raise InputError("there is no result to compare: write some with `segue evaluate --json FILE`")
+        raise InputError("there is no result to compare: write some with `segue evaluate --output FILE`")
     compared: Comparison = {}
     for path in paths:
         _add(compared, path, _read(path))
@@ -94,7 +94,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a result of `segue evaluate --json`: {error}") from error
+        raise InputError(f"{path} cannot be read as a result of `segue evaluate --output`: {error}") from error
     missing = [key for key in (*_NEEDED, *_OF_A_SESSION) if not isinstance(content, dict) or key not in content]
     if missing:
         raise InputError(f"{path} has no {missing[0]!r}: evaluate its release again with this Segue")

@@ -101,14 +101,14 @@ def listed(release: Release, asked: Examples, known: Any) -> float:
 @contextmanager
 def long_rows() -> Iterator[None]:
     """Within, new tracks begin with rows as long as those of others, however many lists that puts them into."""
-    with patch("training.warm_start.fair_factor", lambda *_: 1.0):
+    with patch("training.warm_start.popularity_calibrated_scale", lambda *_: 1.0):
         yield
 
 
 @contextmanager
 def drawn_rows() -> Iterator[None]:
     """Within, new tracks begin with rows drawn at random, as in a training from the start."""
-    with patch("training.warm_start.company_means", lambda table, *_: (np.zeros(0, np.int64), table[:0])):
+    with patch("training.warm_start.cooccurrence_init", lambda table, *_: (np.zeros(0, np.int64), table[:0])):
         yield
 
 

@@ -21,11 +21,11 @@ from typing import Any, Final
 import numpy as np
 
 from segue.events import Event, EventType
-from service.ops.telemetry import Telemetry
 from service.sessions.embedded_redis import embedded_redis
 from service.sessions.event_log import EventLog, open_folder
 from service.sessions.store import SessionStore, connect
 from service.settings import Settings
+from service.telemetry import Telemetry
 
 TRACKS: Final = 100_000
 START: Final = datetime(2026, 1, 1, tzinfo=UTC)

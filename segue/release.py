@@ -30,7 +30,7 @@ from segue.window import Windows
 
 FORMAT_VERSION: Final = 1
 _FILE_NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
-NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+RELEASE_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 MANIFEST: Final = "manifest.json"
 CATALOGUE: Final = "catalogue.parquet"
 ENCODER: Final = "encoder.onnx"
@@ -83,7 +83,7 @@ class Manifest(_Frozen):
 
     format_version: Literal[1] = FORMAT_VERSION
     name: str = Field(
-        pattern=NAME_PATTERN,
+        pattern=RELEASE_NAME_PATTERN,
         description="Names the release in answers and logs: model and first digits of the content's hash",
     )
     model: str

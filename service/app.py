@@ -21,10 +21,9 @@ from starlette.staticfiles import StaticFiles
 
 from index.faiss_gpu import refuse_missing_device
 from segue.errors import BadOption, SegueError, StoreUnavailable
-from service.api import operations, player
+from service.api import operations, pages
 from service.api import sessions as routes
 from service.api import tracks as map_routes
-from service.api import viewer as api_viewer
 from service.api.bodies import EventsRequest, SwapRequest, WhatIfRequest
 from service.api.fallback import PopularityFallback
 from service.api.json_body import max_body_bytes
@@ -35,24 +34,23 @@ from service.http import auth as access
 from service.http import middleware as hosts
 from service.http.admission_control import AdmissionControl
 from service.http.middleware import CrossOrigin, Measured, Preflight, without_range
-from service.ops.live_state import ServiceStatus
 from service.ops.readiness import Readiness
-from service.ops.status import RedisStatus
-from service.ops.telemetry import Telemetry, configure_logging
+from service.ops.status import RedisStatus, ServiceStatus
 from service.problems import answer_problems, describe_problems
 from service.releases.attribution import Attribution
 from service.releases.registry import ReleaseRegistry, check_servable
-from service.server import CLOSING_S, end_in_time
 from service.sessions.embedded_redis import embedded_redis, terminate_with_parent
 from service.sessions.event_log import EventLog, open_folder
 from service.sessions.store import DurabilityCheck, SessionStore, connect
 from service.settings import Settings, read_settings
+from service.shutdown import CLOSING_S, end_in_time
+from service.telemetry import Telemetry, configure_logging
 from service.threads import BlockingCalls, Threads
 
 if TYPE_CHECKING:
     from service.ops.tracing import Tracing
 
-ROUTERS = (routes.router, player.router, map_routes.router, operations.router, api_viewer.router)
+ROUTERS = (routes.router, pages.router, map_routes.router, operations.router)
 
 _log = structlog.get_logger()
 
@@ -97,8 +95,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     for router in ROUTERS:
         app.include_router(router)
-    app.mount("/web", without_range(StaticFiles(directory=player.WEB)), name="web")
-    app.mount("/docs/files", without_range(api_viewer.ViewerFiles()), name="docs")
+    app.mount("/web", without_range(StaticFiles(directory=pages.WEB)), name="web")
+    app.mount("/docs/files", without_range(pages.ViewerFiles()), name="docs")
     answer_problems(app, [*app.router.routes, *(route for router in ROUTERS for route in router.routes)])
     app.add_middleware(
         FastPath,

@@ -1,9 +1,4 @@
-"""The end of a process that was told to end, whatever hangs in it.
-
-Closing waits for requests, for the event log's last file and for Redis. A disk or a library that never returns would
-keep the process for ever, so a timer that begins with the signal ends it.
-
-The process that serves: it starts the embedded Redis, binds the port, and serves itself or by workers.
+"""The process that serves: it starts the embedded Redis, binds the port, and serves itself or by workers.
 
 A supervisor of workers holds no release and imports none of what serves one, as its memory would be that of another
 worker: hence the imports within functions.
@@ -20,7 +15,6 @@ import socket
 import sys
 import tempfile
 import threading
-import time
 import webbrowser
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -37,50 +31,12 @@ from uvicorn.supervisors import Multiprocess
 
 from segue.errors import BadOption, BadRelease, SegueError
 from service.http.middleware import ANSWER_HEADERS
-from service.ops.telemetry import MULTIPROCESS_DIR, configure_logging
-from service.sessions.embedded_redis import embedded_redis, stop_embedded_servers, terminate_with_parent
+from service.sessions.embedded_redis import embedded_redis, terminate_with_parent
 from service.settings import Settings, as_environment
-
-CLOSING_S: Final = 8  # beyond SEGUE_SHUTDOWN_GRACE_S, to write the event log's last file and to close what was opened
+from service.shutdown import CLOSING_S, end_in_time
+from service.telemetry import MULTIPROCESS_DIR, configure_logging
 
 _log = structlog.get_logger()
-
-
-def end_in_time(seconds: float) -> None:
-    """Have SIGTERM and SIGINT end this process within `seconds`, beside what they do already.
-
-    Does nothing outside the main thread, where signals cannot be handled.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return
-    began = False
-
-    def watched(before: Any) -> Any:
-        def handle(number: int, frame: FrameType | None) -> None:
-            nonlocal began
-            if not began:
-                began = True
-                threading.Thread(target=_end_after, args=(seconds,), name="ending", daemon=True).start()
-            if callable(before):
-                before(number, frame)
-
-        return handle
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, watched(signal.getsignal(number)))
-
-
-def _end_after(seconds: float) -> None:
-    time.sleep(seconds)
-    names = sorted(thread.name for thread in threading.enumerate() if thread is not threading.current_thread())
-    _log.error("shutdown_cut_short", seconds=seconds, threads=names)
-    for child in multiprocessing.active_children():  # workers, and a release under trial
-        child.kill()
-    stop_embedded_servers()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(1)
 
 
 _OTHER_FILES: Final = 256  # of the release, the event log, connections to Redis

@@ -17,10 +17,11 @@ from pydantic import Field, FilePath, ValidationError, field_serializer, field_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from segue.errors import BadOption
-from service.releases.folder import NAME_PATTERN
 
 PREFIX = "SEGUE_"
 
+# The plain name of a folder of releases_dir.
+FOLDER_NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
 Durability: TypeAlias = Literal["memory", "every-second", "always"]
 # Variables with the prefix that are no settings: of the command line, of a build, of tests and benchmarks.
 _OTHER_VARIABLES: Final = frozenset(
@@ -235,7 +236,7 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         name, _, share = value.rpartition(":")
-        if not re.fullmatch(NAME_PATTERN, name) or not re.fullmatch(r"0?\.\d+|[01](\.0*)?", share):
+        if not re.fullmatch(FOLDER_NAME_PATTERN, name) or not re.fullmatch(r"0?\.\d+|[01](\.0*)?", share):
             raise ValueError("expected folder:share, as in sasrec-2:0.1, with a share from 0 to 1")
         return name, float(share)
 

@@ -30,11 +30,11 @@ from index.tuning import index_release
 from segue.catalogue import Catalogue
 from segue.errors import InputError
 from segue.release import Release, ReleaseMetadata, open_release, write_release
-from service.ops.telemetry import Telemetry
 from service.releases.loaded import Question
 from service.releases.onnx_encoder import OnnxEncoder
 from service.releases.registry import ReleaseRegistry
 from service.settings import Settings
+from service.telemetry import Telemetry
 from service.threads import Threads
 from tests.sealing import named, sealed
 

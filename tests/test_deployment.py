@@ -44,7 +44,7 @@ WORKLOADS = {
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_every_metric_that_is_asked_for_exists(expression: str) -> None:
-    from service.ops.telemetry import Telemetry
+    from service.telemetry import Telemetry
 
     endings = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_count", "_sum"]}
     metrics = Telemetry().registry.collect()
@@ -55,7 +55,7 @@ def test_every_metric_that_is_asked_for_exists(expression: str) -> None:
 
 
 def test_every_metric_is_on_the_dashboard() -> None:
-    from service.ops.telemetry import Telemetry
+    from service.telemetry import Telemetry
 
     shown = " ".join(target["expr"] for panel in PANELS for target in panel["targets"])
     assert [metric.name for metric in Telemetry().registry.collect() if metric.name not in shown] == []
@@ -219,7 +219,7 @@ def test_the_kustomize_base_takes_the_image_of_this_version() -> None:
 def test_every_variable_of_the_compose_file_is_documented() -> None:
     named = set(re.findall(r"\$\{(\w+)", (DOCKER / "compose.yaml").read_text()))
     listed = (
-        (ROOT / "docs" / "operations.md").read_text().partition("### One machine")[2].partition("### Kubernetes")[0]
+        (ROOT / "docs" / "operations.md").read_text().partition("### Docker Compose")[2].partition("### Kubernetes")[0]
     )
     rows = " ".join(re.findall(r"^\| (`.*?) \|", listed, flags=re.MULTILINE))
     assert named == set(re.findall(r"`(\w+)`", rows))

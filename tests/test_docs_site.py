@@ -140,7 +140,7 @@ class TestReference:
         assert {name.lower() for name in rows} == set(Settings.model_fields)
         assert rows["PORT"] == f"`{Settings.model_fields['port'].default}`"
         assert rows["RELEASE"] == "needed"
-        assert rows["LOG_KEY"] == "(random)"
+        assert rows["LOG_HASH_KEY"] == "(random)"
 
     def test_it_has_every_option_of_every_model(self) -> None:
         text = reference.options()

@@ -220,7 +220,7 @@ class TestSampled:
         data = dataset(tmp_path / "d", {"s1": "abc"})
         question = Question(data, baseline(tmp_path / "r", data), "last-play", protocol="sampled")
         service = HttpRecommender("http://127.0.0.1:9", data.catalogue, data.catalogue)
-        with service, pytest.raises(BadOption, match="use full"):
+        with service, pytest.raises(BadOption, match="use --protocol full"):
             evaluate(question, service)
 
 

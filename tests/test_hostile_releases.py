@@ -24,11 +24,11 @@ from index.faiss_cpu import KINDS, Kind
 from segue.errors import BadRelease
 from segue.release import Release
 from segue.sessions import Play
-from service.ops.telemetry import Telemetry
 from service.releases.loaded import Question
 from service.releases.registry import ReleaseRegistry
 from service.releases.trial import validate_in_child
 from service.settings import Settings
+from service.telemetry import Telemetry
 from service.threads import Threads
 from tests import hostile
 from tests.hostile import Change, Hostile, centroids, graph_of_centroids, ids, of_bytes, put, put_at, resized, storage

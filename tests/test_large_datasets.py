@@ -43,7 +43,7 @@ _LARGE = """
 import sys, threading, time
 from pathlib import Path
 import numpy as np, polars as pl
-from training.data.dataset import Listening, open_dataset, write_listening
+from training.data.dataset import RawInteractions, open_dataset, write_listening
 from training.data.splits import examples, training_part
 from training.data.loader import trainable
 
@@ -58,7 +58,7 @@ def watch():
 
 codes = np.load(sys.argv[1] + "/codes.npy", mmap_mode="r")
 sessions = len(codes) // 20
-listening = Listening(
+listening = RawInteractions(
     tracks=pl.DataFrame({"track_id": pl.int_range(1000, eager=True).cast(pl.String)}), codes=codes,
     skipped=np.zeros(len(codes), dtype=np.bool_), offsets=np.arange(0, len(codes) + 1, 20),
     session_ids=pl.int_range(sessions, eager=True).cast(pl.String),

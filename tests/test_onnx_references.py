@@ -9,7 +9,7 @@ pytest.importorskip("onnx")
 
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper, onnx_ml_pb2
 
-from service.releases.onnx_references import LEADS_TO, referred_files
+from service.releases.onnx_encoder import LEADS_TO, referred_files
 
 FROZEN = Path(__file__).parent / "releases" / "v1" / "encoder.onnx"
 

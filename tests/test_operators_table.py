@@ -14,7 +14,7 @@ if not (ROOT / "docs").is_dir():
 # The beginning of a row's first cell, and the tests that show what the row says.
 SHOWN_BY: Final[dict[str, tuple[str, ...]]] = {
     "The service is killed": ("live/test_processes.py::test_no_acknowledged_event_is_lost_by_a_kill",),
-    "The service is told to stop": ("live/test_overload.py::test_a_stopping_service_finishes_what_is_under_way",),
+    "The service is stopped": ("live/test_overload.py::test_a_stopping_service_finishes_what_is_under_way",),
     "Something hangs while the service stops": (
         "live/test_hanging_model.py::test_the_process_ends_in_time_while_the_model_hangs",
         "live/test_hanging_model.py::test_the_process_ends_in_time_while_the_disk_of_the_event_log_hangs",
@@ -28,7 +28,7 @@ SHOWN_BY: Final[dict[str, tuple[str, ...]]] = {
         "live/test_redis_faults.py::test_a_restart_of_redis_between_requests_costs_nobody_an_answer",
         "live/test_redis_faults.py::test_a_connection_that_ends_before_the_answer_is_made_good_where_that_is_safe",
     ),
-    "Redis refuses writes": (
+    "Redis rejects writes": (
         "live/test_durability.py::test_readiness_fails_with_the_reason_while_writes_are_refused",
         "live/test_durability.py::test_readiness_notices_one_node_of_a_cluster_that_refuses_writes",
     ),
@@ -47,7 +47,7 @@ SHOWN_BY: Final[dict[str, tuple[str, ...]]] = {
         "live/test_durability.py::test_a_write_is_acknowledged_when_the_replica_has_it",
     ),
     "Redis or its machine crashes": ("faults/test_faults.py::test_redis_is_killed_twenty_times",),
-    "Encoder or index fail for a question": (
+    "The encoder or index raises an error": (
         "live/test_redis_faults.py::test_a_model_that_fails_is_replaced_by_popularity",
         "live/test_redis_faults.py::test_a_model_that_fails_is_an_error_where_no_fallback_is_wanted",
     ),
@@ -60,7 +60,7 @@ SHOWN_BY: Final[dict[str, tuple[str, ...]]] = {
     "The model hangs on everything": (
         "live/test_hanging_model.py::test_readiness_fails_with_the_reason_while_the_model_hangs_on_everything",
     ),
-    "More is asked than can be answered": (
+    "The service is overloaded": (
         "live/test_overload.py::test_beyond_capacity_served_requests_are_in_time_and_the_others_refused_at_once",
         "live/test_overload.py::test_a_full_service_refuses_all_but_health_metrics_and_releases",
     ),
@@ -71,11 +71,11 @@ SHOWN_BY: Final[dict[str, tuple[str, ...]]] = {
     "Clients play tracks that the release does not know": (
         "live/test_calls.py::test_unknown_tracks_are_stored_named_and_passed_over",
     ),
-    "A release that is put or pointed to is damaged": (
+    "A new release is damaged": (
         "live/test_swap.py::test_a_damaged_release_is_refused_once_until_it_changes",
         "live/test_swap.py::test_what_cannot_be_served_is_a_problem_and_changes_nothing",
     ),
-    "A release that is put or pointed to hangs in its trial": (
+    "A new release hangs during validation": (
         "live/test_hanging_model.py::"
         "test_the_trial_refuses_a_release_that_hangs_on_a_track_it_meets_and_another_one_costs_its_own_requests_only",
     ),
@@ -86,7 +86,7 @@ SHOWN_BY: Final[dict[str, tuple[str, ...]]] = {
     "The event log's disk hangs": (
         "live/test_hanging_model.py::test_the_process_ends_in_time_while_the_disk_of_the_event_log_hangs",
     ),
-    "Nobody writes the event log": ("live/test_operations.py::test_tells_what_a_full_stream_has_dropped",),
+    "The event log has no writer": ("live/test_operations.py::test_tells_what_a_full_stream_has_dropped",),
     "A file of the event log is damaged": ("live/test_event_log.py::test_a_damaged_file_stops_nobodys_erasure",),
 }
 
@@ -94,7 +94,7 @@ SHOWN_BY: Final[dict[str, tuple[str, ...]]] = {
 def rows() -> list[list[str]]:
     """The table's rows, as their cells."""
     text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-    section = text.partition("## What happens when")[2].partition("\n#")[0]
+    section = text.partition("## Failure modes")[2].partition("\n#")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     assert cells[0] == ["failure", "what the client sees", "what readiness says", "which alert fires"]

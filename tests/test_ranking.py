@@ -10,9 +10,9 @@ import pytest
 from segue.errors import ModelUnavailable
 from segue.release import Release
 from segue.sessions import Play
-from service.ops.telemetry import Telemetry
 from service.releases.loaded import LoadedRelease, Question, RecommendResult, load_release
 from service.releases.ranking import Ranking
+from service.telemetry import Telemetry
 from service.threads import Threads
 
 TIMEOUT_S = 0.2

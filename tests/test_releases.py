@@ -14,12 +14,12 @@ import pytest
 from segue.errors import BadOption, SwapRefused
 from segue.release import Release
 from segue.sessions import Play
-from service.ops.telemetry import Telemetry
 from service.releases.attribution import SessionSampler
 from service.releases.loaded import Question
 from service.releases.registry import ReleaseRegistry
 from service.sessions.store import bucket_of
 from service.settings import Settings, as_environment, read_settings
+from service.telemetry import Telemetry
 from service.threads import Threads
 
 SESSIONS = [f"session-{number}" for number in range(20_000)]
@@ -72,7 +72,7 @@ class TestSwapping:
 
         async def use() -> None:
             results = await asyncio.gather(releases.swap("second"), releases.swap("second"), return_exceptions=True)
-            assert [type(result).__name__ for result in results] == ["Served", "SwapRefused"]
+            assert [type(result).__name__ for result in results] == ["ActiveRelease", "SwapRefused"]
             await releases.swap("first")
 
         asyncio.run(use())

@@ -69,7 +69,7 @@ def test_workers_read_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None
     [
         ("SEGUE_RELEASE_DIR", "did you mean SEGUE_RELEASES_DIR?"),
         ("SEGUE_PROT", "did you mean SEGUE_PORT?"),
-        ("SEGUE_SHUTDOWN_S", "did you mean SEGUE_SHUTDOWN_GRACE_S?"),
+        ("SEGUE_SHUTDOWN_GRACE", "did you mean SEGUE_SHUTDOWN_GRACE_S?"),
         ("SEGUE_SOMETHING_ELSE_ENTIRELY", "docs/operations.md lists the settings"),
     ],
 )

@@ -3,8 +3,10 @@
     git worktree add ../before COMMIT
     python -m benchmarks.serving.before_after --folder /tmp/serving --before ../before
 
-Both are this environment's packages with another source tree, on the same release and Redis. Each round measures both;
-the first to run alternates, and the ratio is the median of the rounds'. Writes results/before_after.json.
+Both are this environment's packages with another source tree, on one release and one Redis, and run at the same time on
+one core. Load goes to one after the other, a few seconds each: a shared machine changes its speed within minutes, so
+only neighbouring measurements can be compared. The ratio is the median over the pairs, with the interval of a
+bootstrap. The processor time of a request is measured too. Writes results/before_after.json.
 """
 
 import argparse
@@ -13,7 +15,7 @@ import os
 import platform
 import subprocess
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,29 +24,63 @@ import psutil
 
 from benchmarks.serving.run import RECALL, RESULTS, load, redis, release_of, served, sessions_of
 
-PORT: Final = 8911
+PORTS: Final = {"before": 8911, "after": 8913}
 SCENARIOS: Final = ("recommend", "report", "report_and_recommend")
 HERE: Final = Path(__file__).parents[2]
 
 
-def serving(folder: Path, release: Path, url: str, tree: Path) -> AbstractContextManager[psutil.Process]:
+def serving(folder: Path, release: Path, url: str, name: str, tree: Path) -> AbstractContextManager[psutil.Process]:
     """The service of a source tree on the server's core, refusing nothing."""
+    settings = (tree / "service" / "settings.py").read_text()
+    budget = "LATENCY_BUDGET_MS" if "latency_budget_ms" in settings else "SHED_AFTER_MS"  # as old versions call it
     environment = {
         "PYTHONPATH": str(tree),
-        "SEGUE_DATA_DIR": str(folder / f"data-{tree.name}"),
+        "SEGUE_DATA_DIR": str(folder / f"data-{name}"),
         "SEGUE_RANKING_THREADS": "1",
         "SEGUE_LOG_LEVEL": "warning",
-        "SEGUE_LATENCY_BUDGET_MS": "0",
+        f"SEGUE_{budget}": "0",
     }
-    return served(
-        [sys.executable, "-m", "segue", "serve", release, "--redis-url", url, "--port", PORT], environment, PORT
-    )
+    redis_url = f"{url}?db={list(PORTS).index(name)}"
+    command = [sys.executable, "-m", "segue", "serve", release, "--redis-url", redis_url, "--port", PORTS[name]]
+    return served(command, environment, PORTS[name])
 
 
 def commit_of(tree: Path) -> str:
     """The short name of its commit."""
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=tree, check=True, capture_output=True, text=True)
     return done.stdout.strip()
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """Processor time of the service so far, in seconds."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def measure(folder: Path, scenario: str, seconds: float, name: str, process: psutil.Process) -> tuple[float, float]:
+    """Requests a second, and the service's processor time of a request in microseconds."""
+    began = cpu_s(process)
+    done = load(folder, PORTS[name], scenario, seconds, warm_up_s=0.0)
+    return done["per_s"], (cpu_s(process) - began) / done["requests"] * 1e6
+
+
+def figures(pairs: "np.ndarray[Any, np.dtype[np.float64]]") -> dict[str, Any]:
+    """Of pairs [pairs, before and after, requests a second and processor time]; ratios above 1 are gains."""
+    rng = np.random.default_rng(0)
+    found: dict[str, Any] = {}
+    for name, before, after, ratios in (
+        ("per_s", pairs[:, 0, 0], pairs[:, 1, 0], pairs[:, 1, 0] / pairs[:, 0, 0]),
+        ("cpu_us", pairs[:, 0, 1], pairs[:, 1, 1], pairs[:, 0, 1] / pairs[:, 1, 1]),
+    ):
+        drawn = np.median(rng.choice(ratios, (2000, len(ratios))), axis=1)
+        found[name] = {
+            "before": round(float(np.median(before)), 1),
+            "after": round(float(np.median(after)), 1),
+            "ratio": round(float(np.median(ratios)), 3),
+            "interval_95": np.percentile(drawn, [2.5, 97.5]).round(3).tolist(),
+            "ratio_of_each_pair": ratios.round(3).tolist(),
+        }
+    return found
 
 
 def main() -> None:
@@ -54,31 +90,27 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="source tree of the earlier version")
     parser.add_argument("--tracks", type=int, default=600_000)
     parser.add_argument("--kind", default="ivf-pq4", help="kind of index")
-    parser.add_argument("--seconds", type=float, default=6, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=2, help="of each measurement")
+    parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--out", type=Path, default=RESULTS / "before_after.json")
     chosen = parser.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
     release = release_of(chosen.folder, chosen.tracks, chosen.kind, RECALL.get(chosen.tracks, 0.99))
     sessions_of(release, chosen.folder / "sessions.json")
     trees = {"before": chosen.before.resolve(), "after": HERE}
-    found: dict[str, dict[str, list[float]]] = {name: {one: [] for one in trees} for name in SCENARIOS}
-    with redis(chosen.folder / "redis") as url:
-        for number in range(chosen.rounds):
-            for name in list(trees)[:: -1 if number % 2 else 1]:
-                with serving(chosen.folder, release, url, trees[name]):
-                    load(chosen.folder, PORT, "fill", 60)
-                    for scenario in SCENARIOS:
-                        found[scenario][name].append(load(chosen.folder, PORT, scenario, chosen.seconds)["per_s"])
-    result: dict[str, Any] = {"tracks": chosen.tracks, "rounds": chosen.rounds}
-    for scenario, figures in found.items():
-        ratios = np.array(figures["after"]) / np.array(figures["before"])
-        result[scenario] = {
-            "before_per_s": round(float(np.median(figures["before"])), 1),
-            "after_per_s": round(float(np.median(figures["after"])), 1),
-            "ratio": round(float(np.median(ratios)), 3),
-            "ratio_of_each_round": ratios.round(3).tolist(),
+    result: dict[str, Any] = {"tracks": chosen.tracks, "pairs": chosen.pairs, "seconds": chosen.seconds}
+    with redis(chosen.folder / "redis") as url, ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(serving(chosen.folder, release, url, name, tree)) for name, tree in trees.items()
         }
+        for name in trees:
+            load(chosen.folder, PORTS[name], "fill", 60)
+        for scenario in SCENARIOS:
+            pairs = np.zeros((chosen.pairs, 2, 2))
+            for number in range(-1, chosen.pairs):  # the first pair warms up
+                for which, (name, process) in list(enumerate(processes.items()))[:: -1 if number % 2 else 1]:
+                    pairs[number, which] = measure(chosen.folder, scenario, chosen.seconds, name, process)
+            result[scenario] = figures(pairs)
     result |= {f"commit_{name}": commit_of(tree) for name, tree in trees.items()}
     result["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
     chosen.out.write_text(json.dumps(result, indent=2) + "\n")

@@ -19,7 +19,7 @@ def http(openapi: str) -> str:
         "# HTTP\n",
         f"{description['info']['summary']} Version {description['info']['version']}, made from "
         "[openapi.yaml](../openapi.yaml), which `segue openapi` prints. Errors are problem documents (RFC 9457), "
-        "`application/problem+json`. [Keys and limits](../operations.md#keys-and-limits) says who may call what.\n",
+        "`application/problem+json`. [API keys](../operations.md#api-keys) says who may call what.\n",
         table(("call", "does"), ([_call_link(m, path), _first(call)] for path, m, call in _calls(description))),
     ]
     for path, method, call in _calls(description):

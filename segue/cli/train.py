@@ -95,8 +95,8 @@ def train(
         model,
         options,
         open_dataset(dataset),
-        split,
-        out,  # type: ignore[arg-type]  # click has checked it
+        split,  # type: ignore[arg-type]  # click has checked it
+        out,
         overwrite,
         _torch_device(device),
         release,

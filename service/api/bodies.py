@@ -7,12 +7,13 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from segue.events import Event, TrackId
-from segue.release import NAME_PATTERN as RELEASE_NAME_PATTERN
+from segue.release import RELEASE_NAME_PATTERN
 from segue.sessions import Outcome, Play
 from service.api.explanations import ExplanationBody
 from service.api.track_bodies import RankedTrackBody
-from service.releases.folder import NAME_PATTERN
+from service.releases.bodies import ReleaseBody
 from service.releases.loaded import Explanation, LoadedRelease, RecommendResult
+from service.settings import FOLDER_NAME_PATTERN
 
 MAX_EVENTS = 100
 MAX_TRACKS = 100  # in an answer, and in `exclude`
@@ -158,40 +159,6 @@ class SessionBody(BaseModel):
         return cls(session_id=session_id, plays=bodies)
 
 
-class ReleaseBody(BaseModel):
-    """Facts about what is served, from the release's manifest."""
-
-    name: str = Field(description="What answers call the release")
-    folder: str = Field(description="Its folder: what `PUT /releases/current` takes to serve it again")
-    model: str
-    tracks: int = Field(description="Tracks in the catalogue")
-    dimension: int | None = Field(description="Columns of the item embeddings")
-    window: int = Field(description="Latest plays that the encoder sees")
-    loss: dict[str, Any] | None = Field(description="The training objective")
-    created: datetime
-    dataset: dict[str, Any] = Field(description="What the release was trained on")
-    evaluation: dict[str, Any] = Field(description="Validation summary of the finished model")
-    index: dict[str, Any] = Field(description="How near tracks are searched")
-
-    @classmethod
-    def of(cls, live: LoadedRelease) -> Self:
-        """The body for a release."""
-        manifest = live.release.manifest
-        return cls(
-            name=manifest.name,
-            folder=live.folder,
-            model=manifest.model,
-            tracks=manifest.tracks,
-            dimension=manifest.dimension,
-            window=manifest.window.length,
-            loss=manifest.loss.model_dump() if manifest.loss is not None else None,
-            created=manifest.created,
-            dataset=manifest.dataset.model_dump(),
-            evaluation=manifest.evaluation,
-            index=live.index_facts(),
-        )
-
-
 class LiveReleaseBody(BaseModel):
     """A release that answers."""
 
@@ -237,7 +204,9 @@ class SwapRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(
-        pattern=NAME_PATTERN, description="The release's folder in SEGUE_RELEASES_DIR", examples=["sasrec-2026-11"]
+        pattern=FOLDER_NAME_PATTERN,
+        description="The release's folder in SEGUE_RELEASES_DIR",
+        examples=["sasrec-2026-11"],
     )
 
 

@@ -11,10 +11,10 @@ import structlog
 
 from segue.errors import ModelUnavailable, SegueError, StoreUnavailable
 from segue.sessions import Play
-from service.ops.telemetry import Telemetry
 from service.releases.loaded import Question, RecommendResult
 from service.releases.registry import ActiveRelease
 from service.sessions.store import SessionStore
+from service.telemetry import Telemetry
 
 _SECONDS_BETWEEN_LINES: Final = 1.0
 

@@ -3,10 +3,11 @@
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 
-from service.api.operations_bodies import Operations, Releases
-from service.api.player import WEB
+from service.api.pages import WEB
 from service.api.state import Service
+from service.ops.status import Operations
 from service.problems import problem_responses
+from service.releases.bodies import Releases
 
 router = APIRouter()
 

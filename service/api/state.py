@@ -8,18 +8,18 @@ from fastapi import Path as PathParameter
 from pydantic import BaseModel, WithJsonSchema
 
 from segue.events import MAX_ID_LENGTH, SESSION_ID_PATTERN, TEXT_PATTERN, TrackId
-from segue.release import NAME_PATTERN
+from segue.release import RELEASE_NAME_PATTERN
 from service.api.bodies import MAX_TRACKS, EventsRequest, SwapRequest, WhatIfRequest
 from service.api.fallback import PopularityFallback
 from service.api.json_body import Body, read_json
 from service.api.stream import SessionStreams
 from service.http.auth import EXPLANATION_COST, Caller, caller_of
-from service.ops.live_state import ServiceStatus
 from service.ops.readiness import Readiness
-from service.ops.telemetry import Telemetry
+from service.ops.status import ServiceStatus
 from service.releases.attribution import Attribution
 from service.releases.registry import ReleaseRegistry
 from service.sessions.store import SessionStore
+from service.telemetry import Telemetry
 from service.threads import Threads
 
 
@@ -105,10 +105,10 @@ ReleaseName = Annotated[
     str | None,
     Query(
         alias="release",
-        pattern=NAME_PATTERN,
+        pattern=RELEASE_NAME_PATTERN,
         description="A release that is live (GET /releases/current names them), instead of the one that would answer",
     ),
-    WithJsonSchema({"type": "string", "pattern": NAME_PATTERN}),
+    WithJsonSchema({"type": "string", "pattern": RELEASE_NAME_PATTERN}),
 ]
 Explain = Annotated[
     bool,

@@ -31,9 +31,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.admission_control import AdmissionControl
-from service.ops.telemetry import Telemetry, request_id
 from service.problems import problem_response
 from service.settings import Settings
+from service.telemetry import Telemetry, request_id
 
 # Sent with every answer, by uvicorn itself: so also with those that it gives on its own.
 ANSWER_HEADERS: Final[list[tuple[str, str]]] = [

@@ -1,4 +1,7 @@
-"""How Redis and the event log are, asked with a limit of time: for operators, so it answers whatever is wrong."""
+"""The service at one moment, for operators: metrics, releases, Redis and the event log. `GET /operations` answers it.
+
+Every part has a time limit, so that there is an answer whatever is wrong.
+"""
 
 import asyncio
 import time
@@ -8,15 +11,85 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import BaseModel, Field
 from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from service.api.operations_bodies import LogFile
+from service.ops.metrics_snapshot import EventNumbers, MetricsSnapshot, ReleaseNumbers, RouteNumbers
+from service.releases.bodies import ReleaseBody
+from service.releases.registry import ReleaseRegistry
 from service.sessions.erased_data import BUCKETS
 from service.sessions.redis_client import AWAY
 from service.sessions.store import stream_of
+from service.settings import Settings
+from service.telemetry import SECONDS, Telemetry
+from service.threads import BlockingCalls
 
 LIMIT_S: Final = 1.0
+
+
+class RedisState(BaseModel):
+    """The session store. What it says of itself is absent where it is away, or its user may not ask (`+info`)."""
+
+    reachable: bool = Field(description="Whether it answered within a second")
+    detail: str | None = Field(default=None, description="What is wrong, or why something is absent")
+    workers_away: int = Field(description="Workers that do not ask it for now, as it did not answer (circuit breaker)")
+    repeats: int = Field(description="Commands sent again, as a connection had ended")
+    version: str | None = None
+    nodes: int | None = Field(default=None, description="Servers that take writes")
+    clients: int | None = None
+    memory_bytes: int | None = None
+    memory_limit_bytes: int | None = Field(default=None, description="0 for none")
+    evicted_keys: int | None = Field(default=None, description="Keys dropped for want of memory: sessions are lost")
+    append_only: bool | None = Field(default=None, description="Whether it keeps an append-only file")
+    last_write_ok: bool | None = Field(default=None, description="Whether its latest write to disk succeeded")
+
+
+class LogFile(BaseModel):
+    """A file of the event log."""
+
+    name: str
+    written_at: datetime
+    bytes: int
+
+
+class EventLogState(BaseModel):
+    """The event log."""
+
+    kept: bool = Field(description="Whether events are logged")
+    written_here: bool = Field(description="Whether this service writes the files")
+    waiting: int | None = Field(default=None, description="Events in Redis that are in no file; absent if it is away")
+    oldest_s: float | None = Field(default=None, description="Age of the oldest of them, in seconds")
+    last_file: LogFile | None = Field(default=None, description="The latest file, where this service writes them")
+    plays_written: int
+    dropped: int = Field(description="Events that were dropped as their stream was full: they are in no file")
+    failures: int = Field(description="Turns of the writer that failed")
+
+
+class Experiment(BaseModel):
+    """A second release that answers a share of the sessions."""
+
+    release: str
+    folder: str
+    share: float
+
+
+class Operations(BaseModel):
+    """The service at a moment. Counters count since it started."""
+
+    instance: str = Field(description="Differs for each start and replica: only counters of the same one compare")
+    at: float = Field(description="When this was counted, in seconds since 1970")
+    bounds_s: list[float] = Field(description="Bounds of `within`, in seconds, rising")
+    routes: list[RouteNumbers]
+    shed: int = Field(description="Requests and connections refused as the service was full; in no route's numbers")
+    events: EventNumbers
+    releases: list[ReleaseNumbers]
+    fallbacks: dict[str, int] = Field(description="Lists that came from popularity as this had failed")
+    redis: RedisState
+    event_log: EventLogState
+    release: ReleaseBody = Field(description="What is served")
+    experiment: Experiment | None = None
+    swaps: dict[str, int] = Field(description="Releases that were `loaded` or `rejected`")
 
 
 @dataclass(slots=True)
@@ -114,3 +187,74 @@ class EventLogFiles:
     def _facts(self, name: str) -> LogFile:
         found = (self._path / name).stat()
         return LogFile(name=name, written_at=datetime.fromtimestamp(found.st_mtime, UTC), bytes=found.st_size)
+
+
+class ServiceStatus:
+    """Puts together what metrics, Redis, the event log's folder and the releases say. For one event loop."""
+
+    def __init__(self, store: RedisStatus, releases: ReleaseRegistry, settings: Settings, telemetry: Telemetry) -> None:
+        self._store = store
+        self._releases = releases
+        self._telemetry = telemetry
+        self._share = settings.experiment[1] if settings.experiment is not None else 0.0
+        self._reading = BlockingCalls("metrics and the event log's folder", LIMIT_S, most=32)
+        self._log_kept = settings.event_log
+        self._folder = (
+            EventLogFiles(settings.event_log_folder) if settings.event_log and settings.event_log_writer else None
+        )
+
+    async def look(self) -> Operations:
+        """All of it; within little more than the time limit of RedisStatus, whatever is wrong."""
+        store = await self._store.look()
+        at = time.time()
+        numbers = MetricsSnapshot(await self._reading(self._telemetry.families))
+        return Operations(
+            instance=self._telemetry.instance,
+            at=at,
+            bounds_s=list(SECONDS),
+            routes=numbers.routes(),
+            shed=numbers.count("segue_shed_requests_total"),
+            events=numbers.events(),
+            releases=numbers.releases(),
+            fallbacks=numbers.by("segue_fallbacks_total", "component"),
+            redis=self._redis(store, numbers),
+            event_log=await self._event_log(store, numbers),
+            release=ReleaseBody.of(self._releases.current.live),
+            experiment=self._experiment(),
+            swaps=numbers.by("segue_release_swaps_total", "result"),
+        )
+
+    def _redis(self, store: RedisSnapshot, numbers: MetricsSnapshot) -> RedisState:
+        return RedisState(
+            reachable=store.reachable,
+            detail=store.detail,
+            workers_away=numbers.count("segue_redis_circuit_open"),
+            repeats=numbers.count("segue_redis_retries_total"),
+            **store.facts,
+        )
+
+    async def _event_log(self, store: RedisSnapshot, numbers: MetricsSnapshot) -> EventLogState:
+        return EventLogState(
+            kept=self._log_kept,
+            written_here=self._folder is not None,
+            waiting=store.waiting,
+            oldest_s=store.oldest_s,
+            last_file=await self._last_file(),
+            plays_written=numbers.count("segue_event_log_written_plays_total"),
+            dropped=numbers.count("segue_event_log_dropped_plays_total"),
+            failures=numbers.count("segue_event_log_failures_total"),
+        )
+
+    async def _last_file(self) -> LogFile | None:
+        if self._folder is None:
+            return None
+        try:
+            return await self._reading(self._folder.latest)
+        except TimeoutError:  # its disk does not answer
+            return None
+
+    def _experiment(self) -> Experiment | None:
+        challenger = self._releases.challenger
+        if challenger is None:
+            return None
+        return Experiment(release=challenger.live.name, folder=challenger.live.folder, share=self._share)

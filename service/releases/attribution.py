@@ -20,9 +20,9 @@ from hashlib import blake2b
 from typing import Final
 
 from segue.errors import StoreUnavailable
-from service.ops.telemetry import Telemetry
 from service.releases.loaded import RecommendResult
 from service.sessions.store import SessionStore
+from service.telemetry import Telemetry
 
 
 class SessionSampler:

@@ -17,10 +17,10 @@ from typing import Final
 
 from segue.errors import BadOption, BadRelease, ReleasesUnavailable, SwapRefused, UnknownRelease
 from segue.safe_files import CHECKPOINT_SUFFIX, RUN_SUFFIX
+from service.settings import FOLDER_NAME_PATTERN
 
 POINTER: Final = "current"
 # No separator, no leading dot: a name can lead nowhere but into the folder, and not to what is still being written.
-NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
 _BESIDE: Final = (CHECKPOINT_SUFFIX, RUN_SUFFIX)  # what training keeps beside a release, and no release itself
 _LONGEST_POINTER: Final = 1024  # bytes
 
@@ -49,7 +49,7 @@ class ReleasesFolder:
     def find(self, name: str) -> Path:
         """The folder of a release. Raises UnknownRelease, and BadRelease for a link, which might lead anywhere."""
         path = self._path / name
-        if not re.fullmatch(NAME_PATTERN, name) or name == POINTER or not path.is_dir():
+        if not re.fullmatch(FOLDER_NAME_PATTERN, name) or name == POINTER or not path.is_dir():
             raise UnknownRelease(
                 f"{name[:200]!r} is no folder of {self._path}: copy the release there, name its folder"
             )
@@ -63,7 +63,7 @@ class ReleasesFolder:
             return sorted(
                 path
                 for path in self._path.iterdir()
-                if re.fullmatch(NAME_PATTERN, path.name) and path.suffix not in _BESIDE and path.is_dir()
+                if re.fullmatch(FOLDER_NAME_PATTERN, path.name) and path.suffix not in _BESIDE and path.is_dir()
             )
         except OSError as error:
             raise ReleasesUnavailable(f"{self._path} cannot be read ({error.strerror}): see to it") from error
@@ -84,7 +84,7 @@ class ReleasesFolder:
         except OSError as error:
             raise ReleasesUnavailable(f"{file} cannot be read ({error.strerror}): see to it") from error
         name, _, before = (part.strip() for part in text.strip().partition("\n"))
-        known = before if re.fullmatch(NAME_PATTERN, before) else None
+        known = before if re.fullmatch(FOLDER_NAME_PATTERN, before) else None
         return PointerState(name, written_ns, self._files(name), known) if name else None
 
     def point(self, name: str, before: str | None = None) -> PointerState:
@@ -124,7 +124,7 @@ class ReleasesFolder:
             yield
 
     def _files(self, name: str) -> tuple[tuple[str, int, int], ...]:
-        if not re.fullmatch(NAME_PATTERN, name):
+        if not re.fullmatch(FOLDER_NAME_PATTERN, name):
             return ()
         try:
             facts = [(file.name, file.lstat()) for file in (self._path / name).iterdir()]

@@ -1,7 +1,16 @@
-"""The encoder of a release, run by ONNX Runtime. Knows nothing of HTTP; `segue evaluate` uses it too."""
+"""Which files an ONNX graph refers to, read from its bytes before ONNX Runtime sees them.
 
+A tensor may say that its data lies in another file. Older ONNX Runtimes (1.20 among them) open whatever path is written
+there, `../../secret` included, and every one knows a location that means the process's own memory. The service has no
+`onnx` package, so this walks the few message types of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto (2026)
+that lead to a tensor, and refuses whatever it does not understand.
+
+The encoder of a release, run by ONNX Runtime. Knows nothing of HTTP; `segue evaluate` uses it too.
+"""
+
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnxruntime
@@ -10,8 +19,86 @@ from segue.arrays import Float32
 from segue.errors import BadRelease
 from segue.release import ITEM_EMBEDDINGS
 from segue.window import Windows
-from service.releases.onnx_references import referred_files
 from service.threads import interrupt_of_this_thread
+
+# Message type -> field number -> message type of that field. tests/test_onnx_references.py holds it against onnx.proto.
+LEADS_TO: Final[dict[str, dict[int, str]]] = {
+    "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
+    "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
+    "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
+    "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},
+    "NodeProto": {5: "AttributeProto"},
+    "AttributeProto": {
+        5: "TensorProto",
+        6: "GraphProto",
+        10: "TensorProto",
+        11: "GraphProto",
+        22: "SparseTensorProto",
+        23: "SparseTensorProto",
+    },
+    "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
+    "TensorProto": {13: "StringStringEntryProto"},
+    "StringStringEntryProto": {},
+}
+_KEY, _VALUE = 1, 2
+_DEEPEST: Final = 64
+_FIXED: Final = {1: 8, 5: 4}  # bytes by wire type
+_VARINT, _BYTES = 0, 2
+
+
+def referred_files(content: bytes) -> set[str]:
+    """The locations that tensors of a graph name. Raises ValueError for bytes that are no ONNX model."""
+    return {location.decode() for location in _locations(memoryview(content), "ModelProto", 0)}
+
+
+def _locations(message: memoryview, kind: str, depth: int) -> Iterator[bytes]:
+    if depth > _DEEPEST:
+        raise ValueError("its graphs are nested too deeply")
+    fields = list(_fields(message))
+    if kind == "StringStringEntryProto":
+        # Readers take the last of repeated fields; here, none of them may be foreign.
+        if any(number == _KEY and bytes(value) == b"location" for number, value in fields):
+            yield from (bytes(value) for number, value in fields if number == _VALUE)
+        return
+    for number, value in fields:
+        if number in LEADS_TO[kind]:
+            yield from _locations(value, LEADS_TO[kind][number], depth + 1)
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Field number and content of the fields that hold bytes; numbers are passed over."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        number, wire = tag >> 3, tag & 7
+        if wire == _VARINT:
+            _, at = _varint(message, at)
+            continue
+        if wire == _BYTES:
+            size, at = _varint(message, at)
+        elif wire in _FIXED:
+            size = _FIXED[wire]
+        else:
+            raise ValueError(f"a field has the unknown wire type {wire}")
+        if at + size > len(message) or not 0 < number < 2**29:
+            raise ValueError("a field is longer than the message that holds it")
+        if wire == _BYTES:
+            yield number, message[at : at + size]
+        at += size
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at == len(message):
+            break
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise ValueError("a number does not end")
+
 
 _INPUTS = {"tracks": "tensor(int64)", "skipped": "tensor(bool)"}
 # ONNX Runtime's fused sum and layer norm takes five times as long on a CPU as the two apart.

@@ -16,8 +16,8 @@ from typing import Any, Final, TypeAlias, TypeVar
 from segue.errors import ModelUnavailable
 from segue.sessions import Play
 from service.batching import LARGEST, MicroBatch
-from service.ops.telemetry import Telemetry
 from service.releases.loaded import LoadedRelease, Question, RecommendResult
+from service.telemetry import Telemetry
 from service.threads import Threads, timed_out
 
 REFUSED_S: Final = 60.0  # how long questions with a track that hung are refused before one of them is tried again

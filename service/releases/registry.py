@@ -25,14 +25,14 @@ from segue.errors import (
     UnknownRelease,
 )
 from segue.release import ENCODER, read_manifest
-from service.api.operations_bodies import ListedRelease, Releases
-from service.ops.telemetry import Telemetry
 from service.releases.attribution import SessionSampler
+from service.releases.bodies import ListedRelease, Releases
 from service.releases.folder import PointerState, ReleasesFolder
 from service.releases.loaded import LoadedRelease, load_release
 from service.releases.ranking import Ranking
 from service.releases.trial import validate_in_child
 from service.settings import Settings
+from service.telemetry import Telemetry
 from service.threads import BlockingCalls, Threads
 
 _log = structlog.get_logger()

@@ -39,8 +39,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from segue.errors import StoreUnavailable
 from service.batching import MicroBatch
-from service.ops.telemetry import Telemetry
 from service.settings import Settings
+from service.telemetry import Telemetry
 
 # What says that nobody answered at all.
 AWAY: Final = (RedisConnectionError, RedisTimeoutError, OSError)

@@ -27,11 +27,11 @@ from redis.exceptions import RedisError, ResponseError
 from segue.errors import BadOption, StoreUnavailable
 from segue.events import Event
 from segue.sessions import Outcome, Play
-from service.ops.telemetry import Telemetry
 from service.sessions.embedded_redis import OLDEST, shown
 from service.sessions.erased_data import BUCKETS, erased_marker
 from service.sessions.redis_client import Command, RedisCommands, Script, store_errors
 from service.settings import FSYNC, Durability, Settings
+from service.telemetry import Telemetry
 
 _log = structlog.get_logger()
 

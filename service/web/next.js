@@ -64,7 +64,7 @@ function showGone(items) {
   const gone = [...before].filter(([id]) => !stays.has(id)).sort((one, other) => one[1] - other[1]);
   const told = gone.slice(0, GONE).map(([id, rank]) => `${titleOf(trackOf(id))} (was ${rank})`).join(", ");
   const more = gone.length > GONE ? ` and ${gone.length - GONE} more` : "";
-  byId("gone").textContent = told ? `Gone: ${told}${more}` : "";
+  byId("gone").textContent = told ? `Removed: ${told}${more}` : "";
 }
 
 /** Reasons come a moment after the list, which must not jump when they do. */

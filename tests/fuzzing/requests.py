@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple, Self
 
 from service.app import create_app
 from service.http import auth as access
-from service.ops.telemetry import configure_logging
 from service.settings import Settings
+from service.telemetry import configure_logging
 from tests.fuzzing.mutations import damaged, damaged_json, json_bytes, text
 
 RELEASE: Final = Path(__file__).parents[1] / "releases" / "v1"

@@ -12,6 +12,7 @@ from tests.fuzzing.mutations import damaged
 from tests.fuzzing.requests import App
 from tests.memory_connection import MemoryConnection
 
+UNSPOKEN: Final = (501, 505)  # transfer codings and versions of HTTP that the service does not speak
 _BODY: Final = json.dumps({"events": [{"type": "play", "track_id": "t0000000", "event_id": "e"}]}).encode()
 _HEAD: Final = b"Host: localhost\r\nContent-Type: application/json\r\n"
 _CHUNKED: Final = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(_BODY), _BODY)
@@ -70,7 +71,7 @@ class Wire(App):
         pieces = [content[start:end] for start, end in zip([0, *cuts], [*cuts, len(content)], strict=True)]
         received = self._runner.run(self._exchange(pieces))
         found = statuses(received) if received else []
-        assert all(status < 500 for status in found), (content, received)
+        assert all(status < 500 or status in UNSPOKEN for status in found), (content, received)
         return str(found[0]) if found else "nothing"
 
     async def _exchange(self, pieces: list[bytes]) -> bytes:

@@ -106,7 +106,7 @@ def test_a_key_counts_only_as_one_bearer(start_service: StartService, keys: Keys
 def test_what_is_no_call_is_closed_too(start_service: StartService, keys: Keys) -> None:
     admin, listen = keys.new("operator", "admin"), keys.new("app", "client")
     with start_service(api_keys=keys.path).client() as client:
-        for path in ("/nowhere", "/sessions/a/b", "/docs", "/web"):
+        for path in ("/nowhere", "/sessions/a/b", "/docs/files", "/web"):
             assert client.get(path).status_code == 401
             assert client.get(path, headers=bearer(listen)).status_code == 403
             assert client.get(path, headers=bearer(admin)).status_code == 404
@@ -182,7 +182,7 @@ def test_a_service_open_to_others_is_refused_in_one_line(start_service: StartSer
 
 
 def test_a_service_behind_a_gateway_says_that_it_is_open(start_service: StartService) -> None:
-    service = start_service(host="0.0.0.0", open="true")
+    service = start_service(host="0.0.0.0", allow_unauthenticated="true")
     port = service.address().rpartition(":")[2]
     assert httpx.get(f"http://127.0.0.1:{port}/tracks", trust_env=False).status_code == 200
 
@@ -308,6 +308,8 @@ def test_logs_hold_hashes_for_session_ids(sessions_in_logs: Any) -> None:
     logged = "\n".join(sessions_in_logs.output)
     assert "request_error" in logged
     assert "listener" not in logged
-    paths = [line.partition('"path": "')[2].partition('"')[0] for line in sessions_in_logs.output if "_failed" in line]
+    paths = [
+        line.partition('"path": "')[2].partition('"')[0] for line in sessions_in_logs.output if "request_error" in line
+    ]
     assert paths[0] == paths[2] == paths[3] != paths[1]
     assert len(paths[0]) == len("/sessions/") + 12

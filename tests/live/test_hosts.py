@@ -135,7 +135,7 @@ def test_with_keys_names_are_checked_only_where_they_are_set(start_service: Star
 
 
 def test_what_a_gateway_sends_is_the_gateways(start_service: StartService) -> None:
-    with start_service(open="true").client() as client:
+    with start_service(allow_unauthenticated="true").client() as client:
         assert ask(client, QUICK[0], Host="music.example").status_code == 200
 
 

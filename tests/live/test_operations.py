@@ -10,7 +10,7 @@ import httpx
 import psutil
 import pytest
 
-from service.ops.live_numbers import MetricsSnapshot
+from service.ops.metrics_snapshot import MetricsSnapshot
 from service.ops.status import redis_facts
 from service.sessions.store import stream_of
 from tests.live.redis_server import Server
@@ -301,7 +301,7 @@ class TestReleases:
 
 
 def test_an_operator_is_answered_when_the_service_is_full(start_service: StartService) -> None:
-    prelude = "import service.http.admission_control as d; d.Door.is_full = lambda self: True"
+    prelude = "import service.http.admission_control as d; d.AdmissionControl.is_full = lambda self: True"
     with start_service(prelude=prelude).client() as client:
         assert client.get("/tracks").status_code == 503
         for path in ("/operations", "/releases", "/ops", "/web/ops.js", "/web/ops.css"):

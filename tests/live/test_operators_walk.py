@@ -1,4 +1,4 @@
-"""The walk of docs/operations.md, command by command, as an operator would type it."""
+"""The operator walkthrough of docs/operations.md, command by command, as an operator would type it."""
 
 import os
 import re
@@ -20,16 +20,16 @@ def test_the_operators_walk(releases_dir: Path, tmp_path: Path) -> None:
         pytest.skip("the documents are not part of the wheel")
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    walk = MANUAL.read_text(encoding="utf-8").partition("\n## A walk\n")[2].partition("\n## ")[0]
+    walk = MANUAL.read_text(encoding="utf-8").partition("\n## Operator walkthrough\n")[2].partition("\n## ")[0]
     steps = re.findall(r"\*\*([\w ]+)\*\*:.*?```bash\n(.*?)```", walk, re.DOTALL)
     assert [name for name, _ in steps] == [
         "Deploy",
-        "Watch",
+        "Check",
         "Swap and roll back",
-        "Lose Redis",
+        "Redis outage",
         "Rotate keys",
-        "Erase a listener",
-        "End",
+        "Erase a session",
+        "Stop",
     ]
     commands = tmp_path / "bin"
     commands.mkdir()

@@ -71,7 +71,7 @@ def test_beyond_capacity_served_requests_are_in_time_and_the_others_refused_at_o
 
 
 # A service that is always full but for what is never refused.
-FULL = "import service.http.admission_control as d; d.Door.is_full = lambda self: True"
+FULL = "import service.http.admission_control as d; d.AdmissionControl.is_full = lambda self: True"
 
 
 @pytest.fixture
@@ -143,9 +143,9 @@ def everything(client: socket.socket) -> bytes:
 def telling(what: str) -> str:
     """Python that has a service print something whenever a request has been answered."""
     return (
-        "import service.http.admission_control as d; leave = d.Door.leave\n"
+        "import service.http.admission_control as d; leave = d.AdmissionControl.leave\n"
         f"def told(self, scope, learn):\n    leave(self, scope, learn=learn); print({what}, flush=True)\n"
-        "d.Door.leave = told"
+        "d.AdmissionControl.leave = told"
     )
 
 

@@ -363,7 +363,7 @@ class TestCredits:
             for _ in range(3):
                 client.post("/sessions/s/events", json=body)
             assert "segue_attributed_plays_total" in client.get("/metrics").text
-            [line] = [one for one in client.get("/metrics").text.splitlines() if "recommended_plays_total{" in one]
+            [line] = [one for one in client.get("/metrics").text.splitlines() if "attributed_plays_total{" in one]
             assert line.endswith(" 1.0")
 
     def test_erasing_a_session_leaves_nothing_remembered(self, start_service: StartService) -> None:
@@ -374,11 +374,11 @@ class TestCredits:
             recommended(client, "s")  # of a session that is no more: not remembered
             time.sleep(0.1)
             report(client, "s", "g1-t01", "g0-t00")
-            assert "recommended_plays_total{" not in client.get("/metrics").text
+            assert "attributed_plays_total{" not in client.get("/metrics").text
 
     def test_it_can_be_turned_off(self, start_service: StartService) -> None:
         with start_service(attribution_sample_rate=0).client() as client:
             report(client, "s", "g1-t00", recommend=5)
             time.sleep(0.1)
             report(client, "s", "g1-t01")
-            assert "recommended_plays_total{" not in client.get("/metrics").text
+            assert "attributed_plays_total{" not in client.get("/metrics").text

@@ -1,4 +1,7 @@
-"""Prometheus' numbers, of all workers, as `GET /operations` answers them. Knows nothing of where they come from."""
+"""Prometheus' metrics of all workers as `GET /operations` answers them. Counters count since the service started.
+
+Clients compute rates from two snapshots (segue/cli/rates.py, service/web/ops-figures.js).
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -6,11 +9,45 @@ from typing import Final
 
 from prometheus_client import Metric
 from prometheus_client.samples import Sample
+from pydantic import BaseModel, Field
 
-from service.api.operations_bodies import EventNumbers, ReleaseNumbers, RouteNumbers
-from service.ops.telemetry import SECONDS
+from service.telemetry import SECONDS
 
 _OPEN_END: Final = "+Inf"
+
+
+class RouteNumbers(BaseModel):
+    """What was answered on one route."""
+
+    method: str = Field(description="`any` where no route was found")
+    route: str = Field(description="The path's template; `none` where no route was found")
+    statuses: dict[str, int] = Field(description="Answers by status")
+    seconds: float = Field(description="Time that they took, together")
+    within: list[int] = Field(
+        description="Answers by the time they took: up to each of `bounds_s` and longer than the one before; the last "
+        "are those beyond all of them"
+    )
+
+
+class ReleaseNumbers(BaseModel):
+    """What became of one release's recommendations."""
+
+    release: str
+    in_use: bool
+    lists: int = Field(description="Lists answered")
+    popularity_lists: int = Field(description="Those of them that came from popularity")
+    plays: int = Field(description="Plays of tracks that it had recommended, in the sessions that are looked at")
+    skips: int = Field(description="Those of them that were skipped")
+
+
+class EventNumbers(BaseModel):
+    """What was reported."""
+
+    plays: int
+    skips: int
+    duplicates: int
+    unknown_tracks: int
+    sessions: int = Field(description="Sessions that began")
 
 
 class MetricsSnapshot:
@@ -63,7 +100,7 @@ class MetricsSnapshot:
         """What became of each release's recommendations, by name."""
         lists, plays, skips = (
             self.by(f"segue_{name}_total", "release")
-            for name in ("recommendations", "recommended_plays", "recommended_skips")
+            for name in ("recommendations", "attributed_plays", "attributed_skips")
         )
         in_use = self.by("segue_release_in_use", "release")
         popular: dict[str, int] = defaultdict(int)

@@ -1,16 +1,52 @@
-"""What the player asks for besides the interface for everybody: its page, and sessions as they change."""
+"""The API viewer at `/docs`: Swagger UI, with its files from the package fastapi-offline, so it works offline.
 
+https://swagger.io/tools/swagger-ui/ (2026)
+
+What the player asks for besides the interface for everybody: its page, and sessions as they change.
+"""
+
+import os
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, StreamingResponse
+from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from service.api.state import Service, SessionId
 from service.api.stream import SessionStreams
 from service.http.admission_control import AdmissionControl
 from service.problems import NotAcceptable, problem_responses
+
+_PACKAGE: Final = "fastapi_offline"
+_FILES: Final = frozenset({"swagger-ui.css", "swagger-ui-bundle.js"})  # the package has others, which no page needs
+
+router = APIRouter()
+
+
+@router.get("/docs", include_in_schema=False)
+async def api_viewer() -> HTMLResponse:
+    """The viewer's page. It reads `openapi.json`."""
+    return HTMLResponse((WEB / "docs.html").read_bytes())
+
+
+class ViewerFiles(StaticFiles):
+    """The files of Swagger UI that the page loads."""
+
+    def __init__(self) -> None:
+        found = find_spec(_PACKAGE)  # finds the folder without importing the package
+        if found is None or found.origin is None:
+            raise ModuleNotFoundError(
+                f"{_PACKAGE} is missing, whose files the API viewer needs: pip install {_PACKAGE}"
+            )
+        super().__init__(directory=Path(found.origin).parent / "static")
+
+    def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
+        """The file of a path. Files that the page does not load are not found."""
+        return super().lookup_path(path) if path in _FILES else ("", None)
+
 
 WEB = Path(__file__).parents[1] / "web"
 
@@ -23,8 +59,6 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
         "without plays where there are none; `away` while the session store is",
     }
 }
-
-router = APIRouter()
 
 
 @router.get("/", include_in_schema=False)

@@ -35,6 +35,7 @@ def serving(folder: Path, release: Path, url: str, name: str, tree: Path) -> Abs
     budget = "LATENCY_BUDGET_MS" if "latency_budget_ms" in settings else "SHED_AFTER_MS"  # as old versions call it
     environment = {
         "PYTHONPATH": str(tree),
+        "PYTHONSAFEPATH": "1",  # or `-m` would find the code of the current folder first
         "SEGUE_DATA_DIR": str(folder / f"data-{name}"),
         "SEGUE_RANKING_THREADS": "1",
         "SEGUE_LOG_LEVEL": "warning",

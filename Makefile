@@ -15,7 +15,7 @@ PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test fuzz check docs lock image-check bench bench-serving bench-training gpu-check clean
 
-demo: $(VENV)/.demo-installed  ## the whole path on planted data, then the player
+demo: $(VENV)/.demo-installed  ## the whole path on synthetic data, then the player
 	$(BIN)/segue demo $(DEMO_FLAGS)
 
 test: $(VENV)/.dev-installed  ## the everyday tests; SEGUE_DATA=folder adds those on real data, TESTS= chooses
@@ -43,8 +43,8 @@ image-check:  ## the steps of the service's image in a clean root, minutes; as r
 bench: $(VENV)/.dev-installed  ## the measurements behind benchmarks/README.md; needs SEGUE_DATA
 	$(BIN)/python benchmarks/prepare_lfm1k.py --folder $(BENCH)/lfm1k
 	$(BIN)/python benchmarks/index_search.py
-	$(BIN)/segue simulate --tracks 1000 --sessions 6000 --seed 1 --out $(BENCH)/planted --overwrite
-	$(BIN)/segue reproduce $(BENCH)/planted --recipe demo --split last-play --protocol full --out $(BENCH)/out
+	$(BIN)/segue simulate --tracks 1000 --sessions 6000 --seed 1 --out $(BENCH)/synthetic --overwrite
+	$(BIN)/segue reproduce $(BENCH)/synthetic --recipe demo --split last-play --protocol full --out $(BENCH)/out
 	$(BIN)/segue prepare events $(SEGUE_DATA)/mssd-sample.csv.gz --out $(BENCH)/mssd --overwrite
 	$(BIN)/segue reproduce $(BENCH)/mssd --recipe mssd --out $(BENCH)/out
 	$(BIN)/python benchmarks/peers/run.py --folder $(BENCH)/peers

@@ -1,10 +1,10 @@
 """What `segue train --init-from` saves when there is new listening, and what it costs in hits, beside a full training.
 
-    python -m benchmarks.freshness --data planted --seeds 3 --folder /tmp/segue-bench/freshness --store
+    python -m benchmarks.freshness --data synthetic --seeds 3 --folder /tmp/segue-bench/freshness --store
     python -m benchmarks.freshness --data mssd --seeds 3 --folder /tmp/segue-bench/freshness --store
 
 Listening is split in time: the first four fifths of the sessions are known to the release that training goes on from,
-all of them to what is measured. Of planted tracks one in twenty appears with the last fifth alone. Every system is
+all of them to what is measured. Of synthetic tracks one in twenty appears with the last fifth alone. Every system is
 asked for the test targets of all sessions; `new` are those whose track the release did not know.
 
 Seconds are of one processor, spent by the whole call: training, validation, export and map. Prints JSON; --store keeps
@@ -41,7 +41,7 @@ from training.run import TrainingJob, train
 from training.run_log import source_commit
 
 RESULTS = Path(__file__).parent / "results" / "freshness.json"
-RECIPES = {"planted": "demo", "mssd": "mssd"}
+RECIPES = {"synthetic": "demo", "mssd": "mssd"}
 KNOWN_SESSIONS, LATER_TRACKS = 0.8, 0.05
 TRACKS, SESSIONS, WORLD = 1_000, 6_000, 1
 
@@ -56,7 +56,7 @@ class Silent:
         """See training.trainer.Reporter."""
 
 
-def planted() -> tuple[pl.DataFrame, pl.DataFrame]:
+def synthetic() -> tuple[pl.DataFrame, pl.DataFrame]:
     """The plays of the first sessions, and of all; of the later tracks, first sessions hold none in either."""
     plays = simulate_sessions(TRACKS, SESSIONS, WORLD).plays
     count = round(TRACKS * LATER_TRACKS)
@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--store", action="store_true", help="keep the result in benchmarks/results/freshness.json")
     given = parser.parse_args()
     folder = given.folder / given.data
-    plays = planted() if given.data == "planted" else mssd()
+    plays = synthetic() if given.data == "synthetic" else mssd()
     datasets = [
         write_dataset(folder / name, part, given.data, overwrite=True)
         for name, part in zip(("first", "everything"), plays, strict=True)

@@ -20,8 +20,7 @@ import faiss as faiss_module
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from index import ivf as inverted_file
-from index import ivf as mapped_lists
+from index import ivf
 from index.exact import QUERIES_AT_ONCE, empty_result, finite_rows, ranked, validate_queries
 from index.ivf import ROWS_AT_ONCE, sample_of
 from segue.arrays import Float32, Int
@@ -109,7 +108,7 @@ class FaissIndex:
     def to_bytes(self) -> bytes:
         """The content of index.faiss."""
         if self.kind == "ivf-pq4":
-            return mapped_lists.to_bytes(self._index)
+            return ivf.to_bytes(self._index)
         return bytes(faiss.serialize_index(self._index).data)
 
     def _most(self) -> int:
@@ -145,8 +144,8 @@ def build(embeddings: Float32, kind: Kind, *, seed: int = 0) -> FaissIndex:
         raise BadRelease(f"{tracks:,} tracks are too few for {kind}, which needs {needed:,}: choose ivf-sq8")
     parameters = _parameters(kind, tracks)
     if parameters.nlist is not None:
-        ivf_kind = cast("inverted_file.IvfKind", kind)
-        index = inverted_file.build(embeddings, ivf_kind, parameters.nlist, rng, seed)
+        ivf_kind = cast("ivf.IvfKind", kind)
+        index = ivf.build(embeddings, ivf_kind, parameters.nlist, rng, seed)
         return FaissIndex(index, kind, parameters, embeddings)
     index = _empty(kind, dimension, parameters, seed)
     if not index.is_trained:
@@ -162,7 +161,7 @@ def load(path: Path, kind: Kind, parameters: Parameters, embeddings: Float32) ->
     `embeddings` [num_rows, dim] float32.
     """
     try:
-        index = mapped_lists.read(path, _MAPPED) if kind == "ivf-pq4" else faiss.read_index(str(path), _MAPPED)
+        index = ivf.read(path, _MAPPED) if kind == "ivf-pq4" else faiss.read_index(str(path), _MAPPED)
     except (RuntimeError, MemoryError) as error:  # a damaged size asks for memory that there is not
         reason = str(error).rpartition(": ")[2]
         raise BadRelease(f"{path} is no FAISS index that can be read ({reason}): run segue index again") from error
@@ -204,8 +203,8 @@ def _parameters(kind: Kind, tracks: int) -> Parameters:
     """What a kind is built with; the search-time parameters are a start, `index.tuning` tunes them."""
     rerank = _RERANK.get(kind.rpartition("-")[2], 1)
     if kind.startswith("ivf"):
-        nlist = inverted_file.lists(kind, tracks)
-        if inverted_file.uses_hnsw_quantizer(kind, nlist):
+        nlist = ivf.lists(kind, tracks)
+        if ivf.uses_hnsw_quantizer(kind, nlist):
             rerank *= 2  # tracks lie denser: codes tell them apart less well
         return Parameters(nlist=nlist, nprobe=min(nlist, 16), rerank=rerank)
     if kind.startswith("hnsw"):

@@ -1,20 +1,20 @@
-"""Inverted files (the `ivf` kinds): how tracks are divided into lists, and which lists a query visits.
+"""Inverted files (the `ivf` kinds): how tracks are divided into lists, which lists a query visits, mapped files.
 
-A list holds the tracks nearest to its centroid (k-means), and the centroid is their mean: not of length 1, so that it
-tells how long they are as well. A query visits the lists whose centroids have the largest inner products with it. Since
-long embeddings are found most, as inner products are, lists of long ones come first: with tens of thousands of lists as
-many right tracks are found among a third of the tracks that centroids of length 1 would lead to; with two thousand it
-makes no difference (benchmarks/README.md). Dividing by inner products would give everything to the longest centroids.
+A list contains the tracks nearest to its centroid (k-means). The centroid is their mean and is not normalised, so it
+also carries their length. A query visits the lists whose centroids have the largest inner products with it. Long
+embeddings have the largest inner products, so lists of long embeddings come first. With tens of thousands of lists this
+finds as many right tracks in a third of the tracks that unit-length centroids would visit; with two thousand lists it
+makes no difference (benchmarks/README.md). Assigning tracks by inner product would put everything into the lists with
+the longest centroids.
+
+Lists of four-bit codes are stored so that processes share one mapped file. FAISS keeps them in blocks of 32 tracks
+(BlockInvertedLists) and reads them into the memory of each process. Its OnDiskInvertedLists find a list by (size,
+capacity, offset) in a mapped file: codes first, then positions (int64), each `capacity` long. If the capacity is
+rounded up to whole blocks, these are the same bytes. So index.faiss is an index with OnDiskInvertedLists, followed by
+the lists, in one file.
 
 Source: Johnson, Douze and Jégou, "Billion-scale similarity search with GPUs", 2017, https://arxiv.org/abs/1702.08734;
 product codes within registers: André, Kermarrec and Le Scouarnec, VLDB 2015, https://doi.org/10.14778/2856318.2856324.
-
-Inverted lists of four-bit codes that processes share: one file, mapped and never copied.
-
-FAISS keeps such lists in blocks of 32 tracks (BlockInvertedLists), which it writes whole and reads into memory of each
-process. Its OnDiskInvertedLists find a list by (size, capacity, offset) in a mapped file, codes first, then positions
-(int64), each `capacity` long. With the capacity rounded up to whole blocks these are the same bytes. So index.faiss is
-an index with OnDiskInvertedLists, followed by what they point to, in the same file.
 """
 
 import ctypes
@@ -94,9 +94,8 @@ def _centroids(sample: Float32, kind: IvfKind, nlist: int, seed: int) -> Float32
     clustering = faiss.Clustering(sample.shape[1], nlist)
     clustering.seed, clustering.niter = seed, _KMEANS_ROUNDS
     clustering.min_points_per_centroid = 1  # a small catalogue is no reason for a warning on stderr
-    clustering.train(
-        sample, _coarse_quantizer(kind, nlist, sample.shape[1], faiss.METRIC_L2, seed)
-    )  # made anew in each round
+    quantizer = _coarse_quantizer(kind, nlist, sample.shape[1], faiss.METRIC_L2, seed)
+    clustering.train(sample, quantizer)  # each round rebuilds the quantizer
     return np.asarray(faiss.vector_to_array(clustering.centroids), dtype=np.float32).reshape(nlist, -1)
 
 

@@ -135,8 +135,8 @@ class Recommender:
         count = len(sessions)
         asked = [k] * count if isinstance(k, int) else k
         heard = [exclude_heard] * count if isinstance(exclude_heard, bool) else exclude_heard
-        barred = [_excluded_rows(sessions, i, excluded, heard[i]) for i in range(count)]
-        wanted = np.array([_overfetch(asked[i], len(barred[i])) for i in range(count)], dtype=np.int64)
+        excluded_rows = [_excluded_rows(sessions, i, excluded, heard[i]) for i in range(count)]
+        wanted = np.array([_overfetch(asked[i], len(excluded_rows[i])) for i in range(count)], dtype=np.int64)
         windows = to_windows(sessions, self.window)
         ranked: list[tuple[Source, Int, Float32]] = [("popularity", _NO_ROWS, _NO_SCORES)] * count
         for source, ranker, usable in self._by_source(windows):
@@ -148,7 +148,7 @@ class Recommender:
         skips = windows.skipped.sum(axis=1)
         plays = ((windows.tracks != PAD_ROW).sum(axis=1) - skips).tolist()
         return [
-            Recommendation(source, *_first(asked[i], rows, scores, barred[i]), plays[i], skip)
+            Recommendation(source, *_first(asked[i], rows, scores, excluded_rows[i]), plays[i], skip)
             for i, ((source, rows, scores), skip) in enumerate(zip(ranked, skips.tolist(), strict=True))
         ]
 
@@ -177,28 +177,28 @@ _MIN_FETCH: Final = 48  # 20 asked, and the window's 20 heard
 
 def _excluded_rows(sessions: Sessions, i: int, excluded: Sequence[Int] | None, heard: bool) -> set[Row]:
     """The rows that must not appear in session i's answer."""
-    barred: set[Row] = set(excluded[i].tolist()) if excluded is not None else set()
+    excluded_rows: set[Row] = set(excluded[i].tolist()) if excluded is not None else set()
     if heard:
-        barred.update(sessions.rows[sessions.offsets[i] : sessions.offsets[i + 1]].tolist())
-    barred.discard(PAD_ROW)
-    return barred
+        excluded_rows.update(sessions.rows[sessions.offsets[i] : sessions.offsets[i + 1]].tolist())
+    excluded_rows.discard(PAD_ROW)
+    return excluded_rows
 
 
-def _overfetch(k: int, barred: int) -> int:
+def _overfetch(k: int, excluded: int) -> int:
     """How many tracks to rank so that k are left: in few sizes, so that sessions of one batch share a size."""
-    if not barred:
+    if not excluded:
         return k
     size = _MIN_FETCH
-    while size < k + barred:
+    while size < k + excluded:
         size *= 2
     return size
 
 
-def _first(k: int, rows: Int, scores: Float32, barred: set[Row]) -> tuple[Int, Float32]:
-    """The first k of a ranking that are tracks and not barred."""
-    if not barred:
+def _first(k: int, rows: Int, scores: Float32, excluded_rows: set[Row]) -> tuple[Int, Float32]:
+    """The first k of a ranking that are tracks and not excluded."""
+    if not excluded_rows:
         rows, scores = rows[:k], scores[:k]
         keep = rows != PAD_ROW
         return rows[keep], scores[keep]
-    free = [i for i, row in enumerate(rows.tolist()) if row != PAD_ROW and row not in barred][:k]
+    free = [i for i, row in enumerate(rows.tolist()) if row != PAD_ROW and row not in excluded_rows][:k]
     return rows[free], scores[free]

@@ -1,18 +1,16 @@
-"""Folders that appear whole or not at all, and folders that other users cannot read.
+"""Safe reading and writing of files: atomic and private folders, strict JSON, and a check of Parquet footers.
 
-Listening data is private: `private_folder` and `new_folder(private=True)` give folders the mode 0700 and files the mode
-0600, whatever the umask is. A folder with the set-group-ID bit (`chmod g+s`) is shared with its group: its mode is
-2750, and its files have 0640. Folders that are made in it inherit the bit.
+A new folder appears complete or not at all. Listening data is private: `private_folder` and `new_folder(private=True)`
+give folders the mode 0700 and files the mode 0600, whatever the umask is. A folder with the set-group-ID bit
+(`chmod g+s`) is shared with its group: its mode is 2750, its files have 0640, and new folders in it inherit the bit.
 
-JSON files that may come from anywhere: whatever could be read in two ways is refused.
+`read_json` rejects JSON that parsers could read in two ways.
 
-Whether the footer of a Parquet file keeps to its own bytes, looked at before Polars sees it.
-
-A footer says how many columns and row groups follow. Polars takes memory for so many before it reads them, and where
-there is not as much, it does not raise: it ends the process. One damaged byte in a file of the event log would so end
-every service that looks at it. This walks the footer (Thrift's compact protocol, whatever it means) and compares each
-number of elements with the bytes that are left, as none takes less than one.
-
+`check_footer` runs before Polars opens a Parquet file that may be damaged. A footer states how many columns and row
+groups follow. Polars allocates memory for that number before it reads them, and if the memory is not there, it ends the
+process instead of raising. One damaged byte in a file of the event log could so end every service that reads it. The
+check walks the footer (Thrift's compact protocol) and compares each number of elements with the bytes that remain, as
+every element takes at least one byte.
 https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md (2026)
 """
 

@@ -21,17 +21,14 @@ from starlette.staticfiles import StaticFiles
 
 from index.faiss_gpu import refuse_missing_device
 from segue.errors import BadOption, SegueError, StoreUnavailable
-from service.api import operations, pages
-from service.api import sessions as routes
-from service.api import tracks as map_routes
+from service.api import operations, pages, sessions, tracks
 from service.api.bodies import EventsRequest, SwapRequest, WhatIfRequest
 from service.api.fallback import PopularityFallback
 from service.api.json_body import max_body_bytes
 from service.api.quick_path import FastPath
 from service.api.state import AppState
 from service.api.stream import SessionStreams
-from service.http import auth as access
-from service.http import middleware as hosts
+from service.http import auth, middleware
 from service.http.admission_control import AdmissionControl
 from service.http.middleware import CrossOrigin, Measured, Preflight, without_range
 from service.ops.readiness import Readiness
@@ -50,7 +47,7 @@ from service.threads import BlockingCalls, Threads
 if TYPE_CHECKING:
     from service.ops.tracing import Tracing
 
-ROUTERS = (routes.router, pages.router, map_routes.router, operations.router)
+ROUTERS = (sessions.router, pages.router, tracks.router, operations.router)
 
 _log = structlog.get_logger()
 
@@ -100,12 +97,12 @@ def create_app(settings: Settings) -> FastAPI:
     answer_problems(app, [*app.router.routes, *(route for router in ROUTERS for route in router.routes)])
     app.add_middleware(
         FastPath,
-        routes={route.name: route for route in routes.router.routes if isinstance(route, APIRoute)},
+        routes={route.name: route for route in sessions.router.routes if isinstance(route, APIRoute)},
     )
-    if access.is_needed(settings):
-        app.add_middleware(access.Access, settings=settings)
-    if hosts.is_needed(settings):
-        app.add_middleware(hosts.HostCheckMiddleware, settings=settings)
+    if auth.is_needed(settings):
+        app.add_middleware(auth.Access, settings=settings)
+    if middleware.is_needed(settings):
+        app.add_middleware(middleware.HostCheckMiddleware, settings=settings)
     if settings.cors_origins:
         app.add_middleware(Preflight, origins=settings.cors_origins)
     app.add_middleware(Measured, telemetry=telemetry, door=door)
@@ -202,7 +199,7 @@ async def _running(run: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) ->
 def refuse_unfit(settings: Settings) -> None:
     """Raise BadRelease or BadOption for what can be seen to be wrong before anything is opened or made."""
     check_servable(settings)
-    access.check(settings)
+    auth.check(settings)
     _tracing_class(settings)
     if settings.index_device == "gpu":
         refuse_missing_device("SEGUE_INDEX_DEVICE=gpu")
@@ -243,7 +240,7 @@ def _describe(app: FastAPI) -> None:
         if app.openapi_schema is None:
             schema = plain()
             describe_problems(schema)
-            access.describe_access(schema)
+            auth.describe_access(schema)
             schemas = schema["components"]["schemas"]
             for model in (EventsRequest, SwapRequest, WhatIfRequest):
                 body = model.model_json_schema(ref_template="#/components/schemas/{model}")

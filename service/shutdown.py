@@ -1,7 +1,7 @@
-"""The end of a process that was told to end, whatever hangs in it.
+"""Shutdown within a limit, whatever hangs.
 
 Closing waits for requests, for the event log's last file and for Redis. A disk or a library that never returns would
-keep the process for ever, so a timer that begins with the signal ends it.
+keep the process running, so the first signal starts a timer that ends it.
 """
 
 import contextlib
@@ -24,7 +24,11 @@ _log = structlog.get_logger()
 
 
 def end_in_time(seconds: float) -> None:
-    """Have SIGTERM and SIGINT end this process within `seconds`, beside what they do already.
+    """Let the first SIGTERM or SIGINT also start a timer that ends this process after `seconds`.
+
+    Later signals are ignored. uvicorn would take a second SIGINT, or one that is handled after a SIGTERM, as an order
+    to skip the closing of the application, which loses the event log's last file. A terminal sends Ctrl-C to workers
+    and to their supervisor alike, which then sends SIGTERM, so two signals are the ordinary case.
 
     Does nothing outside the main thread, where signals cannot be handled.
     """
@@ -32,19 +36,20 @@ def end_in_time(seconds: float) -> None:
         return
     began = False
 
-    def watched(before: Any) -> Any:
+    def first_only(before: Any) -> Any:
         def handle(number: int, frame: FrameType | None) -> None:
             nonlocal began
-            if not began:
-                began = True
-                threading.Thread(target=_end_after, args=(seconds,), name="ending", daemon=True).start()
+            if began:
+                return
+            began = True
+            threading.Thread(target=_end_after, args=(seconds,), name="shutdown-timer", daemon=True).start()
             if callable(before):
                 before(number, frame)
 
         return handle
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, watched(signal.getsignal(number)))
+        signal.signal(number, first_only(signal.getsignal(number)))
 
 
 def _end_after(seconds: float) -> None:

@@ -54,11 +54,13 @@ class TestSite:
         assert "<!-- results" not in text
         for picture in re.findall(r'src="(results/[^"]*)"', text):
             assert (site / picture).is_file(), picture
-        value = json.loads((RESULTS / "planted" / "report.json").read_text())["questions"][0]["systems"]["gru4rec+nce"]
+        value = json.loads((RESULTS / "synthetic" / "report.json").read_text())["questions"][0]["systems"][
+            "gru4rec+nce"
+        ]
         assert f"{value['groups']['played']['HR@10']['value']:.3f} [" in text
 
     def test_the_reports_lie_beside_the_pages(self, site: Path) -> None:
-        for name in ("planted", "mssd"):
+        for name in ("synthetic", "mssd"):
             assert (site / "results" / name / "report.html").read_bytes() == (
                 RESULTS / name / "report.html"
             ).read_bytes()
@@ -171,8 +173,8 @@ class TestReference:
 
 class TestFigures:
     def test_what_is_read_back_is_what_was_written(self) -> None:
-        report = json.loads((RESULTS / "planted" / "report.json").read_text())["questions"][0]
-        found = figures.measured(RESULTS, "planted")
+        report = json.loads((RESULTS / "synthetic" / "report.json").read_text())["questions"][0]
+        found = figures.measured(RESULTS, "synthetic")
         assert [difference.verdict() for difference in found.differences] == [
             d["verdict"] for d in report["differences"]
         ]
@@ -182,12 +184,12 @@ class TestFigures:
         )
 
     def test_the_answer_is_that_of_the_report(self) -> None:
-        asked = figures.filled("<!-- results: planted answer -->", RESULTS)
-        assert asked in (RESULTS / "planted" / "report.md").read_text(encoding="utf-8")
+        asked = figures.filled("<!-- results: synthetic answer -->", RESULTS)
+        assert asked in (RESULTS / "synthetic" / "report.md").read_text(encoding="utf-8")
 
     def test_what_is_not_there_is_an_error(self) -> None:
         with pytest.raises(KeyError):
-            figures.filled("<!-- results: planted nothing -->", RESULTS)
+            figures.filled("<!-- results: synthetic nothing -->", RESULTS)
 
 
 class TestTutorial:

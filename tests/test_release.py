@@ -143,7 +143,7 @@ def test_a_damaged_release_is_refused_with_one_line(
 
 
 class TestFrozenSample:
-    """Format 1 as it was written once (from planted sessions): later versions must go on reading it."""
+    """Format 1 as it was written once (from synthetic sessions): later versions must go on reading it."""
 
     def test_it_opens(self) -> None:
         release = open_release(FROZEN)

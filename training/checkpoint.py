@@ -1,9 +1,8 @@
-"""Ctrl-C and SIGTERM while training: the step under way is finished, a checkpoint written, and one line said.
+"""Checkpoints, and interruption by Ctrl-C or SIGTERM: the current step is finished, then a checkpoint is written.
 
-Checkpoints: everything that training needs to go on as if it had not been stopped.
-
-All randomness of a step is derived from (seed, epoch, step) and the process, so a checkpoint holds weights, optimiser
-state and counters, and no generator state.
+A checkpoint contains everything that training needs to resume as if it had not stopped: weights, optimiser state and
+counters. It needs no generator state, because all randomness of a step derives from (seed, epoch, step) and the
+process.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""The losses, as pure functions of tensors.
+"""Losses as pure functions of tensors, and the loss of a batch.
 
-The loss of a batch: L = alpha * NLL + beta * NCE (paper, section 3.2), from what an encoder predicts in it.
+L = alpha * NLL + beta * NCE (paper, section 3.2)
 """
 
 import math

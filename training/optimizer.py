@@ -1,22 +1,18 @@
-"""Adam on weights that lie together in a list, and gradients clipped together: a step has some thirty small tensors.
+"""Optimizers: Adam over lists of weights, lazy Adam for rows of item embeddings, and a moving average of the weights.
 
-torch's own functions below its optimisers, which take as long over the bookkeeping as over the arithmetic.
+A step has some thirty small tensors, and torch's optimizers spend as much time on bookkeeping as on arithmetic. This
+module calls the functions below them.
+
+Lazy Adam leaves a row's weights and moments unchanged in a step that does not touch it; dense Adam would keep moving
+the row by its old gradients. For a row that every step touches, and for the first step of any row, both are equal. With
+`rows` None, every row takes part, which is dense Adam. Sparse updates are those of torch.optim.SparseAdam.
+
+The moving average of an encoder's weights is validated and stored in their place (Polyak and Juditsky, 1992). Rows that
+a step does not touch do not change, so their average is updated exactly when they are next touched: after k such steps
+it has come closer to the weights by decay ** k.
 
 Source: Kingma and Ba, "Adam", ICLR 2015, https://arxiv.org/abs/1412.6980; decoupled weight decay: Loshchilov and
 Hutter, ICLR 2019, https://arxiv.org/abs/1711.05101.
-
-Item embeddings while they are trained: a step reads and changes the rows of its tracks, not the whole table.
-
-Adam that is lazy: a row's weights and moments stay as they are in a step that does not touch it, where dense Adam
-would go on moving it by its old gradients. A row that every step touches, and any row's first step, are as in dense
-Adam. With `rows` None every row takes part in every step, which is dense Adam.
-
-Sparse updates as in torch.optim.SparseAdam.
-
-A moving average of an encoder's weights, which is validated and kept instead of them (Polyak and Juditsky, 1992).
-
-Rows of item embeddings that a step does not touch do not change, so their average is brought up to date when they are
-next touched, exactly: after k such steps it has come closer to the weights by decay ** k.
 """
 
 import copy

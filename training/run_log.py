@@ -1,14 +1,11 @@
-"""The curves of a training as one SVG file that any browser shows, light or dark: losses, and validation.
+"""The log of a training run, in `OUT.run` beside the release. It is outside the release, whose name hashes its content.
 
-A training's epochs for TensorBoard, which is an extra: `pip install 'segue[tensorboard]'`.
+    run.json        model, options, data and, for every start of the training, its time and machine
+    metrics.jsonl   one line per epoch
+    curves.svg      the same as a chart: losses and validation, for light and dark mode
 
-What a training was, kept beside its release in `OUT.run`: inside, it would be part of what the release is called by.
-
-    run.json        model, options, data and, for every time that the training was started, when and on what
-    metrics.jsonl   a line for every epoch
-    curves.svg      the same, drawn
-
-A training that goes on from a checkpoint goes on here; one that begins again replaces what is here.
+A training that resumes from a checkpoint continues these files; one that starts again replaces them. Epochs can also be
+written for TensorBoard, which is an extra: `pip install '.[tensorboard]'`.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
 """The map of a release's tracks: t-SNE of the most played ones, and all others among the nearest of those.
 
 t-SNE (van der Maaten and Hinton, JMLR 2008, https://www.jmlr.org/papers/v9/vandermaaten08a.html) keeps neighbours
-together; two principal components do not: over the ten nearest on the map of 2,000 planted tracks, its trustworthiness
-(Venna and Kaski, 2001; 1 is the best, 0.5 chance) is 0.99, theirs 0.68. Its time grows with the points, so that no more
-than `LANDMARKS` tracks take part.
+together; two principal components do not. For the ten nearest on the map of 2,000 synthetic tracks, its
+trustworthiness (Venna and Kaski, 2001; 1 is the best, 0.5 chance) is 0.99, theirs 0.68. Its time grows with the number
+of points, so at most `LANDMARKS` tracks take part.
 """
 
 from typing import Any, Final

@@ -1,20 +1,19 @@
-"""An encoder's trainable weights as one plain array, so that a release can be trained on from.
+"""Fine-tuning: initialise a model from a release and train it on new data, faster than from scratch.
 
-`encoder_weights.npy` holds a single record of float32: a field for each weight, by its name in the encoder, with the
-weight's shape. The item embeddings are not among them: they have a file of their own. The dtype says all that must fit,
-so one comparison refuses the weights of another encoder, and the file is mapped and checked like every other array.
+Known tracks keep their embedding rows, matched by track id. Tracks of the release that the dataset lacks stay, behind
+the others. New tracks get new rows. All other weights are taken from the release; the optimizer starts without state,
+because a release contains none.
 
-Training on from a release: a model kept fresh with new listening, in a fraction of a full training.
+A new track's row points in the direction of the mean row of the known tracks that were presented up to CONTEXT_WINDOW
+plays before or after it: tracks of one session have similar rows, so training would move it there. A mean vector has a
+large inner product with many queries, and at the usual length it would enter most lists. The rows of all new tracks are
+therefore scaled down together until their share of the lists equals their share of the plays. New tracks are
+recommended before the first step, but no more often than they are played. benchmarks/README.md compares this with rows
+of the usual length and with random rows.
 
-Tracks that the release knows keep the values of their rows, matched by track id; tracks that are new get rows; tracks
-of the release that the dataset does not hold stay, behind those that it does. All other weights are taken over. The
-optimiser begins anew: the release holds none of its state.
-
-A new track's first row points where the rows of the known tracks do, in the mean, that were presented up to `REACH`
-plays before or after it: a session's tracks have alike rows, so training would move it there. A mean points where many
-queries do, though, and as long as other rows it would stand in most lists. The rows of all new tracks are therefore
-shortened together until these have the share of the lists that they have of the plays; they are recommended before the
-first step, but no more than they are heard. benchmarks/README.md compares that with rows as long as others, and drawn.
+`encoder_weights.npy` contains one record of float32 with a field for each weight, named as in the encoder and with the
+weight's shape. The item embeddings have a file of their own. The dtype states everything that must match, so one
+comparison rejects the weights of another encoder, and the file is mapped and checked like every other array.
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
     python -m benchmarks.serving.run --folder /tmp/serving --tracks 600000
 
-Trains a release on planted sessions, enlarges it, indexes it, starts Redis and the service, and drives it.
+Trains a release on synthetic sessions, enlarges it, indexes it, starts Redis and the service, and drives it.
 The service has a core of its own, Redis and the generator share the other. Writes results/serving_TRACKS.json
 and a plot of latency against offered load. What has been trained, enlarged and indexed is not done again.
 """

@@ -1,7 +1,7 @@
 """Figures that a document shows, put in when the site is built, so that they are those of benchmarks/results.
 
-A document asks by a comment on a line of its own, `<!-- results: planted table -->`: a folder of benchmarks/results and
-what is wanted of its report.
+A document asks by a comment on a line of its own, `<!-- results: synthetic table -->`: a folder of benchmarks/results,
+and the part of its report.
 """
 
 import json
@@ -15,18 +15,16 @@ import numpy as np
 
 from docs.site.reference import table
 from segue.ranking_metrics import Estimate
-from training.evaluation.compare import charts as plots
-from training.evaluation.compare import narrative as words
-from training.evaluation.compare import tables as paper
+from training.evaluation.compare import charts, narrative, tables
 from training.evaluation.compare.results import EvaluationResults, Question, SystemResults
 from training.evaluation.compare.statistics import Difference, Pair
 from training.evaluation.compare.tables import ComparisonData
 
 _ASKED: Final = re.compile(r"^<!-- results: (\w+) (\w+) -->$", re.MULTILINE)
 _FIELDS: Final = ("source", "fingerprint", "split", "part", "protocol")
-_PLOTS: Final[dict[str, Callable[[ComparisonData], plots.Plot | None]]] = {
-    "systems": plots.systems_plot,
-    "feedback": plots.feedback_plot,
+_PLOTS: Final[dict[str, Callable[[ComparisonData], charts.Plot | None]]] = {
+    "systems": charts.systems_plot,
+    "feedback": charts.feedback_plot,
 }
 
 
@@ -78,7 +76,7 @@ def pictures(results: Path) -> dict[str, str]:
     css = resources.files("training.evaluation.compare").joinpath("page.css").read_text(encoding="utf-8")
     light = "".join(rule for rule in re.split(r"(?<=\n})\n|(?<=})\n", css) if not rule.lstrip().startswith("@"))
     found = {}
-    for name in ("planted", "mssd"):
+    for name in ("synthetic", "mssd"):
         for wanted, draw in _PLOTS.items():
             plot = draw(measured(results, name))
             if plot is not None:
@@ -87,21 +85,21 @@ def pictures(results: Path) -> dict[str, str]:
     return found
 
 
-def _says(plot: plots.Plot) -> str:
+def _says(plot: charts.Plot) -> str:
     found = re.search(r'aria-label="([^"]*)"', plot.svg)
     assert found is not None
     return found.group(1)
 
 
 def _answer(of: ComparisonData) -> str:
-    return " ".join(words.answer(of))
+    return " ".join(narrative.answer(of))
 
 
 def _table(of: ComparisonData) -> str:
     shown = (("played", "HR@10"), ("skipped", "HR@10"), ("played", "HR@1"), ("skipped", "MRR@10"))
     rows = [
         [system, *(_cell(of.estimates[system, group, metric]) for group, metric in shown)]
-        for system in [*paper.SYSTEMS, *plots.BASELINES]
+        for system in [*tables.SYSTEMS, *charts.BASELINES]
         if system in of.asked.systems
     ]
     return table(("system", *(f"{metric}, {group}" for group, metric in shown)), rows)

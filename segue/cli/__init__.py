@@ -48,7 +48,7 @@ _EXTRA_OF = {
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="One path: prepare, train, evaluate, index, serve. `segue demo` walks it on planted data.",
+    epilog="One path: prepare, train, evaluate, index, serve. `segue demo` runs it on synthetic data.",
 )
 @click.version_option(metadata.version("segue"), prog_name="segue")
 def segue() -> None:

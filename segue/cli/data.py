@@ -113,7 +113,7 @@ def prepare(
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the dataset's facts as JSON.")
 def simulate(tracks: int, sessions: int, out: Path, overwrite: bool, seed: int, as_json: bool) -> None:
-    """Make a dataset of planted sessions: listeners who skip what does not fit their taste.
+    """Generate a dataset of synthetic sessions, whose listeners skip tracks outside their taste.
 
     The rule behind the sessions is described in training/data/synthetic.py; titles and artists are invented.
     """

@@ -1,4 +1,4 @@
-"""`segue demo`: the whole path on planted data, then the player."""
+"""`segue demo`: the whole path on synthetic data, then the player."""
 
 import socket
 import time
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SYSTEMS: Final = {"sasrec": None, "sasrec-no-nce": 0.0}  # release folder: beta, None for the recipe's
 
 
-@click.command(short_help="All of it on planted data, then the player.")
+@click.command(short_help="The whole path on synthetic data, then the player.")
 @click.option("--folder", type=FOLDER, default=Path("demo"), show_default=True, help="Where everything goes.")
 @click.option("--tracks", type=click.IntRange(1000), default=2000, show_default=True)
 @click.option("--sessions", type=click.IntRange(100), default=6000, show_default=True)

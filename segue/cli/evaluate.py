@@ -1,7 +1,4 @@
-"""What `segue evaluate` shows of results: metrics with intervals, hit rates as bars, and what hits do not tell.
-
-`segue compare`: results side by side, with intervals and paired tests.
-"""
+"""Tables of `segue evaluate` (metrics with intervals, hit rates as bars), and the command `segue compare`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,17 +1,12 @@
-"""Text from outside (ids, titles, file names) as it may be shown on a terminal.
+"""Terminal output: results on stdout, as tables for people or JSON for programs; progress and messages on stderr.
 
-Control characters act on a terminal, and bidirectional controls make a line read differently from what it holds
-(https://www.unicode.org/reports/tr36/, 2014). Both are shown as escapes. Marks of direction (U+200E, U+200F) are a part
-of ordinary titles and stay.
+On a terminal, a table has lines, colours and bars. When piped, it is plain text: a line of column names, then one line
+per row with tab-separated fields. Titles and notes start with `# `, so that `cut`, `awk` and spreadsheets can read it.
+Long work shows a progress bar on a terminal, and one line per epoch elsewhere.
 
-What commands print: results on stdout, as tables for people or JSON for programs; words about the work on stderr.
-
-On a terminal a table has lines, colours and bars. Elsewhere it is plain: a line of names, then a line for each row, in
-fields parted by tabs, with `# ` before what is no row; `cut`, `awk` and spreadsheets read that.
-
-Small pictures of numbers for a terminal: bars and sparklines, as text.
-
-How far long work has come, on stderr: bars on a terminal, a line for each epoch everywhere.
+Ids, titles and file names come from outside. Control characters and bidirectional controls in them are shown as
+escapes, because they would act on the terminal or reorder the line (https://www.unicode.org/reports/tr36/, 2014).
+Direction marks (U+200E, U+200F) are part of ordinary titles and stay.
 """
 
 import json
@@ -72,7 +67,7 @@ def print_table(table: Table) -> None:
 
 
 def plain_lines(table: Table) -> Iterator[str]:
-    """A table as lines of fields parted by tabs. A column without a header is a picture, and left out."""
+    """Return a table as lines of tab-separated fields, without columns that have no header (bars)."""
     yield from (f"# {_plain(table.title)}" for _ in range(table.title is not None))
     columns = [column for column in table.columns if column.header or not table.show_header]
     if table.show_header:

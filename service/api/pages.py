@@ -1,8 +1,7 @@
-"""The API viewer at `/docs`: Swagger UI, with its files from the package fastapi-offline, so it works offline.
+"""Pages that are not part of the API: the player with its session stream, and the API viewer at `/docs`.
 
-https://swagger.io/tools/swagger-ui/ (2026)
-
-What the player asks for besides the interface for everybody: its page, and sessions as they change.
+The viewer is Swagger UI (https://swagger.io/tools/swagger-ui/, 2026). Its files come from the package fastapi-offline,
+so it works without a network.
 """
 
 import os

@@ -1,12 +1,12 @@
-"""Who is let in when more is asked than can be answered in time.
+"""Adaptive concurrency limit: reject requests (503) when more are in flight than can be answered within the budget.
 
-Beyond what the service can answer, requests would only wait, all of them, longer and longer. So a request that finds
-too many others within is refused at once, before its body is read, and those within are answered in time.
+Without a limit, requests beyond the capacity of the service would only queue. A request that exceeds the limit is
+rejected before its body is read, so the accepted requests are answered in time.
 
-How many may be within is learnt from the answers. Where they take longer than the target in the mean, the next late one
-cuts the number in proportion, once for all that were within by then; each answer that comes in time, while the door is
-half full, raises it a little. By Little's law the number then settles where a request takes about the target.
-service/http/protocol.py is at the door.
+The limit adapts to the response times. If their mean exceeds the latency budget, the next late response lowers the
+limit in proportion, once for all requests that were in flight then. Each response in time raises it a little while at
+least half of it is in use. By Little's law the limit settles where a request takes about the budget.
+service/http/protocol.py calls this for every request.
 """
 
 import asyncio

@@ -1,12 +1,10 @@
-"""Who makes a request, for what is known only after its route has read it: the options of a call.
+"""Authorization: the table of calls and scopes, the check of API keys, and rate limits.
 
-`service/http/auth.py` checks the key and the rate of the call itself, and puts a `Caller` into the request.
+The check runs before the route. It puts a `Caller` into the request, because some options of a call need another scope
+or count for more than one request, and only the route knows the options.
 
-How often somebody may ask: a token bucket for each, in the memory of one worker.
-
-Workers share nothing, so N workers let up to N times as many through: the limit protects the service, and is no bill.
-
-Who may do what, how often, and what browsers are told: the one table of calls and scopes, and what enforces it.
+A rate limit is a token bucket per key or session, in the memory of one worker. Workers share nothing, so N workers
+accept up to N times the rate: the limit protects the service and is not a quota.
 """
 
 import ipaddress

@@ -1,18 +1,11 @@
-"""What browsers are told with every answer.
+"""Middleware of every request: request id and metrics, the `Host` check, CORS, and the headers of all responses.
 
-Which names a service without keys answers to, so that no page of another site can speak to it.
+The `Host` check applies to a service without keys. Other machines cannot reach a service on loopback, but pages in this
+machine's browser can: a site whose name resolves to 127.0.0.1 (DNS rebinding) has the same origin as the service. The
+browser still sends the site's own name in `Host`, so the check detects it. A service with keys does not need it.
 
-A service on loopback is out of others' reach, but not of the pages that this machine's browser shows: a site whose name
-is made to resolve to 127.0.0.1 (DNS rebinding) becomes the same origin as the service. The browser then still sends the
-site's own name in `Host`, by which it is told. Knows nothing of keys: a service that asks for one is safe without this.
-
-Pages of other origins (CORS): which may read answers, and how their preflights are answered.
-
-Off unless SEGUE_CORS_ORIGINS is set. Credentials are not allowed: Segue knows no cookies, and a page
-sends its key itself.
-https://fetch.spec.whatwg.org/#http-cors-protocol (2026)
-
-What happens around every request: it gets an id, is measured and counted, and no failure goes unanswered.
+CORS is off unless SEGUE_CORS_ORIGINS is set. Credentials are not allowed: Segue uses no cookies, and a page sends its
+API key itself. https://fetch.spec.whatwg.org/#http-cors-protocol (2026)
 """
 
 import ipaddress

@@ -1,16 +1,13 @@
-"""Which sessions take part in something: a share of them, drawn by their ids.
+"""Attribution: which release recommended a track that a listener then played or skipped, for a sample of the sessions.
 
-A draw gives the same answer in every worker, on every machine and after every restart. Draws of different purposes,
-and the buckets of the session store, are independent of each other: hence a keyed BLAKE2, not the store's CRC, which is
-linear, so that a prefix would only permute its buckets. A larger share keeps all sessions of a smaller one.
+Recommended lists are stored in Redis with the session, because the worker that answers a list seldom receives the event
+that follows it. Storing is not awaited: the command goes out after the response, in the next pipeline. The script that
+stores an event reads the list together with the session.
 
-Which release recommended what a listener then played or skipped: the online rates of each release.
-
-Lists are remembered in Redis, with the session: the worker that answers a list is seldom the one that hears what became
-of it, and a worker's own memory would count a play here and miss its skip there. Not all lists are remembered but those
-of a share of the sessions: whole sessions are drawn, so the rates stay unbiased. Nobody waits for it: the list is sent
-once the answer is made, with whatever else goes to Redis then, and the script that stores an event finds it among the
-facts of the session that it reads anyway.
+Whole sessions are sampled, so the rates are unbiased. A sampler gives the same answer in every worker, on every machine
+and after every restart, and a larger share keeps all sessions of a smaller one. Samplers of different purposes, and the
+buckets of the session store, are independent: the hash is a keyed BLAKE2, because a prefix would only permute the
+buckets of a linear hash such as the store's CRC.
 """
 
 import asyncio

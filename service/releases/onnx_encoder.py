@@ -1,11 +1,11 @@
-"""Which files an ONNX graph refers to, read from its bytes before ONNX Runtime sees them.
+"""The encoder of a release, run by ONNX Runtime, and the check of the files that its graph refers to.
 
-A tensor may say that its data lies in another file. Older ONNX Runtimes (1.20 among them) open whatever path is written
-there, `../../secret` included, and every one knows a location that means the process's own memory. The service has no
-`onnx` package, so this walks the few message types of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto (2026)
-that lead to a tensor, and refuses whatever it does not understand.
+A tensor may state that its data is in another file. Older ONNX Runtimes (1.20 among them) open any path that is written
+there, such as `../../secret`, and every version knows a location that means the memory of the process. The service has
+no `onnx` package, so the check walks the few message types of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+(2026) that lead to a tensor, and rejects whatever it does not understand.
 
-The encoder of a release, run by ONNX Runtime. Knows nothing of HTTP; `segue evaluate` uses it too.
+Knows nothing of HTTP; `segue evaluate` uses the encoder too.
 """
 
 from collections.abc import Iterator

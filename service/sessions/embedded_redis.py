@@ -1,10 +1,8 @@
-"""Which redis-server the embedded store runs, and how much memory it gets.
+"""The embedded Redis: a real redis-server on a private socket, which program it runs, and its memory limit.
 
-The embedded default store: a real redis-server on a private socket.
-
-One server a folder, by two locks: `owner.lock` is the service's own, so a second service is refused at once;
-`server.lock` is inherited by the server, so that the next start after a kill waits until the old server, which ends by
-itself, has gone. Knows nothing of sessions.
+There is one server per folder, enforced by two locks. `owner.lock` belongs to the service: a second service on the same
+folder fails at once. `server.lock` is inherited by the server: after a kill, the next start waits until the old server
+has ended. Knows nothing of sessions.
 """
 
 import contextlib

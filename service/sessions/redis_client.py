@@ -1,16 +1,13 @@
-"""What can go wrong with Redis, as the service's own errors.
+"""The Redis client: pipelining, retries, confirmation by replicas, and a circuit breaker. Knows nothing of sessions.
 
-Clients are told what it means for them. Where Redis is and what it said goes to the log: `StoreUnavailable.reason`.
+Commands that arrive while others are in flight go out together in one pipeline, which costs one round trip. A command
+is retried over a new connection only if it may safely run twice.
 
-A circuit breaker: while Redis does not answer, nobody waits for it, and it is asked now and then whether it does.
+The circuit breaker opens after several failures in a row, or after one that took the whole timeout. While it is open,
+commands fail at once. A background probe closes it again, so that no request has to wait for the test.
 
-The caller of a command that fails says so. After some failures in a row, or one that took the whole timeout, the
-circuit is open: commands fail at once. A probe in the background, so no caller's request, closes it again.
-
-How commands get to Redis: together, behind a circuit breaker, again where that is safe, confirmed by replicas.
-
-Commands that come while others are under way go out together, in one pipeline: one round trip for all of them. Knows
-nothing of sessions.
+Errors tell clients what a failure means for them. The address of Redis and its message go to the log only
+(`StoreUnavailable.reason`).
 """
 
 import asyncio

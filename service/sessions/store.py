@@ -1,14 +1,12 @@
-"""Whether Redis keeps what the service promises that it keeps: what docs/operations.md asks of it, verified.
+"""Sessions in Redis, and the check that Redis keeps what the service promises. docs/session-semantics.md has the rules.
 
-`INFO` tells its version, its memory limit and policy, and whether it has an append-only file; `CONFIG GET` how often
-that is flushed. A user who may not ask is believed, and the log says what was not verified.
+A write is one atomic script, a read is one command; service/sessions/redis_client.py sends them. Sessions are spread
+over 64 buckets by a hash of their id. The bucket is the hash tag of the keys, so that a session's keys and the stream
+of its events share a slot of Redis Cluster.
 
-Sessions in Redis: one atomic script for a write, one command for a read. docs/session-semantics.md says the rules.
-
-How commands get there is in service/sessions/redis_client.py.
-
-Sessions are spread over 64 buckets by a hash of their id; the bucket is the keys' hash tag, so that a session's keys
-and the stream its events are logged to share a slot of Redis Cluster.
+The durability check compares SEGUE_DURABILITY with the server. `INFO` states its version, its memory limit and policy,
+and whether it has an append-only file; `CONFIG GET` states how often that file is flushed. If the user may not ask,
+the check passes and the log says what was not verified.
 """
 
 import asyncio

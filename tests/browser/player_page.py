@@ -71,11 +71,14 @@ def shows(page: "Page", tracks: list[str]) -> None:
     page.wait_for_function(f"(wanted) => {found} === wanted", arg=" ".join(tracks))
 
 
-def keep_picture(page: "Page", state: str, of: str = "player") -> None:
-    """Write what a page looks like into the folder that SEGUE_SCREENSHOTS names, if it does."""
+def keep_picture(page: "Page", state: str, of: str = "player", *, full_page: bool = True) -> None:
+    """Save a screenshot in the folder that SEGUE_SCREENSHOTS names, if it is set.
+
+    A page that is many screens tall takes a busy machine longer than the browser waits: save its first screen only.
+    """
     if folder := os.environ.get("SEGUE_SCREENSHOTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=Path(folder) / f"{of}-{state.replace(' ', '-')}.png", full_page=True)
+        page.screenshot(path=Path(folder) / f"{of}-{state.replace(' ', '-')}.png", full_page=full_page)
 
 
 def look_for_barriers(page: "Page", state: str) -> None:

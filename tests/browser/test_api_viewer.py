@@ -31,7 +31,7 @@ def test_every_call_is_shown_and_nothing_is_forbidden_or_fetched_elsewhere(
             control.click()
         playwright.expect(page.locator(".opblock-body")).to_have_count(len(names))
         page.locator(".models .json-schema-2020-12-accordion").first.click()
-        keep_picture(page, "all", "api-viewer")
+        keep_picture(page, "all", "api-viewer", full_page=False)
 
 
 def test_a_call_is_sent_and_answered(browser: "Browser", running: httpx.Client) -> None:

@@ -1,4 +1,4 @@
-"""The demo, and what it shows: on planted sessions the skip loss tells played from skipped."""
+"""The demo, and what it shows: on synthetic sessions the skip loss tells played from skipped."""
 
 import json
 import re

@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.event_log_reader import read_back
+
 StartService = Callable[..., Any]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ends of processes are told by Linux alone")
@@ -121,6 +123,22 @@ def test_a_stopped_service_leaves_nothing_running(
     assert not any(map(command, everyone))
     assert sum(line.startswith("http://") for line in service.output) == 1
     assert "Traceback" not in "\n".join(service.output)
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_does_not_cut_the_closing_short(
+    start_service: StartService, tmp_path: Path, first: signal.Signals, second: signal.Signals
+) -> None:
+    service = start_service(event_log_flush_s=3600)
+    with service.client() as client:
+        report(client, "a", "g0-t00")
+    service.process.send_signal(first)
+    time.sleep(0.03)  # uvicorn closes for at least 0.1 s
+    service.process.send_signal(second)
+    assert service.stop() == 0
+    assert "Traceback" not in "\n".join(service.output)
+    assert list(read_back(tmp_path / "data" / "events").values()) == [[("g0-t00", False)]]  # the last file is written
 
 
 def test_workers_share_sessions_and_add_up_their_metrics(start_service: StartService, tmp_path: Path) -> None:

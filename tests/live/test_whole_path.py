@@ -1,4 +1,4 @@
-"""From planted sessions to a running service: what is measured offline is what is served."""
+"""From synthetic sessions to a running service: what is measured offline is what is served."""
 
 import json
 import subprocess

@@ -1,19 +1,13 @@
-"""Sessions that are parts of other sessions: numbers of first and last plays, and no copy of the plays themselves.
+"""The data loader: session views, the order of an epoch, batches, and the training steps made of them.
 
-What is trained on and asked for is a part of a dataset whose plays may be mapped from a file larger than memory; a
-batch of it is copied when it is made.
+A view refers to a part of a session by its first and last play, so plays are copied only when a batch is made. The
+dataset may be mapped from a file larger than memory. On a GPU, a thread makes the next steps while one runs.
 
-The order in which an epoch takes its sessions: at random, and of more plays than fit in memory chunk by chunk.
-
-A batch of sessions from all over a file that is not in memory reads for each of them what the disk reads ahead, some
-megabytes (seen: 500 batches of 64 sessions read a file of 500 MB as a whole). Beyond WHOLE_UP_TO plays
-an epoch therefore takes chunks of neighbouring sessions in random order, 64 at a time, and the sessions of
-these in random order: every session once, another order every epoch, and what is read lies together. Both orders
-depend on the seed, the epoch and the number of sessions and plays alone, not on the machine.
-
-Training batches: windows, what comes next at each step, and the skipped tracks of the same session.
-
-What each step of training is given; for a GPU a thread makes it while the steps before it are taken.
+An epoch takes its sessions in random order. For data that does not fit in memory this would read, for every session,
+the megabytes that the disk reads ahead (seen: 500 batches of 64 sessions read a file of 500 MB completely). Beyond
+WHOLE_UP_TO plays, an epoch therefore takes chunks of neighbouring sessions in random order, 64 at a time, and shuffles
+the sessions within these. Every session occurs once, and every epoch has another order. Both orders depend only on the
+seed, the epoch and the number of sessions and plays, not on the machine.
 """
 
 from collections import deque

@@ -1,13 +1,9 @@
-"""Arrays of one dimension in .npy files: written a part at a time, read as memory that the kernel may take back.
+"""sessions.parquet: written block by block, and read into flat arrays in memory or in mapped .npy files.
 
-Knows nothing of what the numbers mean.
-
-sessions.parquet: written a block at a time, read into flat arrays, or into files that are mapped.
-
-flat/rows.npy      int32 [plays]          derived of sessions.parquet, to be mapped: a training then takes no memory
-flat/skipped.npy   bool [plays]           for plays that it does not look at. The folder is made where it is missing
-flat/offsets.npy   int64 [sessions + 1]   or belongs to another sessions.parquet; a dataset is whole without it
-flat/flat.json     the sha256 of the sessions.parquet that the arrays are those of
+flat/rows.npy      int32 [plays]          Derived from sessions.parquet and mapped: training takes no memory for plays
+flat/skipped.npy   bool [plays]           that it does not read. The folder is created if it is missing or belongs to
+flat/offsets.npy   int64 [sessions + 1]   another sessions.parquet; a dataset is complete without it.
+flat/flat.json     the sha256 of the sessions.parquet that the arrays were derived from
 """
 
 import hashlib

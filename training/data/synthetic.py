@@ -1,4 +1,4 @@
-"""Sessions with a planted rule, for tests, the demo and measurements at scale: the right answer is known.
+"""Synthetic sessions with a known rule, for tests, the demo and measurements at scale: the right answer is known.
 
 The world, all of it drawn from one seed:
 
@@ -120,7 +120,7 @@ class SyntheticData:
 
 
 def simulate(tracks: int, sessions: int, out: Path, seed: int = 0, *, overwrite: bool = False) -> Dataset:
-    """Write a dataset of `sessions` planted sessions over a catalogue of `tracks` tracks, played or not.
+    """Write a dataset of `sessions` synthetic sessions over a catalogue of `tracks` tracks, played or not.
 
     Raises BadOption for numbers out of range, and InputError where `out` is taken.
     """

@@ -1,12 +1,11 @@
-"""What a trained model is called beside others: `sasrec`, `sasrec+nce`, `wrmf-nr`, `sasrec+nce+published-pairing`.
+"""Offline evaluation of any ranker, and the same evaluation of a running service. docs/evaluation.md has the protocols.
 
-The name says the loss and whatever of the paper's open questions was answered differently; it comes from the options
-that were trained with, so that a table cannot call a model what it is not.
+The `full` protocol asks segue.recommend.Recommender, or the service, for the first LIST_LENGTH tracks: the metrics
+describe the served lists.
 
-Offline evaluation of any ranker, and the same measurement through a running service.
-
-The protocols, groups and metrics are described in docs/evaluation.md. The `full` protocol asks
-segue.recommend.Recommender, or the service, for the first LIST_LENGTH tracks: what is measured is what is served.
+A system's name (`sasrec`, `sasrec+nce`, `wrmf-nr`, `sasrec+nce+published-pairing`) states the loss and each of the
+paper's open questions that was answered differently. It is derived from the options of the training, so that a table
+cannot use a wrong name.
 """
 
 import uuid

@@ -1,13 +1,11 @@
-"""What the tracks of a log are called in a catalogue.
+"""Columns of one log file, text or Parquet: parsing of times, numbers and flags, and the track ids of a catalogue.
 
-A catalogue's ids have at most 256 characters and no control characters (segue.events). An id of the log that keeps to
-this is taken as it is. A track that has only an artist and a title (their key is `artist`, tab, `title`) is called
-`artist — title`. Where that is too long, holds control characters or is also the name of another track, it is
-shortened and ends in ` #` and 16 hexadecimal digits of the key's hash: distinct tracks never share an id.
+Knows no log format: training.prepare.formats says what each column means.
 
-The columns of one log file, text or Parquet, and how times, numbers and flags are read from them.
-
-Knows no kind of log: training.prepare.formats says which columns mean what.
+Ids in a catalogue have at most 256 characters and no control characters (segue.events). An id of the log that satisfies
+this is used unchanged. A track that has only an artist and a title (its key is `artist`, tab, `title`) is called
+`artist — title`. If that is too long, contains control characters or is also the name of another track, it is shortened
+and ends in ` #` and 16 hexadecimal digits of the key's hash: distinct tracks never share an id.
 """
 
 import csv

@@ -1,12 +1,8 @@
-"""What can be set about `segue prepare`.
+"""Log formats: the options of `segue prepare`, and one reader per format that maps its columns to common ones.
 
-Knows neither how a log is read nor how the rules are applied (training.prepare.pipeline).
-
-What stands in the lines of each kind of log, brought under the same columns for all kinds.
-
-Every reader gives a lazy frame with the columns of LINE_COLUMNS. `problem` is the number of the first thing wrong with
-a line, in PROBLEMS; 0 is a good line. `text` is the line for a report. Nothing is read here but headers, and nothing
-is decided about sessions. Where the formats are described:
+Every reader returns a lazy frame with the columns of LINE_COLUMNS. `problem` is the number of the first error of a line
+in PROBLEMS; 0 means none. `text` is the line for the report. Only headers are read here, and nothing is decided about
+sessions. The formats are described in:
 MSSD (Brost et al. 2019, https://arxiv.org/abs/1901.09851), LFM-1K (Celma 2010, https://zenodo.org/records/6090214),
 LFM-2b (Schedl et al. 2022, https://doi.org/10.1145/3498366.3505791), Yambda (https://arxiv.org/abs/2505.22238).
 """

@@ -1,16 +1,14 @@
-"""`segue prepare` in many tasks, and what this process does between them: it counts, orders, draws and writes.
+"""`segue prepare` in tasks, and the engine `disk`, which runs them one after another with results on disk.
 
-    read each portion -> tracks of each partition -> sessions of each partition -> what the rules leave of them
+    read each split -> tracks of each partition -> sessions of each partition -> filtered sessions of each partition
 
-What comes out is what training.prepare.pipeline makes of the same log in one process, to the byte. This process holds
-a few integers a play and the catalogue, never a line of the log. Who runs the tasks is behind `Tasks`.
+Between the tasks, this process counts, orders, samples and writes. It holds a few integers per play and the catalogue,
+never a line of the log. The result is identical, to the byte, to that of training.prepare.pipeline in memory. A
+`TaskRunner` runs the tasks: `disk` here, or Ray (training.prepare.ray_engine).
 
-`segue prepare --engine disk`: a log larger than memory, prepared in this process a partition at a time.
-
-The tasks of training.prepare.partitioned run one after another; what one leaves for another waits in a folder
-beside the dataset to be, as plain array and Arrow files, and is deleted once nobody refers to it. Memory is taken for
-one portion or one partition, for the distinct names, and at the end, where all plays are put in order, for some tens of
-bytes a play.
+The engine `disk` stores what one task passes to another as array and Arrow files in a folder beside the new dataset,
+and deletes them when nothing refers to them. It needs memory for one split or one partition, for the distinct names
+and, at the end, for some tens of bytes per play to put all plays in order.
 """
 
 import dataclasses

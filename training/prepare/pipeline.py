@@ -1,9 +1,7 @@
-"""The files of a log in memory, with integer codes for texts, and an account of the lines that could not be read.
+"""`segue prepare`: read listening logs and write a dataset, with an account of the lines that could not be read.
 
-Knows neither what a line of a kind looks like (training.prepare.formats) nor what becomes of it
-(training.prepare.pipeline).
-
-`segue prepare`: listening logs, as they are published or as the service writes them, become a dataset.
+Knows neither the columns of a log format (training.prepare.formats) nor how sessions are built
+(training.prepare.sessionize). Texts are integer codes while they are in memory.
 
 The rules are applied in this order, and the report says what each one left:
 

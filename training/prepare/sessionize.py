@@ -1,16 +1,14 @@
-"""The rules that make sessions of plays: where one ends, what counts as skipped, which are kept.
+"""Sessions from the lines of a log, and the filters on them: steps 2 to 6 of training.prepare.pipeline.
 
-All rules work on flat arrays of integer codes. They are the paper's (section 4.2); what it leaves open is said here:
-- A session ends where the next play of the same listener starts more than `idle_gap_s` later; a gap of exactly
-  that length does not end it.
-- A play is skipped where the next play of the same session starts at most `skip_within_s` later. The last play
-  of a session is never a skip. Outcomes are judged before plays are dropped or sessions cut, and never again.
-- Long sessions are cut into consecutive sessions of `max_session_plays`; a remainder that is too short is dropped.
+Everything works on flat arrays of integer codes: on a whole log, or on the part of one that has all plays of some
+listeners or sessions (training.prepare.partition_tasks). The rules are the paper's (section 4.2), with these choices
+where it leaves something open:
 
-The lines of a log become sessions, and rules say which are kept: the steps 2 to 6 of training.prepare.pipeline.
-
-All of it works on the plays of one table, be that a whole log or the part of one that holds all plays of some
-listeners or sessions (training.prepare.partition_tasks).
+- A session ends if the next play of the same listener starts more than `idle_gap_s` later. A gap of exactly that length
+  does not end it.
+- A play is skipped if the next play of the same session starts at most `skip_within_s` later. The last play of a
+  session is never a skip. Skips are inferred once, before plays are dropped or sessions cut.
+- Long sessions are cut into consecutive sessions of `max_session_plays`. A remainder that is too short is dropped.
 """
 
 from collections.abc import Callable

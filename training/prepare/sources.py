@@ -1,12 +1,8 @@
-"""Which files a command names, and their plain text or Parquet: folders and globs looked into, compression undone.
+"""Sources of a log: find its files in folders and globs, decompress them, and cut them into splits of about equal size.
 
-Knows nothing of what stands in a line.
-
-Logs in portions of about equal size: parts of large files, and small files together.
-
-A part of a text is the lines that begin in a range of its bytes, with the header; a part of a Parquet file is a range
-of its rows; a compressed file has one part. Read part by part, a file gives the lines that it gives as a whole, in the
-same order. Knows nothing of what stands in a line.
+A split is a part of a large file, or several small files. A part of a text file is the lines that begin in a range of
+its bytes, with the header; a part of a Parquet file is a range of its rows; a compressed file has one part. Read part
+by part, a file gives the same lines in the same order. Knows nothing of what the lines contain.
 """
 
 import bz2

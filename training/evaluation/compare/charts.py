@@ -1,11 +1,8 @@
-"""SVG by hand: scales, axes and marks whose colours are the page's, so that they follow light, dark and print.
+"""Charts of a comparison as SVG: scales, axes, marks and plots. Every chart is complete without a script.
 
-A mark is a group with a `<title>`, which browsers show on hovering and the page's script reads.
-
-Plots of a comparison as SVG, each of which shows what it says without any script.
-
-The page's script moves the marks of "systems" and "feedback" to other metrics and groups and hides lines; what it needs
-for that stands in the marks' classes, in `data-` attributes and in the page's data.
+Colours are those of the page, so that charts follow light mode, dark mode and print. A mark is a group with a
+`<title>`, which browsers show on hover. The page's script moves the marks of "systems" and "feedback" to other metrics
+and groups, and hides rows. It reads the classes of the marks, their `data-` attributes and the page's data.
 """
 
 import math
@@ -18,7 +15,7 @@ from markupsafe import escape
 
 from segue.arrays import Bool, Float64
 from segue.ranking_metrics import Estimate, bootstrap, hit
-from training.evaluation.compare import tables as paper
+from training.evaluation.compare import tables
 from training.evaluation.compare.narrative import chosen
 from training.evaluation.compare.statistics import Difference
 from training.evaluation.compare.tables import ComparisonData
@@ -152,7 +149,7 @@ def plots(by_protocol: Mapping[str, ComparisonData]) -> list[Plot]:
 
 def family_of(system: str) -> str:
     """The family whose colour a system has: its model, the version left out."""
-    found = [name for name in (*paper.FAMILIES, *BASELINES) if system.startswith(name)]
+    found = [name for name in (*tables.FAMILIES, *BASELINES) if system.startswith(name)]
     return found[0] if found else "other"
 
 
@@ -247,7 +244,7 @@ def feedback_plot(measured: ComparisonData) -> Plot | None:
 def first_shown(measured: ComparisonData) -> list[str]:
     """The best version of every family by HR@10, and the baselines: as many lines as an eye can tell apart."""
     found = []
-    for versions in paper.FAMILIES.values():
+    for versions in tables.FAMILIES.values():
         present = [system for system in versions if system in measured.asked.systems]
         if present:
             found.append(max(present, key=lambda s: measured.estimates[s, "all", "HR@10"].value))

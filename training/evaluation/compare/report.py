@@ -1,8 +1,7 @@
-"""The comparison as one HTML page that needs nothing else and asks nothing of a network: answers, plots, tables, words.
+"""Reports of a comparison: JSON for programs, Markdown for documents, and one HTML page.
 
-Without a script every table and plot is there. With it tables sort and filter, and plots change metric and group.
-
-A comparison of results written down: JSON for programs, Markdown for documents, one HTML page for people.
+The page needs no other file and no network. Without a script, every table and chart is there; with it, tables sort and
+filter, and charts switch metric and group.
 """
 
 import base64
@@ -20,14 +19,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from segue.ranking_metrics import METRICS
-from training.evaluation.compare import narrative as words
-from training.evaluation.compare import tables as paper
+from training.evaluation.compare import narrative
 from training.evaluation.compare.charts import MARKS, css_of, family_of, first_shown, has_feedback, plots
 from training.evaluation.compare.results import GROUPS, read_results
 from training.evaluation.compare.statistics import NEURAL, PERMUTATIONS, differences, estimates
 from training.evaluation.compare.tables import (
     ComparisonData,
     Table,
+    dataset_of,
     differences_table,
     not_better_than_markov,
     open_questions,
@@ -58,8 +57,8 @@ def page(sections: "Sequence[ReportSection]") -> str:
     style, script = _text("page.css"), _text("page.js")
     return environment.get_template("page.html.jinja").render(
         shown=shown,
-        described={system: words.describe_system(system) for system in names},
-        glossary=words.GLOSSARY,
+        described={system: narrative.describe_system(system) for system in names},
+        glossary=narrative.GLOSSARY,
         data=Markup(_json(data)),  # noqa: S704 (escaped by _json)
         style=Markup(style),  # noqa: S704 (a file of this package)
         script=Markup(script),  # noqa: S704 (a file of this package)
@@ -68,8 +67,8 @@ def page(sections: "Sequence[ReportSection]") -> str:
 
 
 def _shown(section: "ReportSection", anchor: str) -> dict[str, Any]:
-    measured = words.chosen(section.by_protocol)
-    asked, group = measured.asked, words.wanted_group(measured)
+    measured = narrative.chosen(section.by_protocol)
+    asked, group = measured.asked, narrative.wanted_group(measured)
     return {
         "anchor": anchor,
         "section": section,
@@ -79,10 +78,10 @@ def _shown(section: "ReportSection", anchor: str) -> dict[str, Any]:
         "groups": [g for g in GROUPS if asked.members(g).any()],
         "tested": [(f"{group} {metric}", f"{metric}, {group} targets") for group, metric in _tested(measured)],
         "metrics": list(METRICS),
-        "answer": words.answer(measured),
-        "example": words.example(measured),
-        "hits": round(100 * measured.estimates[words.best_system(measured), group, "HR@10"].value),
-        "of_100": words.of_sessions(group, "100"),
+        "answer": narrative.answer(measured),
+        "example": narrative.example(measured),
+        "hits": round(100 * measured.estimates[narrative.best_system(measured), group, "HR@10"].value),
+        "of_100": narrative.of_sessions(group, "100"),
         "sessions": len(asked.target_skipped),
         "skipped": 100 * float(asked.target_skipped.mean()),
         "data": {protocol: _data(of) for protocol, of in section.by_protocol.items()},
@@ -164,7 +163,7 @@ def measure(paths: Sequence[Path], permutations: int = PERMUTATIONS) -> list[Rep
 
 
 def _section(source: str, split: str, part: str, by_protocol: Mapping[str, ComparisonData]) -> ReportSection:
-    beside = paper.dataset_of(source)
+    beside = dataset_of(source)
     tables: list[Table | None] = [table_1(by_protocol, beside), table_2(by_protocol, beside)]
     for measured in by_protocol.values():
         tables += [
@@ -180,8 +179,8 @@ def _section(source: str, split: str, part: str, by_protocol: Mapping[str, Compa
 
 def sentences(by_protocol: Mapping[str, ComparisonData]) -> list[str]:
     """What came out, in words made from the figures of the full ranking (of the first protocol without it)."""
-    measured = words.chosen(by_protocol)
-    found = list(words.answer(measured))
+    measured = narrative.chosen(by_protocol)
+    found = list(narrative.answer(measured))
     for metric in ("HR@1", "HR@10"):
         behind = not_better_than_markov(measured, metric)
         if "markov" in measured.asked.systems and any(name.startswith(NEURAL) for name in measured.asked.systems):

@@ -1,8 +1,7 @@
-"""The paper's own figures: Seshadri, Shashaani and Knees, RecSys 2024, https://doi.org/10.1145/3640457.3688188.
+"""Tables of a comparison: the paper's two tables with its figures, intervals, tests, costs and the open questions.
 
-The comparison as tables: the paper's two beside its own figures, intervals, tests, costs and the open questions.
-
-A table is made once and rendered as Markdown or by the page's template.
+A table is made once and rendered as Markdown or by the page's template. The paper's figures are those of Seshadri,
+Shashaani and Knees, RecSys 2024, https://doi.org/10.1145/3640457.3688188.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,11 +1,11 @@
-"""Lines of a tensor taken out, each once at most, and lines put among others: gathers, there and back.
+"""Tensor operations with their own gradients: gather and scatter of rows, and dropout by random bytes.
 
-torch's own gradient of a gather adds up, as a line may be taken twice, and that takes far longer.
+The gradient of torch's gather adds up, because a row may be gathered twice. Here each row is gathered at most once, and
+its gradient is a plain copy, which takes far less time.
 
-Dropout (Srivastava et al., JMLR 2014), which on a CPU draws one random byte an activation.
-
-torch draws a float for each and takes ten times as long, which was a sixth of a training step. A byte resolves the
-share to 1/256; the scale makes up for the rounding exactly, so that the expected activation stays the same.
+Dropout (Srivastava et al., JMLR 2014) draws one random byte per activation on a CPU. torch draws a float and takes ten
+times as long, which was a sixth of a training step. A byte resolves the rate to 1/256; the scale compensates the
+rounding exactly, so the expected activation is unchanged.
 """
 
 import math

@@ -1,10 +1,8 @@
-"""Self-attention of real steps alone: sessions without their padding, one after the other, [steps, width].
+"""Transformer blocks (Vaswani et al., 2017, https://arxiv.org/abs/1706.03762) on sessions without padding.
 
-Attention itself needs sessions as wide as the longest one, by heads. One gather takes the steps there and one brings
-them back, in which padding is left out. With its gradient written out, no intermediate of these is kept, copied or
-filled with zeros: on a CPU these took as long as the products themselves.
-
-Self-attentive encoder blocks (Vaswani et al., 2017, https://arxiv.org/abs/1706.03762).
+The steps of all sessions are concatenated, [steps, width]. Attention itself needs sessions padded to the longest one,
+by heads: one gather builds them and one scatter returns the steps. The gradient is written by hand, so no intermediate
+of these is stored, copied or filled with zeros; on a CPU these took as long as the matrix products.
 """
 
 import math

@@ -115,7 +115,11 @@ def test_the_list_does_not_jump_when_its_reasons_come(page: "Page") -> None:
     page.route("**/recommendations?*explain=true*", lambda route: route.abort())
     page.get_by_role("button", name="Skip").click()
     playwright.expect(page.locator("#session li.skipped")).to_have_count(1)
-    tops = "() => [...document.querySelectorAll('#next > li')].map((item) => item.getBoundingClientRect().top)"
+    tops = """async () => {
+      await new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)));
+      await Promise.allSettled(document.getAnimations().map((animation) => animation.finished));
+      return [...document.querySelectorAll('#next > li')].map((item) => item.getBoundingClientRect().top);
+    }"""  # once the tracks have moved to their new ranks
     playwright.expect(page.locator("#next .why")).to_have_count(0)
     without = page.evaluate(tops)
     page.unroute("**/recommendations?*explain=true*")

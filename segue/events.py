@@ -1,6 +1,6 @@
 """What a client reports about a listener: a track started (`play`) or was skipped (`skip`).
 
-Knows nothing of how events become plays (segue.sessions) nor of where they are kept (service.sessions.store).
+segue.sessions turns events into plays; service.sessions.store stores them.
 """
 
 import enum
@@ -16,6 +16,7 @@ from pydantic import (
     GetPydanticSchema,
     StringConstraints,
     WithJsonSchema,
+    field_validator,
 )
 from pydantic_core import core_schema
 
@@ -57,6 +58,11 @@ TrackId = Annotated[
 ]
 
 
+def whole_number(value: object) -> object:
+    """Read 1000.0 as 1000: JSON has no integers, so strict validation would reject it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class EventType(enum.StrEnum):
     """The kinds of event."""
 
@@ -65,7 +71,7 @@ class EventType(enum.StrEnum):
 
 
 class Event(BaseModel):
-    """One thing that a listener did."""
+    """One action of a listener."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -73,15 +79,17 @@ class Event(BaseModel):
     track_id: TrackId
     at: Time | None = Field(
         default=None,
-        description="When it happened, RFC 3339 with an offset, as `2026-11-28T20:00:00.5+01:00`; the time of arrival "
-        "where absent. Digits beyond microseconds have no effect",
+        description="Time of the event, RFC 3339 with an offset, such as `2026-11-28T20:00:00.5+01:00`. Default: the "
+        "time of arrival. Digits beyond microseconds have no effect",
     )
     ms_played: int | None = Field(
-        default=None, ge=0, le=2**31 - 1, description="How much of the track was heard, in milliseconds"
+        default=None, ge=0, le=2**31 - 1, description="Milliseconds of the track that were heard"
     )
     event_id: TrackId | None = Field(
-        default=None, description="The client's own id of the event; the same id again has no effect"
+        default=None, description="Your id of the event. Sending the same id again has no effect"
     )
+
+    _whole_ms = field_validator("ms_played", mode="before")(whole_number)
 
 
 def play(track_id: str, at: datetime | None = None) -> Event:

@@ -12,7 +12,7 @@ import numpy as np
 
 from segue.arrays import Bool, Int
 from segue.catalogue import PAD_ROW
-from segue.sessions import Play
+from segue.sessions import Outcome, Play
 
 DEFAULT_LENGTH = 20
 
@@ -93,7 +93,7 @@ def to_sessions(sessions: Sequence[Sequence[Play]], catalogue: RowLookup) -> Ses
     flat = [play for plays in sessions for play in plays]
     return Sessions(
         rows=catalogue.rows([play.track_id for play in flat]),
-        skipped=np.fromiter((play.skipped for play in flat), dtype=np.bool_, count=len(flat)),
+        skipped=np.fromiter((play.outcome is Outcome.SKIPPED for play in flat), dtype=np.bool_, count=len(flat)),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     )
 

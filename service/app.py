@@ -21,21 +21,19 @@ from starlette.staticfiles import StaticFiles
 
 from index.faiss_gpu import refuse_missing_device
 from segue.errors import BadOption, SegueError, StoreUnavailable
-from service.api import operations, pages, sessions, tracks
-from service.api.bodies import EventsRequest, SwapRequest, WhatIfRequest
-from service.api.fallback import PopularityFallback
-from service.api.json_body import max_body_bytes
-from service.api.quick_path import FastPath
+from service.api import operations, pages, recommendations, releases, sessions, tracks
+from service.api.recommendations import WhatIfRequest
+from service.api.releases import SwapRequest
+from service.api.sessions import EventsRequest
 from service.api.state import AppState
 from service.api.stream import SessionStreams
 from service.http import auth, middleware
 from service.http.admission_control import AdmissionControl
-from service.http.middleware import CrossOrigin, Measured, Preflight, without_range
+from service.http.middleware import CrossOrigin, HotRoutes, Measured, Preflight, without_range
 from service.ops.readiness import Readiness
 from service.ops.status import RedisStatus, ServiceStatus
 from service.problems import answer_problems, describe_problems
-from service.releases.attribution import Attribution
-from service.releases.registry import ReleaseRegistry, check_servable
+from service.releases.registry import Attribution, ReleaseRegistry, check_servable
 from service.sessions.embedded_redis import embedded_redis, terminate_with_parent
 from service.sessions.event_log import EventLog, open_folder
 from service.sessions.store import DurabilityCheck, SessionStore, connect
@@ -47,7 +45,8 @@ from service.threads import BlockingCalls, Threads
 if TYPE_CHECKING:
     from service.ops.tracing import Tracing
 
-ROUTERS = (sessions.router, pages.router, tracks.router, operations.router)
+ROUTERS = tuple(room.router for room in (sessions, recommendations, tracks, releases, operations, pages))
+HOT_ROUTES = frozenset({"report_events", "recommendations"})
 
 _log = structlog.get_logger()
 
@@ -72,7 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
                 end_in_time(settings.shutdown_grace_s + CLOSING_S)
                 if tracing is not None:
                     opened.push_async_callback(BlockingCalls("traces"), tracing.end)
-                app.state.parts = await _open(settings, telemetry, opened)
+                app.state.service = await _open(settings, telemetry, opened)
                 _freeze_gc()
                 yield {"door": door}  # for service/http/protocol.py
         except SegueError as error:
@@ -95,9 +94,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.mount("/web", without_range(StaticFiles(directory=pages.WEB)), name="web")
     app.mount("/docs/files", without_range(pages.ViewerFiles()), name="docs")
     answer_problems(app, [*app.router.routes, *(route for router in ROUTERS for route in router.routes)])
+    known = [route for router in ROUTERS for route in router.routes]
     app.add_middleware(
-        FastPath,
-        routes={route.name: route for route in sessions.router.routes if isinstance(route, APIRoute)},
+        HotRoutes, routes=[route for route in known if isinstance(route, APIRoute) and route.name in HOT_ROUTES]
     )
     if auth.is_needed(settings):
         app.add_middleware(auth.Access, settings=settings)
@@ -147,34 +146,30 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
         on_stuck=telemetry.ranking_threads_stuck.inc,
     )
     opened.callback(threads.close)
-    releases = await BlockingCalls("a release")(ReleaseRegistry, settings, threads, telemetry)
-    await opened.enter_async_context(_running(releases.watch))
-    opened.callback(releases.leave)
+    registry = await BlockingCalls("a release")(ReleaseRegistry, settings, threads, telemetry)
+    await opened.enter_async_context(_running(registry.watch))
+    opened.callback(registry.leave)
     client = connect(settings)
     opened.push_async_callback(client.aclose)
     await _check_durability(client, settings)
     if settings.event_log and settings.event_log_writer:
         folder = open_folder(settings.event_log_folder)
         await opened.enter_async_context(_running(EventLog(client, folder, settings.event_log_flush_s, telemetry).run))
-    live = releases.current.live
+    live = registry.current.live
     _log.info("release_loaded", release=live.name, tracks=len(live.table), index=live.index_facts()["kind"])
     store = SessionStore(client, settings, telemetry)
     opened.push_async_callback(store.aclose)
-    credits_ = Attribution(store, settings.attribution_sample_rate, telemetry)
-    fallback = PopularityFallback(store, telemetry, wanted=settings.fallback == "popularity")
-    live_state = ServiceStatus(RedisStatus(client), releases, settings, telemetry)
-    readiness = Readiness(store, releases, threads)
     return AppState(
-        releases,
-        credits_,
-        store,
-        SessionStreams(store),
-        fallback,
-        threads,
-        telemetry,
-        live_state,
-        readiness,
-        max_body_bytes(settings.max_request_bytes),
+        releases=registry,
+        attribution=Attribution(store, settings.attribution_sample_rate, telemetry),
+        store=store,
+        streams=SessionStreams(store),
+        threads=threads,
+        telemetry=telemetry,
+        status=ServiceStatus(RedisStatus(client), registry, settings, telemetry),
+        readiness=Readiness(store, registry, threads),
+        max_request_bytes=settings.max_request_bytes,
+        fallback=settings.fallback == "popularity",
     )
 
 

@@ -171,7 +171,7 @@ class TestTheExample:
 @pytest.mark.parametrize(("text", "result"), AT)
 def test_at_is_accepted_and_refused_as_the_page_says(text: str, result: str) -> None:
     pytest.importorskip("fastapi")
-    from service.api.bodies import EventsRequest
+    from service.api.sessions import EventsRequest
 
     body = json.dumps({"events": [{"type": "play", "track_id": "t", "at": json.loads(text)}]})
     if result == "accepted":

@@ -15,7 +15,8 @@ from segue.catalogue import Catalogue
 from segue.cli import main
 from segue.cli.terminal import escaped, plain_lines, say, titled
 from segue.events import TIME_EXPECTED, Event, play
-from service.api.bodies import EventsRequest, WhatIfRequest
+from service.api.recommendations import WhatIfRequest
+from service.api.sessions import EventsRequest
 from training.prepare.columns import track_ids
 
 MODELS = (EventsRequest, WhatIfRequest)

@@ -8,17 +8,20 @@ import pytest
 from fastapi.exceptions import RequestValidationError
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from service.api.bodies import MAX_EVENTS, MAX_SUPPOSED, MAX_TRACKS, EventsRequest, SwapRequest, WhatIfRequest
-from service.api.json_body import MAX_VALUES, max_body_bytes, validated
+from service.api.json_body import JsonBody, validated
+from service.api.recommendations import MAX_HYPOTHETICAL_EVENTS, WhatIfRequest
+from service.api.releases import SwapRequest
+from service.api.sessions import MAX_EVENTS, EventsRequest
+from service.api.state import MAX_TRACKS
 from service.problems import MAX_COUNTED_ERRORS, MOST_ERRORS, _invalid_field
 from service.settings import Settings
 
-LIMITS = max_body_bytes(Settings.model_fields["max_request_bytes"].default)
-EVENTS = LIMITS[EventsRequest]
-WHAT_IF = LIMITS[WhatIfRequest]
-SWAP = LIMITS[SwapRequest]
+MAX_REQUEST_BYTES = Settings.model_fields["max_request_bytes"].default
+EVENTS = EventsRequest.bytes_limit(MAX_REQUEST_BYTES)
+WHAT_IF = WhatIfRequest.bytes_limit(MAX_REQUEST_BYTES)
+SWAP = SwapRequest.bytes_limit(MAX_REQUEST_BYTES)
 FILL = 20_000  # bytes from which values are counted
 
 
@@ -45,7 +48,7 @@ def events(number: int, text: str) -> list[dict[str, Any]]:
         (
             WhatIfRequest,
             WHAT_IF,
-            MAX_SUPPOSED,
+            MAX_HYPOTHETICAL_EVENTS,
             {"k": 100, "exclude_heard": True, "explain": True, "release": "r" * 64},
         ),
     ],
@@ -96,7 +99,7 @@ WRONG = {
 @pytest.mark.parametrize("kind", WRONG)
 @pytest.mark.parametrize(("model", "size"), [(EventsRequest, EVENTS), (WhatIfRequest, WHAT_IF), (SwapRequest, EVENTS)])
 def test_a_body_with_too_many_values_is_not_parsed(
-    model: type[BaseModel], size: int, kind: str, monkeypatch: pytest.MonkeyPatch
+    model: type[JsonBody], size: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def parse(*_: object, **__: object) -> None:
         raise AssertionError("the body was parsed")
@@ -108,7 +111,7 @@ def test_a_body_with_too_many_values_is_not_parsed(
     field = _invalid_field(error)
     assert field.field == "body"
     assert "bytes of JSON" in field.found
-    assert f"At most {MAX_VALUES[model]:,} JSON values" in field.expected
+    assert f"At most {model.max_values():,} JSON values" in field.expected
 
 
 def test_of_very_many_errors_only_the_number_is_told() -> None:
@@ -138,7 +141,7 @@ json_values = st.recursive(
 
 
 @given(json_values, st.sampled_from([EventsRequest, WhatIfRequest, SwapRequest]))
-def test_whatever_a_body_holds_the_report_is_short(value: object, model: type[BaseModel]) -> None:
+def test_whatever_a_body_holds_the_report_is_short(value: object, model: type[JsonBody]) -> None:
     body = json.dumps(value).encode() + b" " * FILL
     with contextlib.suppress(RequestValidationError):
         validated(model, body)

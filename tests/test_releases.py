@@ -14,9 +14,8 @@ import pytest
 from segue.errors import BadOption, SwapRefused
 from segue.release import Release
 from segue.sessions import Play
-from service.releases.attribution import SessionSampler
 from service.releases.loaded import Question
-from service.releases.registry import ReleaseRegistry
+from service.releases.registry import ReleaseRegistry, SessionSampler
 from service.sessions.store import bucket_of
 from service.settings import Settings, as_environment, read_settings
 from service.telemetry import Telemetry

@@ -12,7 +12,7 @@ import pytest
 yaml = pytest.importorskip("yaml")
 pytest.importorskip("pydantic_settings")
 
-from service.api.stream import BEAT_EVERY_S, LOOK_EVERY_S  # noqa: E402
+from service.api.stream import HEARTBEAT_INTERVAL_S, POLL_INTERVAL_S  # noqa: E402
 from service.sessions.embedded_redis import STOP_WAIT_S  # noqa: E402
 from service.settings import Settings  # noqa: E402
 
@@ -62,7 +62,7 @@ def pods() -> dict[str, dict[str, Any]]:
 
 def test_an_idle_stream_is_not_idle_to_the_proxy() -> None:
     """A beat may be late by one look at Redis that hangs."""
-    latest_beat = BEAT_EVERY_S + LOOK_EVERY_S + default("redis_timeout_s")
+    latest_beat = HEARTBEAT_INTERVAL_S + POLL_INTERVAL_S + default("redis_timeout_s")
     assert latest_beat < of_proxy("server")
     assert latest_beat < of_proxy("client")
 

@@ -27,8 +27,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from service.api.bodies import EventsRequest, SwapRequest, WhatIfRequest
-from service.api.json_body import max_body_bytes
+from service.api.recommendations import WhatIfRequest
+from service.api.releases import SwapRequest
+from service.api.sessions import EventsRequest
 from service.settings import Settings
 
 CONNECTIONS = 8
@@ -52,16 +53,16 @@ UNCOUNTED = 16_000  # below the size from which values are counted
 
 def bodies() -> Iterator[tuple[str, str, str, bytes]]:
     """Kind, method, path and body of each load."""
-    limits = max_body_bytes(Settings.model_fields["max_request_bytes"].default)
+    most: int = Settings.model_fields["max_request_bytes"].default
     largest = {
-        ("POST", EVENTS): limits[EventsRequest],
-        ("POST", WHAT_IF): limits[WhatIfRequest],
+        ("POST", EVENTS): EventsRequest.bytes_limit(most),
+        ("POST", WHAT_IF): WhatIfRequest.bytes_limit(most),
     }
     for kind, (begin, piece, end) in KINDS.items():
         for (method, path), size in largest.items():
             for bound in (size, UNCOUNTED):
                 yield f"{kind}, {bound // 1024} KiB", method, path, _filled(begin, piece, end, bound)
-    yield "unknown fields, 4 KiB", "PUT", SWAP, _filled('{"name":1', ',"%x":0', "}", limits[SwapRequest])
+    yield "unknown fields, 4 KiB", "PUT", SWAP, _filled('{"name":1', ',"%x":0', "}", SwapRequest.bytes_limit(most))
 
 
 def _filled(begin: str, piece: str, end: str, size: int) -> bytes:

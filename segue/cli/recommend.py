@@ -8,7 +8,8 @@ from rich.text import Text
 from segue.cli.terminal import bar, shares, titled
 
 if TYPE_CHECKING:
-    from service.releases.loaded import Explanation, RecommendResult, Track
+    from service.releases.explanation import Explanation
+    from service.releases.loaded import RecommendResult, Track
 
 _WIDE, _NARROW = 16, 6  # characters of a bar
 _ROOM, _ROOM_TO_EXPLAIN = 90, 140  # of a terminal that has room for the wide one

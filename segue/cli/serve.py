@@ -73,12 +73,13 @@ def recommend(
 ) -> None:
     """Recommend once from the shell: --play and --skip in the order in which it happened."""
     from segue.sessions import plays_of
+    from service.releases.explanation import explain_answer
     from service.releases.loaded import Question, load_release
 
     live = load_release(release)
     question = Question(plays_of(_in_order(context, plays, skips)), k)
     [answer] = live.answer([question])
-    why = live.explain(question, answer) if explain else None
+    why = explain_answer(live, question, answer) if explain else None
     if unknown := live.unknown([play.track_id for play in question.plays]):
         say(f"passed over, as {live.name} does not hold them: {', '.join(unknown)}")
     if as_json:

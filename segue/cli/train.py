@@ -305,7 +305,7 @@ def build_index(release: "Release", *, kind: str = "auto", device: str = "cpu", 
     """Index a release in place and return the facts of index.json. The queries are those of its sample windows."""
     from index.tuning import index_release
     from segue.release import ENCODER
-    from service.releases.onnx_encoder import OnnxEncoder
+    from service.releases.loaded import OnnxEncoder
 
     if not release.has_encoder:
         raise BadRelease(f"{release.path} was trained as {release.manifest.model}, which has no vectors to index")

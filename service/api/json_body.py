@@ -1,84 +1,91 @@
-"""The one way to read a JSON body: what its headers say, how large it may be, and what is in it.
+"""Read a JSON body: check its headers and its size, then validate its content once.
 
-Both ways to a route read bodies here (service/api/quick_path.py and service/api/state.py), so that the same request
-gets the same answer on each.
-
-A body is validated once, on the event loop, so a body that is wrong in a hundred thousand places must not cost more
-than a valid one. Two rules bound it. A body with more values than the largest valid request has is refused before it is
-parsed. Of many errors only their number is reported.
+Validation runs on the event loop, so an invalid body with a hundred thousand errors must not cost more than a valid
+one. Two rules bound the work. A body with more values than the largest valid request is rejected before it is parsed.
+If there are many errors, only their number is reported.
 """
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final, TypeVar
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from segue.errors import SegueError
-from service.api.bodies import MAX_EVENTS, MAX_SUPPOSED, MAX_TRACKS, EventsRequest, SwapRequest, WhatIfRequest
 from service.problems import MAX_COUNTED_ERRORS, MOST_ERRORS
 
-Body = TypeVar("Body", bound=BaseModel)
-
 _JSON: Final = b"application/json"
-_ABOUT_THE_BODY: Final = frozenset({b"content-type", b"content-length", b"content-encoding", b"content-range"})
+_BODY_HEADERS: Final = frozenset({b"content-type", b"content-length", b"content-encoding", b"content-range"})
 _LONGEST_SHOWN: Final = 80
-_LONGEST_INVALID: Final = 400  # of a text that is no JSON; of it, 80 characters are shown
-_SWAP_BYTES: Final = 4096
-_UNCOUNTED_BYTES: Final = 16_384  # a body of this size is validated within a few milliseconds, whatever it holds
-# An event has up to five members; a comma, `[` or `{` stands before each value. The rest is for the outer object.
-_EVENT_VALUES: Final = 6
+_LONGEST_INVALID: Final = 400  # of a text that is not JSON; 80 characters of it are shown
+_ITEMS_IN_LIMIT: Final = 100  # SEGUE_MAX_REQUEST_BYTES is for a body of this many events
+_UNCOUNTED_BYTES: Final = 16_384  # a body of this size is validated within a few milliseconds, whatever its content
+# An event has up to five members. A comma, `[` or `{` precedes each value. The rest is for the outer object.
+_VALUES_PER_ITEM: Final = 6
 _OUTER_VALUES: Final = 20
-MAX_VALUES: Final[dict[type[BaseModel], int]] = {
-    EventsRequest: MAX_EVENTS * _EVENT_VALUES + _OUTER_VALUES,
-    WhatIfRequest: MAX_SUPPOSED * _EVENT_VALUES + MAX_TRACKS + _OUTER_VALUES,
-    SwapRequest: _OUTER_VALUES,
-}
-_REMEDY: Final[dict[type[BaseModel], str]] = {
-    EventsRequest: f"send at most {MAX_EVENTS} events at a time",
-    WhatIfRequest: f"send at most {MAX_SUPPOSED} events, and {MAX_TRACKS} tracks in exclude",
-    SwapRequest: "send the name of a release",
-}
+
+
+class JsonBody(BaseModel):
+    """A request body. Unknown members are errors; numbers must be numbers and text must be text.
+
+    With the default of 256 KiB for SEGUE_MAX_REQUEST_BYTES every valid body fits if it is sent as UTF-8: an event has
+    two ids of 256 characters, of four bytes each, and about 130 bytes besides.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_items: ClassVar[int]  # events
+    max_other_values: ClassVar[int] = 0  # of other lists
+    max_bytes: ClassVar[int | None] = None  # if it does not depend on the number of events
+    remedy: ClassVar[str]  # what to do about a body that is too large
+
+    @classmethod
+    def max_values(cls) -> int:
+        """The number of JSON values in the largest valid body, roughly: never too small."""
+        return cls.max_items * _VALUES_PER_ITEM + cls.max_other_values + _OUTER_VALUES
+
+    @classmethod
+    def bytes_limit(cls, max_request_bytes: int) -> int:
+        """The largest body in bytes, given SEGUE_MAX_REQUEST_BYTES."""
+        if cls.max_bytes is not None:
+            return min(max_request_bytes, cls.max_bytes)
+        return max_request_bytes * cls.max_items // _ITEMS_IN_LIMIT
+
+
+Body = TypeVar("Body", bound=JsonBody)
 
 
 class BodyTooLarge(SegueError):
-    """The request's body is larger than the service takes."""
+    """The request's body is larger than the service accepts."""
 
     http_status: ClassVar[int] = 413
     title: ClassVar[str] = "Body too large"
 
 
 class WrongMediaType(SegueError):
-    """The request's body is not plain JSON in UTF-8, or does not say so."""
+    """The request's body is not plain JSON in UTF-8, or its headers do not say so."""
 
     http_status: ClassVar[int] = 415
     title: ClassVar[str] = "Unsupported media type"
 
 
-def max_body_bytes(events_bytes: int) -> dict[type[BaseModel], int]:
-    """The largest body of each kind.
-
-    `events_bytes` is SEGUE_MAX_REQUEST_BYTES, for MAX_EVENTS events. With the default of 256 KiB every request that
-    the models allow fits if it is sent as UTF-8: an event has two ids of 256 characters, of four bytes each, and
-    about 130 bytes besides.
-    """
-    return {
-        EventsRequest: events_bytes,
-        WhatIfRequest: events_bytes * MAX_SUPPOSED // MAX_EVENTS,
-        SwapRequest: min(events_bytes, _SWAP_BYTES),
-    }
+def described_body(model: type[JsonBody]) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads this body itself. service/app.py adds the model to the schemas."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 async def read_json(
-    model: type[Body], headers: Sequence[tuple[bytes, bytes]], receive: Receive, max_bytes: int
+    model: type[Body], headers: Sequence[tuple[bytes, bytes]], receive: Receive, max_request_bytes: int
 ) -> Body:
-    """The body as `model`, validated once. Numbers must be numbers and text must be text: nothing is converted.
+    """The body as `model`. `max_request_bytes` is SEGUE_MAX_REQUEST_BYTES.
 
-    Raises WrongMediaType, BodyTooLarge for more than `max_bytes` bytes, RequestValidationError, and ClientDisconnect
-    where the client has gone before the body was whole.
+    Raises WrongMediaType, BodyTooLarge, RequestValidationError, and ClientDisconnect if the client leaves before the
+    body is complete.
     """
+    max_bytes = model.bytes_limit(max_request_bytes)
     _check_headers(model, headers, max_bytes)
     body = bytearray()
     more = True
@@ -94,12 +101,12 @@ async def read_json(
 
 
 def validated(model: type[Body], body: bytes | bytearray) -> Body:
-    """The body as `model`, strictly: nothing is converted. Raises RequestValidationError with at most 100 errors."""
-    if len(body) > _UNCOUNTED_BYTES and _values(body, MAX_VALUES[model]) > MAX_VALUES[model]:
+    """The body as `model`, without conversions. Raises RequestValidationError with at most 100 errors."""
+    if len(body) > _UNCOUNTED_BYTES and _values(body, model.max_values()) > model.max_values():
         raise _too_much(
             "too_many_values",
             f"{len(body):,} bytes of JSON",
-            f"At most {MAX_VALUES[model]:,} JSON values: {_REMEDY[model]}",
+            f"At most {model.max_values():,} JSON values: {model.remedy}",
         )
     try:
         return model.model_validate_json(body, strict=True)
@@ -109,7 +116,7 @@ def validated(model: type[Body], body: bytes | bytearray) -> Body:
             raise _too_much(
                 "too_many_errors",
                 f"wrong in {count:,} places",
-                f"A body as openapi.json describes it: {_REMEDY[model]}",
+                f"A body as openapi.json describes it: {model.remedy}",
             ) from None
         found = error.errors(include_url=False)[:MOST_ERRORS]
         errors = [{**one, "loc": ("body", *one["loc"])} for one in found]
@@ -118,7 +125,7 @@ def validated(model: type[Body], body: bytes | bytearray) -> Body:
         raise RequestValidationError(errors) from error
 
 
-def _check_headers(model: type[BaseModel], headers: Sequence[tuple[bytes, bytes]], max_bytes: int) -> None:
+def _check_headers(model: type[JsonBody], headers: Sequence[tuple[bytes, bytes]], max_bytes: int) -> None:
     """Refuse what these headers say of the body, as far as they can tell.
 
     Whatever a browser sends for a page of another site without asking first says that it is something else than JSON,
@@ -126,7 +133,7 @@ def _check_headers(model: type[BaseModel], headers: Sequence[tuple[bytes, bytes]
     """
     found: dict[bytes, bytes] = {}
     for name, value in headers:
-        if name in _ABOUT_THE_BODY:
+        if name in _BODY_HEADERS:
             if name in found:
                 raise WrongMediaType(f"{name.decode().title()} is there twice: send it once")
             found[name] = value
@@ -157,8 +164,8 @@ def _shown(value: bytes) -> str:
     return ascii(value[:_LONGEST_SHOWN].decode("latin-1"))
 
 
-def _too_large(model: type[BaseModel], max_bytes: int) -> BodyTooLarge:
-    return BodyTooLarge(f"the body is larger than {max_bytes:,} bytes: {_REMEDY[model]}")
+def _too_large(model: type[JsonBody], max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is larger than {max_bytes:,} bytes: {model.remedy}")
 
 
 def _too_much(kind: str, found: str, expected: str) -> RequestValidationError:

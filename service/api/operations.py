@@ -1,30 +1,49 @@
-"""The calls for operators: the service at a moment, what it can be swapped to, and the page that shows both."""
+"""Operations: health, metrics, and the status of the service."""
 
-from fastapi import APIRouter
-from fastapi.responses import HTMLResponse
+from typing import Literal
 
-from service.api.pages import WEB
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+
 from service.api.state import Service
 from service.ops.status import Operations
 from service.problems import problem_responses
-from service.releases.bodies import Releases
 
 router = APIRouter()
 
 
+class Health(BaseModel):
+    """The service is healthy."""
+
+    status: Literal["live", "ready"]
+
+
+@router.get("/health/live", tags=["operations"])
+async def live() -> Health:
+    """Check that the process answers."""
+    return Health(status="live")
+
+
+@router.get("/health/ready", tags=["operations"], responses=problem_responses(503))
+async def ready(service: Service) -> Health:
+    """Check that requests can be served: Redis accepts a write with the promised durability, and the release ranks."""
+    await service.readiness.check()
+    return Health(status="ready")
+
+
+@router.get(
+    "/metrics",
+    tags=["operations"],
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus text"}},
+)
+async def metrics(service: Service) -> Response:
+    """Return the Prometheus metrics of all workers."""
+    return Response(service.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
 @router.get("/operations", tags=["operations"])
 async def operations(service: Service) -> Operations:
-    """The service at this moment: traffic, latency, releases, Redis and the event log, over all workers."""
-    return await service.live_state.look()
-
-
-@router.get("/releases", tags=["releases"], responses=problem_responses(503))
-async def releases(service: Service) -> Releases:
-    """The releases in the service's folder, for `PUT /releases/current`, and the one that was served before."""
-    return await service.releases.listing()
-
-
-@router.get("/ops", include_in_schema=False)
-async def operations_page() -> HTMLResponse:
-    """The operator's page: it holds nothing secret, and asks for an admin key where the service has keys."""
-    return HTMLResponse((WEB / "ops.html").read_bytes())
+    """Return the status of the service: traffic, latency, releases, Redis and the event log, over all workers."""
+    return await service.status.look()

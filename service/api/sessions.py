@@ -1,68 +1,56 @@
-"""The calls of the HTTP interface. What they mean is in docs/session-semantics.md and openapi.yaml."""
+"""Sessions: report events, show a session's plays, watch them change, erase them."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field, WithJsonSchema
+from starlette.types import Receive, Scope, Send
 
 from segue.errors import UnknownSession
-from segue.events import EventType
-from segue.sessions import Play, plays_of
-from service.api.bodies import (
-    DEFAULT_K,
-    CurrentReleaseBody,
-    EventsAnswer,
-    EventsRequest,
-    Health,
-    NextTracks,
-    RecommendationsBody,
-    SessionBody,
-    SwapRequest,
-    WhatIfRequest,
-    next_tracks_json,
-    recommendations_json,
-)
-from service.api.state import (
-    AppState,
-    By,
-    Excluded,
-    ExcludeHeard,
-    Explained,
-    K,
-    Limit,
-    Recommend,
-    ReleaseName,
-    Reported,
-    SearchText,
-    Service,
-    SessionId,
-    SessionIdQuery,
-    SwapBody,
-    TrackIdPath,
-    WhatIfBody,
-    body_of,
-)
-from service.api.track_bodies import FoundTracks, RankedTrackBody, SimilarTracks, TrackBody
-from service.http.auth import EXPLANATION_COST
-from service.problems import problem_responses
-from service.releases.loaded import Explanation, Question, RecommendResult
-from service.releases.registry import ActiveRelease
+from segue.events import Event, EventType
+from service.api.json_body import JsonBody, described_body, read_json
+from service.api.recommendations import RecommendationsBody, recommend
+from service.api.state import MAX_TRACKS, AppState, Service, SessionId, link_responses
+from service.api.stream import EVENT_STREAM, SessionBody, SessionStreams
+from service.http.admission_control import AdmissionControl
+from service.problems import NotAcceptable, problem_responses
+from service.releases.loaded import Question
 from service.sessions.store import Appended
+
+MAX_EVENTS = 100
 
 router = APIRouter()
 
 
-def _links(**links: tuple[str, dict[str, str]]) -> dict[int | str, dict[str, Any]]:
-    """What a client may do next with an answer: for readers of openapi.yaml, and for tests that follow it."""
-    described = {
-        name: {"operationId": operation, "parameters": given} for name, (operation, given) in sorted(links.items())
-    }
-    return {200: {"links": described}}
+class EventsRequest(JsonBody):
+    """What happened in a session, in order."""
+
+    max_items = MAX_EVENTS
+    remedy = f"send at most {MAX_EVENTS} events at a time"
+
+    events: list[Event] = Field(min_length=1, max_length=MAX_EVENTS)
 
 
+class EventsAnswer(BaseModel):
+    """The result of reporting events. The events are stored before this is sent."""
+
+    session_id: str
+    length: int = Field(description="Number of plays in the session now")
+    accepted: int = Field(description="Events that changed the session")
+    duplicates: int = Field(description="Events with an `event_id` that was reported before. They change nothing")
+    unknown_tracks: list[str] = Field(
+        description="Tracks that are not in the release's catalogue. They are stored, and ignored by the model"
+    )
+    recommendations: RecommendationsBody | None = Field(default=None, description="Present if you set `recommend`")
+
+
+Recommend = Annotated[
+    int | None,
+    Query(ge=1, le=MAX_TRACKS, description="Return this many next tracks in the same response"),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_TRACKS}),  # a query has no null
+]
 _IN_PATH = {"path.session_id": "$request.path.session_id"}
 _IN_QUERY = {"query.session_id": "$request.path.session_id"}
 
@@ -72,57 +60,51 @@ _IN_QUERY = {"query.session_id": "$request.path.session_id"}
     tags=["sessions"],
     response_model=EventsAnswer,
     responses=problem_responses(404, 413, 415, 422, 503)
-    | _links(
+    | link_responses(
         next=("recommendations", _IN_QUERY),
         plays=("session", _IN_PATH),
         erasure=("erase_session", _IN_PATH),
     ),
-    openapi_extra=body_of(EventsRequest),
+    openapi_extra=described_body(EventsRequest),
 )
-async def report_events(
-    session_id: SessionId, reported: Reported, service: Service, recommend: Recommend = None
-) -> Response:
-    """Append what happened to a session; optionally answer with its next tracks."""
-    return _json(await append_events(service, session_id, reported, recommend))
+async def report_events(session_id: SessionId, request: Request, recommend: Recommend = None) -> Response:
+    """Append plays and skips to a session. With `recommend`, also return its next tracks."""
+    service: AppState = request.app.state.service
+    reported = await read_json(EventsRequest, request.scope["headers"], request.receive, service.max_request_bytes)
+    return Response(await append_events(service, session_id, reported.events, recommend), media_type="application/json")
 
 
-@router.get(
-    "/recommendations",
-    tags=["recommendations"],
-    response_model=RecommendationsBody,
-    responses=problem_responses(404, 422, 503)
-    | _links(similar=("similar_tracks", {"path.track_id": "$response.body#/items/0/track_id"})),
-)
-async def recommendations(
-    session_id: SessionIdQuery,
-    service: Service,
-    explain: Explained,
-    k: K = DEFAULT_K,
-    exclude_heard: ExcludeHeard = True,
-    exclude: Excluded = [],  # noqa: B006 (FastAPI copies it)
-    release: ReleaseName = None,
-) -> Response:
-    """The next tracks for a session; the most popular ones if it holds no usable play, or cannot be read for now."""
-    question = partial(Question, k=k, exclude=exclude, exclude_heard=exclude_heard)
-    return _json(await recommend_for_session(service, session_id, question, explain=explain, release=release))
+async def append_events(service: AppState, session_id: str, events: list[Event], k: int | None) -> bytes:
+    """Store events. Returns an EventsAnswer as JSON, with `k` recommendations unless None. Raises StoreUnavailable."""
+    active = service.releases.for_session(session_id)
+    stored = await service.store.append(session_id, events, with_plays=k is not None)
+    unknown = active.live.unknown([event.track_id for event in events])
+    _count_events(service, events, stored, len(unknown))
+    service.attribution.count(stored.credits)
+    answer: dict[str, Any] = {
+        "session_id": session_id,
+        "length": stored.length,
+        "accepted": len(events) - stored.duplicates,
+        "duplicates": stored.duplicates,
+        "unknown_tracks": unknown,
+    }
+    if k is not None:
+        answer["recommendations"] = orjson.Fragment(
+            await recommend(service, active, session_id, Question(stored.plays, k))
+        )
+    return orjson.dumps(answer)
 
 
-@router.post(
-    "/recommendations/what-if",
-    tags=["recommendations"],
-    response_model=NextTracks,
-    responses=problem_responses(404, 413, 415, 422, 503),
-    openapi_extra=body_of(WhatIfRequest),
-)
-async def what_if(supposed: WhatIfBody, service: Service, by: By) -> Response:
-    """The next tracks for a session that is only supposed: nothing is stored, and Redis is not asked."""
-    if supposed.explain:
-        by.charge(EXPLANATION_COST - 1)
-    plays = service.store.kept(plays_of(supposed.events))
-    question = Question(plays, supposed.k, supposed.exclude, supposed.exclude_heard)
-    served = service.releases.named(supposed.release)
-    answer = await served.ranking(question)
-    return _json(next_tracks_json(answer, await _why(service, served, question, answer) if supposed.explain else None))
+def _count_events(service: AppState, events: list[Event], stored: Appended, unknown: int) -> None:
+    """Count reported events. Redis knows which of them are duplicates and returns only their number."""
+    telemetry = service.telemetry
+    skips = sum(event.type is EventType.SKIP for event in events)
+    telemetry.events.labels("skip").inc(skips)
+    telemetry.events.labels("play").inc(len(events) - skips)
+    telemetry.duplicates.inc(stored.duplicates)
+    telemetry.log_drops.inc(stored.dropped)
+    telemetry.sessions.inc(stored.began)
+    telemetry.unknown_tracks.inc(unknown)
 
 
 @router.get(
@@ -132,10 +114,10 @@ async def what_if(supposed: WhatIfBody, service: Service, by: By) -> Response:
     responses=problem_responses(404, 422, 503),
 )
 async def session(session_id: SessionId, service: Service) -> SessionBody:
-    """The plays of a session, oldest first."""
+    """Return the plays of a session, oldest first."""
     plays = await service.store.plays(session_id)
     if not plays:
-        raise UnknownSession(f"session {session_id!r} holds no plays: it never did, is over, or was erased")
+        raise UnknownSession(f"session {session_id!r} has no plays: none were reported, it expired, or it was erased")
     return SessionBody.of(session_id, plays)
 
 
@@ -147,151 +129,54 @@ async def session(session_id: SessionId, service: Service) -> SessionBody:
     responses=problem_responses(404, 422, 503),
 )
 async def erase_session(session_id: SessionId, service: Service) -> Response:
-    """Erase a session, from the store at once and from the event log's files at their next writing."""
+    """Erase a session: at once from the store, and from the event log's files when the log is next written."""
     await service.store.erase(session_id)
     return Response(status_code=204)
 
 
-@router.get(
-    "/tracks",
-    tags=["tracks"],
-    response_model_exclude_none=True,
-    responses=problem_responses(422, 503)
-    | _links(similar=("similar_tracks", {"path.track_id": "$response.body#/items/0/track_id"})),
-)
-async def find_tracks(service: Service, query: SearchText = "", limit: Limit = 20) -> FoundTracks:
-    """Find tracks by words of their title, artist or id."""
-    found = await service.threads.run(service.releases.current.live.search, query, limit)
-    return FoundTracks(items=[TrackBody.of(track) for track in found])
-
-
-@router.get(
-    "/tracks/{track_id:path}/similar",
-    tags=["tracks"],
-    response_model_exclude_none=True,
-    responses=problem_responses(404, 422, 503),
-)
-async def similar_tracks(track_id: TrackIdPath, service: Service, k: K = DEFAULT_K) -> SimilarTracks:
-    """The tracks nearest to a track."""
-    found = await service.threads.run(service.releases.current.live.similar, track_id, k)
-    return SimilarTracks(items=RankedTrackBody.list_of(found))
-
-
-@router.get("/releases/current", tags=["releases"])
-async def current_release(service: Service) -> CurrentReleaseBody:
-    """What is served; sessions of an experiment may get another release, which their answers name."""
-    return _current(service)
-
-
-@router.put(
-    "/releases/current",
-    tags=["releases"],
-    responses=problem_responses(404, 409, 413, 415, 422, 503),
-    openapi_extra=body_of(SwapRequest),
-)
-async def swap_release(wanted: SwapBody, service: Service) -> CurrentReleaseBody:
-    """Serve another release once it is verified and warm; if it is refused, what was served is served on."""
-    await service.releases.swap(wanted.name)
-    return _current(service)
-
-
-@router.get("/health/live", tags=["operations"])
-async def live() -> Health:
-    """Whether the process answers."""
-    return Health(status="live")
-
-
-@router.get("/health/ready", tags=["operations"], responses=problem_responses(503))
-async def ready(service: Service) -> Health:
-    """Whether requests can be served: Redis accepts a write and keeps it as promised, and the release ranks."""
-    await service.readiness.check()
-    return Health(status="ready")
-
-
-@router.get(
-    "/metrics",
-    tags=["operations"],
-    response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus' text"}},
-)
-async def metrics(service: Service) -> Response:
-    """Metrics for Prometheus, of all workers."""
-    return Response(service.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
-
-
-async def append_events(service: AppState, session_id: str, reported: EventsRequest, recommend: int | None) -> bytes:
-    """Store the events; the content of an EventsAnswer. Raises StoreUnavailable."""
-    served = service.releases.for_session(session_id)
-    stored = await service.store.append(session_id, reported.events, with_plays=recommend is not None)
-    unknown = served.live.unknown([event.track_id for event in reported.events])
-    _count_events(service, reported, stored, len(unknown))
-    service.credits.count(stored.credits)
-    answer: dict[str, Any] = {
-        "session_id": session_id,
-        "length": stored.length,
-        "accepted": len(reported.events) - stored.duplicates,
-        "duplicates": stored.duplicates,
-        "unknown_tracks": unknown,
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {EVENT_STREAM: {"schema": {"type": "string"}}},
+        "description": "Server-sent events. `session` carries what GET /sessions/{session_id} returns, with an empty "
+        "list of plays if there are none. `away` means that the session store is unavailable",
     }
-    if recommend is not None:
-        found = await _recommend(service, served, session_id, Question(stored.plays, recommend))
-        answer["recommendations"] = orjson.Fragment(found)
-    return orjson.dumps(answer)
+}
 
 
-async def recommend_for_session(
-    service: AppState,
-    session_id: str,
-    question: Callable[[Sequence[Play]], Question],
-    *,
-    explain: bool = False,
-    release: str | None = None,
-) -> bytes:
-    """The content of a RecommendationsBody. Raises StoreUnavailable where there is no fallback, UnknownRelease."""
-    releases = service.releases
-    served = releases.for_session(session_id) if release is None else releases.named(release)
-    asked = question(await service.fallback.plays(session_id))
-    return await _recommend(service, served, session_id, asked, explain=explain, credited=release is None)
+@router.get(
+    "/sessions/{session_id}/stream",
+    tags=["sessions"],
+    response_class=StreamingResponse,
+    responses=_STREAM | problem_responses(406, 422, 503),
+)
+async def watch_session(session_id: SessionId, service: Service, request: Request) -> StreamingResponse:
+    """Stream the plays of a session: now, and after each change, for up to five minutes.
+
+    Send `Accept: text/event-stream`. Without it the request is rejected, because other clients would wait for an end.
+    """
+    if EVENT_STREAM not in request.headers.get("accept", ""):
+        raise NotAcceptable(f"this response does not end: ask for it with Accept: {EVENT_STREAM}")
+    admission_control: AdmissionControl = request.state.door
+    answer = _Stream(service.streams, session_id, admission_control)
+    admission_control.stay_outside(request.scope)
+    return answer
 
 
-async def _recommend(
-    service: AppState,
-    served: ActiveRelease,
-    session_id: str,
-    question: Question,
-    *,
-    explain: bool = False,
-    credited: bool = True,
-) -> bytes:
-    """`credited`: whether the list is the session's own, so that what becomes of it tells of the release."""
-    answer = await service.fallback.answer(served, question)
-    service.telemetry.recommendations.labels(served.live.name, answer.source).inc()
-    if credited:
-        service.credits.remember(session_id, answer)
-    why = await _why(service, served, question, answer) if explain else None
-    return recommendations_json(session_id, answer, why)
+class _Stream(StreamingResponse):
+    """A stream of session changes. It takes its slot when it is created."""
 
+    def __init__(self, streams: SessionStreams, session_id: str, admission_control: AdmissionControl) -> None:
+        """Raises Overloaded if there is no free slot."""
+        streams.acquire_slot()
+        self._streams = streams
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would buffer the events
+        super().__init__(
+            streams.changes(session_id, admission_control.closing), media_type=EVENT_STREAM, headers=headers
+        )
 
-async def _why(service: AppState, served: ActiveRelease, question: Question, answer: RecommendResult) -> Explanation:
-    return await service.threads.run_long(served.live.explain, question, answer)
-
-
-def _current(service: AppState) -> CurrentReleaseBody:
-    return CurrentReleaseBody.of_all([(served.live, share) for served, share in service.releases.live()])
-
-
-def _json(content: bytes) -> Response:
-    """What two calls answer ready made; pydantic would take longer over it than the whole search."""
-    return Response(content, media_type="application/json")
-
-
-def _count_events(service: AppState, reported: Reported, stored: Appended, unknown: int) -> None:
-    """Count what was reported; which of the events were duplicates is known to Redis alone, how many is answered."""
-    telemetry = service.telemetry
-    skips = sum(event.type is EventType.SKIP for event in reported.events)
-    telemetry.events.labels("skip").inc(skips)
-    telemetry.events.labels("play").inc(len(reported.events) - skips)
-    telemetry.duplicates.inc(stored.duplicates)
-    telemetry.log_drops.inc(stored.dropped)
-    telemetry.sessions.inc(stored.began)
-    telemetry.unknown_tracks.inc(unknown)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the changes. The slot is released even if the client leaves before the first one."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._streams.release_slot()

@@ -1,48 +1,128 @@
-"""The map of the catalogue: its points in one answer, and the track of a point."""
+"""Tracks: search, similar tracks, and the map of the catalogue."""
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
 from fastapi import APIRouter, Header, Path, Query, Response
+from pydantic import BaseModel, Field
 
-from service.api.state import ReleaseName, Service
-from service.api.track_bodies import TrackBody
+from service.api.state import DEFAULT_K, MAX_TRACKS, K, ReleaseName, Service, TrackIdPath, link_responses
 from service.problems import problem_responses
+from service.releases.loaded import Track
 
-MOST_POINTS: Final = 100_000
+MAX_POINTS: Final = 100_000
 _BYTES: Final = "application/octet-stream"
-
-Points = Annotated[int, Query(ge=1, le=MOST_POINTS, description="How many points to answer with at most")]
-Position = Annotated[int, Path(ge=0, lt=2**31, description="A point's place in the order of GET /map, from 0")]
-IfNoneMatch = Annotated[
-    str | None,
-    Header(max_length=1000, description="Entity tags that are known; the answer is then a 304 without a body"),
-]
-
-_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "content": {_BYTES: {"schema": {"type": "string", "format": "binary"}}},
-        "description": "Two little-endian float32 for each point, x and y from -1 to 1; the most played track first",
-        "headers": {
-            "ETag": {"description": "Names release and number of points", "schema": {"type": "string"}},
-            "Segue-Release": {"description": "The release whose map it is", "schema": {"type": "string"}},
-        },
-    },
-    304: {"description": "The client has it: `If-None-Match` holds its entity tag"},
-}
+_UNKNOWN: Final = "Absent if the catalogue does not know it"
 
 router = APIRouter()
 
 
-@router.get("/map", tags=["tracks"], response_class=Response, responses=_ANSWERS | problem_responses(404, 422, 503))
+class TrackBody(BaseModel):
+    """A track of the catalogue."""
+
+    track_id: str
+    title: str | None = Field(default=None, description=_UNKNOWN)
+    artist: str | None = Field(default=None, description=_UNKNOWN)
+
+    @classmethod
+    def of(cls, track: Track) -> Self:
+        """The body for a track."""
+        return cls(track_id=track.track_id, title=track.title, artist=track.artist)
+
+
+class RankedTrackBody(BaseModel):
+    """A track in a ranking."""
+
+    rank: int = Field(ge=1, description="1 is the best")
+    track_id: str
+    score: float = Field(description="Higher is better. Comparable within one answer only")
+    title: str | None = Field(default=None, description=_UNKNOWN)
+    artist: str | None = Field(default=None, description=_UNKNOWN)
+
+    @classmethod
+    def list_of(cls, tracks: list[Track]) -> list[Self]:
+        """The bodies for tracks, best first."""
+        return [
+            cls(rank=rank, track_id=track.track_id, title=track.title, artist=track.artist, score=track.score or 0.0)
+            for rank, track in enumerate(tracks, start=1)
+        ]
+
+
+class FoundTracks(BaseModel):
+    """Tracks found by title, artist or id, most played first."""
+
+    items: list[TrackBody]
+
+
+class SimilarTracks(BaseModel):
+    """Tracks similar to another one, most similar first."""
+
+    items: list[RankedTrackBody]
+
+
+SearchText = Annotated[
+    str,
+    Query(alias="query", max_length=200, description="Words of title, artist or id. Empty: the most played tracks"),
+]
+Limit = Annotated[int, Query(ge=1, le=MAX_TRACKS, description="Maximum number of tracks")]
+
+
+@router.get(
+    "/tracks",
+    tags=["tracks"],
+    response_model_exclude_none=True,
+    responses=problem_responses(422, 503)
+    | link_responses(similar=("similar_tracks", {"path.track_id": "$response.body#/items/0/track_id"})),
+)
+async def find_tracks(service: Service, query: SearchText = "", limit: Limit = 20) -> FoundTracks:
+    """Find tracks by words of their title, artist or id."""
+    found = await service.threads.run(service.releases.current.live.search, query, limit)
+    return FoundTracks(items=[TrackBody.of(track) for track in found])
+
+
+@router.get(
+    "/tracks/{track_id:path}/similar",
+    tags=["tracks"],
+    response_model_exclude_none=True,
+    responses=problem_responses(404, 422, 503),
+)
+async def similar_tracks(track_id: TrackIdPath, service: Service, k: K = DEFAULT_K) -> SimilarTracks:
+    """Return the tracks most similar to a track, by the inner product of their embeddings."""
+    found = await service.threads.run(service.releases.current.live.similar, track_id, k)
+    return SimilarTracks(items=RankedTrackBody.list_of(found))
+
+
+# --- map ---
+
+Points = Annotated[int, Query(ge=1, le=MAX_POINTS, description="Maximum number of points")]
+Position = Annotated[int, Path(ge=0, lt=2**31, description="Index of a point in GET /map, from 0")]
+IfNoneMatch = Annotated[
+    str | None,
+    Header(max_length=1000, description="Entity tags that you have. If one matches, the answer is a 304 with no body"),
+]
+
+_MAP: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {_BYTES: {"schema": {"type": "string", "format": "binary"}}},
+        "description": "Two little-endian float32 for each point, x and y from -1 to 1; the most played track first",
+        "headers": {
+            "ETag": {"description": "Identifies the release and the number of points", "schema": {"type": "string"}},
+            "Segue-Release": {"description": "The release of the map", "schema": {"type": "string"}},
+        },
+    },
+    304: {"description": "You have this map already: `If-None-Match` contains its entity tag"},
+}
+
+
+@router.get("/map", tags=["tracks"], response_class=Response, responses=_MAP | problem_responses(404, 422, 503))
 async def track_map(
-    service: Service, limit: Points = MOST_POINTS, release: ReleaseName = None, if_none_match: IfNoneMatch = None
+    service: Service, limit: Points = MAX_POINTS, release: ReleaseName = None, if_none_match: IfNoneMatch = None
 ) -> Response:
-    """The map of the tracks: like ones lie near each other."""
+    """Return the map of the catalogue. Similar tracks are close to each other."""
     live = service.releases.named(release).live
-    map_ = live.map  # or there is nothing that could have a tag
+    map_ = live.map  # raises UnknownMap first, as there is no tag without a map
     tag = f'"{live.name}-{min(limit, len(live.table))}"'
     headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Segue-Release": live.name}
-    if if_none_match is not None and _is_known(tag, if_none_match):
+    if if_none_match is not None and _matches(tag, if_none_match):
         return Response(status_code=304, headers=headers)
     return Response(await service.threads.run(map_.points, limit), media_type=_BYTES, headers=headers)
 
@@ -54,11 +134,11 @@ async def track_map(
     responses=problem_responses(404, 422, 503),
 )
 async def track_on_map(position: Position, service: Service, release: ReleaseName = None) -> TrackBody:
-    """The track of a point of the map."""
+    """Return the track of a point on the map."""
     live = service.releases.named(release).live
     return TrackBody.of(live.track(live.map.row(position)))
 
 
-def _is_known(tag: str, header: str) -> bool:
-    known = [text.strip().removeprefix("W/") for text in header.split(",")]
-    return "*" in known or tag in known
+def _matches(tag: str, header: str) -> bool:
+    tags = [text.strip().removeprefix("W/") for text in header.split(",")]
+    return "*" in tags or tag in tags

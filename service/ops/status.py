@@ -16,7 +16,7 @@ from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from service.ops.metrics_snapshot import EventNumbers, MetricsSnapshot, ReleaseNumbers, RouteNumbers
-from service.releases.bodies import ReleaseBody
+from service.releases.folder import ReleaseBody
 from service.releases.registry import ReleaseRegistry
 from service.sessions.erased_data import BUCKETS
 from service.sessions.redis_client import AWAY

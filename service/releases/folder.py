@@ -1,8 +1,8 @@
-"""The folder that releases are swapped within: a folder for each release, and `current`, the pointer to one of them.
+"""The folder of releases: a folder for each release, and `current`, the pointer to one of them. Facts about releases.
 
-The pointer is a small file that holds the plain name of a release's folder and, on a second line where that is known,
-the name of the one served before it: what to roll back to. Whoever shares the folder (workers,
-replicas) follows it, so writing the pointer is swapping everywhere. Knows nothing of what is done with a release.
+The pointer is a small file with the name of a release's folder and, on a second line if it is known, the name of the
+one that was live before it, to roll back to. All workers and replicas that share the folder follow the pointer, so
+writing it swaps the release everywhere.
 """
 
 import contextlib
@@ -12,11 +12,15 @@ import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Self
+
+from pydantic import BaseModel, Field
 
 from segue.errors import BadOption, BadRelease, ReleasesUnavailable, SwapRefused, UnknownRelease
 from segue.safe_files import CHECKPOINT_SUFFIX, RUN_SUFFIX
+from service.releases.loaded import LoadedRelease
 from service.settings import FOLDER_NAME_PATTERN
 
 POINTER: Final = "current"
@@ -131,3 +135,63 @@ class ReleasesFolder:
         except OSError:  # gone, or going
             return ()
         return tuple(sorted((file, found.st_size, found.st_mtime_ns) for file, found in facts))
+
+
+# --- facts about releases, as the API returns them ---
+
+
+class ReleaseBody(BaseModel):
+    """Facts about a release, from its manifest."""
+
+    name: str = Field(description="Its name in answers")
+    folder: str = Field(description="Its folder, which `PUT /releases/current` takes")
+    model: str
+    tracks: int = Field(description="Tracks in the catalogue")
+    dimension: int | None = Field(description="Columns of the item embeddings")
+    window: int = Field(description="Number of latest plays that the encoder uses")
+    loss: dict[str, Any] | None = Field(description="The training loss")
+    created: datetime
+    dataset: dict[str, Any] = Field(description="The dataset that it was trained on")
+    evaluation: dict[str, Any] = Field(description="Validation metrics of the trained model")
+    index: dict[str, Any] = Field(description="The index of its embeddings")
+
+    @classmethod
+    def of(cls, live: LoadedRelease) -> Self:
+        """The body for a release."""
+        manifest = live.release.manifest
+        return cls(
+            name=manifest.name,
+            folder=live.folder,
+            model=manifest.model,
+            tracks=manifest.tracks,
+            dimension=manifest.dimension,
+            window=manifest.window.length,
+            loss=manifest.loss.model_dump() if manifest.loss is not None else None,
+            created=manifest.created,
+            dataset=manifest.dataset.model_dump(),
+            evaluation=manifest.evaluation,
+            index=live.index_facts(),
+        )
+
+
+class ListedRelease(BaseModel):
+    """A folder in `SEGUE_RELEASES_DIR`, by its manifest. Its other files were not checked."""
+
+    folder: str = Field(description="What `PUT /releases/current` takes")
+    name: str | None = Field(default=None, description="Its name in answers")
+    model: str | None = None
+    created: datetime | None = None
+    tracks: int | None = None
+    validation_hr10: float | None = Field(default=None, description="HR@10 on validation targets, if known")
+    problem: str | None = Field(default=None, description="Why it cannot be served, if the manifest shows it")
+
+
+class ReleaseList(BaseModel):
+    """The releases that the service can swap to."""
+
+    items: list[ListedRelease] = Field(description="Newest first, at most 1,000")
+    can_swap: bool = Field(description="Whether a folder of releases is set (`SEGUE_RELEASES_DIR`)")
+    current: str = Field(description="The folder of the current release")
+    before: str | None = Field(
+        default=None, description="The folder of the release before it, to roll back to. Absent if unknown"
+    )

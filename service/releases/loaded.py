@@ -1,6 +1,6 @@
-"""A release made ready to answer: encoder, index, catalogue and the Recommender that joins them.
+"""A loaded release: encoder, index, catalogue, and the Recommender that uses them.
 
-Knows nothing of HTTP and Redis; `segue recommend` answers from here as well.
+Independent of HTTP and Redis: `segue recommend` and `segue evaluate` use it too.
 """
 
 import contextlib
@@ -9,28 +9,26 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import onnxruntime
 
 from index.exact import ExactIndex
 from index.tuning import open_index, read_facts
 from segue.arrays import Float32
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Row
-from segue.errors import BadRelease, UnknownMap
-from segue.explain import contributions
-from segue.map_projection import NEAREST
+from segue.errors import BadRelease, UnknownMap, UnknownTrack
 from segue.recommend import EncoderRanker, NearestTracks, PopularityRanker, QueryEncoder, Ranked, Recommender, Source
 from segue.release import ENCODER, Release, open_release
 from segue.sessions import Play
-from segue.window import Windows, to_sessions, to_windows
-from service.releases.live_map import Places, TrackMap
-from service.releases.onnx_encoder import OnnxEncoder
+from segue.window import Windows, to_sessions
+from service.threads import interrupt_of_this_thread
 
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """A track as answers show it; `score` is None where nothing was ranked."""
+    """A track in an answer; `score` is None if it was not ranked."""
 
     track_id: str
     title: str | None
@@ -40,7 +38,7 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked for one session. Ids in `exclude` that the catalogue does not hold are passed over."""
+    """A request for one session. Ids in `exclude` that are not in the catalogue are ignored."""
 
     plays: Sequence[Play]
     k: int
@@ -50,7 +48,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class RecommendResult:
-    """The next tracks of one session, best first, and who named them."""
+    """The next tracks of one session, best first, and their source."""
 
     release: "LoadedRelease"
     source: Source
@@ -61,36 +59,34 @@ class RecommendResult:
 
     @property
     def tracks(self) -> list[Track]:
-        """The tracks by name."""
+        """The tracks with titles and artists."""
         scored = zip(self.rows, self.scores.tolist(), strict=True)
         return [self.release.track(row, score) for row, score in scored]
 
 
-@dataclass(frozen=True, slots=True)
-class ExcludedTrack:
-    """A track that was left out of an answer although it ranks within it."""
+class TrackMap:
+    """Positions of the tracks of a release, [tracks, 2] float32. Points are in the order of play counts."""
 
-    track: Track
-    rank: int  # among all tracks, from 1
-    heard: bool  # left out as heard in the session; else as one that was not wanted
+    def __init__(self, release: Release) -> None:
+        assert release.track_map is not None, release.name
+        self.positions = release.track_map
+        self._order = release.table.by_plays
 
+    def points(self, limit: int) -> bytes:
+        """The most played tracks' points, two little-endian float32 each."""
+        return self.positions[self._order[:limit]].astype("<f4").tobytes()
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """Why an answer is as it is."""
-
-    plays: list[tuple[Track, bool]]  # what the encoder saw, oldest first, and whether it was skipped
-    contributions: Float32  # [tracks, plays] float32, see segue.explain; a line adds up to its track's score
-    ranks_without_skips: list[int | None]  # of each track, if the session had had no skips; None beyond RANKED_AGAIN
-    filtered: list[ExcludedTrack]
-    places: Places | None  # None for a release without a map
-
-
-RANKED_AGAIN: Final = 200
+    def row(self, position: int) -> int:
+        """The catalogue row of a point. Raises UnknownTrack."""
+        if position >= len(self._order):
+            raise UnknownTrack(
+                f"point {position} is not on the map of {len(self._order):,} tracks, which counts from 0"
+            )
+        return int(self._order[position])
 
 
 class StepTimer(Protocol):
-    """Gives a context that measures the step of the given name: `encode` or `search`."""
+    """Returns a context that measures a step: `encode` or `search`."""
 
     def __call__(self, step: str, /) -> AbstractContextManager[Any]:
         """Start measuring."""
@@ -102,35 +98,31 @@ def _no_timer(_: str) -> AbstractContextManager[Any]:
 
 
 class LoadedRelease:
-    """Answers from one release. Immutable and safe to call from several threads at once."""
+    """Recommends with one release. Immutable, and safe to use from several threads."""
 
     def __init__(self, release: Release, encoder: QueryEncoder, index: NearestTracks, exact: NearestTracks) -> None:
         self.release = release
+        self.name = release.name  # in answers and logs
         self.table = release.table
         # Read now: the folder may be replaced while this release is served.
         facts = read_facts(release)
         self._index_facts = {"kind": "exact"} if facts is None else facts.model_dump(mode="json", exclude={"tried"})
         self._map = TrackMap(release) if release.track_map is not None else None
-        self._encoder = encoder
+        self.encoder = encoder
         self._index = index
         self._exact = exact
         popularity = PopularityRanker(self.table.plays, self.table.by_plays)
         ranker = EncoderRanker(encoder, index, exact, release.item_embeddings)
-        self._recommender = Recommender(ranker, popularity, release.manifest.window.length)
-
-    @property
-    def name(self) -> str:
-        """What answers and logs call this release."""
-        return self.release.name
+        self.recommender = Recommender(ranker, popularity, release.manifest.window.length)
 
     @property
     def folder(self) -> str:
-        """The plain name of the folder that the release was opened from."""
+        """The name of the folder that the release was opened from."""
         return self.release.path.absolute().name
 
     def answer(self, questions: Sequence[Question]) -> list[RecommendResult]:
         """The next tracks of each session. An answer does not depend on the other questions."""
-        found = self._recommender.recommend(
+        found = self.recommender.recommend(
             to_sessions([question.plays for question in questions], self.table),
             [question.k for question in questions],
             [self.table.rows(question.exclude) for question in questions],
@@ -149,81 +141,99 @@ class LoadedRelease:
         return answer
 
     def popular(self, question: Question) -> RecommendResult:
-        """The most played tracks for a question that the model does not answer. Asks neither encoder nor index."""
+        """The most played tracks, without encoder and index, for a question that the model cannot answer."""
         heard = [play.track_id for play in question.plays] if question.exclude_heard else []
         [answer] = self.answer([Question((), question.k, [*question.exclude, *heard])])
         return answer
 
-    def explain(self, question: Question, answer: RecommendResult) -> Explanation:
-        """Why `answer`, this release's to `question`, is as it is. Some hundred encodings."""
-        heard = set(
-            self.table.rows([play.track_id for play in question.plays]).tolist() if question.exclude_heard else []
-        )
-        # Popularity knows of no play, whether there is none or the model has failed.
-        sessions = to_sessions([question.plays if answer.source == "model" else ()], self.table)
-        window = to_windows(sessions, self.release.manifest.window.length)
-        seen = np.flatnonzero(window.tracks[0] != PAD_ROW)
-        barred = np.array(sorted((heard | set(self.table.rows(question.exclude).tolist())) - {PAD_ROW}), dtype=np.int64)
-
-        [free] = self._recommender.recommend(sessions, len(answer.rows) + len(barred))
-        places = {row: rank for rank, row in enumerate(free.rows.tolist(), start=1)}
-        last = max((places[row] for row in answer.rows if row in places), default=0)
-        left_out = sorted((places[row], row) for row in barred.tolist() if places.get(row, last) < last)
-
-        [unskipped] = self._recommender.recommend(sessions.played(), RANKED_AGAIN, [barred])
-        ranks = {row: rank for rank, row in enumerate(unskipped.rows.tolist(), start=1)}
-        targets = np.asarray(self.release.item_embeddings)[answer.rows]
-        plays: list[Row] = window.tracks[0, seen].tolist()
-        return Explanation(
-            plays=[(self.track(row), bool(skip)) for row, skip in zip(plays, window.skipped[0, seen], strict=True)],
-            contributions=contributions(self._encoder, window, targets),
-            ranks_without_skips=[ranks.get(row) for row in answer.rows],
-            filtered=[ExcludedTrack(self.track(row), rank, row in heard) for rank, row in left_out],
-            places=self._places(question.plays, window, plays, answer.rows),
-        )
+    @property
+    def has_map(self) -> bool:
+        """Whether the release has a map of its tracks."""
+        return self._map is not None
 
     @property
     def map(self) -> TrackMap:
-        """The map of its tracks. Raises UnknownMap."""
+        """The map of the tracks. Raises UnknownMap."""
         if self._map is None:
-            raise UnknownMap(f"{self.name} has no map: it was written before there were maps; train it again")
+            raise UnknownMap(f"{self.name} has no map: train it again to get one")
         return self._map
 
     def similar(self, track_id: str, k: int) -> list[Track]:
-        """The k tracks nearest to a track by inner product, itself left out. Raises UnknownTrack."""
+        """The k tracks most similar to a track, by inner product, without itself. Raises UnknownTrack."""
         row = self.table.row(track_id)
-        rows, scores = self._nearest(self.release.item_embeddings[row][None], min(k + 1, len(self.table)))
+        rows, scores = self.nearest(self.release.item_embeddings[row][None], min(k + 1, len(self.table)))
         found = zip(rows[0].tolist(), scores[0].tolist(), strict=True)
         return [self.track(near, score) for near, score in found if near not in (row, PAD_ROW)][:k]
 
     def search(self, query: str, limit: int) -> list[Track]:
-        """Tracks whose title, artist or id hold every word of `query`, most played first."""
+        """Tracks with every word of `query` in title, artist or id, most played first."""
         return [self.track(row) for row in self.table.search(query, limit)]
 
     def unknown(self, track_ids: Sequence[str]) -> list[str]:
-        """Those that the catalogue does not hold, each once, in their order."""
+        """Those that are not in the catalogue, each once, in order."""
         return list(dict.fromkeys(track_id for track_id in track_ids if track_id not in self.table))
 
     def index_facts(self) -> dict[str, Any]:
-        """What `index.json` says of the index that was chosen; exact search where the release has none."""
+        """The contents of `index.json`, or exact search if the release has no index."""
         return self._index_facts
 
-    def _places(self, session: Sequence[Play], window: Windows, plays: list[Row], items: list[Row]) -> Places | None:
-        if self._map is None:
-            return None
-        rows = self.table.rows([play.track_id for play in session])
-        k = min(NEAREST + 1, len(self.table))
-        nearest = self._nearest(self._encoder.encode(window), k) if plays else None
-        return self._map.places(rows, plays, items, nearest)
-
-    def _nearest(self, queries: Float32, k: int) -> Ranked:
+    def nearest(self, queries: Float32, k: int) -> Ranked:
+        """The k tracks nearest to queries [batch, dimension] float32: exactly, where the index finds fewer."""
         found = self._index.search(queries, k)
         return self._exact.search(queries, k) if (found.rows == PAD_ROW).any() else found
 
     def track(self, row: Row, score: float | None = None) -> Track:
-        """The track of a row."""
+        """The track in a row of the catalogue."""
         facts: dict[str, str] = json.loads(b"{%b}" % self.table.json(row))
         return Track(facts["track_id"], facts.get("title"), facts.get("artist"), score)
+
+
+_INPUTS = {"tracks": "tensor(int64)", "skipped": "tensor(bool)"}
+# ONNX Runtime's fused sum and layer norm takes five times as long on a CPU as the two apart.
+_SLOWER = ["SkipLayerNormFusion"]
+_OUTPUTS = {"query": "tensor(float)"}
+
+
+class OnnxEncoder:
+    """Implements segue.recommend.QueryEncoder. Safe to call from several threads at once."""
+
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        """Load `encoder.onnx`; `threads` work on one call. Raises BadRelease for a file that is no such encoder."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors; warnings about the graph are the exporter's business
+        # Spinning threads would take the other requests' core while they wait for work.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER
+            )
+        except Exception as error:  # ONNX Runtime's errors share no class of their own
+            raise BadRelease(f"{path} is not an encoder that ONNX Runtime can run: {_first_line(error)}") from error
+        for kind, expected, found in (
+            ("inputs", _INPUTS, self._session.get_inputs()),
+            ("outputs", _OUTPUTS, self._session.get_outputs()),
+        ):
+            types = {value.name: value.type for value in found}
+            if types != expected:
+                raise BadRelease(f"{path} has the {kind} {types}, expected {expected}: export it again")
+
+    def encode(self, windows: Windows) -> Float32:
+        """Query vectors of windows [batch, window]. [batch, dimension] float32."""
+        inputs = {"tracks": np.ascontiguousarray(windows.tracks), "skipped": np.ascontiguousarray(windows.skipped)}
+        queries: Float32 = self._session.run(["query"], inputs, interrupt_of_this_thread(_run_options))[0]
+        return queries
+
+
+def _run_options() -> Any:
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4  # fatal: that a call was interrupted is logged by whoever did it
+    return options
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +257,7 @@ class _TimedIndex:
 
 
 def recommender_of(release: Release, *, exact: bool = False, threads: int = 1) -> Recommender:
-    """What the service recommends with, for the evaluator; `exact` searches exactly although there is an index.
+    """The service's recommender, for the evaluator; `exact` searches exactly even if there is an index.
 
     Raises BadRelease for a release without an encoder.
     """
@@ -258,9 +268,9 @@ def recommender_of(release: Release, *, exact: bool = False, threads: int = 1) -
 
 
 def load_release(path: Path, device: str = "cpu", threads: int = 1, timed: StepTimer = _no_timer) -> LoadedRelease:
-    """Open a release, verify it and answer once, so that the first request finds everything loaded.
+    """Open and verify a release, and recommend once, so that everything is loaded before the first request.
 
-    `device` is where the index is searched, `threads` work on one encoding. Raises BadRelease with one line.
+    `device` of the index: cpu or gpu. `threads`: for one encoding. Raises BadRelease with one line.
     """
     release = open_release(path)
     encoder = _TimedEncoder(OnnxEncoder(_encoder_file(release), threads), timed)

@@ -1,15 +1,16 @@
-"""Which release answers whom: the current one, replaced while requests run, and beside it a challenger.
+"""Live releases: which one answers a session (hot swap, A/B test), and what listeners did with its answers.
 
-A request takes one `Served` and asks nothing of another, so no answer mixes two releases. A replaced release ends
-with the last request that holds it: Python's reference counts keep it until then, and free it then.
+A request takes one ActiveRelease and uses no other, so no answer mixes two releases. A replaced release is freed with
+the last request that uses it, by Python's reference counts.
 """
 
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
@@ -21,16 +22,16 @@ from segue.errors import (
     InputError,
     ReleasesUnavailable,
     SegueError,
+    StoreUnavailable,
     SwapRefused,
     UnknownRelease,
 )
 from segue.release import ENCODER, read_manifest
-from service.releases.attribution import SessionSampler
-from service.releases.bodies import ListedRelease, Releases
-from service.releases.folder import PointerState, ReleasesFolder
-from service.releases.loaded import LoadedRelease, load_release
+from service.releases.folder import ListedRelease, PointerState, ReleaseList, ReleasesFolder
+from service.releases.loaded import LoadedRelease, RecommendResult, load_release
 from service.releases.ranking import Ranking
 from service.releases.trial import validate_in_child
+from service.sessions.store import SessionStore
 from service.settings import Settings
 from service.telemetry import Telemetry
 from service.threads import BlockingCalls, Threads
@@ -81,6 +82,68 @@ def _listed(path: Path) -> ListedRelease:
         if ENCODER in manifest.files
         else f"{manifest.model} has no encoder: it can be evaluated, not served",
     )
+
+
+class SessionSampler:
+    """A random share of the sessions: `session_id in sampler`, in about a microsecond.
+
+    A sampler gives the same answer in every worker, on every machine and after every restart, and a larger share
+    contains all sessions of a smaller one. Samplers of different purposes, and the buckets of the session store, are
+    independent: the hash is a keyed BLAKE2, because a prefix would only permute the buckets of a linear hash such as
+    the store's CRC.
+    """
+
+    def __init__(self, purpose: str, share: float) -> None:
+        """`purpose` makes the sample independent of others; `share` is 0 to 1."""
+        self._key = blake2b(purpose.encode(), digest_size=32).digest()
+        self._end = int(share * 2**64)
+
+    def __contains__(self, session_id: str) -> bool:
+        """Whether the session is in the sample."""
+        if not self._end:
+            return False
+        return int.from_bytes(blake2b(session_id.encode(), digest_size=8, key=self._key).digest(), "big") < self._end
+
+
+_MAX_STORING: Final = 200  # lists on their way to Redis; if it lags, further lists are dropped
+
+
+class Attribution:
+    """Attribution: count the plays and skips of recommended tracks by release, for a sample of the sessions.
+
+    A recommended list is stored in Redis with the session, because the worker that answers a list seldom receives the
+    event that follows it. Storing is not awaited: the command goes out after the response, in the next pipeline. The
+    script that stores an event reads the list together with the session. Whole sessions are sampled, so the rates are
+    unbiased. For one event loop.
+    """
+
+    def __init__(self, store: SessionStore, share: float, telemetry: Telemetry) -> None:
+        """`share` of the sessions, 0 to 1, is sampled."""
+        self._store = store
+        self._sample = SessionSampler("credits", share)
+        self._telemetry = telemetry
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def remember(self, session_id: str, answer: RecommendResult) -> None:
+        """Store a recommended list if the session is in the sample. Returns before it is stored."""
+        if session_id in self._sample and len(self._tasks) < _MAX_STORING:
+            task = asyncio.create_task(self._remember(session_id, answer))
+            self._tasks.add(task)  # asyncio itself keeps no reference
+            task.add_done_callback(self._tasks.discard)
+
+    def count(self, credits_: Iterable[str]) -> None:
+        """Count the outcomes that the store returned for events; see append_events.lua."""
+        for credit in credits_:
+            kind, _, release = credit.partition("\t")
+            if kind != "L":
+                self._telemetry.recommended_plays.labels(release).inc()
+            if kind != "P":
+                self._telemetry.recommended_skips.labels(release).inc()
+
+    async def _remember(self, session_id: str, answer: RecommendResult) -> None:
+        track_ids = [answer.release.table.track_id(row) for row in answer.rows]
+        with contextlib.suppress(StoreUnavailable):  # one list less; metrics show that Redis is away
+            await self._store.remember(session_id, answer.release.name, track_ids)
 
 
 class ReleaseRegistry:
@@ -176,22 +239,22 @@ class ReleaseRegistry:
         """What answers the sessions of the experiment."""
         return self._challenger
 
-    async def listing(self) -> Releases:
+    async def listing(self) -> ReleaseList:
         """What there is to swap to, by manifests alone. Raises ReleasesUnavailable."""
         try:
             return await self._reading(self._listing)
         except TimeoutError as error:
             raise ReleasesUnavailable(f"{error}: see whether its disk answers") from None
 
-    def _listing(self) -> Releases:
+    def _listing(self) -> ReleaseList:
         folder, current = self._folder, self.current.live
         if folder is None:
-            return Releases(items=[], can_swap=False, current=current.folder)
+            return ReleaseList(items=[], can_swap=False, current=current.folder)
         listed = [_listed(path) for path in folder.folders()]
         listed.sort(key=lambda one: (one.created is not None and one.created.timestamp(), one.folder), reverse=True)
         seen = folder.look()
         before = seen.before if seen is not None and seen.name == current.folder else None
-        return Releases(items=listed[:_MOST_LISTED], can_swap=True, current=current.folder, before=before)
+        return ReleaseList(items=listed[:_MOST_LISTED], can_swap=True, current=current.folder, before=before)
 
     def _before(self, folder: ReleasesFolder, name: str) -> str | None:
         """What one would roll back to from `name`; None where that is in no folder that a swap leads to."""

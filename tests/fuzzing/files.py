@@ -23,7 +23,7 @@ from segue.errors import BadOption, BadRelease, InputError
 from segue.release import Release, ReleaseMetadata, open_release, write_release
 from segue.safe_files import read_json
 from service.http.keys import Key, new_key, read_keys, write_keys
-from service.releases.onnx_encoder import OnnxEncoder, referred_files
+from service.releases.loaded import OnnxEncoder
 from service.releases.trial import validate_in_child
 from service.sessions.event_log import SCHEMA, erase_from_files, write_file
 from service.settings import Settings, as_environment, read_settings
@@ -280,20 +280,6 @@ class Indexes(_Tried):
         return super().case(rng)
 
 
-class References(Files):
-    """What an ONNX graph refers to, read from its bytes."""
-
-    def prepare(self) -> None:
-        """See Files."""
-        self._content = (RELEASE / "encoder.onnx").read_bytes()
-
-    def case(self, rng: random.Random) -> str:
-        """See Target."""
-        with refused_in_one_line(ValueError) as outcome:
-            referred_files(damaged(self._content, rng))
-        return outcome[0]
-
-
 class EventLogs(Files):
     """Files of the event log, from which a listener is erased: a damaged one stops nobody's erasure elsewhere."""
 
@@ -403,7 +389,6 @@ TARGETS: Final[dict[str, Any]] = {
     "releases": Releases,
     "encoders": Encoders,
     "indexes": Indexes,
-    "references": References,
     "event-logs": EventLogs,
     "keys": KeysFiles,
     "json": JsonFiles,

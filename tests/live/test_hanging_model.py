@@ -230,8 +230,8 @@ def test_the_process_ends_in_time_while_the_disk_of_the_event_log_hangs(
 def test_readiness_does_not_wait_behind_explanations(start_service: StartService) -> None:
     """They may take five deadlines, and a proxy that asks for readiness gives up after three seconds."""
     prelude = (
-        "import time, index.exact as e, service.releases.loaded as l; explain = l.LoadedRelease.explain;"
-        "l.LoadedRelease.explain = lambda *a: time.sleep(3) or explain(*a)"
+        "import time, index.exact as e, service.releases.explanation as l; explain = l.explain_answer;"
+        "l.explain_answer = lambda *a: time.sleep(3) or explain(*a)"
     )
     service = start_service(prelude=prelude, ranking_timeout_s=1)
     with service.client() as client, concurrent.futures.ThreadPoolExecutor(8) as pool:

@@ -13,9 +13,8 @@ from service.http.keys import new_key, write_keys
 
 StartService = Callable[..., Any]
 BODY = {"events": [{"type": "play", "track_id": "g0-t00"}]}
-# The first two take the quick path, the others the long way.
-QUICK = ("GET /recommendations?session_id=s", "POST /sessions/s/events")
-LONG = (
+HOT = ("GET /recommendations?session_id=s", "POST /sessions/s/events")
+OTHERS = (
     "GET /recommendations?k=3&session_id=s",
     "POST /sessions/s/events?a=1",
     "GET /health/live",
@@ -37,14 +36,14 @@ def refused(answer: httpx.Response, status: int) -> str:
     return detail
 
 
-@pytest.mark.parametrize("call", [*QUICK, *LONG])
+@pytest.mark.parametrize("call", [*HOT, *OTHERS])
 def test_loopback_by_its_names_is_answered(running: httpx.Client, call: str) -> None:
     port = running.base_url.port
     for host in ("localhost", f"LOCALHOST:{port}", "127.0.0.1", f"127.9.9.9:{port}", f"[::1]:{port}", "x.localhost."):
         assert ask(running, call, Host=host).is_success, host
 
 
-@pytest.mark.parametrize("call", [*QUICK, *LONG])
+@pytest.mark.parametrize("call", [*HOT, *OTHERS])
 @pytest.mark.parametrize(
     "host",
     [
@@ -117,8 +116,8 @@ def test_json_by_any_spelling_is_taken(running: httpx.Client, kind: str) -> None
 def test_names_of_yours_are_answered_as_well(start_service: StartService) -> None:
     with start_service(allowed_hosts="music.example, 10.0.0.7").client() as client:
         for host in ("music.example", "Music.Example:8000", "10.0.0.7:80", "localhost"):
-            assert ask(client, QUICK[0], Host=host).status_code == 200
-        refused(ask(client, QUICK[0], Host="rebound.example"), 421)
+            assert ask(client, HOT[0], Host=host).status_code == 200
+        refused(ask(client, HOT[0], Host="rebound.example"), 421)
 
 
 def test_with_keys_names_are_checked_only_where_they_are_set(start_service: StartService, tmp_path: Path) -> None:
@@ -127,16 +126,16 @@ def test_with_keys_names_are_checked_only_where_they_are_set(start_service: Star
     headers = {"Host": "music.example", "Authorization": f"Bearer {key}"}
     service = start_service(api_keys=tmp_path / "keys.toml")
     with service.client() as client:
-        assert ask(client, QUICK[0], **headers).status_code == 200
+        assert ask(client, HOT[0], **headers).status_code == 200
     service.stop()
     with start_service(api_keys=tmp_path / "keys.toml", allowed_hosts="radio.example").client() as client:
-        refused(ask(client, QUICK[0], **headers), 421)
-        assert ask(client, QUICK[0], **headers | {"Host": "radio.example"}).status_code == 200
+        refused(ask(client, HOT[0], **headers), 421)
+        assert ask(client, HOT[0], **headers | {"Host": "radio.example"}).status_code == 200
 
 
 def test_what_a_gateway_sends_is_the_gateways(start_service: StartService) -> None:
     with start_service(allow_unauthenticated="true").client() as client:
-        assert ask(client, QUICK[0], Host="music.example").status_code == 200
+        assert ask(client, HOT[0], Host="music.example").status_code == 200
 
 
 @pytest.mark.parametrize("wrong", ["music.example:80", "https://music.example", "*", "a b", "a,b c"])

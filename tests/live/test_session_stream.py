@@ -165,9 +165,9 @@ def test_no_more_streams_than_so_many() -> None:
             return []
 
     async def run() -> None:
-        streams = SessionStreams(Store(), most=1)  # type: ignore[arg-type]
+        streams = SessionStreams(Store(), max_streams=1)  # type: ignore[arg-type]
         streams.acquire_slot()
-        with pytest.raises(Overloaded, match="1 sessions are watched here already"):
+        with pytest.raises(Overloaded, match="1 session streams are open, the maximum"):
             streams.acquire_slot()
         streams.release_slot()
         streams.acquire_slot()

@@ -1,0 +1,338 @@
+"""Recommendations: for a stored session, for a hypothetical one, with explanations, and the popularity fallback.
+
+The fallback answers with the release's most played tracks while Redis or the model is unavailable, if
+SEGUE_FALLBACK=popularity. Writes have no fallback: an event that cannot be stored is not acknowledged.
+"""
+
+import math
+import time
+from typing import Annotated, Any, Final, Literal, Self
+
+import numpy as np
+import orjson
+import structlog
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, Field, field_validator
+
+from segue.arrays import Float32
+from segue.errors import ModelUnavailable, SegueError, StoreUnavailable
+from segue.events import Event, TrackId, whole_number
+from segue.release import RELEASE_NAME_PATTERN
+from segue.sessions import Outcome, Play, plays_of
+from service.api.json_body import JsonBody, described_body, read_json
+from service.api.state import (
+    DEFAULT_K,
+    MAX_TRACKS,
+    AppState,
+    ExcludeHeard,
+    K,
+    ReleaseName,
+    SessionIdQuery,
+    link_responses,
+)
+from service.api.tracks import RankedTrackBody, TrackBody
+from service.http.auth import EXPLANATION_COST, caller_of
+from service.problems import problem_responses
+from service.releases.explanation import RANKED_AGAIN, Explanation, Places, explain_answer
+from service.releases.loaded import Question, RecommendResult
+from service.releases.registry import ActiveRelease
+
+MAX_HYPOTHETICAL_EVENTS = 500
+_LOG_INTERVAL_S: Final = 1.0
+
+router = APIRouter()
+_log = structlog.get_logger()
+
+# --- explanations ---
+
+MapPosition = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
+class ExplainedPlay(TrackBody):
+    """A play in the encoder's window."""
+
+    outcome: Outcome
+
+
+class ExplainedItem(BaseModel):
+    """Why a track has its rank."""
+
+    track_id: str
+    contributions: list[float] = Field(
+        description="The contribution of each of `plays` to the score, negative if the play lowers it. They add up to "
+        "the score. Estimated Shapley values; empty if popularity answered"
+    )
+    rank_without_skips: int | None = Field(
+        default=None, description=f"Its rank if no play had been skipped. Absent beyond rank {RANKED_AGAIN}"
+    )
+
+
+class FilteredTrack(TrackBody):
+    """A track that was excluded, although it would rank among the returned ones."""
+
+    rank: int = Field(ge=1, description="Its rank among all tracks")
+    reason: Literal["heard", "excluded"]
+
+
+class PlacesBody(BaseModel):
+    """Positions on the release's map, each as [x, y] from -1 to 1."""
+
+    query: MapPosition | None = Field(
+        default=None, description="Position of the session's query vector, interpolated between its nearest tracks"
+    )
+    path: list[MapPosition | None] = Field(
+        description="Position of each play of the session, in the order of `GET /sessions/{session_id}`. Null for a "
+        "track that is not in the catalogue"
+    )
+    plays: list[MapPosition] = Field(description="Positions of `plays`, in the same order")
+    items: list[MapPosition] = Field(description="Positions of `items`, in the same order")
+
+    @classmethod
+    def of(cls, places: Places) -> Self:
+        """The body for these positions."""
+        query = None if places.query is None else _rounded(places.query)
+        path = [None if math.isnan(place[0]) else place for place in _rounded(places.path)]
+        return cls(query=query, path=path, plays=_rounded(places.plays), items=_rounded(places.items))
+
+
+class ExplanationBody(BaseModel):
+    """Why the tracks were recommended."""
+
+    plays: list[ExplainedPlay] = Field(description="The plays in the encoder's window, oldest first")
+    items: list[ExplainedItem] = Field(description="In the order of the recommended tracks")
+    filtered: list[FilteredTrack] = Field(description="Best first")
+    places: PlacesBody | None = Field(default=None, description="Absent if the release has no map")
+
+    @classmethod
+    def of(cls, answer: RecommendResult, explanation: Explanation) -> Self:
+        """The body for the explanation of an answer."""
+        outcomes = (Outcome.PLAYED, Outcome.SKIPPED)
+        lines = zip(answer.rows, explanation.contributions.tolist(), explanation.ranks_without_skips, strict=True)
+        return cls(
+            plays=[
+                ExplainedPlay(outcome=outcomes[skipped], **TrackBody.of(track).model_dump())
+                for track, skipped in explanation.plays
+            ],
+            items=[
+                ExplainedItem(track_id=answer.release.table.track_id(row), contributions=line, rank_without_skips=rank)
+                for row, line, rank in lines
+            ],
+            filtered=[
+                FilteredTrack(
+                    rank=one.rank, reason="heard" if one.heard else "excluded", **TrackBody.of(one.track).model_dump()
+                )
+                for one in explanation.filtered
+            ],
+            places=PlacesBody.of(explanation.places) if explanation.places is not None else None,
+        )
+
+
+def _rounded(places: Float32) -> Any:
+    return np.round(places.astype(np.float64), 5).tolist()
+
+
+# --- bodies ---
+
+
+class WindowBody(BaseModel):
+    """What the encoder used of the session."""
+
+    plays: int = Field(description="Plays in the window that were not skipped")
+    skips: int = Field(description="Plays in the window that were skipped")
+
+
+class NextTracks(BaseModel):
+    """Recommended next tracks."""
+
+    release: str = Field(description="The release that answered")
+    source: Literal["model", "popularity"] = Field(
+        description="`popularity` if the session has no play of a track in the catalogue, or if the session store or "
+        "the model is unavailable"
+    )
+    items: list[RankedTrackBody] = Field(description="Best first")
+    window: WindowBody
+    explanation: ExplanationBody | None = Field(default=None, description="Present if you set `explain`")
+
+
+class RecommendationsBody(NextTracks):
+    """Recommended next tracks for a session."""
+
+    session_id: str
+
+
+class WhatIfRequest(JsonBody):
+    """A hypothetical session: what would be recommended after these events."""
+
+    max_items = MAX_HYPOTHETICAL_EVENTS
+    max_other_values = MAX_TRACKS
+    remedy = f"send at most {MAX_HYPOTHETICAL_EVENTS} events, and {MAX_TRACKS} tracks in exclude"
+
+    events: list[Event] = Field(
+        max_length=MAX_HYPOTHETICAL_EVENTS, description="Events in order. They form one session, whatever their times"
+    )
+    k: int = Field(default=DEFAULT_K, ge=1, le=MAX_TRACKS, description="Number of tracks to return")
+    exclude: list[TrackId] = Field(default_factory=list, max_length=MAX_TRACKS, description="Tracks not to return")
+    exclude_heard: bool = Field(default=True, description="Exclude the session's own tracks")
+    explain: bool = Field(default=False, description="Return an explanation. Counts as 13 requests of the API key")
+    release: str | None = Field(
+        default=None, pattern=RELEASE_NAME_PATTERN, description="A live release to ask instead of the current one"
+    )
+
+    _whole_k = field_validator("k", mode="before")(whole_number)
+
+
+# --- calls ---
+
+Excluded = Annotated[
+    list[TrackId], Query(max_length=MAX_TRACKS, description="A track not to return. Repeat it for several tracks")
+]
+Explain = Annotated[
+    bool,
+    Query(
+        description="Return an explanation of the ranking. It contains the session's plays, so an API key needs the "
+        "scope `read` as well as `client`. Counts as 13 requests"
+    ),
+]
+
+
+@router.get(
+    "/recommendations",
+    tags=["recommendations"],
+    response_model=RecommendationsBody,
+    responses=problem_responses(404, 422, 503)
+    | link_responses(similar=("similar_tracks", {"path.track_id": "$response.body#/items/0/track_id"})),
+)
+async def recommendations(
+    session_id: SessionIdQuery,
+    request: Request,
+    k: K = DEFAULT_K,
+    exclude_heard: ExcludeHeard = True,
+    exclude: Excluded = [],  # noqa: B006 (never changed)
+    release: ReleaseName = None,
+    explain: Explain = False,
+) -> Response:
+    """Return the next tracks of a session.
+
+    The most popular tracks are returned if the session has no usable play, or cannot be read at the moment.
+    """
+    service: AppState = request.app.state.service
+    if explain:
+        caller = caller_of(request.scope)
+        caller.require("read", "explain=true, whose answer has the session's plays,")
+        caller.charge(EXPLANATION_COST - 1)
+    releases = service.releases
+    active = releases.for_session(session_id) if release is None else releases.named(release)
+    question = Question(await _plays_or_none(service, session_id), k, exclude, exclude_heard)
+    content = await recommend(service, active, session_id, question, explain=explain, attributed=release is None)
+    return Response(content, media_type="application/json")
+
+
+@router.post(
+    "/recommendations/what-if",
+    tags=["recommendations"],
+    response_model=NextTracks,
+    responses=problem_responses(404, 413, 415, 422, 503),
+    openapi_extra=described_body(WhatIfRequest),
+)
+async def what_if(request: Request) -> Response:
+    """Return the next tracks of a hypothetical session. Nothing is stored, and Redis is not used."""
+    service: AppState = request.app.state.service
+    asked = await read_json(WhatIfRequest, request.scope["headers"], request.receive, service.max_request_bytes)
+    if asked.explain:
+        caller_of(request.scope).charge(EXPLANATION_COST - 1)
+    question = Question(service.store.kept(plays_of(asked.events)), asked.k, asked.exclude, asked.exclude_heard)
+    active = service.releases.named(asked.release)
+    answer = await active.ranking(question)
+    explanation = await _explanation(service, active, question, answer) if asked.explain else None
+    return Response(next_tracks_json(answer, explanation), media_type="application/json")
+
+
+async def recommend(
+    service: AppState,
+    active: ActiveRelease,
+    session_id: str,
+    question: Question,
+    *,
+    explain: bool = False,
+    attributed: bool = True,
+) -> bytes:
+    """The next tracks of a session: a RecommendationsBody as JSON.
+
+    `attributed`: whether plays and skips of these tracks count for the release. They do not if the client chose the
+    release itself.
+    """
+    answer = await _answer_or_popular(service, active, question)
+    service.telemetry.recommendations.labels(active.live.name, answer.source).inc()
+    if attributed:
+        service.attribution.remember(session_id, answer)
+    explanation = await _explanation(service, active, question, answer) if explain else None
+    # Session ids need no JSON escapes.
+    return b'{"session_id":"%b",%b' % (session_id.encode(), next_tracks_json(answer, explanation)[1:])
+
+
+def next_tracks_json(answer: RecommendResult, explanation: Explanation | None = None) -> bytes:
+    """NextTracks as JSON, from pieces that the catalogue keeps ready: pydantic takes longer than the whole search."""
+    table = answer.release.table
+    scores = orjson.dumps(answer.scores, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
+    items = b",".join(
+        [
+            b'{"rank":%d,"score":%b,%b}' % (rank, score, table.json(row))
+            for rank, (row, score) in enumerate(zip(answer.rows, scores, strict=False), start=1)
+        ]
+    )
+    explained = b""
+    if explanation is not None:
+        body = ExplanationBody.of(answer, explanation)
+        explained = b',"explanation":' + body.model_dump_json(exclude_none=True).encode()
+    return b'{"release":%b,"source":"%b","items":[%b],"window":{"plays":%d,"skips":%d}%b}' % (
+        orjson.dumps(answer.release.name),
+        answer.source.encode(),
+        items,
+        answer.window_plays,
+        answer.window_skips,
+        explained,
+    )
+
+
+async def _explanation(
+    service: AppState, active: ActiveRelease, question: Question, answer: RecommendResult
+) -> Explanation:
+    return await service.threads.run_long(explain_answer, active.live, question, answer)
+
+
+# --- fallback ---
+
+
+async def _plays_or_none(service: AppState, session_id: str) -> list[Play]:
+    """The session's plays. Without the store none, if there is a fallback; otherwise raises StoreUnavailable."""
+    try:
+        return await service.store.plays(session_id)
+    except StoreUnavailable:
+        if not service.fallback:
+            raise
+        service.telemetry.fallbacks.labels("store").inc()
+        return []
+
+
+async def _answer_or_popular(service: AppState, active: ActiveRelease, question: Question) -> RecommendResult:
+    """The next tracks, by popularity if encoder or index fail and there is a fallback."""
+    try:
+        return await active.ranking(question)
+    except Exception as error:  # ONNX Runtime's and FAISS's errors share no class of their own
+        if (isinstance(error, SegueError) and not isinstance(error, ModelUnavailable)) or not service.fallback:
+            raise
+        _log_model_error(service, active, error)
+        service.telemetry.fallbacks.labels("model").inc()
+        return active.live.popular(question)
+
+
+def _log_model_error(service: AppState, active: ActiveRelease, error: Exception) -> None:
+    """Log at most one line a second, as each of thousands of requests may fail."""
+    now = time.monotonic()
+    if now - service.model_error_logged_at < _LOG_INTERVAL_S:
+        return
+    service.model_error_logged_at = now
+    if isinstance(error, ModelUnavailable):
+        _log.error("model_error", release=active.live.name, reason=str(error))
+    else:
+        _log.exception("model_error", release=active.live.name)

@@ -151,7 +151,7 @@ def with_tracks_of(release: Release, dataset: Dataset) -> Dataset:
     )
     kept = release.catalogue.frame.join(held, on="track_id", how="anti", maintain_order="left")
     frame = pl.concat([held, kept.with_columns(pl.lit(0, pl.Int64).alias("plays"), pl.lit(0, pl.Int64).alias("skips"))])
-    return replace(dataset, catalogue=Catalogue(frame.drop("row")))
+    return replace(dataset, catalogue=Catalogue.from_frame(frame.drop("row")))
 
 
 def take_over(encoder: SessionEncoder, release: Release, catalogue: Catalogue, part: Sessions) -> None:

@@ -28,7 +28,7 @@ class TrackMap:
     def __init__(self, release: Release) -> None:
         assert release.track_map is not None, release.name
         self._places = release.track_map
-        self._order = release.table.by_plays
+        self._order = release.mapped_catalogue.by_plays
 
     def points(self, limit: int) -> bytes:
         """The first points, two little-endian float32 each."""

@@ -154,7 +154,7 @@ def write_listening(
     _check(listening)
     catalogue, row_of_code = _numbered(listening)
     with new_folder(path, overwrite=overwrite, marker=FACTS_FILE, private=True) as folder:
-        catalogue.write(folder / CATALOGUE_FILE)
+        catalogue.write_parquet(folder / CATALOGUE_FILE)
         sessions = _in_rows(listening, row_of_code, folder / FLAT_FOLDER)
         write_sessions(folder / SESSIONS_FILE, sessions, listening.session_ids, listening.started_at)
         if (folder / FLAT_FOLDER).exists():
@@ -171,7 +171,7 @@ def open_dataset(path: Path) -> Dataset:
     """
     facts = _read_facts(path)
     try:
-        catalogue = Catalogue.read(path / CATALOGUE_FILE)
+        catalogue = Catalogue.read_parquet(path / CATALOGUE_FILE)
         check_footer(path / SESSIONS_FILE)
         read = mapped_sessions if facts.counts.plays >= MAPPED_FROM else read_sessions
         sessions = read(path / SESSIONS_FILE)
@@ -230,7 +230,7 @@ def _numbered(listening: RawInteractions) -> tuple[Catalogue, Int]:
     row_of_code = np.empty(count, dtype=np.int64)
     row_of_code[ordered["code"].to_numpy()] = np.arange(FIRST_TRACK_ROW, count + FIRST_TRACK_ROW)
     try:
-        return Catalogue(ordered), row_of_code
+        return Catalogue.from_frame(ordered), row_of_code
     except InputError as error:
         raise BadDataset(str(error)) from error
 

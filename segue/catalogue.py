@@ -239,17 +239,17 @@ class _InMemory:
 
     @property
     def by_plays(self) -> Int:
-        return self._most_played_first.select("row").collect()["row"].to_numpy()
+        return self._most_played_first["row"].to_numpy()
 
     @property
     def searchable(self) -> pl.LazyFrame:
         names = ("title", "artist", "track_id")
         texts = [pl.col(name).fill_null("").str.to_lowercase() for name in names]
-        return self._most_played_first.select("row", text=pl.concat_str(texts, separator="\n"))
+        return self._most_played_first.select("row", text=pl.concat_str(texts, separator="\n")).lazy()
 
     @property
-    def _most_played_first(self) -> pl.LazyFrame:
-        return self.frame.lazy().sort(["plays", "row"], descending=[True, False])
+    def _most_played_first(self) -> pl.DataFrame:
+        return self.frame.sort(["plays", "row"], descending=[True, False])
 
 
 class _Mapped:

@@ -15,8 +15,9 @@ from segue.errors import BadOption, BadRelease  # noqa: E402
 from segue.release import DatasetFacts, Loss, Release, ReleaseMetadata, WindowFacts, open_release, write_release  # noqa: E402
 from segue.window import Sessions, Windows  # noqa: E402
 from tests.catalogues import catalogue_of  # noqa: E402
+from tests.datasets import write_dataset  # noqa: E402
 from tests.stopped_training import Killed, KilledAfter, Silent  # noqa: E402
-from training.data.dataset import Dataset, write_dataset  # noqa: E402
+from training.data.dataset import Dataset  # noqa: E402
 from training.data.synthetic import simulate_sessions  # noqa: E402
 from training.models.encoders.sasrec import SasRecOptions  # noqa: E402
 from training.options import check_options  # noqa: E402

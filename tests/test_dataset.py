@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.errors import BadDataset, InputError
+from tests.datasets import write_dataset
 from training.data.dataset import (
     CATALOGUE_FILE,
     FACTS_FILE,
     RawInteractions,
     open_dataset,
-    write_dataset,
     write_listening,
 )
 from training.data.sessions_parquet import SESSIONS_FILE
@@ -150,11 +150,6 @@ def test_plays_that_make_no_dataset_are_refused(tmp_path: Path, wrong: RawIntera
     with pytest.raises(BadDataset, match=message):
         write_listening(tmp_path / "d", wrong, "test")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_plays_without_the_columns_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadDataset, match="found session_id, track_id"):
-        write_dataset(tmp_path / "d", PLAYS.select("session_id", "track_id"), "test")
 
 
 def damage_json(folder: Path, **changes: object) -> None:

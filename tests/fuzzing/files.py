@@ -27,10 +27,11 @@ from service.releases.onnx_encoder import OnnxEncoder, referred_files
 from service.releases.trial import validate_in_child
 from service.sessions.event_log import SCHEMA, erase_from_files, write_file
 from service.settings import Settings, as_environment, read_settings
+from tests.datasets import write_dataset
 from tests.fuzzing.mutations import damaged, text
 from tests.fuzzing.requests import RELEASE
 from tests.sealing import sealed
-from training.data.dataset import open_dataset, write_dataset
+from training.data.dataset import open_dataset
 from training.prepare.pipeline import prepare
 from training.prepare.sources import LogKind
 

@@ -31,7 +31,7 @@ from segue.cli.train import open_recommender
 from segue.release import Release, open_release
 from segue.window import to_windows
 from service.releases.loaded import OnnxEncoder
-from training.data.dataset import Dataset, open_dataset, write_dataset
+from training.data.dataset import Dataset, RawInteractions, open_dataset, write_listening
 from training.data.splits import Examples, examples
 from training.data.synthetic import simulate_sessions
 from training.evaluation.evaluate import LocalRecommender, Question, evaluate
@@ -72,6 +72,20 @@ def mssd() -> tuple[pl.DataFrame, pl.DataFrame]:
     plays = pl.read_csv(file).sort("session_id", "position").with_columns(pl.col("skipped").cast(pl.Boolean))
     number = pl.col("session_id").rank("dense")
     return plays.filter(number <= plays["session_id"].n_unique() * KNOWN_SESSIONS), plays
+
+
+def listening(plays: pl.DataFrame) -> RawInteractions:
+    """The same plays as a dataset is written from; the plays of a session follow one another."""
+    tracks = plays.select("track_id").unique(maintain_order=True)
+    coded = plays.join(tracks.with_row_index("code"), on="track_id", how="left", maintain_order="left")
+    sessions = plays.group_by("session_id", maintain_order=True).len()
+    return RawInteractions(
+        tracks=tracks,
+        codes=coded["code"].to_numpy(),
+        skipped=coded["skipped"].to_numpy(),
+        offsets=np.concatenate([[0], sessions["len"].to_numpy().cumsum()]).astype(np.int64),
+        session_ids=sessions["session_id"],
+    )
 
 
 def hits(release: Release, dataset: Dataset, known: Any) -> dict[str, float]:
@@ -163,7 +177,7 @@ def main() -> None:
     folder = given.folder / given.data
     plays = synthetic() if given.data == "synthetic" else mssd()
     datasets = [
-        write_dataset(folder / name, part, given.data, overwrite=True)
+        write_listening(folder / name, listening(part), given.data, overwrite=True)
         for name, part in zip(("first", "everything"), plays, strict=True)
     ]
     seeds: list[dict[str, Any]] = []

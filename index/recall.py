@@ -20,18 +20,16 @@ _TIMED_QUERIES: Final = 200
 _TIMED_EXACT_QUERIES: Final = 20
 
 
-def recall_at_k(
-    found: Int, exact: Ranked, queries: Float32, embeddings: Float32, *, tolerance: float = TOLERANCE
-) -> float:
+def recall_at_k(found: Int, exact: Ranked, queries: Float32, embeddings: Float32) -> float:
     """Recall@k: the mean, over queries, of the share of the k best tracks that were found; k is the width of `exact`.
 
-    A found track counts if its exact score reaches the k-th best exact score less `tolerance` (relative above 1), so
+    A found track counts if its exact score reaches the k-th best exact score less TOLERANCE (relative above 1), so
     tracks that tie for the last place stand for each other. A track counts once; with fewer than k tracks in the
     catalogue the share is of those. 1.0 where there is nothing to find, without a query too: nothing was missed.
 
     `found` [b, n] int64, `exact` [b, k] from ExactIndex, `queries` [b, dim] and `embeddings` [num_rows, dim] float32.
     Source: Aumueller, Bernhardsson, Faithfull, "ANN-Benchmarks", 2017, https://arxiv.org/abs/1807.05614 (their
-    epsilon is the tolerance).
+    epsilon is TOLERANCE).
     """
     shares = []
     for line, query in enumerate(queries):
@@ -42,7 +40,7 @@ def recall_at_k(
         rows = rows[rows != PAD_ROW]
         scores = pair_scores(query[None], np.zeros(len(rows), dtype=np.int64), embeddings, rows)
         last = float(exact.scores[line, wanted - 1])
-        reached = int(np.count_nonzero(scores >= last - tolerance * max(1.0, abs(last))))
+        reached = int(np.count_nonzero(scores >= last - TOLERANCE * max(1.0, abs(last))))
         shares.append(min(reached, wanted) / wanted)
     return float(np.mean(shares)) if shares else 1.0
 

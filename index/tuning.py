@@ -5,7 +5,7 @@ one) choose the search-time parameter, the other half, held out, give the recall
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final, Literal, TypeAlias, get_args
@@ -24,11 +24,12 @@ from segue.release import INDEX, INDEX_FACTS, ITEM_EMBEDDINGS, Release, with_ind
 from segue.safe_files import read_json
 
 Device: TypeAlias = Literal["cpu", "gpu"]
-Kind: TypeAlias = Literal["exact", "flat", "flat-sq8", "ivf", "ivf-sq8", "ivf-pq", "ivf-pq4", "hnsw", "hnsw-sq8"]
-KINDS: Final[tuple[str, ...]] = ("auto", *get_args(Kind))
+Kind: TypeAlias = Literal["exact", faiss_cpu.Kind]
+KINDS: Final[tuple[str, ...]] = ("auto", "exact", *faiss_cpu.KINDS)
 DEVICES: Final[tuple[str, ...]] = get_args(Device)
 SMALL_CATALOGUE: Final = 50_000  # tracks below which exact search takes a millisecond or so, and needs no file
 
+_SEED: Final = 0
 _LARGE_CATALOGUE: Final = 1_500_000  # tracks from which auto spares the user the hours that a graph takes to build
 # Where a kind misses the recall target at every setting, this one is built instead.
 _FALLBACK_KIND: Final[dict[str, faiss_cpu.Kind]] = {
@@ -47,8 +48,6 @@ _STEPS: Final[dict[str, tuple[Literal["nprobe", "ef_search", "rerank"], int, int
     "ivf": ("nprobe", 1, 1),
     "hnsw": ("ef_search", 16, 2048),
 }
-
-Progress: TypeAlias = Callable[[str], None]  # is told, in a sentence, what has been done
 
 
 class TrialPoint(BaseModel):
@@ -98,8 +97,6 @@ def build_index(
     kind: str = "auto",
     device: str = "cpu",
     recall_target: float = 0.99,
-    seed: int = 0,
-    progress: Progress | None = None,
 ) -> tuple[bytes | None, IndexFacts]:
     """Build the index of a release and tune it to a recall target: the content of index.faiss (None: exact) and facts.
 
@@ -111,9 +108,7 @@ def build_index(
     embeddings = _embeddings_of(release)
     exam = RecallBenchmark.of(queries, embeddings)
     tried: list[TrialPoint] = []
-    search = _Search(
-        exam, "gpu" if device == "gpu" else "cpu", recall_target, seed, tried, progress or (lambda _: None)
-    )
+    search = _Search(exam, "gpu" if device == "gpu" else "cpu", recall_target, tried)
     best = search.best(kind)
     facts = IndexFacts(
         kind=best.kind,
@@ -126,7 +121,7 @@ def build_index(
         search_ms=best.ms,
         exact_ms=exam.exact_ms,
         build_s=best.build_s,
-        seed=seed,
+        seed=_SEED,
         tracks=len(embeddings) - FIRST_TRACK_ROW,
         dimension=embeddings.shape[1],
         embeddings_sha256=release.manifest.files[ITEM_EMBEDDINGS].sha256,
@@ -141,11 +136,9 @@ def index_release(
     kind: str = "auto",
     device: str = "cpu",
     recall_target: float = 0.99,
-    seed: int = 0,
-    progress: Progress | None = None,
 ) -> tuple[Release, IndexFacts]:
     """`build_index`, and the release replaced by one that holds the index. `queries` [n, dim] float32."""
-    content, facts = build_index(release, queries, kind, device, recall_target, seed, progress)
+    content, facts = build_index(release, queries, kind, device, recall_target)
     return with_index(release, content, facts.model_dump(mode="json")), facts
 
 
@@ -208,16 +201,13 @@ class _Search:
     exam: RecallBenchmark
     device: Device
     target: float
-    seed: int
     tried: list[TrialPoint]
-    tell: Progress
 
     def best(self, kind: str) -> _TunedIndex:
         """The fastest of the kinds that stand for `kind`, each at the first setting that reaches the target."""
         tracks = len(self.exam.tuning.embeddings) - FIRST_TRACK_ROW
         best = min((self._pass(candidate) for candidate in _kinds(kind, self.device, tracks)), key=lambda p: p.ms)
         if kind == "auto" and self.device == "cpu" and best.ms > self.exam.exact_ms:
-            self.tell(f"exact search takes {self.exam.exact_ms:.2f} ms a query, and no index is faster")
             return self._exact()
         return best
 
@@ -229,15 +219,12 @@ class _Search:
         if kind == "exact":
             return self._exact()
         embeddings = self.exam.tuning.embeddings
-        self.tell(f"building {kind} for {len(embeddings) - FIRST_TRACK_ROW:,} tracks")
         started = time.perf_counter()
-        index = _backend(self.device).build(embeddings, kind, seed=self.seed)
+        index = _backend(self.device).build(embeddings, kind, seed=_SEED)
         build_s = time.perf_counter() - started
         for parameter, value, tuned in settings(index):
             recall, ms = self.exam.tuning.recall(tuned), self.exam.tuning.ms(tuned)
             self.tried.append(TrialPoint(kind=kind, parameter=parameter, value=value, recall=recall, ms=ms))
-            setting = f"{kind} with {parameter} {value}" if parameter else kind
-            self.tell(f"{setting}: recall {recall:.4f}, {ms:.3f} ms a query")
             if recall < self.target and kind != "flat":
                 continue
             recall = self.exam.test_queries.recall(tuned)

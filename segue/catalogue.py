@@ -1,19 +1,35 @@
 """The catalogue: TrackId (the outside string) <-> Row (the integer row of every array), and what a track is called.
 
 Row 0 is reserved for padding and never names a track; tracks take the rows from 1 on, in the order of the file.
+
+`Catalogue.read_parquet` reads a catalogue into memory. `Catalogue.map` maps the files that `write_mapped` makes of it:
+all workers of a service share them, and opening parses nothing.
+
+    track_ids.bin    UTF-8 ids, one after another        track_id_ends.npy    [num_rows] int64, where each row's ends
+    track_json.bin   the inside of each track's JSON     track_json_ends.npy  [num_rows] int64
+    rows_by_id.npy   [tracks] int32, rows in the order of their ids' bytes
+    rows_by_plays.npy [tracks] int32, most played first, equal ones by row
+    plays.npy        [num_rows] float32, presentations in the training part
+    search.arrow     Arrow IPC, uncompressed: row, text (title, artist, id in lower case); most played first
 """
 
+import bisect
 import contextlib
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+import json
+import mmap
+import os
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from segue.arrays import Int
-from segue.errors import InputError, UnknownTrack
+from segue.arrays import Float32, Int, mapped_array
+from segue.errors import BadRelease, InputError, UnknownTrack
 from segue.safe_files import UNREADABLE, check_footer
 
 Row: TypeAlias = int
@@ -30,27 +46,33 @@ _SCHEMA = {
     "artist": pl.String,
 }
 
+_IDS, _ID_ENDS = "track_ids.bin", "track_id_ends.npy"
+_JSON, _JSON_ENDS = "track_json.bin", "track_json_ends.npy"
+_BY_ID, _BY_PLAYS, _PLAYS, _SEARCH = "rows_by_id.npy", "rows_by_plays.npy", "plays.npy", "search.arrow"
+MAPPED_FILES: Final = (_IDS, _ID_ENDS, _JSON, _JSON_ENDS, _BY_ID, _BY_PLAYS, _PLAYS, _SEARCH)
 
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn what Polars says of a damaged file, a panic of its own included, into InputError with one line."""
-    try:
-        check_footer(path)
-        yield
-    except UNREADABLE as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise InputError(f"{path} cannot be read as Parquet: {reason}; copy it again") from error
+_TRACKS_AT_ONCE: Final = 500_000  # while the files are written
+_REMEMBERED: Final = 100_000  # ids whose rows a mapped catalogue caches: plays follow Zipf's law
 
 
 class Catalogue:
-    """The tracks of a dataset or release.
+    """The tracks of a dataset or release. Safe to use from several threads at once.
 
-    `plays` and `skips` count presentations and skips in the data that the catalogue was made from; in a release
-    that is the training part alone.
+    A catalogue in memory and a mapped one answer alike. Only the one in memory has `frame` and `track_ids`.
     """
 
-    def __init__(self, tracks: pl.DataFrame) -> None:
-        """Take a frame with `track_id` and optionally `plays`, `skips`, `title`, `artist`; its order gives the rows."""
+    def __init__(self, tracks: "_InMemory | _Mapped") -> None:
+        """Use `from_frame`, `read_parquet` or `map` instead."""
+        self._tracks = tracks
+        self._find: Callable[[str], Row] = tracks.find
+
+    @classmethod
+    def from_frame(cls, tracks: pl.DataFrame) -> "Catalogue":
+        """Take `track_id` and optionally `plays`, `skips`, `title`, `artist`; the order of the lines gives the rows.
+
+        `plays` and `skips` count presentations and skips in the data that the catalogue was made from; in a release
+        that is the training part alone. Raises InputError for missing or repeated ids.
+        """
         if "track_id" not in tracks.columns:
             raise InputError(f"a catalogue needs a column track_id, found {', '.join(tracks.columns)}")
         if tracks["track_id"].null_count() or tracks["track_id"].n_unique() != len(tracks):
@@ -61,23 +83,23 @@ class Catalogue:
             if name != "row"
         ]
         rows = pl.int_range(FIRST_TRACK_ROW, len(tracks) + FIRST_TRACK_ROW, dtype=pl.Int32).alias("row")
-        self.frame = tracks.select(rows, *columns)
+        return cls(_InMemory(tracks.select(rows, *columns)))
 
     @classmethod
-    def of(cls, track_ids: Sequence[str]) -> "Catalogue":
-        """A catalogue of ids alone, in the given order."""
-        return cls(pl.DataFrame({"track_id": list(track_ids)}, schema={"track_id": pl.String}))
-
-    @classmethod
-    def read(cls, path: Path) -> "Catalogue":
-        """Read `catalogue.parquet`. Raises InputError with one line."""
+    def read_parquet(cls, path: Path) -> "Catalogue":
+        """Read `catalogue.parquet` into memory. Raises InputError with one line."""
         with _readable(path):
             frame = pl.read_parquet(path, memory_map=True)
             if "row" in frame.columns:
                 frame = frame.sort("row", maintain_order=True)
                 if frame["row"].to_list()[:1] not in ([], [FIRST_TRACK_ROW]):
                     raise InputError(f"{path}: rows begin at {frame['row'][0]}, expected {FIRST_TRACK_ROW}")
-            return cls(frame)
+            return cls.from_frame(frame)
+
+    @classmethod
+    def map(cls, folder: Path) -> "Catalogue":
+        """Map the files that `write_mapped` wrote. Raises BadRelease for files that do not fit each other."""
+        return cls(_Mapped(folder))
 
     @staticmethod
     def count(path: Path) -> int:
@@ -86,78 +108,290 @@ class Catalogue:
             tracks: int = pl.scan_parquet(path).select(pl.len()).collect().item()
             return tracks
 
-    def write(self, path: Path) -> None:
+    @property
+    def frame(self) -> pl.DataFrame:
+        """The tracks by row: `row`, `track_id`, `plays`, `skips`, `title`, `artist`. TypeError if mapped."""
+        return self._in_memory.frame
+
+    @property
+    def track_ids(self) -> list[str]:
+        """All ids in the order of their rows; position 0 belongs to FIRST_TRACK_ROW. TypeError if mapped."""
+        return self._in_memory.track_ids
+
+    @property
+    def _in_memory(self) -> "_InMemory":
+        if isinstance(self._tracks, _InMemory):
+            return self._tracks
+        raise TypeError("a mapped catalogue has neither frame nor track_ids: read catalogue.parquet")
+
+    def write_parquet(self, path: Path) -> None:
         """Write `catalogue.parquet`."""
         self.frame.write_parquet(path, compression="zstd")
+
+    def write_mapped(self, folder: Path) -> None:
+        """Write the files that `map` reads into `folder`."""
+        frame = self.frame
+        ids = [part["track_id"] for part in frame.iter_slices(_TRACKS_AT_ONCE)]
+        _write_texts(folder, _IDS, _ID_ENDS, ids)
+        _write_texts(folder, _JSON, _JSON_ENDS, [_as_json(part) for part in frame.iter_slices(_TRACKS_AT_ONCE)])
+        by_id = frame.select("row", pl.col("track_id").cast(pl.Binary)).sort("track_id")["row"].to_numpy()
+        for name, array in (
+            (_BY_ID, by_id.astype(np.int32)),
+            (_BY_PLAYS, self.by_plays.astype(np.int32)),
+            (_PLAYS, self.plays.astype(np.float32)),
+        ):
+            np.save(folder / name, array, allow_pickle=False)
+        self._tracks.searchable.collect().write_ipc(folder / _SEARCH, compression="uncompressed")
 
     def with_counts(self, plays: Int, skips: Int) -> "Catalogue":
         """The same tracks with other counts; both arrays are [num_rows] int64 and indexed by row."""
         counted = self.frame.with_columns(
             pl.Series("plays", plays[FIRST_TRACK_ROW:]), pl.Series("skips", skips[FIRST_TRACK_ROW:])
         )
-        return Catalogue(counted)
+        return Catalogue.from_frame(counted)
 
     def __len__(self) -> int:
         """The number of tracks."""
-        return len(self.frame)
+        return len(self._tracks)
 
     @property
     def num_rows(self) -> int:
         """The number of rows of an array indexed by row, the reserved row included."""
         return len(self) + FIRST_TRACK_ROW
 
+    def __contains__(self, track_id: str) -> bool:
+        """Whether the catalogue holds the track."""
+        return self._find(track_id) != PAD_ROW
+
+    def row(self, track_id: str) -> Row:
+        """The row of a track. Raises UnknownTrack."""
+        row = self._find(track_id)
+        if row == PAD_ROW:
+            raise UnknownTrack(
+                f"track {track_id!r} is not in the catalogue of {len(self):,} tracks: find ids by search"
+            )
+        return row
+
+    def rows(self, track_ids: Sequence[str]) -> Int:
+        """Rows of many tracks, PAD_ROW for those outside the catalogue. [n] int64."""
+        return np.fromiter(map(self._find, track_ids), dtype=np.int64, count=len(track_ids))
+
+    def track_id(self, row: Row) -> str:
+        """The id of a row. Raises IndexError for the reserved row and rows beyond the last."""
+        if row < FIRST_TRACK_ROW:
+            raise IndexError(f"row {row} is reserved and names no track")
+        return self._tracks.track_id(row)
+
+    @property
+    def plays(self) -> NDArray[Any]:
+        """Presentations of each track, skipped ones included. [num_rows] int64 or, mapped, float32; by row."""
+        return self._tracks.plays
+
+    @property
+    def by_plays(self) -> Int:
+        """Rows of the tracks, most played first, equal ones by row. [tracks] int32."""
+        return self._tracks.by_plays
+
+    def json(self, row: Row) -> bytes:
+        """What a JSON object says of a track, without its braces: `"track_id":"x","title":"y"`. UTF-8."""
+        return self._tracks.json(row)
+
+    def search(self, query: str, limit: int) -> list[Row]:
+        """Rows whose title, artist or id hold every word of `query`, most played first; all tracks for no word."""
+        matching = self._tracks.searchable
+        for word in query.lower().split():
+            matching = matching.filter(pl.col("text").str.contains(word, literal=True))
+        rows: list[Row] = matching.head(limit).collect()["row"].to_list()
+        return rows
+
+
+class _InMemory:
+    """The tracks of a frame with the columns of _SCHEMA, by row. What is derived from it is made when first used."""
+
+    def __init__(self, frame: pl.DataFrame) -> None:
+        self.frame = frame
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def find(self, track_id: str) -> Row:
+        """The row of a track or PAD_ROW."""
+        return self._row_of.get(track_id, PAD_ROW)
+
+    def track_id(self, row: Row) -> str:
+        return self.track_ids[row - FIRST_TRACK_ROW]
+
+    def json(self, row: Row) -> bytes:
+        text: str = _as_json(self.frame.slice(row - FIRST_TRACK_ROW, 1)).item()
+        return text.encode()
+
     @cached_property
     def track_ids(self) -> list[str]:
-        """All ids in the order of their rows; position 0 belongs to FIRST_TRACK_ROW."""
         return self.frame["track_id"].to_list()
 
     @cached_property
     def _row_of(self) -> dict[str, Row]:
         return {track_id: row for row, track_id in enumerate(self.track_ids, start=FIRST_TRACK_ROW)}
 
-    def __contains__(self, track_id: object) -> bool:
-        """Whether the catalogue holds the track."""
-        return track_id in self._row_of
-
-    def row(self, track_id: str) -> Row:
-        """The row of a track. Raises UnknownTrack."""
-        row = self._row_of.get(track_id)
-        if row is None:
-            raise UnknownTrack(
-                f"track {track_id!r} is not in the catalogue of {len(self):,} tracks: find ids by search"
-            )
-        return row
-
-    def row_or_pad(self, track_id: str) -> Row:
-        """The row of a track, or PAD_ROW for a track outside the catalogue: the window passes over it."""
-        return self._row_of.get(track_id, PAD_ROW)
-
-    def rows(self, track_ids: Sequence[str]) -> Int:
-        """Rows of many tracks, PAD_ROW for those outside the catalogue. [n] int64."""
-        return np.fromiter((self._row_of.get(t, PAD_ROW) for t in track_ids), dtype=np.int64, count=len(track_ids))
-
-    def track_id(self, row: Row) -> str:
-        """The id of a row. Raises IndexError for the reserved row and rows beyond the last."""
-        if row < FIRST_TRACK_ROW:
-            raise IndexError(f"row {row} is reserved and names no track")
-        return self.track_ids[row - FIRST_TRACK_ROW]
-
-    @cached_property
-    def titles(self) -> list[str | None]:
-        """Titles in the order of the rows, None where unknown."""
-        return self.frame["title"].to_list()
-
-    @cached_property
-    def artists(self) -> list[str | None]:
-        """Artists in the order of the rows, None where unknown."""
-        return self.frame["artist"].to_list()
-
     @cached_property
     def plays(self) -> Int:
-        """Presentations of each track, skipped ones included. [num_rows] int64, indexed by row."""
         return np.concatenate([[0], self.frame["plays"].to_numpy()]).astype(np.int64)
 
-    @cached_property
-    def skips(self) -> Int:
-        """Presentations that ended in a skip. [num_rows] int64, indexed by row."""
-        return np.concatenate([[0], self.frame["skips"].to_numpy()]).astype(np.int64)
+    @property
+    def by_plays(self) -> Int:
+        return self._most_played_first["row"].to_numpy()
+
+    @property
+    def searchable(self) -> pl.LazyFrame:
+        names = ("title", "artist", "track_id")
+        texts = [pl.col(name).fill_null("").str.to_lowercase() for name in names]
+        return self._most_played_first.select("row", text=pl.concat_str(texts, separator="\n")).lazy()
+
+    @property
+    def _most_played_first(self) -> pl.DataFrame:
+        return self.frame.sort(["plays", "row"], descending=[True, False])
+
+
+class _Mapped:
+    """The tracks of the files in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._ids = _Texts(folder / _IDS, folder / _ID_ENDS)
+        self._json = _Texts(folder / _JSON, folder / _JSON_ENDS)
+        self._by_id = _array(folder / _BY_ID)
+        self.by_plays: Int = _array(folder / _BY_PLAYS)
+        self.plays: Float32 = _array(folder / _PLAYS)
+        # Polars opens the file for every search. By its descriptor it is this one, whatever the folder holds by then.
+        search = os.open(folder / _SEARCH, os.O_RDONLY)
+        weakref.finalize(self, os.close, search)
+        self.searchable = pl.scan_ipc(f"/dev/fd/{search}")
+        # Each catalogue has its cache, which must not refer to the catalogue: a release that is swapped away shall be
+        # freed at once, and the garbage collector hardly ever looks (service/app.py).
+        self.find = lru_cache(maxsize=_REMEMBERED)(_Finder(self._ids, self._by_id).find)
+        self.track_id = self._ids.text
+        self.json = self._json.of
+        self._validate(folder)
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def _validate(self, folder: Path) -> None:
+        """Raise BadRelease unless every row leads somewhere in every file; three tracks are looked up."""
+        tracks = len(self)
+        for name, found, shape, dtype in (
+            (_ID_ENDS, self._ids.ends, (tracks + 1,), np.int64),
+            (_JSON_ENDS, self._json.ends, (tracks + 1,), np.int64),
+            (_BY_ID, self._by_id, (tracks,), np.int32),
+            (_BY_PLAYS, self.by_plays, (tracks,), np.int32),
+            (_PLAYS, self.plays, (tracks + 1,), np.float32),
+        ):
+            if found.shape != shape or found.dtype != dtype:
+                raise BadRelease(f"{folder / name} is {found.dtype} {found.shape}, expected {np.dtype(dtype)} {shape}")
+        for name, rows in ((_BY_ID, self._by_id), (_BY_PLAYS, self.by_plays), (_SEARCH, self._searched_rows(folder))):
+            if len(rows) != tracks or (tracks and not (rows.min() >= FIRST_TRACK_ROW and rows.max() <= tracks)):
+                raise BadRelease(f"{folder / name} does not name the rows 1 to {tracks} and no other")
+        for name, texts in ((_IDS, self._ids), (_JSON, self._json)):
+            if not texts.fit():
+                raise BadRelease(f"{folder / name} does not fit the ends that are stated of its texts")
+        if not np.isfinite(self.plays).all():
+            raise BadRelease(f"{folder / _PLAYS} holds what is no number")
+        for row in {FIRST_TRACK_ROW, (FIRST_TRACK_ROW + tracks) // 2, tracks} if tracks else ():
+            self._check_consistency(folder, row)
+
+    def _check_consistency(self, folder: Path, row: Row) -> None:
+        try:
+            track_id = self.track_id(row)
+            named = json.loads(b"{%b}" % self.json(row))["track_id"]
+        except (ValueError, KeyError) as error:
+            raise BadRelease(
+                f"{folder / _JSON} or {_IDS} says nothing of row {row}: write the release again"
+            ) from error
+        if named != track_id or self.find(track_id) != row:
+            raise BadRelease(f"{folder}: the files of the catalogue disagree on row {row}: write the release again")
+
+    def _searched_rows(self, folder: Path) -> Int:
+        try:
+            if self.searchable.collect_schema() != {"row": pl.Int32, "text": pl.String}:
+                raise BadRelease(f"{folder / _SEARCH} has other columns than row and text: write the release again")
+            # The length of each text, as Polars checks a text only when it is asked for something of it.
+            lengths = pl.col("text").str.len_bytes()
+            return self.searchable.select("row", lengths).collect()["row"].to_numpy()
+        except UNREADABLE as error:
+            reason = str(error).partition("\n")[0][:200]
+            raise BadRelease(f"{folder / _SEARCH} is not an Arrow file: {reason}; copy the release again") from error
+
+
+class _Texts:
+    """A text for each row: the bytes of a file, and where each ends."""
+
+    def __init__(self, file: Path, ends: Path) -> None:
+        self._bytes = _mapped(file)
+        self.ends = _array(ends)
+
+    def of(self, row: Row) -> bytes:
+        """The text of a row, UTF-8."""
+        text: bytes = self._bytes[self.ends[row - 1] : self.ends[row]]
+        return text
+
+    def text(self, row: Row) -> str:
+        """The text of a row."""
+        text: str = self._bytes[self.ends[row - 1] : self.ends[row]].decode()
+        return text
+
+    def fit(self) -> bool:
+        """Whether the ends lie in the bytes, in their order."""
+        ends = self.ends
+        return ends[0] == 0 and ends[-1] == len(self._bytes) and bool((ends[1:] >= ends[:-1]).all())
+
+
+class _Finder:
+    def __init__(self, ids: _Texts, by_id: Int) -> None:
+        self._ids = ids
+        self._by_id = by_id
+
+    def find(self, track_id: str) -> Row:
+        """The row of a track or PAD_ROW, by bisection."""
+        wanted = track_id.encode(errors="surrogatepass")
+        at = bisect.bisect_left(self._by_id, wanted, key=self._ids.of)
+        if at == len(self._by_id):
+            return PAD_ROW
+        row = int(self._by_id[at])
+        return row if self._ids.of(row) == wanted else PAD_ROW
+
+
+def _as_json(part: pl.DataFrame) -> pl.Series:
+    """Inside an object, absent where unknown. A quote within a value is escaped, so `,"title":null` is a field."""
+    whole = part.select(pl.struct("track_id", "title", "artist").struct.json_encode()).to_series()
+    for name in ("title", "artist"):
+        whole = whole.str.replace(f',"{name}":null', "", literal=True)
+    return whole.str.slice(1, whole.str.len_chars() - 2)
+
+
+def _write_texts(folder: Path, texts: str, ends: str, parts: Sequence[pl.Series]) -> None:
+    lengths = [np.zeros(FIRST_TRACK_ROW, dtype=np.int64)]
+    with (folder / texts).open("wb") as file:
+        for part in parts:
+            file.write("".join(part.to_list()).encode())
+            lengths.append(part.str.len_bytes().to_numpy().astype(np.int64))
+    np.save(folder / ends, np.cumsum(np.concatenate(lengths)), allow_pickle=False)
+
+
+def _mapped(file: Path) -> Any:
+    """The bytes of a file, mapped; slices are bytes."""
+    with file.open("rb") as stream:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if file.stat().st_size else b""
+
+
+def _array(file: Path) -> NDArray[Any]:
+    return np.asarray(mapped_array(file))
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what Polars says of a damaged file, a panic of its own included, into InputError with one line."""
+    try:
+        check_footer(path)
+        yield
+    except UNREADABLE as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise InputError(f"{path} cannot be read as Parquet: {reason}; copy it again") from error

@@ -63,6 +63,8 @@ def ndcg(ranks: Float64, k: int) -> Float64:
     return np.where(ranks <= k, 1.0 / np.log2(ranks + 1.0), 0.0)
 
 
+_RESAMPLES: Final = 1_000
+
 METRICS: Final[dict[str, Callable[[Float64], Float64]]] = {
     **{f"HR@{k}": partial(hit, k=k) for k in CUTOFFS},
     "MAP@10": partial(reciprocal_rank, k=10),
@@ -80,7 +82,7 @@ class Estimate:
     high: float
 
 
-def bootstrap(values: Float64, rng: np.random.Generator, resamples: int = 1000) -> Estimate | None:
+def bootstrap(values: Float64, rng: np.random.Generator, resamples: int = _RESAMPLES) -> Estimate | None:
     """The mean of per-session values and its percentile interval (Efron, 1979); None for no session."""
     if not len(values):
         return None
@@ -88,13 +90,11 @@ def bootstrap(values: Float64, rng: np.random.Generator, resamples: int = 1000) 
     return Estimate(float(values.mean()), float(low), float(high))
 
 
-def bootstrap_difference(
-    first: Float64, second: Float64, rng: np.random.Generator, resamples: int = 1000
-) -> Estimate | None:
+def bootstrap_difference(first: Float64, second: Float64, rng: np.random.Generator) -> Estimate | None:
     """The difference of two groups' means, mean(first) - mean(second), each group resampled by itself."""
     if not len(first) or not len(second):
         return None
-    means = zip(_resampled_means(first, rng, resamples), _resampled_means(second, rng, resamples), strict=True)
+    means = zip(_resampled_means(first, rng, _RESAMPLES), _resampled_means(second, rng, _RESAMPLES), strict=True)
     low, high = np.quantile([a - b for a, b in means], [0.025, 0.975])
     return Estimate(float(first.mean() - second.mean()), float(low), float(high))
 

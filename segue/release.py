@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segue.arrays import Float32, mapped_array
-from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue
+from segue.catalogue import FIRST_TRACK_ROW, MAPPED_FILES, PAD_ROW, Catalogue
 from segue.errors import BadRelease
 from segue.map_projection import validate_map
 from segue.safe_files import new_folder, read_json
-from segue.track_table import TABLE_FILES, TrackTable, write_track_table
 from segue.window import Windows
 
 FORMAT_VERSION: Final = 1
@@ -137,18 +136,18 @@ class Release:
 
     @cached_property
     def catalogue(self) -> Catalogue:
-        """The tracks, with counts of the training part."""
-        return Catalogue.read(self.path / CATALOGUE)
+        """The tracks in memory, with counts of the training part."""
+        return Catalogue.read_parquet(self.path / CATALOGUE)
 
     @cached_property
-    def table(self) -> TrackTable:
-        """The same tracks as mapped arrays; made in a temporary folder for a release that was written without them."""
-        if set(TABLE_FILES) <= set(self.manifest.files):
-            return TrackTable(self.path)
+    def mapped_catalogue(self) -> Catalogue:
+        """The same tracks from mapped files, for serving; an older release without them gets a temporary copy."""
+        if set(MAPPED_FILES) <= set(self.manifest.files):
+            return Catalogue.map(self.path)
         folder = Path(tempfile.mkdtemp(prefix="segue-tracks-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        write_track_table(self.catalogue, folder)
-        return TrackTable(folder)
+        self.catalogue.write_mapped(folder)
+        return Catalogue.map(folder)
 
     def array(self, file: str) -> NDArray[Any]:
         """An array of the release, memory-mapped and read-only. Raises BadRelease for a file that is not one."""
@@ -203,8 +202,9 @@ def open_release(path: Path) -> Release:
             raise BadRelease(f"{path}: the item embedding of row {PAD_ROW} is not finite: train the release again")
     if release.track_map is not None:
         validate_map(path / TRACK_MAP, release.track_map, tracks)
-    if set(TABLE_FILES) <= set(manifest.files) and len(release.table) != tracks:
-        raise BadRelease(f"{path}: the files of the catalogue hold {len(release.table)} tracks, the manifest {tracks}")
+    if set(MAPPED_FILES) <= set(manifest.files) and len(release.mapped_catalogue) != tracks:
+        found_tracks = len(release.mapped_catalogue)
+        raise BadRelease(f"{path}: the files of the catalogue hold {found_tracks} tracks, the manifest {tracks}")
     return release
 
 
@@ -223,12 +223,12 @@ def write_release(
     `check` is given the folder before it takes its name; what it raises leaves nothing behind.
     """
     with new_folder(path, overwrite=overwrite, marker=MANIFEST) as folder:
-        catalogue.write(folder / CATALOGUE)
+        catalogue.write_parquet(folder / CATALOGUE)
         for name, array in arrays.items():
             np.save(folder / name, array, allow_pickle=False)
         if encoder is not None:
             (folder / ENCODER).write_bytes(encoder)
-            write_track_table(catalogue, folder)
+            catalogue.write_mapped(folder)
         if check is not None:
             check(folder)
         files = _facts_of(folder)

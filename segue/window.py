@@ -6,12 +6,11 @@ is always in the last column. Plays of tracks outside the catalogue are passed o
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from segue.arrays import Bool, Int
-from segue.catalogue import PAD_ROW
+from segue.catalogue import PAD_ROW, Catalogue
 from segue.sessions import Outcome, Play
 
 DEFAULT_LENGTH = 20
@@ -79,15 +78,7 @@ class Windows:
         return Windows(self.tracks[which], self.skipped[which])
 
 
-class RowLookup(Protocol):
-    """A catalogue or a track table."""
-
-    def rows(self, track_ids: Sequence[str], /) -> Int:
-        """Rows of many tracks, PAD_ROW for those outside the catalogue. [n] int64."""
-        ...
-
-
-def to_sessions(sessions: Sequence[Sequence[Play]], catalogue: RowLookup) -> Sessions:
+def to_sessions(sessions: Sequence[Sequence[Play]], catalogue: Catalogue) -> Sessions:
     """Sessions of plays by TrackId as flat arrays of rows."""
     lengths = [len(plays) for plays in sessions]
     flat = [play for plays in sessions for play in plays]

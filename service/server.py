@@ -25,7 +25,6 @@ from types import FrameType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import structlog
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
@@ -35,9 +34,6 @@ from service.sessions.embedded_redis import embedded_redis, terminate_with_paren
 from service.settings import Settings, as_environment
 from service.shutdown import CLOSING_S, end_in_time
 from service.telemetry import MULTIPROCESS_DIR, configure_logging
-
-_log = structlog.get_logger()
-
 
 _OTHER_FILES: Final = 256  # of the release, the event log, connections to Redis
 

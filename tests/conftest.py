@@ -86,7 +86,7 @@ def releases_dir(tiny_release: Release, other_release: Release, tmp_path: Path) 
 def write_tiny_release(path: Path, prefix: str = "") -> Release:
     """Popularity falls with the row. The encoder is the sum of the window's embeddings, skipped ones times -2."""
     ids = [prefix + track_id for track_id in track_ids()]
-    catalogue = Catalogue(
+    catalogue = Catalogue.from_frame(
         pl.DataFrame(
             {
                 "track_id": ids,

@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from index import faiss_cpu
 from index import ivf as mapped_lists
 from index.faiss_cpu import FaissIndex, Kind
-from segue.catalogue import Catalogue
 from segue.release import DatasetFacts, Release, ReleaseMetadata, WindowFacts, write_release
+from tests.catalogues import catalogue_of
 from tests.conftest import WINDOW, encoder_of
 from tests.sealing import sealed
 
@@ -40,7 +40,7 @@ def write_plain_release(path: Path) -> Release:
         source_commit=None,
         evaluation={},
     )
-    catalogue = Catalogue.of([f"t{number:05}" for number in range(TRACKS)])
+    catalogue = catalogue_of([f"t{number:05}" for number in range(TRACKS)])
     return write_release(path, draft, catalogue, {"item_embeddings.npy": embeddings}, encoder_of(embeddings))
 
 

@@ -575,7 +575,12 @@ def test_the_names_of_uvicorn_that_are_overridden_exist() -> None:
             assert hasattr(connection.protocol, name), name
         for name in ("response_started", "response_complete", "disconnected", "more_body", "scope", "transport"):
             assert hasattr(connection.protocol.cycle, name), name
-        assert hasattr(connection.protocol.flow, "write_paused")
+        for name in ("app", "app_state", "connections", "expect_100_continue", "loop", "timeout_keep_alive"):
+            assert hasattr(connection.protocol, name), name
+        assert {"body", "message_event"} <= set(vars(connection.protocol.cycle))
+        assert {"default_headers", "total_requests"} <= set(vars(connection.protocol.server_state))
+        for name in ("write_paused", "read_paused", "resume_reading"):
+            assert hasattr(connection.protocol.flow, name), name
         await connection.answered()
         await connection.end()
 

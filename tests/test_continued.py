@@ -14,8 +14,10 @@ from segue.cli import main  # noqa: E402 (after the check that torch is there)
 from segue.errors import BadOption, BadRelease  # noqa: E402
 from segue.release import DatasetFacts, Loss, Release, ReleaseMetadata, WindowFacts, open_release, write_release  # noqa: E402
 from segue.window import Sessions, Windows  # noqa: E402
+from tests.catalogues import catalogue_of  # noqa: E402
+from tests.datasets import write_dataset  # noqa: E402
 from tests.stopped_training import Killed, KilledAfter, Silent  # noqa: E402
-from training.data.dataset import Dataset, write_dataset  # noqa: E402
+from training.data.dataset import Dataset  # noqa: E402
 from training.data.synthetic import simulate_sessions  # noqa: E402
 from training.models.encoders.sasrec import SasRecOptions  # noqa: E402
 from training.options import check_options  # noqa: E402
@@ -205,8 +207,6 @@ class _KilledAfterAnEpoch(Silent):
 
 def with_weights(path: Path, weights: Any, model: str = "sasrec") -> Release:
     """A release with these encoder weights and little else."""
-    from segue.catalogue import Catalogue
-
     draft = ReleaseMetadata(
         model=model,
         options=SasRecOptions(dimension=8, window=5).model_dump(),
@@ -217,7 +217,7 @@ def with_weights(path: Path, weights: Any, model: str = "sasrec") -> Release:
         source_commit=None,
         evaluation={},
     )
-    catalogue = Catalogue.of([f"t{number}" for number in range(8)])
+    catalogue = catalogue_of([f"t{number}" for number in range(8)])
     arrays = {} if weights is None else {ENCODER_WEIGHTS: weights}
     return write_release(path, draft, catalogue, {"item_embeddings.npy": np.zeros((9, 8), np.float32)} | arrays)
 

@@ -27,7 +27,6 @@ import faiss
 import onnx
 
 from index.tuning import index_release
-from segue.catalogue import Catalogue
 from segue.errors import InputError
 from segue.release import Release, ReleaseMetadata, open_release, write_release
 from service.releases.loaded import OnnxEncoder, Question
@@ -35,6 +34,7 @@ from service.releases.registry import ReleaseRegistry
 from service.settings import Settings
 from service.telemetry import Telemetry
 from service.threads import Threads
+from tests.catalogues import catalogue_of
 from tests.sealing import named, sealed
 
 FROZEN = Path(__file__).parent / "releases" / "v1"
@@ -433,7 +433,7 @@ def test_a_search_that_finds_what_is_not_there(
 
 def test_a_catalogue_of_another_size(serving: Serving, whole: Release) -> None:
     def damage(path: Path) -> None:
-        Catalogue.of(["a", "b"]).write(path / "catalogue.parquet")
+        catalogue_of(["a", "b"]).write_parquet(path / "catalogue.parquet")
         sealed(path)
 
     assert "the catalogue has 2 tracks, the manifest 1000" in refuse(serving, whole, damage)

@@ -163,5 +163,5 @@ class TestTerminals:
 def test_a_catalogue_that_holds_such_titles_still_opens(tmp_path: Any) -> None:
     """Releases that were written before keep their tracks; only requests cannot name ids with control characters."""
     frame = pl.DataFrame({"track_id": [f"a{CSI}b", "c"], "title": [f"t{NEL}", f"u{OVERRIDE}"], "artist": ["x", "y"]})
-    Catalogue(frame).write(tmp_path / "catalogue.parquet")
-    assert Catalogue.read(tmp_path / "catalogue.parquet").num_rows == 3
+    Catalogue.from_frame(frame).write_parquet(tmp_path / "catalogue.parquet")
+    assert Catalogue.read_parquet(tmp_path / "catalogue.parquet").num_rows == 3

@@ -9,9 +9,10 @@ import pytest
 pytest.importorskip("scipy")
 
 from segue.arrays import Float64, Int
-from segue.catalogue import PAD_ROW, Catalogue
+from segue.catalogue import PAD_ROW
 from segue.release import DatasetFacts, ReleaseMetadata, WindowFacts, write_release
 from segue.window import Sessions, Windows, to_windows
+from tests.catalogues import catalogue_of
 from training.models.baselines.knn import VmisKnn, VmisKnnOptions
 
 ROWS = 30
@@ -138,7 +139,7 @@ def test_a_release_gives_the_same_ranker(tmp_path: Path) -> None:
     plays = np.bincount(sessions.rows, minlength=ROWS)
     options = VmisKnnOptions(neighbours=7, sample=9)
     model = VmisKnn.fit(sessions, ROWS, plays, options)
-    catalogue = Catalogue.of([f"t{row}" for row in range(1, ROWS)]).with_counts(plays, plays * 0)
+    catalogue = catalogue_of([f"t{row}" for row in range(1, ROWS)]).with_counts(plays, plays * 0)
     draft = ReleaseMetadata(
         model="vmis-knn",
         options=options.model_dump(),

@@ -111,7 +111,7 @@ class TestListeners:
     def test_title_artist_and_start_are_kept(self, run: Run, tmp_path: Path) -> None:
         catalogue = run("lfm1k", LFM1K, min_session_plays=3, sample_half_skips=False).dataset.catalogue
         row = catalogue.row('坂本 — b "live')
-        assert (catalogue.titles[row - 1], catalogue.artists[row - 1]) == ('b "live', "坂本")
+        assert catalogue.frame.select("title", "artist").row(row - 1) == ('b "live', "坂本")
         started = pl.read_parquet(tmp_path / "out" / "sessions.parquet")["started_at"].to_list()
         assert started[0] == datetime(2009, 5, 4, 10, 0, 0, tzinfo=UTC)
 
@@ -188,7 +188,7 @@ class TestListeners:
         )
         dataset = run("events", lines).dataset
         assert told(dataset) == {"s00000001": "t0 t1 t2 t3 t4"}
-        assert sorted(dataset.catalogue.titles, key=str) == [f"Song, {minute}" for minute in range(5)]
+        assert sorted(dataset.catalogue.frame["title"]) == [f"Song, {minute}" for minute in range(5)]
 
 
 def mssd(*plays: tuple[str, int, str, str], date: str = "2018-07-15") -> str:
@@ -442,7 +442,7 @@ class TestMalformedLines:
         lines = [f"s,{number},t{number},0,{title},end" for number, title in enumerate(fields)]
         log = "\n".join(["session_id,position,track_id,skipped,title,line", *lines])
         report = run("events", log)
-        titles = dict(zip(report.dataset.catalogue.track_ids, report.dataset.catalogue.titles, strict=True))
+        titles = dict(report.dataset.catalogue.frame.select("track_id", "title").rows())
         assert titles == {
             "t0": '12" mix',
             "t1": 'the "x" mix',

@@ -46,14 +46,6 @@ def test_the_smallest_world_has_all_its_tracks_with_names(tmp_path: Path) -> Non
     assert catalogue.frame["artist"].n_unique() > 30
 
 
-def test_the_genre_of_a_row_is_that_of_its_track(tmp_path: Path) -> None:
-    world, catalogue = simulate_sessions(1_000, 50), simulate(1_000, 50, tmp_path / "d").catalogue
-    genres = world.genre_by_row(catalogue)
-    assert genres[0] == -1
-    assert genres[catalogue.row("t0000042")] == world.genre[42]
-    assert len(genres) == catalogue.num_rows
-
-
 def test_listeners_skip_what_does_not_fit_their_taste(world: SyntheticData) -> None:
     assert world.skipped[world.fits].mean() == pytest.approx(0.05, abs=0.01)
     assert world.skipped[~world.fits].mean() == pytest.approx(0.9, abs=0.01)

@@ -24,7 +24,7 @@ class Faulty:
 
     def __init__(self, live: LoadedRelease) -> None:
         self._live = live
-        self.release, self.table = live.release, live.table
+        self.release, self.catalogue = live.release, live.catalogue
         self.asked: list[int] = []
         self.hangs_once = False
         self.returns = threading.Event()

@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segue.arrays import Float32, Int
-from segue.catalogue import PAD_ROW, Catalogue
+from segue.catalogue import PAD_ROW
 from segue.recommend import EncoderRanker, PopularityRanker, Ranked, Recommendation, Recommender
 from segue.sessions import Outcome, Play
 from segue.window import Windows, to_sessions
+from tests.catalogues import catalogue_of
 
 TRACKS = 30
-CATALOGUE = Catalogue.of([f"t{i}" for i in range(1, TRACKS + 1)])
+CATALOGUE = catalogue_of([f"t{i}" for i in range(1, TRACKS + 1)])
 EMBEDDINGS = np.random.default_rng(0).standard_normal((TRACKS + 1, 4)).astype(np.float32)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segue.catalogue import Catalogue
 from segue.errors import BadRelease, InputError
 from segue.release import (
     CATALOGUE,
@@ -24,6 +23,7 @@ from segue.release import (
     with_index,
     write_release,
 )
+from tests.catalogues import catalogue_of
 
 FROZEN = Path(__file__).parent / "releases" / "v1"
 
@@ -43,7 +43,7 @@ def draft() -> ReleaseMetadata:
 
 def write(path: Path, **rest: object) -> Release:
     embeddings = np.arange(9, dtype=np.float32).reshape(3, 3)
-    return write_release(path, draft(), Catalogue.of(["a", "b"]), {ITEM_EMBEDDINGS: embeddings}, b"onnx", **rest)  # type: ignore[arg-type]
+    return write_release(path, draft(), catalogue_of(["a", "b"]), {ITEM_EMBEDDINGS: embeddings}, b"onnx", **rest)  # type: ignore[arg-type]
 
 
 class TestWriting:

@@ -43,7 +43,7 @@ class TestSwapping:
 
         async def use() -> None:
             request = releases.current
-            gone = weakref.ref(request.live), weakref.ref(request.live.table)
+            gone = weakref.ref(request.live), weakref.ref(request.live.catalogue)
             await request.ranking(Question([Play("g1-t00")], 5))
             await releases.swap("second")
             answer = await request.ranking(Question([Play("g1-t00")], 5))  # under way when it was replaced

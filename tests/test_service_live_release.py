@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segue.catalogue import Catalogue
 from segue.errors import BadRelease, UnknownTrack
 from segue.release import DatasetFacts, Release, ReleaseMetadata, WindowFacts, open_release, write_release
 from segue.sessions import Outcome, Play
 from segue.window import Windows, to_sessions, to_windows
 from service.releases.loaded import LoadedRelease, OnnxEncoder, load_release, recommender_of
+from tests.catalogues import catalogue_of
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_a_release_without_an_encoder_is_refused(tmp_path: Path) -> None:
         source_commit=None,
         evaluation={},
     )
-    write_release(tmp_path / "r", draft, Catalogue.of(["a"]), {})
+    write_release(tmp_path / "r", draft, catalogue_of(["a"]), {})
     with pytest.raises(BadRelease, match="was trained as popularity, which has no encoder: it can be evaluated, not"):
         load_release(tmp_path / "r")
 

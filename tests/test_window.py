@@ -4,11 +4,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segue.catalogue import PAD_ROW, Catalogue
+from segue.catalogue import PAD_ROW
 from segue.sessions import Outcome, Play
 from segue.window import Sessions, to_sessions, to_windows
+from tests.catalogues import catalogue_of
 
-CATALOGUE = Catalogue.of(["a", "b", "c"])  # rows 1, 2, 3
+CATALOGUE = catalogue_of(["a", "b", "c"])  # rows 1, 2, 3
 
 
 def plays(text: str) -> list[Play]:

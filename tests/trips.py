@@ -64,7 +64,7 @@ def in_order(files: list[str]) -> list[str]:
 
 def segue(*arguments: object) -> None:
     """Run a command in this process."""
-    from segue.cli import main  # noqa: PLC0415 (after the profiler is set)
+    from segue.cli import main
 
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
@@ -148,7 +148,7 @@ def main() -> None:
     else:
         found = {"A training step": training_step(folder)} if kind == "step" else {"segue prepare": preparation(folder)}
     sys.setprofile(None)
-    print(json.dumps(found, indent=1))
+    sys.stdout.write(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

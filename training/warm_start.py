@@ -151,7 +151,7 @@ def with_tracks_of(release: Release, dataset: Dataset) -> Dataset:
     )
     kept = release.catalogue.frame.join(held, on="track_id", how="anti", maintain_order="left")
     frame = pl.concat([held, kept.with_columns(pl.lit(0, pl.Int64).alias("plays"), pl.lit(0, pl.Int64).alias("skips"))])
-    return replace(dataset, catalogue=Catalogue(frame.drop("row")))
+    return replace(dataset, catalogue=Catalogue.from_frame(frame.drop("row")))
 
 
 def take_over(encoder: SessionEncoder, release: Release, catalogue: Catalogue, part: Sessions) -> None:
@@ -175,14 +175,15 @@ def take_over(encoder: SessionEncoder, release: Release, catalogue: Catalogue, p
             weight[torch.from_numpy(new)] *= popularity_calibrated_scale(encoder, known, new, part)
 
 
-def cooccurrence_init(table: Float32, known: Bool, part: Sessions, reach: int = CONTEXT_WINDOW) -> tuple[Int, Float32]:
+def cooccurrence_init(table: Float32, known: Bool, part: Sessions) -> tuple[Int, Float32]:
     """Rows of unknown tracks that were played near known ones, and the means of these, as long as rows commonly are.
+
+    Up to CONTEXT_WINDOW plays before and after count as near.
 
     Args:
         table: [num_rows, dimension] float32, in which rows of `known` count.
         known: [num_rows] bool, False for PAD_ROW.
         part: sessions of these rows.
-        reach: how many plays before and after count as near.
 
     Returns:
         rows [n] int64, rising, and their means [n, dimension] float32, each of the median length of the known rows.
@@ -192,7 +193,7 @@ def cooccurrence_init(table: Float32, known: Bool, part: Sessions, reach: int = 
     session = np.searchsorted(part.offsets, at, side="right") - 1
     first, beyond = part.offsets[session], part.offsets[session + 1]
     pairs = []
-    for shift in (*range(-reach, 0), *range(1, reach + 1)):
+    for shift in (*range(-CONTEXT_WINDOW, 0), *range(1, CONTEXT_WINDOW + 1)):
         inside = (at + shift >= first) & (at + shift < beyond)
         pair = np.stack([part.rows[at[inside]], part.rows[at[inside] + shift]])
         pairs.append(pair[:, known[pair[1]]])

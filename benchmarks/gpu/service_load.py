@@ -99,6 +99,7 @@ def recall(release: Path, kept: list[Any], sessions: list[Any]) -> float:
     numbers = [int(path.split("s-")[1].split("&")[0]) for path, _ in kept]
     plays = [[Play(t, Outcome.SKIPPED if s else Outcome.PLAYED) for t, s in sessions[number]] for number in numbers]
     opened = open_release(release)
-    answers = recommender_of(opened, exact=True).recommend(to_sessions(plays, opened.table), 20, exclude_heard=True)
-    lists = [{opened.table.track_id(row) for row in answer.rows.tolist()} for answer in answers]
+    catalogue = opened.mapped_catalogue
+    answers = recommender_of(opened, exact=True).recommend(to_sessions(plays, catalogue), 20, exclude_heard=True)
+    lists = [{catalogue.track_id(row) for row in answer.rows.tolist()} for answer in answers]
     return round(float(np.mean([len(set(ids) & best) / 20 for (_, ids), best in zip(kept, lists, strict=True)])), 4)

@@ -29,7 +29,7 @@ def enlarge(trained: Release, tracks: int, out: Path, seed: int = 0, *, mapped: 
     origins = rng.integers(FIRST_TRACK_ROW, len(small), tracks)
     popularity = np.asarray(1.0 / (1.0 + rng.permutation(tracks)), dtype=np.float64)
     draft = ReleaseMetadata.model_validate(trained.manifest.model_dump(include=set(ReleaseMetadata.model_fields)))
-    catalogue = Catalogue(
+    catalogue = Catalogue.from_frame(
         pl.DataFrame(
             {
                 "track_id": pl.int_range(tracks, eager=True).cast(pl.String).str.pad_start(8, "0"),

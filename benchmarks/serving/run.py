@@ -65,10 +65,10 @@ def sessions_of(release: Path, file: Path) -> None:
     from segue.release import open_release
 
     opened = open_release(release)
-    windows, table = opened.sample_windows, opened.table
+    windows, catalogue = opened.sample_windows, opened.mapped_catalogue
     lines = zip(windows.tracks.tolist(), windows.skipped.tolist(), strict=True)
     sessions = [
-        [(table.track_id(row), skip) for row, skip in zip(rows, skips, strict=True) if row != PAD_ROW]
+        [(catalogue.track_id(row), skip) for row, skip in zip(rows, skips, strict=True) if row != PAD_ROW]
         for rows, skips in lines
     ]
     file.write_text(json.dumps([session for session in sessions if session]))
@@ -193,10 +193,10 @@ def recall(release: Path, kept: list[Any], sessions: list[Any]) -> dict[str, flo
     live = load_release(release)
     alone = [[track.track_id for track in live.recommend(one, 20).tracks] for one in plays]
     opened = open_release(release)
-    exact = recommender_of(opened, exact=True)
+    exact, catalogue = recommender_of(opened, exact=True), opened.mapped_catalogue
     lists = [
-        {opened.table.track_id(row) for row in found.rows.tolist()}
-        for found in exact.recommend(to_sessions(plays, opened.table), 20, exclude_heard=True)
+        {catalogue.track_id(row) for row in found.rows.tolist()}
+        for found in exact.recommend(to_sessions(plays, catalogue), 20, exclude_heard=True)
     ]
     hits = [len(set(ids) & best) / 20 for (_, ids), best in zip(kept, lists, strict=True)]
     same = [ids == one for (_, ids), one in zip(kept, alone, strict=True)]

@@ -108,13 +108,16 @@ class ExplanationBody(BaseModel):
         """The body for the explanation of an answer."""
         outcomes = (Outcome.PLAYED, Outcome.SKIPPED)
         lines = zip(answer.rows, explanation.contributions.tolist(), explanation.ranks_without_skips, strict=True)
+        track_id = answer.release.catalogue.track_id
         return cls(
             plays=[
                 ExplainedPlay(outcome=outcomes[skipped], **TrackBody.of(track).model_dump())
                 for track, skipped in explanation.plays
             ],
             items=[
-                ExplainedItem(track_id=answer.release.table.track_id(row), contributions=line, rank_without_skips=rank)
+                ExplainedItem(
+                    track_id=answer.release.catalogue.track_id(row), contributions=line, rank_without_skips=rank
+                )
                 for row, line, rank in lines
             ],
             filtered=[
@@ -272,11 +275,11 @@ async def recommend(
 
 def next_tracks_json(answer: RecommendResult, explanation: Explanation | None = None) -> bytes:
     """NextTracks as JSON, from pieces that the catalogue keeps ready: pydantic takes longer than the whole search."""
-    table = answer.release.table
+    catalogue = answer.release.catalogue
     scores = orjson.dumps(answer.scores, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
     items = b",".join(
         [
-            b'{"rank":%d,"score":%b,%b}' % (rank, score, table.json(row))
+            b'{"rank":%d,"score":%b,%b}' % (rank, score, catalogue.json(row))
             for rank, (row, score) in enumerate(zip(answer.rows, scores, strict=False), start=1)
         ]
     )

@@ -120,7 +120,7 @@ async def track_map(
     """Return the map of the catalogue. Similar tracks are close to each other."""
     live = service.releases.named(release).live
     map_ = live.map  # raises UnknownMap first, as there is no tag without a map
-    tag = f'"{live.name}-{min(limit, len(live.table))}"'
+    tag = f'"{live.name}-{min(limit, len(live.catalogue))}"'
     headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Segue-Release": live.name}
     if if_none_match is not None and _matches(tag, if_none_match):
         return Response(status_code=304, headers=headers)

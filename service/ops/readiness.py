@@ -81,8 +81,8 @@ async def _error_of(work: Coroutine[Any, Any, None]) -> SegueError | None:
 
 def _question(live: LoadedRelease, turn: int) -> Question:
     """One play of a track of the release; of no track where it has none."""
-    tracks = len(live.table)
+    tracks = len(live.catalogue)
     if not tracks:
         return Question((), 1)
     step = max(1, tracks // _PROBES)
-    return Question([Play(live.table.track_id(FIRST_TRACK_ROW + turn * step % tracks))], 1)
+    return Question([Play(live.catalogue.track_id(FIRST_TRACK_ROW + turn * step % tracks))], 1)

@@ -106,19 +106,18 @@ class RedisSnapshot:
 class RedisStatus:
     """Looks at Redis. For one event loop."""
 
-    def __init__(self, client: "Redis | RedisCluster", limit_s: float = LIMIT_S) -> None:
+    def __init__(self, client: "Redis | RedisCluster") -> None:
         self._client = client
-        self._limit_s = limit_s
 
     async def look(self) -> RedisSnapshot:
         """Ask Redis how it is and what its streams hold; within the limit of time, answered or not."""
         try:
-            async with asyncio.timeout(self._limit_s):
+            async with asyncio.timeout(LIMIT_S):
                 found = await self._facts()
                 found.waiting, found.oldest_s = await self._streams()
                 return found
         except TimeoutError:
-            return RedisSnapshot(reachable=False, detail=f"it does not answer within {self._limit_s:g} s", facts={})
+            return RedisSnapshot(reachable=False, detail=f"it does not answer within {LIMIT_S:g} s", facts={})
         except AWAY:  # where it is, its error says, and answers do not
             return RedisSnapshot(reachable=False, detail="it cannot be reached: the log says why", facts={})
         except RedisError as error:

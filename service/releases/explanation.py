@@ -49,13 +49,13 @@ class Explanation:
 
 def explain_answer(live: LoadedRelease, question: Question, answer: RecommendResult) -> Explanation:
     """Explain the answer of `live` to `question`. Runs the encoder some hundred times."""
-    table, recommender = live.table, live.recommender
-    heard = set(table.rows([play.track_id for play in question.plays]).tolist() if question.exclude_heard else [])
+    catalogue, recommender = live.catalogue, live.recommender
+    heard = set(catalogue.rows([play.track_id for play in question.plays]).tolist() if question.exclude_heard else [])
     # Popularity uses no plays, whether the session has none or the model failed.
-    sessions = to_sessions([question.plays if answer.source == "model" else ()], table)
+    sessions = to_sessions([question.plays if answer.source == "model" else ()], catalogue)
     window = to_windows(sessions, live.release.manifest.window.length)
     seen = np.flatnonzero(window.tracks[0] != PAD_ROW)
-    excluded = np.array(sorted((heard | set(table.rows(question.exclude).tolist())) - {PAD_ROW}), dtype=np.int64)
+    excluded = np.array(sorted((heard | set(catalogue.rows(question.exclude).tolist())) - {PAD_ROW}), dtype=np.int64)
 
     [unfiltered] = recommender.recommend(sessions, len(answer.rows) + len(excluded))
     rank_of = {row: rank for rank, row in enumerate(unfiltered.rows.tolist(), start=1)}
@@ -79,12 +79,12 @@ def _places(
     live: LoadedRelease, session: Sequence[Play], window: Windows, plays: list[Row], items: list[Row]
 ) -> Places:
     positions = live.map.positions
-    rows = live.table.rows([play.track_id for play in session])
+    rows = live.catalogue.rows([play.track_id for play in session])
     path = positions[rows]
     path[rows == PAD_ROW] = np.nan
     query = None
     if plays:
-        nearest = live.nearest(live.encoder.encode(window), min(NEAREST + 1, len(live.table)))
+        nearest = live.nearest(live.encoder.encode(window), min(NEAREST + 1, len(live.catalogue)))
         found = nearest.rows[0] != PAD_ROW
         if found.any():
             [query] = among(nearest.scores[:, found], positions[nearest.rows[:, found]])

@@ -70,7 +70,7 @@ class TrackMap:
     def __init__(self, release: Release) -> None:
         assert release.track_map is not None, release.name
         self.positions = release.track_map
-        self._order = release.table.by_plays
+        self._order = release.mapped_catalogue.by_plays
 
     def points(self, limit: int) -> bytes:
         """The most played tracks' points, two little-endian float32 each."""
@@ -103,7 +103,7 @@ class LoadedRelease:
     def __init__(self, release: Release, encoder: QueryEncoder, index: NearestTracks, exact: NearestTracks) -> None:
         self.release = release
         self.name = release.name  # in answers and logs
-        self.table = release.table
+        self.catalogue = release.mapped_catalogue
         # Read now: the folder may be replaced while this release is served.
         facts = read_facts(release)
         self._index_facts = {"kind": "exact"} if facts is None else facts.model_dump(mode="json", exclude={"tried"})
@@ -111,7 +111,7 @@ class LoadedRelease:
         self.encoder = encoder
         self._index = index
         self._exact = exact
-        popularity = PopularityRanker(self.table.plays, self.table.by_plays)
+        popularity = PopularityRanker(self.catalogue.plays, self.catalogue.by_plays)
         ranker = EncoderRanker(encoder, index, exact, release.item_embeddings)
         self.recommender = Recommender(ranker, popularity, release.manifest.window.length)
 
@@ -123,9 +123,9 @@ class LoadedRelease:
     def answer(self, questions: Sequence[Question]) -> list[RecommendResult]:
         """The next tracks of each session. An answer does not depend on the other questions."""
         found = self.recommender.recommend(
-            to_sessions([question.plays for question in questions], self.table),
+            to_sessions([question.plays for question in questions], self.catalogue),
             [question.k for question in questions],
-            [self.table.rows(question.exclude) for question in questions],
+            [self.catalogue.rows(question.exclude) for question in questions],
             exclude_heard=[question.exclude_heard for question in questions],
         )
         return [
@@ -160,18 +160,18 @@ class LoadedRelease:
 
     def similar(self, track_id: str, k: int) -> list[Track]:
         """The k tracks most similar to a track, by inner product, without itself. Raises UnknownTrack."""
-        row = self.table.row(track_id)
-        rows, scores = self.nearest(self.release.item_embeddings[row][None], min(k + 1, len(self.table)))
+        row = self.catalogue.row(track_id)
+        rows, scores = self.nearest(self.release.item_embeddings[row][None], min(k + 1, len(self.catalogue)))
         found = zip(rows[0].tolist(), scores[0].tolist(), strict=True)
         return [self.track(near, score) for near, score in found if near not in (row, PAD_ROW)][:k]
 
     def search(self, query: str, limit: int) -> list[Track]:
         """Tracks with every word of `query` in title, artist or id, most played first."""
-        return [self.track(row) for row in self.table.search(query, limit)]
+        return [self.track(row) for row in self.catalogue.search(query, limit)]
 
     def unknown(self, track_ids: Sequence[str]) -> list[str]:
         """Those that are not in the catalogue, each once, in order."""
-        return list(dict.fromkeys(track_id for track_id in track_ids if track_id not in self.table))
+        return list(dict.fromkeys(track_id for track_id in track_ids if track_id not in self.catalogue))
 
     def index_facts(self) -> dict[str, Any]:
         """The contents of `index.json`, or exact search if the release has no index."""
@@ -184,7 +184,7 @@ class LoadedRelease:
 
     def track(self, row: Row, score: float | None = None) -> Track:
         """The track in a row of the catalogue."""
-        facts: dict[str, str] = json.loads(b"{%b}" % self.table.json(row))
+        facts: dict[str, str] = json.loads(b"{%b}" % self.catalogue.json(row))
         return Track(facts["track_id"], facts.get("title"), facts.get("artist"), score)
 
 
@@ -292,7 +292,7 @@ def _encoder_file(release: Release) -> Path:
 def _warm_up(live: LoadedRelease, encoder: QueryEncoder) -> None:
     manifest = live.release.manifest
     shape = (2, manifest.window.length)  # two, as a graph may be made for one alone
-    first = np.full(shape, FIRST_TRACK_ROW if len(live.table) else PAD_ROW, dtype=np.int64)
+    first = np.full(shape, FIRST_TRACK_ROW if len(live.catalogue) else PAD_ROW, dtype=np.int64)
     try:
         query = encoder.encode(Windows(first, np.zeros(shape, dtype=np.bool_)))
     except Exception as error:  # ONNX Runtime's errors share no class of their own
@@ -307,6 +307,6 @@ def _warm_up(live: LoadedRelease, encoder: QueryEncoder) -> None:
         raise BadRelease(f"{live.release.path}: the encoder answers what is no number: train the release again")
     live.recommend([], 1)
     live.search("a", 1)
-    for track_id in map(live.table.track_id, range(FIRST_TRACK_ROW, len(live.table) + FIRST_TRACK_ROW)[:1]):
+    for track_id in map(live.catalogue.track_id, range(FIRST_TRACK_ROW, len(live.catalogue) + FIRST_TRACK_ROW)[:1]):
         live.recommend([Play(track_id)], 1)
         live.similar(track_id, 1)

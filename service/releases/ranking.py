@@ -166,10 +166,10 @@ class _Ranker:
 
     def _window(self, question: Question) -> list[Play]:
         """The plays that the encoder sees, latest first."""
-        length, table = self._live.release.manifest.window.length, self._live.table
+        length, catalogue = self._live.release.manifest.window.length, self._live.catalogue
         seen: list[Play] = []
         for play in reversed(question.plays):
-            if play.track_id in table:
+            if play.track_id in catalogue:
                 seen.append(play)
                 if len(seen) == length:
                     break

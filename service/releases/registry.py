@@ -141,7 +141,7 @@ class Attribution:
                 self._telemetry.recommended_skips.labels(release).inc()
 
     async def _remember(self, session_id: str, answer: RecommendResult) -> None:
-        track_ids = [answer.release.table.track_id(row) for row in answer.rows]
+        track_ids = [answer.release.catalogue.track_id(row) for row in answer.rows]
         with contextlib.suppress(StoreUnavailable):  # one list less; metrics show that Redis is away
             await self._store.remember(session_id, answer.release.name, track_ids)
 

@@ -144,16 +144,16 @@ def _bound(path: Path, limit_s: float) -> None:
 
 def _ask(live: LoadedRelease) -> None:
     """Ask what requests ask: batches of sessions, the longest session, tracks near others, words."""
-    tracks = len(live.table)
+    tracks = len(live.catalogue)
     for row in _rows(tracks, _NAMED):
         live.track(row)
-    ids = [live.table.track_id(row) for row in _rows(tracks, LARGEST)]
+    ids = [live.catalogue.track_id(row) for row in _rows(tracks, LARGEST)]
     live.answer([Question([Play(track_id)], _K) for track_id in ids])
     skipped = [Play(track_id, Outcome.SKIPPED) for track_id in ids]
     longest = (skipped + [Play(track_id) for track_id in ids]) * (_HEARD // max(1, 2 * len(ids)))
     for plays in (longest, skipped, longest[: live.release.manifest.window.length]):
         for track in live.recommend(plays, _K, ids).tracks:
-            live.track(live.table.row(track.track_id))
+            live.track(live.catalogue.row(track.track_id))
     for track_id in ids[::8]:
         live.similar(track_id, _K)
     live.search("a", _K)

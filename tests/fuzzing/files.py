@@ -27,10 +27,11 @@ from service.releases.loaded import OnnxEncoder
 from service.releases.trial import validate_in_child
 from service.sessions.event_log import SCHEMA, erase_from_files, write_file
 from service.settings import Settings, as_environment, read_settings
+from tests.datasets import write_dataset
 from tests.fuzzing.mutations import damaged, text
 from tests.fuzzing.requests import RELEASE
 from tests.sealing import sealed
-from training.data.dataset import open_dataset, write_dataset
+from training.data.dataset import open_dataset
 from training.prepare.pipeline import prepare
 from training.prepare.sources import LogKind
 
@@ -191,7 +192,9 @@ class Releases(Files):
         places = np.linspace(-1, 1, 130, dtype=np.float32).reshape(65, 2)
         arrays = {"item_embeddings.npy": frozen.item_embeddings[:65], "map.npy": places}
         encoder = (RELEASE / "encoder.onnx").read_bytes()
-        write_release(self.folder / "whole", draft, Catalogue(frozen.catalogue.frame.head(64)), arrays, encoder)
+        write_release(
+            self.folder / "whole", draft, Catalogue.from_frame(frozen.catalogue.frame.head(64)), arrays, encoder
+        )
         facts = {"kind": "exact", "device": "cpu", "parameters": {}, "recall_target": 0.99, "recall": 1, "recall_k": 20}
         facts |= {"queries": 1, "search_ms": 1, "exact_ms": 1, "build_s": 0, "seed": 0, "tracks": 64, "dimension": 16}
         (self.folder / "whole" / "index.json").write_text(json.dumps(facts))
@@ -215,12 +218,12 @@ class Releases(Files):
 
 def _look_around(release: Release) -> None:
     """What requests do with a catalogue that was let through."""
-    table = release.table
-    for row in (1, len(table) // 2, len(table)):
-        if 0 < row <= len(table):
-            table.json(row)
-    table.rows(["nobody", ""])
-    table.search("a", 20)
+    catalogue = release.mapped_catalogue
+    for row in (1, len(catalogue) // 2, len(catalogue)):
+        if 0 < row <= len(catalogue):
+            catalogue.json(row)
+    catalogue.rows(["nobody", ""])
+    catalogue.search("a", 20)
     float(np.nansum(release.item_embeddings[:2]))
     if release.track_map is not None:
         assert np.abs(release.track_map).max() <= 1

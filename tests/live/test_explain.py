@@ -37,12 +37,12 @@ def test_contributions_are_those_of_the_plays_and_add_up_to_the_score(
     why = answer["explanation"]
     shown = [(play["track_id"], play["outcome"]) for play in why["plays"]]
     assert shown == [("g1-t00", "played"), ("g2-t00", "skipped"), ("g3-t01", "skipped")]
-    embeddings, table = np.asarray(tiny_release.item_embeddings), tiny_release.table
+    embeddings, catalogue = np.asarray(tiny_release.item_embeddings), tiny_release.catalogue
     for item, told in zip(answer["items"], why["items"], strict=True):
         assert told["track_id"] == item["track_id"]
         assert sum(told["contributions"]) == pytest.approx(item["score"], abs=1e-5)
-        target = embeddings[table.row(item["track_id"])]
-        own = [embeddings[table.row(track)] @ target * (1 if how == "played" else -2) for track, how in shown]
+        target = embeddings[catalogue.row(item["track_id"])]
+        own = [embeddings[catalogue.row(track)] @ target * (1 if how == "played" else -2) for track, how in shown]
         assert told["contributions"] == pytest.approx(own, abs=1e-5)
 
 

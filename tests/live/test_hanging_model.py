@@ -188,8 +188,8 @@ def test_the_process_ends_in_time_while_the_model_hangs(
 def test_the_trial_refuses_a_release_that_hangs_on_a_track_it_meets_and_another_one_costs_its_own_requests_only(
     start_service: StartService, tiny_release: Release, releases_dir: Path
 ) -> None:
-    met = set(_rows(len(tiny_release.table), LARGEST))
-    unmet = next(row for row in range(1, len(tiny_release.table)) if row not in met)
+    met = set(_rows(len(tiny_release.catalogue), LARGEST))
+    unmet = next(row for row in range(1, len(tiny_release.catalogue)) if row not in met)
     write_hanging_release(tiny_release, releases_dir / "met", min(met))
     write_hanging_release(tiny_release, releases_dir / "unmet", unmet)
     service = start_service(releases_dir=releases_dir, ranking_timeout_s=TIMEOUT_S, release_validation_timeout_s=10)

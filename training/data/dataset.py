@@ -100,43 +100,6 @@ class RawInteractions:
     started_at: pl.Series | None = None  # [sessions] datetime (ms, UTC); None where no time is known
 
 
-def write_dataset(
-    path: Path,
-    plays: pl.DataFrame | pl.LazyFrame,
-    source: str,
-    options: Mapping[str, Any] | None = None,
-    *,
-    malformed_lines: int = 0,
-    overwrite: bool = False,
-) -> Dataset:
-    """Write a dataset from one row a play, in order: `session_id`, `track_id`, `skipped`, optional `title`, `artist`.
-
-    Sessions come in the order of their first rows. A track's title and artist are the first ones given for it.
-    For many plays, `write_listening` needs less memory. Raises BadDataset, and InputError where `path` is taken.
-    """
-    frame = plays.lazy().collect()
-    if not {"session_id", "track_id", "skipped"} <= set(frame.columns):
-        raise BadDataset(f"plays need session_id, track_id and skipped, found {', '.join(frame.columns)}")
-    names = [pl.col(name).drop_nulls().first() for name in ("title", "artist") if name in frame.columns]
-    tracks = frame.group_by("track_id", maintain_order=True).agg(names)
-    numbers = frame.select("session_id").unique(maintain_order=True).with_row_index("session")
-    coded = (
-        frame.select("session_id", "track_id", "skipped")
-        .join(numbers, on="session_id", how="left", maintain_order="left")
-        .join(tracks.select("track_id").with_row_index("code"), on="track_id", how="left", maintain_order="left")
-        .sort("session", maintain_order=True)
-    )
-    lengths = np.bincount(coded["session"].to_numpy(), minlength=len(numbers))
-    listening = RawInteractions(
-        tracks=tracks,
-        codes=coded["code"].to_numpy(),
-        skipped=coded["skipped"].to_numpy(),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        session_ids=numbers["session_id"],
-    )
-    return write_listening(path, listening, source, options, malformed_lines=malformed_lines, overwrite=overwrite)
-
-
 def write_listening(
     path: Path,
     listening: RawInteractions,
@@ -154,7 +117,7 @@ def write_listening(
     _check(listening)
     catalogue, row_of_code = _numbered(listening)
     with new_folder(path, overwrite=overwrite, marker=FACTS_FILE, private=True) as folder:
-        catalogue.write(folder / CATALOGUE_FILE)
+        catalogue.write_parquet(folder / CATALOGUE_FILE)
         sessions = _in_rows(listening, row_of_code, folder / FLAT_FOLDER)
         write_sessions(folder / SESSIONS_FILE, sessions, listening.session_ids, listening.started_at)
         if (folder / FLAT_FOLDER).exists():
@@ -171,7 +134,7 @@ def open_dataset(path: Path) -> Dataset:
     """
     facts = _read_facts(path)
     try:
-        catalogue = Catalogue.read(path / CATALOGUE_FILE)
+        catalogue = Catalogue.read_parquet(path / CATALOGUE_FILE)
         check_footer(path / SESSIONS_FILE)
         read = mapped_sessions if facts.counts.plays >= MAPPED_FROM else read_sessions
         sessions = read(path / SESSIONS_FILE)
@@ -230,7 +193,7 @@ def _numbered(listening: RawInteractions) -> tuple[Catalogue, Int]:
     row_of_code = np.empty(count, dtype=np.int64)
     row_of_code[ordered["code"].to_numpy()] = np.arange(FIRST_TRACK_ROW, count + FIRST_TRACK_ROW)
     try:
-        return Catalogue(ordered), row_of_code
+        return Catalogue.from_frame(ordered), row_of_code
     except InputError as error:
         raise BadDataset(str(error)) from error
 

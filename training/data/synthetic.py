@@ -25,7 +25,6 @@ import numpy as np
 import polars as pl
 
 from segue.arrays import Bool, Int
-from segue.catalogue import FIRST_TRACK_ROW, Catalogue
 from segue.errors import BadOption
 from training.data.dataset import Dataset, RawInteractions, write_listening
 
@@ -110,13 +109,6 @@ class SyntheticData:
                 "taste": self.session_taste[session],
             }
         )
-
-    def genre_by_row(self, catalogue: Catalogue) -> Int:
-        """The genre of every row of a catalogue of this world; -1 for the reserved row. [num_rows] int64."""
-        numbers = catalogue.frame["track_id"].str.tail(-1).cast(pl.Int64).to_numpy()
-        by_row = np.full(catalogue.num_rows, -1, dtype=np.int64)
-        by_row[FIRST_TRACK_ROW:] = self.genre[numbers]
-        return by_row
 
 
 def simulate(tracks: int, sessions: int, out: Path, seed: int = 0, *, overwrite: bool = False) -> Dataset:

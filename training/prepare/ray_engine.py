@@ -44,11 +44,11 @@ _QUIET: Final = _ERRORS_TOLD_HERE | {
 }
 
 
-def ray_engine(address: str | None = None, *, portion_bytes: int | None = None, cpus: int | None = None) -> Engine:
+def ray_engine(address: str | None = None, *, portion_bytes: int | None = None) -> Engine:
     """An engine for training.prepare.pipeline.prepare.
 
     `address` is `host:port` of a cluster that this machine belongs to, or `ray://host:port` of one that it does not;
-    without one, Ray is started here with `cpus` processes (one a core). Logs must be found under the same path on all
+    without one, Ray is started here with one process a core. Logs must be found under the same path on all
     machines. Raises BadOption where the cluster does not answer, and ModuleNotFoundError where Ray is not installed.
     """
 
@@ -56,7 +56,7 @@ def ray_engine(address: str | None = None, *, portion_bytes: int | None = None, 
         size = portion_bytes or portion_bytes_of(work.files)
         # Tasks run in another folder than this process.
         work = work._replace(files=[file.absolute() for file in work.files], scratch=work.scratch.absolute())
-        with _scratch(work, address) as scratch, DeferredInterrupts() as interrupts, connected(address, cpus) as ray:
+        with _scratch(work, address) as scratch, DeferredInterrupts() as interrupts, connected(address) as ray:
             interrupts.look()
             return prepare_in_tasks(_RayTasks(ray, interrupts.look), work, size, scratch)
 

@@ -79,10 +79,10 @@ def y_axis(scale: Scale, ticks: Sequence[float], left: float, right: float) -> s
     )
 
 
-def ticks(low: float, high: float, wanted: int = 6) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Round values between two others."""
-    step = 10 ** math.floor(math.log10((high - low) / wanted))
-    step *= next((m for m in (1, 2, 2.5, 5) if step * m * wanted >= high - low), 10)
+    step = 10 ** math.floor(math.log10((high - low) / _TICKS))
+    step *= next((m for m in (1, 2, 2.5, 5) if step * m * _TICKS >= high - low), 10)
     first = math.ceil(low / step - 1e-9)
     return [round(n * step, 9) + 0.0 for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -105,9 +105,9 @@ def along_y(scale: Scale, value: float, low: float, high: float) -> str:
     return f'<line y1="{scale(low) - scale(value):.1f}" y2="{scale(high) - scale(value):.1f}"/>'
 
 
-def svg(width: float, height: float, says: str, inside: str, css: str = "") -> str:
+def svg(width: float, height: float, says: str, inside: str) -> str:
     """A drawing with what it shows in words."""
-    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(says)}"{_class(css)}>{inside}</svg>'
+    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(says)}">{inside}</svg>'
 
 
 def _class(css: str) -> str:
@@ -119,6 +119,8 @@ CURVE: Final = (1, 2, 3, 5, 10, 20, 50, 100)
 _WIDTH: Final = 760.0
 _NAMES: Final = 215.0  # where the names of rows end
 _ROW: Final = 24.0
+_TICKS: Final = 6  # about so many on an axis
+_BINS: Final = 5
 _APART: Final = 4.5  # pixels that a row's two marks are above and below its middle
 
 
@@ -324,9 +326,9 @@ def _by_bins(measured: ComparisonData, of: str, label: str, title: str) -> Plot 
     return Plot("lines", title, svg(_WIDTH, 360, says, axes + _lines(measured, drawn)), says)
 
 
-def _bins(values: Float64, wanted: int = 5) -> list[tuple[str, Bool]]:
-    """At most `wanted` groups of neighbouring values, about as large as each other; their names and members."""
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, wanted + 1)[1:-1]))
+def _bins(values: Float64) -> list[tuple[str, Bool]]:
+    """At most _BINS groups of neighbouring values, about as large as each other; their names and members."""
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, _BINS + 1)[1:-1]))
     group = np.searchsorted(edges, values, side="left")
     found = []
     for number in np.unique(group):

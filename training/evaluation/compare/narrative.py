@@ -14,6 +14,7 @@ from training.evaluation.compare.statistics import Difference, Pair
 from training.evaluation.compare.tables import ComparisonData
 
 # What a system's name says, part by part; the first part is the model.
+_MOST_LISTED: Final = 6
 MODELS: Final = {
     "sasrec": "a transformer that reads a session forwards (Kang and McAuley, 2018)",
     "bert4rec": "a transformer that looks both ways and fills in a hidden play (Sun et al., 2019)",
@@ -149,10 +150,10 @@ def _largest(changed: Sequence[Difference]) -> str:
     return f" ({who}: HR@10 {most.before + most.estimate.value:.3f} instead of {most.before:.3f})"
 
 
-def listed(names: Sequence[str], most: int = 6) -> str:
-    """Names as a sentence has them, no more than `most` of them."""
-    if len(names) > most:
-        return f"{', '.join(names[:most])} and {len(names) - most} more"
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them, no more than _MOST_LISTED of them."""
+    if len(names) > _MOST_LISTED:
+        return f"{', '.join(names[:_MOST_LISTED])} and {len(names) - _MOST_LISTED} more"
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 

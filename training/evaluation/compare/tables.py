@@ -100,9 +100,9 @@ class ComparisonData:
     estimates: Mapping[tuple[str, str, str], Estimate]  # (system, group, metric)
     differences: Sequence[Difference]
 
-    def change(self, system: str, group: str, metric: str, why: str = "feedback") -> Difference | None:
-        """The difference of a system from what it is held against, where it was tested."""
-        wanted = (system, group, metric, why)
+    def change(self, system: str, group: str, metric: str) -> Difference | None:
+        """The difference that feedback made to a system, where it was tested."""
+        wanted = (system, group, metric, "feedback")
         found = [d for d in self.differences if (d.pair.system, d.group, d.metric, d.pair.why) == wanted]
         return found[0] if found else None
 

@@ -242,6 +242,8 @@ class Threads:
             for worker in tuple(self._workers):
                 if paused > period:  # the process was stopped, or got no core: no call is at fault for it
                     worker.extend(paused)
+                if now < worker.until:
+                    continue  # idle, or within its deadline; without the lock, as the calls below look again
                 if late := worker.interrupt_late_call(now):
                     self._on_timeout()
                     self._tell(late)

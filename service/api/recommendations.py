@@ -115,9 +115,7 @@ class ExplanationBody(BaseModel):
                 for track, skipped in explanation.plays
             ],
             items=[
-                ExplainedItem(
-                    track_id=answer.release.catalogue.track_id(row), contributions=line, rank_without_skips=rank
-                )
+                ExplainedItem(track_id=track_id(row), contributions=line, rank_without_skips=rank)
                 for row, line, rank in lines
             ],
             filtered=[

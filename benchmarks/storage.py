@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from segue.events import Event, EventType
+from segue.sessions import Event, EventType
 from service.sessions.embedded_redis import embedded_redis
 from service.sessions.event_log import EventLog, open_folder
 from service.sessions.store import SessionStore, connect

@@ -14,7 +14,7 @@ from rich.text import Text
 from segue.catalogue import Catalogue
 from segue.cli import main
 from segue.cli.terminal import escaped, plain_lines, say, titled
-from segue.events import TIME_EXPECTED, Event, play
+from segue.sessions import TIME_EXPECTED, Event, play
 from service.api.recommendations import WhatIfRequest
 from service.api.sessions import EventsRequest
 from training.prepare.columns import track_ids

@@ -17,8 +17,7 @@ from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError, ResponseError
 
 from segue.errors import StoreUnavailable
-from segue.events import Event, EventType, play, skip
-from segue.sessions import Outcome, Play, plays_of
+from segue.sessions import Event, EventType, Outcome, Play, play, plays_of, skip
 from service.sessions.embedded_redis import embedded_redis
 from service.sessions.erased_data import BUCKETS
 from service.sessions.redis_client import store_errors

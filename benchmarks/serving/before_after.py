@@ -3,6 +3,8 @@
     git worktree add ../before COMMIT
     python -m benchmarks.serving.before_after --folder /tmp/serving --before ../before
 
+With `--before . --prelude CODE` the same version is compared with itself, with one thing switched off.
+
 Both are this environment's packages with another source tree, on one release and one Redis, and run at the same time on
 one core. Load goes to one after the other, a few seconds each: a shared machine changes its speed within minutes, so
 only neighbouring measurements can be compared. The ratio is the median over the pairs, with the interval of a
@@ -29,8 +31,10 @@ SCENARIOS: Final = ("recommend", "report", "report_and_recommend")
 HERE: Final = Path(__file__).parents[2]
 
 
-def serving(folder: Path, release: Path, url: str, name: str, tree: Path) -> AbstractContextManager[psutil.Process]:
-    """The service of a source tree on the server's core, refusing nothing."""
+def serving(
+    folder: Path, release: Path, url: str, name: str, tree: Path, prelude: str = ""
+) -> AbstractContextManager[psutil.Process]:
+    """The service of a source tree on the server's core, rejecting nothing. `prelude` is Python that runs before it."""
     settings = (tree / "service" / "settings.py").read_text()
     budget = "LATENCY_BUDGET_MS" if "latency_budget_ms" in settings else "SHED_AFTER_MS"  # as old versions call it
     environment = {
@@ -42,7 +46,8 @@ def serving(folder: Path, release: Path, url: str, name: str, tree: Path) -> Abs
         f"SEGUE_{budget}": "0",
     }
     redis_url = f"{url}?db={list(PORTS).index(name)}"
-    command = [sys.executable, "-m", "segue", "serve", release, "--redis-url", redis_url, "--port", PORTS[name]]
+    start = f"{prelude}\nimport sys\nfrom segue.cli import main\nsys.exit(main())"
+    command = [sys.executable, "-c", start, "serve", release, "--redis-url", redis_url, "--port", PORTS[name]]
     return served(command, environment, PORTS[name])
 
 
@@ -89,6 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="where releases and logs go; outside the tree")
     parser.add_argument("--before", type=Path, required=True, help="source tree of the earlier version")
+    parser.add_argument("--prelude", default="", help="Python that runs before the earlier version")
     parser.add_argument("--tracks", type=int, default=600_000)
     parser.add_argument("--kind", default="ivf-pq4", help="kind of index")
     parser.add_argument("--seconds", type=float, default=2, help="of each measurement")
@@ -100,9 +106,13 @@ def main() -> None:
     sessions_of(release, chosen.folder / "sessions.json")
     trees = {"before": chosen.before.resolve(), "after": HERE}
     result: dict[str, Any] = {"tracks": chosen.tracks, "pairs": chosen.pairs, "seconds": chosen.seconds}
+    result |= {"prelude": chosen.prelude} if chosen.prelude else {}
     with redis(chosen.folder / "redis") as url, ExitStack() as stack:
         processes = {
-            name: stack.enter_context(serving(chosen.folder, release, url, name, tree)) for name, tree in trees.items()
+            name: stack.enter_context(
+                serving(chosen.folder, release, url, name, tree, chosen.prelude if name == "before" else "")
+            )
+            for name, tree in trees.items()
         }
         for name in trees:
             load(chosen.folder, PORTS[name], "fill", 60)

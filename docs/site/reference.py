@@ -18,7 +18,7 @@ from training.run import MODELS
 # What a program that builds on Segue may import; the other modules are there for these.
 MODULES: Final = (
     "segue.catalogue",
-    "segue.events",
+    "segue.sessions",
     "segue.sessions",
     "segue.window",
     "segue.recommend",

@@ -12,7 +12,7 @@ from segue.cli.recommend import explained, items, next_tracks
 from segue.cli.terminal import print_json, print_table, say
 
 if TYPE_CHECKING:
-    from segue.events import Event
+    from segue.sessions import Event
 
 
 @click.command(short_help="Serve a release over HTTP.")
@@ -44,9 +44,9 @@ class _InOrder(click.Command):
 
 
 def _in_order(context: click.Context, plays: tuple[str, ...], skips: tuple[str, ...]) -> "Iterator[Event]":
-    from segue import events
+    from segue.sessions import play, skip
 
-    made = {"plays": map(events.play, plays), "skips": map(events.skip, skips)}
+    made = {"plays": map(play, plays), "skips": map(skip, skips)}
     for name in context.meta["segue.order"]:
         if name in made:
             yield next(made[name])

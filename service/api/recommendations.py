@@ -16,9 +16,8 @@ from pydantic import BaseModel, Field, field_validator
 
 from segue.arrays import Float32
 from segue.errors import ModelUnavailable, SegueError, StoreUnavailable
-from segue.events import Event, TrackId, whole_number
 from segue.release import RELEASE_NAME_PATTERN
-from segue.sessions import Outcome, Play, plays_of
+from segue.sessions import Event, Outcome, Play, TrackId, plays_of, whole_number
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.state import (
     DEFAULT_K,

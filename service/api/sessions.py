@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
 from segue.errors import UnknownSession
-from segue.events import Event, EventType
+from segue.sessions import Event, EventType
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.recommendations import RecommendationsBody, recommend
 from service.api.state import MAX_TRACKS, AppState, Service, SessionId, link_responses

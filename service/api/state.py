@@ -8,8 +8,8 @@ from fastapi import Depends, Query, Request
 from fastapi import Path as PathParameter
 from pydantic import WithJsonSchema
 
-from segue.events import MAX_ID_LENGTH, SESSION_ID_PATTERN, TEXT_PATTERN
 from segue.release import RELEASE_NAME_PATTERN
+from segue.sessions import MAX_ID_LENGTH, SESSION_ID_PATTERN, TEXT_PATTERN
 from service.api.stream import SessionStreams
 from service.ops.readiness import Readiness
 from service.ops.status import ServiceStatus

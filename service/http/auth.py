@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Asgi
 
 from segue.errors import BadOption
-from segue.events import SESSION_ID_PATTERN
+from segue.sessions import SESSION_ID_PATTERN
 from service.http.keys import Key, Keyring, Scope, read_keys
 from service.problems import MissingScope, missing_scope_headers, problem_response
 from service.settings import Settings

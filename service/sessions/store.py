@@ -23,8 +23,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from segue.errors import BadOption, StoreUnavailable
-from segue.events import Event
-from segue.sessions import Outcome, Play
+from segue.sessions import Event, Outcome, Play
 from service.sessions.embedded_redis import OLDEST, shown
 from service.sessions.erased_data import BUCKETS, erased_marker
 from service.sessions.redis_client import Command, RedisCommands, Script, store_errors

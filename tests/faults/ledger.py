@@ -15,8 +15,7 @@ from typing import Any
 
 import httpx
 
-from segue.events import Event
-from segue.sessions import plays_of
+from segue.sessions import Event, plays_of
 
 Shown = list[tuple[str, bool]]  # track id and whether it was skipped, oldest first
 

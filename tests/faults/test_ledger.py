@@ -6,8 +6,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from segue.events import play, skip
 from segue.release import Release
+from segue.sessions import play, skip
 from tests.conftest import ServiceProcess
 from tests.faults.ledger import Ledger, Listeners, Shown, shown_by, violations
 from tests.live.redis_server import Server

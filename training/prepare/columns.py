@@ -2,8 +2,8 @@
 
 Knows no log format: training.prepare.formats says what each column means.
 
-Ids in a catalogue have at most 256 characters and no control characters (segue.events). An id of the log that satisfies
-this is used unchanged. A track that has only an artist and a title (its key is `artist`, tab, `title`) is called
+Ids in a catalogue have at most 256 characters and no control characters (segue.sessions). An id of the log that
+satisfies this is used unchanged. A track that has only an artist and a title (its key is `artist`, tab, `title`) is called
 `artist — title`. If that is too long, contains control characters or is also the name of another track, it is shortened
 and ends in ` #` and 16 hexadecimal digits of the key's hash: distinct tracks never share an id.
 """
@@ -20,8 +20,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from segue.errors import BadLog
-from segue.events import CONTROL_CHARACTERS, MAX_ID_LENGTH
 from segue.safe_files import UNREADABLE, check_footer
+from segue.sessions import CONTROL_CHARACTERS, MAX_ID_LENGTH
 
 _HASH_DIGITS: Final = 16
 _CONTROL: Final = f"[{CONTROL_CHARACTERS}]"

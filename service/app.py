@@ -21,7 +21,7 @@ from starlette.staticfiles import StaticFiles
 
 from index.faiss_gpu import refuse_missing_device
 from segue.errors import BadOption, SegueError, StoreUnavailable
-from service.api import operations, pages, recommendations, releases, sessions, tracks
+from service.api import operations, recommendations, releases, sessions, tracks
 from service.api.recommendations import WhatIfRequest
 from service.api.releases import SwapRequest
 from service.api.sessions import EventsRequest
@@ -45,7 +45,7 @@ from service.threads import BlockingCalls, Threads
 if TYPE_CHECKING:
     from service.ops.tracing import Tracing
 
-ROUTERS = tuple(room.router for room in (sessions, recommendations, tracks, releases, operations, pages))
+ROUTERS = tuple(room.router for room in (sessions, recommendations, tracks, releases, operations))
 HOT_ROUTES = frozenset({"report_events", "recommendations"})
 
 _log = structlog.get_logger()
@@ -91,8 +91,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     for router in ROUTERS:
         app.include_router(router)
-    app.mount("/web", without_range(StaticFiles(directory=pages.WEB)), name="web")
-    app.mount("/docs/files", without_range(pages.ViewerFiles()), name="docs")
+    app.mount("/web", without_range(StaticFiles(directory=operations.WEB)), name="web")
+    app.mount("/docs/files", without_range(operations.ViewerFiles()), name="docs")
     answer_problems(app, [*app.router.routes, *(route for router in ROUTERS for route in router.routes)])
     known = [route for router in ROUTERS for route in router.routes]
     app.add_middleware(

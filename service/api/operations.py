@@ -1,16 +1,29 @@
-"""Operations: health, metrics, and the status of the service."""
+"""Health, metrics and status of the service; and its pages: the player, the operations page, the API viewer at `/docs`.
 
-from typing import Literal
+The viewer is Swagger UI (https://swagger.io/tools/swagger-ui/, 2026). Its files come from the package fastapi-offline,
+so it works without a network.
+"""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final, Literal
 
 from fastapi import APIRouter, Response
+from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
+from starlette.staticfiles import StaticFiles
 
 from service.api.state import Service
 from service.ops.status import Operations
 from service.problems import problem_responses
 
 router = APIRouter()
+
+WEB: Final = Path(__file__).parents[1] / "web"
+_PACKAGE: Final = "fastapi_offline"
+_FILES: Final = frozenset({"swagger-ui.css", "swagger-ui-bundle.js"})  # no page needs the package's other files
 
 
 class Health(BaseModel):
@@ -47,3 +60,40 @@ async def metrics(service: Service) -> Response:
 async def operations(service: Service) -> Operations:
     """Return the status of the service: traffic, latency, releases, Redis and the event log, over all workers."""
     return await service.status.look()
+
+
+# --- pages ---
+
+
+@router.get("/", include_in_schema=False)
+async def player() -> HTMLResponse:
+    """The player page."""
+    return HTMLResponse((WEB / "index.html").read_bytes())
+
+
+@router.get("/ops", include_in_schema=False)
+async def operations_page() -> HTMLResponse:
+    """The operations page. It contains nothing secret, and asks for an admin key if the service has API keys."""
+    return HTMLResponse((WEB / "ops.html").read_bytes())
+
+
+@router.get("/docs", include_in_schema=False)
+async def api_viewer() -> HTMLResponse:
+    """The API viewer. It reads `openapi.json`."""
+    return HTMLResponse((WEB / "docs.html").read_bytes())
+
+
+class ViewerFiles(StaticFiles):
+    """The files of Swagger UI that the page loads."""
+
+    def __init__(self) -> None:
+        found = find_spec(_PACKAGE)  # finds the folder without importing the package
+        if found is None or found.origin is None:
+            raise ModuleNotFoundError(
+                f"{_PACKAGE} is missing, whose files the API viewer needs: pip install {_PACKAGE}"
+            )
+        super().__init__(directory=Path(found.origin).parent / "static")
+
+    def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
+        """The file of a path. Files that the page does not load are not found."""
+        return super().lookup_path(path) if path in _FILES else ("", None)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from service.api.pages import WEB
+from service.api.operations import WEB
 from tests.browser.api_viewer_page import try_out
 from tests.browser.player_page import opened, playwright, search_and_play
 

@@ -85,7 +85,7 @@ def print_table(table: Table | Callable[[int | None], Table]) -> None:
 
 def first_that_fits(tables: Sequence[Callable[[], Table]], room: int | None) -> Table:
     """Return the first table that is at most `room` characters wide, else the last. None: no limit."""
-    console = Console(width=10_000)
+    console = Console(width=10_000, height=100)  # without a height, rich takes 80 columns for a dumb terminal
     for made in tables[:-1]:
         table = made()
         if room is None or console.measure(table).maximum <= room:

@@ -70,7 +70,9 @@ def test_each_track_says_why_it_is_where_it_is(page: "Page", running: httpx.Clie
         assert (f"close to {drawn[0]['title']}" in words) == (drawn[1] > 0)
         assert (f"lowered by the skip of {skipped['title']}" in words) == (push < 0)
         without = item.get("rank_without_skips")
-        assert (f"Rank without skips: {without}." if without else "below 200") in (shown.locator("p").text_content() or "")
+        assert (f"Rank without skips: {without}." if without else "below 200") in (
+            shown.locator("p").text_content() or ""
+        )
     first = page.locator("#next .why").first
     first.locator("summary").click()
     values = [float(text.replace("\N{MINUS SIGN}", "-")) for text in first.locator("li .score").all_inner_texts()]

@@ -42,7 +42,7 @@ _SERVE = (
 
 
 def track_ids() -> list[str]:
-    """Twelve tracks of each of six genres, `g0-t00` to `g5-t11`; the last id has characters that need escaping in a URL."""
+    """Twelve tracks of each of six genres, `g0-t00` to `g5-t11`; the last id needs escaping in a URL."""
     ids = [f"g{genre}-t{number:02}" for genre in range(GENRES) for number in range(TRACKS_OF_A_GENRE)]
     return [*ids[:-1], "disc/1 é?&#similar"]
 

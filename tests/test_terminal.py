@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from segue.cli import main
-from segue.cli.evaluate import other_metrics, evaluation_table, hit_rates
+from segue.cli.evaluate import evaluation_table, hit_rates, other_metrics
 from segue.cli.terminal import (
     TrainingProgress,
     bar,

@@ -1,13 +1,13 @@
 # The service with its index on a GPU:  docker build -f docker/service-gpu.Dockerfile -t segue-service-gpu .
-# CUDA's libraries come as Python packages; the driver is the host's (docker run --gpus 1, NVIDIA Container Toolkit).
+# The CUDA libraries are Python packages; the driver is that of the host (docker run --gpus 1, NVIDIA Container Toolkit).
 # The base is pinned by its version. Add its digest when you build: docs/operations.md, "Pin images".
 ARG PYTHON=python:3.11.14-slim-bookworm
 
 FROM ${PYTHON} AS build
 WORKDIR /src
 RUN python -m venv /opt/build && python -m venv /opt/segue
-# First what Segue needs, which changes less often than the sources: these versions, files of these hashes, nothing that
-# would have to be compiled. `make lock` renews them.
+# Install the dependencies first, because they change less often than the sources: pinned versions and hashes, and only
+# prebuilt wheels. `make lock` updates them.
 COPY docker/requirements/build.txt docker/requirements/gpu.txt ./
 RUN /opt/build/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r build.txt \
     && /opt/segue/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r gpu.txt
@@ -16,10 +16,10 @@ RUN /opt/build/bin/pip wheel --no-cache-dir --no-build-isolation --no-deps --whe
     && /opt/segue/bin/pip install --no-cache-dir --no-index --no-deps /wheels/*.whl
 
 FROM ${PYTHON}
-# /data is what the service writes beside /tmp; a volume mounted there takes over its owner.
+# The service writes to /data and /tmp only. A volume mounted at /data gets the owner of this folder.
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin segue && install --directory --owner segue --mode 0700 /data
 COPY --from=build /opt/segue /opt/segue
-# ONNX Runtime tells Microsoft of its use unless it is told not to.
+# Turn off the telemetry of ONNX Runtime.
 ENV PATH=/opt/segue/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     ORT_DISABLE_TELEMETRY=1 \

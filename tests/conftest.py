@@ -1,4 +1,4 @@
-"""Shared by the tests of the running service: a tiny release whose right answers are known, and a service process."""
+"""Fixtures of the service tests: a tiny release with known correct answers, and a service process."""
 
 import contextlib
 import logging
@@ -42,14 +42,14 @@ _SERVE = (
 
 
 def track_ids() -> list[str]:
-    """Twelve tracks of each of six genres, `g0-t00` to `g5-t11`; the last holds what is awkward in a URL."""
+    """Twelve tracks of each of six genres, `g0-t00` to `g5-t11`; the last id needs escaping in a URL."""
     ids = [f"g{genre}-t{number:02}" for genre in range(GENRES) for number in range(TRACKS_OF_A_GENRE)]
     return [*ids[:-1], "disc/1 é?&#similar"]
 
 
 @pytest.fixture(autouse=True)
 def logging_ends_with_its_test() -> Iterator[None]:
-    """What a test configures writes to that test's captured streams, which are closed afterwards."""
+    """Reset logging: a test configures it with its captured streams, which are closed afterwards."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield
@@ -58,26 +58,26 @@ def logging_ends_with_its_test() -> Iterator[None]:
 
 
 def pytest_configure() -> None:
-    """Hear SIGINT: a shell has what runs in its background ignore it, and all that tests start inherits that."""
+    """Restore the handler of SIGINT: background jobs of a shell ignore it, and child processes inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
-    """A release in which a played track recommends its genre and a skipped one speaks against it."""
+    """A release in which a played track recommends its genre and a skipped one lowers it."""
     return write_tiny_release(tmp_path_factory.mktemp("releases") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def other_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
-    """The same of another catalogue: its ids and titles begin with `x-`."""
+    """The same release with another catalogue: ids and titles start with `x-`."""
     return write_tiny_release(tmp_path_factory.mktemp("releases") / "other", "x-")
 
 
 @pytest.fixture
 def releases_dir(tiny_release: Release, other_release: Release, tmp_path: Path) -> Path:
-    """A folder of releases to swap within: `first` and `second`."""
+    """A releases folder with `first` and `second`."""
     for name, release in (("first", tiny_release), ("second", other_release)):
         shutil.copytree(release.path, tmp_path / "releases" / name)
     return tmp_path / "releases"
@@ -153,7 +153,7 @@ def encoder_of(embeddings: "np.ndarray[tuple[int, int], np.dtype[np.float32]]") 
 
 
 class ServiceProcess:
-    """A service in a process of its own, with the embedded Redis, on a free port."""
+    """A service in a separate process with the embedded Redis on a free port."""
 
     def __init__(
         self, release: Path, data_dir: Path, workers: int = 1, prelude: str = "pass", **settings: object
@@ -182,7 +182,7 @@ class ServiceProcess:
         self._lines.put(None)
 
     def address(self) -> str:
-        """The address it prints once it is ready."""
+        """Return the address that the service prints when it is ready."""
         while (line := self._lines.get(timeout=60)) is not None:
             # Its log goes to the same pipe here, and may have begun the line.
             if found := re.search(r"http://\S+$", line):
@@ -190,17 +190,17 @@ class ServiceProcess:
         raise AssertionError("\n".join(self.output))
 
     def client(self) -> httpx.Client:
-        """A client of its address; waits until it is ready."""
+        """Return a client of the service; waits until it is ready."""
         return httpx.Client(base_url=self.address(), timeout=20, trust_env=False)
 
     def stop(self) -> int:
-        """Ask it to end; the exit code."""
+        """Stop the service and return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self._ended()
 
     def kill(self) -> None:
-        """End it at once, with no chance to clean up."""
+        """Kill the service without a chance to clean up."""
         self.process.kill()
         self._ended()
 
@@ -217,7 +217,7 @@ class ServiceProcess:
 
 
 def recommended(client: httpx.Client, session_id: str, **query: Any) -> dict[str, Any]:
-    """What a service recommends to a session."""
+    """Return the recommendations of a service for a session."""
     answer = client.get("/recommendations", params={"session_id": session_id, **query})
     assert answer.status_code == 200, answer.text
     content: dict[str, Any] = answer.json()
@@ -229,7 +229,7 @@ StartService = Callable[..., ServiceProcess]
 
 @pytest.fixture
 def start_service(tiny_release: Release, tmp_path: Path) -> Iterator[StartService]:
-    """Starts services of the tiny release on `tmp_path`; all are stopped at the end."""
+    """Return a function that starts services of the tiny release in `tmp_path`; all are stopped at the end."""
     started: list[ServiceProcess] = []
 
     def start(workers: int = 1, **settings: object) -> ServiceProcess:
@@ -245,7 +245,7 @@ def start_service(tiny_release: Release, tmp_path: Path) -> Iterator[StartServic
 
 @pytest.fixture(scope="session")
 def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a node of a Redis Cluster of three, without replicas, on loopback."""
+    """The address of a node of a local Redis Cluster with three nodes and no replicas."""
     with contextlib.ExitStack() as stack:
         ports = [_free_pair() for _ in range(3)]
         for port in ports:
@@ -272,7 +272,7 @@ def _knows_all(node: "redis.Redis", nodes: int) -> bool:
 
 
 def _free_pair() -> int:
-    """A free port whose cluster bus, 10,000 higher, is free too."""
+    """Return a free port whose cluster bus port, 10,000 higher, is free too."""
     while True:
         with socket.socket() as one, socket.socket() as bus, contextlib.suppress(OSError, OverflowError):
             one.bind(("127.0.0.1", 0))
@@ -295,7 +295,7 @@ def _wait_for(ready: Callable[[], Any]) -> None:
 def running(
     request: pytest.FixtureRequest, tiny_release: Release, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx.Client]:
-    """A client of one service that many tests share; each uses sessions of its own."""
+    """A client of one shared service; each test uses its own sessions."""
     settings: dict[str, Any] = {"event_log_flush_s": 0.2, "max_request_bytes": 50_000}
     if request.param == "cluster":
         settings |= {

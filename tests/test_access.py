@@ -226,9 +226,9 @@ class TestCommands:
         [
             (["new", "two", "--scope", "all"], "'all' is not one of"),
             (["new", "two"], "Missing option '--scope'"),
-            (["new", "one", "--scope", "read"], "holds a key named 'one'"),
+            (["new", "one", "--scope", "read"], "already has a key named 'one'"),
             (["new", 'tw"o', "--scope", "read"], "is not a name for a key"),
-            (["revoke", "two"], "holds no key named 'two'"),
+            (["revoke", "two"], "has no key named 'two'"),
         ],
     )
     def test_a_wrong_input_is_one_line(

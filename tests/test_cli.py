@@ -86,7 +86,7 @@ def test_a_port_that_is_taken_is_told_before_the_demo_trains(
         port = taken.getsockname()[1]
         code, _, err = run(capsys, "demo", "--folder", tmp_path / "demo", "--port", port, "--no-browser")
     assert (code, len(err.splitlines())) == (2, 1)
-    assert f"127.0.0.1:{port} cannot be listened on" in err
+    assert f"port {port} is in use" in err
     assert not (tmp_path / "demo").exists()
 
 

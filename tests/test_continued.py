@@ -264,7 +264,7 @@ class TestRefusals:
             (["--set", "heads=4"], "was trained with heads=2, not 4"),
             (["--set", "skip_input=false"], "was trained with skip_input=True, not False"),
             (["--set", "speed=1"], "unknown option 'speed'"),
-            (["--model", "caser"], "is of model sasrec: leave --model out"),
+            (["--model", "caser"], "is a sasrec model: omit --model"),
         ],
     )
     def test_options_that_make_another_encoder(
@@ -289,7 +289,7 @@ class TestRefusals:
         self.refused(capsys, [*common, with_weights(tmp_path / "old", None).path], older)
         self.refused(capsys, [*common, FROZEN], "encoder_weights.npy")
         counted = with_weights(tmp_path / "markov", None, "markov").path
-        self.refused(capsys, [*common, counted], "is of model markov, which cannot be fine-tuned")
+        self.refused(capsys, [*common, counted], "is a markov model, which cannot be fine-tuned")
         self.refused(capsys, [*common, tmp_path], "is not a release")
 
     def test_no_epochs_without_a_release(

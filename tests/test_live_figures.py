@@ -96,7 +96,7 @@ class TestTwoLooks:
 
     def test_call_what_found_no_route_so(self) -> None:
         refused = {"method": "any", "route": "none", "statuses": {"401": 3}, "seconds": 0.0, "within": [3, 0, 0, 0]}
-        assert rates_between(None, snapshot(routes=[refused]))["routes"][0]["name"] == "files, or no route"
+        assert rates_between(None, snapshot(routes=[refused]))["routes"][0]["name"] == "static files and unknown paths"
 
     def test_give_each_release_its_own_skip_rate(self) -> None:
         before = snapshot()

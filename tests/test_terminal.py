@@ -1,4 +1,4 @@
-"""What commands show: bars and colours on a terminal, plain fields parted by tabs elsewhere."""
+"""What commands show: bars and colours on a terminal, tab-separated fields when piped."""
 
 import io
 import itertools
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from segue.cli import main
-from segue.cli.evaluate import beyond_hits, evaluation_table, hit_rates
+from segue.cli.evaluate import evaluation_table, hit_rates, other_metrics
 from segue.cli.terminal import (
     TrainingProgress,
     bar,
@@ -121,7 +121,7 @@ class TestEvaluations:
         ]
         plain = list(plain_lines(hit_rates(results)))
         assert plain[1:3] == ["k\tsystem\tplayed\tskipped", "1\tsasrec\t0.500\t0.250"]
-        assert list(plain_lines(beyond_hits(results)))[2] == "sasrec\t0.250 [0.240, 0.260]\t50.0%\t1.5%"
+        assert list(plain_lines(other_metrics(results)))[2] == "sasrec\t0.250 [0.240, 0.260]\t50.0%\t1.5%"
 
     def test_of_a_group_without_targets_have_dashes(self) -> None:
         empty = result(0.5, 0.25)
@@ -131,7 +131,7 @@ class TestEvaluations:
         results = [("a", empty), ("b", result(0.4, 0.3))]
         assert list(plain_lines(hit_rates(results)))[2:4] == ["1\ta\t0.500\t-", "1\tb\t0.400\t0.300"]
         assert list(plain_lines(evaluation_table("t", results)))[6] == "a\tskipped\t0\t-\t-\t-"
-        assert list(plain_lines(beyond_hits(results)))[2] == "a\t-\t-\t1.5%"
+        assert list(plain_lines(other_metrics(results)))[2] == "a\t-\t-\t1.5%"
         assert "█" in shown(hit_rates(results), terminal=True)
 
 
@@ -196,11 +196,11 @@ class TestRecommend:
         self, capsys: pytest.CaptureFixture[str], tiny_release: Release
     ) -> None:
         out, err = self.run(capsys, tiny_release, "--play", "g0-t00", "--skip", "g1-t00", "--play", "nobody", "-k", "3")
-        assert err == f"passed over, as {tiny_release.name} does not hold them: nobody\n"
+        assert err == f"Ignored (not in the catalogue of {tiny_release.name}): nobody\n"
         assert "\x1b" not in out
         assert not set(out) & PICTURES
         title, names, *lines = out.splitlines()
-        assert title == f"# next tracks by {tiny_release.name}, which saw 1 played and 1 skipped"
+        assert title == f"# Top 3 from {tiny_release.name} (session: 1 played, 1 skipped)"
         assert names.split("\t") == ["rank", "track_id", "score", "title", "artist"]
         assert [line.split("\t") for line in lines] == [
             [str(rank), f"g0-t{number}", lines[rank - 1].split("\t")[2], f"Song {number}", "Artist 0"]
@@ -208,14 +208,14 @@ class TestRecommend:
         ]
         assert all(0.9 < float(line.split("\t")[2]) < 1 for line in lines)
 
-    def test_says_what_pulls_and_what_pushes_each_track(
+    def test_shows_what_raises_and_what_lowers_each_track(
         self, capsys: pytest.CaptureFixture[str], tiny_release: Release
     ) -> None:
         """Two genres, one skipped: its tracks rank last, and would not without the skip."""
         events = ["--play", "g0-t00", "--skip", "g0-t05", "--play", "g1-t00"]
         out, _ = self.run(capsys, tiny_release, *events, "-k", "70", "--explain")
         names, *lines = (line.split("\t") for line in out.splitlines()[1:] if not line.startswith("#"))
-        assert names[-3:] == ["pulled by", "pushed by", "no skips"]
+        assert names[-3:] == ["raised by", "lowered by", "rank without skips"]
         by_track = {line[1]: line for line in lines}
         pulled = by_track["g0-t01"][-3]
         assert pulled.startswith("+1.0")
@@ -223,7 +223,7 @@ class TestRecommend:
         assert by_track["g0-t01"][-2].startswith("-2.")
         assert by_track["g0-t01"][-2].endswith("Song 05, skipped")
         assert int(by_track["g0-t01"][-1]) < int(by_track["g0-t01"][0])
-        assert out.splitlines()[-1].startswith("# left out, as heard: g1-t00 (rank 12), g0-t05 (rank 67)")
+        assert out.splitlines()[-1].startswith("# excluded (already played): g1-t00 (rank 12), g0-t05 (rank 67)")
 
     def test_explains_to_programs_what_adds_up_to_the_score(
         self, capsys: pytest.CaptureFixture[str], tiny_release: Release
@@ -244,5 +244,5 @@ class TestRecommend:
         self, capsys: pytest.CaptureFixture[str], tiny_release: Release
     ) -> None:
         out, _ = self.run(capsys, tiny_release, "-k", "1", "--explain")
-        assert out.startswith(f"# the most played tracks of {tiny_release.name}")
+        assert out.startswith(f"# Top 1 from {tiny_release.name} by popularity")
         assert out.splitlines()[2].split("\t")[-3:-1] == ["", ""]

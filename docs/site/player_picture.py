@@ -67,7 +67,7 @@ def main() -> None:
         page.locator("#found .play").first.click()
         film.move(1500)
         for _ in range(2):
-            page.get_by_role("button", name="Played through").click()
+            page.get_by_role("button", name="Finish").click()
             film.move(1200)
         page.get_by_role("button", name="Skip").click()
         film.move(1800)

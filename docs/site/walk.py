@@ -57,7 +57,7 @@ class Shell:
     def _environment(self) -> dict[str, str]:
         programs = self.folder / "bin"
         # A terminal, as whoever follows the document has one, but without colours and moving bars.
-        terminal = {"FORCE_COLOR": "1", "TERM": "dumb", "COLUMNS": "100", "LINES": "50"}
+        terminal = {"FORCE_COLOR": "1", "TERM": "dumb", "COLUMNS": "110", "LINES": "50"}
         return os.environ | terminal | {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
 
 

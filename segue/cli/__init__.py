@@ -1,6 +1,7 @@
-"""The command line. It composes everything and nothing imports it; stations are imported inside the commands.
+"""The command line. It may import every package, and no package imports it.
 
-A wrong input ends with one line on stderr and exit code 2.
+Commands import training and serving code when they run, so that `--help` is fast. Invalid input ends with one line on
+stderr and exit code 2.
 """
 
 import contextlib
@@ -46,35 +47,48 @@ _EXTRA_OF = {
 }
 
 
+class _InOrderOfUse(click.Group):
+    """A group that lists its commands in the order in which they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (the signature of click)
+        """Return the names in the order of use, not of the alphabet."""
+        return list(self.commands)
+
+
 @click.group(
+    cls=_InOrderOfUse,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="One path: prepare, train, evaluate, index, serve. `segue demo` runs it on synthetic data.",
+    epilog="Run `segue COMMAND --help` for the options and an example of a command.",
 )
 @click.version_option(metadata.version("segue"), prog_name="segue")
 def segue() -> None:
-    """Skip-aware next-track recommendations: from a log of plays and skips to a live service."""
+    """Recommend the next track from plays and skips.
+
+    To try Segue on synthetic data, run `segue demo`. For your own listening logs, run prepare, train, evaluate and
+    serve, in this order.
+    """
 
 
 for _command in (
-    prepare,
+    demo,
     simulate,
+    prepare,
     train,
+    tune,
     evaluate,
     compare,
-    tune,
     reproduce,
     index,
+    recommend,
     serve,
     keys,
-    recommend,
     top,
     openapi,
-    demo,
 ):
     segue.add_command(_command)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (one for each way to end)
+def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (one for each exit code)
     """Run one command and return its exit code."""
     _reduce_openmp_spinning()
     try:
@@ -84,32 +98,33 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (one f
         click.echo(error.format_message(), err=True)
         return error.exit_code
     except click.ClickException as error:
-        return _refuse(error.format_message(), 2)
+        return _fail(error.format_message(), 2)
     except SegueError as error:
-        return _refuse(str(error), error.exit_code)
+        return _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
         extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
-        return _refuse(f"{error.name} is not installed: this command needs `pip install 'segue[{extra}]'`", 2)
+        return _fail(f"{error.name} is not installed: run `pip install 'segue[{extra}]'`", 2)
     except (click.Abort, KeyboardInterrupt) as stop:
-        said = str(stop.__cause__ or "") if isinstance(stop, click.Abort) else str(stop)  # of training.checkpoint
-        return _refuse(said or "interrupted", 130)
+        # training.checkpoint says how to resume
+        message = str(stop.__cause__ or "") if isinstance(stop, click.Abort) else str(stop)
+        return _fail(message or "interrupted", 130)
     except (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         if error.filename is None:
             raise
-        return _refuse(f"{error.filename}: {error.strerror}: name another place", 2)
+        return _fail(f"{error.filename}: {error.strerror}: choose another path", 2)
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read the output has closed it, as `head` does
+        sys.stderr.close()  # the reader of a pipe, such as `head`, has closed it
         return 0
     return result if isinstance(result, int) else 0
 
 
 def _reduce_openmp_spinning() -> None:
-    """Have threads of torch, FAISS and scikit-learn wait on the processor for microseconds only, then sleep.
+    """Let idle threads of torch, FAISS and scikit-learn sleep after microseconds of spinning.
 
-    GNU OpenMP reads this as it is loaded. By itself it waits for milliseconds, which with other work on the machine is
-    what most of the time goes to (benchmarks/README.md, Training beside other work). What the user has set stays.
+    GNU OpenMP reads the variable when it is loaded. Its default is milliseconds of spinning, which takes most of the
+    time if other programs use the processors (benchmarks/README.md). A value that you have set stays.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "3000"
@@ -119,8 +134,8 @@ def _reduce_openmp_spinning() -> None:
 def _children_ignore_the_current_folder() -> Iterator[None]:
     """Keep the current folder off the import path of Python processes that the command starts.
 
-    `python -c` (multiprocessing's fork server) and `python -m` put it first, where a user's own `training`, `service`
-    or `index` would be imported instead of Segue's package. A value that the user has set stays.
+    `python -c` (multiprocessing's fork server) and `python -m` put it first. A folder named `training`, `service` or
+    `index` in it would then be imported instead of Segue's package. A value that you have set stays.
     """
     if "PYTHONSAFEPATH" in os.environ:
         yield
@@ -134,13 +149,13 @@ def _children_ignore_the_current_folder() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _termination_interrupts() -> Iterator[None]:
-    """Take SIGTERM as Ctrl-C, so that a command that is told to end ends what it has started."""
+    """Handle SIGTERM like Ctrl-C, so that a command also stops the processes that it has started."""
 
-    def interrupt(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 (what signal.signal calls)
+    def interrupt(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 (the signature of a signal handler)
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say what a signal does
+        yield  # Python sets signal handlers in the main thread only
         return
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
@@ -149,6 +164,6 @@ def _termination_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _refuse(message: str, code: int) -> int:
+def _fail(message: str, code: int) -> int:
     say(f"segue: {' '.join(escaped(message).split())}")
     return code

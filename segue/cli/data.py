@@ -1,11 +1,13 @@
-"""`segue prepare` and `segue simulate`: where datasets come from."""
+"""`segue prepare` and `segue simulate`: create datasets."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.table import Table
 
-from segue.cli.terminal import counting_steps, facts_table, print_json, print_table, say
+from segue.cli.terminal import counting_steps, example, facts_table, print_json, print_table, say, titled
 from segue.errors import BadOption
 
 if TYPE_CHECKING:
@@ -16,10 +18,13 @@ FOLDER = click.Path(path_type=Path)
 SPLIT = click.Choice(["last-play", "new-sessions"])
 
 
-@click.command(short_help="Listening logs to a dataset.")
-@click.argument("kind", metavar="{mssd|lfm1k|lfm2b|yambda|events}")
+@click.command(
+    short_help="Convert listening logs to a dataset.",
+    epilog=example("segue prepare events logs/*.csv.gz --out data/mine"),
+)
+@click.argument("kind", metavar="{events|mssd|lfm1k|lfm2b|yambda}")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
-@click.option("--out", type=FOLDER, required=True, help="The dataset folder to write.")
+@click.option("--out", type=FOLDER, required=True, metavar="FOLDER", help="Folder to write the dataset to.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing dataset.")
 @click.option(
     "--idle-gap",
@@ -35,29 +40,31 @@ SPLIT = click.Choice(["last-play", "new-sessions"])
     metavar="S",
     help="Count a play as skipped if the next one starts within S seconds.  [default: 30]",
 )
-@click.option("--min-session-plays", type=int, help="Drop sessions with fewer plays.  [default: 5]")
-@click.option("--max-session-plays", type=int, help="Split sessions with more plays.  [default: 20]")
-@click.option("--min-track-plays", type=int, help="Drop tracks with fewer plays.  [default: 0]")
+@click.option("--min-session-plays", type=int, metavar="N", help="Drop sessions with fewer than N plays.  [default: 5]")
+@click.option(
+    "--max-session-plays", type=int, metavar="N", help="Split sessions with more than N plays.  [default: 20]"
+)
+@click.option("--min-track-plays", type=int, metavar="N", help="Drop tracks with fewer than N plays.  [default: 0]")
 @click.option(
     "--balance-skips/--all-sessions",
     "sample_half_skips",
     default=None,
     help="Sample sessions so that half of them contain a skip.  [default: only for lfm1k]",
 )
-@click.option("--max-sessions", type=int, help="Randomly sample at most N sessions.", metavar="N")
+@click.option("--max-sessions", type=int, metavar="N", help="Randomly sample at most N sessions.  [default: all]")
 @click.option(
     "--skip-flag",
     type=click.Choice(["skip_1", "skip_2", "skip_3"]),
-    help="MSSD only: the column that marks a skip.  [default: skip_2]",
+    help="mssd only: the column that marks a skip.  [default: skip_2]",
 )
 @click.option(
     "--played-ratio",
     "played_ratio_pct",
     type=int,
     metavar="PCT",
-    help="Yambda only: plays heard for less than PCT percent count as skips.  [default: 50]",
+    help="yambda only: plays heard for less than PCT percent count as skips.  [default: 50]",
 )
-@click.option("--seed", type=int, help="Random seed for session sampling.  [default: 0]")
+@click.option("--seed", type=int, metavar="N", help="Random seed for session sampling.  [default: 0]")
 @click.option(
     "--engine",
     type=click.Choice(["polars", "disk", "ray"]),
@@ -65,7 +72,7 @@ SPLIT = click.Choice(["last-play", "new-sessions"])
     show_default=True,
     help="polars: in memory. disk: for logs larger than memory. ray: distributed on Ray.",
 )
-@click.option("--ray-address", metavar="ADDRESS", help="host:port of a Ray cluster.  [default: Ray on this machine]")
+@click.option("--ray-address", metavar="HOST:PORT", help="Address of a Ray cluster.  [default: Ray on this machine]")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def prepare(
     kind: str,
@@ -77,49 +84,69 @@ def prepare(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Make a dataset of listening logs: files, folders or globs, plain or .gz, .bz2, .zst.
+    """Convert listening logs to a dataset that you can train on.
 
-    `events` is the format for your own data: CSV or Parquet with track_id, and either session_id, skipped and
-    position or timestamp, or user_id and timestamp; title and artist where you have them.
+    SOURCE is a file, a folder or a glob pattern. Files may be compressed (.gz, .bz2, .zst).
+
+    The kind `events` is for your own logs: CSV, TSV or Parquet files with a header. Required columns are track_id and
+    either session_id, skipped, and position or timestamp, or user_id and timestamp. title and artist are optional. The
+    other kinds are published datasets.
     """
     from training.prepare.pipeline import prepare as prepare_logs
     from training.prepare.pipeline import prepare_options
 
     options = prepare_options(**{name: value for name, value in given.items() if value is not None})
-    with counting_steps() as tell:
+    with counting_steps() as on_progress:
         report = prepare_logs(
-            kind,  # type: ignore[arg-type]  # it refuses other kinds itself
+            kind,  # type: ignore[arg-type]  # prepare_logs rejects other kinds
             sources,
             out,
             options,
             overwrite=overwrite,
-            progress=tell,
+            progress=on_progress,
             engine=_engine(engine, ray_address),
         )
     _show_malformed(report)
     if as_json:
         print_json(_report_json(report))
         return
-    steps = {step.rule: f"{step.plays:,} plays" + _in_sessions(step.sessions) for step in report.steps}
-    print_table(facts_table(f"{kind}: {report.lines:,} lines of {report.files:,} files", steps))
+    print_table(steps_table(f"{kind}: {report.lines:,} lines in {_count(report.files, 'file')}", report))
     _print_dataset(report.dataset)
 
 
-@click.command(short_help="Planted sessions to a dataset.")
-@click.option("--tracks", type=int, default=2000, show_default=True, help="1,000 to 10,000,000.")
-@click.option("--sessions", type=int, default=10_000, show_default=True)
-@click.option("--out", type=FOLDER, required=True, help="The dataset folder to write.")
+@click.command(
+    short_help="Generate a dataset of synthetic sessions.",
+    epilog=example("segue simulate --tracks 2000 --sessions 6000 --out data/simulated"),
+)
+@click.option(
+    "--tracks",
+    type=int,
+    default=2000,
+    show_default=True,
+    metavar="N",
+    help="Number of tracks, from 1,000 to 10,000,000.",
+)
+@click.option(
+    "--sessions",
+    type=int,
+    default=10_000,
+    show_default=True,
+    metavar="N",
+    help="Number of sessions, up to 10,000,000.",
+)
+@click.option("--out", type=FOLDER, required=True, metavar="FOLDER", help="Folder to write the dataset to.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing dataset.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the dataset's facts as JSON.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Random seed of the sessions.")
+@click.option("--json", "as_json", is_flag=True, help="Print a summary of the dataset as JSON.")
 def simulate(tracks: int, sessions: int, out: Path, overwrite: bool, seed: int, as_json: bool) -> None:
-    """Generate a dataset of synthetic sessions, whose listeners skip tracks outside their taste.
+    """Generate a dataset of synthetic sessions, to try Segue without listening logs.
 
-    The rule behind the sessions is described in training/data/synthetic.py; titles and artists are invented.
+    Each simulated listener follows a playlist, likes one genre and skips most tracks of the others. Titles and artists
+    are invented. training/data/synthetic.py describes the model.
     """
-    from training.data.synthetic import simulate as plant
+    from training.data.synthetic import simulate as simulate_dataset
 
-    dataset = plant(tracks, sessions, out, seed, overwrite=overwrite)
+    dataset = simulate_dataset(tracks, sessions, out, seed, overwrite=overwrite)
     if as_json:
         print_json({"path": str(dataset.path), **dataset.facts.model_dump(mode="json")})
     else:
@@ -132,7 +159,7 @@ def _engine(name: str, ray_address: str | None) -> "Engine | None":
 
         return ray_engine(ray_address)
     if ray_address is not None:
-        raise BadOption(f"--ray-address {ray_address} has no effect without --engine ray: add that, or leave it out")
+        raise BadOption(f"--ray-address {ray_address} has no effect without --engine ray: add --engine ray, or omit it")
     if name == "disk":
         from training.prepare.partitioned import disk_engine
 
@@ -140,13 +167,26 @@ def _engine(name: str, ray_address: str | None) -> "Engine | None":
     return None
 
 
-def _in_sessions(sessions: int | None) -> str:
-    return "" if sessions is None else f" in {sessions:,} sessions"
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def steps_table(title: str, report: "PrepareReport") -> Table:
+    """Return a row for each step: how many plays it removed, and what remains."""
+    table = titled(title)
+    table.add_column("step")
+    for name in ("removed plays", "remaining plays", "remaining sessions"):
+        table.add_column(name, justify="right")
+    removed = [0, *(before.plays - after.plays for before, after in pairwise(report.steps))]
+    for step, plays in zip(report.steps, removed, strict=True):
+        sessions = "-" if step.sessions is None else f"{step.sessions:,}"
+        table.add_row(step.rule, f"{plays:,}", f"{step.plays:,}", sessions)
+    return table
 
 
 def _show_malformed(report: "PrepareReport") -> None:
     if report.malformed:
-        say(f"{report.malformed:,} of {report.lines:,} lines were malformed and left out; the first ones:")
+        say(f"{report.malformed:,} of {_count(report.lines, 'line')} could not be read and were ignored. Examples:")
         for line in report.malformed_examples:
             say(f"  {line.file}: {line.reason}: {line.text}")
 
@@ -168,3 +208,4 @@ def _print_dataset(dataset: "Dataset") -> None:
     facts = dataset.facts
     shown = {"folder": dataset.path, **facts.counts.model_dump(), "skip rate": f"{facts.skip_rate:.1%}"}
     print_table(facts_table(f"dataset {facts.fingerprint[:12]}", shown))
+    say(f"Dataset written to {dataset.path}. Next: segue train {dataset.path} --out releases/{dataset.path.name}")

@@ -1,5 +1,7 @@
-"""`segue demo`: the whole path on synthetic data, then the player."""
+"""`segue demo`: the whole workflow on synthetic data, then the player."""
 
+import errno
+import json
 import socket
 import time
 from pathlib import Path
@@ -15,20 +17,42 @@ from segue.errors import BadOption
 if TYPE_CHECKING:
     from training.data.dataset import Dataset
 
-SYSTEMS: Final = {"sasrec": None, "sasrec-no-nce": 0.0}  # release folder: beta, None for the recipe's
+SYSTEMS: Final = {"sasrec": None, "sasrec-no-nce": 0.0}  # release folder: beta; None keeps the recipe's
+_DESCRIBED: Final = {"sasrec": "SASRec with the skip loss", "sasrec-no-nce": "SASRec without the skip loss"}
 
 
-@click.command(short_help="The whole path on synthetic data, then the player.")
-@click.option("--folder", type=FOLDER, default=Path("demo"), show_default=True, help="Where everything goes.")
-@click.option("--tracks", type=click.IntRange(1000), default=2000, show_default=True)
-@click.option("--sessions", type=click.IntRange(100), default=6000, show_default=True)
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 for a free one.")
-@click.option("--browser/--no-browser", default=True, help="Open the player in a browser where there is one.")
-@click.option("--serve/--no-serve", default=True, help="Stop before the service starts.")
+@click.command(short_help="Try Segue: train on synthetic data and open the player.")
+@click.option("--folder", type=FOLDER, default=Path("demo"), show_default=True, help="Folder for all files.")
+@click.option(
+    "--tracks",
+    type=click.IntRange(1000),
+    default=2000,
+    show_default=True,
+    metavar="N",
+    help="Number of synthetic tracks, at least 1,000.",
+)
+@click.option(
+    "--sessions",
+    type=click.IntRange(100),
+    default=6000,
+    show_default=True,
+    metavar="N",
+    help="Number of synthetic sessions, at least 100.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    metavar="PORT",
+    help="Port of the player; 0 selects a free one.",
+)
+@click.option("--browser/--no-browser", default=True, help="Open the player in a browser.  [default: browser]")
+@click.option("--serve/--no-serve", default=True, help="Start the service after the evaluation.  [default: serve]")
 def demo(folder: Path, tracks: int, sessions: int, port: int, browser: bool, serve: bool) -> None:
-    """Simulate, prepare, train with and without the skip loss, evaluate, index, and serve the player.
+    """Simulate sessions, train SASRec with and without the skip loss, evaluate both, and open the player.
 
-    What is done already is not done again: the second start takes seconds.
+    The first start takes a few minutes. Completed steps are reused, so the next start takes seconds.
     """
     started = time.monotonic()
     if serve:
@@ -36,21 +60,22 @@ def demo(folder: Path, tracks: int, sessions: int, port: int, browser: bool, ser
     world = folder / f"{tracks}-tracks-{sessions}-sessions"
     dataset = _dataset(world / "dataset", tracks, sessions)
     releases = world / "releases"
-    results = [(name, _system(dataset, releases / name, beta)) for name, beta in SYSTEMS.items()]
-    print_evaluations(results[0][1][0], [(name, result) for name, (_, result) in results])
-    say(f"ready after {time.monotonic() - started:.0f} s")
+    results = [_system(dataset, releases / name, beta) for name, beta in SYSTEMS.items()]
+    print_evaluations(results[0][0], [(result["system"], result) for _, result in results])
+    say(f"Completed in {time.monotonic() - started:.0f} s. The releases are in {releases}.")
     if serve:
+        say("Starting the service. When its address appears, open it for the player, or ADDRESS/ops for operations.")
+        say("Press Ctrl-C to stop.")
         _serve(releases, folder / "data", port, browser=browser)
 
 
 def _check_port_free(port: int) -> None:
-    """Raise BadOption now and not after the training. The service says the same, should the port be taken by then."""
+    """Raise BadOption before the training if the port is in use."""
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:
-        raise BadOption(
-            f"127.0.0.1:{port} cannot be listened on: {error.strerror}; choose another --port, or 0 for a free one"
-        ) from error
+        reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        raise BadOption(f"port {port} {reason}: choose another --port, or 0 for a free one") from error
 
 
 def _dataset(folder: Path, tracks: int, sessions: int) -> "Dataset":
@@ -59,14 +84,12 @@ def _dataset(folder: Path, tracks: int, sessions: int) -> "Dataset":
 
     if (folder / "dataset.json").is_file():
         return open_dataset(folder)
-    say(f"simulating {sessions:,} sessions over {tracks:,} tracks")
+    say(f"Simulating {sessions:,} sessions over {tracks:,} tracks")
     return simulate(tracks, sessions, folder)
 
 
 def _system(dataset: "Dataset", out: Path, beta: float | None) -> tuple[Any, dict[str, Any]]:
-    """Train, index and evaluate one system, unless its release is there. Returns the question and its result."""
-    import json
-
+    """Train, index and evaluate one system, or reuse its release. Returns the question and the result."""
     from segue.release import MANIFEST, open_release
     from training.evaluation.evaluate import Question, evaluate
     from training.models.encoders.sasrec import SasRecOptions
@@ -74,7 +97,7 @@ def _system(dataset: "Dataset", out: Path, beta: float | None) -> tuple[Any, dic
     from training.run import TrainingJob, train
 
     if not (out / MANIFEST).is_file():
-        say(f"training {out.name}")
+        say(f"Training {list(SYSTEMS).index(out.name) + 1} of {len(SYSTEMS)}: {_DESCRIBED[out.name]}")
         options = read_options(SasRecOptions, "demo", [], "sasrec", beta=beta)
         with TrainingProgress(options.epochs) as progress:
             release = train(TrainingJob("sasrec", options, dataset, "last-play", out), progress)
@@ -92,7 +115,7 @@ def _system(dataset: "Dataset", out: Path, beta: float | None) -> tuple[Any, dic
 
 
 def _serve(releases: Path, data: Path, port: int, *, browser: bool) -> None:
-    """Serve the first system; the second answers no session by itself, and is there to be compared with."""
+    """Serve the first system. The second is live with a share of 0, so that the player can compare the two."""
     from service.server import serve as run
     from service.settings import read_settings
 

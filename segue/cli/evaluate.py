@@ -1,6 +1,7 @@
-"""Tables of `segue evaluate` (metrics with intervals, hit rates as bars), and the command `segue compare`."""
+"""The tables of `segue evaluate` (metrics with intervals, hit rates as bars), and the command `segue compare`."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -9,48 +10,57 @@ from rich.table import Table
 from rich.text import Text
 
 from segue.cli.data import FOLDER
-from segue.cli.terminal import bar, print_json, print_table, say, titled
+from segue.cli.terminal import bar, example, first_that_fits, print_json, print_table, say, titled
 
 if TYPE_CHECKING:
     from training.evaluation.compare.report import ReportSection
     from training.evaluation.compare.tables import Table as ComparisonTable
 
-Results: TypeAlias = Sequence[
-    tuple[str, Mapping[str, Any]]
-]  # systems, and what `segue evaluate --output` writes of each
+# The name of each system and its result, as `segue evaluate --output` writes it.
+Results: TypeAlias = Sequence[tuple[str, Mapping[str, Any]]]
 
 METRIC_COLUMNS: Final = ("HR@1", "HR@10", "MRR@10")
 HIT_RATES: Final = ("HR@1", "HR@5", "HR@10", "HR@20")
 _STYLES: Final = {"played": "green", "skipped": "yellow"}
-_WIDTH: Final = 24
+_BAR_WIDTHS: Final = (24, 16, 12, 8)  # the widest that the terminal has room for
 
 
-def evaluation_table(title: str, results: Results) -> Table:
-    """A line for every system and group of targets: means with 95 % bootstrap intervals."""
-    table = titled(title, "value [95 % interval]; skipped targets: lower is better")
-    table.add_column("system")
-    table.add_column("targets")
-    table.add_column("sessions", justify="right")
-    for metric in METRIC_COLUMNS:
-        table.add_column(metric, justify="right", no_wrap=True)
+def evaluation_table(title: str, results: Results, room: int | None = None) -> Table:
+    """Return a row for each group of targets and system: means with 95 % bootstrap intervals.
+
+    With less `room` (characters), the number of sessions is omitted, then MRR@10. None: no limit.
+    """
+    narrower = (("sessions", *METRIC_COLUMNS), METRIC_COLUMNS, METRIC_COLUMNS[:2])
+    return first_that_fits([partial(_evaluation_table, title, results, columns) for columns in narrower], room)
+
+
+def _evaluation_table(title: str, results: Results, columns: Sequence[str]) -> Table:
+    table = titled(title, "value [95 % interval]. For skipped targets, lower is better.")
+    for name in ("system", "targets"):
+        table.add_column(name, no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
     for group in ("all", "played", "skipped"):
         for system, result in results:
             measured = result["groups"][group]
-            cells = [_estimate(measured[metric]) for metric in METRIC_COLUMNS]
-            style = _STYLES.get(group, "")
-            table.add_row(Text(system), Text(group, style=style), f"{measured['sessions']:,}", *cells)
+            cells = [f"{measured[name]:,}" if name == "sessions" else _estimate(measured[name]) for name in columns]
+            table.add_row(Text(system), Text(group, style=_STYLES.get(group, "")), *cells)
         if len(results) > 1:
             table.add_section()
     return table
 
 
-def hit_rates(results: Results) -> Table:
-    """How many targets are among the first k: those that were played, which should be, and those that were skipped."""
-    table = titled("targets among the first k", "played: long bars are good; skipped: short")
-    table.add_column("k")
-    table.add_column("system")
+def hit_rates(results: Results, room: int | None = None) -> Table:
+    """Return the hit rates at each k of played and skipped targets, with bars that fit in `room` characters."""
+    return first_that_fits([partial(_hit_rates, results, width) for width in _BAR_WIDTHS], room)
+
+
+def _hit_rates(results: Results, width: int) -> Table:
+    table = titled("Hit rate@k", "Good: long bars for played targets, short bars for skipped targets.")
+    for name in ("k", "system"):
+        table.add_column(name, no_wrap=True)
     for group in _STYLES:
-        table.add_column(group, justify="right")
+        table.add_column(group, justify="right", no_wrap=True)
         table.add_column("", no_wrap=True)
     for metric in HIT_RATES:
         for system, result in results:
@@ -58,18 +68,19 @@ def hit_rates(results: Results) -> Table:
             for group, style in _STYLES.items():
                 estimate = result["groups"][group][metric]
                 cells.append(_value(estimate))
-                cells.append(bar(estimate["value"], _WIDTH, style) if estimate is not None else Text())
+                cells.append(bar(estimate["value"], width, style) if estimate is not None else Text())
             table.add_row(*cells)
         if len(results) > 1:
             table.add_section()
     return table
 
 
-def beyond_hits(results: Results) -> Table:
-    """How far skipped targets rank below played ones, and how much of the catalogue is in anybody's first 20."""
-    table = titled("beyond hits")
-    table.add_column("system")
-    for name in ("MRR@10 played - skipped", "catalogue in first 20", "targets unseen in training"):
+def other_metrics(results: Results) -> Table:
+    """Return the difference between played and skipped targets, coverage@20, and the share of unseen targets."""
+    notes = "coverage@20: share of the catalogue in any top-20 list. unseen: targets without a play in training."
+    table = titled("Other metrics", f"{notes} -: no targets, or not measured.")
+    table.add_column("system", no_wrap=True)
+    for name in ("MRR@10 played - skipped", "coverage@20", "unseen"):
         table.add_column(name, justify="right", no_wrap=True)
     for system, result in results:
         coverage = result.get("catalogue_coverage@20")
@@ -93,40 +104,58 @@ def _value(estimate: Mapping[str, float] | None) -> str:
     return "-" if estimate is None else f"{estimate['value']:.3f}"
 
 
-@click.command(short_help="Results side by side: intervals, paired tests, plots.")
+@click.command(
+    short_help="Compare evaluation results: intervals, significance tests, plots.",
+    epilog=example(
+        "segue evaluate releases/a data/mine --output a.json",
+        "segue evaluate releases/b data/mine --output b.json",
+        "segue compare a.json b.json --html comparison.html",
+    ),
+)
 @click.argument("results", type=FOLDER, nargs=-1, required=True, metavar="RESULT.json...")
-@click.option("--html", type=FOLDER, help="Write one HTML page with tables and plots; it needs no network.")
-@click.option("--markdown", type=FOLDER, help="Write the tables as Markdown.")
-@click.option("--json", "to_stdout", is_flag=True, help="Print estimates and tests as JSON.")
-@click.option("--output", type=FOLDER, metavar="FILE", help="Write estimates and tests to FILE as JSON.")
+@click.option("--html", type=FOLDER, metavar="FILE", help="Write tables and plots to FILE as one offline HTML page.")
+@click.option("--markdown", type=FOLDER, metavar="FILE", help="Write the tables to FILE as Markdown.")
+@click.option("--json", "to_stdout", is_flag=True, help="Print estimates and significance tests as JSON.")
+@click.option("--output", type=FOLDER, metavar="FILE", help="Write estimates and significance tests to FILE as JSON.")
 def compare(
     results: tuple[Path, ...], html: Path | None, markdown: Path | None, to_stdout: bool, output: Path | None
 ) -> None:
-    """Compare results that `segue evaluate --output` wrote. Only results of the same question are compared."""
+    """Compare evaluation results of several releases.
+
+    RESULT.json is a file that `segue evaluate --output` wrote. Results are compared if they have the same
+    dataset, split, part and protocol.
+    """
     from training.evaluation.compare.report import as_json, measure, write_report
 
     sections = measure(results)
     write_report(sections, html, markdown, output)
     if to_stdout:
         print_json(as_json(sections))
-    else:
-        show(sections)
+        return
+    show(sections)
+    written = [str(path) for path in (html, markdown, output) if path is not None]
+    say(f"Written: {', '.join(written)}" if written else "For all tables and plots, add --html FILE.")
 
 
 def show(sections: "Sequence[ReportSection]") -> None:
-    """The most telling tables of a comparison, and what came out in words."""
+    """Print the conclusions of a comparison, then its main tables."""
     for section in sections:
+        for sentence in section.sentences:
+            say(f"{section.split}: {sentence}", wrap=True)
         for table in section.tables:
             if table.title.startswith("Every system"):
-                print_table(_rich(table))
-        for sentence in section.sentences:
-            say(f"{section.split}: {sentence}")
+                print_table(partial(_rich, table))
 
 
-def _rich(table: "ComparisonTable") -> Table:
+def _rich(table: "ComparisonTable", room: int | None) -> Table:
+    """Return the first columns of a table, at most six and no more than fit."""
+    return first_that_fits([partial(_first_columns, table, number) for number in (6, 5, 4, 3)], room)
+
+
+def _first_columns(table: "ComparisonTable", number: int) -> Table:
     shown = titled(table.title, table.note)
-    for column in table.columns[:6]:
+    for column in table.columns[:number]:
         shown.add_column(column, no_wrap=True)
     for row in table.rows:
-        shown.add_row(*row[:6])
+        shown.add_row(*row[:number])
     return shown

@@ -1,4 +1,4 @@
-"""`segue tune` and `segue reproduce`: the options to train with, and every system of the paper compared."""
+"""`segue tune` and `segue reproduce`: tune training options, and compare the systems of the paper."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import click
 
 from segue.cli.data import FOLDER, SPLIT
 from segue.cli.evaluate import show
-from segue.cli.terminal import counting_steps, facts_table, print_json, print_table, say
+from segue.cli.terminal import counting_steps, example, facts_table, print_json, print_table, say
 from segue.errors import BadOption
 
 if TYPE_CHECKING:
@@ -18,30 +18,58 @@ if TYPE_CHECKING:
     from training.evaluation.reproduce import Plan
 
 
-@click.command(short_help="The best options for a dataset, by validation.")
-@click.argument("dataset", type=FOLDER)
-@click.option("--model", default="sasrec", show_default=True, help="Any model that `segue train` knows.")
-@click.option(
-    "--no-nce", is_flag=True, help="Leave out the InfoNCE term; of the paper's space the learning rate stays."
+@click.command(
+    short_help="Tune training options on the validation set.",
+    epilog=example(
+        "segue tune data/mine --trials 20 --out studies/mine",
+        "segue train data/mine --recipe studies/mine/best.toml --out releases/mine",
+    ),
 )
-@click.option("--recipe", help="What the trials start from: a TOML file, or the name of a shipped recipe.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Fix one option; may be repeated.")
+@click.argument("dataset", type=FOLDER)
+@click.option(
+    "--model",
+    default="sasrec",
+    show_default=True,
+    metavar="NAME",
+    help="Model to tune: one of those of `segue train --model`.",
+)
+@click.option(
+    "--no-nce",
+    is_flag=True,
+    help="Train without the skip loss (InfoNCE). By default, only learning_rate is then searched.",
+)
+@click.option(
+    "--recipe",
+    metavar="RECIPE",
+    help="Options of all trials: a TOML file, or a built-in recipe (demo, mssd).  [default: the model's defaults]",
+)
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set one option of all trials. Repeatable.")
 @click.option(
     "--search",
     "searched",
     multiple=True,
     metavar="KEY=V1,V2,...",
-    help="Search these values instead of the paper's alpha, beta and learning_rate; may be repeated.",
+    help="Search these values of an option. Repeatable.  "
+    "[default: the paper's values of alpha, beta and learning_rate]",
 )
 @click.option(
     "--split",
     type=SPLIT,
     default="last-play",
     show_default=True,
-    help="Validate on each session's last plays, or on whole sessions.",
+    help="last-play: validate on the last plays of each session. new-sessions: on sessions not used in training.",
 )
-@click.option("--trials", type=click.IntRange(1), default=30, show_default=True, help="Total number of trials.")
-@click.option("--out", type=FOLDER, required=True, help="Folder of the study; an existing study is resumed.")
+@click.option(
+    "--trials",
+    type=click.IntRange(1),
+    default=30,
+    show_default=True,
+    metavar="N",
+    help="Total number of trials, including those of an interrupted run.",
+)
+@click.option(
+    "--out", type=FOLDER, required=True, metavar="FOLDER", help="Folder of the study. An existing study is resumed."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the best options as JSON.")
 def tune(
     dataset: Path,
@@ -55,9 +83,9 @@ def tune(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Choose options for DATASET by validation HR@10, and write the best as a recipe.
+    """Tune training options on DATASET by validation HR@10, and write the best ones to OUT/best.toml.
 
-    Test targets play no part. You can interrupt it: the same command resumes where it stopped.
+    Test targets are not used. If you interrupt the command, run it again to resume.
     """
     from segue.cli.train import options_of
     from training.data.dataset import open_dataset
@@ -67,42 +95,45 @@ def tune(
     options = options_of(model, recipe, settings, no_nce=no_nce)
     space = _space(options.model_dump(), searched, no_nce=no_nce)
     tuning = StudySpec(model, options, space, open_dataset(dataset), split, out, trials)  # type: ignore[arg-type]
-    study = tune_model(tuning, _tell_trial)
+    study = tune_model(tuning, _report_trial)
     best = {"validation HR@10": study.best_value, **study.best_params, "recipe": out / BEST}
     if as_json:
         print_json(best)
     else:
-        print_table(facts_table(f"best of {len(study.trials)} trials of {model}", best))
+        print_table(facts_table(f"Best of {len(study.trials)} trials of {model}", best))
+        say(f"Recipe written to {out / BEST}. Next: segue train {dataset} --recipe {out / BEST} --out releases/tuned")
 
 
-def _tell_trial(trial: "FrozenTrial", study: "Study") -> None:
-    value = "ended early" if trial.value is None or trial.state.name != "COMPLETE" else f"HR@10 {trial.value:.4f}"
+def _report_trial(trial: "FrozenTrial", study: "Study") -> None:
+    value = "stopped early" if trial.value is None or trial.state.name != "COMPLETE" else f"HR@10 {trial.value:.4f}"
     chosen = " ".join(f"{key}={value}" for key, value in trial.params.items())
     best = f"  (best {study.best_value:.4f})" if study.best_trials else ""
-    say(f"trial {trial.number}  {chosen}  {value}{best}")
+    say(f"Trial {trial.number + 1}: {chosen}  validation {value}{best}")
 
 
 def _space(options: dict[str, Any], searched: tuple[str, ...], *, no_nce: bool) -> dict[str, list[Any]]:
-    """Names and values to search, as plain values."""
+    """Return the values to search for each option. Raises BadOption."""
     from training.evaluation.tune import PAPER_SPACE
 
     if not searched:
         fixed = {"alpha", "beta"} if no_nce else set()
         space = {key: list(values) for key, values in PAPER_SPACE.items() if key in options and key not in fixed}
         if not space:
-            raise BadOption("this model has none of the paper's alpha, beta and learning_rate: say what to --search")
+            raise BadOption(
+                "this model has none of the options alpha, beta and learning_rate: name options to --search"
+            )
         return space
     found: dict[str, list[Any]] = {}
     for text in searched:
         key, equals, values = text.partition("=")
         if not equals or not values:
-            raise BadOption(f"--search {text!r}: expected key=value,value,..., such as learning_rate=0.001,0.005")
+            raise BadOption(f"--search {text!r}: expected KEY=V1,V2,..., such as learning_rate=0.001,0.005")
         found[key.strip()] = [_plain(value.strip()) for value in values.split(",")]
     return found
 
 
 def _plain(text: str) -> Any:
-    """A number where the text is one."""
+    """Convert a text to a number or a truth value if it is one."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -111,16 +142,54 @@ def _plain(text: str) -> Any:
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
-@click.command(short_help="Every system of the paper, trained and compared.")
+@click.command(
+    short_help="Train, evaluate and compare all systems of the paper.",
+    epilog=example("segue reproduce data/mine --recipe mssd --seeds 1 --out study"),
+)
 @click.argument("datasets", type=FOLDER, nargs=-1, required=True, metavar="DATASET...")
-@click.option("--out", type=FOLDER, required=True, help="Folder of releases, results and the report.")
-@click.option("--recipe", help="Options of each model: a TOML file with a table a model, or a shipped recipe.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of every neural system.")
-@click.option("--system", "systems", multiple=True, metavar="NAME", help="Only these systems.  [default: all]")
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds 0, 1, ... of each system.")
-@click.option("--split", type=click.Choice(["last-play", "new-sessions", "both"]), default="both", show_default=True)
-@click.option("--protocol", type=click.Choice(["full", "sampled", "both"]), default="both", show_default=True)
-@click.option("--jobs", type=click.IntRange(1), help="Trainings at a time.  [default: one for each core]")
+@click.option(
+    "--out", type=FOLDER, required=True, metavar="FOLDER", help="Folder for releases, results and the report."
+)
+@click.option(
+    "--recipe",
+    metavar="RECIPE",
+    help="Training options: a TOML file with one table per model, or the name of a built-in recipe.",
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set one option of all neural models. Repeatable."
+)
+@click.option(
+    "--system",
+    "systems",
+    multiple=True,
+    metavar="NAME",
+    help="Train only this system, such as sasrec, sasrec+nce or wrmf-nr. Repeatable.  [default: all]",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Number of trainings per system, with the random seeds 0 to N - 1.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["last-play", "new-sessions", "both"]),
+    default="both",
+    show_default=True,
+    help="last-play: test on the last play of each session. new-sessions: on sessions not used in training.",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(["full", "sampled", "both"]),
+    default="both",
+    show_default=True,
+    help="full: rank all tracks. sampled: rank each target among 1,000 sampled tracks.",
+)
+@click.option(
+    "--jobs", type=click.IntRange(1), metavar="N", help="Number of parallel trainings.  [default: one per core]"
+)
 def reproduce(
     datasets: tuple[Path, ...],
     out: Path,
@@ -132,9 +201,9 @@ def reproduce(
     protocol: str,
     jobs: int | None,
 ) -> None:
-    """Train and measure every system of the paper on each DATASET, and write tables and a page that compare them.
+    """Train and evaluate all systems of the paper on each DATASET, and write a report that compares them.
 
-    You can interrupt it: the same command resumes where it stopped.
+    This takes hours on a large dataset. If you interrupt the command, run it again to resume.
     """
     from training.data.dataset import open_dataset
     from training.evaluation.reproduce import SYSTEMS, Wanted, plan
@@ -148,7 +217,7 @@ def reproduce(
         settings=settings,
     )
     if len({dataset.name for dataset in datasets}) < len(datasets):
-        raise BadOption("two datasets have folders of the same name, and would share one in --out: rename one")
+        raise BadOption("two datasets have the same folder name and would share a folder in --out: rename one of them")
     plans = [
         (dataset.name, plan(wanted, dataset, open_dataset(dataset).facts.fingerprint, out / dataset.name))
         for dataset in datasets
@@ -162,19 +231,19 @@ def _carry_out(name: str, planned: "Plan", jobs: int) -> list[Path]:
 
     with counting_steps() as advance:
 
-        def tell(what: str, done: int, total: int) -> None:
+        def on_progress(completed: str, done: int, total: int) -> None:
             advance(name, done, total)
-            if what:
-                say(f"{name}: {what} ({done} of {total})")
+            if completed:
+                say(f"{name}: {completed} ({done} of {total})")
 
-        return run_plan(planned, jobs, tell)
+        return run_plan(planned, jobs, on_progress)
 
 
 def report(results: list[Path], folder: Path) -> None:
-    """Write the comparison of these results as JSON, Markdown and HTML, and show it."""
+    """Write the comparison of results as JSON, Markdown and HTML, and print it."""
     from training.evaluation.compare.report import measure, write_report
 
     sections = measure(results)
     write_report(sections, folder / "report.html", folder / "report.md", folder / "report.json")
     show(sections)
-    say(f"the whole of it: {folder / 'report.html'}, report.md and report.json")
+    say(f"Report written to {folder / 'report.html'}, report.md and report.json. Open report.html in a browser.")

@@ -1,26 +1,27 @@
-"""What an operator reads from two answers of `GET /operations`: rates, quantiles of latency, skip rates.
+"""Compute rates, latency quantiles and skip rates from two responses of `GET /operations`.
 
-service/web/ops-figures.js does the same for the page; a test holds the two together. Knows nothing of HTTP and screens.
+service/web/ops-figures.js does the same for the operations page; a test compares the two.
+Uses neither HTTP nor the terminal.
 """
 
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-Snapshot: TypeAlias = Mapping[str, Any]  # an answer of GET /operations
+Snapshot: TypeAlias = Mapping[str, Any]  # a response of GET /operations
 
 QUANTILES: Final = (50, 90, 99)
-# What the total is of: what listeners ask for, but for streams, which last for minutes.
+# Routes in the total: the calls of listeners, without streams, which stay open for minutes.
 LISTENERS: Final = ("/sessions/", "/recommendations", "/tracks")
 STREAM: Final = "/stream"
 _KEPT: Final = 600
 
 
 def quantile(within: Sequence[int], bounds_s: Sequence[float], percent: float) -> float | None:
-    """The latency in seconds that `percent` of the answers did not exceed, taken to be spread evenly in each bucket.
+    """Return the latency in seconds that `percent` of the responses did not exceed, interpolated within a bucket.
 
-    `within[i]` answers took up to `bounds_s[i]` and more than the bound before; the last, for which there is no bound,
-    took longer than all and count as the last bound. None without answers.
+    `within[i]` responses took up to `bounds_s[i]` and more than the previous bound. The last bucket has no bound and
+    counts as the last bound. None without responses.
     Source: https://prometheus.io/docs/prometheus/latest/querying/functions/#histogram_quantile (2026).
     """
     rank, below = sum(within) * percent / 100, 0
@@ -35,9 +36,9 @@ def quantile(within: Sequence[int], bounds_s: Sequence[float], percent: float) -
 
 
 def rates_between(before: Snapshot | None, after: Snapshot) -> dict[str, Any]:
-    """Rates a second, latencies in ms and skip rates between two snapshots.
+    """Return rates per second, latencies in ms and skip rates between two snapshots.
 
-    Without a snapshot before, or with one of another start or replica: of all since the start, and without rates.
+    Without an earlier snapshot of the same start and replica, they cover the time since the start; rates are None.
     """
     if before is not None and (before["instance"] != after["instance"] or before["at"] >= after["at"]):
         before = None
@@ -81,11 +82,11 @@ def _is_listeners(route: str) -> bool:
 
 
 def _name(line: Mapping[str, Any]) -> str:
-    return "files, or no route" if line["route"] == "none" else f"{line['method']} {line['route']}"
+    return "static files and unknown paths" if line["route"] == "none" else f"{line['method']} {line['route']}"
 
 
 def _counted(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> dict[str, Any]:
-    """What was answered on a route in between."""
+    """Return the responses of a route between two snapshots."""
     statuses = before["statuses"] if before is not None else {}
     new = {status: count - statuses.get(status, 0) for status, count in after["statuses"].items()}
     within = before["within"] if before is not None else [0] * len(after["within"])
@@ -114,19 +115,19 @@ def _release(before: Mapping[str, Any] | None, after: Mapping[str, Any], rate: A
 
 
 class SnapshotHistory:
-    """The latest snapshots, of each replica by itself: behind a proxy, they answer in turn."""
+    """The latest snapshots of each replica. Behind a proxy, replicas answer in turn."""
 
     def __init__(self) -> None:
         self._kept: dict[str, deque[Snapshot]] = defaultdict(lambda: deque(maxlen=_KEPT))
         self._latest: Snapshot = {}
 
     def add(self, snapshot: Snapshot) -> None:
-        """Keep a snapshot."""
+        """Add a snapshot."""
         self._kept[snapshot["instance"]].append(snapshot)
         self._latest = snapshot
 
     def rates_between(self, seconds: float) -> dict[str, Any]:
-        """The figures of the last so many seconds of whoever answered last, as far back as is known."""
+        """Return the rates over the last `seconds`, or as far as known, of the replica that answered last."""
         latest = self._latest
         line = self._kept[latest["instance"]]
         within = [one for one in line if latest["at"] - one["at"] <= seconds and one is not latest]

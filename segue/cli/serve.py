@@ -1,30 +1,52 @@
 """`segue serve`, `segue recommend` and `segue openapi`."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
 from segue.cli.data import FOLDER
 from segue.cli.recommend import explained, items, next_tracks
-from segue.cli.terminal import print_json, print_table, say
+from segue.cli.terminal import example, print_json, print_table, say
 
 if TYPE_CHECKING:
     from segue.sessions import Event
 
 
-@click.command(short_help="Serve a release over HTTP.")
+@click.command(short_help="Serve a release over HTTP.", epilog=example("segue serve releases/mine --port 8000"))
 @click.argument("release", type=FOLDER)
-@click.option("--redis-url", help="A Redis to keep sessions in; without it an embedded server is started.")
-@click.option("--host", help="Address to listen on; others than loopback need API keys.  [default: 127.0.0.1]")
-@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on, 0 for a free one.  [default: 8000]")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that answer.")
+@click.option(
+    "--redis-url",
+    metavar="URL",
+    help="Redis that stores the sessions, as redis://HOST:PORT.  [default: start an embedded Redis]",
+)
+@click.option(
+    "--host",
+    metavar="ADDRESS",
+    help="Address to listen on. Addresses other than loopback require API keys.  [default: 127.0.0.1]",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Port to listen on; 0 selects a free one.  [default: 8000]",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Number of worker processes.",
+)
 def serve(release: Path, redis_url: str | None, host: str | None, port: int | None, workers: int) -> None:
-    """Serve RELEASE over HTTP; the address is printed once requests are answered.
+    """Serve the release in the folder RELEASE over HTTP.
 
-    Everything else is set by SEGUE_* variables (docs/operations.md).
+    The command prints its address when it is ready. The player is at /, the operations page at /ops and the API
+    documentation at /docs. All other settings are SEGUE_* environment variables (docs/operations.md). Options
+    take precedence over them.
     """
     from service.server import serve as run
     from service.settings import read_settings
@@ -34,10 +56,10 @@ def serve(release: Path, redis_url: str | None, host: str | None, port: int | No
 
 
 class _InOrder(click.Command):
-    """A command that remembers the order in which its options were given, across options."""
+    """A command that records the order of its options, across different options."""
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
-        """Parse as usual, and keep the names of the options in their order."""
+        """Parse as usual, and store the names of the options in their order."""
         _, _, order = self.make_parser(context).parse_args(list(arguments))
         context.meta["segue.order"] = [parameter.name for parameter in order]
         return super().parse_args(context, arguments)
@@ -52,15 +74,28 @@ def _in_order(context: click.Context, plays: tuple[str, ...], skips: tuple[str, 
             yield next(made[name])
 
 
-@click.command(cls=_InOrder, short_help="Recommend once from the shell.")
-@click.argument("release", type=FOLDER)
-@click.option("--play", "plays", multiple=True, metavar="TRACK", help="A track that was played; may be repeated.")
-@click.option("--skip", "skips", multiple=True, metavar="TRACK", help="A track that was skipped; may be repeated.")
-@click.option("-k", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many tracks.")
-@click.option(
-    "--explain", is_flag=True, help="Say what pulls each track, what pushes it away, and its rank without skips."
+@click.command(
+    cls=_InOrder,
+    short_help="Recommend next tracks for one session, without a service.",
+    epilog=example("segue recommend releases/mine --play track-1 --skip track-2 -k 10"),
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@click.argument("release", type=FOLDER)
+@click.option("--play", "plays", multiple=True, metavar="TRACK", help="Id of a played track. Repeatable.")
+@click.option("--skip", "skips", multiple=True, metavar="TRACK", help="Id of a skipped track. Repeatable.")
+@click.option(
+    "-k",
+    type=click.IntRange(1, 1000),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Number of tracks to recommend, 1 to 1,000.",
+)
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Show which play raises and which lowers each track most, and its rank without skips.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the recommendations as JSON.")
 @click.pass_context
 def recommend(
     context: click.Context,
@@ -71,7 +106,11 @@ def recommend(
     explain: bool,
     as_json: bool,
 ) -> None:
-    """Recommend once from the shell: --play and --skip in the order in which it happened."""
+    """Recommend next tracks from the release in the folder RELEASE.
+
+    Give the session as --play and --skip options, oldest first. If it contains no known track, the most
+    played tracks are recommended.
+    """
     from segue.sessions import plays_of
     from service.releases.explanation import explain_answer
     from service.releases.loaded import Question, load_release
@@ -81,17 +120,19 @@ def recommend(
     [answer] = live.answer([question])
     why = explain_answer(live, question, answer) if explain else None
     if unknown := live.unknown([play.track_id for play in question.plays]):
-        say(f"passed over, as {live.name} does not hold them: {', '.join(unknown)}")
+        say(f"Ignored (not in the catalogue of {live.name}): {', '.join(unknown)}")
     if as_json:
-        told = {"release": live.name, "source": answer.source, "items": items(answer)}
-        print_json(told if why is None else told | {"explanation": explained(why)})
+        content = {"release": live.name, "source": answer.source, "items": items(answer)}
+        print_json(content if why is None else content | {"explanation": explained(why)})
     else:
-        print_table(next_tracks(answer, why, Console().width))
+        print_table(partial(next_tracks, answer, why))
 
 
-@click.command(short_help="Print the description of the HTTP interface.")
+@click.command(
+    short_help="Print the OpenAPI description of the HTTP API.", epilog=example("segue openapi > openapi.yaml")
+)
 def openapi() -> None:
-    """Print the description of the HTTP interface (openapi.yaml)."""
+    """Print the OpenAPI description of the HTTP API as YAML."""
     from service.app import openapi_yaml
 
     click.echo(openapi_yaml(), nl=False)

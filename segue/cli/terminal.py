@@ -1,8 +1,8 @@
-"""Terminal output: results on stdout, as tables for people or JSON for programs; progress and messages on stderr.
+"""Terminal output: results on stdout, as tables or JSON; progress and messages on stderr.
 
-On a terminal, a table has lines, colours and bars. When piped, it is plain text: a line of column names, then one line
-per row with tab-separated fields. Titles and notes start with `# `, so that `cut`, `awk` and spreadsheets can read it.
-Long work shows a progress bar on a terminal, and one line per epoch elsewhere.
+On a terminal, a table has lines, colours and bars, and omits columns that do not fit. When piped, it is plain text: a
+line of column names, then one line per row with tab-separated fields. Titles and notes start with `# `, so that `cut`,
+`awk` and spreadsheets can read it. Long work shows a progress bar on a terminal, and one line per epoch elsewhere.
 
 Ids, titles and file names come from outside. Control characters and bidirectional controls in them are shown as
 escapes, because they would act on the terminal or reorder the line (https://www.unicode.org/reports/tr36/, 2014).
@@ -11,6 +11,9 @@ Direction marks (U+200E, U+200F) are part of ordinary titles and stay.
 
 import json
 import re
+import shutil
+import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,12 +35,12 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-# Tabs and line breaks stay: tables and messages treat them as blanks.
+# Tabs and line breaks are not escaped: tables and messages turn them into spaces.
 ACTIVE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def escaped(text: str) -> str:
-    r"""The text with `\x9b` and the like in place of characters that act on a terminal."""
+    r"""Return the text with escapes such as `\x9b` in place of control characters."""
     return ACTIVE.sub(_escape, text)
 
 
@@ -46,19 +49,33 @@ def _escape(found: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
-def say(line: str) -> None:
-    """One line about the work, on stderr."""
-    click.echo(escaped(line), err=True)
+def example(*commands: str) -> str:
+    """Return the epilog of a command's help: an example, which click does not rewrap."""
+    return "\b\nExample:\n" + "\n".join(f"  {command}" for command in commands)
+
+
+def say(line: str, *, wrap: bool = False) -> None:
+    """Print a message to stderr. `wrap`: on a terminal, break it between words."""
+    shown = escaped(line)
+    if wrap and sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        shown = textwrap.fill(shown, width, break_long_words=False, break_on_hyphens=False)
+    click.echo(shown, err=True)
 
 
 def print_json(content: Any) -> None:
-    """A result for programs."""
+    """Print a result as JSON to stdout."""
     click.echo(json.dumps(content, indent=2, default=str))
 
 
-def print_table(table: Table) -> None:
-    """A result for people; plain where the output is no terminal."""
+def print_table(table: Table | Callable[[int | None], Table]) -> None:
+    """Print a table to stdout, as plain text if it is not a terminal.
+
+    A function gets the width of the terminal in characters, None if stdout is not a terminal, and returns the table.
+    """
     console = Console()
+    if not isinstance(table, Table):
+        table = table(console.width if console.is_terminal else None)
     if console.is_terminal:
         console.print(table)
         return
@@ -66,8 +83,18 @@ def print_table(table: Table) -> None:
         click.echo(line)
 
 
+def first_that_fits(tables: Sequence[Callable[[], Table]], room: int | None) -> Table:
+    """Return the first table that is at most `room` characters wide, else the last. None: no limit."""
+    console = Console(width=10_000, height=100)  # without a height, rich takes 80 columns for a dumb terminal
+    for made in tables[:-1]:
+        table = made()
+        if room is None or console.measure(table).maximum <= room:
+            return table
+    return tables[-1]()
+
+
 def plain_lines(table: Table) -> Iterator[str]:
-    """Return a table as lines of tab-separated fields, without columns that have no header (bars)."""
+    """Yield a table as lines of tab-separated fields, without columns that have no header (bars)."""
     yield from (f"# {_plain(table.title)}" for _ in range(table.title is not None))
     columns = [column for column in table.columns if column.header or not table.show_header]
     if table.show_header:
@@ -78,21 +105,21 @@ def plain_lines(table: Table) -> Iterator[str]:
 
 
 def _plain(cell: Any) -> str:
-    """The text of a cell in one line; what rich takes for markup in plain text is taken so here, too."""
+    """Return the text of a cell in one line. Markup is interpreted as on a terminal."""
     text = cell.plain if isinstance(cell, Text) else Text.from_markup(str(cell)).plain
     return " ".join(text.split())
 
 
 class _Table(Table):
-    """A table whose cells cannot act on the terminal, whatever a title or an id holds."""
+    """A table that escapes control characters in its cells."""
 
     def add_row(self, *cells: Any, **options: Any) -> None:
-        """Add a row, as rich.table.Table does."""
+        """Add a row with escaped cells."""
         super().add_row(*map(harmless, cells), **options)
 
 
 def harmless(cell: Any) -> Any:
-    """Text with escapes in place of characters that act on a terminal; its styles stay."""
+    """Return a cell with escapes in place of control characters and the same styles."""
     if isinstance(cell, str):
         return escaped(cell)
     if not isinstance(cell, Text) or not ACTIVE.search(cell.plain):
@@ -105,7 +132,7 @@ def harmless(cell: Any) -> Any:
 
 
 def titled(title: str, caption: str | Text | None = None, *, header: bool = True) -> Table:
-    """A table as all commands show theirs: few lines, the title above, what is to be said of it below."""
+    """Return an empty table in the style of all commands: the title above, the caption below."""
     return _Table(
         title=Text(escaped(title), style="bold"),
         caption=harmless(caption),
@@ -117,15 +144,15 @@ def titled(title: str, caption: str | Text | None = None, *, header: bool = True
 
 
 def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
-    """Names and values, a line each."""
+    """Return a table with a row for each name and value."""
     table = titled(title, header=False)
     for name, value in facts.items():
-        table.add_row(name, Text(_fact(value)))  # a path or an option may hold what looks like markup
+        table.add_row(name, Text(_fact(value)))  # a path or an option may look like markup
     return table
 
 
 def _fact(value: Any) -> str:
-    """A value as a person reads it; what is not set is left out of a mapping."""
+    """Format a value. Entries of a mapping that are None are omitted."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_fact(item)}" for name, item in value.items() if item is not None)
     if isinstance(value, bool) or value is None:
@@ -140,16 +167,16 @@ _HEIGHTS: Final = "▁▂▃▄▅▆▇█"
 
 
 def bar(share: float, width: int, style: str = "") -> Text:
-    """A bar of `share` (0 to 1; what is beyond is cut) of `width` characters, to an eighth of one."""
+    """Return a bar for `share` (clipped to 0 to 1) of `width` characters, exact to an eighth of a character."""
     eighths = round(min(max(share, 0.0), 1.0) * width * 8)
     full, rest = divmod(eighths, 8)
     return Text(("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(width), style=style, no_wrap=True)
 
 
 def sparkline(values: Sequence[float | None], width: int, *, from_zero: bool = True) -> str:
-    """The latest `width` values as columns; a gap where there is none.
+    """Return the last `width` values as a row of columns. None leaves a gap.
 
-    The highest column is the greatest value; the lowest is 0, or the least value unless `from_zero`.
+    The highest column is the maximum. The lowest is 0, or the minimum if `from_zero` is false.
     """
     shown = values[-width:]
     known = [value for value in shown if value is not None]
@@ -162,14 +189,16 @@ def sparkline(values: Sequence[float | None], width: int, *, from_zero: bool = T
 
 
 def shares(scores: Sequence[float]) -> list[float]:
-    """How long bars of scores are: of the best one's where none is negative, else of the range, the least in sight."""
+    """Return the length of each score's bar: relative to the highest score, or to the range if a score is negative."""
     low, high = min(scores, default=0.0), max(scores, default=0.0)
     if low >= 0:
         return [score / high if high else 0.0 for score in scores]
     return [0.05 + 0.95 * (score - low) / (high - low) if high > low else 1.0 for score in scores]
 
 
-_POINTS: Final = 20
+_POINTS: Final = 20  # epochs in the sparkline
+_WITHOUT_POINTS: Final = 74  # characters of an epoch's line besides the sparkline and the terms
+_ROOM_FOR_TERMS: Final = 120  # characters of a terminal that shows the terms of the loss
 
 
 def _bar(console: Console, *columns: Any) -> Progress:
@@ -189,7 +218,7 @@ def _counting_bar() -> Progress:
 
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar that is told (done, total)."""
+    """Show a progress bar. Yields a function of (done, total)."""
     with _counting_bar() as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
@@ -197,26 +226,26 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def counting_steps() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar that is told (what is done now, steps done, steps in all)."""
+    """Show a progress bar over steps. Yields a function of (description, steps done, total steps)."""
     with _counting_bar() as progress:
         task = progress.add_task("", total=None)
         yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
 
 
 class _Speed(ProgressColumn):
-    """Sessions a second, once that can be told."""
+    """Sessions per second, once they can be measured."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:,.0f} sessions/s" if task.speed is not None else "")
 
 
 class TrainingProgress:
-    """A bar over the sessions of an epoch with loss terms, speed and time left, and a lasting line for every epoch."""
+    """A progress bar over the sessions of an epoch, and one line for each completed epoch."""
 
     def __init__(
         self, epochs: int, console: Console | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`console` is stderr's unless another is given; `clock` tells seconds."""
+        """`console` defaults to stderr; `clock` returns seconds."""
         self._epochs = epochs
         self._console = console or Console(stderr=True)
         columns = [TextColumn("{task.fields[terms]}"), _Speed(), TextColumn("{task.fields[left]}")]
@@ -224,8 +253,8 @@ class TrainingProgress:
         self._task: TaskID | None = None
         self._epoch_shown = -1
         self._clock = clock
-        self._began = clock()  # the epoch
-        self._epoch_s: float | None = None  # the mean of the epochs of this run, validation included
+        self._began = clock()  # start of the epoch
+        self._epoch_s: float | None = None  # mean duration of the epochs of this run, including validation
         self._epochs_done = 0
         self._scores: list[float | None] = []
 
@@ -239,7 +268,7 @@ class TrainingProgress:
         self._progress.stop()
 
     def step(self, epoch: int, sessions_done: int, sessions: int, terms: Mapping[str, float]) -> None:
-        """See training.trainer.Reporter."""
+        """Update the bar (training.trainer.Reporter)."""
         shown = "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
         if self._task is None or epoch != self._epoch_shown:
             if self._task is not None:
@@ -252,7 +281,7 @@ class TrainingProgress:
         self._progress.update(self._task, completed=sessions_done, terms=shown, left=left)
 
     def epoch(self, line: Mapping[str, float]) -> None:
-        """See training.trainer.Reporter."""
+        """Print the line of an epoch (training.trainer.Reporter)."""
         now = self._clock()
         self._epochs_done += 1
         self._epoch_s = ((self._epoch_s or 0.0) * (self._epochs_done - 1) + now - self._began) / self._epochs_done
@@ -262,29 +291,30 @@ class TrainingProgress:
             self._line(line)
             if self._console.is_terminal
             else Text(
-                f"epoch {line['epoch']:.0f}/{self._epochs}  loss {line['loss']:.4f}  nll {line['nll']:.4f}  "
-                f"nce {line['nce']:.4f}  validation HR@10 {line['HR@10']:.4f}  {line['sessions_per_s']:,.0f} sessions/s"
+                f"epoch {line['epoch']:.0f}/{self._epochs}  loss {line['loss']:.4f}{_terms(line)}  "
+                f"validation HR@10 {line['HR@10']:.4f}  {line['sessions_per_s']:,.0f} sessions/s"
             )
         )
         self._console.print(shown, soft_wrap=True)
 
     def _line(self, line: Mapping[str, float]) -> Text:
-        """An epoch for who looks at it: the best so far stands out, and how validation has gone is seen."""
+        """Return the line of an epoch for a terminal, with the best epoch highlighted and a sparkline of validation."""
         best = line["HR@10"] >= max(score for score in self._scores if score is not None)
         digits = len(str(self._epochs))
+        points = min(_POINTS, self._epochs, max(self._console.width - _WITHOUT_POINTS, 0))
         return Text.assemble(
             (f"epoch {line['epoch']:>{digits}.0f}/{self._epochs}", "bold"),
             ("  loss ", "dim"),
             f"{line['loss']:.4f}",
-            (f"  nll {line['nll']:.4f}  nce {line['nce']:.4f}", "dim"),
+            (_terms(line) if self._console.width >= _ROOM_FOR_TERMS else "", "dim"),
             ("  validation HR@10 ", "dim"),
             (f"{line['HR@10']:.4f}{' best' if best else '     '}", "bold green" if best else ""),
-            (f"  {sparkline(self._scores, _POINTS, from_zero=False).ljust(min(_POINTS, self._epochs))}", "green"),
+            (f"  {sparkline(self._scores, points, from_zero=False).ljust(points)}" if points else "", "green"),
             (f"  {line['sessions_per_s']:,.0f} sessions/s", "dim"),
         )
 
     def _left(self, epoch: int, share: float) -> str:
-        """The time that the epochs to come take at most, as training may stop early; '' while nobody can tell."""
+        """Return the longest remaining time, as training may stop early; '' while it is unknown."""
         spent = self._clock() - self._began
         if self._epoch_s is not None:
             rest = max(self._epoch_s - spent, 0.0) + self._epoch_s * (self._epochs - epoch - 1)
@@ -295,8 +325,13 @@ class TrainingProgress:
         return f"at most {duration(rest)} left"
 
 
+def _terms(line: Mapping[str, float]) -> str:
+    """Return the terms of the loss; without InfoNCE there is only one, the loss itself."""
+    return f"  nll {line['nll']:.4f}  nce {line['nce']:.4f}" if line["nce"] else ""
+
+
 def duration(seconds: float) -> str:
-    """Seconds as minutes and seconds, with hours where there are any."""
+    """Format seconds as minutes and seconds, with hours if there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,4 +1,4 @@
-"""`segue top`: a running service on a screen that refreshes itself."""
+"""`segue top`: a terminal dashboard of a running service."""
 
 import time
 from collections import deque
@@ -13,38 +13,50 @@ from rich.table import Table
 from rich.text import Text
 
 from segue.cli.rates import Snapshot, SnapshotHistory
-from segue.cli.terminal import facts_table, print_json, print_table, sparkline, titled
+from segue.cli.terminal import example, facts_table, print_json, print_table, sparkline, titled
 from segue.errors import InputError
 
-FIGURES_S: Final = 10.0  # rates and latencies are of so many seconds
-SKIPS_S: Final = 300.0  # skip rates need more plays
+FIGURES_S: Final = 10.0  # period of rates and latencies
+SKIPS_S: Final = 300.0  # period of skip rates, which need more plays
 _TIMEOUT_S: Final = 5.0
 _POINTS: Final = 60
-_OTHER_LINES: Final = 28  # of the screen, besides routes and releases
+_OTHER_LINES: Final = 28  # lines of the screen besides routes and releases
 _FEWEST_ROUTES: Final = 2
 
 
 class NoAnswer(InputError):
-    """The service did not answer what was asked, for now or for good."""
+    """The service did not return its operations data. This may be temporary."""
 
 
-@click.command(short_help="A running service, live: traffic, latency, skips, Redis.")
+@click.command(
+    short_help="Watch a running service: traffic, latency, skip rates, Redis.",
+    epilog=example("segue top http://127.0.0.1:8000 --interval 2"),
+)
 @click.argument("url", default="http://127.0.0.1:8000")
-@click.option("--key", envvar="SEGUE_API_KEY", help="API key with the scope admin.  [default: SEGUE_API_KEY]")
+@click.option(
+    "--key",
+    envvar="SEGUE_API_KEY",
+    metavar="KEY",
+    help="API key with the scope admin, if the service has keys.  [default: SEGUE_API_KEY]",
+)
 @click.option(
     "--interval",
     "interval_s",
     type=click.FloatRange(0.1),
     default=1.0,
     show_default=True,
-    help="Refresh interval in seconds.",
+    metavar="S",
+    help="Refresh interval in seconds, at least 0.1.",
 )
 @click.option(
     "--once", is_flag=True, help="Take one sample, print it and exit (default when stdout is not a terminal)."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /operations as JSON and exit.")
+@click.option("--json", "as_json", is_flag=True, help="Print the response of GET /operations as JSON and exit.")
 def top(url: str, key: str | None, interval_s: float, once: bool, as_json: bool) -> None:
-    """Watch the service at URL; press Ctrl-C to quit. Rates cover ten seconds, skip rates five minutes."""
+    """Watch the service at URL (default http://127.0.0.1:8000). Press Ctrl-C to quit.
+
+    Request rates and latencies cover the last 10 seconds, skip rates the last 5 minutes.
+    """
     with Service(url, key) as service:
         _show(service, Screen(url), interval_s, once=once, as_json=as_json)
 
@@ -65,7 +77,7 @@ def _show(service: "Service", screen: "Screen", interval_s: float, *, once: bool
     try:
         _watch(console, screen, service, interval_s)
     except KeyboardInterrupt:
-        return  # the usual way to leave
+        return  # Ctrl-C quits
 
 
 def _watch(console: Console, screen: "Screen", service: "Service", interval_s: float) -> None:
@@ -74,28 +86,30 @@ def _watch(console: Console, screen: "Screen", service: "Service", interval_s: f
             time.sleep(interval_s)
             try:
                 screen.add(service.ask())
-            except NoAnswer as error:  # it may be starting anew
+            except NoAnswer as error:  # it may be restarting
                 screen.fault = str(error)
             live.update(screen.shown(console.height), refresh=True)
 
 
 class Service:
-    """Asks a service how it is."""
+    """The client of a service's `GET /operations`."""
 
     def __init__(self, url: str, key: str | None) -> None:
-        """Raises InputError for what is no address."""
+        """Raises InputError for an invalid address or key."""
         import httpx
 
         if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname:
-            raise InputError(f"{url!r} is no address of a service: expected one as in http://127.0.0.1:8000")
+            raise InputError(
+                f"{url!r} is not the address of a service: expected an address such as http://127.0.0.1:8000"
+            )
         if key is not None and not (key.isascii() and key.isprintable()):
-            raise InputError("--key holds characters that no key has: copy it again")
+            raise InputError("--key contains characters that no key has: copy the key again")
         headers = {"Authorization": f"Bearer {key.strip()}"} if key else {}
         self._url = url.rstrip("/")
         self._client = httpx.Client(headers=headers, timeout=_TIMEOUT_S)
 
     def __enter__(self) -> Self:
-        """Nothing is sent yet."""
+        """Return the client. Sends nothing."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -103,7 +117,7 @@ class Service:
         self._client.close()
 
     def ask(self) -> Snapshot:
-        """What it answers to GET /operations. Raises NoAnswer with one line."""
+        """Return the response of GET /operations. Raises NoAnswer, or InputError if the key is rejected."""
         import httpx
 
         try:
@@ -118,16 +132,18 @@ class Service:
             return content
         detail = content.get("detail") if isinstance(content, dict) else None
         if answer.status_code in {401, 403}:
-            raise InputError(f"{self._url} refuses: {detail}; give a key of the scope admin by --key or SEGUE_API_KEY")
-        told = f": {detail}" if detail else ": is this a Segue service?"
-        raise NoAnswer(f"{self._url}/operations answers {answer.status_code}{told}")
+            raise InputError(
+                f"{self._url} rejects the request: {detail}; set --key or SEGUE_API_KEY to a key with the scope admin"
+            )
+        hint = f": {detail}" if detail else ": is this a Segue service?"
+        raise NoAnswer(f"{self._url}/operations answers {answer.status_code}{hint}")
 
 
 class Screen:
-    """What is shown of the latest snapshots."""
+    """The tables of the latest snapshots."""
 
     def __init__(self, url: str) -> None:
-        self.fault: str | None = None  # why the latest look failed
+        self.fault: str | None = None  # why the latest request failed
         self._url = url
         self._history = SnapshotHistory()
         self._latest: Snapshot = {}
@@ -136,7 +152,7 @@ class Screen:
         self._slowest: deque[float | None] = deque(maxlen=_POINTS)
 
     def add(self, snapshot: Snapshot) -> None:
-        """Take in another snapshot."""
+        """Add a snapshot."""
         self.fault = None
         self._history.add(snapshot)
         self._latest = snapshot
@@ -145,7 +161,7 @@ class Screen:
         self._slowest.append(self._figures["total"]["p99_ms"])
 
     def shown(self, height: int) -> Group:
-        """The whole screen, of so many lines: where there are few, the routes that are asked for most."""
+        """Return the whole screen in `height` lines. If they are few, only the busiest routes are shown."""
         head = Text.assemble(
             (" segue top ", "bold reverse"), "  ", (self._url, "bold"), "  ", _clock(self._latest["at"])
         )
@@ -154,26 +170,26 @@ class Screen:
             Text.assemble(("requests/s  ", "dim"), (sparkline(list(self._rates), _POINTS), "cyan")),
             Text.assemble(("p99         ", "dim"), (sparkline(list(self._slowest), _POINTS), "yellow")),
             *self.tables(max(_FEWEST_ROUTES, height - _OTHER_LINES - len(self._latest["releases"]))),
-            Text("Ctrl-C ends", style="dim"),
+            Text("Press Ctrl-C to quit", style="dim"),
         ]
         return Group(*parts)
 
     def tables(self, most_routes: int | None = None) -> list[Table]:
-        """Traffic, releases, and what the service stands on."""
+        """Return the tables of traffic, releases, and the state of the service."""
         return [self._traffic(most_routes), self._releases(), self._facts()]
 
     def _traffic(self, most_routes: int | None) -> Table:
         seconds = self._figures["seconds"]
-        title = f"requests of the last {seconds:.0f} s" if seconds is not None else "requests since the start"
+        title = f"Requests, last {seconds:.0f} s" if seconds is not None else "Requests since start"
         table = titled(title)
         table.add_column("route", no_wrap=True)
-        for name in ("per s", "p50 ms", "p90 ms", "p99 ms", "4xx per s", "5xx per s", "answered"):
+        for name in ("per s", "p50 ms", "p90 ms", "p99 ms", "4xx per s", "5xx per s", "responses"):
             table.add_column(name, justify="right", no_wrap=True)
         lines = sorted(self._figures["routes"], key=lambda line: -(line["per_s"] or 0.0))
         for line in (self._figures["total"], *lines[:most_routes]):
             table.add_row(
                 Text(
-                    "listeners, in all" if line is self._figures["total"] else line["name"],
+                    "all listener requests" if line is self._figures["total"] else line["name"],
                     style="bold" if line is self._figures["total"] else "",
                 ),
                 _number(line["per_s"]),
@@ -185,7 +201,7 @@ class Screen:
         return table
 
     def _releases(self) -> Table:
-        table = titled("releases, and what became of what they recommended")
+        table = titled(f"Recommendation outcomes by release, last {SKIPS_S / 60:.0f} min")
         table.add_column("release", no_wrap=True)
         for name in ("in use", "lists per s", "plays", "played", "skipped"):
             table.add_column(name, justify="right")
@@ -202,52 +218,53 @@ class Screen:
         return table
 
     def _facts(self) -> Table:
-        told, figures = self._latest, self._figures
-        events = told["events"]
-        validation = told["release"]["evaluation"].get("validation") or {}
+        latest, figures = self._latest, self._figures
+        events = latest["events"]
+        validation = latest["release"]["evaluation"].get("validation") or {}
         facts: dict[str, Any] = {
-            "release": f"{told['release']['name']} in {told['release']['folder']}",
-            "validation HR@10": validation.get("HR@10", "not known"),
-            "experiment": _experiment(told["experiment"]),
-            "sessions": f"{events['sessions']:,} began, {_number(figures['sessions_per_s'])} per s",
+            "release": f"{latest['release']['name']} in {latest['release']['folder']}",
+            "validation HR@10": validation.get("HR@10", "unknown"),
+            "A/B test": _experiment(latest["experiment"]),
+            "sessions": f"{events['sessions']:,} started, {_number(figures['sessions_per_s'])} per s",
             "events": f"{events['plays'] + events['skips']:,}, {_number(figures['events_per_s'])} per s",
-            "refused as full": f"{told['shed']:,}, {_number(figures['shed_per_s'])} per s",
-            "redis": redis_line(told["redis"]),
-            "event log": log_line(told["event_log"]),
+            "shed": f"{latest['shed']:,} requests, {_number(figures['shed_per_s'])} per s",
+            "Redis": redis_line(latest["redis"]),
+            "event log": log_line(latest["event_log"]),
         }
-        return facts_table("service", facts)
+        return facts_table("Service", facts)
 
 
 def redis_line(redis: Snapshot) -> str:
-    """The session store in a line."""
-    parts = ["answers" if redis["reachable"] else "AWAY"]
+    """Describe the state of Redis in one line."""
+    parts = ["up" if redis["reachable"] else "UNREACHABLE"]
     if redis["detail"]:
         parts.append(redis["detail"])
     if redis["memory_bytes"] is not None:
         limit = f" of {redis['memory_limit_bytes'] / 1e6:,.0f}" if redis["memory_limit_bytes"] else ""
         parts += [f"{redis['memory_bytes'] / 1e6:,.1f}{limit} MB"]
-        parts += ["append-only" if redis["append_only"] else "NOT append-only"]
-        parts += [] if redis["last_write_ok"] else ["ITS LATEST WRITE TO DISK FAILED"]
+        parts += ["append-only file" if redis["append_only"] else "NO append-only file"]
+        parts += [] if redis["last_write_ok"] else ["LAST WRITE TO DISK FAILED"]
     if redis["workers_away"]:
-        parts.append(f"circuit open in {redis['workers_away']} workers")
+        noun = "worker" if redis["workers_away"] == 1 else "workers"
+        parts.append(f"circuit open in {redis['workers_away']} {noun}")
     return ", ".join(parts)
 
 
 def log_line(log: Snapshot) -> str:
-    """The event log in a line."""
+    """Describe the event log in one line."""
     if not log["kept"]:
-        return "none is kept"
+        return "off"
     waiting = "unknown" if log["waiting"] is None else f"{log['waiting']:,}"
-    parts = [f"{waiting} events wait"]
+    parts = [f"{waiting} events waiting"]
     if log["oldest_s"] is not None:
-        parts.append(f"the oldest for {log['oldest_s']:.0f} s")
+        parts.append(f"oldest {log['oldest_s']:.0f} s")
     parts.append(f"{log['plays_written']:,} plays written")
     if log["last_file"] is not None:
         parts.append(f"last file {log['last_file']['written_at'][:19]}Z")
     elif not log["written_here"]:
-        parts.append("another service writes the files")
-    parts += [f"{log['dropped']:,} DROPPED"] if log["dropped"] else []
-    parts += [f"{log['failures']:,} FAILURES"] if log["failures"] else []
+        parts.append("written by another service")
+    parts += [f"{log['dropped']:,} PLAYS DROPPED"] if log["dropped"] else []
+    parts += [f"{log['failures']:,} FAILED WRITES"] if log["failures"] else []
     return ", ".join(parts)
 
 

@@ -1,8 +1,9 @@
-"""`segue train`, `segue evaluate` and `segue index`: from a dataset to a measured, indexed release."""
+"""`segue train`, `segue evaluate` and `segue index`: create a release, evaluate it and build its index."""
 
 import contextlib
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,8 @@ import click
 from rich.console import Console
 
 from segue.cli.data import FOLDER, SPLIT
-from segue.cli.evaluate import beyond_hits, evaluation_table, hit_rates
-from segue.cli.terminal import TrainingProgress, counting, facts_table, print_json, print_table, say
+from segue.cli.evaluate import evaluation_table, hit_rates, other_metrics
+from segue.cli.terminal import TrainingProgress, counting, example, facts_table, print_json, print_table, say
 from segue.errors import BadOption, BadRelease, InputError
 
 if TYPE_CHECKING:
@@ -21,11 +22,16 @@ if TYPE_CHECKING:
     from training.run_log import TensorBoard
 
 
-@click.command(short_help="A dataset to a release.")
+@click.command(
+    short_help="Train a model on a dataset and write a release.",
+    epilog=example("segue train data/mine --set epochs=20 --out releases/mine"),
+)
 @click.argument("dataset", type=FOLDER)
 @click.option(
     "--model",
-    help="sasrec, bert4rec, gru4rec, caser, wrmf[-bl|-nr], bpr[-bl|-nr], vmis-knn, markov or popularity.  "
+    metavar="NAME",
+    help="Model: sasrec, bert4rec, gru4rec, caser, wrmf, bpr, vmis-knn, markov or popularity. wrmf-bl and bpr-bl do "
+    "not count a skipped track as a positive; wrmf-nr and bpr-nr also count it as a negative.  "
     "[default: sasrec, or the model of --init-from]",
 )
 @click.option(
@@ -35,28 +41,39 @@ if TYPE_CHECKING:
     metavar="RELEASE",
     help="Fine-tune RELEASE. Known tracks keep their embeddings; new tracks are initialised from co-played tracks.",
 )
-@click.option("--no-nce", is_flag=True, help="Train without the skip-aware InfoNCE loss (beta = 0).")
-@click.option("--recipe", help="A TOML file of options, or the name of a shipped recipe.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set one option; may be repeated.")
+@click.option("--no-nce", is_flag=True, help="Train without the skip loss (InfoNCE; sets beta to 0).")
+@click.option(
+    "--recipe",
+    metavar="RECIPE",
+    help="Training options: a TOML file, or a built-in recipe (demo, mssd).  [default: the model's defaults]",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set one training option, such as epochs=20. Repeatable; overrides the recipe.",
+)
 @click.option(
     "--split",
     type=SPLIT,
     default="last-play",
     show_default=True,
-    help="Hold out each session's last plays, or whole sessions.",
+    help="last-play: hold out the last plays of each session. new-sessions: hold out whole sessions.",
 )
 @click.option(
     "--out",
     type=FOLDER,
     required=True,
-    help="The release folder to write; training metadata and metrics go to OUT.run.",
+    metavar="FOLDER",
+    help="Folder to write the release to. Training metadata and metrics go to FOLDER.run.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing release.")
 @click.option("--resume", is_flag=True, help="Fail if there is no checkpoint to resume from.")
-@click.option("--tensorboard", type=FOLDER, metavar="DIR", help="Write TensorBoard logs to DIR.")
-@click.option("--device", default="cpu", show_default=True, help="A torch device: cpu or cuda.")
-@click.option("--sharded", is_flag=True, help="With torchrun: shard the item embeddings over the processes.")
-@click.option("--json", "as_json", is_flag=True, help="Print the release's facts as JSON.")
+@click.option("--tensorboard", type=FOLDER, metavar="FOLDER", help="Write TensorBoard logs to FOLDER.")
+@click.option("--device", default="cpu", show_default=True, metavar="DEVICE", help="cpu, cuda or cuda:N.")
+@click.option("--sharded", is_flag=True, help="With torchrun: shard the item embeddings across processes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest of the release as JSON.")
 def train(
     dataset: Path,
     model: str | None,
@@ -73,9 +90,9 @@ def train(
     sharded: bool,
     as_json: bool,
 ) -> None:
-    """Train a model on DATASET and write a release.
+    """Train a model on DATASET and write a release: a folder with everything that serving needs.
 
-    You can interrupt it: the same command resumes where it stopped. With several GPUs or machines:
+    If you interrupt the command, run it again to resume from the last checkpoint. For several GPUs or machines, run
     `torchrun --nproc-per-node 2 -m segue train ...`.
     """
     from training.data.dataset import open_dataset
@@ -95,7 +112,7 @@ def train(
         model,
         options,
         open_dataset(dataset),
-        split,  # type: ignore[arg-type]  # click has checked it
+        split,  # type: ignore[arg-type]  # click checks it
         out,
         overwrite,
         _torch_device(device),
@@ -105,10 +122,10 @@ def train(
     with init_distributed(job.device, sharded=sharded) as processes, contextlib.ExitStack() as stack:
         console = Console(stderr=True, quiet=not processes.is_main)
         progress = stack.enter_context(TrainingProgress(getattr(options, "epochs", 1), console))
-        told = MultiReporter(progress, *map(stack.enter_context, boards if processes.is_main else ()))
-        trained = train_distributed(job, told, processes)
+        reporter = MultiReporter(progress, *map(stack.enter_context, boards if processes.is_main else ()))
+        trained = train_distributed(job, reporter, processes)
     if trained is not None:
-        _print_release(trained, as_json=as_json)
+        _print_release(trained, dataset, as_json=as_json)
 
 
 def _board(folder: Path) -> "TensorBoard":
@@ -120,7 +137,7 @@ def _board(folder: Path) -> "TensorBoard":
 def _continued(
     origin: Path, model: str | None, recipe: str | None, settings: tuple[str, ...], *, no_nce: bool
 ) -> tuple["Release", "Options"]:
-    """The release of --init-from, and its options as flags, recipe and settings change them."""
+    """Return the release of --init-from, and its options with the changes of flags, recipe and settings."""
     from segue.release import open_release
     from training.run import MODELS
     from training.warm_start import check_can_fine_tune, fine_tune_options
@@ -128,18 +145,16 @@ def _continued(
     release = open_release(origin)
     trained = release.manifest.model
     if trained not in MODELS or MODELS[trained].encoder is None:
-        raise BadRelease(
-            f"--init-from {origin} is of model {trained}, which cannot be fine-tuned: leave --init-from out"
-        )
+        raise BadRelease(f"--init-from {origin} is a {trained} model, which cannot be fine-tuned: omit --init-from")
     check_can_fine_tune(release)
     if model not in (None, trained):
-        raise BadOption(f"--model {model}: --init-from {origin} is of model {trained}: leave --model out")
+        raise BadOption(f"--model {model}: --init-from {origin} is a {trained} model: omit --model")
     flags = {"beta": 0.0} if no_nce else {}
     return release, fine_tune_options(release, MODELS[trained].options, recipe, settings, **flags)
 
 
 def options_of(model: str, recipe: str | None, settings: tuple[str, ...], *, no_nce: bool) -> "Options":
-    """The options of a model as flags, recipe and settings say. Raises BadOption."""
+    """Return the options of a model from flags, recipe and settings. Raises BadOption."""
     from training.options import NeuralOptions, read_options
     from training.run import MODELS
 
@@ -147,7 +162,7 @@ def options_of(model: str, recipe: str | None, settings: tuple[str, ...], *, no_
         raise BadOption(f"--model {model!r}: expected one of {', '.join(MODELS)}")
     kind = MODELS[model].options
     if no_nce and not issubclass(kind, NeuralOptions):
-        raise BadOption(f"--no-nce: {model} has no loss terms; leave the flag out")
+        raise BadOption(f"--no-nce: {model} has no skip loss; omit --no-nce")
     return read_options(kind, recipe, settings, model, **({"beta": 0.0} if no_nce else {}))
 
 
@@ -156,11 +171,13 @@ def _torch_device(device: str) -> str:
         import torch
 
         if device.partition(":")[0] != "cuda" or not torch.cuda.is_available():
-            raise BadOption(f"--device {device!r}: expected cpu, or cuda where torch sees a GPU (it sees none here)")
+            raise BadOption(
+                f"--device {device!r}: expected cpu, or cuda if torch finds a GPU (it finds none on this machine)"
+            )
     return device
 
 
-def _print_release(release: "Release", *, as_json: bool) -> None:
+def _print_release(release: "Release", dataset: Path, *, as_json: bool) -> None:
     manifest = release.manifest
     if as_json:
         print_json({"path": str(release.path), **manifest.model_dump(mode="json")})
@@ -175,29 +192,50 @@ def _print_release(release: "Release", *, as_json: bool) -> None:
         "size": f"{sum(file.bytes for file in manifest.files.values()) / 1e6:,.1f} MB",
     }
     print_table(facts_table(f"trained {manifest.model}", facts))
+    say(
+        f"Release written to {release.path}. "
+        f"Next: segue evaluate {release.path} {dataset}, or segue serve {release.path}"
+    )
 
 
-@click.command(short_help="Hit rates, MRR and NDCG of a release, with intervals.")
+@click.command(
+    short_help="Measure hit rates, MRR and NDCG of a release.",
+    epilog=example("segue evaluate releases/mine data/mine --output mine.json"),
+)
 @click.argument("release", type=FOLDER)
 @click.argument("dataset", type=FOLDER)
-@click.option("--part", type=click.Choice(["test", "validation"]), default="test", show_default=True)
 @click.option(
-    "--split", type=SPLIT, default="last-play", show_default=True, help="The split that the release was trained on."
+    "--part",
+    type=click.Choice(["test", "validation"]),
+    default="test",
+    show_default=True,
+    help="Part of the split to evaluate on.",
 )
-@click.option("--protocol", type=click.Choice(["full", "sampled"]), default="full", show_default=True)
+@click.option(
+    "--split", type=SPLIT, default="last-play", show_default=True, help="Split that the release was trained with."
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(["full", "sampled"]),
+    default="full",
+    show_default=True,
+    help="full: rank all tracks. sampled: rank each target among 1,000 sampled tracks.",
+)
 @click.option(
     "--seed",
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Random seed for the bootstrap and for sampled tracks.",
+    metavar="N",
+    help="Random seed for bootstrap intervals and sampled tracks.",
 )
 @click.option(
     "--url",
     metavar="URL",
-    help="Evaluate a running service that serves RELEASE; SEGUE_API_KEY is its admin key.",
+    help="Evaluate through a running service that serves RELEASE. If it needs an API key, set SEGUE_API_KEY to one "
+    "with the scope admin.",
 )
-@click.option("--exact", is_flag=True, help="Use exact search instead of the index.")
+@click.option("--exact", is_flag=True, help="Use exact search instead of the release's index.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--output", type=FOLDER, metavar="FILE", help="Write the result to FILE as JSON.")
 def evaluate(
@@ -212,16 +250,20 @@ def evaluate(
     as_json: bool,
     output: Path | None,
 ) -> None:
-    """Measure RELEASE on DATASET: hit rates, MRR, NDCG with 95 % intervals for played and skipped targets."""
+    """Evaluate RELEASE on DATASET.
+
+    Reports hit rates, MRR and NDCG with 95 % bootstrap intervals, separately for played and skipped targets.
+    A target is the track that came next in a held-out session.
+    """
     from segue.release import open_release
     from training.data.dataset import open_dataset
     from training.evaluation.evaluate import Question
     from training.evaluation.evaluate import evaluate as measure
 
     if output is not None and output.is_dir():
-        raise InputError(f"--output {output} is a folder: name a file")
+        raise InputError(f"--output {output} is a folder: expected a file name")
     if output is not None and not output.parent.is_dir():
-        raise InputError(f"--output {output}: the folder {output.parent} does not exist: create it first")
+        raise InputError(f"--output {output}: the folder {output.parent} does not exist: create it")
     question = Question(
         open_dataset(dataset),
         open_release(release),
@@ -239,11 +281,15 @@ def evaluate(
     if as_json:
         print_json(result)
     else:
-        print_evaluations(question, [(question.release.manifest.model, result)])
+        print_evaluations(question, [(result["system"], result)])
+        if output is None:
+            say("To compare releases, save each result with --output FILE and run `segue compare FILE FILE`.")
+        else:
+            say(f"Result written to {output}. Next: segue compare {output} OTHER.json --html comparison.html")
 
 
 def answers_of(question: "Question", url: str | None = None, *, exact: bool = False) -> "RecommenderUnderTest":
-    """The release in this process, or the service at `url`."""
+    """Return the release in this process, or the service at `url`. Raises BadRelease."""
     from training.evaluation.evaluate import HttpRecommender, LocalRecommender
 
     if url is None:
@@ -253,12 +299,12 @@ def answers_of(question: "Question", url: str | None = None, *, exact: bool = Fa
     )
     served = over_http.serves()
     if served != question.release.name:
-        raise BadRelease(f"{url} serves {served}, not {question.release.name}: serve the release you evaluate")
+        raise BadRelease(f"{url} serves {served}, not {question.release.name}: serve the release that you evaluate")
     return over_http
 
 
 def open_recommender(release: "Release", *, exact: bool = False) -> Any:
-    """What recommends for a release of any model."""
+    """Return the recommender of a release of any model."""
     from segue.recommend import PopularityRanker, Recommender
     from training.models.baselines.rankers import open_ranker
 
@@ -271,25 +317,49 @@ def open_recommender(release: "Release", *, exact: bool = False) -> Any:
 
 
 def print_evaluations(question: "Question", results: list[tuple[str, Any]]) -> None:
-    """The tables of one or more systems on the same question."""
+    """Print the tables of one or more systems with the same evaluation settings."""
     title = (
         f"{question.dataset.facts.source}: {question.part} targets, {question.split} split, {question.protocol} ranking"
     )
-    print_table(evaluation_table(title, results))
-    print_table(hit_rates(results))
-    print_table(beyond_hits(results))
+    print_table(partial(evaluation_table, title, results))
+    print_table(partial(hit_rates, results))
+    print_table(other_metrics(results))
 
 
-@click.command(short_help="Index a release, tuned to a recall.")
+@click.command(
+    short_help="Build the search index of a release.", epilog=example("segue index releases/mine --recall 0.98")
+)
 @click.argument("release", type=FOLDER)
 @click.option(
-    "--kind", default="auto", help="auto, exact, flat, ivf, hnsw; the last three also as -sq8; ivf-pq, ivf-pq4."
+    "--kind",
+    default="auto",
+    show_default=True,
+    metavar="KIND",
+    help="Index type: auto, exact, flat, flat-sq8, ivf, ivf-sq8, ivf-pq, ivf-pq4, hnsw or hnsw-sq8. auto chooses by "
+    "the number of tracks.",
 )
-@click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
-@click.option("--recall", type=click.FloatRange(0.0, 1.0), default=0.99, show_default=True, help="Recall@20 to reach.")
-@click.option("--json", "as_json", is_flag=True, help="Print index.json.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "gpu"]),
+    default="cpu",
+    show_default=True,
+    help="Processor that the service will search on.",
+)
+@click.option(
+    "--recall",
+    type=click.FloatRange(0.0, 1.0),
+    default=0.99,
+    show_default=True,
+    metavar="R",
+    help="Recall@20 that the index must reach, from 0 to 1.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print index.json of the release.")
 def index(release: Path, kind: str, device: str, recall: float, as_json: bool) -> None:
-    """Build the index of RELEASE and tune it until the stated recall is measured on its own encoder's queries."""
+    """Build the nearest-neighbour index of RELEASE and write it to the release folder.
+
+    The search parameters are tuned on queries of the release's own encoder until the index reaches --recall. A release
+    without an index uses exact search, which is fast enough up to about 50,000 tracks.
+    """
     from segue.release import open_release
 
     opened = open_release(release)
@@ -299,18 +369,19 @@ def index(release: Path, kind: str, device: str, recall: float, as_json: bool) -
         return
     shown = {key: value for key, value in facts.items() if key != "tried"}
     print_table(facts_table(f"index of {opened.name}", shown))
+    say(f"Index written to {release}. Next: segue serve {release}")
 
 
 def build_index(release: "Release", *, kind: str = "auto", device: str = "cpu", recall: float = 0.99) -> dict[str, Any]:
-    """Index a release in place and return the facts of index.json. The queries are those of its sample windows."""
+    """Build the index of a release in its folder and return the content of index.json. Queries: its sample windows."""
     from index.tuning import index_release
     from segue.release import ENCODER
     from service.releases.loaded import OnnxEncoder
 
     if not release.has_encoder:
-        raise BadRelease(f"{release.path} was trained as {release.manifest.model}, which has no vectors to index")
+        raise BadRelease(f"{release.path} is a {release.manifest.model} model, which has no embeddings to index")
     windows = release.sample_windows
-    say(f"tuning on {len(windows):,} queries")
+    say(f"Tuning the search index on {len(windows):,} queries")
     queries = OnnxEncoder(release.path / ENCODER).encode(windows)
     _, facts = index_release(release, queries, kind=kind, device=device, recall_target=recall)
     return dict(facts.model_dump(mode="json"))

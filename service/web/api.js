@@ -1,4 +1,4 @@
-// Talking to the service: calls, the key, server-sent events, how long answers took.
+// The HTTP client: calls, the API key, server-sent events, response times.
 
 import { addressOf } from "./place.js";
 
@@ -6,7 +6,7 @@ const API_KEY = "segue.key";
 const KEPT_TIMES = 50;
 const RETRY_AFTER_MS = [250, 500, 1000, 2000, 4000];
 
-/** Something that went wrong, in words for a listener; `status` is 0 where nothing answered. */
+/** A failed call, with a message for the listener. `status` is 0 if there was no response. */
 export class CallFailed extends Error {
   constructor(message, status) {
     super(message);
@@ -20,14 +20,14 @@ let onKeyWanted = () => {};
 
 export const listenToTimes = (listener) => { onTime = listener; };
 export const listenForKeys = (listener) => { onKeyWanted = listener; };
-export const keepKey = (key) => sessionStorage.setItem(API_KEY, key); // of this tab: no thing to leave in a browser
+export const keepKey = (key) => sessionStorage.setItem(API_KEY, key); // for this tab only: a key must not stay in the browser
 
 function headersOf(more = {}) {
   const key = sessionStorage.getItem(API_KEY);
   return { ...more, ...(key && { Authorization: `Bearer ${key}` }) };
 }
 
-/** The body of an answer. Throws CallFailed. */
+/** The body of a response. Throws CallFailed. */
 export async function call(path, options = {}) {
   const began = performance.now();
   let answer;
@@ -40,13 +40,13 @@ export async function call(path, options = {}) {
   note(performance.now() - began);
   if (answer.status === 401 || answer.status === 403) onKeyWanted();
   if (!answer.ok) {
-    const told = body?.detail ? `${body.title}: ${body.detail}` : `The service answered ${answer.status}.`;
-    throw new CallFailed(told, answer.status);
+    const message = body?.detail ? `${body.title}: ${body.detail}` : `The service answered ${answer.status}.`;
+    throw new CallFailed(message, answer.status);
   }
   return body;
 }
 
-/** The bytes of an answer; its time is none of a list's. Throws CallFailed. */
+/** The bytes of a response. Not included in the response times. Throws CallFailed. */
 export async function bytes(path) {
   const answer = await fetch(addressOf(path), { headers: headersOf() }).catch(() => { throw new CallFailed("The service does not answer.", 0); });
   if (!answer.ok) throw new CallFailed(`The service answered ${answer.status}.`, answer.status);
@@ -63,8 +63,8 @@ function note(ms) {
 }
 
 /**
- * Server-sent events of a path until `signal` ends them, through failures and restarts of the service.
- * (EventSource can send no key.) `handlers` has a function for each kind of event, `lost` and `found`.
+ * Read server-sent events of a path until `signal` aborts; reconnect after failures and restarts of the service.
+ * (EventSource cannot send an API key.) `handlers` has a function for each kind of event, `lost` and `found`.
  */
 export async function watch(path, handlers, signal) {
   let failures = 0;
@@ -75,10 +75,10 @@ export async function watch(path, handlers, signal) {
       if (failures) handlers.found();
       failures = 0;
       for await (const { kind, data } of eventsOf(answer.body)) handlers[kind]?.(data);
-      await pause(RETRY_AFTER_MS[0], signal); // it ends after a while, and when the service does
+      await pause(RETRY_AFTER_MS[0], signal); // the service closes each stream after a while, and at shutdown
     } catch (error) {
       if (signal.aborted) return;
-      if (error.status === 401 || error.status === 403) return; // whoever gives a key watches again
+      if (error.status === 401 || error.status === 403) return; // a new key starts another stream
       if (!failures++) handlers.lost();
       await pause(RETRY_AFTER_MS[Math.min(failures, RETRY_AFTER_MS.length) - 1], signal);
     }

@@ -1,15 +1,15 @@
-// Two releases asked about the same session, side by side: what each puts next, and where they differ.
+// Two releases side by side: the next tracks of each for the same session, and where they differ.
 
 import { call } from "./api.js";
 import { kindOf, readLive } from "./live.js";
 import { NEXT, remember, state, titleOf } from "./session.js";
 import { byId, button, element, sign } from "./show.js";
 
-let live = []; // releases that answer, as GET /releases/current names them
+let live = []; // the live releases, in the form of GET /releases/current
 let asked = 0;
 let choices = null;
 
-/** Which releases answer now; with two of them they can be compared. */
+/** Set the live releases. With two of them, the comparison is available. */
 export function compareLive(releases, onChoice) {
   live = releases.slice(0, 2);
   choices = onChoice;
@@ -28,7 +28,7 @@ function show(open) {
   if (open) compareAgain();
 }
 
-/** Ask both about the session as it is now, if the comparison is open. */
+/** Load both lists for the current session, if the comparison is open. */
 export async function compareAgain() {
   if (byId("compare-part").hidden) return;
   const number = ++asked;
@@ -41,7 +41,7 @@ export async function compareAgain() {
   byId("compare-lists").replaceChildren(...answers.map((answer, at) => listOf(answer, live[at], ranks[1 - at])));
 }
 
-/** Such as a release that is live no more: another was swapped in. */
+/** Show the error. After a 404 read the live releases: one may have been swapped out. */
 async function failed(error) {
   byId("compare-words").textContent = error.message;
   if (error.status === 404) await readLive().catch(() => null);
@@ -50,8 +50,8 @@ async function failed(error) {
 function inWords([one, other]) {
   const shared = [...one.keys()].filter((id) => other.has(id));
   const same = shared.filter((id) => one.get(id) === other.get(id)).length;
-  if (!shared.length) return "No track is in both lists.";
-  if (same === one.size && same === other.size) return "Both lists are the same.";
+  if (!shared.length) return "The lists have no track in common.";
+  if (same === one.size && same === other.size) return "Both lists are identical.";
   return `${shared.length} of ${one.size} tracks are in both lists, ${same} of them at the same rank.`;
 }
 
@@ -60,8 +60,8 @@ function listOf({ items, source }, release, elsewhere) {
   const title = element("h3", "", kindOf(release));
   title.id = `compare-${release.name}`;
   list.setAttribute("aria-labelledby", title.id);
-  const told = source === "model" ? release.name : `${release.name}: the most played tracks`;
-  return element("div", "", title, element("p", "quiet", told), list);
+  const words = source === "model" ? release.name : `${release.name}: most played tracks`;
+  return element("div", "", title, element("p", "quiet", words), list);
 }
 
 function row(track, rankThere) {
@@ -76,7 +76,7 @@ function row(track, rankThere) {
 }
 
 function difference(rank, there) {
-  if (there === undefined) return sign("◆ here only", "in this list only", "move new");
+  if (there === undefined) return sign("◆ only here", "in this list only", "move new");
   if (there === rank) return sign("=", "at the same rank in both", "move");
   return there > rank
     ? sign(`▲ ${there - rank}`, `${there - rank} higher than in the other list`, "move up")

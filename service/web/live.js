@@ -1,15 +1,15 @@
-// Which releases answer, and which of them the list is asked of: the session's own, unless the listener chooses.
+// The live releases, and the one whose list is shown: the service selects it unless the listener does.
 
 import { call } from "./api.js";
 import { choose, state } from "./session.js";
 import { byId, element } from "./show.js";
 
-let live = []; // as GET /releases/current names them
-let chosen = state.release; // as it was when the list of releases was made
-const tracks = {}; // release -> how many tracks it has, where that is known
+let live = []; // in the form of GET /releases/current
+let chosen = state.release; // when the list of releases was last rendered
+const tracks = {}; // release -> number of tracks, if known
 let onLive = () => {};
 
-/** `onChosen` is called once another release is to answer, `listener` with the releases whenever they are read. */
+/** Call `onChosen` when the listener selects a release, and `listener` with the releases whenever they are read. */
 export function listenToReleases(onChosen, listener) {
   onLive = listener;
   byId("releases").addEventListener("change", () => {
@@ -19,7 +19,7 @@ export function listenToReleases(onChosen, listener) {
   });
 }
 
-/** Read what answers now. Throws CallFailed. */
+/** Read the live releases. Throws CallFailed. */
 export async function readLive() {
   const current = await call("releases/current");
   live = current.live;
@@ -35,7 +35,7 @@ export async function readLive() {
   onLive(live);
 }
 
-/** Show who has answered; another release may have been swapped in since they were read, or the chosen one be gone. */
+/** Show the release of the latest list. Read the live releases again if it or the selection is not among them. */
 export async function showAnswering(name) {
   if (chosen !== state.release || !live.some((release) => release.name === name)) await readLive().catch(() => null);
   const count = tracks[name];
@@ -43,7 +43,7 @@ export async function showAnswering(name) {
   byId("releases").value = state.release ?? name;
 }
 
-/** Let the release after the one that is shown answer. */
+/** Select the next release of the list. */
 export function chooseOther() {
   const list = byId("releases");
   if (list.options.length < 2) return;
@@ -51,7 +51,7 @@ export function chooseOther() {
   list.dispatchEvent(new Event("change"));
 }
 
-/** What sets a release apart, in a word or two. */
+/** The model of a release, and whether it was trained with the skip loss. */
 export function kindOf({ model, loss }) {
   if (!loss) return model;
   return `${model} ${loss.beta > 0 ? "with" : "without"} the skip loss`;

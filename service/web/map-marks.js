@@ -1,10 +1,10 @@
-// What is marked on the map: the session's path, where its query stands, the next tracks. Shapes differ, not colours alone.
+// The marks on the map: the session's path, its position and the next tracks. They differ in shape, not only in colour.
 
-export const NUMBERED = 5; // of the next tracks
-const REACH = 12; // pixels around a mark that are its own
-const FADED = 0.45; // what the encoder sees no more
+export const NUMBERED = 5; // next tracks with a number
+const REACH = 12; // largest distance in pixels at which a mark is selected
+const FADED = 0.45; // opacity of plays outside the encoder's window
 
-/** The marks of an answer, its explanation and the session's plays; nothing for a release without a map. */
+/** The marks of a list, its explanation and the session's plays; none for a release without a map. */
 export function marksOf({ items, explanation }, plays) {
   const places = explanation?.places;
   if (!places) return [];
@@ -15,9 +15,9 @@ export function marksOf({ items, explanation }, plays) {
   ];
 }
 
-/** The plays that the map has a place for; `isSeen` by the encoder are the last `seen`. */
+/** The plays that have a position on the map. The last `seen` of them are in the encoder's window (`isSeen`). */
 function pathOf(places, plays, seen) {
-  const older = Math.max(0, plays.length - places.length); // the service keeps the latest thousand or so
+  const older = Math.max(0, plays.length - places.length); // the service returns positions of the latest plays only
   const path = places.flatMap((place, at) => (place && plays[older + at] ? [{ place, play: plays[older + at] }] : []));
   return path.map(({ place, play }, at) => ({ kind: play.outcome, track: { track_id: play.track_id }, place, isSeen: at >= path.length - seen }));
 }
@@ -25,8 +25,8 @@ function pathOf(places, plays, seen) {
 export const isOfPath = ({ kind }) => kind === "played" || kind === "skipped";
 
 /**
- * Draw marks; `pixelOf` turns a place into pixels, `colours` are the page's, `unit` is a pixel of the page.
- * Of the path's last step, `share` is drawn.
+ * Draw marks. `pixelOf` converts a position to pixels, `colours` are the page's, `unit` is one CSS pixel.
+ * Of the path's last step, only `share` (0 to 1) is drawn.
  */
 export function drawMarks(context, marks, pixelOf, colours, unit, share) {
   const path = marks.filter(isOfPath);
@@ -37,7 +37,7 @@ export function drawMarks(context, marks, pixelOf, colours, unit, share) {
     const reached = at === path.length - 1 ? between(from, to, share) : to;
     line(context, pixelOf(from), pixelOf(reached), colours, unit);
   }
-  const order = ["next", "played", "skipped", "query"]; // what is drawn later lies above
+  const order = ["next", "played", "skipped", "query"]; // later marks cover earlier ones
   for (const kind of order) {
     for (const mark of marks) {
       if (mark.kind !== kind) continue;
@@ -48,10 +48,10 @@ export function drawMarks(context, marks, pixelOf, colours, unit, share) {
   context.globalAlpha = 1;
 }
 
-/** What is this share of the way from one place to another. */
+/** The position at `share` (0 to 1) of the way between two positions. */
 export const between = (from, to, share) => from.map((value, axis) => value + share * (to[axis] - value));
 
-/** The mark of a track that is nearest to a pixel; undefined where none is near. */
+/** The nearest mark of a track; undefined if none is near. */
 export function markAt(marks, pixelOf, across, down, unit) {
   const away = ({ place }) => Math.hypot(pixelOf(place)[0] - across, pixelOf(place)[1] - down);
   const near = marks.filter((mark) => mark.track && away(mark) < REACH * unit);

@@ -1,23 +1,23 @@
-// The points of the map, drawn as a density into pixels: 100,000 of them take a few milliseconds, with no graphics card.
+// The points of the map, drawn as a density: 100,000 points take a few milliseconds without a graphics card.
 
-const MOST_AT_A_PIXEL = 24; // more points than that look alike
-const LARGEST = 7; // pixels of a point where few are in view
+const MOST_AT_A_PIXEL = 24; // points; beyond that the density does not increase
+const LARGEST = 7; // largest diameter of a point in pixels, when few are in view
 
-/** How strong a pixel is, by the number of points that cover it. */
+/** The opacity of a pixel by the number of points that cover it. */
 const strengths = (least) => Uint8Array.from({ length: MOST_AT_A_PIXEL + 1 }, (_, count) => (count ? least + (255 - least) * (1 - Math.exp((1 - count) / 5)) : 0));
 const OF_MANY = strengths(90);
-const OF_FEW = strengths(150); // points that hardly touch would be faint
-const FEW = 2; // pixels of a point: as large, or larger, where few are in view
+const OF_FEW = strengths(150); // separate points need a higher opacity to be visible
+const FEW = 2; // diameter in pixels from which on OF_FEW applies
 
 export class Points {
-  /** `content` holds two little-endian float32 for each point, as GET /map answers. */
+  /** `content`: two little-endian float32 per point, as GET /map returns them. */
   constructor(content) {
     this.places = new Float32Array(content);
     this.count = this.places.length / 2;
     this.covered = new Uint8Array(0);
   }
 
-  /** Draw what is in view; `colour` is [red, green, blue]. */
+  /** Draw the points in view; the colour is [red, green, blue]. */
   draw(context, view, [red, green, blue]) {
     const { width, height } = view;
     const inView = this.positions(view);
@@ -34,7 +34,7 @@ export class Points {
     context.putImageData(this.image, 0, 0);
   }
 
-  /** Pixels of the points in view, x and y by turns. */
+  /** Pixels of the points in view, x and y alternating. */
   positions({ x, y, scale, width, height }) {
     const { places, count } = this;
     this.found ??= new Float32Array(places.length);
@@ -90,13 +90,13 @@ export class Points {
   }
 }
 
-/** Points grow as there are fewer of them. */
+/** The diameter of a point in pixels: larger when fewer points are in view. */
 function sizeOf(count, { width, height, ratio }) {
   const room = Math.sqrt((width * height) / Math.max(1, count));
   return Math.max(ratio > 1 ? 2 : 1, Math.min(LARGEST, Math.round(room / 4)));
 }
 
-/** How many pixels of each line of a disc are left empty on either side. */
+/** The number of empty pixels on either side of each row of a disc. */
 function spansOf(size) {
   const radius = size / 2;
   return Array.from({ length: size }, (_, line) => {

@@ -1,9 +1,9 @@
-// Which part of the map is shown, and how mouse, touch and keys move it. Pixels are those of the canvas.
+// The visible part of the map, and how mouse, touch and keyboard move it. Pixels are canvas pixels.
 
-const WHOLE = 1.08; // of the map's width: a margin around it
+const WHOLE = 1.08; // the map's width with a margin, relative to the map
 const WHOLE_VIEW = { x: 0, y: 0, zoom: 1 };
-const CLOSEST = 400; // times the whole
-const STEP = 0.15; // of the canvas, for an arrow key
+const CLOSEST = 400; // largest zoom
+const STEP = 0.15; // share of the canvas that an arrow key moves
 
 export class View {
   constructor(canvas, onChange, { onPoint, onChoose, onLeave }) {
@@ -32,13 +32,13 @@ export class View {
     this.onChange();
   }
 
-  /** Show these places, and follow them from now on, until somebody moves the map. */
+  /** Show these positions and follow the session until the listener moves the map. */
   fit(places) {
     Object.assign(this, { ...this.viewOf(places, CLOSEST), follows: true });
     this.onChange();
   }
 
-  /** The view that shows these places with room around them, no closer than `closest` times the whole. */
+  /** The view that shows these positions with a margin; its zoom is at most `closest`. */
   viewOf(places, closest) {
     if (!places.length) return WHOLE_VIEW;
     const ends = [0, 1].map((axis) => [Math.min(...places.map((one) => one[axis])), Math.max(...places.map((one) => one[axis]))]);
@@ -56,7 +56,7 @@ export class View {
     this.onChange();
   }
 
-  /** Zoom so that what is at a pixel stays there; the middle unless told. */
+  /** Zoom around a pixel; the centre by default. */
   zoomBy(factor, across = this.width / 2, down = this.height / 2) {
     this.follows = false;
     const before = this.scale;
@@ -84,18 +84,18 @@ export class View {
     canvas.addEventListener("pointerup", (event) => {
       if (this.fingers.delete(event.pointerId) && this.travelled < 5 * this.ratio) this.onChoose(...this.at(event));
     });
-    canvas.addEventListener("pointercancel", (event) => this.fingers.delete(event.pointerId)); // the page scrolls
+    canvas.addEventListener("pointercancel", (event) => this.fingers.delete(event.pointerId)); // the browser has started to scroll the page
     canvas.addEventListener("pointerleave", () => this.onLeave());
     canvas.addEventListener("dblclick", (event) => this.zoomBy(2.5, ...this.at(event)));
     canvas.addEventListener("wheel", (event) => {
-      if (document.activeElement !== canvas && !event.ctrlKey) return; // whoever scrolls past is not caught
+      if (document.activeElement !== canvas && !event.ctrlKey) return; // scrolling the page must not zoom the map
       event.preventDefault();
       this.zoomBy(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.002)), ...this.at(event));
     }, { passive: false });
     canvas.addEventListener("keydown", (event) => this.key(event));
   }
 
-  /** One finger scrolls the page, a mouse moves the map, and so do two fingers. */
+  /** A mouse and two fingers move the map; one finger scrolls the page. */
   pointed(event) {
     const before = this.fingers.get(event.pointerId);
     const now = this.at(event);

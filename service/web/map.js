@@ -1,4 +1,4 @@
-// The map of the catalogue: every track a point, the session a path across them.
+// The map of the catalogue: each track is a point and the session is a path.
 
 import { bytes, call } from "./api.js";
 import { NUMBERED, between, drawMarks, isOfPath, markAt, marksOf } from "./map-marks.js";
@@ -8,14 +8,14 @@ import { state, titleOf, trackOf } from "./session.js";
 import { byId, button, element } from "./show.js";
 
 const MOST = 100000;
-const POINTED_MS = 80; // before the name of a point is asked for
-const REACH = 14; // pixels around a point that are its own
+const POINTED_MS = 80; // delay before the name of a point is requested
+const REACH = 14; // largest distance in pixels at which a point is selected
 const NO_MAP = 404;
-const MOVED_MS = 450; // for the path's last step, the session's place and the view to get where they are
-const FOLLOWED = 4; // times the whole at most, so that one sees where on the map the session is
-const NAMED = 20; // plays of the path that are told in words
+const MOVED_MS = 450; // duration of the animation of the path's last step, the session's position and the view
+const FOLLOWED = 4; // largest zoom while following, so that the surroundings stay visible
+const NAMED = 20; // plays named in the text alternative
 
-let release = null; // whose map is shown
+let release = null; // the release of the map
 let points = null;
 let marks = [];
 let movement = { began: -Infinity };
@@ -26,7 +26,7 @@ let scheduled = false;
 let pointing = 0;
 const names = new Map(); // position -> track
 
-/** Show where an answer's session stands; the points come when the first answer of a release does. */
+/** Show the session of a list on the map. The points are loaded with the first list of a release. */
 export async function showMap(answer, onChoice) {
   choices = onChoice;
   const before = marks;
@@ -41,20 +41,20 @@ export async function showMap(answer, onChoice) {
   release = answer.release;
   try {
     const content = await bytes(`map?${new URLSearchParams({ limit: MOST, release })}`);
-    if (answer.release !== release) return; // another release answers by now
+    if (answer.release !== release) return; // another release has been selected meanwhile
     points = new Points(content);
     names.clear();
-    const told = `${points.count.toLocaleString("en")} ${points.count === MOST ? "most played " : ""}tracks`;
-    byId("map-about").textContent = `${told}, like ones near each other`;
+    const shown = `${points.count.toLocaleString("en")} ${points.count === MOST ? "most played " : ""}tracks`;
+    byId("map-about").textContent = `${shown}. Similar tracks are close together.`;
     byId("map").dataset.points = points.count;
     redraw();
   } catch (error) {
-    release = null; // the next answer tries again
-    if (error.status !== NO_MAP) byId("map-about").textContent = `The map is missing. ${error.message}`;
+    release = null; // retry with the next list
+    if (error.status !== NO_MAP) byId("map-about").textContent = `The map cannot be loaded. ${error.message}`;
   }
 }
 
-/** Whatever has moved gets there from where it was, for those who like to see that; the view follows the session. */
+/** Start the animation from the previous marks, unless the listener prefers reduced motion. The view follows the session. */
 function moveFrom(before) {
   const [was, is] = [before, marks].map((list) => list.find(({ kind }) => kind === "query")?.place);
   const isStep = marks.filter(isOfPath).length > before.filter(isOfPath).length;
@@ -65,7 +65,7 @@ function moveFrom(before) {
   movement = { query: was && is && [was, is], isStep, turn, began: isStill ? -Infinity : performance.now() };
 }
 
-/** The share of a movement that is done, and the view on the way. */
+/** Return the completed share of the animation, and move the view accordingly. */
 function moved() {
   const share = Math.min(1, (performance.now() - movement.began) / MOVED_MS);
   const eased = 1 - (1 - share) ** 3;
@@ -74,7 +74,7 @@ function moved() {
     const [x, y, zoom] = between(from, to, eased);
     Object.assign(view, { x, y, zoom: Math.exp(zoom) });
   }
-  if (share === 1) movement.turn = null; // or it would be turned back as soon as something is drawn
+  if (share === 1) movement.turn = null; // otherwise the next drawing would reset the view
   return eased;
 }
 
@@ -99,7 +99,7 @@ function redraw() {
 }
 
 function draw() {
-  const context = byId("map").getContext("2d", { willReadFrequently: true }); // its pixels are made here, not by a graphics card
+  const context = byId("map").getContext("2d", { willReadFrequently: true }); // pixels are computed on the CPU
   colours ??= coloursOf(getComputedStyle(document.documentElement));
   const share = moved();
   if (points) points.draw(context, view, colours.points);
@@ -115,13 +115,13 @@ function coloursOf(style) {
   return { points, card: of("--card"), text: of("--text"), accent: of("--accent"), skipped: of("--skipped") };
 }
 
-/** The session on the map in words. */
+/** Describe the session on the map for screen readers. */
 function describe({ items, explanation: { plays, places } }) {
   const path = marks.filter(isOfPath);
-  const told = path.slice(-NAMED).map(({ track, kind }) => `${titleOf(trackOf(track.track_id))} (${kind})`).join(", ");
-  const count = path.length > NAMED ? ` of ${path.length} plays, the last ${NAMED}` : "";
-  const stands = places.query && items.length ? ` The session stands near ${titleOf(items[nearestTo(places.query, places.items)])}.` : "";
-  byId("map-words").textContent = `The path${count}: ${told || "nothing yet"}.${stands}`;
+  const named = path.slice(-NAMED).map(({ track, kind }) => `${titleOf(trackOf(track.track_id))} (${kind})`).join(", ");
+  const count = path.length > NAMED ? ` (last ${NAMED} of ${path.length} plays)` : "";
+  const stands = places.query && items.length ? ` The session is near ${titleOf(items[nearestTo(places.query, places.items)])}.` : "";
+  byId("map-words").textContent = `Path of the session${count}: ${named || "no plays yet"}.${stands}`;
   byId("map").dataset.path = path.length;
   byId("map").dataset.seen = plays.length;
   byId("map").dataset.next = items.length;
@@ -135,31 +135,31 @@ function nearestTo([x, y], others) {
 
 // ---- names of points
 
-/** What is at a pixel: a track that is marked, or a point's, which may have to be asked for. */
+/** The track at a pixel: a marked one, or that of a point, whose name may have to be requested. */
 async function trackAt(across, down) {
   const mark = markAt(marks, view.pixelOf, across, down, view.ratio);
-  if (mark) return { track: trackOf(mark.track.track_id), place: mark.place, told: mark.kind === "next" ? `next, rank ${mark.rank}` : mark.kind };
+  if (mark) return { track: trackOf(mark.track.track_id), place: mark.place, role: mark.kind === "next" ? `next track, rank ${mark.rank}` : mark.kind };
   const position = points ? points.nearest(view, across, down, REACH * view.ratio) : -1;
   if (position < 0) return null;
   if (!names.has(position)) names.set(position, await call(`map/tracks/${position}?${new URLSearchParams({ release })}`));
-  return { track: names.get(position), place: points.placeOf(position), told: "" };
+  return { track: names.get(position), place: points.placeOf(position), role: "" };
 }
 
-/** Name what is at a pixel; `aloud` for whoever moves by keys, as a mouse would chatter. */
+/** Show the name of the track at a pixel. `aloud`: also announce it, for keyboard use; with a mouse that would be too much. */
 function point(across, down, { aloud = false } = {}) {
   clearTimeout(pointing);
   pointing = setTimeout(async () => {
     const asked = pointing;
     const found = await trackAt(across, down).catch(() => null);
-    if (asked !== pointing) return; // the mouse is elsewhere by now
+    if (asked !== pointing) return; // the pointer has moved on
     name(found ? wordsOf(found) : "", found?.place);
-    if (aloud) byId("said").textContent = found ? `In the middle: ${wordsOf(found)}` : "No track in the middle.";
+    if (aloud) byId("said").textContent = found ? `In the centre: ${wordsOf(found)}` : "No track in the centre.";
   }, POINTED_MS);
 }
 
-const wordsOf = ({ track, told }) => [titleOf(track), track.artist, told].filter(Boolean).join(", ");
+const wordsOf = ({ track, role }) => [titleOf(track), track.artist, role].filter(Boolean).join(", ");
 
-/** Write a name beside its place. */
+/** Show a name next to its point. */
 function name(words, place) {
   if (!words) clearTimeout(pointing);
   const label = byId("map-name");
@@ -176,7 +176,7 @@ async function choose(across, down) {
   const found = await trackAt(across, down).catch(() => null);
   const chosen = byId("map-chosen");
   if (!found) {
-    chosen.replaceChildren(element("span", "quiet", "No track there."));
+    chosen.replaceChildren(element("span", "quiet", "No track here."));
     return;
   }
   name(wordsOf(found), found.place);

@@ -1,21 +1,21 @@
-// The next tracks: how each moved after the last event, and why it is where it is.
+// The next tracks: how each moved after the last event, and why it has its rank.
 
 import { details, reasonsOf } from "./reasons.js";
 import { state, titleOf, trackOf } from "./session.js";
 import { byId, button, element, sign } from "./show.js";
 
-const GONE = 3; // tracks that left the list and are named
+const GONE = 3; // removed tracks to name
 
-let ranks = new Map(); // track id -> rank in the list that is shown
+let ranks = new Map(); // track id -> rank in the current list
 let answered = null;
 let before = new Map(); // ranks before the last event
 
-/** What is on the screen now is what the next list is compared with. */
+/** Compare the next list with the one that is shown now. */
 export function rememberRanks() {
   before = new Map(ranks);
 }
 
-/** There is nothing to compare the next list with. */
+/** Compare the next list with nothing. */
 export function forgetRanks() {
   ranks = new Map();
   rememberRanks();
@@ -24,7 +24,7 @@ export function forgetRanks() {
 export const firstNext = () => answered?.items[0];
 export const nthNext = (rank) => answered?.items[rank - 1];
 
-/** Show an answer; `onPlay` and `onQueue` get the track that was chosen. */
+/** Show a list of recommendations; `onPlay` and `onQueue` receive the clicked track. */
 export function showNext(answer, { onPlay, onQueue }) {
   answered = answer;
   const list = byId("next");
@@ -44,8 +44,8 @@ export function showNext(answer, { onPlay, onQueue }) {
   ranks = new Map(answer.items.map((track) => [track.track_id, track.rank]));
   if (focused !== null) (list.querySelector(`li[data-track="${CSS.escape(focused)}"] button`) ?? byId("next-title")).focus();
   byId("source").textContent = answer.source === "model"
-    ? `The model saw ${answer.window.plays} played and ${answer.window.skips} skipped`
-    : "The most played tracks, to begin with";
+    ? `Based on ${answer.window.plays} played and ${answer.window.skips} skipped`
+    : "The most played tracks, until you play or skip one";
 }
 
 function row(track, source, { onPlay, onQueue }) {
@@ -58,21 +58,21 @@ function row(track, source, { onPlay, onQueue }) {
   return element("div", "row", play, facts, queue);
 }
 
-/** What was in the list before the last event and neither is any more, nor was played. */
+/** Name the tracks that left the list with the last event and were not played. */
 function showGone(items) {
   const stays = new Set([...items, ...state.plays].map((track) => track.track_id));
   const gone = [...before].filter(([id]) => !stays.has(id)).sort((one, other) => one[1] - other[1]);
-  const told = gone.slice(0, GONE).map(([id, rank]) => `${titleOf(trackOf(id))} (was ${rank})`).join(", ");
+  const named = gone.slice(0, GONE).map(([id, rank]) => `${titleOf(trackOf(id))} (was ${rank})`).join(", ");
   const more = gone.length > GONE ? ` and ${gone.length - GONE} more` : "";
-  byId("gone").textContent = told ? `Removed: ${told}${more}` : "";
+  byId("gone").textContent = named ? `Removed: ${named}${more}` : "";
 }
 
-/** Reasons come a moment after the list, which must not jump when they do. */
+/** Reserve the height of the reasons, so that the list does not jump when they arrive. */
 function roomForReasons({ skips }) {
   return element("div", skips ? "waiting two" : "waiting");
 }
 
-/** What popularity ranks by is how often a track was played. */
+/** The score of a track; for the popularity list, its number of plays. */
 function scoreOf({ score }, source) {
   if (source !== "model") return element("span", "score", `${score.toLocaleString("en")} plays`);
   return sign(score.toFixed(2), `score ${score.toFixed(2)}`, "score");
@@ -87,7 +87,7 @@ function movement({ track_id: id, rank }) {
     : sign(`▼ ${rank - was}`, `down ${rank - was}, was ${was}`, "move down");
 }
 
-/** Let every track that stayed in the list move from where it was. */
+/** Animate each remaining track from its previous position. */
 function slideFrom(tops, list) {
   for (const item of list.children) {
     const top = tops.get(item.dataset.track);

@@ -1,4 +1,4 @@
-// What plays: a clock of its own, as there is no sound here, and the queue of what the listener wants next.
+// The current track, played by a simulated clock because there is no audio, and the queue.
 
 import { byId, button, element, sign } from "./show.js";
 import { state, titleOf, trackOf } from "./session.js";
@@ -15,7 +15,7 @@ export const heard = () => heardMs;
 
 const clock = (seconds) => `0:${String(Math.floor(seconds)).padStart(2, "0")}`;
 
-/** Show the track that plays, from its beginning. */
+/** Show the current track and restart its clock. */
 export function showNow() {
   heardMs = 0;
   showName();
@@ -23,20 +23,20 @@ export function showNow() {
   showProgress();
 }
 
-/** Show its name, which may have become known meanwhile. */
+/** Show the name of the current track, once it is known. */
 export function showName() {
   if (state.now) state.now = trackOf(state.now.track_id);
   const shown = state.now
     ? [element("p", "title", titleOf(state.now)), element("p", "artist", state.now.artist ?? "")]
-    : [element("p", "title", "Choose a track to begin"), element("p", "artist", "Each play and skip moves what comes next.")];
+    : [element("p", "title", "Choose a track to start"), element("p", "artist", "Each play and each skip updates the next tracks.")];
   const text = shown.map((line) => line.textContent).join("\n");
-  if ([...byId("now").children].map((line) => line.textContent).join("\n") === text) return; // or it is read out again
+  if ([...byId("now").children].map((line) => line.textContent).join("\n") === text) return; // an unchanged text must not be announced again
   byId("now").replaceChildren(...shown);
 }
 
 export function showControls() {
   for (const id of ["skip", "played", "pause"]) byId(id).disabled = state.now === null;
-  byId("pause").textContent = runs ? "Pause" : "Go on";
+  byId("pause").querySelector(".label").textContent = runs ? "Pause" : "Resume";
 }
 
 export function togglePause() {
@@ -59,7 +59,7 @@ setInterval(() => {
   }
 }, TICK_MS);
 
-/** The tracks that the listener chose to hear next. */
+/** Show the queue. */
 export function showQueue() {
   byId("queue-part").hidden = !state.queue.length;
   byId("queue").replaceChildren(...state.queue.map((track, place) => {
@@ -68,7 +68,7 @@ export function showQueue() {
       showQueue();
       (byId("queue").querySelector("button") ?? byId("now-title")).focus();
     }, "queue");
-    remove.append(sign("×", `Take ${titleOf(track)} out of the queue`));
+    remove.append(sign("×", `Remove ${titleOf(track)} from the queue`));
     return element("li", "", element("span", "name", titleOf(track)), remove);
   }));
 }

@@ -1,4 +1,4 @@
-// Line charts of the last minutes, as SVG. Colours and dashes are in ops.css; a chart says in words what it shows.
+// SVG line charts of the last minutes. ops.css sets colours and dashes; each chart has a text alternative.
 
 const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 320;
@@ -14,7 +14,7 @@ function shape(tag, attributes, text = "") {
   return made;
 }
 
-/** The least of 1, 2, 5, 10, 20, ... (and 0.1, 0.01, ...) that is no less than a value. */
+/** Round up to 1, 2 or 5 times a power of ten. */
 export function roundUp(value) {
   if (!(value > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(value));
@@ -23,7 +23,7 @@ export function roundUp(value) {
 
 /**
  * Draw `lines`, an array of { name, points } with points [seconds, value or null], over the last `span` seconds up to
- * `now`. A gap in the values is a gap in the line. `show` makes text of a value.
+ * `now`. A missing value leaves a gap in the line. `show` formats a value as text.
  */
 export function draw(figure, { lines, now, span, show, most = 0 }) {
   const values = lines.flatMap((line) => line.points.map(([, value]) => value)).filter((value) => value !== null);
@@ -52,7 +52,7 @@ function path(points, x, y) {
       pen = "M";
     } else {
       steps.push(`${pen}${x(at).toFixed(1)} ${y(value).toFixed(1)}`);
-      if (pen === "M") steps.push("h0.01"); // a lone point is seen too
+      if (pen === "M") steps.push("h0.01"); // so that a single point is visible
       pen = "L";
     }
   }
@@ -63,7 +63,7 @@ function words(figure, lines, show) {
   const title = figure.querySelector("figcaption .title").textContent;
   const said = lines.map(({ name, points }) => {
     const known = points.map(([, value]) => value).filter((value) => value !== null);
-    return known.length ? `${name}: now ${show(known.at(-1))}, at most ${show(Math.max(...known))}` : `${name}: nothing yet`;
+    return known.length ? `${name}: now ${show(known.at(-1))}, maximum ${show(Math.max(...known))}` : `${name}: no data yet`;
   });
-  return `${title}. ${said.join("; ") || "Nothing yet"}`;
+  return `${title}. ${said.join("; ") || "No data yet"}`;
 }

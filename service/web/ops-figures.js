@@ -1,8 +1,8 @@
-// What an operator reads from two answers of GET /operations: rates, quantiles of latency, skip rates.
-// segue/cli/rates.py does the same for `segue top`; a test holds the two together. Knows nothing of the page.
+// Compute rates, latency quantiles and skip rates from two responses of GET /operations.
+// segue/cli/rates.py does the same for `segue top`; a test compares the two. Does not touch the page.
 
 export const QUANTILES = [50, 90, 99];
-// What the total is of: what listeners ask for, but for streams, which last for minutes.
+// Routes in the total: the calls of listeners, without streams, which stay open for minutes.
 const LISTENERS = ["/sessions/", "/recommendations", "/tracks"];
 const STREAM = "/stream";
 const KEPT = 600;
@@ -10,9 +10,9 @@ const KEPT = 600;
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 
 /**
- * The latency in seconds that `percent` of the answers did not exceed, taken to be spread evenly in each bucket.
- * `within[i]` answers took up to `bounds[i]` and more than the bound before; the last took longer than all bounds and
- * count as the last one. null without answers.
+ * The latency in seconds that `percent` of the responses did not exceed, interpolated linearly within a bucket.
+ * `within[i]` responses took up to `bounds[i]` and more than the previous bound. The last bucket has no bound and counts
+ * as the last bound. null without responses.
  */
 export function quantile(within, bounds, percent) {
   const rank = (sum(within) * percent) / 100;
@@ -29,8 +29,8 @@ export function quantile(within, bounds, percent) {
 }
 
 /**
- * Rates a second, latencies in ms and skip rates between two snapshots. Without a snapshot before, or with one of
- * another start or replica: of all since the start, and without rates.
+ * Rates per second, latencies in ms and skip rates between two snapshots. Without an earlier snapshot of the same
+ * start and replica, they cover everything since the start, and rates are null.
  */
 export function figures(before, after) {
   if (before && (before.instance !== after.instance || before.at >= after.at)) before = null;
@@ -60,7 +60,7 @@ export function figures(before, after) {
   return {
     seconds,
     total: lineOf("all", counted.filter(({ route }) => isListeners(route))),
-    routes: counted.map((line) => lineOf(line.route === "none" ? "files, or no route" : `${line.method} ${line.route}`, [line])),
+    routes: counted.map((line) => lineOf(line.route === "none" ? "static files and unknown paths" : `${line.method} ${line.route}`, [line])),
     shed_per_s: rate(after.shed - (before?.shed ?? 0)),
     events_per_s: rate(since("plays", "skips")),
     sessions_per_s: rate(since("sessions")),
@@ -70,7 +70,7 @@ export function figures(before, after) {
 
 const isListeners = (route) => LISTENERS.some((begin) => route.startsWith(begin)) && !route.endsWith(STREAM);
 
-/** What was answered on a route in between. */
+/** The responses of a route between two snapshots. */
 function countedSince(before, after) {
   const added = Object.entries(after.statuses).map(([status, count]) => [status, count - (before?.statuses[status] ?? 0)]);
   const of = (digit) => sum(added.filter(([status]) => status.startsWith(digit)).map(([, count]) => count));
@@ -96,7 +96,7 @@ function releaseSince(before, after, rate) {
   };
 }
 
-/** The latest snapshots, of each replica by itself: behind a proxy, they answer in turn. */
+/** The latest snapshots of each replica. Behind a proxy, replicas answer in turn. */
 export class History {
   #kept = new Map();
   #latest = null;
@@ -109,7 +109,7 @@ export class History {
     this.#latest = snapshot;
   }
 
-  /** The figures of the last so many seconds of whoever answered last, as far back as is known. */
+  /** The rates over the last `seconds`, or less if the history is shorter, of the replica that answered last. */
   figures(seconds) {
     const latest = this.#latest;
     const first = this.#kept.get(latest.instance).find((one) => one !== latest && latest.at - one.at <= seconds);

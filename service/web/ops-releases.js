@@ -1,31 +1,31 @@
-// The releases that the service can be swapped to: their list, the question before a swap, and what came of it.
+// The releases that the service can swap to: the list, the confirmation before a swap, and its result.
 
 import { call } from "./ops-service.js";
 import { byId, count, element, row, when } from "./ops-show.js";
 
 const READ_EVERY_MS = 10_000;
-const SWAP_LIMIT_MS = 300_000; // a large release takes its time to be opened and tried
+const SWAP_LIMIT_MS = 300_000; // loading and validating a large release takes minutes
 
 const state = { shown: "", current: "", names: new Map(), readAt: -Infinity, folder: "", swapping: false };
 
-/** Read the list anew where it may have changed. */
-export async function readReleases(told) {
-  if (told.release.folder === state.folder && performance.now() - state.readAt < READ_EVERY_MS) return;
+/** Read the list again if it may have changed. */
+export async function readReleases({ release }) {
+  if (release.folder === state.folder && performance.now() - state.readAt < READ_EVERY_MS) return;
   const listed = await call("releases");
-  state.folder = told.release.folder;
+  state.folder = release.folder;
   state.readAt = performance.now();
   show(listed);
 }
 
 export function showServed({ release, experiment }) {
-  const parts = [`Served is ${release.folder} (${release.name}).`];
+  const parts = [`Live release: ${release.folder} (${release.name}).`];
   if (experiment) {
-    parts.push(`An experiment gives ${(experiment.share * 100).toFixed(1)} % of the sessions ${experiment.folder} (${experiment.release}).`);
-  } else parts.push("There is no experiment.");
+    parts.push(`A/B test: ${(experiment.share * 100).toFixed(1)} % of the sessions use ${experiment.folder} (${experiment.release}).`);
+  } else parts.push("No A/B test is running.");
   if (byId("served").textContent !== parts.join(" ")) byId("served").textContent = parts.join(" ");
 }
 
-/** What is focused stays so: the table is made anew only where it has changed. */
+/** Render the list. Only after a change, and keep the focus. */
 function show(listed) {
   const text = JSON.stringify([listed, state.swapping]);
   if (text === state.shown) return;
@@ -61,19 +61,19 @@ function itemRow(item, listed) {
 
 function action(item, { current }) {
   if (item.problem) return item.problem;
-  if (item.folder === current) return "is served";
+  if (item.folder === current) return "live";
   const button = element("button", { type: "button", disabled: state.swapping }, `Swap to ${item.folder}`);
   button.dataset.folder = item.folder;
   button.addEventListener("click", () => ask("Swap", item.folder));
   return button;
 }
 
-/** Ask before anything is done; the release is named in question and answer. */
+/** Ask for confirmation. The dialog and the result name the release. */
 function ask(what, folder) {
   const named = `${folder} (${state.names.get(folder)})`;
   byId("confirm-title").textContent = `${what} to ${folder}?`;
   byId("confirm-text").textContent = `Listeners will get their next tracks from ${named} instead of ${state.current}. `
-    + "It is opened and tried first; if it is refused, nothing changes. No request fails.";
+    + "The service validates it first. If validation fails, the current release stays live. No request fails during the swap.";
   byId("confirm-yes").textContent = `${what} to ${folder}`;
   byId("confirm-yes").onclick = () => {
     byId("confirm").close();
@@ -86,27 +86,26 @@ byId("confirm-no").addEventListener("click", () => byId("confirm").close());
 
 async function swap(folder, named) {
   state.swapping = true;
-  tell("outcome", `${named} is being opened and tried. ${state.current} is served meanwhile.`);
+  tell("outcome", `Loading and validating ${named}. ${state.current} stays live until it is ready.`);
   for (const button of document.querySelectorAll("#folder button, #roll-back")) button.disabled = true;
   try {
     const body = JSON.stringify({ name: folder });
     const headers = { "Content-Type": "application/json" };
     const release = await call("releases/current", { method: "PUT", headers, body }, SWAP_LIMIT_MS);
-    tell("outcome", `${release.folder} (${release.name}) is served now. Where there are several workers or replicas, each of the `
-      + "others opens it by itself and follows within seconds.");
+    tell("outcome", `${release.folder} (${release.name}) is live. Other workers and replicas load it within seconds.`);
   } catch (error) {
     tell("refusal", error.status
-      ? `${named} was refused. ${error.message} What was served before is served on.`
-      : `${named}: ${error.message} Whether it is served will be seen here as soon as the service answers again.`);
+      ? `${named} was rejected. ${error.message} The previous release stays live.`
+      : `${named}: ${error.message} This page shows whether the swap succeeded when the service answers again.`);
   } finally {
     state.swapping = false;
-    state.folder = ""; // read anew at the next look
+    state.folder = ""; // read the list again with the next snapshot
     state.shown = "";
-    await call("releases").then(show).catch(() => null); // the next look says what is wrong
+    await call("releases").then(show).catch(() => null); // the next snapshot shows the error
   }
 }
 
-/** Say what came of a swap, as good news or as bad, where the keyboard's focus then is. */
+/** Show the result of a swap, as a status or an error, and move the focus to it. */
 function tell(id, text) {
   for (const other of ["outcome", "refusal"]) byId(other).hidden = other !== id;
   byId(id).textContent = text;

@@ -1,12 +1,12 @@
-// Calls to the service with the operator's key, which stays in this tab.
+// Calls to the service with the operator's API key, which is stored for this tab only.
 
 import { addressOf } from "./place.js";
 
-const KEY = "segue.admin-key"; // not the player's: what listens to music needs no such key
+const KEY = "segue.admin-key"; // not the player's key, which needs fewer scopes
 
 export const setKey = (text) => sessionStorage.setItem(KEY, text);
 
-/** What the service answers. Throws an Error with words for the operator, and the `status` where there was an answer. */
+/** The body of a response. Throws an Error with a message for the operator and, if there was a response, its `status`. */
 export async function call(path, options = {}, limitMs = 5000) {
   const key = sessionStorage.getItem(KEY);
   const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };

@@ -1,4 +1,4 @@
-// Numbers as text, and text as elements.
+// Format numbers as text, and create elements from text.
 
 export const byId = (id) => document.getElementById(id);
 
@@ -8,7 +8,7 @@ export function element(tag, properties, ...content) {
   return made;
 }
 
-/** As `segue top` writes it: a dash for what is not known. */
+/** A number in the format of `segue top`; a dash if it is unknown. */
 export function number(value) {
   if (value === null || value === undefined) return "–";
   return value >= 100 ? Math.round(value).toLocaleString("en") : value.toFixed(value >= 10 ? 1 : 2);
@@ -19,7 +19,7 @@ export const percent = (value) => (value === null ? "–" : `${(value * 100).toF
 export const size = (bytes) => (bytes < 1e6 ? `${number(bytes / 1e3)} kB` : `${number(bytes / 1e6)} MB`);
 export const when = (text) => new Date(text).toLocaleString("en", { dateStyle: "medium", timeStyle: "medium" });
 
-/** A table's row: a header, then cells of [text, value, whether it is alarming]. */
+/** A table row: a header, then cells of [text, value, true if alarming]. */
 export function row(name, cells) {
   return element("tr", {}, element("th", { scope: "row" }, name), ...cells.map(([text, value, alarming]) => {
     const cell = element("td", { className: value === undefined ? "" : `number${alarming ? " bad" : ""}` }, text);
@@ -28,7 +28,7 @@ export function row(name, cells) {
   }));
 }
 
-/** Fill a list of facts; what is null or false is left out, [text, true] is alarming. */
+/** Fill a list of facts. Null and false values are omitted; [text, true] is alarming. */
 export function facts(id, named) {
   const lines = Object.entries(named).filter(([, value]) => value).map(([name, value]) => {
     const [text, alarming] = Array.isArray(value) ? value : [value, false];

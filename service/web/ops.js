@@ -1,4 +1,4 @@
-// The operator's page: asks GET /operations every two seconds and shows what came of it. Swapping is in ops-releases.js.
+// The operations page: requests GET /operations every two seconds and shows the result. Swapping is in ops-releases.js.
 
 import { draw } from "./ops-charts.js";
 import { History, figures } from "./ops-figures.js";
@@ -7,9 +7,9 @@ import { readReleases, showServed } from "./ops-releases.js";
 import { byId, count, element, facts, number, percent, row, size, when } from "./ops-show.js";
 
 const EVERY_MS = 2000;
-const FIGURES_S = 10; // rates and latencies are of so many seconds
-const SKIPS_S = 300; // skip rates need more plays
-const SPANS_S = [60, 120, 300]; // what charts show: the least that holds what is known
+const FIGURES_S = 10; // period of rates and latencies
+const SKIPS_S = 300; // period of skip rates, which need more plays
+const SPANS_S = [60, 120, 300]; // time span of the charts: the shortest that covers the data
 
 const state = { history: new History(), points: [], paused: false, timer: 0, latest: null };
 
@@ -17,32 +17,32 @@ async function look() {
   clearTimeout(state.timer);
   if (state.paused) return;
   try {
-    const told = await call("operations");
+    const snapshot = await call("operations");
     if (state.paused) return;
-    take(told);
-    await readReleases(told);
+    take(snapshot);
+    await readReleases(snapshot);
     byId("error").hidden = true;
     byId("key-form").hidden = true;
-    say(`Live, ${new Date(told.at * 1000).toLocaleTimeString()}`);
+    say(`Live, ${new Date(snapshot.at * 1000).toLocaleTimeString()}`);
   } catch (error) {
     if (!fail(error)) return;
   }
   if (!state.paused) state.timer = setTimeout(look, EVERY_MS);
 }
 
-/** Say what went wrong; answers whether to ask again. */
+/** Show an error. Return true if the page should retry. */
 function fail(error) {
   byId("live").classList.add("stale");
   const wantsKey = error.status === 401 || error.status === 403;
-  byId("error").textContent = wantsKey ? error.message : `${error.message} Trying again.`;
+  byId("error").textContent = wantsKey ? error.message : `${error.message} Retrying…`;
   byId("error").hidden = false;
   byId("key-form").hidden = !wantsKey;
-  say(wantsKey ? "A key is needed" : "No answer");
+  say(wantsKey ? "API key required" : "No response");
   if (wantsKey) byId("key").focus();
   return !wantsKey;
 }
 
-/** Show the state. It is read out when it changes in kind, not with each look's time. */
+/** Show the status. Screen readers announce a new kind of status, not every new time. */
 function say(text) {
   const [kind, time = ""] = text.split(", ");
   const shown = byId("state");
@@ -53,36 +53,36 @@ function say(text) {
   shown.lastChild.textContent = time ? `, ${time}` : "";
 }
 
-function take(told) {
-  state.latest = told;
-  state.history.add(told);
+function take(snapshot) {
+  state.latest = snapshot;
+  state.history.add(snapshot);
   const now = state.history.figures(FIGURES_S);
   const skips = state.history.figures(SKIPS_S);
-  state.points.push({ at: told.at, total: now.total, releases: skips.releases });
-  state.points = state.points.filter(({ at }) => told.at - at <= SPANS_S.at(-1));
+  state.points.push({ at: snapshot.at, total: now.total, releases: skips.releases });
+  state.points = state.points.filter(({ at }) => snapshot.at - at <= SPANS_S.at(-1));
   byId("live").hidden = false;
   byId("live").classList.remove("stale");
   byId("pause").hidden = false;
-  showNow(told, now);
-  showCharts(told.at);
-  showRoutes(now, figures(null, told));
-  showOutcomes(now, skips, figures(null, told));
-  showStore(told);
-  showServed(told);
-  showFacts(told.release);
+  showNow(snapshot, now);
+  showCharts(snapshot.at);
+  showRoutes(now, figures(null, snapshot));
+  showOutcomes(now, skips, figures(null, snapshot));
+  showStore(snapshot);
+  showServed(snapshot);
+  showFacts(snapshot.release);
 }
 
-function showNow(told, now) {
+function showNow({ events }, now) {
   const tiles = [
-    ["Requests a second", number(now.total.per_s), now.total.per_s],
-    ["Half answered within", `${number(now.total.p50_ms)} ms`, now.total.p50_ms],
-    ["90 % within", `${number(now.total.p90_ms)} ms`, now.total.p90_ms],
-    ["99 % within", `${number(now.total.p99_ms)} ms`, now.total.p99_ms],
-    ["Answered 5xx a second", number(now.total.errors_per_s), now.total.errors_per_s, true],
-    ["Refused as full, a second", number(now.shed_per_s), now.shed_per_s, true],
-    ["Events a second", number(now.events_per_s), now.events_per_s],
-    ["Sessions begun a second", number(now.sessions_per_s), now.sessions_per_s],
-    ["Sessions since the start", count(told.events.sessions), told.events.sessions],
+    ["Requests per s", number(now.total.per_s), now.total.per_s],
+    ["p50 latency", `${number(now.total.p50_ms)} ms`, now.total.p50_ms],
+    ["p90 latency", `${number(now.total.p90_ms)} ms`, now.total.p90_ms],
+    ["p99 latency", `${number(now.total.p99_ms)} ms`, now.total.p99_ms],
+    ["5xx per s", number(now.total.errors_per_s), now.total.errors_per_s, true],
+    ["Shed per s", number(now.shed_per_s), now.shed_per_s, true],
+    ["Events per s", number(now.events_per_s), now.events_per_s],
+    ["New sessions per s", number(now.sessions_per_s), now.sessions_per_s],
+    ["Sessions since start", count(events.sessions), events.sessions],
   ];
   byId("now").replaceChildren(...tiles.map(([name, text, value, alarming]) => {
     const shown = element("dd", { className: alarming && value ? "bad" : "" }, text);
@@ -98,7 +98,7 @@ function showCharts(now) {
   draw(byId("rate-chart"), { ...common, lines: [line("all", ({ total }) => total.per_s)], show: number });
   draw(byId("latency-chart"), {
     ...common,
-    lines: [["half", "p50_ms"], ["90 %", "p90_ms"], ["99 %", "p99_ms"]].map(([name, part]) => line(name, ({ total }) => total[part])),
+    lines: [["p50", "p50_ms"], ["p90", "p90_ms"], ["p99", "p99_ms"]].map(([name, part]) => line(name, ({ total }) => total[part])),
     show: number,
   });
   const names = [...new Set(state.points.flatMap(({ releases }) => releases.map(({ release }) => release)))].slice(-4);
@@ -111,7 +111,7 @@ function showCharts(now) {
 function showRoutes(now, ever) {
   const since = new Map(ever.routes.map((line) => [line.name, line]));
   const lines = [now.total, ...now.routes.toSorted((one, other) => (other.per_s ?? 0) - (one.per_s ?? 0))];
-  byId("routes").replaceChildren(...lines.map((line) => row(line.name === "all" ? "listeners, in all" : line.name, [
+  byId("routes").replaceChildren(...lines.map((line) => row(line.name === "all" ? "all listener requests" : line.name, [
     [number(line.per_s), line.per_s],
     [number(line.p50_ms), line.p50_ms],
     [number(line.p90_ms), line.p90_ms],
@@ -136,26 +136,26 @@ function showOutcomes(now, skips, ever) {
 function showStore({ redis, event_log: log, fallbacks }) {
   const known = redis.memory_bytes !== null;
   facts("redis", {
-    State: [redis.reachable ? "answers" : "away", !redis.reachable],
-    Trouble: redis.detail && [redis.detail, true],
-    "Circuit breaker": redis.workers_away ? [`open in ${count(redis.workers_away)} workers`, true] : "closed",
+    Status: [redis.reachable ? "up" : "unreachable", !redis.reachable],
+    Problem: redis.detail && [redis.detail, true],
+    "Circuit breaker": redis.workers_away ? [`open in ${count(redis.workers_away)} ${redis.workers_away === 1 ? "worker" : "workers"}`, true] : "closed",
     Memory: known && `${size(redis.memory_bytes)}${redis.memory_limit_bytes ? ` of ${size(redis.memory_limit_bytes)}` : ", no limit"}`,
     "Evicted keys": known && [count(redis.evicted_keys), redis.evicted_keys > 0],
     Persistence: known && (redis.append_only ? "append-only file" : ["no append-only file", true]),
-    "Latest write to disk": known && (redis.last_write_ok ? "fine" : ["failed", true]),
-    Clients: known && count(redis.clients),
+    "Last write to disk": known && (redis.last_write_ok ? "succeeded" : ["failed", true]),
+    "Connected clients": known && count(redis.clients),
     Version: known && `${redis.version}${redis.nodes > 1 ? `, ${redis.nodes} servers` : ""}`,
-    "Commands sent again": count(redis.repeats),
-    "Popularity instead": Object.entries(fallbacks).map(([failed, lists]) => `${count(lists)} lists as the ${failed} failed`).join(", ") || "never",
+    "Retried commands": count(redis.repeats),
+    "Popularity fallback": Object.entries(fallbacks).map(([failed, lists]) => `${count(lists)} lists (${failed} failed)`).join(", ") || "never used",
   });
   facts("log", {
-    State: !log.kept ? "none is kept" : log.written_here ? "written here" : "another service writes the files",
-    "Events waiting": log.waiting === null ? ["not known", true] : count(log.waiting),
+    Status: !log.kept ? "off" : log.written_here ? "written by this service" : "written by another service",
+    "Events waiting": log.waiting === null ? ["unknown", true] : count(log.waiting),
     Lag: log.waiting !== null && (log.oldest_s === null ? "none" : `${number(log.oldest_s)} s`),
     "Last file": log.last_file && `${log.last_file.name}, ${size(log.last_file.bytes)}, ${when(log.last_file.written_at)}`,
     "Plays written": count(log.plays_written),
-    Dropped: [count(log.dropped), log.dropped > 0],
-    "Turns that failed": [count(log.failures), log.failures > 0],
+    "Plays dropped": [count(log.dropped), log.dropped > 0],
+    "Failed writes": [count(log.failures), log.failures > 0],
   });
 }
 
@@ -167,7 +167,7 @@ function showFacts(release) {
     Name: release.name,
     Folder: release.folder,
     Model: release.model,
-    ...(measured.length ? Object.fromEntries(measured) : { Evaluation: "none in its manifest" }),
+    ...(measured.length ? Object.fromEntries(measured) : { Evaluation: "not in the manifest" }),
     "Best epoch": best && String(best),
     Loss: loss || "none",
     Tracks: count(release.tracks),
@@ -183,7 +183,7 @@ byId("pause").addEventListener("click", () => {
   byId("pause").setAttribute("aria-pressed", String(state.paused));
   if (state.paused) {
     clearTimeout(state.timer);
-    say(`Paused, at ${new Date(state.latest.at * 1000).toLocaleTimeString()}`);
+    say(`Paused, ${new Date(state.latest.at * 1000).toLocaleTimeString()}`);
   } else look();
 });
 byId("key-form").addEventListener("submit", (event) => {

@@ -1,6 +1,6 @@
-// Where the service is: one folder above its modules, so that the pages work behind a proxy that strips a path prefix.
+// The service's base URL: the parent of this folder, so that the pages work behind a proxy that strips a path prefix.
 
 const ROOT = new URL("../", import.meta.url);
 
-/** The address of a call, whose path is given from the service's root and without a slash before it. */
+/** The URL of a call. `path` is relative to the base URL and has no leading slash. */
 export const addressOf = (path) => new URL(path, ROOT);

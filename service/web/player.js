@@ -1,4 +1,4 @@
-// The player: search, play, skip, and watch the next tracks move. Plain modules, no build step, nothing from elsewhere.
+// The player: search, play, skip, and watch the next tracks change. Plain modules, no build step, no third-party code.
 
 import { call, keepKey, listenForKeys, listenToTimes, watch } from "./api.js";
 import { compareAgain, compareLive, toggleCompare } from "./compare.js";
@@ -13,7 +13,7 @@ import { listenToReplay, showShared } from "./shared.js";
 import { byId, button, element, sign } from "./show.js";
 
 const SEEDS = 6;
-const SEEDS_AMONG = 100; // of the most played, so that no artist takes all the places
+const SEEDS_AMONG = 100; // most played tracks to choose from, so that one artist does not take every place
 const FOUND = 12;
 const TYPING_MS = 150;
 const EXPLAINED_AGAIN_MS = [500, 1000, 2000];
@@ -23,8 +23,8 @@ let waiting = null;
 let watching = new AbortController();
 
 /**
- * Run one action at a time; what comes meanwhile waits, the latest alone, and is given up if the one before fails.
- * Whatever fails is said in words at the top of the page.
+ * Run one action at a time. While one runs, only the latest further action waits; it is dropped if the current one fails.
+ * An error is shown at the top of the page.
  */
 async function act(action) {
   if (busy) {
@@ -52,7 +52,7 @@ function tell(words) {
   byId("error").hidden = !words;
 }
 
-// ---- what the listener does
+// ---- actions of the listener
 
 const choices = { onPlay: play, onQueue: enqueue };
 
@@ -83,11 +83,11 @@ function enqueue(track) {
   byId("said").textContent = `${titleOf(track)} plays next.`;
 }
 
-/** The listener is done with the track: the queue, or what ranks first, comes next. */
+/** Finish the current track and start the next one: from the queue, or else the first recommendation. */
 function goOn(isSkip) {
   return act(async () => {
-    if (!state.now) return; // what came before has left nothing to be done with
-    rememberRanks(); // movement is told from what was on the screen, over both events
+    if (!state.now) return; // the action before this one has already finished the track
+    rememberRanks(); // arrows compare with the list on the screen, across both events
     if (isSkip) await reported("skip", state.now, heard());
     const following = state.queue.shift() ?? firstNext();
     state.now = null;
@@ -101,7 +101,7 @@ function goOn(isSkip) {
   });
 }
 
-/** Reasons cost more than the list, which is there already: they come a moment later, unless it has moved on. */
+/** Load the reasons after the list, because they take longer to compute. Drop them if the session has changed meanwhile. */
 async function explainNext() {
   const plays = state.plays;
   for (const wait of EXPLAINED_AGAIN_MS) {
@@ -111,14 +111,14 @@ async function explainNext() {
       showExplained(answer);
       return;
     }
-    await new Promise((resolve) => setTimeout(resolve, wait)); // a full service refuses, and says to try again
+    await new Promise((resolve) => setTimeout(resolve, wait)); // an overloaded service answers 503 and asks for a retry
   }
 }
 
 function showExplained(answer) {
   showAnswer(answer);
   showSession();
-  showName(); // what was played elsewhere has its name from here
+  showName(); // the explanation names tracks that were played in another tab
   showMap(answer, choices);
 }
 
@@ -132,21 +132,21 @@ async function openSession() {
   watchSession();
 }
 
-/** Another tab, another device, or a service that comes back: the page follows. */
+/** Follow changes made in another tab or on another device, and reconnect after an outage. */
 function watchSession() {
   watching.abort();
   watching = new AbortController();
-  if (document.hidden) return; // a browser has six connections to a service for all of its tabs
+  if (document.hidden) return; // a browser opens only six connections to a host, shared by all tabs
   watch(streamPath(), {
     session: ({ plays }) => follow(plays),
-    away: () => tell("The service cannot reach its sessions. It tries again by itself."),
-    lost: () => tell("The service does not answer. The page tries again by itself."),
+    away: () => tell("Sessions are unavailable. Retrying…"),
+    lost: () => tell("The service does not answer. Retrying…"),
     found: () => tell(""),
   }, watching.signal);
 }
 
 function follow(plays) {
-  if (busy) return; // the action's own answer shows more
+  if (busy) return; // the response to the action contains more
   if (!byId("error").hidden) tell("");
   const before = state.now?.track_id;
   if (!takeOver(plays)) return;
@@ -157,12 +157,12 @@ function follow(plays) {
   compareAgain();
 }
 
-/** Another release is asked about the same session: arrows tell how its list differs from the one before. */
+/** Show the list of another release for the same session. Arrows show how it differs from the previous list. */
 function switchRelease() {
   return act(async () => {
     rememberRanks();
     showAnswer(await recommendations());
-    byId("said").textContent = `${byId("releases").selectedOptions[0]?.text} answers now.`;
+    byId("said").textContent = `${byId("releases").selectedOptions[0]?.text} is selected.`;
     explainNext();
   });
 }
@@ -171,10 +171,10 @@ async function share() {
   const address = `${location.origin}${location.pathname}${asFragment()}`;
   try {
     await navigator.clipboard.writeText(address);
-    byId("said").textContent = "A link that replays this session is in the clipboard.";
+    byId("said").textContent = "Link copied. It replays this session.";
   } catch {
-    history.replaceState(null, "", asFragment()); // no event: it is this session already
-    byId("said").textContent = "The address of this page replays this session now: copy it.";
+    history.replaceState(null, "", asFragment()); // replaceState fires no hashchange event
+    byId("said").textContent = "Copy the address of this page. It replays this session.";
   }
 }
 
@@ -188,19 +188,25 @@ async function search() {
   const words = byId("query").value;
   try {
     const { items: found } = await call(`tracks?${new URLSearchParams({ query: words, limit: words ? FOUND : SEEDS_AMONG })}`);
-    if (number !== asked) return; // an older answer may arrive later
+    if (number !== asked) return; // a newer search has started
     remember(found);
     const items = words ? found : seedsOf(found);
-    byId("found-title").textContent = words ? `${items.length === FOUND ? "The first " : ""}${items.length} found` : "Or one that many play";
+    byId("found-title").textContent = words ? resultsTitle(items.length) : "Popular tracks";
     byId("search-part").dataset.shows = words ? "found" : "seeds";
     byId("found").replaceChildren(...items.map(foundRow));
-    if (!items.length) byId("found").append(element("li", "quiet", "No track holds all of these words."));
+    if (!items.length) byId("found").append(element("li", "quiet", "No track matches all of these words."));
   } catch (error) {
     tell(error.message);
   }
 }
 
-/** The most played track of each artist first, so that one can begin anywhere. */
+/** The heading of the search results. */
+function resultsTitle(count) {
+  if (count === FOUND) return `First ${count} results`;
+  return count === 1 ? "1 result" : `${count} results`;
+}
+
+/** The most played track of each artist first, so that the starting points differ. */
 function seedsOf(tracks) {
   const artists = new Set();
   const isNew = ({ artist }) => artist && !artists.has(artist) && artists.add(artist);
@@ -257,7 +263,7 @@ listenToKeys({
 });
 listenForKeys(() => { byId("key-form").hidden = false; });
 listenToTimes(({ last, median }) => {
-  byId("latency").textContent = `Last answer ${last.toFixed(0)} ms, median ${median.toFixed(0)} ms`;
+  byId("latency").textContent = `Last response ${last.toFixed(0)} ms, median ${median.toFixed(0)} ms`;
 });
 listenToEnd(() => goOn(false));
 listenToReplay((events) => act(async () => {

@@ -1,11 +1,11 @@
-// Why a track is where it is: the play that it is closest to, the skip that moves it most, and what each adds to its score.
+// Why a track has its rank: the play it is closest to, the skip that moves it most, and how much each contributes to its score.
 
 import { titleOf, trackOf } from "./session.js";
 import { element, hidden } from "./show.js";
 
-const SHOWN = 6; // plays with a bar of their own
+const SHOWN = 6; // bars; the last one sums the remaining plays
 
-/** What speaks for and against each track of an answer, the strongest first, by track id. */
+/** Contributions of the plays to each track's score, by track id, largest absolute value first. */
 export function reasonsOf({ items, explanation }) {
   if (!explanation?.plays.length) return new Map();
   return new Map(explanation.items.map((item, at) => {
@@ -15,11 +15,11 @@ export function reasonsOf({ items, explanation }) {
   }).filter(([, why]) => why.parts.length));
 }
 
-/** Reasons in a line or two, and all of them once it is opened. */
+/** The main reasons in one or two lines; opening the element shows all contributions. */
 export function details({ parts, score, withoutSkips }, isOpen) {
   const made = element("details", "why", element("summary", "", ...inShort(parts)), element("ul", "", ...bars(parts)));
-  const together = `Together ${score.toFixed(2).replace("-", "−")}, its score.`;
-  const without = withoutSkips ? ` Without any skip: rank ${withoutSkips}.` : " Without any skip: far down.";
+  const together = `Total score: ${score.toFixed(2).replace("-", "−")}.`;
+  const without = withoutSkips ? ` Rank without skips: ${withoutSkips}.` : " Rank without skips: below 200.";
   const hasSkip = parts.some((part) => part.outcome === "skipped");
   made.append(element("p", "quiet", together + (hasSkip ? without : "")));
   made.open = isOpen;
@@ -29,11 +29,11 @@ export function details({ parts, score, withoutSkips }, isOpen) {
 function inShort(parts) {
   const played = parts.find((part) => part.outcome === "played" && part.value > 0);
   const skipped = parts.find((part) => part.outcome === "skipped");
-  const told = [];
-  if (played) told.push(reason("played", "close to ", played));
-  if (skipped && skipped.value < 0) told.push(reason("skipped", "pushed away by the skip of ", skipped));
-  if (skipped && skipped.value > 0) told.push(reason("skipped", "lifted by the skip of ", skipped));
-  return told.length ? told : ["why"];
+  const reasons = [];
+  if (played) reasons.push(reason("played", "close to ", played));
+  if (skipped && skipped.value < 0) reasons.push(reason("skipped", "lowered by the skip of ", skipped));
+  if (skipped && skipped.value > 0) reasons.push(reason("skipped", "raised by the skip of ", skipped));
+  return reasons.length ? reasons : ["details"];
 }
 
 function reason(outcome, words, part) {
@@ -45,7 +45,7 @@ function bars(parts) {
   const most = Math.abs(parts[0].value) || 1;
   const [own, others] = parts.length > SHOWN ? [parts.slice(0, SHOWN - 1), parts.slice(SHOWN - 1)] : [parts, []];
   const shown = own.map((part) => bar(nameOf(part), part.value, most));
-  if (others.length) shown.push(bar([`${others.length} others`], others.reduce((sum, { value }) => sum + value, 0), most));
+  if (others.length) shown.push(bar([`${others.length} more plays`], others.reduce((sum, { value }) => sum + value, 0), most));
   return shown;
 }
 

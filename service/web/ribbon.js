@@ -1,4 +1,4 @@
-// The session as a ribbon: what was played and what was skipped, oldest first, told apart by shape and by words.
+// The session as a row of plays and skips, oldest first. Shape and hidden text tell them apart, not colour alone.
 
 import { byId, element, hidden } from "./show.js";
 import { state, titleOf, trackOf } from "./session.js";
@@ -16,6 +16,6 @@ export function showSession() {
   }));
   list.scrollLeft = list.scrollWidth;
   const skips = state.plays.filter((play) => play.outcome === "skipped").length;
-  byId("tally").textContent = state.plays.length ? `${state.plays.length - skips} played, ${skips} skipped` : "What you play and skip lines up here";
+  byId("tally").textContent = state.plays.length ? `${state.plays.length - skips} played, ${skips} skipped` : "Your plays and skips appear here";
   byId("share").disabled = !state.plays.length;
 }

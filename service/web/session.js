@@ -1,20 +1,20 @@
-// What has happened in the session, what plays, what waits. Knows the service, and nothing of the page.
+// The session's state: its plays, the current track and the queue. Calls the service and does not touch the page.
 
 import { call, send } from "./api.js";
 
 export const NEXT = 15;
 const SESSION_KEY = "segue.session";
 const RELEASE_KEY = "segue.release";
-const GONE = 404; // what a release is that is live no more
-const MOST_AT_ONCE = 100; // events of one request
-const MOST_SHARED = 1000; // events of a link
+const GONE = 404; // the status for a release that is no longer live
+const MOST_AT_ONCE = 100; // events per request
+const MOST_SHARED = 1000; // events in a link
 
 export const state = {
   id: localStorage.getItem(SESSION_KEY) ?? newId(),
-  plays: [], // as GET /sessions/{id} answers them
-  now: null, // the track that is playing
-  queue: [], // tracks that the listener wants next
-  release: sessionStorage.getItem(RELEASE_KEY), // whose list is shown; null for the one that answers this session
+  plays: [], // in the form of GET /sessions/{id}
+  now: null, // the current track
+  queue: [], // tracks chosen to play next
+  release: sessionStorage.getItem(RELEASE_KEY), // the selected release; null: the one that the service selects for this session
 };
 
 const names = new Map(); // track id -> track, for tracks seen so far
@@ -31,29 +31,29 @@ function newId() {
 const path = (rest = "") => `sessions/${encodeURIComponent(state.id)}${rest}`;
 export const streamPath = () => path("/stream");
 
-/** Forget the session here; the service keeps it until its idle gap is over. */
+/** Start a new session in this browser. The service keeps the old one until it expires. */
 export function startAnew() {
   Object.assign(state, { id: newId(), plays: [], now: null, queue: [] });
 }
 
-/** Ask this release for the next tracks, whatever answers the session by itself; null to leave it to the service. */
+/** Request the next tracks from this release; null: from the release that the service selects. */
 export function choose(release) {
   state.release = release;
   if (release === null) sessionStorage.removeItem(RELEASE_KEY);
   else sessionStorage.setItem(RELEASE_KEY, release);
 }
 
-/** Take over what the service says of the session. Whether that was news. */
+/** Replace the plays by those of the service. Return true if they have changed. */
 export function takeOver(plays) {
   const key = (list) => list.map((play) => `${play.outcome} ${play.track_id}`).join("\n");
   const isNews = key(plays) !== key(state.plays);
-  if (isNews) state.plays = plays; // else reasons that are on their way would be taken for old ones
+  if (isNews) state.plays = plays; // a new array would discard reasons that are being loaded for these plays
   const latest = plays.at(-1);
   if (isNews || state.now === null) state.now = latest?.outcome === "played" ? trackOf(latest.track_id) : null;
   return isNews;
 }
 
-/** Read the session from the service, and the names of its tracks. */
+/** Load the session and the names of its tracks from the service. */
 export async function open() {
   try {
     takeOver((await call(path())).plays);
@@ -64,7 +64,7 @@ export async function open() {
   await nameTracks(state.plays.map((play) => play.track_id));
 }
 
-/** Read the names of the latest of these tracks from the service. */
+/** Load the names of the last 50 unnamed tracks. */
 export async function nameTracks(ids) {
   const unnamed = [...new Set(ids)].filter((id) => !names.has(id)).slice(-50);
   await Promise.all(unnamed.map(async (id) => {
@@ -73,7 +73,7 @@ export async function nameTracks(ids) {
   }));
 }
 
-/** Report a play or a skip; the answer has the tracks that come next. */
+/** Report a play or a skip and return the next tracks. */
 export async function report(type, track, msPlayed) {
   const event = {
     type,
@@ -89,14 +89,14 @@ export async function report(type, track, msPlayed) {
   return answer.recommendations ? remembered(answer.recommendations) : recommendations();
 }
 
-/** What comes next, and why. */
+/** The next tracks with their explanation. */
 export async function explained() {
   const answer = await recommendations({ explain: true });
   remember(answer.explanation.plays);
   return answer;
 }
 
-/** What comes next, by the release that was chosen as long as it is live. */
+/** The next tracks of the selected release; if it is no longer live, of the service's choice. */
 export async function recommendations(more = {}) {
   const ask = () => {
     const asked = { session_id: state.id, k: NEXT, ...more, ...(state.release && { release: state.release }) };
@@ -116,19 +116,19 @@ function remembered(answer) {
   return answer;
 }
 
-/** The session as the part of an address behind `#`, for others to replay. */
+/** The session as a URL fragment, for others to replay. */
 export function asFragment() {
   return `#replay=${state.plays.map((play) => (play.outcome === "skipped" ? "-" : "+") + encodeURIComponent(play.track_id)).join(",")}`;
 }
 
-/** The events that the part of an address behind `#` holds; null where it holds none. Throws where it is damaged. */
+/** The events in a URL fragment; null if it contains none. Throws if it is damaged. */
 export function sharedIn(fragment) {
   const text = fragment.match(/^#replay=(.+)$/)?.[1];
   if (!text) return null;
   try {
     return text.split(",", MOST_SHARED).map(eventIn);
   } catch {
-    throw new Error("The link is damaged: it holds no session. Copy all of it.");
+    throw new Error("The link is damaged. Copy the whole link and open it again.");
   }
 }
 
@@ -138,7 +138,7 @@ function eventIn(part) {
   return { type: part[0] === "-" ? "skip" : "play", track_id: id };
 }
 
-/** Report the events of a shared session, as a new one of this listener. */
+/** Report the events of a shared session as a new session of this browser. */
 export async function replay(events) {
   startAnew();
   for (let first = 0; first < events.length; first += MOST_AT_ONCE) {

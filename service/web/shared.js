@@ -1,4 +1,4 @@
-// A session that a link brings along: shown first, and reported only when the listener says so.
+// A session from a link: shown first, and reported only after a click.
 
 import { nameTracks, sharedIn, titleOf, trackOf } from "./session.js";
 import { byId, element, hidden } from "./show.js";
@@ -8,7 +8,7 @@ const SHOWN = 20;
 let events = null;
 let onReplay = () => {};
 
-/** `replay(events)` is called after a click. */
+/** Call `replay(events)` when the listener clicks Replay. */
 export function listenToReplay(replay) {
   onReplay = replay;
   byId("shared-replay").addEventListener("click", () => {
@@ -25,7 +25,7 @@ function leave() {
   history.replaceState(null, "", location.pathname);
 }
 
-/** Show what the address holds, or that it is damaged. Nothing is reported. */
+/** Show the session in the page's address, or that the link is damaged. Report nothing. */
 export async function showShared() {
   events = null;
   byId("shared-part").hidden = true;
@@ -39,7 +39,7 @@ export async function showShared() {
   if (!found) return;
   events = found;
   show();
-  await nameTracks(found.slice(0, SHOWN).map((event) => event.track_id)).catch(() => {}); // ids do without names
+  await nameTracks(found.slice(0, SHOWN).map((event) => event.track_id)).catch(() => {}); // without names, ids are shown
   if (events === found) show();
 }
 
@@ -52,7 +52,7 @@ function showDamage(words) {
 
 function show() {
   byId("shared-replay").hidden = false;
-  byId("shared-words").textContent = `A link holds ${events.length === 1 ? "one event" : `${events.length} events`}. Nothing has been reported. Replaying them starts a new session in this browser.`;
+  byId("shared-words").textContent = `This link contains ${events.length === 1 ? "one event" : `${events.length} events`}. Nothing has been reported. Replaying starts a new session in this browser.`;
   byId("shared").replaceChildren(...events.slice(0, SHOWN).map(({ type, track_id: id }) => {
     const outcome = type === "skip" ? "skipped" : "played";
     return element("li", outcome, element("span", "name", titleOf(trackOf(id))), hidden(`, ${outcome}`));

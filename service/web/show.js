@@ -1,4 +1,4 @@
-// Making elements: small, and by text alone, so that a title can hold anything.
+// Create elements from text, never from HTML, so that a title can contain any characters.
 
 export const byId = (id) => document.getElementById(id);
 
@@ -16,10 +16,10 @@ export function button(words, onClick, className = "") {
   return made;
 }
 
-/** Words for those who see the sign beside them. */
+/** Text for screen readers only. */
 export const hidden = (words) => element("span", "hidden-text", words);
 
-/** A sign that is read out in words. */
+/** A sign with a text for screen readers and the tooltip. */
 export function sign(shown, words, className = "") {
   const mark = element("span", "", shown);
   mark.setAttribute("aria-hidden", "true");

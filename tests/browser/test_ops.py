@@ -106,9 +106,9 @@ def test_what_it_shows_is_what_the_service_answers(browser: "Browser", swappable
             wanted["shed_per_s"], wanted["events_per_s"], wanted["sessions_per_s"], 20,
         ])  # fmt: skip
         names = page.locator("#routes th").all_text_contents()
-        assert set(names) == {"listeners, in all", *(one["name"] for one in wanted["routes"])}
+        assert set(names) == {"all listener requests", *(one["name"] for one in wanted["routes"])}
         for line in (*wanted["routes"], total):
-            name = "listeners, in all" if line is total else line["name"]
+            name = "all listener requests" if line is total else line["name"]
             place = names.index(name)
             ever = rates_between(None, latest)
             [since] = [one["answered"] for one in (*ever["routes"], ever["total"]) if one["name"] == line["name"]]
@@ -128,11 +128,11 @@ def test_what_it_shows_is_what_the_service_answers(browser: "Browser", swappable
         assert latest["release"]["name"] in facts
         charts = page.locator(".drawing svg").evaluate_all("all => all.map(one => one.getAttribute('aria-label'))")
         assert [chart.split(".")[0] for chart in charts] == [
-            "Requests a second",
-            "Latency in milliseconds",
-            "Skipped, of what releases recommended",
+            "Requests per second",
+            "Latency in ms",
+            "Skip rate of recommended tracks",
         ]
-        assert charts[2].endswith(f"{latest['release']['name']}: now 25 %, at most 25 %")
+        assert charts[2].endswith(f"{latest['release']['name']}: now 25 %, maximum 25 %")
         assert all(
             page.locator(f"#{chart}-chart path").first.get_attribute("d") for chart in ("rate", "latency", "skip")
         )
@@ -210,10 +210,10 @@ def test_releases_are_swapped_and_rolled_back_by_keyboard(browser: "Browser", sw
         page.keyboard.press("Tab")  # from Cancel, which is first so that nothing happens by accident
         playwright.expect(dialog.get_by_role("button", name="Swap to second")).to_be_focused()
         page.keyboard.press("Enter")
-        playwright.expect(page.locator("#outcome")).to_contain_text(f"second ({name}) is served now.", timeout=20_000)
+        playwright.expect(page.locator("#outcome")).to_contain_text(f"second ({name}) is live.", timeout=20_000)
         playwright.expect(page.locator("#outcome")).to_be_focused()
         assert serving(swappable) == "second"
-        playwright.expect(page.locator("#served")).to_contain_text("Served is second")
+        playwright.expect(page.locator("#served")).to_contain_text("Live release: second")
         playwright.expect(page.locator("#facts")).to_contain_text("0.5678")
 
         page.keyboard.press("Tab")
@@ -223,7 +223,7 @@ def test_releases_are_swapped_and_rolled_back_by_keyboard(browser: "Browser", sw
         page.keyboard.press("Tab")
         page.keyboard.press("Space")
         playwright.expect(page.locator("#outcome")).to_contain_text("first (", timeout=20_000)
-        playwright.expect(page.locator("#outcome")).to_contain_text("is served now")
+        playwright.expect(page.locator("#outcome")).to_contain_text("is live.")
         assert serving(swappable) == "first"
         playwright.expect(page.get_by_role("button", name="Roll back to second")).to_be_visible()
 
@@ -235,9 +235,9 @@ def test_a_damaged_release_is_refused_in_words_and_nothing_changes(browser: "Bro
         page.get_by_role("button", name="Swap to damaged").click()
         page.get_by_role("dialog").get_by_role("button", name="Swap to damaged").click()
         refusal = page.locator("#refusal")
-        playwright.expect(refusal).to_contain_text("was refused. Invalid input:", timeout=20_000)
+        playwright.expect(refusal).to_contain_text("was rejected. Invalid input:", timeout=20_000)
         playwright.expect(refusal).to_contain_text("encoder.onnx has 21 bytes")
-        playwright.expect(refusal).to_contain_text("What was served before is served on.")
+        playwright.expect(refusal).to_contain_text("The previous release stays live.")
         playwright.expect(refusal).to_be_focused()
         playwright.expect(page.get_by_role("button", name="Swap to damaged")).to_be_enabled()
         assert serving(swappable) == "first"
@@ -281,14 +281,14 @@ def test_a_service_that_goes_is_said_and_waited_for(
         address = service.address()
         with watched(browser, address, "/ops") as page:
             playwright.expect(page.locator("#no-swap")).to_be_visible()
-            playwright.expect(page.locator("#log")).to_contain_text("none is kept")
+            playwright.expect(page.locator("#log")).to_contain_text("off")
             with server.frozen():
                 playwright.expect(page.locator("#redis")).to_contain_text("it does not answer within 1 s")
-                playwright.expect(page.locator("#redis dd.bad").first).to_have_text("away")
+                playwright.expect(page.locator("#redis dd.bad").first).to_have_text("unreachable")
             playwright.expect(page.locator("#redis")).not_to_contain_text("does not answer")
             service.stop()
-            playwright.expect(page.get_by_role("alert")).to_have_text("The service does not answer. Trying again.")
-            playwright.expect(page.get_by_role("status").first).to_have_text("No answer")
+            playwright.expect(page.get_by_role("alert")).to_have_text("The service does not answer. Retrying…")
+            playwright.expect(page.get_by_role("status").first).to_have_text("No response")
             start_service(**given, port=address.rpartition(":")[2]).address()
             playwright.expect(page.get_by_role("alert")).to_be_hidden()
             playwright.expect(page.get_by_role("status").first).to_contain_text("Live")

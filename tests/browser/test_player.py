@@ -46,13 +46,13 @@ def test_playing_and_skipping_move_the_next_tracks(page: "Page") -> None:
         "Song 35"
     )  # the skip outweighs the taste for popular tracks
 
-    page.get_by_role("button", name="Played through").click()
+    page.get_by_role("button", name="Finish").click()
     playwright.expect(page.locator("#session li.played")).to_have_count(3)
     keep_picture(page, "session")
 
 
 def test_each_track_says_why_it_is_where_it_is(page: "Page", running: httpx.Client) -> None:
-    """The reasons on the page are those of the API: who draws a track, who pushes it away, its rank without skips."""
+    """The reasons on the page are those of the API: what raises a track, what lowers it, its rank without skips."""
     search_and_play(page, "artist 2 g2", "Song 30")
     search_and_play(page, "g4-", "Song 48")
     page.get_by_role("button", name="Skip").click()
@@ -68,9 +68,11 @@ def test_each_track_says_why_it_is_where_it_is(page: "Page", running: httpx.Clie
         [(skipped, push)] = [pair for pair in pairs if pair[0]["outcome"] == "skipped"]
         words = shown.locator("summary").inner_text()
         assert (f"close to {drawn[0]['title']}" in words) == (drawn[1] > 0)
-        assert (f"pushed away by the skip of {skipped['title']}" in words) == (push < 0)
+        assert (f"lowered by the skip of {skipped['title']}" in words) == (push < 0)
         without = item.get("rank_without_skips")
-        assert (f"rank {without}." if without else "far down") in (shown.locator("p").text_content() or "")
+        assert (f"Rank without skips: {without}." if without else "below 200") in (
+            shown.locator("p").text_content() or ""
+        )
     first = page.locator("#next .why").first
     first.locator("summary").click()
     values = [float(text.replace("\N{MINUS SIGN}", "-")) for text in first.locator("li .score").all_inner_texts()]
@@ -103,10 +105,10 @@ def test_many_reasons_are_told_in_few_lines_that_add_up(page: "Page", running: h
     first = page.locator("#next .why").first
     first.locator("summary").click()
     playwright.expect(first.locator("li")).to_have_count(6)
-    playwright.expect(first.locator("li").last).to_contain_text("5 others")
+    playwright.expect(first.locator("li").last).to_contain_text("5 more plays")
     values = [float(text.replace("\N{MINUS SIGN}", "-")) for text in first.locator("li .score").all_inner_texts()]
     assert sum(values) == pytest.approx(float(answer["score"]), abs=0.04)
-    playwright.expect(first.locator("p")).to_contain_text(f"Together {float(answer['score']):.2f}")
+    playwright.expect(first.locator("p")).to_contain_text(f"Total score: {float(answer['score']):.2f}")
 
 
 def test_the_list_does_not_jump_when_its_reasons_come(page: "Page") -> None:
@@ -158,7 +160,7 @@ def test_what_is_pressed_while_an_answer_is_on_its_way_is_done_after_it(page: "P
 
     page.route("**/events*", answer_later)
     page.get_by_role("button", name="Skip").click()
-    page.get_by_role("button", name="Played through").click()
+    page.get_by_role("button", name="Finish").click()
     playwright.expect(page.locator("#session li.skipped")).to_have_count(1)
     playwright.expect(page.locator("#session li.played")).to_have_count(2)
 
@@ -188,7 +190,7 @@ def test_what_is_queued_plays_next(page: "Page") -> None:
     page.get_by_role("button", name="Play Song 63 next").first.click()
     playwright.expect(page.get_by_role("status")).to_have_text("Song 63 plays next.")
     playwright.expect(page.locator("#queue li")).to_have_count(1)
-    page.get_by_role("button", name="Played through").click()
+    page.get_by_role("button", name="Finish").click()
     playwright.expect(page.locator("#now .title")).to_have_text("Song 63")
     playwright.expect(page.locator("#queue-part")).to_be_hidden()
 
@@ -205,7 +207,7 @@ def test_a_track_that_is_heard_to_its_end_is_followed_by_the_first_of_the_list(p
     heard = page.locator("#time").inner_text()
     page.clock.run_for(60_000)
     playwright.expect(page.locator("#time")).to_have_text(heard)
-    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Resume").click()
     page.clock.run_for(20_200)
     playwright.expect(page.locator("#now .title")).to_have_text(first)
     playwright.expect(page.locator("#session li.played")).to_have_count(2)
@@ -230,12 +232,12 @@ def test_a_link_replays_the_session_for_somebody_else(page: "Page", browser: "Br
     playwright.expect(page.locator("#next .why")).to_have_count(15)
     shown = next_tracks(page)
     page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
-    page.get_by_role("button", name="Copy a link").click()
-    playwright.expect(page.get_by_role("status")).to_contain_text("copy it")
+    page.get_by_role("button", name="Copy link").click()
+    playwright.expect(page.get_by_role("status")).to_contain_text("Copy the address")
     link = page.url
     faults: list[str] = []
     with opened(browser, str(running.base_url), faults, link.partition("/#")[2]) as elsewhere:
-        elsewhere.get_by_role("button", name="Replay it here").click()
+        elsewhere.get_by_role("button", name="Replay here").click()
         playwright.expect(elsewhere.locator("#session li")).to_have_count(2)
         playwright.expect(elsewhere.locator("#session li").first).to_have_class("skipped")
         shows(elsewhere, shown)
@@ -253,7 +255,7 @@ def test_it_reconnects_by_itself(browser: "Browser", start_service: Callable[...
         with opened(browser, address, []) as page:
             search_and_play(page, "g2-t05", "Song 29")
             redis.kill()
-            playwright.expect(page.get_by_role("alert")).to_contain_text("cannot reach its sessions")
+            playwright.expect(page.get_by_role("alert")).to_contain_text("Sessions are unavailable")
             keep_picture(page, "Redis away")
             redis.start()
             playwright.expect(page.get_by_role("alert")).to_be_hidden()
@@ -282,10 +284,10 @@ def test_nothing_stands_in_anybodys_way(page: "Page", scheme: "Literal['light', 
     playwright.expect(page.locator("#next .why")).to_have_count(15)
     page.locator("#next summary").first.click()
     look("reason open")
-    page.get_by_text("Keys", exact=True).click()
+    page.get_by_text("Keyboard shortcuts", exact=True).click()
     look("keys open")
     page.get_by_label("Title, artist or id").fill("no such track")
-    playwright.expect(page.locator("#found")).to_contain_text("No track holds")
+    playwright.expect(page.locator("#found")).to_contain_text("No track matches")
     page.route("**/events*", lambda route: route.abort())
     page.get_by_role("button", name="Skip").click()
     playwright.expect(page.get_by_role("alert")).to_be_visible()
@@ -342,7 +344,7 @@ def test_a_small_screen_shows_everything(page: "Page", scheme: "Literal['light',
     page.set_viewport_size({"width": 320, "height": 640})
     search_and_play(page, "g2-t05", "Song 29")
     for count in range(2, 8):  # more than fit side by side
-        page.get_by_role("button", name="Played through").click()
+        page.get_by_role("button", name="Finish").click()
         playwright.expect(page.locator("#session li")).to_have_count(count)
     playwright.expect(page.locator("#map[data-points]")).to_be_visible()
     width = page.evaluate("document.documentElement.scrollWidth")

@@ -149,7 +149,7 @@ def test_the_list_is_that_of_the_release_that_is_chosen(
     shows(page, other)
     playwright.expect(page.locator("#next .why")).to_have_count(15)
     playwright.expect(page.locator("#release")).to_contain_text(reluctant.name)
-    playwright.expect(page.get_by_role("status")).to_contain_text("answers now")
+    playwright.expect(page.get_by_role("status")).to_contain_text("is selected")
     playwright.expect(page.locator("#session li")).to_have_count(1)  # the session is the same
     moved = [track for track, rank in zip(other, range(15), strict=True) if track in before and before[rank] != track]
     for track in moved:
@@ -176,7 +176,7 @@ def test_a_chosen_release_that_is_live_no_more_gives_way(
     choice = switching.get_by_label("Release", exact=True)
     choice.select_option(value=tiny_release.name)
     both.put("/releases/current", json={"name": "other"}).raise_for_status()
-    switching.get_by_role("button", name="Played through").click()
+    switching.get_by_role("button", name="Finish").click()
     playwright.expect(switching.locator("#session li")).to_have_count(2)
     shows(switching, wanted(switching, both, reluctant))
     playwright.expect(switching.locator("#release")).to_contain_text(reluctant.name)
@@ -205,14 +205,14 @@ def test_keys_do_what_buttons_do_unless_they_are_turned_off(page: "Page") -> Non
         == third
     )
     page.keyboard.press("p")
-    playwright.expect(page.locator("#pause")).to_have_text("Go on")
+    playwright.expect(page.locator("#pause .label")).to_have_text("Resume")
     page.keyboard.press("s")
     playwright.expect(page.locator("#session li.skipped")).to_have_count(1)
     playwright.expect(page.locator("#session li")).to_have_count(2)  # the page does one thing at a time
     page.keyboard.press("e")
     playwright.expect(page.locator("#session li")).to_have_count(3)
-    page.get_by_text("Keys", exact=True).click()
-    page.get_by_label("These keys work").uncheck()
+    page.get_by_text("Keyboard shortcuts", exact=True).click()
+    page.get_by_label("Enable shortcuts").uncheck()
     page.keyboard.press("s")
     page.reload()
     playwright.expect(page.locator("#next > li")).to_have_count(15)

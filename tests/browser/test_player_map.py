@@ -11,7 +11,7 @@ from tests.conftest import WINDOW
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
-# Where the tracks of genre 3 are: to the left of the middle (write_tiny_release in tests/conftest.py).
+# Where the tracks of genre 3 are: to the left of the centre (write_tiny_release in tests/conftest.py).
 LEFT = (-0.8, 0.0)
 
 
@@ -20,7 +20,7 @@ def map_(page: "Page") -> "Locator":
     """The map, all of it: it follows the session no more."""
     found = page.locator("#map[data-points='72']")
     playwright.expect(found).to_be_visible()
-    page.get_by_role("button", name="All of it").click()
+    page.get_by_role("button", name="Whole map").click()
     return found
 
 
@@ -101,7 +101,7 @@ def test_it_follows_the_session_until_it_is_moved(page: "Page") -> None:
     def is_whole() -> bool:
         """Whether it looks as it does where all of it is asked for."""
         shown = map_.evaluate("(canvas) => canvas.toDataURL()")
-        page.get_by_role("button", name="All of it").click()
+        page.get_by_role("button", name="Whole map").click()
         page.wait_for_timeout(100)
         return bool(shown == map_.evaluate("(canvas) => canvas.toDataURL()"))
 
@@ -114,7 +114,7 @@ def test_it_follows_the_session_until_it_is_moved(page: "Page") -> None:
     assert not is_whole()
     play(2)
     assert is_whole()  # as it was asked for all of it before
-    page.get_by_role("button", name="The session").click()
+    page.get_by_role("button", name="Follow session").click()
     play(3)
     assert not is_whole()
 
@@ -134,10 +134,10 @@ def test_the_mouse_and_the_buttons_move_it(page: "Page", map_: "Locator") -> Non
     playwright.expect(page.locator("#map-chosen")).to_have_text("")  # it was moved, not chosen
     page.wait_for_timeout(100)
     assert painted(map_, LEFT) < whole
-    page.get_by_role("button", name="All of it").click()
+    page.get_by_role("button", name="Whole map").click()
     page.wait_for_timeout(100)
     assert painted(map_, LEFT) == whole
-    page.get_by_role("button", name="Closer").click()
+    page.get_by_role("button", name="Zoom in").click()
     page.wait_for_timeout(100)
     assert painted(map_, LEFT) != whole
 
@@ -146,12 +146,12 @@ def test_keys_move_it_and_choose_a_track(page: "Page", map_: "Locator") -> None:
     page.locator("body").press("m")
     playwright.expect(map_).to_be_focused()
     search_and_play(page, "g3-t00", "Song 36")
-    page.get_by_role("button", name="The session").click()
+    page.get_by_role("button", name="Follow session").click()
     map_.focus()
     page.keyboard.press("+")
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowRight")
-    playwright.expect(page.get_by_role("status")).to_contain_text("n the middle")
+    playwright.expect(page.get_by_role("status")).to_contain_text("n the centre")
     page.keyboard.press("Enter")
     playwright.expect(page.locator("#map-chosen")).not_to_be_empty()
     page.keyboard.press("Home")
@@ -216,7 +216,7 @@ def test_it_stands_in_nobodys_way(page: "Page", map_: "Locator", scheme: "Litera
     search_and_play(page, "g1-t00", "Song 12")
     page.get_by_role("button", name="Skip").click()
     playwright.expect(map_).to_have_attribute("data-path", "3")
-    page.get_by_role("button", name="The session").click()
+    page.get_by_role("button", name="Follow session").click()
     map_.focus()
     page.keyboard.press("Enter")
     playwright.expect(page.locator("#map-chosen")).not_to_be_empty()

@@ -32,7 +32,7 @@ def is_settled(page: "Page") -> None:
     playwright.expect(page.locator("#next > li")).to_have_count(15)
 
 
-@pytest.mark.parametrize("answer", ["Replay it here", "Keep my session"])
+@pytest.mark.parametrize("answer", ["Replay here", "Keep my session"])
 def test_a_shared_session_is_reported_after_a_click_only(
     browser: "Browser", running: httpx.Client, answer: str
 ) -> None:

@@ -14,7 +14,7 @@ def test_recommend_has_bars_and_colours_on_a_terminal(tiny_release: Release) -> 
     assert terminal.rest() == 0
     assert "\x1b[36m██████" in terminal.text
     assert "Song 11" in terminal.text
-    assert "pulled by" in terminal.text
+    assert "raised by" in terminal.text
 
 
 def test_recommend_is_plain_through_a_pipe(tiny_release: Release) -> None:

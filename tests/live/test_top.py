@@ -44,16 +44,16 @@ def test_one_look_when_piped_is_plain_and_holds_what_the_service_says(
     assert (code, err) == (0, "")
     assert "\x1b" not in out
     assert not set(out) & set("─│┃━┏╭█▁")
-    traffic = table(out, "requests of the last")
-    assert traffic["route"] == ["per s", "p50 ms", "p90 ms", "p99 ms", "4xx per s", "5xx per s", "answered"]
+    traffic = table(out, "Requests, last")
+    assert traffic["route"] == ["per s", "p50 ms", "p90 ms", "p99 ms", "4xx per s", "5xx per s", "responses"]
     assert {len(line) for line in traffic.values()} == {7}
     assert traffic["GET /operations"][-1] == "1"  # between the two looks: the first of them
-    assert traffic["listeners, in all"][0] == "0.00"
-    service = {name: " ".join(rest) for name, rest in table(out, "service").items()}
+    assert traffic["all listener requests"][0] == "0.00"
+    service = {name: " ".join(rest) for name, rest in table(out, "Service").items()}
     assert told["release"]["name"] in service["release"]
-    assert service["sessions"].startswith(f"{told['events']['sessions']:,} began")
-    assert service["redis"].startswith("answers, ")
-    assert table(out, "releases")[told["release"]["name"]][0] == "yes"
+    assert service["sessions"].startswith(f"{told['events']['sessions']:,} started")
+    assert service["Redis"].startswith("up, ")
+    assert table(out, "Recommendation outcomes")[told["release"]["name"]][0] == "yes"
 
 
 def test_json_is_the_services_own(capsys: pytest.CaptureFixture[str], running: httpx.Client) -> None:
@@ -90,9 +90,9 @@ def test_a_service_with_keys_wants_one_of_an_operator(
     ("url", "told"),
     [
         ("http://127.0.0.1:9", "http://127.0.0.1:9 does not answer"),
-        ("127.0.0.1:8000", "is no address of a service"),
-        ("ftp://127.0.0.1", "is no address of a service"),
-        ("http://", "is no address of a service"),
+        ("127.0.0.1:8000", "is not the address of a service"),
+        ("ftp://127.0.0.1", "is not the address of a service"),
+        ("http://", "is not the address of a service"),
     ],
 )
 def test_a_wrong_address_is_one_line_and_code_two(capsys: pytest.CaptureFixture[str], url: str, told: str) -> None:
@@ -111,10 +111,10 @@ def test_what_is_no_segue_is_said(capsys: pytest.CaptureFixture[str], running: h
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_on_a_terminal_it_is_a_screen_until_it_is_told_to_end(running: httpx.Client, number: signal.Signals) -> None:
     terminal = Terminal("top", running.base_url, "--interval", "0.1")
-    terminal.until("Ctrl-C ends")
+    terminal.until("Press Ctrl-C to quit")
     assert "\x1b[?1049h" in terminal.text  # the alternate screen, which leaves no trace
     assert "event log" in terminal.text
-    terminal.until("requests of the last 1 s")
+    terminal.until("Requests, last 1 s")
     assert terminal.end(number) == 0
     assert "Traceback" not in terminal.text
 
@@ -123,7 +123,7 @@ def test_a_small_terminal_shows_what_matters_to_the_end(running: httpx.Client) -
     for path in ("/tracks", "/recommendations?session_id=top", "/sessions/top", "/releases/current", "/health/live"):
         running.get(path)
     terminal = Terminal("top", running.base_url, "--interval", "0.1", lines=32)
-    terminal.until("Ctrl-C ends")
+    terminal.until("Press Ctrl-C to quit")
     assert "event log" in terminal.text
     assert terminal.end(signal.SIGINT) == 0
 
@@ -133,13 +133,13 @@ def test_a_service_that_goes_and_comes_back_is_waited_for(start_service: StartSe
         service = start_service(redis_url=server.url, durability="memory")
         address = service.address()
         terminal = Terminal("top", address, "--interval", "0.1")
-        terminal.until("Ctrl-C ends")
+        terminal.until("Press Ctrl-C to quit")
         server.kill()
-        terminal.until("AWAY")
+        terminal.until("UNREACHABLE")
         service.stop()
         terminal.until("does not answer")
         server.start()
         start_service(redis_url=server.url, durability="memory", port=address.rpartition(":")[2]).address()
         terminal.text = ""
-        terminal.until("answers, ")
+        terminal.until("up, ")
         assert terminal.end(signal.SIGINT) == 0

@@ -11,12 +11,13 @@ from typing import Final
 
 import numpy as np
 
-from segue.arrays import Float64
-from segue.ranking_metrics import Estimate, bootstrap
+from segue.arrays import Bool, Float64
+from segue.ranking_metrics import Estimate, bootstrap, hit
 from training.evaluation.compare.results import GROUPS, EvaluationResults
 
 PERMUTATIONS: Final = 10_000
 TESTED: Final = (("all", "HR@1"), ("all", "HR@10"), ("played", "HR@10"), ("skipped", "MRR@10"))
+LIST_LENGTHS: Final = (1, 2, 3, 5, 10, 20, 50, 100)
 _CHUNK: Final = 500  # permutations at a time: 500 x 100,000 sessions are 200 MB
 
 
@@ -151,6 +152,58 @@ def estimates(
                 if estimate is not None:
                     found[system, group, metric] = estimate
     return found
+
+
+def hit_curves(asked: EvaluationResults) -> dict[str, list[float]]:
+    """Each system's HR@k of all targets, the mean over seeds, for the k of LIST_LENGTHS."""
+    return {
+        system: [float(np.mean([hit(ranks, k).mean() for ranks in answered.ranks.values()])) for k in LIST_LENGTHS]
+        for system, answered in asked.systems.items()
+    }
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Every system's HR@10 of all targets in groups of sessions; the groups have similar sizes."""
+
+    by: str  # the field of EvaluationResults that the groups are made by
+    groups: list[str]  # the values of each group, for example "5 to 9"
+    sessions: list[int]  # in each group
+    hit_rates: dict[str, list[Estimate]]  # system: HR@10 in each group
+
+
+BREAKDOWNS: Final = ("session_length", "session_skip_rate", "target_plays")
+
+
+def breakdowns(asked: EvaluationResults) -> list[Breakdown]:
+    """HR@10 by each of BREAKDOWNS; those with a single group are left out."""
+    found = [_breakdown(asked, by) for by in BREAKDOWNS]
+    return [breakdown for breakdown in found if len(breakdown.groups) > 1]
+
+
+def _breakdown(asked: EvaluationResults, by: str) -> Breakdown:
+    groups, rng = _quantile_groups(np.asarray(getattr(asked, by), dtype=np.float64)), np.random.default_rng(0)
+    hit_rates = {}
+    for system, answered in asked.systems.items():
+        hits = answered.values("HR@10")
+        hit_rates[system] = [e for _, members in groups if (e := bootstrap(hits[members], rng)) is not None]
+    return Breakdown(by, [name for name, _ in groups], [int(members.sum()) for _, members in groups], hit_rates)
+
+
+def _quantile_groups(values: Float64, wanted: int = 5) -> list[tuple[str, Bool]]:
+    """At most `wanted` groups of neighbouring values with similar sizes: names and members, [sessions] bool."""
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, wanted + 1)[1:-1]))
+    group = np.searchsorted(edges, values, side="left")
+    found = []
+    for number in np.unique(group):
+        members = group == number
+        low, high = values[members].min(), values[members].max()
+        found.append((_number(low) if low == high else f"{_number(low)} to {_number(high)}", members))
+    return found
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else f"{value:.2f}"
 
 
 def kendall(first: Sequence[float], second: Sequence[float]) -> float:

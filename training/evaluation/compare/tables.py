@@ -5,14 +5,14 @@ Shashaani and Knees, RecSys 2024, https://doi.org/10.1145/3640457.3688188.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
 from segue.ranking_metrics import Estimate
 from training.evaluation.compare.results import EvaluationResults
-from training.evaluation.compare.statistics import NEURAL, Difference, Pair, kendall
+from training.evaluation.compare.statistics import NEURAL, Breakdown, Difference, Pair, kendall
 
 METRICS: Final = ("HR@1", "HR@5", "HR@10", "HR@20", "MAP@10")
 # The columns of Table 1 as systems are named here: (family, its versions).
@@ -94,11 +94,13 @@ class Table:
 
 @dataclass(frozen=True)
 class ComparisonData:
-    """A question with everything that tables and plots show of it."""
+    """The results of one evaluation and the statistics that tables and charts show."""
 
     asked: EvaluationResults
     estimates: Mapping[tuple[str, str, str], Estimate]  # (system, group, metric)
     differences: Sequence[Difference]
+    hit_curves: Mapping[str, Sequence[float]] = field(default_factory=dict)  # system: HR@k for LIST_LENGTHS
+    breakdowns: Sequence[Breakdown] = ()
 
     def change(self, system: str, group: str, metric: str, why: str = "feedback") -> Difference | None:
         """The difference of a system from what it is held against, where it was tested."""

@@ -18,7 +18,7 @@ ROW: Final = 26  # pixels from one row to the next
 CONFIG: Final[dict[str, Any]] = {
     "background": "transparent",
     "font": "sans-serif",
-    "padding": {"left": 20, "top": 5, "right": 20, "bottom": 5},  # fonts of browsers may be wider than those measured
+    "padding": {"left": 32, "top": 5, "right": 20, "bottom": 5},  # a browser's font may be wider than the measured one
     "view": {"stroke": None},
     "axisQuantitative": {"tickCount": 6},
     "axis": {

@@ -72,7 +72,7 @@ def systems_chart(by_protocol: Mapping[str, ComparisonData]) -> Chart:
         "the better it distinguishes them.",
         specification(_systems(by_protocol, shown).add_params(*menus), description),
         Table(
-            "HR@10 of every system",
+            "HR@10 by system",
             ["system", *(f"{group} targets" for group in shown)],
             [[system, *(cell(measured.estimates[system, group, "HR@10"]) for group in shown)] for system in ordered],
         ),

@@ -11,8 +11,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-altair = pytest.importorskip("altair")
+pytest.importorskip("altair")
 pytest.importorskip("jinja2")
+
+from altair import SCHEMA_URL
 
 from tests.comparison_results import gaining, result
 from training import vega
@@ -58,7 +60,7 @@ class Page(HTMLParser):
 
 
 # Names that look like addresses. Nothing is loaded from them.
-NAMES = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink", altair.SCHEMA_URL}
+NAMES = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink", SCHEMA_URL}
 
 
 def specs_of(page: Path) -> dict[str, Any]:

@@ -28,6 +28,6 @@ def svg(spec: dict[str, Any], css: str = "") -> str:
 @cache
 def javascript() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script that defines `vegaEmbed`."""
-    bundle: str = vl_convert.javascript_bundle(vl_version=VEGA_LITE)
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
     # An HTML element that contains the script must not end within it.
     return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")

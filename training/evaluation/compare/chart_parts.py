@@ -56,13 +56,15 @@ def menu(name: str, label: str, options: Sequence[str]) -> alt.Parameter:
 
 def interval_rule(along: Literal["x", "y"]) -> alt.Chart:
     """Lines from `low` to `high`."""
-    rule = alt.Chart().mark_rule(strokeWidth=2, aria=False)
-    return rule.encode(x="low:Q", x2="high:Q") if along == "x" else rule.encode(y="low:Q", y2="high:Q")
+    rule: alt.Chart = alt.Chart().mark_rule(strokeWidth=2, aria=False)
+    drawn: alt.Chart = rule.encode(x="low:Q", x2="high:Q") if along == "x" else rule.encode(y="low:Q", y2="high:Q")
+    return drawn
 
 
 def points(**channels: Any) -> alt.Chart:
     """Points that are described by the field `says`."""
-    return alt.Chart().mark_point(filled=True, size=70, opacity=1).encode(description="says:N", **channels)
+    drawn: alt.Chart = alt.Chart().mark_point(filled=True, size=70, opacity=1).encode(description="says:N", **channels)
+    return drawn
 
 
 def colours(field: str, variables: Mapping[str, str], legend: Sequence[str] | None = None) -> alt.Color:

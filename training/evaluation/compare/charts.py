@@ -82,7 +82,7 @@ def systems_chart(by_protocol: Mapping[str, ComparisonData]) -> Chart:
 def _systems(by_protocol: Mapping[str, ComparisonData], legend: list[str]) -> alt.LayerChart:
     shape = shapes("targets:N", {"all": "circle", "played": "circle", "skipped": "square"}, legend)
     layers: alt.LayerChart = (
-        alt.layer(interval_rule("x"), points(shape=shape), data=alt.Data(values=_estimate_rows(by_protocol)))
+        alt.layer(interval_rule("x"), points(shape=shape), data=alt.InlineData(values=_estimate_rows(by_protocol)))
         .transform_filter("datum.metric == metric && datum.ranking == ranking")
         .transform_filter(f"targets == '{BOTH}' ? datum.targets != 'all' : datum.targets == targets")
         .transform_filter("model == 'every' || datum.model == model")
@@ -145,7 +145,7 @@ def _feedback(rows: list[dict[str, Any]]) -> alt.LayerChart:
     zero = zero.encode(x=alt.datum(0), y=alt.value(0), y2=alt.value("height"), color=alt.value("var(--ink)"))
     shape = shapes("kind:N", {"better": "triangle-up", "worse": "triangle-down", "no difference": "circle"})
     layers: alt.LayerChart = (
-        alt.layer(zero, interval_rule("x"), points(shape=shape), data=alt.Data(values=rows))
+        alt.layer(zero, interval_rule("x"), points(shape=shape), data=alt.InlineData(values=rows))
         .transform_filter("datum.tested == tested && datum.ranking == ranking")
         .transform_calculate(interval=with_interval("+.3f"))
         .transform_calculate(
@@ -166,7 +166,7 @@ def _feedback(rows: list[dict[str, Any]]) -> alt.LayerChart:
 def share_of_100(hits: int) -> str:
     """An SVG of 100 circles of which `hits` are filled."""
     spec = (
-        alt.Chart(alt.Data(values=[{"at": number} for number in range(100)]))
+        alt.Chart(alt.InlineData(values=[{"at": number} for number in range(100)]))
         .mark_circle(size=130, opacity=1, strokeWidth=1, aria=False)
         .transform_calculate(x="datum.at % 10", y="floor(datum.at / 10)")
         .encode(

@@ -195,7 +195,7 @@ def _lines(
     ))  # fmt: skip
     layers = [*([path] if line else []), *more, points()]
     return (
-        alt.layer(*layers, data=alt.Data(values=rows))
+        alt.layer(*layers, data=alt.InlineData(values=rows))
         .transform_filter(f"lines == '{EVERY}' || (lines == '{BEST}' ? datum.shown : datum.model == lines)")
         .transform_calculate(says=says)
         .encode(color=colours("model:N", {model: model for model in models}), detail="system:N")

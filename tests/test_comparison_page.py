@@ -72,7 +72,7 @@ def specs_of(page: Path) -> dict[str, Any]:
 
 
 def rows_of(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = spec["data"]["values"]
+    rows: list[dict[str, Any]] = spec["datasets"][spec["data"]["name"]]
     return rows
 
 
@@ -146,9 +146,11 @@ class TestWords:
         measured = measured_of(tmp_path, {"sasrec": skipped, "gru4rec": played, "caser": [*played[::-1][1:], 50]})
         assert words.best_system(measured) == "gru4rec"
         first, _ = words.answer(measured)
-        assert first.startswith("The best is gru4rec: 75 of 100 sessions whose next track was played have it among")
+        assert first.startswith(
+            "gru4rec has the highest hit rate: in 75 of 100 sessions whose next track was played, the next"
+        )
         assert "HR@10 0.750" in first
-        assert first.endswith("the interval of caser overlaps with it.")
+        assert first.endswith("There is no clear winner: the interval of caser overlaps with it.")
 
     def test_what_feedback_gains_and_costs_is_counted(self, tmp_path: Path) -> None:
         # Played and skipped targets alternate. With feedback every played target is at 5, every skipped one beyond.
@@ -156,28 +158,32 @@ class TestWords:
         measured = measured_of(tmp_path, {"sasrec": without, "sasrec+nce": [5, 50] * 100})
         _, second = words.answer(measured)
         assert second == (
-            "Of 1 version with feedback all find more of what is played next (sasrec+nce: HR@10 1.000 "
-            "instead of 0.500); all rank what is skipped next lower; the price is the first place, HR@1 of played "
+            "Effect of skip feedback: HR@10 on played targets is higher for the one system (sasrec+nce: 1.000 "
+            "instead of 0.500). Skipped targets are ranked lower by the one system. The cost is a lower HR@1 on played "
             "targets: sasrec+nce 0.000 instead of 0.500."
         )
 
     def test_no_gain_is_said(self, tmp_path: Path) -> None:
         measured = measured_of(tmp_path, {"sasrec": [1, 50] * 50, "sasrec+nce": [1, 50] * 50})
         _, second = words.answer(measured)
-        assert second.startswith("Of 1 version with feedback none find more of what is played next; none rank what")
-        assert "no interval of their hits at the first place" in second
+        assert second == (
+            "Effect of skip feedback: HR@10 on played targets is higher for no system. Skipped targets are ranked "
+            "lower by no system. No system has a clearly lower HR@1 on played targets."
+        )
 
     def test_without_two_versions_nothing_is_said_of_feedback(self, tmp_path: Path) -> None:
         _, second = words.answer(measured_of(tmp_path, {"sasrec": [1, 50] * 50}))
-        assert second.startswith("No system came both with feedback and without")
+        assert second.startswith("The effect of skip feedback is unknown")
 
     def test_the_example_is_a_session_of_the_data(self, tmp_path: Path) -> None:
         # Session 3 is the first whose target was played (every second one is skipped) and stood between 2 and 10.
         changed = {"session_length": [12] * 8, "session_skip_rate": [0.25] * 8}
         measured = measured_of(tmp_path, {"sasrec": [1, 4, 7, 1, 50, 1, 2, 1]}, **changed)
         shown, counted = words.example(measured)
-        assert shown.startswith("Take session 3 of 8. The system sasrec was shown its 12 plays before the target, 3 of")
-        assert "which the listener played, stood at place 7 of that order: a hit at 10, a miss at 1." in shown
+        assert shown.startswith(
+            "Take session 3 of 8. The system sasrec saw its 12 plays before the target, 3 of them skipped"
+        )
+        assert "which the listener played, has rank 7: a hit at 10, a miss at 1." in shown
         assert counted.endswith("HR@10 = 3 / 4 = 0.750.")
 
     def test_every_system_is_described(self) -> None:
@@ -185,7 +191,7 @@ class TestWords:
 
         for system in [*paper.SYSTEMS, "vmis-knn", "markov", "popularity", "sasrec+nce+published-pairing"]:
             said = words.describe_system(system)
-            assert "a system of yours" not in said
+            assert "a system of your own" not in said
             assert (";" in said.removeprefix(words.MODELS.get(system, ""))) == has_feedback(
                 system
             ) or system in words.MODELS

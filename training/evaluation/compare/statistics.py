@@ -1,4 +1,4 @@
-"""What a difference between two systems on the same sessions is worth.
+"""Estimates, differences and tests of systems on the same sessions.
 
 Intervals are percentile bootstrap intervals over sessions (Efron, 1979). Tests are paired permutation tests, which flip
 the sign of each session's difference (Fisher, 1935; for rankings: Smucker, Allan and Carterette, CIKM 2007,
@@ -23,7 +23,7 @@ _CHUNK: Final = 500  # permutations at a time: 500 x 100,000 sessions are 200 MB
 
 @dataclass(frozen=True)
 class Pair:
-    """A system and the one that it is held against."""
+    """A system and the baseline that it is compared with."""
 
     system: str
     against: str
@@ -44,7 +44,7 @@ class Difference:
 
     @property
     def gain_percent(self) -> Estimate | None:
-        """The difference as a share of the value before; None where that is 0."""
+        """The difference in percent of the baseline; None if that is 0."""
         if not self.before:
             return None
         scale = 100.0 / self.before
@@ -52,13 +52,13 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """Whether the corrected test is below 5 %."""
+        """Whether the corrected p-value is below 5 %."""
         return self.p_corrected < 0.05
 
     def verdict(self) -> str:
-        """In words; for skipped targets, lower is better."""
+        """The result of the test in words. For skipped targets, lower is better."""
         if not self.significant:
-            return "no measurable difference"
+            return "no significant difference"
         better = (self.estimate.value > 0) != (self.group == "skipped")
         return f"{'better' if better else 'worse'} by {abs(self.estimate.value):.4f}"
 
@@ -71,12 +71,12 @@ OPEN_QUESTIONS: Final = {
     ),
     "sasrec+next-played": ("sasrec", "objective next-played, or next (without NCE)"),
     "sasrec+nce+next-played": ("sasrec+nce", "objective next-played, or next (with NCE)"),
-    "sasrec+played-only": ("sasrec", "trained on and shown played tracks alone, or all"),
+    "sasrec+played-only": ("sasrec", "only played tracks in training and input, or all"),
 }
 
 
 def pairs(systems: Sequence[str]) -> list[Pair]:
-    """Which systems are held against which, of those that are there."""
+    """The pairs that are compared, of the systems given."""
     wanted = [
         *(Pair(f"{name}+nce", name, "feedback") for name in NEURAL),
         *(Pair(f"{name}-{version}", name, "feedback") for name in ("wrmf", "bpr") for version in ("bl", "nr")),
@@ -87,7 +87,7 @@ def pairs(systems: Sequence[str]) -> list[Pair]:
 
 
 def differences(asked: EvaluationResults, permutations: int = PERMUTATIONS, seed: int = 0) -> list[Difference]:
-    """Every pair's difference in what is TESTED, p-values corrected over all of them."""
+    """The difference of every pair in the metrics of TESTED, with p-values corrected over all of them."""
     compared, rng = pairs(list(asked.systems)), np.random.default_rng(seed)
     found: list[tuple[Pair, str, str, float, Estimate, float]] = []
     for group in GROUPS:
@@ -123,7 +123,7 @@ def permutation_test(changes: Float64, rng: np.random.Generator, permutations: i
     for start in range(0, permutations, _CHUNK):
         count = min(_CHUNK, permutations - start)
         signs = rng.integers(0, 2, (count, len(changes)), dtype=np.int8).astype(np.float32) * 2 - 1
-        # Sums of the same terms in another order may differ in the last digits: those are equal.
+        # The sum of the same terms in another order may differ in the last digits, which counts as equal.
         as_far += (np.abs(signs @ moved) >= observed * (1 - 1e-5) - 1e-9).sum(axis=0)
     return (1.0 + as_far) / (1.0 + permutations)
 

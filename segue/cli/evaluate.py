@@ -93,9 +93,9 @@ def _value(estimate: Mapping[str, float] | None) -> str:
     return "-" if estimate is None else f"{estimate['value']:.3f}"
 
 
-@click.command(short_help="Results side by side: intervals, paired tests, plots.")
+@click.command(short_help="Results side by side: intervals, paired tests, charts.")
 @click.argument("results", type=FOLDER, nargs=-1, required=True, metavar="RESULT.json...")
-@click.option("--html", type=FOLDER, help="Write one HTML page with tables and plots; it needs no network.")
+@click.option("--html", type=FOLDER, help="Write one HTML page with tables and charts; it needs no network.")
 @click.option("--markdown", type=FOLDER, help="Write the tables as Markdown.")
 @click.option("--json", "to_stdout", is_flag=True, help="Print estimates and tests as JSON.")
 @click.option("--output", type=FOLDER, metavar="FILE", help="Write estimates and tests to FILE as JSON.")

@@ -99,7 +99,7 @@ def breakdown_chart(measured: ComparisonData, breakdown: Breakdown) -> Chart:
     return Chart(
         breakdown.by.replace("_", "-"),
         title,
-        f"{description} The groups have similar numbers of sessions.",
+        description,
         specification(base, description),
         Table(
             f"HR@10 of all targets by {label}",
@@ -125,6 +125,7 @@ def training_time(measured: ComparisonData) -> Chart | None:
         | value_fields(measured.estimates[system, "all", "HR@10"])
         for (system, s), label in zip(seconds.items(), _label_heights(measured, seconds), strict=True)
     ]  # fmt: skip
+    decades = [10.0**power for power in range(-2, 9)]
     says = "datum.system + ': HR@10 ' + datum.interval + ' after ' + format(datum.seconds, ',.1f') + ' s of training'"
     named = (
         alt.Chart()
@@ -135,7 +136,7 @@ def training_time(measured: ComparisonData) -> Chart | None:
         _lines(measured, rows, says, named, line=False)
         .transform_calculate(interval=with_interval(".3f"))
         .encode(
-            x=alt.X("seconds:Q", title="seconds of training", scale=alt.Scale(type="log"), axis=alt.Axis(format="~g")),
+            x=alt.X("seconds:Q", title="seconds of training", scale=alt.Scale(type="log"), axis=alt.Axis(values=decades, format="~g")),
             y=alt.Y("value:Q", title="HR@10"),
             tooltip=tooltip("system", "seconds", interval="HR@10 [95 % interval]"),
         )

@@ -164,7 +164,7 @@ def hit_curves(asked: EvaluationResults) -> dict[str, list[float]]:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Every system's HR@10 of all targets in groups of sessions; the groups have similar sizes."""
+    """Every system's HR@10 of all targets in groups of sessions."""
 
     by: str  # the field of EvaluationResults that the groups are made by
     groups: list[str]  # the values of each group, for example "5 to 9"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytest.importorskip("altair")
 pytest.importorskip("jinja2")
 
 from segue.cli import main

@@ -207,6 +207,16 @@ class TestCharts:
         expected = f"gru4rec+nce: HR@10 of played targets {e.value:.3f} [{e.low:.3f}, {e.high:.3f}]"
         assert expected in titles
 
+    def test_systems_without_a_hit_or_a_skip_are_drawn(self, tmp_path: Path) -> None:
+        files = [
+            result(tmp_path / f"{name}.json", name, np.full(20, 500.0), target_skipped=[False] * 20)
+            for name in ("sasrec", "sasrec+nce")
+        ]
+        (section,) = measure(files, 100)
+        for chart in charts(section.by_protocol):
+            ElementTree.fromstring(chart.svg())
+        write_report([section], tmp_path / "a.html")
+
     def test_a_name_is_text_in_a_chart(self, tmp_path: Path) -> None:
         measured = measured_of(tmp_path, {"a<b>&'\"": [1, 2, 30, 4] * 5})
         drawn = ElementTree.fromstring(systems_chart({"full": measured}).svg())

@@ -111,17 +111,12 @@ def breakdown_chart(measured: ComparisonData, breakdown: Breakdown) -> Chart:
 
 def training_time(measured: ComparisonData) -> Chart | None:
     """HR@10 of every system against its seconds of training; None if no system was timed."""
-    seconds = {
-        system: max(float(np.mean(of)), 0.01)
-        for system, answered in measured.asked.systems.items()
-        if (of := [facts["seconds"] for facts in answered.training if "seconds" in facts])
-    }
+    seconds = _mean_seconds(measured)
     if not seconds:
         return None
     rows = [
         _line_row(measured, system)
-        | {"seconds": round(s, 3)}
-        | {"label": round(label, 5)}
+        | {"seconds": round(s, 3), "label": round(label, 5)}
         | value_fields(measured.estimates[system, "all", "HR@10"])
         for (system, s), label in zip(seconds.items(), _label_heights(measured, seconds), strict=True)
     ]  # fmt: skip
@@ -129,14 +124,19 @@ def training_time(measured: ComparisonData) -> Chart | None:
     says = "datum.system + ': HR@10 ' + datum.interval + ' after ' + format(datum.seconds, ',.1f') + ' s of training'"
     named = (
         alt.Chart()
-        .mark_text(align="left", dx=8, fontSize=11, aria=False, color="var(--ink)")
+        .mark_text(align="left", dx=8, fontSize=11, aria=False)
         .encode(text="system:N", y="label:Q", color=alt.value("var(--ink)"))
     )
     base = (
         _lines(measured, rows, says, named, line=False)
         .transform_calculate(interval=with_interval(".3f"))
         .encode(
-            x=alt.X("seconds:Q", title="seconds of training", scale=alt.Scale(type="log"), axis=alt.Axis(values=decades, format="~g")),
+            x=alt.X(
+                "seconds:Q",
+                title="seconds of training",
+                scale=alt.Scale(type="log"),
+                axis=alt.Axis(values=decades, format="~g"),
+            ),
             y=alt.Y("value:Q", title="HR@10"),
             tooltip=tooltip("system", "seconds", interval="HR@10 [95 % interval]"),
         )
@@ -155,9 +155,18 @@ def training_time(measured: ComparisonData) -> Chart | None:
     )
 
 
+def _mean_seconds(measured: ComparisonData) -> dict[str, float]:
+    """The mean training time of each timed system over its seeds, at least 0.01 s for the logarithmic axis."""
+    return {
+        system: max(float(np.mean(of)), 0.01)
+        for system, answered in measured.asked.systems.items()
+        if (of := [facts["seconds"] for facts in answered.training if "seconds" in facts])
+    }
+
+
 def _label_heights(measured: ComparisonData, seconds: Mapping[str, float]) -> list[float]:
-    """Where the name of each system stands on the axis of HR@10: at its value, or below if another name is there."""
-    high = max(measured.estimates[system, "all", "HR@10"].value for system in seconds)
+    """The height of each system's name on the axis of HR@10: its value, or less if another name is there."""
+    high = max(measured.estimates[system, "all", "HR@10"].value for system in seconds) or 1.0
     decades = max(np.log10(max(seconds.values())) - np.log10(min(seconds.values())), 1.0)
     heights: list[float] = []
     taken: list[tuple[float, float]] = []

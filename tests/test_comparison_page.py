@@ -6,15 +6,22 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+pytest.importorskip("altair")
 pytest.importorskip("jinja2")
 
+from altair import SCHEMA_URL
+
 from tests.comparison_results import gaining, result
+from training import vega
 from training.evaluation.compare import narrative as words
-from training.evaluation.compare.charts import Scale, has_feedback, rounded_up, ticks
+from training.evaluation.compare.chart_parts import has_feedback
+from training.evaluation.compare.charts import charts, systems_chart
+from training.evaluation.compare.line_charts import BEST, first_shown
 from training.evaluation.compare.report import ReportSection, measure, write_report
 from training.evaluation.compare.tables import ComparisonData
 
@@ -52,6 +59,23 @@ class Page(HTMLParser):
             self.pictures += 1
 
 
+# Names that look like addresses. Nothing is loaded from them.
+NAMES = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink", SCHEMA_URL}
+
+
+def specs_of(page: Path) -> dict[str, Any]:
+    """The specifications that the page's script draws charts from."""
+    found = re.search(r'id="charts">(.*?)</script>', page.read_text())
+    assert found
+    specs: dict[str, Any] = json.loads(found.group(1))
+    return specs
+
+
+def rows_of(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = spec["datasets"][spec["data"]["name"]]
+    return rows
+
+
 class TestPage:
     def test_it_needs_nothing_else_and_is_the_same_each_time(self, section: ReportSection, tmp_path: Path) -> None:
         write_report([section], tmp_path / "a.html", tmp_path / "a.md", tmp_path / "a.json")
@@ -60,12 +84,13 @@ class TestPage:
         assert text == (tmp_path / "b.html").read_text()
         page = Page(text)
         assert page.outside == []
-        assert "url(" not in text
-        assert "http://" not in text
-        assert "https://" not in text
-        assert page.pictures == 8  # seven plots and the hundred sessions
-        assert page.tags.count("table") == page.tags.count("caption") == len(section.tables)
-        assert len(text) < 1_000_000
+        assert "default-src &#39;none&#39;; style-src" in text
+        own = text.replace(vega.javascript(), "")
+        assert "url(" not in own
+        assert set(re.findall(r"https?://[^\"'\s<]*", own)) <= NAMES
+        assert page.pictures == 8  # seven charts and the hundred sessions
+        assert page.tags.count("table") == page.tags.count("caption") == len(section.tables) + 7
+        assert len(text) < 3_000_000
         assert not list(tmp_path.glob("*.unfinished"))
 
     def test_headings_go_down_by_one_level(self, section: ReportSection, tmp_path: Path) -> None:
@@ -77,26 +102,41 @@ class TestPage:
 
     def test_the_scripts_figures_are_those_of_the_report(self, section: ReportSection, tmp_path: Path) -> None:
         write_report([section], tmp_path / "a.html", None, tmp_path / "a.json")
-        found = re.search(r'id="data">(.*?)</script>', (tmp_path / "a.html").read_text())
-        assert found
-        protocols = json.loads(found.group(1))["sections"]["s0"]
-        questions = json.loads((tmp_path / "a.json").read_text())["questions"]
-        assert set(protocols) == {question["protocol"] for question in questions}
-        for question in questions:
-            systems = protocols[question["protocol"]]["systems"]
+        rows = rows_of(specs_of(tmp_path / "a.html")["s0-systems"])
+        shown = {
+            (row["ranking"], row["system"], row["targets"], row["metric"]): (row["value"], row["low"], row["high"])
+            for row in rows
+        }
+        count = 0
+        for question in json.loads((tmp_path / "a.json").read_text())["questions"]:
             for system, of in question["systems"].items():
                 for group, metrics in of["groups"].items():
                     for metric, estimate in metrics.items():
-                        if metric != "MAP@10":  # which is MRR@10
+                        if metric != "MAP@10":  # equal to MRR@10
                             expected = [estimate["value"], estimate["low"], estimate["high"]]
-                            assert systems[system][group][metric] == pytest.approx(expected, abs=1e-5)
+                            found = shown[question["protocol"], system, group, metric]
+                            assert list(found) == pytest.approx(expected, abs=1e-5)
+                            count += 1
+        assert count == len(rows)
+
+    def test_the_json_has_what_the_charts_show(self, section: ReportSection, tmp_path: Path) -> None:
+        write_report([section], None, None, tmp_path / "a.json")
+        question = json.loads((tmp_path / "a.json").read_text())["questions"][0]
+        shown = {chart.name: chart for chart in charts(section.by_protocol)}
+        for system, *cells in shown["list-length"].table.rows:
+            curve = question["systems"][system]["hit_rate_at"]
+            assert [f"{value:.3f}" for value in curve.values()] == cells
+            assert curve["10"] == pytest.approx(question["systems"][system]["groups"]["all"]["HR@10"]["value"])
+        for breakdown in question["breakdowns"]:
+            assert sum(breakdown["sessions"]) == 400
+            assert rows_of(shown[breakdown["by"].replace("_", "-")].spec)
 
     def test_a_name_cannot_break_out_of_the_page(self, tmp_path: Path) -> None:
         files = [result(tmp_path / "a.json", "</script><b>", np.array([1, 2, 30, 4] * 5))]
         write_report(measure(files, 100), tmp_path / "a.html")
         text = (tmp_path / "a.html").read_text()
-        assert "<b>" not in text
-        assert Page(text).tags.count("script") == 2
+        assert "<b>" not in text.replace(vega.javascript(), "")
+        assert Page(text.replace(vega.javascript(), "")).tags.count("script") == 3
 
 
 class TestWords:
@@ -106,9 +146,11 @@ class TestWords:
         measured = measured_of(tmp_path, {"sasrec": skipped, "gru4rec": played, "caser": [*played[::-1][1:], 50]})
         assert words.best_system(measured) == "gru4rec"
         first, _ = words.answer(measured)
-        assert first.startswith("The best is gru4rec: 75 of 100 sessions whose next track was played have it among")
+        assert first.startswith(
+            "gru4rec has the highest hit rate: in 75 of 100 sessions whose next track was played, the next"
+        )
         assert "HR@10 0.750" in first
-        assert first.endswith("the interval of caser overlaps with it.")
+        assert first.endswith("There is no clear winner: the interval of caser overlaps with it.")
 
     def test_what_feedback_gains_and_costs_is_counted(self, tmp_path: Path) -> None:
         # Played and skipped targets alternate. With feedback every played target is at 5, every skipped one beyond.
@@ -116,28 +158,32 @@ class TestWords:
         measured = measured_of(tmp_path, {"sasrec": without, "sasrec+nce": [5, 50] * 100})
         _, second = words.answer(measured)
         assert second == (
-            "Of 1 version with feedback all find more of what is played next (sasrec+nce: HR@10 1.000 "
-            "instead of 0.500); all rank what is skipped next lower; the price is the first place, HR@1 of played "
+            "Effect of skip feedback: HR@10 on played targets is higher for the one system (sasrec+nce: 1.000 "
+            "instead of 0.500). Skipped targets are ranked lower by the one system. The cost is a lower HR@1 on played "
             "targets: sasrec+nce 0.000 instead of 0.500."
         )
 
     def test_no_gain_is_said(self, tmp_path: Path) -> None:
         measured = measured_of(tmp_path, {"sasrec": [1, 50] * 50, "sasrec+nce": [1, 50] * 50})
         _, second = words.answer(measured)
-        assert second.startswith("Of 1 version with feedback none find more of what is played next; none rank what")
-        assert "no interval of their hits at the first place" in second
+        assert second == (
+            "Effect of skip feedback: HR@10 on played targets is higher for no system. Skipped targets are ranked "
+            "lower by no system. No system has a clearly lower HR@1 on played targets."
+        )
 
     def test_without_two_versions_nothing_is_said_of_feedback(self, tmp_path: Path) -> None:
         _, second = words.answer(measured_of(tmp_path, {"sasrec": [1, 50] * 50}))
-        assert second.startswith("No system came both with feedback and without")
+        assert second.startswith("The effect of skip feedback is unknown")
 
     def test_the_example_is_a_session_of_the_data(self, tmp_path: Path) -> None:
         # Session 3 is the first whose target was played (every second one is skipped) and stood between 2 and 10.
         changed = {"session_length": [12] * 8, "session_skip_rate": [0.25] * 8}
         measured = measured_of(tmp_path, {"sasrec": [1, 4, 7, 1, 50, 1, 2, 1]}, **changed)
         shown, counted = words.example(measured)
-        assert shown.startswith("Take session 3 of 8. The system sasrec was shown its 12 plays before the target, 3 of")
-        assert "which the listener played, stood at place 7 of that order: a hit at 10, a miss at 1." in shown
+        assert shown.startswith(
+            "Take session 3 of 8. The system sasrec saw its 12 plays before the target, 3 of them skipped"
+        )
+        assert "which the listener played, has rank 7: a hit at 10, a miss at 1." in shown
         assert counted.endswith("HR@10 = 3 / 4 = 0.750.")
 
     def test_every_system_is_described(self) -> None:
@@ -145,20 +191,45 @@ class TestWords:
 
         for system in [*paper.SYSTEMS, "vmis-knn", "markov", "popularity", "sasrec+nce+published-pairing"]:
             said = words.describe_system(system)
-            assert "a system of yours" not in said
+            assert "a system of your own" not in said
             assert (";" in said.removeprefix(words.MODELS.get(system, ""))) == has_feedback(
                 system
             ) or system in words.MODELS
 
 
-class TestDrawing:
-    def test_scales_by_hand(self) -> None:
-        assert Scale(0, 1, 100, 300)(0.25) == 150
-        assert Scale(1, 100, 0, 200, log=True)(10) == 100
+class TestCharts:
+    def test_without_a_browser_a_mark_tells_its_value_and_interval(self, section: ReportSection) -> None:
+        drawn = ElementTree.fromstring(systems_chart(section.by_protocol).svg())
+        titles = [title.text for title in drawn.iter("{http://www.w3.org/2000/svg}title")]
+        measured = words.chosen(section.by_protocol)
+        assert len(titles) == 2 * len(measured.asked.systems)
+        e = measured.estimates["gru4rec+nce", "played", "HR@10"]
+        expected = f"gru4rec+nce: HR@10 of played targets {e.value:.3f} [{e.low:.3f}, {e.high:.3f}]"
+        assert expected in titles
 
-    def test_ticks_are_round_and_within(self) -> None:
-        assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
-        assert ticks(-0.1, 0.1) == [-0.1, -0.05, 0, 0.05, 0.1]
+    def test_systems_without_a_hit_or_a_skip_are_drawn(self, tmp_path: Path) -> None:
+        files = [
+            result(tmp_path / f"{name}.json", name, np.full(20, 500.0), target_skipped=[False] * 20)
+            for name in ("sasrec", "sasrec+nce")
+        ]
+        (section,) = measure(files, 100)
+        for chart in charts(section.by_protocol):
+            ElementTree.fromstring(chart.svg())
+        write_report([section], tmp_path / "a.html")
 
-    def test_a_range_is_rounded_up(self) -> None:
-        assert [rounded_up(value) for value in (0.0, 0.1, 0.11, 0.6999)] == [0.1, 0.1, 0.2, 0.7]
+    def test_a_name_is_text_in_a_chart(self, tmp_path: Path) -> None:
+        measured = measured_of(tmp_path, {"a<b>&'\"": [1, 2, 30, 4] * 5})
+        drawn = ElementTree.fromstring(systems_chart({"full": measured}).svg())
+        assert "a<b>&'\"" in [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
+
+    def test_few_systems_all_have_a_line_and_of_many_the_best_of_each_model(self, tmp_path: Path) -> None:
+        few = measured_of(tmp_path, {"sasrec": [1, 50] * 50, "sasrec+nce": [50, 50] * 50})
+        assert first_shown(few) == ["sasrec", "sasrec+nce"]
+        names = [f"{model}{loss}" for model in ("sasrec", "bert4rec", "gru4rec", "caser") for loss in ("", "+nce")]
+        ranks = {name: [1 if at <= number else 50 for at in range(20)] for number, name in enumerate(names)}
+        many = measured_of(tmp_path, ranks | {"markov": [1] * 20})
+        assert first_shown(many) == ["sasrec+nce", "bert4rec+nce", "gru4rec+nce", "caser+nce", "markov"]
+        curve = next(chart for chart in charts({"full": many}) if chart.name == "list-length")
+        assert curve.spec["params"][0]["value"] == BEST
+        drawn = ElementTree.fromstring(curve.svg())
+        assert len(list(drawn.iter("{http://www.w3.org/2000/svg}title"))) == 5 * 8

@@ -23,62 +23,71 @@ from typing import Any, Final, Self
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from training.evaluation.compare.charts import Scale, mark, text, ticks, x_axis, y_axis
+from training import vega
 from training.trainer import Reporter
+
+Line = Mapping[str, float]
 
 _LOSSES: Final = ("loss", "nll", "nce")
 _SCORES: Final = ("HR@10", "MRR@10")
 _COLOURS: Final = ("#0f766e", "#c2410c", "#6d28d9")
-_STYLE: Final = """
-svg { color-scheme: light dark; font: 12px system-ui, sans-serif; background: Canvas }
-text { fill: CanvasText } .name { text-anchor: end } .tick, .label { text-anchor: middle }
-.title { font-weight: 600 } .grid { stroke: CanvasText; stroke-opacity: .15 }
-polyline { fill: none; stroke-width: 2 }
-"""
-_WIDTH: Final = 760.0
-_TOP, _BOTTOM = 40.0, 260.0
-_PANELS: Final = ((50.0, 320.0), (430.0, 690.0))  # left and right edge of each
-
-Line = Mapping[str, float]
+_CSS: Final = "svg { color-scheme: light dark; background: Canvas }"
 
 
 def curves(history: Sequence[Line]) -> str:
-    """The file for one or more lines of `training.trainer.Reporter.epoch`; what is not finite is left out."""
-    panels = (
-        ("Loss by epoch", _LOSSES, _PANELS[0], False),
-        ("Validation by epoch", _SCORES, _PANELS[1], True),
-    )
-    drawn = "".join(_panel(history, title, names, edges, from_zero=zero) for title, names, edges, zero in panels)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH:g} 310" role="img" '
-        f'aria-label="Loss and validation over {len(history)} epochs"><style>{_STYLE}</style>{drawn}</svg>\n'
-    )
+    """Losses and validation metrics by epoch as SVG, from lines of `Reporter.epoch`. Only finite values are drawn."""
+    spec = {
+        "$schema": vega.SCHEMA,
+        "description": f"Loss and validation over {len(history)} epochs",
+        "hconcat": [
+            _panel(history, "Loss by epoch", _LOSSES, from_zero=False),
+            _panel(history, "Validation by epoch", _SCORES, from_zero=True),
+        ],
+        "resolve": {"scale": {"color": "independent"}},
+        "config": {
+            "background": "transparent",
+            "axis": {"labelColor": "CanvasText", "titleColor": "CanvasText", "gridColor": "#8884"},
+            "legend": {"title": None, "labelColor": "CanvasText", "orient": "top"},
+            "title": {"color": "CanvasText", "anchor": "start"},
+            "view": {"stroke": None},
+        },
+    }
+    return f"{vega.svg(spec, _CSS)}\n"
 
 
-def _panel(
-    history: Sequence[Line], title: str, names: Sequence[str], edges: tuple[float, float], *, from_zero: bool
-) -> str:
-    left, right = edges
-    points = {name: [(line["epoch"], line[name]) for line in history if math.isfinite(line[name])] for name in names}
-    values = [value for series in points.values() for _, value in series] or [0.0]
-    low, high = min(0.0, *values) if from_zero else min(values), max(values)
-    high = high if high > low else low + 1.0
+def _panel(history: Sequence[Line], title: str, names: Sequence[str], *, from_zero: bool) -> dict[str, Any]:
+    values = [
+        {
+            "epoch": line["epoch"],
+            "name": name,
+            "value": line[name],
+            "says": f"{name} {line[name]:.4f}, epoch {line['epoch']:g}",
+        }
+        for name in names
+        for line in history
+        if math.isfinite(line[name])
+    ]
     epochs = [line["epoch"] for line in history]
-    last = max(epochs) if max(epochs) > min(epochs) else min(epochs) + 1
-    x, y = Scale(min(epochs), last, left, right), Scale(low, high, _BOTTOM, _TOP)
-    whole = [tick for tick in ticks(min(epochs), last) if tick == int(tick)]
-    axes = x_axis(x, whole, _TOP, _BOTTOM, "epoch") + y_axis(y, ticks(low, high), left, right)
-    lines = "".join(
-        _line(name, points[name], x, y, colour) for name, colour in zip(names, _COLOURS, strict=False) if points[name]
-    )
-    return text(left, 20, title, "title") + axes + lines
-
-
-def _line(name: str, points: Sequence[tuple[float, float]], x: Scale, y: Scale, colour: str) -> str:
-    path = " ".join(f"{x(epoch):g},{y(value):g}" for epoch, value in points)
-    marks = "".join(mark(x(epoch), y(value), "dot", f"{name} {value:.4f}, epoch {epoch:g}") for epoch, value in points)
-    named = text(x.end + 8, y(points[-1][1]) + 4, name)
-    return f'<g fill="{colour}" stroke="{colour}"><polyline points="{path}"/></g><g fill="{colour}">{marks}{named}</g>'
+    return {
+        "title": title,
+        "width": 300,
+        "height": 220,
+        "data": {"values": values},
+        "encoding": {
+            "x": {
+                "field": "epoch",
+                "type": "quantitative",
+                "axis": {"values": list(epochs[:: max(1, len(epochs) // 8)]), "format": "d"},
+                "scale": {"zero": False},
+            },
+            "y": {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": from_zero}},
+            "color": {"field": "name", "type": "nominal", "scale": {"domain": names, "range": _COLOURS[: len(names)]}},
+        },
+        "layer": [
+            {"mark": {"type": "line", "aria": False}},
+            {"mark": {"type": "point", "filled": True, "opacity": 1}, "encoding": {"description": {"field": "says"}}},
+        ],
+    }
 
 
 _GROUPS: Final = {"loss": "loss", "nll": "loss", "nce": "loss", "HR@10": "validation", "MRR@10": "validation"}

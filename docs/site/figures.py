@@ -16,15 +16,16 @@ import numpy as np
 from docs.site.reference import table
 from segue.ranking_metrics import Estimate
 from training.evaluation.compare import charts, narrative, tables
+from training.evaluation.compare.chart_parts import BASELINES, Chart
 from training.evaluation.compare.results import EvaluationResults, Question, SystemResults
 from training.evaluation.compare.statistics import Difference, Pair
 from training.evaluation.compare.tables import ComparisonData
 
 _ASKED: Final = re.compile(r"^<!-- results: (\w+) (\w+) -->$", re.MULTILINE)
 _FIELDS: Final = ("source", "fingerprint", "split", "part", "protocol")
-_PLOTS: Final[dict[str, Callable[[ComparisonData], charts.Plot | None]]] = {
-    "systems": charts.systems_plot,
-    "feedback": charts.feedback_plot,
+_CHARTS: Final[dict[str, Callable[[dict[str, ComparisonData]], Chart | None]]] = {
+    "systems": charts.systems_chart,
+    "feedback": charts.feedback_chart,
 }
 
 
@@ -61,34 +62,27 @@ def filled(markdown: str, results: Path, folder: str = "") -> str:
 
     def answer(asked: re.Match[str]) -> str:
         name, wanted = asked.groups()
-        if wanted in _PLOTS:
-            plot = _PLOTS[wanted](measured(results, name))
-            assert plot is not None, (name, wanted)
-            says = _says(plot)
-            return f"![{plot.title}: {says}]({folder}{name}-{wanted}.svg)\n\n*{plot.title}.* {says} {plot.says}"
+        if wanted in _CHARTS:
+            chart = _CHARTS[wanted]({"full": measured(results, name)})
+            assert chart is not None, (name, wanted)
+            picture = f"![{chart.title}: {chart.description}]({folder}{name}-{wanted}.svg)"
+            return f"{picture}\n\n*{chart.title}.* {chart.description} {chart.caption}"
         return _TEXTS[wanted](measured(results, name))
 
     return _ASKED.sub(answer, markdown)
 
 
 def pictures(results: Path) -> dict[str, str]:
-    """Every picture that a document may ask for, as a file of its own."""
+    """Every picture that a document may ask for, as an SVG file in light mode."""
     css = resources.files("training.evaluation.compare").joinpath("page.css").read_text(encoding="utf-8")
-    light = "".join(rule for rule in re.split(r"(?<=\n})\n|(?<=})\n", css) if not rule.lstrip().startswith("@"))
+    colours = css[: css.index("}") + 1]  # the first rule of the page defines the colours of light mode
     found = {}
     for name in ("synthetic", "mssd"):
-        for wanted, draw in _PLOTS.items():
-            plot = draw(measured(results, name))
-            if plot is not None:
-                svg = plot.svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-                found[f"{name}-{wanted}.svg"] = svg.replace(">", f"><style>{light}</style>", 1)
+        for wanted, draw in _CHARTS.items():
+            chart = draw({"full": measured(results, name)})
+            if chart is not None:
+                found[f"{name}-{wanted}.svg"] = chart.svg(colours)
     return found
-
-
-def _says(plot: charts.Plot) -> str:
-    found = re.search(r'aria-label="([^"]*)"', plot.svg)
-    assert found is not None
-    return found.group(1)
 
 
 def _answer(of: ComparisonData) -> str:
@@ -99,7 +93,7 @@ def _table(of: ComparisonData) -> str:
     shown = (("played", "HR@10"), ("skipped", "HR@10"), ("played", "HR@1"), ("skipped", "MRR@10"))
     rows = [
         [system, *(_cell(of.estimates[system, group, metric]) for group, metric in shown)]
-        for system in [*tables.SYSTEMS, *charts.BASELINES]
+        for system in [*tables.SYSTEMS, *BASELINES]
         if system in of.asked.systems
     ]
     return table(("system", *(f"{metric}, {group}" for group, metric in shown)), rows)

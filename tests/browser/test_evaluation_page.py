@@ -1,4 +1,4 @@
-"""The page of `segue compare --html` in a real browser, opened as a file: nothing goes out, it sorts and tells."""
+"""The page of `segue compare --html` in a real browser, opened as a file, under its content security policy."""
 
 import json
 import re
@@ -13,10 +13,11 @@ from tests.browser.player_page import keep_picture
 from tests.comparison_results import gaining
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+pytest.importorskip("altair")
 pytest.importorskip("jinja2")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -55,6 +56,8 @@ def opened(browser: "Browser", report: Path, **facts: Any) -> "Iterator[Page]":
     page.on("console", lambda message: faults.append(message.text))
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.goto((report / "report.html").as_uri())
+    if facts.get("java_script_enabled", True):
+        playwright.expect(page.locator(".vega-bind")).to_have_count(12)  # all charts have got their menus
     yield page
     assert faults == [(report / "report.html").as_uri()]  # nothing was asked for but the page, and nothing complained
     context.close()
@@ -87,60 +90,66 @@ def test_a_table_sorts_by_any_column_in_both_orders(page: "Page") -> None:
     playwright.expect(header).not_to_have_attribute("aria-sort", "descending")
 
 
+def marks(page: "Page", chart: str) -> "Locator":
+    """The marks of a chart that have a value; each is described by its value and interval."""
+    return page.locator(f"[data-chart={chart}] .mark-symbol.role-mark path")
+
+
+def descriptions(page: "Page", chart: str) -> list[str]:
+    return [mark.get_attribute("aria-label") or "" for mark in marks(page, chart).all()]
+
+
 def test_systems_are_filtered_by_model_and_by_feedback(page: "Page") -> None:
-    page.get_by_label("Feedback").first.select_option(label="with")
+    figure = page.locator("[data-chart=systems]")
+    figure.get_by_role("combobox", name="Feedback").select_option("with")
     shown = page.locator("table").filter(has_text="Every system").first.locator("tbody tr:visible th")
     playwright.expect(shown).to_have_text(["gru4rec+nce", "sasrec+nce"])
-    playwright.expect(page.locator("[data-kind=systems] .row:visible")).to_have_count(2)
-    page.get_by_label("Model").first.select_option("sasrec")
+    playwright.expect(marks(page, "systems")).to_have_count(2 * 2)
+    figure.get_by_role("combobox", name="Model").select_option("sasrec")
     playwright.expect(shown).to_have_text(["sasrec+nce"])
-    page.get_by_label("Feedback").first.select_option("")
+    playwright.expect(marks(page, "systems")).to_have_count(2)
+    figure.get_by_role("combobox", name="Feedback").select_option("with or without")
     playwright.expect(shown).to_have_count(2)
 
 
-def test_a_mark_says_its_figure_and_lies_where_the_axis_has_it(page: "Page", report: Path) -> None:
-    plot = page.locator("[data-kind=systems]")
-    mark = plot.locator("[data-system='gru4rec+nce'] .mark").first
-    mark.locator("circle").hover()
+def test_a_mark_tells_its_value_and_stands_where_the_axis_has_it(page: "Page", report: Path) -> None:
+    figure = page.locator("[data-chart=systems]")
+    figure.get_by_role("combobox", name="Metric").select_option("MRR@10")
+    figure.get_by_role("combobox", name="Targets").select_option("skipped")
+    figure.get_by_role("combobox", name="Ranking").select_option("sampled")
+    playwright.expect(marks(page, "systems")).to_have_count(5)
+    values = {}
+    for name in ("gru4rec", "gru4rec+nce", "markov", "sasrec", "sasrec+nce"):
+        found = estimate(report, "sampled", name, "skipped", "MRR@10")
+        says = f"{name}: MRR@10 of skipped targets {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+        mark = figure.get_by_label(says, exact=True)
+        x, y = re.findall(r"translate\(([\d.]+),([\d.]+)\)", mark.get_attribute("transform") or "")[0]
+        values[name] = (found["value"], float(x), float(y))
+    (low, low_x, _), *_, (high, high_x, _) = sorted(values.values())
+    for value, x, _ in values.values():
+        assert x == pytest.approx(low_x + (value - low) / (high - low) * (high_x - low_x), abs=0.06)
+    by_height = [value for value, _, _ in sorted(values.values(), key=lambda found: found[2])]
+    assert by_height == sorted(by_height, reverse=True)
+
+
+def test_a_tooltip_has_the_interval(page: "Page", report: Path) -> None:
     found = estimate(report, "full", "gru4rec+nce", "played", "HR@10")
-    says = f"HR@10 of played targets {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
-    playwright.expect(page.locator("#tip")).to_have_text(f"gru4rec+nce: {says}")
-
-    plot.get_by_role("combobox", name="Figure").select_option("MRR@10")
-    plot.get_by_role("combobox", name="Targets").select_option("skipped")
-    plot.get_by_role("combobox", name="Ranking").select_option("sampled")
-    found = estimate(report, "sampled", "gru4rec+nce", "skipped", "MRR@10")
-    says = f"MRR@10 of skipped targets {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
-    playwright.expect(mark).to_have_attribute("data-says", f"gru4rec+nce: {says}")
-    place = float(re.findall(r"translate\(([\d.]+)", mark.get_attribute("transform") or "")[0])
-    low, high, start, end = (
-        float(plot.locator("[data-low]").get_attribute(f"data-{name}") or "")
-        for name in ("low", "high", "start", "end")
-    )
-    assert place == pytest.approx(start + (found["value"] - low) / (high - low) * (end - start), abs=0.06)
-    names = [row.get_attribute("data-system") or "" for row in plot.locator(".row").all()]
-    heights = [row.bounding_box() or {"y": 0} for row in plot.locator(".row").all()]
-    by_height = [name for _, name in sorted(zip([box["y"] for box in heights], names, strict=True))]
-    values = [estimate(report, "sampled", name, "skipped", "MRR@10")["value"] for name in by_height]
-    assert values == sorted(values, reverse=True)
+    page.get_by_label("gru4rec+nce: HR@10 of played targets").first.hover()
+    tooltip = page.locator("#vg-tooltip-element")
+    playwright.expect(tooltip).to_be_visible()
+    playwright.expect(tooltip).to_contain_text(f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]")
 
 
-def test_the_script_says_what_the_page_said_without_it(page: "Page", browser: "Browser", report: Path) -> None:
+def test_the_script_shows_what_the_page_showed_without_it(page: "Page", browser: "Browser", report: Path) -> None:
     for bare in opened(browser, report, java_script_enabled=False):
-        before = bare.locator("[data-kind] .row .mark > title").all_text_contents()
-    for kind, choice in (("systems", "Targets"), ("feedback", "Figure")):
-        select = page.locator(f"[data-kind={kind}]").get_by_role("combobox", name=choice)
-        first = select.input_value()
-        select.select_option(index=1)
-        select.select_option(first)
-    marks = page.locator("[data-kind] .row .mark").all()
-    assert [mark.get_attribute("data-says") for mark in marks] == before
+        for chart in ("systems", "feedback", "list-length", "session-length", "training-time"):
+            before = bare.locator(f"[data-chart={chart}] .chart title").all_text_contents()
+            assert before
+            assert descriptions(page, chart) == before
 
 
 def test_differences_are_shown_with_their_verdict(page: "Page", report: Path) -> None:
-    plot = page.locator("[data-kind=feedback]")
-    plot.get_by_role("combobox", name="Figure").select_option("all HR@10")
-    mark = plot.locator("[data-system='gru4rec+nce'] .mark")
+    page.locator("[data-chart=feedback]").get_by_role("combobox", name="Metric").select_option("HR@10 of all targets")
     differences = json.loads((report / "report.json").read_text())["questions"][0]["differences"]
     (found,) = [
         d
@@ -148,33 +157,30 @@ def test_differences_are_shown_with_their_verdict(page: "Page", report: Path) ->
         if (d["pair"]["system"], d["pair"]["why"], d["group"], d["metric"])
         == ("gru4rec+nce", "feedback", "all", "HR@10")
     ]
-    says = mark.get_attribute("data-says") or ""
+    mark = marks(page, "feedback").and_(page.get_by_label("gru4rec+nce: HR@10 of all targets"))
+    playwright.expect(mark).to_have_count(1)
+    says = mark.get_attribute("aria-label") or ""
     assert f"{found['estimate']['value']:+.3f}" in says
     assert says.endswith(found["verdict"])
-    assert "v-better" in (mark.get_attribute("class") or "")
+    assert mark.get_attribute("fill") == "var(--better)"
 
 
-def test_lines_are_shown_and_hidden(page: "Page") -> None:
-    line = page.locator("[data-kind=lines] .line[data-system='sasrec']").first
-    box = page.get_by_role("checkbox", name="sasrec", exact=True)
-    for _ in range(2):
-        box.set_checked(not box.is_checked())
-        assert line.is_visible() == box.is_checked()
+def test_lines_are_chosen_by_model(page: "Page") -> None:
+    playwright.expect(marks(page, "list-length")).to_have_count(5 * 8)
+    page.locator("[data-chart=list-length]").get_by_role("combobox", name="Systems").select_option("gru4rec")
+    playwright.expect(marks(page, "list-length")).to_have_count(2 * 8)
+    assert {says.partition(":")[0] for says in descriptions(page, "list-length")} == {"gru4rec", "gru4rec+nce"}
 
 
-def test_the_keyboard_reads_a_plot(page: "Page") -> None:
-    chart = page.get_by_role("group", name="Every system, a plot")
-    chart.focus()
+def test_the_keyboard_reaches_menus_and_the_table_of_a_chart(page: "Page") -> None:
+    figure = page.locator("[data-chart=systems]")
+    figure.get_by_role("combobox", name="Metric").focus()
     page.keyboard.press("ArrowDown")
-    first = page.locator("[data-kind=systems] .read").text_content()
-    page.keyboard.press("ArrowDown")
-    second = page.locator("[data-kind=systems] .read").text_content()
-    assert first
-    assert second
-    assert first != second
-    playwright.expect(page.locator("#tip")).to_have_text(second)
-    page.keyboard.press("Escape")
-    playwright.expect(page.locator("#tip")).to_be_hidden()
+    playwright.expect(marks(page, "systems").first).not_to_have_attribute("aria-label", re.compile("HR@10"))
+    summary = figure.locator("summary")
+    summary.focus()
+    page.keyboard.press("Enter")
+    playwright.expect(figure.get_by_role("cell").first).to_be_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -188,18 +194,20 @@ def test_axe_finds_nothing(browser: "Browser", report: Path, scheme: "Literal['l
         keep_picture(page, f"{width} {scheme}", of="evaluation")
 
 
-def test_without_a_script_tables_and_plots_stay(browser: "Browser", report: Path) -> None:
+def test_without_a_script_tables_and_charts_stay(browser: "Browser", report: Path) -> None:
     for page in opened(browser, report, java_script_enabled=False):
         playwright.expect(page.locator("svg[role=img]").first).to_be_visible()
         assert page.locator("svg[role=img]").count() == 8
         assert page.locator("table").filter(has_text="Every system").first.is_visible()
-        assert page.locator("form:visible").count() == 0
+        assert page.locator("select:visible").count() == 0
+        page.locator("[data-chart=list-length] summary").click()
+        playwright.expect(page.get_by_role("table", name="HR@k of all targets")).to_be_visible()
 
 
 def test_it_prints(page: "Page") -> None:
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).color") == "rgb(22, 24, 29)"  # ink, whatever the screen has
-    assert page.locator("form:visible").count() == 0
+    assert page.locator("select:visible").count() == 0
     printed = page.pdf(prefer_css_page_size=True)
     assert printed.startswith(b"%PDF-")
     assert len(re.findall(rb"/Type\s*/Page\b", printed)) > 3

@@ -1,1 +1,1 @@
-"""Results of `segue evaluate --output` put side by side: statistics, tables beside the paper's, one page with plots."""
+"""Comparison of results of `segue evaluate --output`: statistics, the paper's tables, and a page with charts."""

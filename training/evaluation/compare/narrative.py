@@ -1,6 +1,6 @@
-"""A comparison in words, for readers who know neither the paper nor the systems: answers, an example, a glossary.
+"""A comparison in words, for readers who know neither the paper nor the systems: answers, an example and a glossary.
 
-Every sentence is made from the figures; nothing here knows how anything is drawn.
+Every sentence is generated from the results.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,66 +13,65 @@ from segue.ranking_metrics import hit
 from training.evaluation.compare.statistics import Difference, Pair
 from training.evaluation.compare.tables import ComparisonData
 
-# What a system's name says, part by part; the first part is the model.
-_MOST_LISTED: Final = 6
+# The parts of a system's name; the first part is the model.
 MODELS: Final = {
     "sasrec": "a transformer that reads a session forwards (Kang and McAuley, 2018)",
-    "bert4rec": "a transformer that looks both ways and fills in a hidden play (Sun et al., 2019)",
+    "bert4rec": "a transformer that reads in both directions and fills in a hidden play (Sun et al., 2019)",
     "gru4rec": "a recurrent network (Hidasi et al., 2016)",
     "caser": "convolutions over the last plays (Tang and Wang, 2018)",
-    "wrmf": "weighted matrix factorisation, blind to order (Hu, Koren and Volinsky, 2008)",
-    "bpr": "matrix factorisation that learns from pairs, blind to order (Rendle et al., 2009)",
-    "vmis-knn": "what came next in the most similar sessions; nothing is trained (Kersbergen et al., 2022)",
-    "markov": "what came next after the last play, counted; nothing is trained",
-    "popularity": "the most played tracks, the same for everybody",
+    "wrmf": "weighted matrix factorisation, which ignores the order of plays (Hu, Koren and Volinsky, 2008)",
+    "bpr": "matrix factorisation trained on pairs of tracks, which ignores the order of plays (Rendle et al., 2009)",
+    "vmis-knn": "the tracks that came next in the most similar sessions; nothing is trained (Kersbergen et al., 2022)",
+    "markov": "counts of the tracks that came next after the last play; nothing is trained",
+    "popularity": "the most played tracks, the same for every session",
 }
 VERSIONS: Final = {
-    "+nce": "trained to tell the next played track from the session's skips as well: the paper's InfoNCE term",
-    "-bl": "skipped plays count neither as wanted nor as unwanted (Wen, Yang and Estrin, 2019)",
-    "-nr": "skipped plays are drawn as negative examples (Wen, Yang and Estrin, 2019)",
-    "+published-pairing": "the skips of that term paired as in the authors' public code, mostly with other sessions",
-    "+next-played": "trained to find the next track that was not skipped, passing over those that were",
-    "+played-only": "trained on and shown the plays that were not skipped alone",
+    "+nce": "also trained to distinguish the next played track from the session's skips: the paper's InfoNCE term",
+    "-bl": "skipped plays count neither as positive nor as negative (Wen, Yang and Estrin, 2019)",
+    "-nr": "skipped plays are sampled as negatives (Wen, Yang and Estrin, 2019)",
+    "+published-pairing": "negatives of that term paired as in the authors' public code, mostly with other sessions",
+    "+next-played": "trained to predict the next track that was not skipped",
+    "+played-only": "skipped plays are removed from training and from the input",
 }
 GLOSSARY: Final = {
     "Session": "The plays of one listening occasion, in order. Each play was either played or skipped.",
-    "Target": "The play that a system is to find: it came next, and was kept from the system.",
-    "Played and skipped targets": "A target that the listener played is one to find. One that the listener skipped is "
-    "one to leave out: for skipped targets, lower figures are better.",
-    "Rank": "The target's place in the system's list of all tracks, 1 the first.",
-    "HR@k": "Hit rate: the share of sessions whose target had a rank of k or better.",
-    "MRR@10": "The mean of 1 / rank, 0 where the rank is beyond 10: a target at first place counts 1, at fourth 0.25.",
-    "MAP@10": "With one target a session the same as MRR@10; the paper calls it so.",
-    "NDCG@10": "As MRR@10, but falling more slowly: 1 / log2(rank + 1).",
-    "Interval": "A 95 % bootstrap interval over sessions: how far the figure moves with other sessions of the kind.",
-    "Measurable": "The difference of two systems on the same sessions passes a permutation test at 5 %, corrected for "
-    "the number of tests (Holm). Two intervals that overlap say less than this test.",
-    "Seed": "A training starts from random numbers. Figures are means over several trainings.",
-    "Feedback": "Learning from what was skipped. Every neural system is told which plays of the session were skipped; "
-    "versions with feedback also learn from it what not to recommend.",
-    "Full and sampled ranking": "The target ranked among all tracks, or among 1,000 drawn at random. Sampled figures "
-    "are far higher; they exist to stand beside the paper's.",
+    "Target": "The play that a system predicts: it came next, and the system did not see it.",
+    "Played and skipped targets": "A good system ranks targets that the listener played high, and those that the "
+    "listener skipped low. For skipped targets, lower values are better.",
+    "Rank": "The position of the target in the system's list of all tracks, from 1.",
+    "HR@k": "Hit rate: the share of sessions whose target has a rank of at most k.",
+    "MRR@10": "Mean reciprocal rank: the mean of 1 / rank, or of 0 if the rank is above 10. Rank 4 counts 0.25.",
+    "MAP@10": "Mean average precision. With one target per session it equals MRR@10. The paper uses this name.",
+    "NDCG@10": "Like MRR@10, with 1 / log2(rank + 1) instead of 1 / rank, which falls more slowly.",
+    "Interval": "A 95 % bootstrap interval over sessions: how much the value varies with other sessions of the kind.",
+    "Significant": "The difference of two systems on the same sessions passes a permutation test at 5 %, corrected for "
+    "the number of tests (Holm). The test is more sensitive than a look at two overlapping intervals.",
+    "Seed": "The start value of the random numbers of a training. Values are means over several trainings.",
+    "Feedback": "Training with skips as negative examples. Every neural system sees which plays of the session were "
+    "skipped; versions with feedback also learn from the skips what not to recommend.",
+    "Full and sampled ranking": "The target is ranked among all tracks, or among 1,000 random ones. Sampled values "
+    "are much higher. They are here for comparison with the paper.",
 }
 
 
 def chosen(by_protocol: Mapping[str, ComparisonData]) -> ComparisonData:
-    """What sentences are made from: the full ranking, or the first protocol without it."""
+    """The results that sentences are about: the full ranking, or the first protocol if there is none."""
     return by_protocol.get("full") or next(iter(by_protocol.values()))
 
 
 def wanted_group(measured: ComparisonData) -> str:
-    """The targets that are to be found: those that were played, where it is known."""
+    """The targets that a good system ranks high: the played ones, or all if skips are unknown."""
     return "played" if any(group == "played" for _, group, _ in measured.estimates) else "all"
 
 
 def best_system(measured: ComparisonData) -> str:
-    """The system that finds most of them: the highest HR@10."""
+    """The system with the highest HR@10 on those targets."""
     group = wanted_group(measured)
     return max(measured.asked.systems, key=lambda s: measured.estimates[s, group, "HR@10"].value)
 
 
 def answer(measured: ComparisonData) -> tuple[str, str]:
-    """Which system finds most, and what feedback gained and cost: two sentences."""
+    """The best system, and what feedback gained and cost: one text each."""
     return _best(measured), _feedback(measured)
 
 
@@ -84,50 +83,50 @@ def _best(measured: ComparisonData) -> str:
         for system in measured.asked.systems
         if system != best and measured.estimates[system, group, "HR@10"].high >= top.low
     ]
-    near = "no other interval reaches it"
+    near = "No other confidence interval overlaps."
     if beside:
-        near = f"the interval{'s' * (len(beside) > 1)} of {listed(beside)} overlap{'s' * (len(beside) == 1)} with it"
+        near = f"There is no clear winner: the interval{'s' * (len(beside) > 1)} of {listed(beside)} "
+        near += f"overlap{'s' * (len(beside) == 1)} with it."
     return (
-        f"The best is {best}: {of_sessions(group, f'{100 * top.value:.0f} of 100')} have it among the first ten of its "
-        f"list (HR@10 {top.value:.3f}, 95 % interval {top.low:.3f} to {top.high:.3f}); {near}."
+        f"{best} has the highest hit rate: in {of_sessions(group, f'{100 * top.value:.0f} of 100')}, the next track is "
+        "among the first ten of its list "
+        f"(HR@10 {top.value:.3f}, 95 % interval {top.low:.3f} to {top.high:.3f}). {near}"
     )
 
 
 def of_sessions(group: str, count: str) -> str:
-    """So many sessions of a group, in words."""
+    """A number of sessions of a group, in words."""
     return f"{count} sessions whose next track was played" if group == "played" else f"{count} sessions"
 
 
 def _feedback(measured: ComparisonData) -> str:
     pairs = list(dict.fromkeys(d.pair for d in measured.differences if d.pair.why == "feedback"))
     if not pairs:
-        return "No system came both with feedback and without, so what feedback gains cannot be said."
+        return "The effect of skip feedback is unknown: no system was evaluated both with and without it."
     more, fewer = (_changed(measured, "played", "HR@10", up=up) for up in (True, False))
     lower, higher = (_changed(measured, "skipped", "MRR@10", up=up) for up in (False, True))
     count = len(pairs)
-    gained = (
-        f"Of {count} version{'s' * (count > 1)} with feedback {_do(more, count, 'find')} more of what is played next"
-    )
-    gained += _largest(more) + (f" and {_do(fewer, count, 'find')} less of it" if fewer else "")
-    ranked = f"{_do(lower, count, 'rank')} what is skipped next lower"
-    ranked += f" and {_do(higher, count, 'rank')} it higher" if higher else ""
-    return f"{gained}; {ranked}; {_price(measured, pairs)}."
+    gained = f"HR@10 on played targets is higher for {_of(more, count)}{_largest(more)}"
+    gained += f" and lower for {_of(fewer, count)}" if fewer else ""
+    ranked = f"Skipped targets are ranked lower by {_of(lower, count)}"
+    ranked += f" and higher by {_of(higher, count)}" if higher else ""
+    return f"Effect of skip feedback: {gained}. {ranked}. {_price(measured, pairs)}"
 
 
 def _price(measured: ComparisonData, pairs: Sequence[Pair]) -> str:
-    """What becomes of the first place, where an interval lies below the other."""
+    """Systems whose HR@1 on played targets is lower with feedback, with intervals that do not overlap."""
     found = []
     for pair in pairs:
         with_it, without = (measured.estimates.get((s, "played", "HR@1")) for s in (pair.system, pair.against))
         if with_it is not None and without is not None and with_it.high < without.low:
             found.append(f"{pair.system} {with_it.value:.3f} instead of {without.value:.3f}")
     if not found:
-        return "no interval of their hits at the first place, HR@1 of played targets, lies below the one without"
-    return f"the price is the first place, HR@1 of played targets: {listed(found)}"
+        return "No system has a clearly lower HR@1 on played targets."
+    return f"The cost is a lower HR@1 on played targets: {listed(found)}."
 
 
 def _changed(measured: ComparisonData, group: str, metric: str, *, up: bool) -> list[Difference]:
-    """What feedback measurably moved up, or down."""
+    """The significant changes by feedback, upwards or downwards."""
     return [
         d
         for d in measured.differences
@@ -136,29 +135,31 @@ def _changed(measured: ComparisonData, group: str, metric: str, *, up: bool) -> 
     ]
 
 
-def _do(changed: Sequence[Difference], of: int, verb: str) -> str:
-    """How many do something: `all find`, `1 finds`, `none find`."""
-    number = "all" if len(changed) == of else str(len(changed) or "none")
-    return f"{number} {verb}{'s' * (number == '1')}"
+def _of(changed: Sequence[Difference], count: int) -> str:
+    """How many of `count` systems changed, for example "3 of 4 systems"."""
+    if count == 1:
+        return "the one system" if changed else "no system"
+    number = "all" if len(changed) == count else f"{len(changed) or 'none'} of"
+    return f"{number} {count} systems"
 
 
 def _largest(changed: Sequence[Difference]) -> str:
     if not changed:
         return ""
     most = max(changed, key=lambda d: d.estimate.value)
-    who = f"{'most of all ' * (len(changed) > 1)}{most.pair.system}"
-    return f" ({who}: HR@10 {most.before + most.estimate.value:.3f} instead of {most.before:.3f})"
+    most_of_all = "the most for " * (len(changed) > 1)
+    return f" ({most_of_all}{most.pair.system}: {most.before + most.estimate.value:.3f} instead of {most.before:.3f})"
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names as a sentence has them, no more than _MOST_LISTED of them."""
-    if len(names) > _MOST_LISTED:
-        return f"{', '.join(names[:_MOST_LISTED])} and {len(names) - _MOST_LISTED} more"
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """At most `most` names as part of a sentence."""
+    if len(names) > most:
+        return f"{', '.join(names[:most])} and {len(names) - most} more"
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def example(measured: ComparisonData) -> list[str]:
-    """How a hit rate comes about, with a session of the data: sentences."""
+    """How a hit rate is computed, with one session as an example: sentences."""
     asked, best, group = measured.asked, best_system(measured), wanted_group(measured)
     seed, ranks = next(iter(sorted(asked.systems[best].ranks.items())))
     members = asked.members(group)
@@ -167,28 +168,27 @@ def example(measured: ComparisonData) -> list[str]:
     hits, sessions = int(hit(ranks[members], 10).sum()), int(members.sum())
     outcome = "skipped" if asked.target_skipped[number] else "played"
     sentences = [
-        f"Take session {number + 1:,} of {len(ranks):,}. The system {best} was shown its {length} plays before the "
-        f"target, {round(length * float(asked.session_skip_rate[number]))} of which had been skipped, and put all "
-        f"tracks in an order. The target, which the listener {outcome}, stood at place {_place(rank)} of that order: "
-        f"{_verdict(rank, 10)} at 10, {_verdict(rank, 1)} at 1.",
+        f"Take session {number + 1:,} of {len(ranks):,}. The system {best} saw its {length} plays before the target, "
+        f"{round(length * float(asked.session_skip_rate[number]))} of them skipped, and ranked all tracks. The target, "
+        f"which the listener {outcome}, has rank {_place(rank)}: {_verdict(rank, 10)} at 10, {_verdict(rank, 1)} at 1.",
         f"There is a hit at 10 in {of_sessions(group, f'{hits:,} of the {sessions:,}')}: "
         f"HR@10 = {hits:,} / {sessions:,} = {hits / sessions:.3f}.",
     ]
     seeds = len(asked.systems[best].ranks)
     if seeds > 1:
         value = measured.estimates[best, group, "HR@10"].value
-        sentences.append(f"That is one training, of seed {seed}; the mean over {seeds} trainings is {value:.3f}.")
+        sentences.append(f"This is one training, with seed {seed}. The mean over {seeds} trainings is {value:.3f}.")
     return sentences
 
 
 def _pick_example(ranks: Float64, members: Bool) -> int:
-    """The first session of a group whose target stood within the first nine, not at their head; else its first."""
+    """The first session of a group whose target has a rank from 2 to 9, else the first of the group."""
     found = np.flatnonzero(members & (ranks > 1) & (ranks < 10) & (ranks == np.floor(ranks)))
     return int(found[0]) if len(found) else int(np.flatnonzero(members)[0])
 
 
 def _place(rank: float) -> str:
-    return f"{rank:g}" if np.isfinite(rank) else "beyond 100"
+    return f"{rank:g}" if np.isfinite(rank) else "above 100"
 
 
 def _verdict(rank: float, k: int) -> str:
@@ -196,7 +196,7 @@ def _verdict(rank: float, k: int) -> str:
 
 
 def describe_system(system: str) -> str:
-    """What a system's name says, in words."""
+    """The meaning of a system's name."""
     model = next((name for name in MODELS if system.startswith(name)), "")
     parts = [text for version, text in VERSIONS.items() if version in system.removeprefix(model)]
-    return "; ".join([MODELS.get(model, "a system of yours"), *parts]) + "."
+    return "; ".join([MODELS.get(model, "a system of your own"), *parts]) + "."

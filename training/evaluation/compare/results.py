@@ -1,7 +1,6 @@
-"""Result files, read and grouped: which systems answered the same question, and what each got for every session.
+"""Reads result files and groups them by evaluation: the same dataset, split, part and protocol.
 
-A question is a dataset, a split, a part and a protocol. A system may come with several training seeds; its value for a
-session is the mean over them. Knows nothing of statistics nor of how anything is shown.
+A system may have several training seeds; its value for a session is the mean over them.
 """
 
 import json
@@ -22,7 +21,7 @@ _OF_A_SESSION: Final = ("target_skipped", "target_plays", "session_length", "ses
 
 
 class Question(NamedTuple):
-    """What systems were asked."""
+    """An evaluation: results are compared only within one."""
 
     source: str
     fingerprint: str
@@ -31,13 +30,13 @@ class Question(NamedTuple):
     protocol: str
 
     def __str__(self) -> str:
-        """As a person names it."""
+        """The name in titles of tables."""
         return f"{self.part} targets, {self.split} split, {self.protocol} ranking"
 
 
 @dataclass
 class SystemResults:
-    """One system's answers to one question, over its seeds."""
+    """The results of one system in one evaluation, for all its seeds."""
 
     options: dict[str, Any] = field(default_factory=dict)  # without the seed
     ranks: dict[int, Float64] = field(default_factory=dict)  # training seed: [sessions] float64, NOT_FOUND beyond lists
@@ -57,18 +56,18 @@ class SystemResults:
 
 @dataclass
 class EvaluationResults:
-    """One question, what is known of its sessions, and every system's answers."""
+    """One evaluation: facts about its sessions, and the results of every system."""
 
     question: Question
     target_skipped: Bool  # [sessions]
     target_plays: Int  # [sessions] int64, plays of the target in the training part
     session_length: Int  # [sessions] int64, plays of the input
     session_skip_rate: Float64  # [sessions]
-    drawn: int = 0  # the seed of the tracks that targets were ranked among, for `sampled`
+    drawn: int = 0  # the seed of the sampled tracks, for the protocol `sampled`
     systems: dict[str, SystemResults] = field(default_factory=dict)
 
     def members(self, group: str) -> Bool:
-        """Which sessions a group of targets has. [sessions] bool."""
+        """The sessions of a group of targets, [sessions] bool."""
         every = np.ones_like(self.target_skipped)
         return {"all": every, "played": ~self.target_skipped, "skipped": self.target_skipped}[group]
 
@@ -77,9 +76,9 @@ Comparison: TypeAlias = dict[Question, EvaluationResults]
 
 
 def read_results(paths: Sequence[Path]) -> Comparison:
-    """Group result files by question. Raises InputError with one line for a file that does not fit."""
+    """Read result files, grouped by evaluation. Raises InputError for a file that does not fit the others."""
     if not paths:
-        raise InputError("there is no result to compare: write some with `segue evaluate --output FILE`")
+        raise InputError("there is no result to compare: write one with `segue evaluate --output FILE`")
     compared: Comparison = {}
     for path in paths:
         _add(compared, path, _read(path))
@@ -109,20 +108,23 @@ def _add(compared: Comparison, path: Path, content: dict[str, Any]) -> None:
     skipped, plays, length, skip_rate = (np.array(content[key]) for key in _OF_A_SESSION)
     asked = compared.setdefault(question, EvaluationResults(question, skipped, plays, length, skip_rate, drawn))
     if not np.array_equal(asked.target_skipped, skipped) or len(content["ranks"]) != len(skipped):
-        raise InputError(f"{path} has other targets than the results before it, though of the same dataset and split")
+        raise InputError(f"{path} has other targets than the results before it of the same dataset and split")
     if asked.drawn != drawn:
-        raise InputError(f"{path} was asked among other tracks (--seed {drawn}) than those before it ({asked.drawn})")
+        raise InputError(
+            f"{path} uses sampled tracks of --seed {drawn}, the other results of --seed {asked.drawn}: "
+            "evaluate all of them with one seed"
+        )
     options = {key: value for key, value in content.get("options", {}).items() if key != "seed"}
     answered = asked.systems.setdefault(content["system"], SystemResults(options))
     for key in sorted(options.keys() & answered.options.keys()):
         if options[key] != answered.options[key]:
             raise InputError(
-                f"{path} is of {content['system']} with {key}={options[key]}, one before it with "
-                f"{key}={answered.options[key]}: compare seeds of the same options, and leave the others out"
+                f"{path} is {content['system']} with {key}={options[key]}, an earlier result has "
+                f"{key}={answered.options[key]}: compare only seeds with the same options"
             )
     seed = content["train_seed"]
     if seed in answered.ranks:
-        raise InputError(f"{path} is a second result of {content['system']} with seed {seed}: leave one of them out")
+        raise InputError(f"{path} is a second result of {content['system']} with seed {seed}: remove one of them")
     ranks = [NOT_FOUND if rank is None else rank for rank in content["ranks"]]
     answered.ranks[seed] = np.array(ranks, dtype=np.float64)
     answered.training.append(content["training"])

@@ -1,4 +1,4 @@
-"""What a difference between two systems on the same sessions is worth.
+"""Estimates, differences and tests of systems on the same sessions.
 
 Intervals are percentile bootstrap intervals over sessions (Efron, 1979). Tests are paired permutation tests, which flip
 the sign of each session's difference (Fisher, 1935; for rankings: Smucker, Allan and Carterette, CIKM 2007,
@@ -11,19 +11,19 @@ from typing import Final
 
 import numpy as np
 
-from segue.arrays import Float64
-from segue.ranking_metrics import Estimate, bootstrap
+from segue.arrays import Bool, Float64
+from segue.ranking_metrics import Estimate, bootstrap, hit
 from training.evaluation.compare.results import GROUPS, EvaluationResults
 
 PERMUTATIONS: Final = 10_000
 TESTED: Final = (("all", "HR@1"), ("all", "HR@10"), ("played", "HR@10"), ("skipped", "MRR@10"))
-_SEED: Final = 0
+LIST_LENGTHS: Final = (1, 2, 3, 5, 10, 20, 50, 100)
 _CHUNK: Final = 500  # permutations at a time: 500 x 100,000 sessions are 200 MB
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A system and the one that it is held against."""
+    """A system and the baseline that it is compared with."""
 
     system: str
     against: str
@@ -44,7 +44,7 @@ class Difference:
 
     @property
     def gain_percent(self) -> Estimate | None:
-        """The difference as a share of the value before; None where that is 0."""
+        """The difference in percent of the baseline; None if that is 0."""
         if not self.before:
             return None
         scale = 100.0 / self.before
@@ -52,13 +52,13 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """Whether the corrected test is below 5 %."""
+        """Whether the corrected p-value is below 5 %."""
         return self.p_corrected < 0.05
 
     def verdict(self) -> str:
-        """In words; for skipped targets, lower is better."""
+        """The result of the test in words. For skipped targets, lower is better."""
         if not self.significant:
-            return "no measurable difference"
+            return "no significant difference"
         better = (self.estimate.value > 0) != (self.group == "skipped")
         return f"{'better' if better else 'worse'} by {abs(self.estimate.value):.4f}"
 
@@ -71,12 +71,12 @@ OPEN_QUESTIONS: Final = {
     ),
     "sasrec+next-played": ("sasrec", "objective next-played, or next (without NCE)"),
     "sasrec+nce+next-played": ("sasrec+nce", "objective next-played, or next (with NCE)"),
-    "sasrec+played-only": ("sasrec", "trained on and shown played tracks alone, or all"),
+    "sasrec+played-only": ("sasrec", "only played tracks in training and input, or all"),
 }
 
 
 def pairs(systems: Sequence[str]) -> list[Pair]:
-    """Which systems are held against which, of those that are there."""
+    """The pairs that are compared, of the systems given."""
     wanted = [
         *(Pair(f"{name}+nce", name, "feedback") for name in NEURAL),
         *(Pair(f"{name}-{version}", name, "feedback") for name in ("wrmf", "bpr") for version in ("bl", "nr")),
@@ -86,9 +86,9 @@ def pairs(systems: Sequence[str]) -> list[Pair]:
     return [pair for pair in wanted if pair.system in systems and pair.against in systems]
 
 
-def differences(asked: EvaluationResults, permutations: int = PERMUTATIONS) -> list[Difference]:
-    """Every pair's difference in what is TESTED, p-values corrected over all of them."""
-    compared, rng = pairs(list(asked.systems)), np.random.default_rng(_SEED)
+def differences(asked: EvaluationResults, permutations: int = PERMUTATIONS, seed: int = 0) -> list[Difference]:
+    """The difference of every pair in the metrics of TESTED, with p-values corrected over all of them."""
+    compared, rng = pairs(list(asked.systems)), np.random.default_rng(seed)
     found: list[tuple[Pair, str, str, float, Estimate, float]] = []
     for group in GROUPS:
         members = asked.members(group)
@@ -123,7 +123,7 @@ def permutation_test(changes: Float64, rng: np.random.Generator, permutations: i
     for start in range(0, permutations, _CHUNK):
         count = min(_CHUNK, permutations - start)
         signs = rng.integers(0, 2, (count, len(changes)), dtype=np.int8).astype(np.float32) * 2 - 1
-        # Sums of the same terms in another order may differ in the last digits: those are equal.
+        # The sum of the same terms in another order may differ in the last digits, which counts as equal.
         as_far += (np.abs(signs @ moved) >= observed * (1 - 1e-5) - 1e-9).sum(axis=0)
     return (1.0 + as_far) / (1.0 + permutations)
 
@@ -138,9 +138,11 @@ def holm(p_values: Float64) -> Float64:
     return result
 
 
-def estimates(asked: EvaluationResults, metrics: Sequence[str]) -> Mapping[tuple[str, str, str], Estimate]:
+def estimates(
+    asked: EvaluationResults, metrics: Sequence[str], seed: int = 0
+) -> Mapping[tuple[str, str, str], Estimate]:
     """The mean over seeds and sessions with its interval, by (system, group, metric)."""
-    rng = np.random.default_rng(_SEED)
+    rng = np.random.default_rng(seed)
     found = {}
     for system, answered in asked.systems.items():
         for metric in metrics:
@@ -150,6 +152,58 @@ def estimates(asked: EvaluationResults, metrics: Sequence[str]) -> Mapping[tuple
                 if estimate is not None:
                     found[system, group, metric] = estimate
     return found
+
+
+def hit_curves(asked: EvaluationResults) -> dict[str, list[float]]:
+    """Each system's HR@k of all targets, the mean over seeds, for the k of LIST_LENGTHS."""
+    return {
+        system: [float(np.mean([hit(ranks, k).mean() for ranks in answered.ranks.values()])) for k in LIST_LENGTHS]
+        for system, answered in asked.systems.items()
+    }
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Every system's HR@10 of all targets in groups of sessions."""
+
+    by: str  # the field of EvaluationResults that the groups are made by
+    groups: list[str]  # the values of each group, for example "5 to 9"
+    sessions: list[int]  # in each group
+    hit_rates: dict[str, list[Estimate]]  # system: HR@10 in each group
+
+
+BREAKDOWNS: Final = ("session_length", "session_skip_rate", "target_plays")
+
+
+def breakdowns(asked: EvaluationResults) -> list[Breakdown]:
+    """HR@10 by each of BREAKDOWNS; those with a single group are left out."""
+    found = [_breakdown(asked, by) for by in BREAKDOWNS]
+    return [breakdown for breakdown in found if len(breakdown.groups) > 1]
+
+
+def _breakdown(asked: EvaluationResults, by: str) -> Breakdown:
+    groups, rng = _quantile_groups(np.asarray(getattr(asked, by), dtype=np.float64)), np.random.default_rng(0)
+    hit_rates = {}
+    for system, answered in asked.systems.items():
+        hits = answered.values("HR@10")
+        hit_rates[system] = [e for _, members in groups if (e := bootstrap(hits[members], rng)) is not None]
+    return Breakdown(by, [name for name, _ in groups], [int(members.sum()) for _, members in groups], hit_rates)
+
+
+def _quantile_groups(values: Float64, wanted: int = 5) -> list[tuple[str, Bool]]:
+    """At most `wanted` groups of neighbouring values with similar sizes: names and members, [sessions] bool."""
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, wanted + 1)[1:-1]))
+    group = np.searchsorted(edges, values, side="left")
+    found = []
+    for number in np.unique(group):
+        members = group == number
+        low, high = values[members].min(), values[members].max()
+        found.append((_number(low) if low == high else f"{_number(low)} to {_number(high)}", members))
+    return found
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else f"{value:.2f}"
 
 
 def kendall(first: Sequence[float], second: Sequence[float]) -> float:

@@ -1,18 +1,18 @@
-"""Tables of a comparison: the paper's two tables with its figures, intervals, tests, costs and the open questions.
+"""Tables of a comparison: the paper's two tables with its values, intervals, tests, costs and the open questions.
 
-A table is made once and rendered as Markdown or by the page's template. The paper's figures are those of Seshadri,
-Shashaani and Knees, RecSys 2024, https://doi.org/10.1145/3640457.3688188.
+Tables are rendered as Markdown or by the page's template. The paper is Seshadri, Shashaani and Knees, RecSys 2024,
+https://doi.org/10.1145/3640457.3688188.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
 from segue.ranking_metrics import Estimate
 from training.evaluation.compare.results import EvaluationResults
-from training.evaluation.compare.statistics import NEURAL, Difference, Pair, kendall
+from training.evaluation.compare.statistics import NEURAL, Breakdown, Difference, Pair, kendall
 
 METRICS: Final = ("HR@1", "HR@5", "HR@10", "HR@20", "MAP@10")
 # The columns of Table 1 as systems are named here: (family, its versions).
@@ -66,9 +66,9 @@ TABLE_2: Final[dict[str, dict[str, float]]] = {
 
 
 def dataset_of(source: str) -> str | None:
-    """The paper's data set that a log of this kind is, None where it is none of them.
+    """The paper's name of a dataset, None if the paper does not use it.
 
-    The `events` format is anybody's: it stands beside MSSD, whose extract comes in it.
+    Datasets in the `events` format are compared with MSSD, because the MSSD extract has this format.
     """
     return {"mssd": "MSSD", "events": "MSSD", "lfm1k": "LFM-1K", "lfm2b": "LFM-2B"}.get(source)
 
@@ -86,7 +86,7 @@ class Table:
     note: str = ""
 
     def markdown(self) -> str:
-        """As Markdown, title and note included."""
+        """The table as Markdown, with title and note."""
         lines = [f"**{self.title}**", "", f"| {' | '.join(self.columns)} |", "|" + "---|" * len(self.columns)]
         lines += [f"| {' | '.join(row)} |" for row in self.rows]
         return "\n".join([*lines, "", self.note, ""] if self.note else [*lines, ""])
@@ -94,21 +94,23 @@ class Table:
 
 @dataclass(frozen=True)
 class ComparisonData:
-    """A question with everything that tables and plots show of it."""
+    """The results of one evaluation and the statistics that tables and charts show."""
 
     asked: EvaluationResults
     estimates: Mapping[tuple[str, str, str], Estimate]  # (system, group, metric)
     differences: Sequence[Difference]
+    hit_curves: Mapping[str, Sequence[float]] = field(default_factory=dict)  # system: HR@k for LIST_LENGTHS
+    breakdowns: Sequence[Breakdown] = ()
 
-    def change(self, system: str, group: str, metric: str) -> Difference | None:
-        """The difference that feedback made to a system, where it was tested."""
-        wanted = (system, group, metric, "feedback")
+    def change(self, system: str, group: str, metric: str, why: str = "feedback") -> Difference | None:
+        """The tested difference of a system from its baseline, None if it was not tested."""
+        wanted = (system, group, metric, why)
         found = [d for d in self.differences if (d.pair.system, d.group, d.metric, d.pair.why) == wanted]
         return found[0] if found else None
 
 
 def table_1(by_protocol: Mapping[str, ComparisonData], paper_dataset: str | None) -> Table:
-    """The paper's Table 1: metrics down, systems across, all targets; its own figures beside."""
+    """The paper's Table 1 with its own values: a row for each metric, a column for each system, all targets."""
     systems = _in_papers_order(by_protocol)
     rows = []
     for metric in METRICS:
@@ -123,8 +125,8 @@ def table_1(by_protocol: Mapping[str, ComparisonData], paper_dataset: str | None
         "Hit rates and MAP@10, all targets (the paper's Table 1)",
         ["metric", "ranking", *systems],
         rows,
-        "In brackets the gain over the version without feedback. Bold: the corrected test of the gain is below 5 % "
-        "(HR@1 and HR@10 were tested).",
+        "In brackets: the gain over the version without feedback. Bold: significant at 5 % after correction "
+        "(only HR@1 and HR@10 were tested).",
     )
 
 
@@ -171,12 +173,12 @@ def table_2(by_protocol: Mapping[str, ComparisonData], paper_dataset: str | None
         "MRR@10 on skipped targets, lower is better (the paper's Table 2)",
         ["ranking", *systems],
         rows,
-        "Bold: the corrected test of the change is below 5 %.",
+        "Bold: significant at 5 % after correction.",
     )
 
 
 def systems_table(measured: ComparisonData) -> Table:
-    """Every system with intervals, the spread of its seeds and what it took to train."""
+    """Every system with intervals, the values of its seeds and the cost of its training."""
     asked = measured.asked
     ordered = sorted(asked.systems, key=lambda s: -measured.estimates[s, "all", "HR@10"].value)
     return Table(
@@ -184,7 +186,7 @@ def systems_table(measured: ComparisonData) -> Table:
         ["system", "seeds", *SHOWN, "HR@10 of each seed", "MRR@10 skipped", "coverage@20", "training", "peak memory"],
         [[system, *_system_cells(measured, system)] for system in ordered],
         f"{len(asked.target_skipped):,} sessions; mean over seeds with 95 % bootstrap intervals over sessions. "
-        "Training seconds are of one process beside others; peak memory is that of the whole process.",
+        "Other processes ran during the training; peak memory is that of the whole process.",
     )
 
 
@@ -206,14 +208,14 @@ def _system_cells(measured: ComparisonData, system: str) -> list[str]:
 
 
 def interval(estimate: Estimate | None, sign: str = "") -> str:
-    """A value with its interval, as tables show it."""
+    """A value with its interval as text."""
     return (
         "-" if estimate is None else f"{estimate.value:{sign}.4f} [{estimate.low:{sign}.4f}, {estimate.high:{sign}.4f}]"
     )
 
 
 def differences_table(measured: ComparisonData, why: str, title: str) -> Table:
-    """Differences of the pairs of one kind, with tests."""
+    """The differences of one kind of pair, with their tests."""
     chosen = [d for d in measured.differences if d.pair.why == why]
     return Table(
         f"{title}, {measured.asked.question}",
@@ -242,12 +244,12 @@ def _difference_cells(difference: Difference) -> list[str]:
 def _correction(measured: ComparisonData) -> str:
     return (
         "Paired over sessions: 95 % bootstrap intervals, two-sided permutation tests, corrected by Holm's procedure "
-        f"for the {len(measured.differences)} comparisons of this question. Skipped targets: lower is better."
+        f"for the {len(measured.differences)} comparisons of this evaluation. Skipped targets: lower is better."
     )
 
 
 def open_questions(measured: ComparisonData) -> Table:
-    """What the paper leaves open, a row a metric: the difference and the answer in words."""
+    """The questions that the paper leaves open: a row for each metric with the difference and the answer."""
     kinds = {"feedback", "chain"}
     chosen = [d for d in measured.differences if d.pair.why not in kinds]
     return Table(
@@ -274,7 +276,7 @@ def _versus(pair: Pair) -> str:
 
 
 def protocols_table(by_protocol: Mapping[str, ComparisonData]) -> Table | None:
-    """The same systems under sampled and under full ranking, and how far the two orders agree."""
+    """The systems under full and under sampled ranking, and how well the two orders agree."""
     if {"full", "sampled"} - by_protocol.keys():
         return None
     full, sampled = by_protocol["full"], by_protocol["sampled"]
@@ -290,13 +292,13 @@ def protocols_table(by_protocol: Mapping[str, ComparisonData]) -> Table | None:
         f"Sampled against full ranking, HR@10, {full.asked.question.split} split",
         ["system", "full", "place", "sampled", "place"],
         rows,
-        f"Kendall's tau of the two orders: {kendall(*values):.2f}. A sampled figure ranks the target among 1,000 other "
-        "tracks and is no estimate of the full one.",
+        f"Kendall's tau of the two orders: {kendall(*values):.2f}. A sampled value ranks the target among 1,000 other "
+        "tracks and does not estimate the full one.",
     )
 
 
 def not_better_than_markov(measured: ComparisonData, metric: str) -> list[str]:
-    """Neural systems whose mean is not above the Markov chain's."""
+    """Neural systems whose mean is not above that of the Markov baseline."""
     chain = measured.estimates.get(("markov", "all", metric))
     neural = [f"{name}{loss}" for name in NEURAL for loss in ("", "+nce")]
     if chain is None:

@@ -117,6 +117,7 @@ def test_the_list_does_not_jump_when_its_reasons_come(page: "Page") -> None:
     page.route("**/recommendations?*explain=true*", lambda route: route.abort())
     page.get_by_role("button", name="Skip").click()
     playwright.expect(page.locator("#session li.skipped")).to_have_count(1)
+    playwright.expect(page.locator("#session li")).to_have_count(2)  # the next track has started too
     tops = """async () => {
       await new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)));
       await Promise.allSettled(document.getAnimations().map((animation) => animation.finished));

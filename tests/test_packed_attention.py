@@ -48,7 +48,7 @@ def test_it_equals_the_plain_formula_with_its_gradient(
     factors = torch.ones(len(LENGTHS) * HEADS, LONGEST, LONGEST, dtype=torch.float64)
     if share:
         factors = (torch.rand(factors.shape, generator=generator) > share).double() / (1 - share)
-        monkeypatch.setattr("training.models.encoders.transformer.kept", lambda *_: factors)
+        monkeypatch.setattr("training.models.encoders.transformer.dropout_mask", lambda *_: factors)
     real = real_steps(left=left)
     places = PackedLayout(real, attention(real, causal=causal), HEADS)
     found, expected = places.mixed(inputs, share), by_hand(inputs, real, factors, causal=causal)

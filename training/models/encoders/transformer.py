@@ -21,42 +21,42 @@ _PARTS = 3  # query, key, value
 
 
 class PackedLayout:
-    """Where the non_padding steps of a batch are among its steps, and which of them each attention_mask to."""
+    """The positions of a batch's non-padding steps, with indices that gather them by heads and scatter them back."""
 
     def __init__(self, non_padding: Tensor, attention_mask: Tensor, heads: int) -> None:
-        """`non_padding` is [batch, n] bool, `attention_mask` [batch, 1, n, n] bool, by which every step attention_mask to diagonal at least.
+        """`non_padding` [batch, n] bool; `attention_mask` [batch, 1, n, n] bool, in which every step attends to itself.
 
-        A non_padding step attention_mask to non_padding ones alone, and padding is made to attend to diagonal alone: what it holds, or is
-        given as a gradient, then reaches nothing.
+        A non-padding step must attend only to non-padding steps. Padding is restricted to itself, so neither its values
+        nor its gradients reach other steps.
         """
         self.sessions, self.length = non_padding.shape
         self.heads = heads
         flat = non_padding.flatten()
         self.of_real = flat.nonzero()[:, 0]  # [steps] int64
-        # Padding holds some non_padding step or other: no non_padding step attention_mask to it.
+        # Padding gets the values of some step; no other step attends to it.
         self.sources = (flat.cumsum(0) - 1).clamp_(min=0)  # [batch * n] int64
         alone = torch.eye(self.length, dtype=torch.bool, device=non_padding.device)
         hidden = torch.where(attention_mask & (non_padding[:, None, :, None] | alone), 0.0, -torch.inf)
         self.hidden = hidden.expand(-1, heads, -1, -1).flatten(0, 1)  # [batch * heads, n, n], added to the scores
         head = torch.arange(heads, device=non_padding.device)
         part = torch.arange(_PARTS, device=non_padding.device)
-        # Lines are what a head has of a step: a part each, or all of it.
+        # A row is one head's slice of a step: of the query, key or value, or of the attended value.
         rows = self.sources.view(1, self.sessions, 1, self.length) * heads
         self.to_heads = (rows + head[:, None]).flatten()  # by session, head
         self.to_parts = (rows * _PARTS + (part[:, None] * heads + head)[:, None, :, None]).flatten()  # by part too
         session, column = self.of_real // self.length, self.of_real % self.length
-        layout = ((session * heads)[:, None] + head) * self.length + column[:, None]  # [steps, heads]
-        self.of_heads = layout.flatten()
-        self.of_parts = (layout[:, None, :] + part[:, None] * (self.sessions * heads * self.length)).flatten()
+        positions = ((session * heads)[:, None] + head) * self.length + column[:, None]  # [steps, heads]
+        self.of_heads = positions.flatten()
+        self.of_parts = (positions[:, None, :] + part[:, None] * (self.sessions * heads * self.length)).flatten()
 
     def scatter_to_padded(self, rows: Tensor) -> Tensor:
-        """[steps, width] -> [batch * n, width]: padding holds anything, and nothing may depend on it."""
+        """Scatter steps to padded positions. [steps, width] -> [batch * n, width]; values in padding are arbitrary."""
         return scatter_to_padded(rows, self.sources, self.of_real)
 
     def attend(self, inputs: Tensor, share: float) -> Tensor:
-        """What each step takes from those it attention_mask to. Query, key and value [steps, 3 * width] -> [steps, width].
+        """Multi-head attention of concatenated query, key and value. [steps, 3 * width] -> [steps, width].
 
-        `share` of the attention_mask_of's weights is dropped.
+        `share` is the dropout rate of the attention weights.
         """
         found: Tensor = _Attend.apply(inputs, self, share)  # type: ignore[no-untyped-call]
         return found
@@ -68,7 +68,7 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, layout: PackedLayout, share: float) -> Tensor:
         width = inputs.shape[1] // (_PARTS * layout.heads)
-        if not len(inputs):  # a batch, or a process's share of one, without a non_padding step
+        if not len(inputs):  # a batch, or a process's share of one, without a step
             ctx.layout = None
             return inputs.new_zeros(0, layout.heads * width)
         rows = inputs.reshape(-1, width).index_select(0, layout.to_parts)
@@ -107,11 +107,11 @@ class TransformerOptions(NeuralOptions):
     """Sizes of a stack of blocks; the defaults are the paper's (section 4.1.2)."""
 
     blocks: int = Field(default=2, ge=1, description="Self-attentive encoder blocks")
-    heads: int = Field(default=8, ge=1, description="Attention heads of a block; they divide the dimension")
+    heads: int = Field(default=8, ge=1, description="Attention heads of a block; must divide the dimension")
     norm: Literal["post", "pre"] = Field(
         default="post",
         description="Layer norm after each residual sum, as in the authors' public code, or before each layer, which "
-        "learns from the first step on without a warm-up (Xiong et al., 2020)",
+        "needs no learning-rate warm-up (Xiong et al., 2020)",
     )
 
     @model_validator(mode="after")
@@ -122,7 +122,7 @@ class TransformerOptions(NeuralOptions):
 
 
 class Block(nn.Module):
-    """Multi-head self-attention_mask_of and a position-wise feed-forward layer, each with dropout, residual and layer norm.
+    """Multi-head self-attention and a position-wise feed-forward layer, each with dropout, residual and layer norm.
 
     The feed-forward layer is as wide as the states, with ReLU (SASRec), or `widening` times as wide, with GELU
     (BERT4Rec). Pre-norm: https://arxiv.org/abs/2002.04745.
@@ -143,19 +143,21 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(dimension)
 
     def forward(self, states: Tensor, attention_mask: Tensor, *, newest: bool = False) -> Tensor:
-        """States [batch, n, dimension] and attention_mask [batch, 1, n, n] bool -> states of the same shape.
+        """Transform states [batch, n, dimension] under `attention_mask` [batch, 1, n, n] bool; the shape is unchanged.
 
-        With `newest` the last state alone, [batch, 1, dimension], at a fraction of the work: it is all that a query
-        takes from the last block.
+        With `newest` it returns only the last state, [batch, 1, dimension], at a fraction of the cost: a query needs no
+        other state of the last block.
         """
         return self._residual_block(
             states[:, -1:] if newest else states, states, lambda seen: self._attend(seen, attention_mask, newest=newest)
         )
 
     def packed(self, states: Tensor, layout: PackedLayout) -> Tensor:
-        """The same for non_padding steps alone, [steps, dimension]."""
+        """Transform the concatenated non-padding steps, [steps, dimension]."""
         share = self.dropout if self.training else 0.0
-        return self._residual_block(states, states, lambda seen: self._output_projection(layout.attend(self.attention_input(seen), share)))
+        return self._residual_block(
+            states, states, lambda seen: self._output_projection(layout.attend(self.attention_input(seen), share))
+        )
 
     def _residual_block(self, steps: Tensor, states: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
         if self.pre_norm:
@@ -166,7 +168,7 @@ class Block(nn.Module):
         return normed
 
     def _residual_add(self, steps: Tensor, change: Tensor) -> Tensor:
-        """The residual sum, of what dropout leaves of the change."""
+        """Add `change` after dropout to `steps`."""
         factors = dropout_mask(change, self.dropout) if self.training else None
         return steps + change if factors is None else torch.addcmul(steps, change, factors)
 
@@ -176,7 +178,9 @@ class Block(nn.Module):
 
     def _attend(self, states: Tensor, attention_mask: Tensor, *, newest: bool) -> Tensor:
         if not newest:
-            return self._output_projection(self._attention(self._by_heads(self.attention_input(states)), attention_mask))
+            return self._output_projection(
+                self._attention(self._by_heads(self.attention_input(states)), attention_mask)
+            )
         weight, bias, dimension = self.attention_input.weight, self.attention_input.bias, states.shape[-1]
         (query,) = self._by_heads(F.linear(states[:, -1:], weight[:dimension], bias[:dimension]))
         key_and_value = self._by_heads(F.linear(states, weight[dimension:], bias[dimension:]))
@@ -188,10 +192,10 @@ class Block(nn.Module):
         return [part.view(*part.shape[:-1], self.heads, -1).transpose(1, 2) for part in parts]
 
     def _attention(self, parts: list[Tensor], attention_mask: Tensor) -> Tensor:
-        """Attention diagonal, of query, key and value by heads. [batch, n, dimension]."""
+        """Scaled dot-product attention of query, key and value by heads. Returns [batch, n, dimension]."""
         query, key, value = parts
         if self.training and self.dropout:
-            # Scaled and masked by the product diagonal: three passes over the weights less, and as many backwards.
+            # Scale and mask inside the matrix product: this saves three passes over the weights, forward and backward.
             hidden = torch.where(attention_mask, query.new_zeros(()), -torch.inf).expand(-1, self.heads, -1, -1)
             query, key = query.flatten(0, 1), key.flatten(0, 1)
             scale = 1 / math.sqrt(query.shape[-1])
@@ -209,10 +213,11 @@ class Block(nn.Module):
         return dropout(states, self.dropout, self.training)
 
 
-def attention_mask_of(non_padding: Tensor, *, causal: bool) -> Tensor:
-    """Which step attention_mask to which non_padding step: up to diagonal, or to all. [batch, n] bool -> [batch, 1, n, n] bool.
+def build_attention_mask(non_padding: Tensor, *, causal: bool) -> Tensor:
+    """Build an attention mask: each step attends to the non-padding steps up to it if `causal`, else to all of them.
 
-    Every step attention_mask to diagonal, padding too, so that no row of the softmax is empty.
+    `non_padding` [batch, n] bool -> [batch, 1, n, n] bool. Every step attends to itself, padding too, so that no row of
+    the softmax is empty.
     """
     length = non_padding.shape[1]
     diagonal = torch.eye(length, dtype=torch.bool, device=non_padding.device)

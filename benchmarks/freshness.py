@@ -47,13 +47,13 @@ TRACKS, SESSIONS, WORLD = 1_000, 6_000, 1
 
 
 class Silent:
-    """Hears of everything and says nothing."""
+    """A reporter that ignores all progress."""
 
     def step(self, epoch: int, sessions_done: int, sessions: int, terms: dict[str, float]) -> None:
-        """See training.trainer.Reporter."""
+        """Ignore a finished step."""
 
     def epoch(self, line: dict[str, float]) -> None:
-        """See training.trainer.Reporter."""
+        """Ignore a finished epoch."""
 
 
 def synthetic() -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -1,9 +1,8 @@
-"""Exact search in NumPy, and the exact scoring that every other index ends with.
+"""Exact search in NumPy, and exact scoring of the candidates of every other index.
 
-The answer depends on nothing but the query and the embeddings: not on the batch a query came in, the blocks, or which
-BLAS kernel met a row. A matrix product only finds candidates; the score of a pair is always one and the same dot
-product, and equal scores go by the lower row. NumPy's own BLAS threads apply (OPENBLAS_NUM_THREADS); a service that
-runs several workers wants 1.
+The result depends only on the query and the embeddings, not on the batch, the blocks or the BLAS kernel. A matrix
+product only finds candidates; the score of a pair is always computed by the same dot product, and equal scores are
+ordered by row. NumPy's BLAS threads apply (OPENBLAS_NUM_THREADS); set 1 for a service with several workers.
 """
 
 from typing import Final
@@ -17,13 +16,13 @@ from segue.recommend import Ranked
 
 QUERIES_AT_ONCE: Final = 256
 _SCORES_AT_ONCE: Final = 4_000_000  # floats of one block of scores, 16 MB
-_ROWS_AT_ONCE: Final = 65_536  # rows of one block of embeddings, so that a lone query's block stays near the caches
+_ROWS_AT_ONCE: Final = 65_536  # rows of one block of embeddings, so that the block of a single query stays in the cache
 _FIRST_ROWS: Final = 4_096
 _VALUES_AT_ONCE: Final = 8_000_000  # floats of gathered embeddings while pairs are scored, 32 MB
 
 
 class ExactIndex:
-    """Compares a query with every track. Memory beside the embeddings stays below some 200 MB."""
+    """Compares each query with every track, in less than about 200 MB besides the embeddings."""
 
     def __init__(self, embeddings: Float32) -> None:
         """`embeddings` [num_rows, dim] float32, possibly memory-mapped; row 0 is padding. Raises BadRelease on NaN."""
@@ -31,7 +30,7 @@ class ExactIndex:
         self._longest = _longest(self._embeddings)
 
     def search(self, queries: Float32, k: int) -> Ranked:
-        """The k best tracks for each of `queries` [b, dim] float32; no tracks for a query that is not finite."""
+        """Return the k best tracks for each of `queries` [b, dim] float32; none for a query with NaN or infinity."""
         queries = validate_queries(queries, self._embeddings.shape[1])
         found = empty_result(len(queries), k)
         finite = finite_rows(queries)
@@ -52,7 +51,7 @@ class ExactIndex:
         step = min(_ROWS_AT_ONCE, max(1, _SCORES_AT_ONCE // max(1, len(queries))))
         first = FIRST_TRACK_ROW
         while first < len(self._embeddings):
-            # The first block is small: all it has to do is to raise the bar for the others.
+            # The first block is small: it only raises the threshold for the others.
             block = self._embeddings[first : first + (step if first > FIRST_TRACK_ROW else min(step, _FIRST_ROWS))]
             # [b, rows of the block]; for a lone query BLAS's matrix product is no faster than dot products.
             rough = queries @ block.T if len(queries) > 1 else np.vecdot(block, queries[0])[None]
@@ -65,9 +64,9 @@ class ExactIndex:
 
 
 def ranked(queries: Float32, rows: Int, embeddings: Float32, k: int) -> Ranked:
-    """The k best of given candidates by their exact scores, equal scores by the lower row.
+    """Return the k best of given candidates by exact score; equal scores are ordered by row.
 
-    `queries` [b, dim] float32, `rows` [b, candidates] int64 without repetitions except PAD_ROW, which is passed over.
+    `queries` [b, dim] float32, `rows` [b, candidates] int64 without repetitions except PAD_ROW, which is ignored.
     """
     best = empty_result(len(queries), k)
     if not rows.size:
@@ -84,9 +83,9 @@ def ranked(queries: Float32, rows: Int, embeddings: Float32, k: int) -> Ranked:
 
 
 def pair_scores(queries: Float32, lines: Int, embeddings: Float32, rows: Int) -> Float32:
-    """Inner products of pairs: queries[lines[i]] with embeddings[rows[i]]. [pairs] float32.
+    """Return the inner products of queries[lines[i]] and embeddings[rows[i]]. [pairs] float32.
 
-    One dot product a pair, so that a pair's score never depends on its neighbours (a matrix product's last bits do).
+    Each pair is one dot product, so that its score never depends on its neighbours (a matrix product's last bits do).
     """
     scores = np.empty(len(rows), dtype=np.float32)
     step = max(1, _VALUES_AT_ONCE // max(1, queries.shape[1]))
@@ -97,21 +96,21 @@ def pair_scores(queries: Float32, lines: Int, embeddings: Float32, rows: Int) ->
 
 
 def empty_result(batch: int, k: int) -> Ranked:
-    """An answer with no track in it: rows [batch, k] int64 of PAD_ROW, scores [batch, k] float32 of -inf."""
+    """Return a result without tracks: rows [batch, k] int64 of PAD_ROW, scores [batch, k] float32 of -inf."""
     return Ranked(np.full((batch, k), PAD_ROW, dtype=np.int64), np.full((batch, k), -np.inf, dtype=np.float32))
 
 
 def validate_queries(queries: Float32, dimension: int) -> Float32:
-    """The queries as FAISS and BLAS want them, contiguous float32. Raises ValueError unless they are [b, dimension]."""
+    """Return the queries as contiguous float32. Raises ValueError unless they are [b, dimension]."""
     if queries.ndim != 2 or queries.shape[1] != dimension:
-        raise ValueError(f"queries have the shape {queries.shape}, the embeddings ask for [batch, {dimension}]")
+        raise ValueError(f"queries have the shape {queries.shape}, expected [batch, {dimension}]")
     return np.ascontiguousarray(queries, dtype=np.float32)
 
 
 def finite_rows(queries: Float32) -> Int:
-    """The numbers of the queries without NaN or infinity. [n] int64.
+    """Return the indices of the queries without NaN or infinity. [n] int64.
 
-    The others get no tracks, since nothing is nearest to them: one broken query must not fail the batch it came in.
+    The others get no tracks, so that one invalid query does not fail its batch.
     """
     return np.flatnonzero(np.isfinite(queries).all(axis=1))
 
@@ -132,19 +131,19 @@ def _longest(embeddings: Float32) -> float:
 def _candidates(rough: Float32, bar: Float32, doubt: Float32, k: int) -> tuple[Int, Int]:
     """Lines and columns of a block that may belong to the k best. `rough` [b, step], `bar` and `doubt` [b] float32.
 
-    `bar` is the k-th best score so far. A block in which many pass it is first held against its own k-th best.
+    `bar` is the k-th best score so far. If many scores of a block pass, the block's own k-th best filters them.
     """
     passing: Bool = rough >= (bar - doubt)[:, None]
     if rough.shape[1] > k and np.count_nonzero(passing) > 4 * k * len(rough):
         own = np.partition(rough, -k, axis=1)[:, -k]
-        # Both sides of this comparison are rough, hence twice the doubt.
+        # Both sides of this comparison are approximate, hence twice the doubt.
         passing &= rough >= (own - 2 * doubt)[:, None]
     lines, columns = np.divmod(np.flatnonzero(passing), rough.shape[1])  # np.nonzero is slow on two dimensions
     return lines, columns
 
 
 def _merged(best: Ranked, lines: Int, rows: Int, scores: Float32) -> Ranked:
-    """The k best of what was found so far and further pairs (line, row, score), each [pairs]."""
+    """Merge the k best so far with further pairs (line, row, score), each [pairs]."""
     batch, k = best.rows.shape
     all_lines = np.concatenate([np.repeat(np.arange(batch), k), lines])
     all_rows = np.concatenate([best.rows.reshape(-1), rows])

@@ -2,13 +2,13 @@
 
 FAISS positions are catalogue rows less FIRST_TRACK_ROW: the padding row is never added. FAISS finds candidates;
 their scores are then computed from the float embeddings (`index.exact.ranked`), so every kind returns exact scores,
-and a quantised kind, which fetches `rerank` times more candidates than asked, gets its order right as well.
+and a quantised kind, which fetches `rerank` * k candidates, returns the right order too.
 
-Threads. A batch under SMALL_BATCH queries is searched by the calling thread alone: a server has its parallelism in its
+Threads. Only the calling thread searches a batch under SMALL_BATCH queries: a server gets its parallelism from its
 workers, and waking OpenMP's threads costs more than one query. Larger batches (evaluation) and building use OpenMP's
 default, which OMP_NUM_THREADS sets. OpenMP keeps this number for each calling thread, so nothing here reaches others.
 
-Search changes nothing in the index, search-time parameters travel with the call: an index may be shared by threads.
+Search does not change the index, and search-time parameters are arguments of the call, so threads may share an index.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from segue.catalogue import FIRST_TRACK_ROW
 from segue.errors import BadRelease
 from segue.recommend import Ranked
 
-faiss: Any = faiss_module  # the types it publishes are those of C++, not of the Python functions around them
+faiss: Any = faiss_module  # its published types are those of C++, not of the Python wrappers
 
 Kind: TypeAlias = Literal["flat", "flat-sq8", "ivf", "ivf-sq8", "ivf-pq", "ivf-pq4", "hnsw", "hnsw-sq8"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -39,7 +39,7 @@ _NEIGHBOURS: Final = 32
 _EF_CONSTRUCTION: Final = 64
 _RERANK: Final = {"sq8": 3, "pq": 16, "pq4": 2}
 _LEAST_ASKED: Final = 48  # a code's error shifts a track by some places however few are asked; a service asks for 48
-# Tracks that a product quantiser needs to place its 256 or 16 centroids well.
+# The tracks needed to train a product quantiser's 256 or 16 centroids.
 _LEAST_FOR_CODES: Final[dict[str, int]] = {"ivf-pq": 39 * 256, "ivf-pq4": 39 * 16}
 _CLASSES: Final[dict[Kind, Any]] = {
     "flat": faiss.IndexFlatIP,
@@ -56,22 +56,22 @@ _MAPPED: Final = getattr(faiss, "IO_FLAG_MMAP_IFC", faiss.IO_FLAG_MMAP)
 
 
 class Parameters(BaseModel):
-    """How an index is built and searched; None where the kind has no such parameter."""
+    """The build and search parameters of an index; None if the kind does not have the parameter."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    nlist: int | None = Field(default=None, ge=1, description="ivf: lists that the tracks are divided into")
-    nprobe: int | None = Field(default=None, ge=1, le=2**24, description="ivf: lists that a search visits")
-    m: int | None = Field(default=None, ge=2, description="hnsw: neighbours of a track")
+    nlist: int | None = Field(default=None, ge=1, description="ivf: number of lists")
+    nprobe: int | None = Field(default=None, ge=1, le=2**24, description="ivf: lists visited per query")
+    m: int | None = Field(default=None, ge=2, description="hnsw: neighbours per track")
     ef_construction: int | None = Field(default=None, ge=1, description="hnsw: candidates kept while building")
     ef_search: int | None = Field(
-        default=None, ge=1, le=2**16, description="hnsw: candidates kept while searching, never fewer than asked"
+        default=None, ge=1, le=2**16, description="hnsw: candidates kept while searching, at least k"
     )
-    rerank: int = Field(default=1, ge=1, description="candidates fetched for each track asked, before exact scoring")
+    rerank: int = Field(default=1, ge=1, description="candidates fetched per requested track, before exact scoring")
 
 
 class FaissIndex:
-    """A FAISS index over the item embeddings, with the parameters it is searched with."""
+    """A FAISS index over the item embeddings, with its search parameters."""
 
     def __init__(self, index: Any, kind: Kind, parameters: Parameters, embeddings: Float32) -> None:
         """`embeddings` [num_rows, dim] float32, possibly memory-mapped: what `index` was built from."""
@@ -81,12 +81,12 @@ class FaissIndex:
         self._embeddings = np.asarray(embeddings)
 
     def search(self, queries: Float32, k: int) -> Ranked:
-        """See NearestTracks; `queries` [b, dim] float32. No tracks for a query that is not finite."""
+        """Return the k best tracks for each of `queries` [b, dim] float32; none for a query with NaN or infinity."""
         queries = validate_queries(queries, self._embeddings.shape[1])
         found = empty_result(len(queries), k)
         finite = finite_rows(queries)
         asked = k if self.parameters.rerank == 1 else max(k, _LEAST_ASKED)
-        count = min(asked * self.parameters.rerank, self._most())
+        count = min(asked * self.parameters.rerank, self._max_candidates())
         if k <= 0 or count <= 0:
             return found
         with _threads_for(len(finite)):
@@ -97,22 +97,22 @@ class FaissIndex:
         return found
 
     def tuned(self, parameters: Parameters) -> "FaissIndex":
-        """The same index searched with other parameters; the structure is shared."""
+        """Return the same index with other search parameters; the structure is shared."""
         return FaissIndex(self._index, self.kind, parameters, self._embeddings)
 
     @property
     def structure(self) -> Any:
-        """The faiss.Index itself."""
+        """The underlying faiss.Index."""
         return self._index
 
     def to_bytes(self) -> bytes:
-        """The content of index.faiss."""
+        """Return the content of index.faiss."""
         if self.kind == "ivf-pq4":
             return ivf.to_bytes(self._index)
         return bytes(faiss.serialize_index(self._index).data)
 
-    def _most(self) -> int:
-        """The most candidates that one search can give."""
+    def _max_candidates(self) -> int:
+        """The maximum number of candidates of one search."""
         return int(self._index.ntotal)
 
     def _positions(self, queries: Float32, count: int) -> Int:
@@ -132,8 +132,9 @@ class FaissIndex:
 def build(embeddings: Float32, kind: Kind, *, seed: int = 0) -> FaissIndex:
     """Build an index over `embeddings` [num_rows, dim] float32, at least one track.
 
-    The seed draws the training sample, the first centroids and the levels of the graph. Several OpenMP threads link an
-    hnsw graph in an order that differs from run to run; with OMP_NUM_THREADS=1 it repeats exactly.
+    The seed determines the training sample, the initial centroids and the levels of the graph. With several OpenMP
+    threads an hnsw graph differs from run to run; with OMP_NUM_THREADS=1 it is reproducible. Raises BadRelease if the
+    release has too few tracks for the kind.
     """
     rng = np.random.default_rng(seed)
     tracks, dimension = len(embeddings) - FIRST_TRACK_ROW, embeddings.shape[1]
@@ -162,9 +163,9 @@ def load(path: Path, kind: Kind, parameters: Parameters, embeddings: Float32) ->
     """
     try:
         index = ivf.read(path, _MAPPED) if kind == "ivf-pq4" else faiss.read_index(str(path), _MAPPED)
-    except (RuntimeError, MemoryError) as error:  # a damaged size asks for memory that there is not
+    except (RuntimeError, MemoryError) as error:  # a damaged size can ask for too much memory
         reason = str(error).rpartition(": ")[2]
-        raise BadRelease(f"{path} is no FAISS index that can be read ({reason}): run segue index again") from error
+        raise BadRelease(f"{path} is not a readable FAISS index ({reason}): run segue index again") from error
     expected = (len(embeddings) - FIRST_TRACK_ROW, embeddings.shape[1])
     if (index.ntotal, index.d) != expected:
         raise BadRelease(
@@ -181,13 +182,13 @@ def load(path: Path, kind: Kind, parameters: Parameters, embeddings: Float32) ->
 
 
 def _centroids_fit(index: Any) -> bool:
-    """Whether each list has its centroid. FAISS follows a centroid without a list to wherever it leads."""
+    """Whether each list has its centroid. FAISS would read invalid memory for a centroid without a list."""
     centroids = index.quantizer
     return bool((centroids.ntotal, centroids.d, index.invlists.nlist) == (index.nlist, index.d, index.nlist))
 
 
 def _lists_fit(lists: Any, tracks: int) -> bool:
-    """Whether the inverted lists hold each of `tracks` positions: a foreign one would fail the search that meets it."""
+    """Whether the inverted lists contain `tracks` valid positions; an invalid one would make a search fail."""
     found = 0
     for number in range(lists.nlist):
         size = lists.list_size(number)
@@ -200,12 +201,12 @@ def _lists_fit(lists: Any, tracks: int) -> bool:
 
 
 def _parameters(kind: Kind, tracks: int) -> Parameters:
-    """What a kind is built with; the search-time parameters are a start, `index.tuning` tunes them."""
+    """Return the build parameters of a kind, with initial search parameters for `index.tuning` to tune."""
     rerank = _RERANK.get(kind.rpartition("-")[2], 1)
     if kind.startswith("ivf"):
         nlist = ivf.lists(kind, tracks)
         if ivf.uses_hnsw_quantizer(kind, nlist):
-            rerank *= 2  # tracks lie denser: codes tell them apart less well
+            rerank *= 2  # tracks are denser, so codes distinguish them less well
         return Parameters(nlist=nlist, nprobe=min(nlist, 16), rerank=rerank)
     if kind.startswith("hnsw"):
         return Parameters(m=_NEIGHBOURS, ef_construction=_EF_CONSTRUCTION, ef_search=64, rerank=rerank)
@@ -229,7 +230,7 @@ def _empty(kind: Kind, dimension: int, parameters: Parameters, seed: int) -> Any
 
 @contextlib.contextmanager
 def _threads_for(batch: int) -> Iterator[None]:
-    """One thread for a small batch, OpenMP's own number for a large one; the calling thread's number is put back."""
+    """Use one thread for a small batch and OpenMP's default for a large one; restores the calling thread's setting."""
     before = faiss.omp_get_max_threads()
     if batch < SMALL_BATCH:
         faiss.omp_set_num_threads(1)

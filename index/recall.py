@@ -1,4 +1,4 @@
-"""How much of the exact answer an index finds, and how long it takes."""
+"""Measure the recall of an index against exact search, and its search time."""
 
 import time
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ def recall_at_k(found: Int, exact: Ranked, queries: Float32, embeddings: Float32
     """Recall@k: the mean, over queries, of the share of the k best tracks that were found; k is the width of `exact`.
 
     A found track counts if its exact score reaches the k-th best exact score less TOLERANCE (relative above 1), so
-    tracks that tie for the last place stand for each other. A track counts once; with fewer than k tracks in the
-    catalogue the share is of those. 1.0 where there is nothing to find, without a query too: nothing was missed.
+    tracks that tie for the last place are interchangeable. A track counts once; with fewer than k tracks in the
+    catalogue the share is of those. The recall is 1.0 without queries or tracks.
 
     `found` [b, n] int64, `exact` [b, k] from ExactIndex, `queries` [b, dim] and `embeddings` [num_rows, dim] float32.
     Source: Aumueller, Bernhardsson, Faithfull, "ANN-Benchmarks", 2017, https://arxiv.org/abs/1807.05614 (their
@@ -47,19 +47,19 @@ def recall_at_k(found: Int, exact: Ranked, queries: Float32, embeddings: Float32
 
 @dataclass(frozen=True)
 class QuerySet:
-    """Queries [n, dim] with their exact answers, and the embeddings [num_rows, dim] they were found in."""
+    """Queries [n, dim] with their exact answers, and the embeddings [num_rows, dim] that were searched."""
 
     queries: Float32
     answers: Ranked
     embeddings: Float32
 
     def recall(self, index: NearestTracks) -> float:
-        """Recall@RECALL_K of an index."""
+        """Return the recall@RECALL_K of an index."""
         found = index.search(self.queries, RECALL_K).rows
         return recall_at_k(found, self.answers, self.queries, self.embeddings)
 
     def ms(self, index: NearestTracks, count: int = _TIMED_QUERIES) -> float:
-        """Median milliseconds of one query alone, over the first `count`; the first of all warms up and is left out."""
+        """Return the median milliseconds of a single query over the first `count` ones, after one warm-up query."""
         index.search(self.queries[:1], RECALL_K)
         taken = []
         for i in range(min(count, len(self.queries))):
@@ -71,7 +71,7 @@ class QuerySet:
 
 @dataclass(frozen=True)
 class RecallBenchmark:
-    """What every candidate is judged by: queries that tune it, and queries held out for the figures that are stated."""
+    """The queries that tune an index, and held-out queries for the reported figures."""
 
     tuning: QuerySet
     test_queries: QuerySet
@@ -79,7 +79,7 @@ class RecallBenchmark:
 
     @classmethod
     def of(cls, queries: Float32, embeddings: Float32) -> "RecallBenchmark":
-        """Split `queries` [n, dim] into two halves and answer them exactly. Raises BadOption for unfit queries."""
+        """Split `queries` [n, dim] into two halves and answer them exactly. Raises BadOption for invalid queries."""
         expected = embeddings.shape[1]
         if queries.ndim != 2 or queries.shape[1] != expected or not len(queries) or not np.isfinite(queries).all():
             raise BadOption(

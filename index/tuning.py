@@ -287,4 +287,4 @@ def _check_options(kind: str, device: str, recall_target: float) -> None:
     if not 0 < recall_target <= 1:
         raise BadOption(f"recall target {recall_target} is out of range: more than 0, at most 1")
     if device == "gpu":
-        faiss_gpu.refuse_unfit("flat" if kind == "auto" else kind)
+        faiss_gpu.check_gpu_support("flat" if kind == "auto" else kind)

@@ -1,6 +1,6 @@
-"""Session in, ranked tracks out: the one step that the service answers with and the evaluator measures.
+"""The recommendation step: sessions in, ranked tracks out. The service and the evaluator share it.
 
-Knows nothing of HTTP, Redis, ONNX or FAISS: what encodes and what searches are passed in.
+It does not depend on HTTP, Redis, ONNX or FAISS: the encoder and the index are parameters.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,17 +17,17 @@ Source: TypeAlias = Literal["model", "popularity"]
 
 
 class Ranked(NamedTuple):
-    """Tracks in falling order of score, one line for each query."""
+    """Ranked tracks in descending order of score, one row of both arrays per query."""
 
-    rows: Int  # [batch, k] int64, PAD_ROW where there is no further track
-    scores: Float32  # [batch, k] float32, -inf where there is no further track
+    rows: Int  # [batch, k] int64, PAD_ROW after the last track
+    scores: Float32  # [batch, k] float32, -inf after the last track
 
 
 class QueryEncoder(Protocol):
     """Turns windows into query vectors in the item space."""
 
     def encode(self, windows: Windows) -> Float32:
-        """Query vectors. [batch, dimension] float32."""
+        """Return a query vector for each window. [batch, dimension] float32."""
         ...
 
 
@@ -35,7 +35,7 @@ class NearestTracks(Protocol):
     """Finds the tracks whose embeddings have the largest inner product with a query."""
 
     def search(self, queries: Float32, k: int) -> Ranked:
-        """The k best tracks for each of `queries` [batch, dimension] float32; an approximate index may miss some."""
+        """Return the k best tracks for each of `queries` [batch, dimension] float32; an index may miss some."""
         ...
 
 
@@ -43,11 +43,11 @@ class Ranker(Protocol):
     """Anything that orders tracks for a window: an encoder with an index, popularity, a Markov chain."""
 
     def rank(self, windows: Windows, k: int) -> Ranked:
-        """The k best tracks for each window; never fewer than min(k, tracks)."""
+        """Return the k best tracks for each window, at least min(k, tracks). Rows and scores [batch, k]."""
         ...
 
     def scores(self, windows: Windows, rows: Int) -> Float32:
-        """Scores of given tracks, `rows` [batch, candidates] int64 -> [batch, candidates] float32."""
+        """Return the scores of given tracks. `rows` [batch, candidates] int64 -> [batch, candidates] float32."""
         ...
 
 
@@ -55,64 +55,64 @@ class EncoderRanker:
     """Ranks by inner product between the encoder's query and the item embeddings, through an index."""
 
     def __init__(self, encoder: QueryEncoder, index: NearestTracks, exact: NearestTracks, embeddings: Float32) -> None:
-        """`exact` answers where `index`, being approximate, found fewer than asked; `embeddings` [num_rows, dim]."""
+        """`exact` is the fallback when `index` finds fewer than k tracks; `embeddings` [num_rows, dim] float32."""
         self._encoder = encoder
         self._index = index
         self._exact = exact
         self._embeddings = embeddings
 
     def rank(self, windows: Windows, k: int) -> Ranked:
-        """See Ranker."""
+        """Return the k best tracks for each window, by search in the index and, if it finds too few, exact search."""
         queries = self._encoder.encode(windows)
         k = min(k, len(self._embeddings) - FIRST_TRACK_ROW)
         found = self._index.search(queries, k)
-        short = np.flatnonzero(found.rows[:, -1] == PAD_ROW) if k else np.empty(0, dtype=np.int64)
-        if len(short):
-            full = self._exact.search(queries[short], k)
+        incomplete = np.flatnonzero(found.rows[:, -1] == PAD_ROW) if k else np.empty(0, dtype=np.int64)
+        if len(incomplete):
+            full = self._exact.search(queries[incomplete], k)
             rows, scores = found.rows.copy(), found.scores.copy()
-            rows[short], scores[short] = full
+            rows[incomplete], scores[incomplete] = full
             found = Ranked(rows, scores)
         return found
 
     def scores(self, windows: Windows, rows: Int) -> Float32:
-        """See Ranker."""
+        """Return the inner products of each query with given tracks. `rows` [batch, candidates] int64, float32 out."""
         queries = self._encoder.encode(windows)
         scores: Float32 = np.einsum("bd,bcd->bc", queries, self._embeddings[rows])
         return scores
 
 
 class PopularityRanker:
-    """Ranks every session alike: by the number of plays, then by row."""
+    """Ranks tracks by their number of plays, then by row; every session gets the same list."""
 
     def __init__(self, plays: Int | Float32, order: Int | None = None) -> None:
-        """`plays` [num_rows], indexed by row; `order` [tracks], rows from the most played on, if it is known."""
+        """`plays` [num_rows], indexed by row; `order` [tracks], rows by descending plays, computed if not given."""
         self._plays = plays.astype(np.float32, copy=False)
         self._order = order if order is not None else np.argsort(-plays[FIRST_TRACK_ROW:], kind="stable") + 1
 
     def rank(self, windows: Windows, k: int) -> Ranked:
-        """See Ranker."""
+        """Return the k most played tracks for every window; the score is the number of plays."""
         best = np.broadcast_to(self._order[:k].astype(np.int64), (len(windows), min(k, len(self._order))))
         return Ranked(best, self._plays[best])
 
-    def scores(self, windows: Windows, rows: Int) -> Float32:  # noqa: ARG002 (every session alike)
-        """See Ranker."""
+    def scores(self, windows: Windows, rows: Int) -> Float32:  # noqa: ARG002 (every session gets the same scores)
+        """Return the plays of given tracks. `rows` [batch, candidates] int64 -> [batch, candidates] float32."""
         return self._plays[rows]
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """The answer for one session."""
+    """The recommended tracks for one session."""
 
     source: Source
     rows: Int  # [n] int64, best first; n is k unless the catalogue has fewer tracks left
     scores: Float32  # [n] float32
-    window_plays: int  # plays in the window, skipped ones not counted
+    window_plays: int  # plays in the window that were not skipped
     window_skips: int  # skipped plays in the window
 
 
 @dataclass(frozen=True, slots=True)
 class Recommender:
-    """What a release recommends with: a ranker, the fallback for sessions without usable plays, the window length."""
+    """Recommends with a ranker, or by popularity for sessions without a known track in the last `window` plays."""
 
     ranker: Ranker
     popularity: PopularityRanker
@@ -126,34 +126,36 @@ class Recommender:
         *,
         exclude_heard: bool | Sequence[bool] = False,
     ) -> list[Recommendation]:
-        """The next tracks for each session, best first.
+        """Recommend the next tracks for each session, best first.
 
-        `excluded` gives, for each session, rows that must not appear; with `exclude_heard` the session's own tracks
-        must not appear either; `k` and `exclude_heard` may differ from session to session. Exclusions never shorten an
-        answer while the catalogue has tracks left, and a session's answer does not depend on the others.
+        `excluded` lists, for each session, rows that must not appear. `exclude_heard` also excludes the session's own
+        tracks. `k` and `exclude_heard` are one value, or one per session. Exclusions shorten a list only if the
+        catalogue has no other tracks, and the list of a session does not depend on the other sessions.
         """
         count = len(sessions)
-        asked = [k] * count if isinstance(k, int) else k
+        k_per_session = [k] * count if isinstance(k, int) else k
         heard = [exclude_heard] * count if isinstance(exclude_heard, bool) else exclude_heard
         excluded_rows = [_excluded_rows(sessions, i, excluded, heard[i]) for i in range(count)]
-        wanted = np.array([_overfetch(asked[i], len(excluded_rows[i])) for i in range(count)], dtype=np.int64)
+        fetch_sizes = np.array(
+            [_overfetch(k_per_session[i], len(excluded_rows[i])) for i in range(count)], dtype=np.int64
+        )
         windows = to_windows(sessions, self.window)
         ranked: list[tuple[Source, Int, Float32]] = [("popularity", _NO_ROWS, _NO_SCORES)] * count
         for source, ranker, usable in self._by_source(windows):
-            for most in np.unique(wanted[usable]).tolist():
-                which = usable[wanted[usable] == most]
-                found = ranker.rank(windows.select(which), most)
+            for size in np.unique(fetch_sizes[usable]).tolist():
+                which = usable[fetch_sizes[usable] == size]
+                found = ranker.rank(windows.select(which), size)
                 for line, i in enumerate(which.tolist()):
                     ranked[i] = (source, found.rows[line], found.scores[line])
         skips = windows.skipped.sum(axis=1)
         plays = ((windows.tracks != PAD_ROW).sum(axis=1) - skips).tolist()
         return [
-            Recommendation(source, *_first(asked[i], rows, scores, excluded_rows[i]), plays[i], skip)
+            Recommendation(source, *_top_k(k_per_session[i], rows, scores, excluded_rows[i]), plays[i], skip)
             for i, ((source, rows, scores), skip) in enumerate(zip(ranked, skips.tolist(), strict=True))
         ]
 
     def scores(self, sessions: Sessions, rows: Int) -> Float32:
-        """Scores of given tracks for each session, `rows` [batch, candidates] int64 -> [batch, candidates] float32."""
+        """Return each session's scores of given tracks. `rows` [batch, candidates] int64 -> the same shape, float32."""
         windows = to_windows(sessions, self.window)
         result = np.empty(rows.shape, dtype=np.float32)
         for _, ranker, which in self._by_source(windows):
@@ -161,22 +163,22 @@ class Recommender:
         return result
 
     def _by_source(self, windows: Windows) -> Iterator[tuple[Source, Ranker, Int]]:
-        """Who answers which windows: the model those with a usable play, popularity the others."""
+        """Assign windows with at least one known track to the model, and the others to popularity."""
         usable = (windows.tracks != PAD_ROW).any(axis=1)
-        by: tuple[tuple[Source, Ranker, Int], ...] = (
+        assignments: tuple[tuple[Source, Ranker, Int], ...] = (
             ("model", self.ranker, np.flatnonzero(usable)),
             ("popularity", self.popularity, np.flatnonzero(~usable)),
         )
-        yield from (line for line in by if len(line[2]))
+        yield from (assignment for assignment in assignments if len(assignment[2]))
 
 
 _NO_ROWS: Int = np.empty(0, dtype=np.int64)
 _NO_SCORES: Float32 = np.empty(0, dtype=np.float32)
-_MIN_FETCH: Final = 48  # 20 asked, and the window's 20 heard
+_MIN_FETCH: Final = 48  # k = 20 and a window of 20 excluded plays
 
 
 def _excluded_rows(sessions: Sessions, i: int, excluded: Sequence[Int] | None, heard: bool) -> set[Row]:
-    """The rows that must not appear in session i's answer."""
+    """Return the rows that must not be recommended to session i."""
     excluded_rows: set[Row] = set(excluded[i].tolist()) if excluded is not None else set()
     if heard:
         excluded_rows.update(sessions.rows[sessions.offsets[i] : sessions.offsets[i + 1]].tolist())
@@ -185,7 +187,7 @@ def _excluded_rows(sessions: Sessions, i: int, excluded: Sequence[Int] | None, h
 
 
 def _overfetch(k: int, excluded: int) -> int:
-    """How many tracks to rank so that k are left: in few sizes, so that sessions of one batch share a size."""
+    """Return how many tracks to rank so that k remain: one of few sizes, so that sessions share a search."""
     if not excluded:
         return k
     size = _MIN_FETCH
@@ -194,11 +196,11 @@ def _overfetch(k: int, excluded: int) -> int:
     return size
 
 
-def _first(k: int, rows: Int, scores: Float32, excluded_rows: set[Row]) -> tuple[Int, Float32]:
-    """The first k of a ranking that are tracks and not excluded."""
+def _top_k(k: int, rows: Int, scores: Float32, excluded_rows: set[Row]) -> tuple[Int, Float32]:
+    """Return the first k tracks of a ranking that are not excluded."""
     if not excluded_rows:
         rows, scores = rows[:k], scores[:k]
         keep = rows != PAD_ROW
         return rows[keep], scores[keep]
-    free = [i for i, row in enumerate(rows.tolist()) if row != PAD_ROW and row not in excluded_rows][:k]
-    return rows[free], scores[free]
+    kept = [i for i, row in enumerate(rows.tolist()) if row != PAD_ROW and row not in excluded_rows][:k]
+    return rows[kept], scores[kept]

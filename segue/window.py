@@ -1,7 +1,7 @@
-"""The one place that turns plays into arrays: training, evaluation and serving all see sessions through this.
+"""Turn plays into arrays. Training, evaluation and serving all use this one definition of the session window.
 
 A window holds the last plays of a session, oldest first, padded on the left with PAD_ROW, so that the newest play
-is always in the last column. Plays of tracks outside the catalogue are passed over: they take no column.
+is always in the last column. Plays of tracks outside the catalogue are ignored: they take no column.
 """
 
 from collections.abc import Sequence
@@ -20,66 +20,64 @@ DEFAULT_LENGTH = 20
 class Sessions:
     """Many sessions in three flat arrays; session i is the slice offsets[i]:offsets[i + 1], oldest play first."""
 
-    rows: (
-        Int  # [plays] int64 (int32 where they are mapped from a file), PAD_ROW where the track is outside the catalogue
-    )
+    rows: Int  # [plays] int64 (int32 if mapped from a file), PAD_ROW for a track outside the catalogue
     skipped: Bool  # [plays] bool
     offsets: Int  # [sessions + 1] int64
 
     def __len__(self) -> int:
-        """The number of sessions."""
+        """Return the number of sessions."""
         return len(self.offsets) - 1
 
     @property
     def lengths(self) -> Int:
-        """Plays in each session. [sessions] int64."""
+        """The number of plays in each session. [sessions] int64."""
         return np.diff(self.offsets)
 
     def select(self, which: Int | slice) -> "Sessions":
-        """The sessions with these numbers (or this slice of them), in that order."""
+        """Return the sessions with these indices, or this slice, in that order."""
         starts, ends = self.offsets[:-1][which], self.offsets[1:][which]
         return self.cut(starts, ends)
 
     def cut(self, starts: Int, ends: Int) -> "Sessions":
-        """New sessions made of the plays starts[i]:ends[i] of the flat arrays."""
+        """Return sessions made of the plays starts[i]:ends[i] of the flat arrays. `starts` and `ends` [n] int64."""
         lengths = np.maximum(ends - starts, 0)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         positions = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1], dtype=np.int64)
         return Sessions(self.rows[positions].astype(np.int64, copy=False), self.skipped[positions], offsets)
 
     def usable(self) -> "Sessions":
-        """The same sessions without the plays of tracks outside the catalogue."""
-        return self._only(self.rows != PAD_ROW)
+        """Return the sessions without plays of tracks outside the catalogue."""
+        return self._filter(self.rows != PAD_ROW)
 
     def played(self) -> "Sessions":
-        """The same sessions without the plays that were skipped."""
-        return self._only(~self.skipped)
+        """Return the sessions without skipped plays."""
+        return self._filter(~self.skipped)
 
-    def _only(self, kept: Bool) -> "Sessions":
+    def _filter(self, kept: Bool) -> "Sessions":
         if kept.all():
             return self
-        places = np.concatenate([[0], np.cumsum(kept)])
-        return Sessions(self.rows[kept], self.skipped[kept], places[self.offsets].astype(np.int64))
+        positions_kept = np.concatenate([[0], np.cumsum(kept)])
+        return Sessions(self.rows[kept], self.skipped[kept], positions_kept[self.offsets].astype(np.int64))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Windows:
-    """What an encoder sees of a batch of sessions."""
+    """The windows of a batch of sessions: the input of an encoder."""
 
     tracks: Int  # [batch, window] int64, PAD_ROW on the left
     skipped: Bool  # [batch, window] bool, False in padding
 
     def __len__(self) -> int:
-        """The number of windows."""
+        """Return the number of windows."""
         return len(self.tracks)
 
     def select(self, which: Int | slice) -> "Windows":
-        """The windows with these numbers, in that order."""
+        """Return the windows with these indices, or this slice, in that order."""
         return Windows(self.tracks[which], self.skipped[which])
 
 
 def to_sessions(sessions: Sequence[Sequence[Play]], catalogue: Catalogue) -> Sessions:
-    """Sessions of plays by TrackId as flat arrays of rows."""
+    """Convert sessions of plays with track ids to flat arrays of rows."""
     lengths = [len(plays) for plays in sessions]
     flat = [play for plays in sessions for play in plays]
     return Sessions(
@@ -90,7 +88,7 @@ def to_sessions(sessions: Sequence[Sequence[Play]], catalogue: Catalogue) -> Ses
 
 
 def to_windows(sessions: Sessions, length: int) -> Windows:
-    """The last `length` usable plays of each session, padded on the left. See Windows for shapes and dtypes."""
+    """Return the last `length` plays of known tracks of each session, padded on the left. [sessions, length] arrays."""
     usable = sessions.usable()
     starts, ends = usable.offsets[:-1, None], usable.offsets[1:, None]
     positions = ends - length + np.arange(length, dtype=np.int64)  # [batch, window]

@@ -110,7 +110,7 @@ def killed(case: Case, folder: Path, processes: Processes, steps: int) -> None:
         try:
             fitted(case, folder, processes, Reporter(steps))
         except Killed:
-            processes.wait()  # until the checkpoint is whole
+            processes.barrier()  # until the checkpoint is whole
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from training.optimizer import DenseWeights, clip  # noqa: E402 (after the check that torch is there)
+from training.optimizer import DenseWeights, clip_grad_norm_  # noqa: E402 (after the check that torch is there)
 
 SHAPES = (3,), (4, 5), (2, 3, 2)
 
@@ -63,7 +63,7 @@ def test_gradients_are_clipped_together_as_torch_does(most: float) -> None:
     ours, theirs = parameters(), parameters()
     with_gradients(ours, 1)
     with_gradients(theirs, 1)
-    clip([weight.grad for weight in ours], most)
+    clip_grad_norm_([weight.grad for weight in ours], most)
     torch.nn.utils.clip_grad_norm_(theirs, most)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.grad, other.grad)
@@ -73,5 +73,5 @@ def test_a_gradient_that_is_no_number_is_told_to_all() -> None:
     weights = parameters()
     with_gradients(weights, 1)
     weights[0].grad[0] = float("nan")
-    clip([weight.grad for weight in weights], 1.0)
+    clip_grad_norm_([weight.grad for weight in weights], 1.0)
     assert all(weight.grad.isnan().all() for weight in weights)

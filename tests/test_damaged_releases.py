@@ -609,9 +609,9 @@ def knowing(**change: Any) -> Damage:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (of_bytes("index.faiss", b""), "is no FAISS index"),
-        (of_bytes("index.faiss", b"nonsense"), "is no FAISS index"),
-        (of_bytes("index.faiss", lambda content: content[: len(content) // 2]), "is no FAISS index"),
+        (of_bytes("index.faiss", b""), "is not a readable FAISS index"),
+        (of_bytes("index.faiss", b"nonsense"), "is not a readable FAISS index"),
+        (of_bytes("index.faiss", lambda content: content[: len(content) // 2]), "is not a readable FAISS index"),
         (of_bytes("index.faiss", lambda content: content[:4] + b"\xff" * (len(content) - 4)), "index.faiss"),
         (knowing(kind="hnsw"), "needs ef_search"),
         (knowing(kind="flat"), "not of the kind flat"),

@@ -14,7 +14,7 @@ from segue.window import Sessions, Windows  # noqa: E402
 from service.releases.loaded import OnnxEncoder  # noqa: E402
 from training.data.loader import Batch, make_batch  # noqa: E402
 from training.export_onnx import check_parity, export_encoder, item_embeddings  # noqa: E402
-from training.models.encoders.bert4rec import Bert4Rec, Bert4RecOptions, cut_anew  # noqa: E402
+from training.models.encoders.bert4rec import Bert4Rec, Bert4RecOptions, random_truncate  # noqa: E402
 from training.models.encoders.caser import Caser, CaserOptions  # noqa: E402
 from training.models.encoders.encoder import CausalEncoder, SessionEncoder, drop_skipped  # noqa: E402
 from training.models.encoders.gru4rec import Gru4Rec, Gru4RecOptions  # noqa: E402
@@ -260,7 +260,7 @@ class TestMasking:
         torch.manual_seed(0)
         batch = make_batch(long_sessions(1), WINDOW, "next")
         many = Batch(*(tensor.repeat(2000, 1) for tensor in batch))
-        early, late = (cut_anew(many, part, 2) for part in (0, 1))
+        early, late = (random_truncate(many, part, 2) for part in (0, 1))
         assert ((early.plays != PAD_ROW).sum(dim=1) <= 1 + WINDOW // 2).all()
         assert ((late.plays != PAD_ROW).sum(dim=1) > 1 + WINDOW // 2).all()
         cut = Batch(*(torch.cat(both) for both in zip(early, late, strict=True)))

@@ -238,7 +238,7 @@ class TestInterrupted:
     ) -> None:
         handler = signal.getsignal(number)
         reporter = Signalling(steps, number)
-        with pytest.raises(Interrupted, match=rf"^interrupted {where}.*: .*stopped holds it, the same command goes on"):
+        with pytest.raises(Interrupted, match=rf"^interrupted {where}.*: .*resume from .*stopped"):
             run(tmp_path / "stopped", reporter=reporter)
         assert reporter.after == 0
         assert signal.getsignal(number) is handler

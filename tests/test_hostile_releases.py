@@ -81,7 +81,7 @@ def serving(plain: Release, tmp_path: Path) -> Serving:
     return Serving(plain, tmp_path)
 
 
-UNREADABLE = "is no FAISS index that can be read"
+UNREADABLE = "is not a readable FAISS index"
 OTHER_SIZE = "indexes "
 FOREIGN = "names tracks that the release does not hold"
 CENTROIDS = "has other centroids than lists"

@@ -29,11 +29,11 @@ def table(seed: int = 0) -> Any:
 
 
 def step(items: ItemRows, rows: Any, wanted: Any) -> None:
-    """Pull the rows that are lent towards `wanted`, by the square of the distance."""
-    with items.lent(rows) as lent:
-        lent.grad = None
-        ((lent - (wanted if rows is None else wanted[rows])) ** 2).sum().backward()
-        items.update(rows, lent, 0.01)
+    """Pull the gathered rows towards `wanted`, by the square of the distance."""
+    with items.gathered_rows(rows) as gathered:
+        gathered.grad = None
+        ((gathered - (wanted if rows is None else wanted[rows])) ** 2).sum().backward()
+        items.update(rows, gathered, 0.01)
 
 
 class TestLazyAdam:
@@ -82,7 +82,7 @@ class TestLazyAdam:
     def test_the_table_is_back_after_an_error(self) -> None:
         embedding = table()
         items = ItemRows(embedding, 0.0)
-        with pytest.raises(RuntimeError), items.lent(torch.tensor([0, 1])):
+        with pytest.raises(RuntimeError), items.gathered_rows(torch.tensor([0, 1])):
             raise RuntimeError
         assert embedding.weight is items.table
 

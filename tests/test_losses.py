@@ -74,7 +74,7 @@ class TestSampledSoftmax:
         self, monkeypatch: pytest.MonkeyPatch, block: int, log_q: float
     ) -> None:
         """Scores of everything at once, differentiated by torch."""
-        monkeypatch.setattr("training.losses._STEPS_A_THREAD", block)
+        monkeypatch.setattr("training.losses._STEPS_PER_THREAD", block)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
         rng = torch.Generator().manual_seed(0)
         steps, sessions, tracks, number, dimension = 8, 3, 5, 11, 4

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from training.models.encoders.tensor_ops import gather_rows, scatter_to_padded  # noqa: E402
-from training.models.encoders.transformer import PackedLayout, attention  # noqa: E402
+from training.models.encoders.transformer import PackedLayout, build_attention_mask  # noqa: E402
 
 HEADS, WIDTH = 2, 6
 LENGTHS = 1, 4, 0, 3  # a session without a play among them
@@ -48,10 +48,10 @@ def test_it_equals_the_plain_formula_with_its_gradient(
     factors = torch.ones(len(LENGTHS) * HEADS, LONGEST, LONGEST, dtype=torch.float64)
     if share:
         factors = (torch.rand(factors.shape, generator=generator) > share).double() / (1 - share)
-        monkeypatch.setattr("training.models.encoders.transformer.kept", lambda *_: factors)
+        monkeypatch.setattr("training.models.encoders.transformer.dropout_mask", lambda *_: factors)
     real = real_steps(left=left)
-    places = PackedLayout(real, attention(real, causal=causal), HEADS)
-    found, expected = places.mixed(inputs, share), by_hand(inputs, real, factors, causal=causal)
+    places = PackedLayout(real, build_attention_mask(real, causal=causal), HEADS)
+    found, expected = places.attend(inputs, share), by_hand(inputs, real, factors, causal=causal)
     torch.testing.assert_close(found, expected)
     towards = torch.randn(found.shape, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(
@@ -61,9 +61,9 @@ def test_it_equals_the_plain_formula_with_its_gradient(
 
 def test_a_batch_without_a_real_step_has_no_line_and_no_gradient() -> None:
     real = torch.zeros(2, 3, dtype=torch.bool)
-    places = PackedLayout(real, attention(real, causal=True), HEADS)
+    places = PackedLayout(real, build_attention_mask(real, causal=True), HEADS)
     inputs = torch.zeros(0, 3 * WIDTH, requires_grad=True)
-    mixed = places.mixed(inputs, 0.5)
+    mixed = places.attend(inputs, 0.5)
     assert mixed.shape == (0, WIDTH)
     (gradient,) = torch.autograd.grad(mixed.sum(), inputs)
     assert gradient.shape == inputs.shape

@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 from segue.cli import main  # noqa: E402 (after the check that torch is there)
 from segue.errors import BadOption  # noqa: E402
 from tests.fit_together import CASES, SESSIONS, SIZES, fitted  # noqa: E402
-from training.distributed import Processes, init_distributed, refuse_shared_gpu  # noqa: E402
+from training.distributed import Processes, check_gpus_distinct, init_distributed  # noqa: E402
 from training.trainer import FitResult  # noqa: E402
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -120,7 +120,7 @@ class TestJoining:
 
         def join(rank: int) -> str:
             try:
-                refuse_shared_gpu(store, rank, len(gpus), gpus[rank])
+                check_gpus_distinct(store, rank, len(gpus), gpus[rank])
             except BadOption as error:
                 return str(error)
             return ""
@@ -134,7 +134,7 @@ class TestJoining:
 
     def test_sums_taken_at_once_are_those_taken_one_by_one(self) -> None:
         values = {"loss": torch.tensor(0.1), "nll": torch.tensor(3.0, requires_grad=True)}
-        assert Processes("cuda").sums(values) == Processes("cpu").sums(values)
+        assert Processes("cuda").all_reduce_scalars(values) == Processes("cpu").all_reduce_scalars(values)
 
     def test_more_processes_than_gpus_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in {"WORLD_SIZE": "99", "RANK": "98", "LOCAL_RANK": "98"}.items():

@@ -29,7 +29,7 @@ def made(first: int = 0, updates: Literal["touched", "all"] = "touched", seed: i
     )
     options = SasRecOptions(batch_size=8, window=5, negatives=20, updates=updates, seed=seed)
     order = np.arange(SESSIONS)[first * 8 :]
-    return steps(SessionViews.of(sessions), order, ROWS, options, (3, first), Processes().share, pinned=False)
+    return steps(SessionViews.of(sessions), order, ROWS, options, (3, first), Processes().shard, pinned=False)
 
 
 def equal(one: Step, other: Step) -> bool:

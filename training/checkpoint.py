@@ -23,30 +23,33 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was told to stop and has written a checkpoint; its text is meant for the user."""
+    """Training was interrupted and wrote a checkpoint; the message is shown to the user."""
 
 
 class StopSignal:
-    """Whether training was told to stop."""
+    """Records a request to stop training."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
 
-    def ask(self, signum: int = 0, frame: FrameType | None = None) -> None:  # noqa: ARG002 (what signal.signal calls)
-        """Stop after this step; asked twice, at once, with the checkpoint of before."""
-        if self.asked:
+    def request(self, signum: int = 0, frame: FrameType | None = None) -> None:  # noqa: ARG002 (what signal.signal calls)
+        """Request a stop after the current step; a second request raises KeyboardInterrupt at once."""
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
 
 
 @contextmanager
 def stopping_on_signals() -> Iterator[StopSignal]:
-    """Within, SIGINT and SIGTERM ask to stop. Only the main thread may say what a signal does: elsewhere none does."""
+    """Make SIGINT and SIGTERM request a stop inside the `with` block.
+
+    Only the main thread can install signal handlers; in another thread no signal is handled.
+    """
     stop = StopSignal()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, stop.ask) for number in _SIGNALS}
+    before = {number: signal.signal(number, stop.request) for number in _SIGNALS}
     try:
         yield stop
     finally:
@@ -55,43 +58,41 @@ def stopping_on_signals() -> Iterator[StopSignal]:
 
 
 _FILE = "checkpoint.pt"
-_FORMAT = 2  # another one where a step draws other numbers, or keeps another state
-_BEST = (
-    "best.pt"  # the best weights so far, written when they get better: not with every checkpoint, nor held in memory
-)
+_FORMAT = 2  # raise it when a step draws other random numbers or the state has other parts
+_BEST = "best.pt"  # the best weights so far: a file of their own, so that they are written only when they improve
 
 
 @dataclass
 class Progress:
-    """Where training stands."""
+    """The counters and scores of a training run."""
 
-    epoch: int = 0  # the epoch under way, from 0
+    epoch: int = 0  # the current epoch, from 0
     step: int = 0  # steps of that epoch already taken
-    best: tuple[float, float] = (-1.0, -1.0)  # best validation HR@10 so far and, where several epochs reach it, MRR@10
+    best: tuple[float, float] = (-1.0, -1.0)  # best validation HR@10 so far, and MRR@10, which breaks ties
     best_epoch: int = -1
-    seconds: float = 0.0  # spent in finished epochs, validation included
-    history: list[dict[str, float]] = field(default_factory=list)  # a line for every finished epoch
-    sums: dict[str, float] = field(default_factory=dict)  # loss terms of the epoch under way, summed over steps
+    seconds: float = 0.0  # total of the finished epochs, including validation
+    history: list[dict[str, float]] = field(default_factory=list)  # one entry per finished epoch
+    sums: dict[str, float] = field(default_factory=dict)  # loss terms of the current epoch, summed over its steps
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoint folder of one training; `identity` is what must be equal for a checkpoint to be resumed."""
+    """The checkpoint folder of one training run; a checkpoint is resumed only if its `identity` is equal."""
 
     folder: Path
     identity: dict[str, Any]
 
     def save(self, progress: Progress, state: dict[str, Any]) -> None:
-        """Write beside, then rename: a kill at any moment leaves the old or the new checkpoint."""
+        """Write a checkpoint atomically: a kill at any moment leaves the old or the new one."""
         content = {"format": _FORMAT, "identity": json.dumps(self.identity), "progress": vars(progress), "state": state}
         self._write(_FILE, content)
 
     def save_best(self, weights: dict[str, Any]) -> None:
-        """Keep the best weights so far, before the checkpoint that says so: an epoch done twice gives them twice."""
+        """Write the best weights so far. Call it before `save`: a repeated epoch gives the same weights again."""
         self._write(_BEST, weights)
 
     def best(self) -> dict[str, Any]:
-        """The weights of the best epoch."""
+        """Return the weights of the best epoch, memory-mapped."""
         found: dict[str, Any] = torch.load(self.folder / _BEST, weights_only=True, mmap=True)
         return found
 
@@ -102,11 +103,11 @@ class Checkpoints:
         unfinished.rename(self.folder / name)
 
     def exist(self) -> bool:
-        """Whether there is one to resume from, whose weights are not read. Raises BadOption as `load` does."""
+        """Whether a checkpoint exists, without reading its weights. Raises BadOption as `load` does."""
         return self._content(mapped=True) is not None
 
     def load(self) -> tuple[Progress, dict[str, Any]] | None:
-        """The checkpoint to resume from, or None. Raises BadOption where it is of another training or version."""
+        """Return the checkpoint to resume from, or None. Raises BadOption if it belongs to another run or version."""
         content = self._content()
         return None if content is None else (Progress(**content["progress"]), content["state"])
 

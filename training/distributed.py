@@ -1,9 +1,9 @@
-"""One training by several processes, as torchrun starts them: what each does of a step, and what they tell each other.
+"""Data-parallel training by several processes that torchrun starts.
 
-Every process takes its share of a step's sessions. Losses are sums over the share divided by the steps of all, and
-gradients are added up, so that all take the step that one process would take on the whole batch, each on its own copy
-of the weights. Of the item embeddings only the rows of the batch travel; all know these, as the order of the sessions
-comes from the seed. The first process leads: it alone writes, and what the clock decides, it decides for all.
+Each process takes a shard of every batch. A loss is the sum over the shard divided by the steps of all processes, and
+gradients are summed, so every process takes the step that one process would take on the whole batch, on its own copy of
+the weights. Only the item embedding rows of the batch are exchanged; every process knows them, because the order of
+the sessions comes from the seed. Rank 0 is the main process: it writes all files and decides whatever depends on time.
 
 Source: data parallelism as in Li et al., "PyTorch Distributed", VLDB 2020, https://arxiv.org/abs/2006.15704.
 """
@@ -33,97 +33,99 @@ from training.validation import SESSIONS
 
 StepTerms: TypeAlias = Callable[[Batch, Tensor], Terms]
 
-# The leader writes the release while the others wait; drawing the map of millions of tracks takes minutes.
-_LONGEST_WAIT: Final = timedelta(hours=2)
-# Until all have met; those who have not by then end, and torchrun starts them again.
-_LONGEST_START: Final = timedelta(seconds=60)
-_LONGEST_FAREWELL: Final = timedelta(seconds=5)
+# The main process writes the release while the others wait; the map of millions of tracks takes minutes.
+_COLLECTIVE_TIMEOUT: Final = timedelta(hours=2)
+# The time for all processes to connect. A process that times out exits, and torchrun restarts it.
+_START_TIMEOUT: Final = timedelta(seconds=60)
+_FAREWELL_TIMEOUT: Final = timedelta(seconds=5)
 
 
 class Processes:
-    """One process alone: all of this does nothing."""
+    """A single process: the collective operations return their input unchanged."""
 
     rank = 0
     world = 1
-    sharded = False  # whether each holds a part of the item embeddings alone
+    sharded = False  # whether each process holds only a shard of the item embeddings
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes, and shows how it goes."""
+        """Whether this process writes files and reports progress."""
         return self.rank == 0
 
-    def check(self, options: NeuralOptions) -> None:
-        """Raise BadOption for what cannot be done by so many processes."""
+    def check_options(self, options: NeuralOptions) -> None:
+        """Raise BadOption for options that several processes do not support."""
 
-    def agree(self, facts: Mapping[str, object]) -> None:
-        """Raise BadOption where the processes were given different facts."""
+    def check_consistent(self, facts: Mapping[str, object]) -> None:
+        """Raise BadOption if the values of `facts` differ between processes."""
 
-    def together(self, encoder: SessionEncoder, terms: StepTerms) -> StepTerms:  # noqa: ARG002 (one alone needs none)
-        """`terms`, so that its backward pass adds the gradients of all up: of all weights but the item embeddings."""
+    def wrap(self, encoder: SessionEncoder, terms: StepTerms) -> StepTerms:  # noqa: ARG002 (a single process needs no wrapper)
+        """Wrap `terms` so that its backward pass sums gradients over processes, except those of the item embeddings."""
         return terms
 
-    def share(self, batch: Batch) -> Batch:
-        """The share of a batch that is this process's: a session without plays where there are fewer than processes."""
+    def shard(self, batch: Batch) -> Batch:
+        """Return this process's shard of a batch; an empty session if the batch has fewer sessions than processes."""
         return batch
 
-    def share_of(self, validation: Examples) -> Examples:
-        """The validation targets that are this process's."""
+    def validation_shard(self, validation: Examples) -> Examples:
+        """Return this process's shard of the validation examples."""
         return validation
 
-    def total(self, count: Tensor) -> Tensor:
-        """A number of steps added up over the processes."""
+    def all_reduce_count(self, count: Tensor) -> Tensor:
+        """Return a count summed over the processes."""
         return count
 
-    def add_up(self, tensor: Tensor) -> None:
-        """Add a tensor up over the processes, in place."""
+    def all_reduce_(self, tensor: Tensor) -> None:
+        """Sum a tensor over the processes, in place."""
 
-    def sums(self, values: Mapping[str, Tensor]) -> dict[str, float]:
-        """Scalars added up over the processes."""
+    def all_reduce_scalars(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return scalars summed over the processes."""
         if self.device == "cpu":
             return {name: value.item() for name, value in values.items()}
-        together = torch.stack([value.detach() for value in values.values()])  # a GPU is waited for once
+        together = torch.stack([value.detach() for value in values.values()])  # one synchronisation with the GPU
         return dict(zip(values, together.tolist(), strict=True))
 
-    def score(self, score: tuple[float, float], targets: int) -> tuple[float, float]:  # noqa: ARG002 (as above)
-        """The means over all targets of means over those of each process."""
+    def mean_score(self, score: tuple[float, float], targets: int) -> tuple[float, float]:  # noqa: ARG002 (as above)
+        """Return means over all targets, given this process's means and its number of targets."""
         return score
 
-    def agreed(self, due: bool) -> bool:
-        """What the leader's clock says, where all must act on it."""
+    def broadcast_decision(self, due: bool) -> bool:
+        """Return the main process's decision if all processes must act on it together."""
         return due
 
-    def any(self, asked: bool) -> bool:
-        """Whether it holds in one of the processes."""
+    def any_process(self, asked: bool) -> bool:
+        """Whether the flag is set in at least one process."""
         return asked
 
-    def wait(self) -> None:
-        """Until all processes have come here."""
+    def barrier(self) -> None:
+        """Wait until all processes have reached this call."""
 
 
 class DistributedProcesses(Processes):
-    """One of several processes that have joined."""
+    """One of several connected processes; collective calls must be made by all of them, in the same order."""
 
     def __init__(self, device: str, *, sharded: bool) -> None:
         super().__init__(device)
         self.sharded = sharded
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
 
-    def check(self, options: NeuralOptions) -> None:
-        """See Processes."""
+    def check_options(self, options: NeuralOptions) -> None:
+        """Raise BadOption for options that several processes, or sharded tables, do not support."""
         if options.pairing == "published":
             raise BadOption(
-                f"pairing=published contrasts sessions of the whole batch, and {self.world} processes hold a share "
-                "each: train in one process, or with pairing=session"
+                f"pairing=published contrasts sessions of the whole batch, but each of {self.world} processes has "
+                "only a shard: train in one process, or set pairing=session"
             )
 
         if self.sharded and (options.updates == "all" or options.averaging):
-            raise BadOption("--sharded goes with updates=touched and averaging=0: other options need the whole table")
+            raise BadOption(
+                "--sharded needs updates=touched and averaging=0: other values need the full table of item embeddings"
+            )
 
-    def agree(self, facts: Mapping[str, object]) -> None:
-        """See Processes."""
+    def check_consistent(self, facts: Mapping[str, object]) -> None:
+        """Raise BadOption in every process that differs from the main process, naming the differing facts."""
         mine = {
             name: zlib.crc32(json.dumps(fact, sort_keys=True, default=str).encode()) for name, fact in facts.items()
         }
@@ -139,24 +141,24 @@ class DistributedProcesses(Processes):
                 "options, and an --out in a folder that they share"
             )
 
-    def together(self, encoder: SessionEncoder, terms: StepTerms) -> StepTerms:
-        """See Processes. All start from the leader's weights."""
+    def wrap(self, encoder: SessionEncoder, terms: StepTerms) -> StepTerms:
+        """Wrap `terms` in DistributedDataParallel; every process starts from the main process's weights."""
         table = encoder.item_embeddings.weight
-        table.requires_grad_(False)  # what has no gradient now, DistributedDataParallel leaves alone
+        table.requires_grad_(False)  # DistributedDataParallel ignores weights that need no gradient now
         step = DistributedDataParallel(_Step(encoder, terms))
         table.requires_grad_(True)
-        step.register_comm_hook(None, _added_up)
+        step.register_comm_hook(None, _sum_hook)
         return step
 
-    def share(self, batch: Batch) -> Batch:
-        """See Processes."""
+    def shard(self, batch: Batch) -> Batch:
+        """Return every N-th session of the batch, from this process's rank on; never empty."""
         mine = Batch(*(tensor[self.rank :: self.world] for tensor in batch))
         return mine if len(mine.plays) else Batch(*(F.pad(tensor, (0, 0, 0, 1)) for tensor in mine))
 
-    def share_of(self, validation: Examples) -> Examples:
-        """See Processes."""
+    def validation_shard(self, validation: Examples) -> Examples:
+        """Return this process's shard of the validation examples; all of them if the table is sharded."""
         if self.sharded:
-            return validation  # each ranks all targets among its own tracks
+            return validation  # each process ranks all targets among its own tracks
         which = slice(self.rank, SESSIONS, self.world)
         return Examples(
             SessionViews.of(validation.inputs.select(which)),
@@ -165,50 +167,50 @@ class DistributedProcesses(Processes):
             validation.sessions[which],
         )
 
-    def total(self, count: Tensor) -> Tensor:
-        """See Processes."""
+    def all_reduce_count(self, count: Tensor) -> Tensor:
+        """Return a count summed over the processes; the input is unchanged."""
         everywhere = count.clone()
-        self.add_up(everywhere)
+        self.all_reduce_(everywhere)
         return everywhere
 
-    def add_up(self, tensor: Tensor) -> None:
-        """See Processes."""
+    def all_reduce_(self, tensor: Tensor) -> None:
+        """Sum a tensor over the processes, in place."""
         distributed.all_reduce(tensor)
 
-    def sums(self, values: Mapping[str, Tensor]) -> dict[str, float]:
-        """See Processes."""
+    def all_reduce_scalars(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return scalars summed over the processes, in one collective operation."""
         everywhere = torch.stack([value.detach() for value in values.values()])
-        self.add_up(everywhere)
+        self.all_reduce_(everywhere)
         return dict(zip(values, everywhere.tolist(), strict=True))
 
-    def score(self, score: tuple[float, float], targets: int) -> tuple[float, float]:
-        """See Processes."""
+    def mean_score(self, score: tuple[float, float], targets: int) -> tuple[float, float]:
+        """Return means over the targets of all processes, weighted by their numbers of targets."""
         sums = torch.tensor([*score, 1.0], dtype=torch.float64) * targets
-        self.add_up(sums)
+        self.all_reduce_(sums)
         first, second, count = sums.tolist()
         return first / max(count, 1.0), second / max(count, 1.0)
 
-    def agreed(self, due: bool) -> bool:
-        """See Processes."""
+    def broadcast_decision(self, due: bool) -> bool:
+        """Return the main process's decision if the table is sharded, else this process's own."""
         if not self.sharded:
             return due
         leaders = torch.tensor([due], dtype=torch.uint8)
         distributed.broadcast(leaders, 0)
         return bool(leaders.item())
 
-    def any(self, asked: bool) -> bool:
-        """See Processes."""
+    def any_process(self, asked: bool) -> bool:
+        """Whether the flag is set in at least one process."""
         some = torch.tensor([asked], dtype=torch.uint8)
         distributed.all_reduce(some, distributed.ReduceOp.MAX)
         return bool(some.item())
 
-    def wait(self) -> None:
-        """See Processes."""
-        self.add_up(torch.zeros(1))  # on the CPU, where a process that waits for long keeps no GPU busy
+    def barrier(self) -> None:
+        """Wait until all processes have reached this call."""
+        self.all_reduce_(torch.zeros(1))  # on the CPU, so that a waiting process does not occupy its GPU
 
 
 class _Step(nn.Module):
-    """The terms of a step as a module that owns the encoder, which is what DistributedDataParallel takes."""
+    """The loss terms of a step as a module, which DistributedDataParallel requires."""
 
     def __init__(self, encoder: SessionEncoder, terms: StepTerms) -> None:
         super().__init__()
@@ -219,8 +221,8 @@ class _Step(nn.Module):
         return self.terms(batch, negatives)
 
 
-def _added_up(_: object, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    """Sums instead of DistributedDataParallel's means: the losses are divided by the steps of all already."""
+def _sum_hook(_: object, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+    """Sum gradients instead of averaging them: the losses are already divided by the steps of all processes."""
     work = distributed.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
     future: torch.futures.Future[list[Tensor]] = work.get_future()
@@ -234,11 +236,11 @@ def is_distributed() -> bool:
 
 @contextmanager
 def init_distributed(device: str, *, sharded: bool = False) -> Iterator[Processes]:
-    """Within, this process is one of those that it was started with; started alone, it is alone.
+    """Connect the processes that torchrun started, inside the `with` block; yields a single process without torchrun.
 
-    `device` is cpu or cuda; each process of a machine takes a GPU of its own. `sharded`: each holds a part of the item
-    embeddings alone. Raises BadOption where there are fewer,
-    and ProcessLost where another process ends before its time.
+    `device` is cpu or cuda; each process of a machine uses its own GPU. With `sharded` each has a shard of
+    the item embeddings. Raises BadOption if there are fewer GPUs than processes, or for `sharded` in a single process,
+    and ProcessLost if another process exits early.
     """
     if not is_distributed():
         if sharded:
@@ -249,28 +251,28 @@ def init_distributed(device: str, *, sharded: bool = False) -> Iterator[Processe
         device = _own_gpu()
     backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
     try:
-        store, rank, world = next(rendezvous("env://", timeout=_LONGEST_START))
+        store, rank, world = next(rendezvous("env://", timeout=_START_TIMEOUT))
         names = distributed_c10d.PrefixStore(_start_name(), store)
         if device != "cpu":
-            refuse_shared_gpu(names, rank, world, str(torch.cuda.get_device_properties(device).uuid))
-        distributed.init_process_group(backend, timeout=_LONGEST_START, store=names, rank=rank, world_size=world)
-        distributed_c10d._set_pg_timeout(_LONGEST_WAIT)
+            check_gpus_distinct(names, rank, world, str(torch.cuda.get_device_properties(device).uuid))
+        distributed.init_process_group(backend, timeout=_START_TIMEOUT, store=names, rank=rank, world_size=world)
+        distributed_c10d._set_pg_timeout(_COLLECTIVE_TIMEOUT)
         yield DistributedProcesses(device, sharded=sharded)
     except RuntimeError as error:
-        if _of_the_connection(error):
+        if _is_connection_error(error):
             raise ProcessLost(
-                "another process of this training has ended or is not reached: the same command goes on from the last "
-                "checkpoint"
+                "another process of this training run exited or cannot be reached: run the same command again to "
+                "resume from the last checkpoint"
             ) from error
         raise
-    # Not after an error: it would wait for processes that have none.
+    # Not after an error: it would wait for processes that did not fail.
     distributed.destroy_process_group()
 
 
 def _start_name() -> str:
-    """What addresses are told under: those of a start before, which torchrun keeps, lead nowhere.
+    """The prefix of keys in the store: torchrun keeps the addresses of an earlier start, which are stale.
 
-    Machines do not count restarts alike, so that several go by the same names each time, as torch does.
+    Machines count restarts differently, so with several machines the prefix is always the same, as in torch.
     """
     alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
     return f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if alone else '0'}"
@@ -279,15 +281,15 @@ def _start_name() -> str:
 def _own_gpu() -> str:
     number, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if number >= gpus:
-        raise BadOption(f"--nproc-per-node asks for more processes than this machine has GPUs: start at most {gpus}")
+        raise BadOption(f"--nproc-per-node starts more processes than this machine has GPUs: start at most {gpus}")
     torch.cuda.set_device(number)
     return f"cuda:{number}"
 
 
-def refuse_shared_gpu(store: distributed_c10d.Store, rank: int, world: int, gpu: str) -> None:
-    """Raise BadOption where two processes have the same GPU, which NCCL cannot serve.
+def check_gpus_distinct(store: distributed_c10d.Store, rank: int, world: int, gpu: str) -> None:
+    """Raise BadOption if two processes use the same GPU, which NCCL does not support.
 
-    `gpu` is what identifies this process's GPU everywhere. All processes that share one raise.
+    `gpu` is the unique id of this process's GPU. Every process that shares a GPU raises.
     """
     store.set(f"gpu of {rank}", gpu)
     gpus = [store.get(f"gpu of {other}").decode() for other in range(world)]
@@ -295,16 +297,16 @@ def refuse_shared_gpu(store: distributed_c10d.Store, rank: int, world: int, gpu:
     sharing = [str(other) for other, theirs in enumerate(gpus) if theirs == gpu]
     if len(sharing) == 1:
         return
-    # A process may own the store: it must not end before the others have read it.
+    # A process may own the store: it must not exit before the others have read it.
     with suppress(RuntimeError):
-        store.wait([f"gpus seen by {other}" for other in range(world)], _LONGEST_FAREWELL)
+        store.wait([f"gpus seen by {other}" for other in range(world)], _FAREWELL_TIMEOUT)
     raise BadOption(
-        f"processes {' and '.join(sharing)} use the same GPU ({gpu}): each needs a GPU of its own; start fewer "
-        "processes, or give each another CUDA_VISIBLE_DEVICES"
+        f"processes {' and '.join(sharing)} use the same GPU ({gpu}): each needs its own; start fewer "
+        "processes, or set a different CUDA_VISIBLE_DEVICES for each"
     )
 
 
-def _of_the_connection(error: RuntimeError) -> bool:
-    """Whether it is about the others. gloo raises plain RuntimeErrors that name its sources."""
+def _is_connection_error(error: RuntimeError) -> bool:
+    """Whether an error comes from the connection. gloo raises plain RuntimeErrors that name its source files."""
     found: Any = getattr(distributed, "DistError", ())
     return isinstance(error, found) or "gloo" in str(error).lower()

@@ -1,7 +1,7 @@
 """Optimizers: Adam over lists of weights, lazy Adam for rows of item embeddings, and a moving average of the weights.
 
-A step has some thirty small tensors, and torch's optimizers spend as much time on bookkeeping as on arithmetic. This
-module calls the functions below them.
+A step updates about thirty small tensors, and torch's optimizer classes spend as much time on bookkeeping as on
+arithmetic. This module calls torch's optimizer functions directly.
 
 Lazy Adam leaves a row's weights and moments unchanged in a step that does not touch it; dense Adam would keep moving
 the row by its old gradients. For a row that every step touches, and for the first step of any row, both are equal. With
@@ -9,7 +9,7 @@ the row by its old gradients. For a row that every step touches, and for the fir
 
 The moving average of an encoder's weights is validated and stored in their place (Polyak and Juditsky, 1992). Rows that
 a step does not touch do not change, so their average is updated exactly when they are next touched: after k such steps
-it has come closer to the weights by decay ** k.
+its distance from the weights has shrunk by decay ** k.
 
 Source: Kingma and Ba, "Adam", ICLR 2015, https://arxiv.org/abs/1412.6980; decoupled weight decay: Loshchilov and
 Hutter, ICLR 2019, https://arxiv.org/abs/1711.05101.
@@ -25,19 +25,19 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from training.models.encoders.encoder import SessionEncoder
-from training.models.encoders.tensor_ops import put
+from training.models.encoders.tensor_ops import scatter_rows
 
-_BETAS = 0.9, 0.999  # those of torch.optim.AdamW
+_BETAS = 0.9, 0.999  # the defaults of torch.optim.AdamW
 _EPSILON = 1e-8
-_FUSED_ON = "cpu"  # elsewhere the numbers of steps would have to be on the device too: the list is one call there
+_FUSED_ON = "cpu"  # on a GPU the fused call needs the step counts on the device; there foreach is one call
 
 
 class Moments(NamedTuple):
-    """Adam's state of some weights."""
+    """Adam's state of a list of weights."""
 
     first: list[Tensor]  # like the weights, float32
     second: list[Tensor]
-    steps: list[Tensor]  # one for each, scalar float32 on the CPU
+    steps: list[Tensor]  # step count of each weight, scalar float32 on the CPU
 
 
 def adam(
@@ -47,7 +47,7 @@ def adam(
     learning_rate: float,
     weight_decay: float,
 ) -> None:
-    """One step of AdamW on weights, in place."""
+    """Take one AdamW step in place on `weights` and `moments`; `gradients` have the shapes of `weights`, float32."""
     fused = weights[0].device.type == _FUSED_ON
     with torch.no_grad():
         adamw(
@@ -69,15 +69,15 @@ def adam(
         )
 
 
-def clip(gradients: list[Tensor], most: float) -> None:
-    """Scale gradients down together, in place, to a Euclidean norm of `most` where it is greater."""
+def clip_grad_norm_(gradients: list[Tensor], max_norm: float) -> None:
+    """Scale all gradients in place so that their joint Euclidean norm is at most `max_norm`."""
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    if norm.device.type != "cpu" or not norm <= most:  # a GPU is not waited for, and what is no number is passed on
-        torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp_(max=1.0))
+    if norm.device.type != "cpu" or not norm <= max_norm:  # do not wait for a GPU; let NaN propagate
+        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp_(max=1.0))
 
 
 class DenseWeights:
-    """Weights that every step changes as a whole, and Adam's state of them."""
+    """Weights that every step updates completely, with their Adam state."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], weight_decay: float) -> None:
         self.parameters = list(parameters)
@@ -89,28 +89,28 @@ class DenseWeights:
         )
 
     def gradients(self) -> list[Tensor]:
-        """Those that the backward pass has reached."""
+        """Return the gradients of the weights that the last backward pass reached."""
         return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
 
     def update(self, learning_rate: float) -> None:
-        """Take one step by the gradients; weights without one stay as they are."""
+        """Take one Adam step; weights without a gradient stay unchanged."""
         reached = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
         moments = Moments(*([part[i] for i in reached] for part in self.moments))
         adam([self.parameters[i] for i in reached], self.gradients(), moments, learning_rate, self.weight_decay)
 
     def state_dict(self) -> dict[str, list[Tensor]]:
-        """The optimiser's state."""
+        """Return the moments and step counts by name."""
         return self.moments._asdict()
 
     def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
-        """Go on from a state."""
+        """Restore a state that `state_dict` returned."""
         for name, tensors in self.state_dict().items():
             for tensor, value in zip(tensors, state[name], strict=True):
                 tensor.copy_(value)
 
 
 class ItemRows:
-    """The table of an encoder's item embeddings and its optimiser's state."""
+    """The table of an encoder's item embeddings, with its Adam state."""
 
     def __init__(self, embedding: nn.Embedding, weight_decay: float) -> None:
         self.embedding = embedding
@@ -121,61 +121,64 @@ class ItemRows:
         self.steps = torch.zeros((), dtype=torch.float32)
 
     @contextmanager
-    def lent(self, rows: Tensor | None) -> Iterator[Tensor]:
-        """Within, the encoder's item embeddings are those of `rows` [n] int64 alone, in their order; None: all."""
-        lent = self._lent(rows)
-        self.embedding.weight = lent
+    def gathered_rows(self, rows: Tensor | None) -> Iterator[Tensor]:
+        """Replace the encoder's item embeddings with those of `rows` [n] int64, in that order, inside the `with` block.
+
+        Yields the gathered rows, [n, dimension] float32; with `rows` None, the whole table.
+        """
+        gathered = self._gather(rows)
+        self.embedding.weight = gathered
         try:
-            yield lent
+            yield gathered
         finally:
             self.embedding.weight = self.table
 
-    def _lent(self, rows: Tensor | None) -> Tensor:
+    def _gather(self, rows: Tensor | None) -> Tensor:
         return self.table if rows is None else nn.Parameter(self.table.detach().index_select(0, rows))
 
-    def update(self, rows: Tensor | None, lent: Tensor, learning_rate: float) -> None:
-        """Take one step of Adam on the rows that were lent, by their gradient, and put them back."""
-        gradient = gradient_of(lent)
+    def update(self, rows: Tensor | None, gathered: Tensor, learning_rate: float) -> None:
+        """Take one Adam step on the gathered rows and scatter them back into the table."""
+        gradient = gradient_of(gathered)
         first = self.first if rows is None else self.first.index_select(0, rows)
         second = self.second if rows is None else self.second.index_select(0, rows)
-        adam([lent], [gradient], Moments([first], [second], [self.steps]), learning_rate, self.weight_decay)
+        adam([gathered], [gradient], Moments([first], [second], [self.steps]), learning_rate, self.weight_decay)
         if rows is not None:
-            put(self.table.detach(), rows, lent.detach())
-            put(self.first, rows, first)
-            put(self.second, rows, second)
+            scatter_rows(self.table.detach(), rows, gathered.detach())
+            scatter_rows(self.first, rows, first)
+            scatter_rows(self.second, rows, second)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The optimiser's state; the table is among the encoder's weights."""
+        """Return the moments and step count by name; the table itself belongs to the encoder's weights."""
         return {"first": self.first, "second": self.second, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from a state."""
+        """Restore a state that `state_dict` returned."""
         for name, value in self.state_dict().items():
             value.copy_(state[name])
 
-    def whole(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """An encoder's weights with the whole table among them: here they have it."""
+    def full_state_dict(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """Return an encoder's weights with the full table; here they contain it already."""
         return weights
 
-    def kept(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """Of an encoder's weights keep what is held here; what is left is the encoder's to load: here all of it."""
+    def load_shard(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """Load this process's shard of an encoder's weights; return those for the encoder to load, here all."""
         return weights
 
-    def end(self) -> None:
-        """From here on the encoder holds a whole table, for weights to be loaded into: here it does so always."""
+    def finalize(self) -> None:
+        """Give the encoder a full table after training, so that weights can be loaded; here it has one already."""
 
 
-def gradient_of(lent: Tensor) -> Tensor:
-    """The gradient of rows that were lent, after the backward pass."""
-    assert lent.grad is not None, "no loss has reached the item embeddings"
-    return lent.grad
+def gradient_of(gathered: Tensor) -> Tensor:
+    """Return the gradient of gathered rows after the backward pass. [n, dimension] float32."""
+    assert gathered.grad is not None, "the backward pass did not reach the item embeddings"
+    return gathered.grad
 
 
 _ROWS_AT_ONCE: Final = 65_536
 
 
 class MovingAverage:
-    """The average and, for each row of item embeddings, the step that it stands at."""
+    """Moving average of an encoder's weights, with the step of the last update of each item row."""
 
     def __init__(self, encoder: SessionEncoder, decay: float) -> None:
         self.decay = decay
@@ -186,40 +189,43 @@ class MovingAverage:
         self.last_updated = torch.zeros(len(self.table), dtype=torch.int64, device=self.table.device)
 
     def update(self, encoder: SessionEncoder, rows: Tensor | None, before: Tensor | None) -> None:
-        """Take in the weights after a step. `before` [n, dimension] float32: what `rows` were before it; None: all."""
+        """Update the average after a step.
+
+        `rows` [n] int64 were changed by the step and had the values `before` [n, dimension] float32; None: all rows.
+        """
         self.steps += 1
         share = 1.0 if self.steps == 1 else 1.0 - self.decay  # the first step's weights start the average
-        ours, theirs = self._others(self.encoder), self._others(encoder)
-        torch._foreach_lerp_(ours, theirs, share)
+        averages, new = self._others(self.encoder), self._others(encoder)
+        torch._foreach_lerp_(averages, new, share)
         weights = encoder.item_embeddings.weight.detach()
         if rows is None or before is None:
             self.table.lerp_(weights, share)
             self.last_updated.fill_(self.steps)
             return
-        average = self._settled(self.table.index_select(0, rows), before, self.last_updated[rows], self.steps - 1)
-        put(self.table, rows, average.lerp_(weights.index_select(0, rows), share))
+        average = self._decayed(self.table.index_select(0, rows), before, self.last_updated[rows], self.steps - 1)
+        scatter_rows(self.table, rows, average.lerp_(weights.index_select(0, rows), share))
         self.last_updated.index_fill_(0, rows, self.steps)
 
     def materialize(self, encoder: SessionEncoder) -> SessionEncoder:
-        """The encoder with averaged weights, all rows brought up to date."""
+        """Return the encoder with averaged weights, after updating the rows that recent steps did not touch."""
         weights = encoder.item_embeddings.weight.detach()
         for start in range(0, len(self.table), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
-            self.table[part] = self._settled(self.table[part], weights[part], self.last_updated[part], self.steps)
+            self.table[part] = self._decayed(self.table[part], weights[part], self.last_updated[part], self.steps)
         self.last_updated.fill_(self.steps)
         return self.encoder
 
     def state_dict(self) -> dict[str, object]:
-        """All of it."""
+        """Return the averaged weights, the step count and the last update of each row."""
         return {"encoder": self.encoder.state_dict(), "steps": self.steps, "last_updated": self.last_updated}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Go on from a state."""
+        """Restore a state that `state_dict` returned."""
         self.encoder.load_state_dict(state["encoder"])  # type: ignore[arg-type]
         self.steps = int(state["steps"])  # type: ignore[call-overload]
         self.last_updated.copy_(state["last_updated"])  # type: ignore[arg-type]
 
-    def _settled(self, average: Tensor, weights: Tensor, last_updated: Tensor, until: int) -> Tensor:
+    def _decayed(self, average: Tensor, weights: Tensor, last_updated: Tensor, until: int) -> Tensor:
         missed = (until - last_updated).clamp(min=0)
         powers = torch.pow(torch.tensor(self.decay, dtype=torch.float64), missed)
         kept = torch.where(missed == 0, 1.0, powers).to(weights.dtype)

@@ -175,7 +175,7 @@ def train_distributed(job: TrainingJob, reporter: Reporter, processes: Processes
     if run is not None and release is not None:
         run.finish(release.name, trained.history)
         checkpoints.remove()
-    processes.wait()
+    processes.barrier()
     return release
 
 

@@ -101,7 +101,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder))
 
     def __enter__(self) -> Self:
-        """Nothing more to open."""
+        """Return the reporter itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -109,10 +109,10 @@ class TensorBoard:
         self._writer.close()
 
     def step(self, epoch: int, sessions_done: int, sessions: int, terms: dict[str, float]) -> None:
-        """See training.trainer.Reporter."""
+        """Ignore a finished step; only epochs are written."""
 
     def epoch(self, line: dict[str, float]) -> None:
-        """See training.trainer.Reporter."""
+        """Write the metrics of a finished epoch as TensorBoard scalars."""
         for name, value in line.items():
             if name != "epoch":
                 group = _GROUPS.get(name, "speed")
@@ -127,24 +127,24 @@ _PACKAGES: Final = ("segue", "torch", "numpy", "polars", "onnx", "onnxruntime")
 
 
 class MultiReporter:
-    """Tells more than one reporter."""
+    """Forwards progress to several reporters."""
 
     def __init__(self, *reporters: Reporter) -> None:
         self._reporters = reporters
 
     def step(self, epoch: int, sessions_done: int, sessions: int, terms: dict[str, float]) -> None:
-        """See training.trainer.Reporter."""
+        """Forward a finished step to all reporters."""
         for reporter in self._reporters:
             reporter.step(epoch, sessions_done, sessions, terms)
 
     def epoch(self, line: dict[str, float]) -> None:
-        """See training.trainer.Reporter."""
+        """Forward a finished epoch to all reporters."""
         for reporter in self._reporters:
             reporter.epoch(line)
 
 
 class RunFolder:
-    """The folder of one training, told of its epochs as they end."""
+    """The folder of one training run: its facts, and the metrics of each finished epoch."""
 
     def __init__(self, folder: Path, facts: Mapping[str, Any], start: Mapping[str, Any], *, resumed: bool) -> None:
         """`facts` is what run.json says beside the starts, `start` of this one; `resumed`: from a checkpoint."""
@@ -159,10 +159,10 @@ class RunFolder:
         self._write(FACTS, json.dumps(self._facts, indent=2) + "\n")
 
     def step(self, epoch: int, sessions_done: int, sessions: int, terms: dict[str, float]) -> None:
-        """See training.trainer.Reporter."""
+        """Ignore a finished step; only epochs are written."""
 
     def epoch(self, line: dict[str, float]) -> None:
-        """See training.trainer.Reporter. An epoch that is told of again, after a kill, is there once."""
+        """Write the metrics of a finished epoch; an epoch repeated after a kill replaces its earlier line."""
         self._keep([earlier for earlier in self._lines if earlier["epoch"] < line["epoch"]] + [line])
 
     def finish(self, release: str, history: Sequence[dict[str, float]]) -> None:

@@ -1,7 +1,7 @@
-"""A table of item embeddings that no process holds as a whole: each owns every N-th row, and its optimiser's state.
+"""A sharded table of item embeddings: each of N processes owns every N-th row and its optimizer state.
 
-What a step lends is put together from all, each giving the rows that it owns, and each takes Adam's step on those. The
-table is whole on disk alone, and in the leader's memory for as long as it is written.
+For each step the processes gather the rows of the batch, and each applies Adam to the rows that it owns. The full table
+exists only on disk, and in the main process's memory while it is written.
 """
 
 from typing import Any, Final
@@ -16,16 +16,16 @@ from segue.ranking_metrics import hit, mean_rank, reciprocal_rank
 from segue.window import Windows
 from training.data.splits import Examples
 from training.models.encoders.encoder import SessionEncoder
-from training.models.encoders.tensor_ops import put
+from training.models.encoders.tensor_ops import scatter_rows
 from training.optimizer import ItemRows, Moments, adam, gradient_of
 from training.validation import validation_batches
 
-WEIGHTS: Final = "item_embeddings.weight"  # their name among an encoder's weights
+WEIGHTS: Final = "item_embeddings.weight"  # their key in an encoder's state_dict
 _ROWS_AT_ONCE: Final = 262_144
 
 
 class ShardedRows(ItemRows):
-    """The rows r of a table for which r modulo the number of processes is this one's rank, at r // that number."""
+    """The shard of a table with the rows r for which r % world == rank, stored at r // world."""
 
     def __init__(self, embedding: nn.Embedding, weight_decay: float) -> None:
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
@@ -35,50 +35,50 @@ class ShardedRows(ItemRows):
         super().__init__(embedding, weight_decay)
         self.first, self.second = torch.zeros_like(self.shard), torch.zeros_like(self.shard)
 
-    def _lent(self, rows: Tensor | None) -> Tensor:
-        """`rows` are the same in all processes."""
-        assert rows is not None, "only a part of a table is held"
+    def _gather(self, rows: Tensor | None) -> Tensor:
+        """Gather `rows` [n] int64, the same in all processes. [n, dimension] float32."""
+        assert rows is not None, "a sharded table has no process with all rows"
         whole = self.shard.new_zeros((len(rows), self.dimension))
         mine, owned = self._mine(rows)
         whole[mine] = self.shard.index_select(0, owned)
-        distributed.all_reduce(whole)  # every row is zero in all processes but one: nothing is rounded
+        distributed.all_reduce(whole)  # each row is non-zero in one process only, so the sum is exact
         return nn.Parameter(whole)
 
-    def update(self, rows: Tensor | None, lent: Tensor, learning_rate: float) -> None:
-        """See ItemRows; the gradient is that of all processes."""
+    def update(self, rows: Tensor | None, gathered: Tensor, learning_rate: float) -> None:
+        """Take one Adam step on the rows that this process owns; the gradient is already summed over processes."""
         assert rows is not None
         mine, owned = self._mine(rows)
-        weights, gradient = lent.detach()[mine], gradient_of(lent)[mine]
+        weights, gradient = gathered.detach()[mine], gradient_of(gathered)[mine]
         first, second = self.first.index_select(0, owned), self.second.index_select(0, owned)
         adam([weights], [gradient], Moments([first], [second], [self.steps]), learning_rate, self.weight_decay)
         for tensor, values in ((self.shard, weights), (self.first, first), (self.second, second)):
-            put(tensor, owned, values)
+            scatter_rows(tensor, owned, values)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """See ItemRows: whole in the leader, empty elsewhere. All processes call this alike, as with `whole`."""
+        """Return the full moments in the main process, empty ones elsewhere; all processes must call it."""
         return {"first": self._gathered(self.first), "second": self._gathered(self.second), "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """See ItemRows."""
+        """Restore this process's shard of a full state."""
         self.first.copy_(state["first"][self.rank :: self.world])
         self.second.copy_(state["second"][self.rank :: self.world])
         self.steps.copy_(state["steps"])
 
-    def whole(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """See ItemRows."""
+    def full_state_dict(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """Return the weights with the full table in the main process, an empty one elsewhere; all must call it."""
         return weights | {WEIGHTS: self._gathered(self.shard)}
 
-    def kept(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """See ItemRows."""
+    def load_shard(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """Load this process's shard of the table; return the weights with an empty table for the encoder."""
         self.shard.copy_(weights[WEIGHTS][self.rank :: self.world])
         return weights | {WEIGHTS: self.table.detach()}
 
-    def end(self) -> None:
-        """See ItemRows."""
+    def finalize(self) -> None:
+        """Give the encoder an uninitialised full table, into which trained weights are loaded."""
         self.embedding.weight = nn.Parameter(self.shard.new_empty((self.rows, self.dimension)))
 
     def score(self, encoder: SessionEncoder, validation: Examples) -> tuple[float, float]:
-        """`training.validation.encoder_score`, each process counting the tracks of its own rows that come before."""
+        """Return HR@10 and MRR@10, as `training.validation.encoder_score`; each process ranks among its own tracks."""
         encoder.eval()
         batches = validation_batches(validation, encoder.options.window)
         ranks = [self._ranks(encoder, windows, targets) for windows, targets in batches]
@@ -91,7 +91,7 @@ class ShardedRows(ItemRows):
         device = self.shard.device
         tracks, skipped = torch.from_numpy(windows.tracks).to(device), torch.from_numpy(windows.skipped).to(device)
         rows = torch.cat([tracks.new_full((1,), PAD_ROW), tracks.flatten()]).unique()  # type: ignore[no-untyped-call]
-        with torch.no_grad(), self.lent(rows):
+        with torch.no_grad(), self.gathered_rows(rows):
             query = encoder.query(torch.searchsorted(rows, tracks), skipped)
         scores = query @ self.shard.T  # [batch, owned]
         if self.rank == PAD_ROW % self.world:
@@ -106,12 +106,12 @@ class ShardedRows(ItemRows):
         return mean_rank(greater, equal - 1)
 
     def _mine(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The places in `rows` of those that this process owns, and where it keeps them."""
+        """The positions in `rows` of those that this process owns, and their positions in the shard."""
         mine = (rows % self.world == self.rank).nonzero()[:, 0]
         return mine, rows[mine] // self.world
 
     def _gathered(self, shard: Tensor) -> Tensor:
-        """The whole of what is sharded, on the leader's CPU; a part at a time travels."""
+        """The full table on the main process's CPU, gathered in parts; empty elsewhere."""
         leads = self.rank == 0
         whole = torch.empty((self.rows if leads else 0, self.dimension), dtype=shard.dtype)
         step = max(_ROWS_AT_ONCE // self.world, 1)

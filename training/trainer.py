@@ -19,22 +19,22 @@ from training.data.splits import Examples
 from training.distributed import Processes
 from training.losses import Terms, step_terms
 from training.models.encoders.encoder import SessionEncoder
-from training.optimizer import DenseWeights, ItemRows, MovingAverage, clip, gradient_of
+from training.optimizer import DenseWeights, ItemRows, MovingAverage, clip_grad_norm_, gradient_of
 from training.sharded_embeddings import ShardedRows
 from training.validation import encoder_score
 
 CHECKPOINT_EVERY_S: Final = 60.0
-_DROPOUT: Final = 2  # what tells its stream from that of the negatives
+_DROPOUT: Final = 2  # distinguishes its random stream from that of the negatives
 
 
 class Reporter(Protocol):
-    """Is told how training goes."""
+    """Receives the progress of training."""
 
     def step(self, epoch: int, sessions_done: int, sessions: int, terms: dict[str, float]) -> None:
-        """A step was taken; `terms` are means over the epoch so far."""
+        """Report a finished step; `terms` are means over the epoch so far."""
 
     def epoch(self, line: dict[str, float]) -> None:
-        """An epoch ended; `line` holds epoch, loss, nll, nce, HR@10 (validation), sessions_per_s."""
+        """Report a finished epoch; `line` has epoch, loss, nll, nce, HR@10 and MRR@10 (validation), sessions_per_s."""
 
 
 @dataclass
@@ -60,12 +60,13 @@ def fit(
 ) -> FitResult:
     """Train `encoder` in place and return it with the weights of its best epoch.
 
-    `continued`: its weights are trained already, and kept where no epoch is better on validation (best_epoch is -1).
+    `training` and `validation` contain rows of the encoder's item embeddings. Training resumes from `checkpoints` if
+    there is a checkpoint; on a CPU with the same number of threads the weights are then bit-identical to those of an
+    uninterrupted run. On SIGINT or SIGTERM it writes a checkpoint and raises Interrupted.
 
-    `training` and `validation` hold rows of the encoder's item embeddings. Resumes from `checkpoints` where there is
-    one: the weights are then the same, to the bit on a CPU with as many threads, as without the interruption. Told to
-    stop by a signal, it writes a checkpoint and raises Interrupted. With several `processes` all call this alike; the
-    first one alone reports, writes, and returns the best weights, the others their last ones.
+    With several `processes`, each calls this function with the same arguments. Only the main process reports, writes
+    and returns the best weights; the others return their last ones. With `continued` the encoder is already trained:
+    its weights are kept if no epoch is better on validation (best_epoch is then -1).
     """
     processes = processes or Processes()
     shown = training.played() if encoder.options.plays == "played" else training
@@ -75,11 +76,11 @@ def fit(
         run.stop = stop
         if continued:
             run.score_initial_weights()
-        return run.go(reporter)
+        return run.run(reporter)
 
 
 class _Run:
-    """One call of `fit`: what it holds while it goes."""
+    """The state of one call of `fit`."""
 
     def __init__(
         self,
@@ -94,10 +95,10 @@ class _Run:
         self.encoder = encoder.to(self.device)
         self.options = encoder.options
         self.training = training
-        self.validation = processes.share_of(validation)
-        self.can_judge = len(validation.targets) > 0
+        self.validation = processes.validation_shard(validation)
+        self.has_validation = len(validation.targets) > 0
         self.checkpoints = checkpoints
-        processes.check(self.options)
+        processes.check_options(self.options)
         rows = ShardedRows if processes.sharded else ItemRows
         self.num_rows = encoder.item_embeddings.num_embeddings
         self.items = rows(encoder.item_embeddings, self.options.weight_decay)
@@ -107,13 +108,13 @@ class _Run:
         self.progress = Progress()
         self.stop = StopSignal()
         self._resume()
-        processes.agree({"dataset or options": checkpoints.identity, "checkpoint": vars(self.progress)})
-        self.terms = processes.together(encoder, self._terms)
+        processes.check_consistent({"dataset or options": checkpoints.identity, "checkpoint": vars(self.progress)})
+        self.terms = processes.wrap(encoder, self._terms)
 
-    def go(self, reporter: Reporter) -> FitResult:
-        while self.progress.epoch < self.options.epochs and not self._stale():
+    def run(self, reporter: Reporter) -> FitResult:
+        while self.progress.epoch < self.options.epochs and not self._should_stop_early():
             self._epoch(reporter)
-        self.items.end()
+        self.items.finalize()
         if self.processes.is_main:
             self.encoder.load_state_dict(self.checkpoints.best())
         self.encoder.eval()
@@ -121,17 +122,17 @@ class _Run:
         return FitResult(self.encoder, progress.history, progress.best_epoch, progress.best[0], progress.seconds)
 
     def score_initial_weights(self) -> None:
-        """Before the first step: the weights that it begins with are the first to be measured, and to be beaten."""
+        """Score the initial weights before the first step, as the first candidate for the best weights."""
         if self.progress == Progress():
             self.progress.best = self._score(self.encoder)
             self._keep_best(self.encoder)
 
     def _keep_best(self, candidate: SessionEncoder) -> None:
-        weights = self.items.whole(candidate.state_dict())
+        weights = self.items.full_state_dict(candidate.state_dict())
         if self.processes.is_main:
             self.checkpoints.save_best(weights)
 
-    def _stale(self) -> bool:
+    def _should_stop_early(self) -> bool:
         return self.progress.epoch - 1 - self.progress.best_epoch >= self.options.patience
 
     def _epoch(self, reporter: Reporter) -> None:
@@ -142,33 +143,33 @@ class _Run:
         done = done_before
         at = progress.epoch, progress.step
         on_cpu = self.device.type == "cpu"
-        shard = self.processes.share
-        made = steps(self.training, remaining, self.num_rows, options, at, shard, pinned=not on_cpu)
-        for step in made if on_cpu else prefetch(made):
+        shard = self.processes.shard
+        epoch_steps = steps(self.training, remaining, self.num_rows, options, at, shard, pinned=not on_cpu)
+        for step in epoch_steps if on_cpu else prefetch(epoch_steps):
             terms = self._step(step.to(self.device))
             progress.step += 1
             done += step.sessions
-            for name, value in self.processes.sums(terms._asdict()).items():
+            for name, value in self.processes.all_reduce_scalars(terms._asdict()).items():
                 progress.sums[name] = progress.sums.get(name, 0.0) + value
             reporter.step(progress.epoch, done, len(order), self._means())
-            stopping = self.processes.any(self.stop.asked)
-            if stopping or self.processes.agreed(time.monotonic() - saved > CHECKPOINT_EVERY_S):
+            stopping = self.processes.any_process(self.stop.requested)
+            if stopping or self.processes.broadcast_decision(time.monotonic() - saved > CHECKPOINT_EVERY_S):
                 self._save()
                 saved = time.monotonic()
-                self._leave_if(stopping)
+                self._interrupt_if(stopping)
         rate = (done - done_before) / max(time.monotonic() - started, 1e-9)
         line = self._finish_epoch(rate)
         progress.seconds += time.monotonic() - started
         self._save()
         reporter.epoch(line)
-        self._leave_if(self.processes.any(self.stop.asked))
+        self._interrupt_if(self.processes.any_process(self.stop.requested))
 
-    def _leave_if(self, stopping: bool) -> None:
+    def _interrupt_if(self, stopping: bool) -> None:
         if stopping:
             epoch, step, epochs = self.progress.epoch, self.progress.step, self.options.epochs
             where = f"in epoch {epoch + 1} of {epochs}" if step else f"after epoch {epoch} of {epochs}"
             raise Interrupted(
-                f"interrupted {where}: {self.checkpoints.folder} holds it, the same command goes on from there"
+                f"interrupted {where}: run the same command again to resume from {self.checkpoints.folder}"
             )
 
     def _finish_epoch(self, sessions_per_s: float) -> dict[str, float]:
@@ -183,7 +184,7 @@ class _Run:
             "sessions_per_s": round(sessions_per_s, 1),
         }
         progress.history.append(line)
-        if score > progress.best or not self.can_judge:  # then the last epoch is as good as any
+        if score > progress.best or not self.has_validation:  # without validation keep the last epoch
             progress.best, progress.best_epoch = score, progress.epoch
             self._keep_best(candidate)
         progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
@@ -194,50 +195,50 @@ class _Run:
         self._seed()
         rate = self._learning_rate()
         self.encoder.train()
-        with self.items.lent(rows) as lent:
-            before = None if self.average is None or rows is None else lent.detach().clone()
+        with self.items.gathered_rows(rows) as gathered:
+            before = None if self.average is None or rows is None else gathered.detach().clone()
             self.encoder.zero_grad(set_to_none=True)
-            with _multiplying_in(self.options.precision):
+            with _matmul_precision(self.options.precision):
                 with record_function("segue: loss"):
                     terms = self.terms(batch, negatives)
                 with record_function("segue: backward"):
                     terms.loss.backward()  # type: ignore[no-untyped-call]
-                    self.processes.add_up(gradient_of(lent))
+                    self.processes.all_reduce_(gradient_of(gathered))
             with record_function("segue: update"):
-                self._update(rows, lent, rate)
-        if self.average is not None:  # with the whole table back in its place, whose rows it asks for
+                self._update(rows, gathered, rate)
+        if self.average is not None:  # after the full table is restored, because the average reads it
             self.average.update(self.encoder, rows, before)
         return terms
 
     def _seed(self) -> None:
-        """What is drawn in this step, as dropout is, comes from the counters alone; each process draws its own."""
+        """Seed this step's random draws, such as dropout, from the counters and the process's rank."""
         counters = self.options.seed, self.progress.epoch, self.progress.step, self.processes.rank, _DROPOUT
         seed = int(np.random.SeedSequence(counters).generate_state(1)[0])
         if self.device.type == "cpu":
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed asks for GPUs too, and takes long for it
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed also looks for GPUs, which is slow
         else:
             torch.manual_seed(seed)
 
     def _terms(self, batch: Batch, negatives: Tensor) -> Terms:
-        return step_terms(self.encoder, batch, negatives, self.options, self.processes.total)
+        return step_terms(self.encoder, batch, negatives, self.options, self.processes.all_reduce_count)
 
-    def _update(self, rows: Tensor | None, lent: Tensor, rate: float) -> None:
-        clip([*self.others.gradients(), gradient_of(lent)], self.options.gradient_clip)
+    def _update(self, rows: Tensor | None, gathered: Tensor, rate: float) -> None:
+        clip_grad_norm_([*self.others.gradients(), gradient_of(gathered)], self.options.gradient_clip)
         self.others.update(rate)
-        self.items.update(rows, lent, rate)
+        self.items.update(rows, gathered, rate)
 
     def _weights_to_keep(self) -> SessionEncoder:
-        """The encoder whose weights would be kept now."""
+        """The encoder with the weights to validate and keep: the moving average if there is one."""
         return self.encoder if self.average is None else self.average.materialize(self.encoder)
 
     def _score(self, candidate: SessionEncoder) -> tuple[float, float]:
         if isinstance(self.items, ShardedRows):
             return self.items.score(candidate, self.validation)
         score = encoder_score(candidate, self.validation, str(self.device))
-        return self.processes.score(score, len(self.validation.targets))
+        return self.processes.mean_score(score, len(self.validation.targets))
 
     def _learning_rate(self) -> float:
-        """From the counters alone, so that a resumed training has the same rate."""
+        """The rate of this step, from the counters only, so that a resumed run uses the same."""
         if self.options.schedule == "constant":
             return self.options.learning_rate
         steps = -(-len(self.training) // self.options.batch_size)
@@ -248,33 +249,33 @@ class _Run:
         return {name: total / max(self.progress.step, 1) for name, total in self.progress.sums.items()}
 
     def _save(self) -> None:
-        state = {name: part.state_dict() for name, part in self._parts().items()}
-        state["encoder"] = self.items.whole(state["encoder"])
-        if self.processes.is_main:  # who goes on meanwhile waits in the next step's sums
+        state = {name: part.state_dict() for name, part in self._checkpoint_state().items()}
+        state["encoder"] = self.items.full_state_dict(state["encoder"])
+        if self.processes.is_main:  # the others continue and wait in the next step's all-reduce
             self.checkpoints.save(self.progress, state)
 
     def _resume(self) -> None:
         found = self.checkpoints.load()
         if found is not None:
             self.progress, state = found
-            state["encoder"] = self.items.kept(state["encoder"])
-            for name, part in self._parts().items():
+            state["encoder"] = self.items.load_shard(state["encoder"])
+            for name, part in self._checkpoint_state().items():
                 part.load_state_dict(state[name])
 
-    def _parts(self) -> dict[str, Any]:
-        """What changes with every step."""
+    def _checkpoint_state(self) -> dict[str, Any]:
+        """The parts of the state that change with every step, by name."""
         parts: dict[str, Any] = {"encoder": self.encoder, "items": self.items, "others": self.others}
         return parts if self.average is None else parts | {"average": self.average}
 
 
 @contextmanager
 def _deterministic(device: str) -> Iterator[None]:
-    """Same seed, same bits: no kernel that adds in a changing order. On a GPU torch offers that for fewer kernels.
+    """Use deterministic kernels, so that the same seed gives the same bits. On a GPU torch has fewer of them and warns.
 
-    torch would also fill all new memory to find reads of unwritten values; there are none, and it takes 5 % of a step.
+    Do not let torch fill new memory as a debugging aid: it takes 5 % of a step.
     """
     if device != "cpu":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it matrix products may differ, and warn
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
     memory = cast("Any", torch.utils.deterministic)
     before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
@@ -287,8 +288,8 @@ def _deterministic(device: str) -> Iterator[None]:
 
 
 @contextmanager
-def _multiplying_in(precision: str) -> Iterator[None]:
-    """How torch multiplies float32 matrices; it holds for the whole process, so for autograd's threads too."""
+def _matmul_precision(precision: str) -> Iterator[None]:
+    """Set the precision of float32 matrix products, for the whole process including autograd's threads."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest" if precision == "float32" else "medium")
     try:

@@ -3,7 +3,7 @@
 import sys
 
 from segue.errors import SegueError
-from training.distributed import init_distributed, refuse_shared_gpu
+from training.distributed import check_gpus_distinct, init_distributed
 
 
 def main(device: str) -> int:
@@ -13,10 +13,10 @@ def main(device: str) -> int:
             from torch.distributed.rendezvous import rendezvous
 
             store, rank, world = next(rendezvous("env://"))
-            refuse_shared_gpu(store, rank, world, "the same on both")
+            check_gpus_distinct(store, rank, world, "the same on both")
         else:
             with init_distributed(device) as processes:
-                processes.wait()
+                processes.barrier()
     except SegueError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -138,13 +138,13 @@ def _threads(name: str, indexes: list[FaissIndex], queries: Float32, embeddings:
 
 
 class _Queries:
-    """An encoder whose answers are given."""
+    """An encoder that returns given queries."""
 
     def __init__(self, queries: Float32) -> None:
         self.queries = queries
 
     def encode(self, windows: Windows) -> Float32:
-        """See QueryEncoder."""
+        """Return the first queries, one per window. [batch, dimension] float32."""
         return self.queries[: len(windows.tracks)]
 
 

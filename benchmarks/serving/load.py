@@ -102,11 +102,11 @@ class Connection(asyncio.Protocol):
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol."""
+        """Keep the transport of the connection."""
         self.transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
-        """See asyncio.Protocol."""
+        """Collect bytes until the response is complete, then report it."""
         self._received += data
         head = self._received.find(b"\r\n\r\n")
         if head < 0:
@@ -121,7 +121,7 @@ class Connection(asyncio.Protocol):
         self.answered(status, body)
 
     def connection_lost(self, _: Exception | None) -> None:
-        """See asyncio.Protocol. A request without an answer counts as one of status 0."""
+        """Count a request without a response as status 0."""
         self.closes = True
         self.answered(0, b"")
 

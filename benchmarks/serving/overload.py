@@ -38,7 +38,7 @@ class MemoryWatch(threading.Thread):
         self.most_mib = 0
 
     def run(self) -> None:
-        """See threading.Thread."""
+        """Record the largest resident memory every half second until stopped."""
         while not self._leaving.wait(0.5):
             self.most_mib = max(self.most_mib, memory(self._process)["rss_mib"])
 

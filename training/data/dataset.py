@@ -5,8 +5,7 @@
     dataset.json       what the data is and where it came from (`Facts`)
 
 The same plays give the same files, byte for byte, on the same version of polars; the fingerprint depends on the plays
-alone. Plays of a large dataset are mapped from files (training.data.sessions_parquet) and never held in memory whole.
-Knows nothing of log formats nor of how a dataset is split.
+alone. Plays of a large dataset are mapped from files (training.data.sessions_parquet) and never completely in memory.
 """
 
 import hashlib
@@ -44,32 +43,32 @@ FACTS_FILE: Final = "dataset.json"
 CATALOGUE_FILE: Final = "catalogue.parquet"
 MAPPED_FROM: Final = 4_000_000  # plays; of fewer, the arrays are read into memory
 
-_IDS_A_HASH: Final = 1_000_000  # ids joined into one text at a time
+_IDS_PER_UPDATE: Final = 1_000_000  # ids joined into one text at a time
 
 
 class Counts(BaseModel):
-    """How large a dataset is."""
+    """The size of a dataset."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sessions: int = Field(ge=1, description="Sessions")
-    plays: int = Field(ge=1, description="Plays of all sessions, skipped ones included")
-    tracks: int = Field(ge=1, description="Tracks of the catalogue, never played ones included")
+    plays: int = Field(ge=1, description="Plays of all sessions, including skipped ones")
+    tracks: int = Field(ge=1, description="Tracks of the catalogue, including tracks never played")
     skips: int = Field(ge=0, description="Plays that were skipped")
 
 
 class Facts(BaseModel):
-    """What `dataset.json` says."""
+    """The content of `dataset.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: Literal[1] = Field(default=FORMAT_VERSION, description="Version of the folder's format")
-    source: str = Field(description="The kind of log, or what else made the plays")
-    options: dict[str, JsonValue] = Field(description="The options under which the plays were made")
+    source: str = Field(description="The log format, or the generator of the plays")
+    options: dict[str, JsonValue] = Field(description="The options that the plays were prepared with")
     counts: Counts
     skip_rate: float = Field(ge=0, le=1, description="Skipped plays as a share of all plays")
     session_lengths: dict[int, int] = Field(description="Number of sessions by their number of plays")
-    malformed_lines: int = Field(ge=0, description="Lines of the log that could not be read and were left out")
+    malformed_lines: int = Field(ge=0, description="Lines of the log that could not be read and were ignored")
     fingerprint: str = Field(description="sha256 of track ids, rows, skip flags and offsets, in hexadecimal")
 
 
@@ -84,7 +83,7 @@ class Dataset:
 
     @cached_property
     def session_ids(self) -> pl.Series:
-        """The ids in the order of the sessions, read when first asked for. [sessions] string."""
+        """The session ids in the order of the sessions, read on first use. [sessions] string."""
         return _session_ids(self.path)
 
 
@@ -109,16 +108,15 @@ def write_listening(
     malformed_lines: int = 0,
     overwrite: bool = False,
 ) -> Dataset:
-    """Write a dataset folder, whole or not at all, and open it.
+    """Write a dataset folder atomically and open it.
 
-    Raises BadDataset for plays that make no dataset, and InputError where `path` is taken (a dataset is replaced
-    with `overwrite`).
+    Raises BadDataset for invalid plays, and InputError if `path` exists (`overwrite` replaces a dataset).
     """
     _check(listening)
-    catalogue, row_of_code = _numbered(listening)
+    catalogue, row_of_code = _build_catalogue(listening)
     with new_folder(path, overwrite=overwrite, marker=FACTS_FILE, private=True) as folder:
         catalogue.write_parquet(folder / CATALOGUE_FILE)
-        sessions = _in_rows(listening, row_of_code, folder / FLAT_FOLDER)
+        sessions = _to_rows(listening, row_of_code, folder / FLAT_FOLDER)
         write_sessions(folder / SESSIONS_FILE, sessions, listening.session_ids, listening.started_at)
         if (folder / FLAT_FOLDER).exists():
             keep_flat(folder / SESSIONS_FILE, folder / FLAT_FOLDER)
@@ -128,9 +126,9 @@ def write_listening(
 
 
 def open_dataset(path: Path) -> Dataset:
-    """Open a dataset folder and verify it. Raises BadDataset with one line where it is missing, damaged or too new.
+    """Open a dataset folder and verify it. Raises BadDataset if it is missing, damaged or too new.
 
-    With MAPPED_FROM plays or more, its arrays are mapped files, made at the first time and kept beside the others.
+    With MAPPED_FROM plays or more, its arrays are memory-mapped files, created in the folder on first use.
     """
     facts = _read_facts(path)
     try:
@@ -156,9 +154,9 @@ def fingerprint(catalogue: Catalogue, sessions: Sessions) -> str:
     """
     sha = hashlib.sha256()
     ids = catalogue.frame["track_id"]
-    for start in range(0, len(ids), _IDS_A_HASH):
-        # An id holds no line feed, so the joined text names the ids without doubt.
-        sha.update(ids.slice(start, _IDS_A_HASH).str.join("\n").item().encode() + b"\n")
+    for start in range(0, len(ids), _IDS_PER_UPDATE):
+        # An id contains no line feed, so the joined text is unambiguous.
+        sha.update(ids.slice(start, _IDS_PER_UPDATE).str.join("\n").item().encode() + b"\n")
     for values, dtype in ((sessions.rows, "<i4"), (sessions.skipped, "?"), (sessions.offsets, "<i8")):
         for part in blocks(len(values)):
             sha.update(np.ascontiguousarray(values[part].astype(dtype, copy=False)).data)
@@ -183,7 +181,7 @@ def _check(listening: RawInteractions) -> None:
         raise BadDataset(f"a play names a track outside the {len(listening.tracks):,} tracks given")
 
 
-def _numbered(listening: RawInteractions) -> tuple[Catalogue, Int]:
+def _build_catalogue(listening: RawInteractions) -> tuple[Catalogue, Int]:
     """The catalogue by falling plays, then by id, and the row of every code. [tracks] int64."""
     count = len(listening.tracks)
     plays = counts(listening.codes, count)
@@ -212,7 +210,7 @@ def _facts(catalogue: Catalogue, sessions: Sessions, source: str, options: dict[
     )
 
 
-def _in_rows(listening: RawInteractions, row_of_code: Int, flat: Path) -> Sessions:
+def _to_rows(listening: RawInteractions, row_of_code: Int, flat: Path) -> Sessions:
     """The sessions in rows of the catalogue; of many plays, as mapped files of the folder `flat`."""
     codes, skipped = listening.codes, listening.skipped
     if len(codes) < MAPPED_FROM:

@@ -1,7 +1,7 @@
 """The data loader: session views, the order of an epoch, batches, and the training steps made of them.
 
-A view refers to a part of a session by its first and last play, so plays are copied only when a batch is made. The
-dataset may be mapped from a file larger than memory. On a GPU, a thread makes the next steps while one runs.
+A view is the start and end of a part of a session, so plays are copied only when a batch is built. The dataset may be
+mapped from a file larger than memory. On a GPU, a thread prepares the next steps while one runs.
 
 An epoch takes its sessions in random order. For data that does not fit in memory this would read, for every session,
 the megabytes that the disk reads ahead (seen: 500 batches of 64 sessions read a file of 500 MB completely). Beyond
@@ -26,7 +26,7 @@ from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW
 from segue.window import Sessions, to_windows
 from training.options import NeuralOptions
 
-_PLAYS_A_BLOCK: Final = 4_000_000
+_PLAYS_PER_BLOCK: Final = 4_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,40 +39,40 @@ class SessionViews:
 
     @classmethod
     def of(cls, sessions: "Sessions | SessionViews") -> "SessionViews":
-        """Views of all of them."""
+        """Return views of all sessions."""
         if isinstance(sessions, SessionViews):
             return sessions
         return cls(sessions, sessions.offsets[:-1], sessions.offsets[1:])
 
     def __len__(self) -> int:
-        """The number of sessions."""
+        """Return the number of sessions."""
         return len(self.starts)
 
     @property
     def lengths(self) -> Int:
-        """Plays in each session. [sessions] int64."""
+        """The number of plays in each session. [sessions] int64."""
         return self.ends - self.starts
 
     def select(self, which: Int | slice) -> Sessions:
-        """A copy of the sessions with these numbers (or of this slice of them), in that order."""
+        """Return a copy of the sessions with these indices, or of this slice, in that order."""
         return self.whole.cut(self.starts[which], self.ends[which])
 
     def gathered(self) -> Sessions:
-        """A copy of all of them."""
+        """Return a copy of all sessions."""
         return self.select(slice(None))
 
     def blocks(self) -> Iterator[Sessions]:
-        """All of them in order, copied a few million plays at a time."""
-        reached = np.cumsum(self.lengths)
+        """Yield all sessions in order, as copies of up to four million plays."""
+        plays_up_to = np.cumsum(self.lengths)
         start = 0
         while start < len(self):
-            before = reached[start - 1] if start else 0
-            end = max(int(np.searchsorted(reached, before + _PLAYS_A_BLOCK, side="right")), start + 1)
+            before = plays_up_to[start - 1] if start else 0
+            end = max(int(np.searchsorted(plays_up_to, before + _PLAYS_PER_BLOCK, side="right")), start + 1)
             yield self.select(slice(start, end))
             start = end
 
     def played(self) -> "SessionViews":
-        """The same sessions without the plays that were skipped: a copy, in the dtype of the plays."""
+        """Return a copy of the sessions without skipped plays; rows keep their dtype."""
         kept = [block.played() for block in self.blocks()]
         if not kept:
             return self
@@ -83,12 +83,12 @@ class SessionViews:
 
 
 WHOLE_UP_TO: Final = 1_000_000_000  # plays; 5 bytes each where they are mapped
-CHUNK: Final = 65_536  # sessions that lie together: 5 MB
-CHUNKS_AT_ONCE: Final = 64  # which are shuffled with one another: 4 million sessions
+CHUNK: Final = 65_536  # neighbouring sessions read together: 5 MB
+CHUNKS_AT_ONCE: Final = 64  # chunks shuffled with each other: 4 million sessions
 
 
 def epoch_order(seed: int, epoch: int, sessions: int, plays: int) -> Int:
-    """All sessions in the order of an epoch; `plays` counts those of the whole dataset. [sessions] int64."""
+    """Return all session indices in the order of an epoch, [sessions] int64; `plays` is the size of the dataset."""
     rng = np.random.default_rng((seed, epoch))
     return rng.permutation(sessions) if plays <= WHOLE_UP_TO else chunked_permutation(rng, sessions)
 
@@ -96,21 +96,21 @@ def epoch_order(seed: int, epoch: int, sessions: int, plays: int) -> Int:
 def chunked_permutation(
     rng: np.random.Generator, sessions: int, chunk: int = CHUNK, chunks_at_once: int = CHUNKS_AT_ONCE
 ) -> Int:
-    """A permutation in which any `chunks_at_once` chunks in a row are as many chunks of numbers. [sessions] int64."""
+    """Shuffle chunks, then the sessions within each group of `chunks_at_once` chunks. [sessions] int64."""
     chunks = rng.permutation(-(-sessions // chunk))
     order = np.empty(sessions, dtype=np.int64)
-    reached = 0
+    position = 0
     for start in range(0, len(chunks), chunks_at_once):
         which = chunks[start : start + chunks_at_once, None]
         numbers = (which * chunk + np.arange(chunk)).ravel()
         numbers = rng.permutation(numbers[numbers < sessions])
-        order[reached : reached + len(numbers)] = numbers
-        reached += len(numbers)
+        order[position : position + len(numbers)] = numbers
+        position += len(numbers)
     return order
 
 
 class Batch(NamedTuple):
-    """One training step's sessions. PAD_ROW marks what is not there; columns of a play and of what follows it agree."""
+    """The sessions of one training step, padded with PAD_ROW; a play and its target are in the same column."""
 
     plays: Tensor  # int64 [batch, window + 1], the last plays of each session
     plays_skipped: Tensor  # bool [batch, window + 1]
@@ -121,21 +121,21 @@ class Batch(NamedTuple):
 
     @property
     def tracks(self) -> Tensor:
-        """The plays that have a successor, which a causal encoder sees. [batch, window] int64."""
+        """The plays before the last column: the input of a causal encoder. [batch, window] int64."""
         return self.plays[:, :-1]
 
     @property
     def skipped(self) -> Tensor:
-        """Which of `tracks` were skipped. [batch, window] bool."""
+        """The skip flags of `tracks`. [batch, window] bool."""
         return self.plays_skipped[:, :-1]
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device."""
+        """Return the batch on another device, copied asynchronously."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 def make_batch(sessions: Sessions, window: int, objective: Literal["next", "next-played"]) -> Batch:
-    """The batch of these sessions; only their last window + 1 plays take part."""
+    """Build the batch of these sessions from their last window + 1 plays."""
     plays = to_windows(sessions, window + 1)
     following, following_skipped = plays.tracks[:, 1:], plays.skipped[:, 1:]
     # A session shorter than the window leaves its first play as a "next" of padding: nothing predicts it.
@@ -154,7 +154,7 @@ def make_batch(sessions: Sessions, window: int, objective: Literal["next", "next
 
 
 def next_played(following: Int, following_skipped: Bool) -> Int:
-    """For each step, the first track from there on that was not skipped, PAD_ROW where none comes. [batch, window]."""
+    """Return for each step the first track from there on that was not skipped, or PAD_ROW. [batch, window] int64."""
     window = following.shape[1]
     played = (following != PAD_ROW) & ~following_skipped
     # The column of the first played track at or after each column: a running minimum from the right.
@@ -165,7 +165,7 @@ def next_played(following: Int, following_skipped: Bool) -> Int:
 
 
 def distinct(tracks: Int) -> Int:
-    """The tracks of each session, each once, PAD_ROW in place of its repetitions. [batch, n] -> [batch, n]."""
+    """Replace repetitions of a track in a session with PAD_ROW. [batch, n] int64 -> [batch, n] int64."""
     earlier = np.tril(np.ones((tracks.shape[1], tracks.shape[1]), dtype=np.bool_), k=-1)
     repeated = ((tracks[:, :, None] == tracks[:, None, :]) & earlier).any(axis=2)
     return np.where(repeated, PAD_ROW, tracks)
@@ -178,7 +178,7 @@ def epoch_batches(
     objective: Literal["next", "next-played"],
     order: Int,
 ) -> Iterator[Batch]:
-    """Batches of the sessions in the given order; the last one may be smaller."""
+    """Yield batches of the sessions in the given order; the last one may be smaller."""
     for start in range(0, len(order), batch_size):
         with record_function("segue: data"):
             batch = make_batch(sessions.select(order[start : start + batch_size]), window, objective)
@@ -186,9 +186,9 @@ def epoch_batches(
 
 
 def trainable(sessions: Sessions | SessionViews, window: int) -> SessionViews:
-    """Sessions with something to predict, those longer than the window cut into pieces that overlap by one play.
+    """Return sessions of two or more plays, split into pieces of at most window + 1 plays that overlap by one play.
 
-    Each piece has at most window + 1 plays, so that every play but a session's first is predicted once.
+    The overlap has the effect that every play but a session's first is predicted once.
     """
     views = SessionViews.of(sessions)
     starts, ends = views.starts, views.ends
@@ -200,46 +200,46 @@ def trainable(sessions: Sessions | SessionViews, window: int) -> SessionViews:
     return SessionViews(views.whole, piece_starts, piece_ends)
 
 
-_MADE_AHEAD: Final = 4
-_NEGATIVES: Final = 1  # what tells their stream from that of the order, and from dropout's
+_PREFETCHED_STEPS: Final = 4
+_NEGATIVES: Final = 1  # distinguishes their random stream from those of the order and of dropout
 
 Made = TypeVar("Made")
 
 
 class Step(NamedTuple):
-    """What one step is taken on."""
+    """The input of one training step."""
 
-    batch: Batch  # this process's share of the sessions
+    batch: Batch  # this process's shard of the sessions
     negatives: Tensor  # [n] int64, of all processes
-    rows: Tensor | None  # [n] int64: those that the step touches, which batch and negatives then count by; None: all
+    rows: Tensor | None  # [n] int64, the touched rows that batch and negatives then index; None: all rows
     sessions: int  # of all processes
 
     def to(self, device: torch.device) -> "Step":
-        """The same on another device; what comes from pinned memory travels while the processor goes on."""
+        """Return the step on another device; pinned tensors are copied asynchronously."""
         rows = None if self.rows is None else self.rows.to(device, non_blocking=True)
         return Step(self.batch.to(device), self.negatives.to(device, non_blocking=True), rows, self.sessions)
 
     def pinned(self) -> "Step":
-        """The same in memory that a GPU copies from by itself."""
+        """Return the step in pinned memory."""
         batch = Batch(*(tensor.pin_memory() for tensor in self.batch))
         rows = None if self.rows is None else self.rows.pin_memory()
         return Step(batch, self.negatives.pin_memory(), rows, self.sessions)
 
 
 def touched_rows(batch: Batch, negatives: Tensor) -> Tensor:
-    """The rows that a step reads, rising, PAD_ROW the first of them. [n] int64, all on a CPU."""
+    """Return the sorted rows that a step reads, with PAD_ROW first. [n] int64 on the CPU."""
     return torch.from_numpy(np.unique(np.concatenate([[PAD_ROW], batch.plays.numpy().ravel(), negatives.numpy()])))
 
 
 def remap_rows(batch: Batch, negatives: Tensor, rows: Tensor) -> tuple[Batch, Tensor]:
-    """The batch and the negatives with places in `rows` instead of rows; PAD_ROW stays PAD_ROW. All on a CPU."""
+    """Replace rows in a batch and its negatives with positions in `rows`; PAD_ROW stays PAD_ROW. All on the CPU."""
     flags = {name: getattr(batch, name) for name in ("plays_skipped",)}
     tracks = {name: tensor for name, tensor in batch._asdict().items() if name not in flags}
-    places = {name: _places(tensor, rows) for name, tensor in tracks.items()}
-    return Batch(**places, **flags), _places(negatives, rows)
+    places = {name: _positions(tensor, rows) for name, tensor in tracks.items()}
+    return Batch(**places, **flags), _positions(negatives, rows)
 
 
-def _places(tracks: Tensor, rows: Tensor) -> Tensor:
+def _positions(tracks: Tensor, rows: Tensor) -> Tensor:
     return torch.from_numpy(np.searchsorted(rows.numpy(), tracks.numpy()))
 
 
@@ -253,9 +253,9 @@ def steps(
     *,
     pinned: bool,
 ) -> Iterator[Step]:
-    """The steps of an epoch from `at` (epoch, step) on, whose sessions are `remaining`, in that order.
+    """Yield the steps of an epoch from `at` (epoch, step) on, over the session indices `remaining` in that order.
 
-    `shard` gives this process's share of a batch. `pinned` steps lie in memory that a GPU copies from by itself.
+    `shard` returns this process's shard of a batch. With `pinned` the steps are in pinned memory, for a GPU.
     """
     epoch, first = at
     batches = epoch_batches(sessions, options.batch_size, options.window, options.objective, remaining)
@@ -271,9 +271,9 @@ def steps(
 
 
 def prefetch(made: Iterator[Made]) -> Iterator[Made]:
-    """The same in the same order, some of them made before they are asked for."""
+    """Yield the same items in the same order, computed ahead by a thread."""
     with ThreadPoolExecutor(1, "segue-steps") as thread:
-        waiting = deque(thread.submit(next, made, None) for _ in range(_MADE_AHEAD))
+        waiting = deque(thread.submit(next, made, None) for _ in range(_PREFETCHED_STEPS))
         while True:
             with record_function("segue: data"):
                 found = waiting.popleft().result()

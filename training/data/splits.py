@@ -1,9 +1,9 @@
-"""What is trained on and what is asked for: the paper's split by position, and a split by whole sessions.
+"""Split a dataset into training, validation and test: by position as in the paper, or by whole sessions.
 
-last-play     the last play of a session is its test target, the last but one its validation target, the rest is
-              trained on (paper, section 4.1.1)
-new-sessions  a session is in one part as a whole, by a hash of its id: 10 % validation, 20 % test; the target is
-              its last play. Training never sees these sessions: the listener is new, as in serving
+last-play     the last play of a session is its test target, the last but one its validation target, and the
+              others are training data (paper, section 4.1.1)
+new-sessions  a hash of its id assigns a whole session to one part: 10 % validation, 20 % test; the target is its
+              last play. Training never sees these sessions, as in serving
 """
 
 import zlib
@@ -20,12 +20,12 @@ Part: TypeAlias = Literal["validation", "test"]
 
 _VALIDATION_PERCENT: Final = 10
 _TEST_PERCENT: Final = 20
-# Below this a session has no play left to train on once both targets are taken: all of it is trained on.
+# A shorter session would have no play left to train on without its targets: all of it is training data.
 _SHORTEST_WITH_TARGETS: Final = 3
 
 
 class Examples(NamedTuple):
-    """What a ranker is asked: the plays of a session up to its target, and the target."""
+    """Evaluation examples: the plays of each session before its target, and the target."""
 
     inputs: SessionViews
     targets: Int  # [sessions] int64, rows of the dataset's catalogue
@@ -34,7 +34,7 @@ class Examples(NamedTuple):
 
 
 def training_part(dataset: Dataset, split: Split) -> SessionViews:
-    """The plays that may be trained on."""
+    """Return the training part of each session."""
     sessions = dataset.sessions
     starts, ends = sessions.offsets[:-1], sessions.offsets[1:]
     if split == "last-play":
@@ -46,7 +46,7 @@ def training_part(dataset: Dataset, split: Split) -> SessionViews:
 
 
 def examples(dataset: Dataset, split: Split, part: Part) -> Examples:
-    """The questions of a part, in the order of the sessions."""
+    """Return the examples of a part, in the order of the sessions."""
     sessions = dataset.sessions
     starts, ends = sessions.offsets[:-1], sessions.offsets[1:]
     if split == "last-play":
@@ -66,7 +66,7 @@ _TEST_BUCKETS: Final = (_VALIDATION_PERCENT, _VALIDATION_PERCENT + _TEST_PERCENT
 
 
 def _buckets(dataset: Dataset) -> Int:
-    """A number from 0 to 99 for every session, from its id alone.
+    """Hash each session id to a bucket from 0 to 99. [sessions] int64.
 
     A grown dataset keeps its parts where the log names its sessions, but not where they are made from a listener's
     plays and numbered; the pieces of a session that was cut have a number each.

@@ -40,7 +40,7 @@ from training.data.splits import Examples, Part, Split, examples
 
 
 def system_name(model: str, options: Mapping[str, Any]) -> str:
-    """The name of a model trained with these options (those of its release's manifest)."""
+    """Return the system name of a model trained with `options`, as in its release's manifest."""
     parts = [model]
     if options.get("beta"):
         parts.append("nce")
@@ -63,31 +63,31 @@ RankedList: TypeAlias = tuple[Int, Float32]  # rows of the release's catalogue a
 
 
 class RecommenderUnderTest(Protocol):
-    """Whatever answers sessions with ranked tracks: the release in this process, or a service."""
+    """Recommends tracks for sessions: a local release or a running service."""
 
     def lists(self, sessions: Sessions) -> list[RankedList]:
-        """The first LIST_LENGTH tracks for each session; `sessions` holds rows of the dataset's catalogue."""
+        """Return the top LIST_LENGTH tracks for each session; `sessions` contains rows of the dataset's catalogue."""
         ...
 
 
 @dataclass(frozen=True)
 class LocalRecommender:
-    """Answers from a release in this process."""
+    """Recommends with a release in this process."""
 
     recommender: Recommender
     to_release: Int  # [dataset rows] int64, the release's row of each of the dataset's rows, PAD_ROW where unknown
 
     def lists(self, sessions: Sessions) -> list[RankedList]:
-        """See Answers."""
+        """Return the top tracks for each session from the local release; unknown tracks are ignored."""
         mapped = replace(sessions, rows=self.to_release[sessions.rows])
         return [(answer.rows, answer.scores) for answer in self.recommender.recommend(mapped, LIST_LENGTH)]
 
 
 class HttpRecommender:
-    """Answers from a running service: replays each session as events and asks for recommendations."""
+    """Recommends with a running service: replays each session as events and requests recommendations."""
 
     def __init__(self, url: str, dataset: Catalogue, release: Catalogue, key: str | None = None) -> None:
-        """`key` is an API key with the scope `admin`, as the replayed sessions are erased again."""
+        """`key` is an API key with the scope `admin`, which is needed to delete the replayed sessions."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(base_url=url, timeout=30.0, headers=headers)
         self._url = url
@@ -103,11 +103,11 @@ class HttpRecommender:
         self._client.close()
 
     def serves(self) -> str:
-        """The name of the release that the service serves."""
+        """Return the name of the active release of the service."""
         return str(self._ask("GET", "/releases/current").json()["name"])
 
     def lists(self, sessions: Sessions) -> list[RankedList]:
-        """See Answers."""
+        """Return the top tracks for each session from the service."""
         return [self._list(sessions, i) for i in range(len(sessions))]
 
     def _list(self, sessions: Sessions, i: int) -> RankedList:

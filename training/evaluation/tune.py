@@ -189,16 +189,16 @@ def _keep(study: Study, trial: FrozenTrial, tuning: StudySpec, told: Told) -> No
 
 
 class _Pruning:
-    """Tells the study of every epoch, and ends a trial that lags behind the median of those before."""
+    """Reports every epoch to the study, and prunes a trial below the median of the earlier ones."""
 
     def __init__(self, trial: Trial) -> None:
         self._trial = trial
 
     def step(self, epoch: int, sessions_done: int, sessions: int, terms: dict[str, float]) -> None:
-        """See training.trainer.Reporter."""
+        """Ignore a finished step; pruning considers only epochs."""
 
     def epoch(self, line: dict[str, float]) -> None:
-        """See training.trainer.Reporter."""
+        """Report the validation HR@10 of an epoch; raises TrialPruned if it is below the median of earlier trials."""
         self._trial.report(line["HR@10"], int(line["epoch"]))
         if self._trial.should_prune():
             raise optuna.TrialPruned

@@ -204,7 +204,7 @@ class Bpr(Encoder):
             self.fold.copy_(fold)
 
     def query(self, tracks: Tensor, skipped: Tensor) -> Tensor:
-        """See Encoder. The last column is 1, which the biases are multiplied by."""
+        """Return the query vector of each window; its last column is 1, the factor of the item biases."""
         factors = self.means(tracks, skipped) @ self.fold
         return torch.cat([factors, torch.ones_like(factors[:, :1])], dim=1)
 

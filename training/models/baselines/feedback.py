@@ -5,9 +5,9 @@ of session u. A cell holds one value, so a track's repetitions in a session coun
 skipped in it counts as played. The versions differ in what is learnt from a skip (Wen, Yang and Estrin, Leveraging
 post-click feedback for content recommendations, RecSys 2019, https://dl.acm.org/doi/10.1145/3298689.3347037):
 
-    orig   blind to outcomes: every pair of C is a positive
-    bl     a skipped track is no positive, nor is it among the missing ones
-    nr     a skipped track is a negative as well
+    orig   ignores outcomes: every pair of C is a positive
+    bl     a skipped track is neither a positive nor a missing pair
+    nr     a skipped track is a negative
 """
 
 from typing import Literal, NamedTuple, TypeAlias
@@ -32,7 +32,7 @@ class Pairs(NamedTuple):
 
 
 def distinct_pairs(sessions: Sessions, num_rows: int) -> Pairs:
-    """The pairs of all sessions; plays of tracks outside the catalogue are passed over."""
+    """The pairs of all sessions; plays of tracks outside the catalogue are ignored."""
     usable = sessions.usable()
     session = np.repeat(np.arange(len(usable), dtype=np.int64), usable.lengths)
     keys, pair = np.unique(session * num_rows + usable.rows, return_inverse=True)
@@ -41,14 +41,14 @@ def distinct_pairs(sessions: Sessions, num_rows: int) -> Pairs:
 
 
 def distinct_outcomes(tracks: Tensor, skipped: Tensor) -> tuple[Tensor, Tensor]:
-    """Where a window holds each of its distinct tracks last, those played in it and those only skipped.
+    """Mark the last position of each distinct track in a window: of tracks played in it, and of tracks only skipped.
 
     Args:
         tracks: [batch, window] int64 rows.
         skipped: [batch, window] bool.
 
     Returns:
-        Two masks [batch, window] bool that no column shares; PAD_ROW and repetitions are in neither.
+        Two disjoint masks [batch, window] bool; PAD_ROW and repetitions are in neither.
 
     """
     same = tracks[:, :, None] == tracks[:, None, :]  # [batch, window, window]
@@ -59,9 +59,9 @@ def distinct_outcomes(tracks: Tensor, skipped: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def freshness(window: int, half_life: float, like: Tensor) -> Tensor:
-    """How much each column of a window counts: 1 for the newest, half as much every `half_life` plays. [window].
+    """Return the weight of each column of a window: 1 for the newest, halved every `half_life` plays. [window].
 
-    All count 1 with a half-life of 0. The dtype and the device are those of `like`.
+    All weights are 1 if `half_life` is 0. The dtype and the device are those of `like`.
     """
     age = torch.arange(window - 1, -1, -1, dtype=like.dtype, device=like.device)
     return torch.exp2(-age / half_life) if half_life else torch.ones_like(age)

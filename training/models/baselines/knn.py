@@ -1,4 +1,4 @@
-"""Nearest sessions: what was played in the training sessions that share the latest tracks with this one.
+"""Session kNN: recommend the tracks of the training sessions that share recent tracks with the current one.
 
 VMIS-kNN (Kersbergen, Sprangers and Schelter, Serenade, SIGMOD 2022, https://doi.org/10.1145/3514221.3517901), which is
 the session kNN with position weights of Ludewig and Jannach (User Modeling and User-Adapted Interaction 28, 2018,
@@ -13,8 +13,8 @@ https://arxiv.org/abs/1803.09587) over an index of tracks. For a window:
    STAN, Garg et al., SIGIR 2019, https://doi.org/10.1145/3331184.3331322), `before` times exp(-(d - 1) / reach)
    ahead of it, and 0 at the shared track itself.
 
-Popularity orders the tracks that no neighbour holds, behind all the others. Sessions are as recent as they are far
-down the dataset. A track that a session holds twice counts where it holds it last. Outcomes are not looked at.
+Tracks in no neighbour follow, ordered by popularity. A session is more recent the later it is in the dataset. A track
+that a session contains twice counts at its last position. Outcomes are ignored.
 """
 
 from collections.abc import Iterator, Mapping
@@ -37,24 +37,29 @@ from training.options import Options, check_options
 class VmisKnnOptions(Options):
     """Options of VMIS-kNN."""
 
-    neighbours: int = Field(default=100, ge=1, description="Sessions that a recommendation is made from")
+    neighbours: int = Field(default=100, ge=1, description="Most similar sessions that a recommendation uses")
     sample: int = Field(default=500, ge=1, description="Most recent sessions of a track that may become neighbours")
-    decay: float = Field(default=0.5, gt=0, le=1, description="Weight of a play of the window against the next newer")
-    idf: bool = Field(default=True, description="Whether a shared track weighs more the fewer sessions hold it")
+    decay: float = Field(
+        default=0.5, gt=0, le=1, description="Weight of a play in the window relative to the next newer one"
+    )
+    idf: bool = Field(default=True, description="Whether a shared track weighs more if fewer sessions contain it")
     reach: float = Field(
         default=1.0, gt=0, description="Plays over which a neighbour's weight falls to 1/e away from the shared track"
     )
     before: float = Field(
-        default=0.2, ge=0, le=1, description="Weight of what a neighbour played ahead of the shared track, behind is 1"
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Weight of tracks that a neighbour played before the shared track; tracks after it have 1",
     )
 
 
 _BATCH: Final = 64  # windows at a time, so that memory stays near 64 * window * sample candidates
-_POPULARITY_WEIGHT: Final = 1e-9  # orders what the neighbours leave tied, far below what they say
+_POPULARITY_WEIGHT: Final = 1e-9  # breaks ties between neighbour scores, and is far below them
 
 
 class Neighbours(NamedTuple):
-    """The sessions that stay for a batch of windows, one a line."""
+    """The neighbours of a batch of windows: one session per entry."""
 
     windows: Int  # [found] int64, number of the window in the batch
     sessions: Int  # [found] int64
@@ -63,7 +68,7 @@ class Neighbours(NamedTuple):
 
 
 class VmisKnn:
-    """Ranks by the neighbours of a window. Six arrays: what each session holds, and the sessions of each track."""
+    """Ranks by the neighbours of a window. Its six arrays map sessions to tracks, and tracks to sessions."""
 
     files = tuple(
         f"knn_{name}.npy"
@@ -105,16 +110,16 @@ class VmisKnn:
 
     @classmethod
     def of_release(cls, release: Release) -> Self:
-        """From the arrays that a release keeps."""
+        """Open the model from the arrays of a release."""
         options = check_options(VmisKnnOptions, release.manifest.options)
         return cls({name: release.array(name) for name in cls.files}, release.catalogue.plays, options)
 
     def arrays(self) -> dict[str, Int]:
-        """What a release keeps, by file name."""
+        """Return the arrays to store in a release, by file name."""
         return self._arrays
 
     def rank(self, windows: Windows, k: int) -> Ranked:
-        """See segue.recommend.Ranker."""
+        """Return the k best tracks for each window by the sum over its neighbours, then by popularity."""
         k = min(k, len(self._share) - FIRST_TRACK_ROW)
         popular = self._popularity.rank(windows.select(slice(0, 1)), len(self._share)).rows
         lines = [
@@ -136,7 +141,7 @@ class VmisKnn:
         return rows[best], rounded[best]
 
     def scores(self, windows: Windows, rows: Int) -> Float32:
-        """See segue.recommend.Ranker."""
+        """Return the scores of given tracks. `rows` [batch, candidates] int64 -> the same shape, float32."""
         result = self._share[rows]
         for number, found in enumerate(self._scored(windows)):
             lines = slice(number * _BATCH, number * _BATCH + found.shape[0])
@@ -145,7 +150,7 @@ class VmisKnn:
         return scored
 
     def _scored(self, windows: Windows) -> Iterator[scipy.sparse.csr_array]:
-        """What the neighbours add up to, a matrix [up to _BATCH, num_rows] float64 at a time."""
+        """Yield the summed neighbour scores of each batch of windows, [up to _BATCH, num_rows] float64."""
         for start in range(0, len(windows), _BATCH):
             batch = windows.select(slice(start, start + _BATCH))
             near = self._neighbours(batch)

@@ -1,4 +1,4 @@
-"""First-order Markov chain: what came next after the newest play, however those plays ended.
+"""First-order Markov chain: the tracks that followed the newest play, whether played or skipped.
 
 score(j | i) = count(i -> j) + plays(j) / (plays of all tracks + 1): the chain's count decides, popularity only orders
 tracks that the chain has seen equally often, and serves where the newest track never had a successor.
@@ -41,16 +41,16 @@ class MarkovRanker:
 
     @classmethod
     def of_release(cls, release: Release) -> Self:
-        """From the arrays that a release keeps."""
+        """Open the model from the arrays of a release."""
         offsets, followers, counts = (release.array(name) for name in cls.files)
         return cls(offsets, followers, counts, release.catalogue.plays)
 
     def arrays(self) -> dict[str, Int]:
-        """What a release keeps, by file name."""
+        """Return the arrays to store in a release, by file name."""
         return dict(zip(self.files, (self._offsets, self._followers, self._counts), strict=True))
 
     def rank(self, windows: Windows, k: int) -> Ranked:
-        """See segue.recommend.Ranker."""
+        """Return the k best tracks for each window by transition counts, then by popularity."""
         k = min(k, len(self._share) - FIRST_TRACK_ROW)
         rows = np.empty((len(windows), k), dtype=np.int64)
         popular = self._popularity.rank(Windows(windows.tracks[:1], windows.skipped[:1]), len(self._share)).rows
@@ -62,7 +62,7 @@ class MarkovRanker:
         return Ranked(rows, self.scores(windows, rows))
 
     def scores(self, windows: Windows, rows: Int) -> Float32:
-        """See segue.recommend.Ranker."""
+        """Return the scores of given tracks. `rows` [batch, candidates] int64 -> the same shape, float32."""
         result = self._share[rows]
         for line, newest in enumerate(windows.tracks[:, -1]):
             followers, scores = self._followers_of(newest)

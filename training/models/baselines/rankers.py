@@ -1,4 +1,4 @@
-"""Rankers without vectors, opened from a release: they can be evaluated, not served. Knows nothing of torch."""
+"""Open rankers without vectors from a release. They can be evaluated but not served. Does not need torch."""
 
 from segue.errors import BadRelease
 from segue.recommend import PopularityRanker, Ranker
@@ -8,7 +8,7 @@ from training.models.baselines.markov import MarkovRanker
 
 
 def open_ranker(release: Release) -> Ranker:
-    """The ranker of a release. Raises BadRelease for a model that this Segue does not know."""
+    """Return the ranker of a release. Raises BadRelease for an unknown model."""
     match release.manifest.model:
         case "popularity":
             return PopularityRanker(release.catalogue.plays)

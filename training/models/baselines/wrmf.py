@@ -77,7 +77,7 @@ class Wrmf(Encoder):
         self.register_buffer("inverse", torch.eye(options.dimension))
 
     def set_factors(self, tracks: Float32) -> None:
-        """Take the factors of all tracks, [num_rows, dimension] float32; the padding row becomes zero."""
+        """Set the factors of all tracks, [num_rows, dimension] float32; the padding row becomes zero."""
         with torch.no_grad():
             self.item_embeddings.weight.copy_(torch.from_numpy(tracks))
             self.item_embeddings.weight[PAD_ROW] = 0.0
@@ -86,9 +86,10 @@ class Wrmf(Encoder):
             self.inverse.copy_(torch.linalg.inv(factors.T @ factors + ridge))
 
     def query(self, tracks: Tensor, skipped: Tensor) -> Tensor:
-        """See Encoder. The minimum of the window's part of the loss, by Woodbury's identity in the window's own space.
+        """Return the session factors that minimise the window's part of the loss. [batch, dimension] float32.
 
-        A play that is older than others is taken for a mixture of what it is and of a missing pair (`half_life`).
+        An older play counts as a mixture of itself and a missing pair (`half_life`). By Woodbury's identity the system
+        to solve has the size of the window.
         With A = Q^T Q + regularization I, E the window's factors, W its weights (1 where a column takes no part) and
         r = W y, the session's factors (A + E^T (W - I) E)^-1 E^T r are A^-1 E^T v, where v solves
         (I + (W - I) E A^-1 E^T) v = r.
@@ -101,7 +102,7 @@ class Wrmf(Encoder):
         return (solve(system, wanted)[:, None, :] @ solved)[:, 0]
 
     def _weights(self, tracks: Tensor, skipped: Tensor) -> tuple[Tensor, Tensor]:
-        """The weight w of each column, 1 where it takes no part, and w y. [batch, window] float32 each."""
+        """Return the weight w of each column (1 if unused) and w y. [batch, window] float32 each."""
         played, only_skipped = distinct_outcomes(tracks, skipped)
         of_played, of_skipped = cell_values(self.options, self.version)
         missing = torch.full_like(tracks, MISSING, dtype=self.item_embeddings.weight.dtype)

@@ -1,9 +1,9 @@
 """BERT4Rec: bidirectional attention over a session with masked plays (Sun et al., CIKM 2019).
 
 Source: https://arxiv.org/abs/1904.06690. A mask token appended to the window asks for the next track (paper, section
-4.1.1). Training hides the last play behind that token, and others with probability `masking`; each session takes part
-`copies` times a step, each time cut after another play, so that the appended token is asked after every play. The
-copies are cut ever later, so that the early ones fill a part of the window only and cost less.
+4.1.1). Training replaces the last play with that token, and other plays with probability `masking`. Each step has
+`copies` copies of a session, each truncated after a different play, so that the model learns to predict after every
+play. Early copies are short and fill only part of the window, so they cost less.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from segue.catalogue import PAD_ROW
 from training.data.loader import Batch
 from training.models.encoders.encoder import SessionEncoder
 from training.models.encoders.tensor_ops import dropout
-from training.models.encoders.transformer import Block, TransformerOptions, attention
+from training.models.encoders.transformer import Block, TransformerOptions, build_attention_mask
 
 WIDENING = 4  # of the feed-forward layer, as in the original
 
@@ -25,12 +25,14 @@ WIDENING = 4  # of the feed-forward layer, as in the original
 class Bert4RecOptions(TransformerOptions):
     """BERT4Rec's own options; the default of `masking` is the paper's (section 4.1.2)."""
 
-    masking: float = Field(default=0.2, ge=0, lt=1, description="Share of the plays before the last that are hidden")
-    copies: int = Field(default=2, ge=1, description="Times that a session takes part in a step, cut and hidden anew")
+    masking: float = Field(default=0.2, ge=0, lt=1, description="Share of the plays before the last that are masked")
+    copies: int = Field(
+        default=2, ge=1, description="Copies of a session in a step, each truncated and masked at random"
+    )
 
 
-class _Hidden(NamedTuple):
-    """A batch with plays hidden behind mask tokens."""
+class _Masked(NamedTuple):
+    """A batch whose masked plays are replaced by mask tokens."""
 
     batch: Batch
     masked: Tensor  # [batch, window + 1] bool
@@ -55,67 +57,67 @@ class Bert4Rec(SessionEncoder):
         Args:
             tracks: [batch, n] int64 rows, PAD_ROW on the left; n is at most window + 1.
             skipped: [batch, n] bool.
-            masked: [batch, n] bool, True where the play is hidden: neither track nor outcome is seen.
-            newest: whether the last column alone is wanted, [batch, 1, dimension].
+            masked: [batch, n] bool, True where the encoder sees neither the track nor the outcome.
+            newest: return only the last column, [batch, 1, dimension].
 
         Returns:
-            [batch, n, dimension] float32, of use where `masked`.
+            [batch, n, dimension] float32, a prediction only where `masked`.
 
         """
         states = torch.where(masked[..., None], self.mask_token, self.embed(tracks, skipped))
         states = self.input_norm(states + self.positions.weight[-tracks.shape[1] :])
         states = dropout(states, self.options.dropout, self.training)
-        attends = attention((tracks != PAD_ROW) | masked, causal=False)
+        attention_mask = build_attention_mask((tracks != PAD_ROW) | masked, causal=False)
         for block in self.blocks:
-            states = block(states, attends, newest=newest and block is self.blocks[-1])
+            states = block(states, attention_mask, newest=newest and block is self.blocks[-1])
         projected: Tensor = self.projection_norm(F.gelu(self.projection(states)))
         return projected
 
     def encode(self, tracks: Tensor, skipped: Tensor) -> Tensor:
-        """The prediction behind a mask token that follows the window."""
+        """Return the prediction for a mask token appended to the window. [batch, dimension] float32."""
         tracks, skipped = F.pad(tracks, (0, 1), value=PAD_ROW), F.pad(skipped, (0, 1))
         length = tracks.shape[1]
         masked = (torch.arange(length, device=tracks.device) == length - 1).expand_as(tracks)
         return self(tracks, skipped, masked, newest=True)[:, -1]  # type: ignore[no-any-return]
 
     def predict(self, batch: Batch) -> tuple[Tensor, Batch]:
-        """See SessionEncoder: hidden plays are predicted from those before and after them."""
+        """Predict masked plays from the plays before and after them, in `copies` truncated copies of the batch."""
         predicted, asked = zip(
-            *(self._predict(cut_anew(batch, i, self.copies)) for i in range(self.copies)), strict=True
+            *(self._predict(random_truncate(batch, i, self.copies)) for i in range(self.copies)), strict=True
         )
         return torch.cat(predicted), Batch(*(torch.cat(tensors) for tensors in zip(*asked, strict=True)))
 
     def _predict(self, batch: Batch) -> tuple[Tensor, Batch]:
-        hidden, masked = self._hide(batch)
+        hidden, masked = self._mask(batch)
         empty = int((hidden.plays == PAD_ROW).all(dim=0).sum())  # columns, all on the left
         seen = (hidden.plays[:, empty:], hidden.plays_skipped[:, empty:], masked[:, empty:])
         return F.pad(self(*seen), (0, 0, empty, 0))[:, 1:], hidden
 
-    def _hide(self, batch: Batch) -> _Hidden:
-        """Hide the last play and a share of the others; a session's first play, which no play leads to, stays."""
-        hideable = batch.targets != PAD_ROW  # [batch, window], of the plays from the second column on
-        chosen = torch.rand(hideable.shape, device=hideable.device) < self.masking
+    def _mask(self, batch: Batch) -> _Masked:
+        """Mask the last play and a random share of the others, but never a session's first play."""
+        maskable = batch.targets != PAD_ROW  # [batch, window], of the plays from the second column on
+        chosen = torch.rand(maskable.shape, device=maskable.device) < self.masking
         chosen[:, -1] = True
-        chosen = chosen & hideable
-        # Plays after a hidden one are seen, the next played track among them: only at the end is it still to be found.
+        chosen = chosen & maskable
+        # The next played track after a masked play is visible, except at the end: only there is it a positive.
         last = torch.zeros_like(chosen)
         last[:, -1] = True
         shown_alone = batch._replace(
             targets=torch.where(chosen, batch.targets, PAD_ROW), positives=torch.where(last, batch.positives, PAD_ROW)
         )
-        return _Hidden(shown_alone, F.pad(chosen, (1, 0)))
+        return _Masked(shown_alone, F.pad(chosen, (1, 0)))
 
 
-def cut_anew(batch: Batch, part: int, parts: int) -> Batch:
-    """Every session ended after a play drawn uniformly from a part of its plays, its second one being the first.
+def random_truncate(batch: Batch, part: int, parts: int) -> Batch:
+    """Truncate every session after a random play, drawn uniformly from one of `parts` equal parts of its plays.
 
-    `part` counts from 0; over all `parts` of them, each play is as likely as any other.
+    `part` counts from 0. The session's first play is never drawn; over all parts, all others are equally likely.
     """
     window = batch.targets.shape[1]
     steps = (batch.plays[:, 1:] != PAD_ROW).logical_and(batch.plays[:, :-1] != PAD_ROW).sum(dim=1, keepdim=True)
-    share = (part + torch.rand(steps.shape, device=steps.device)) / parts  # of the steps that are kept, below 1
-    dropped = steps - 1 - (share * steps).long().clamp(max=steps - 1)  # newest plays left out
-    source = torch.arange(window + 1, device=steps.device) - dropped.clamp(min=0)  # where each column is filled from
+    share = (part + torch.rand(steps.shape, device=steps.device)) / parts  # share of the steps to keep, below 1
+    dropped = steps - 1 - (share * steps).long().clamp(max=steps - 1)  # newest plays removed
+    source = torch.arange(window + 1, device=steps.device) - dropped.clamp(min=0)  # the source of each column
     inside = source >= 0
 
     def shifted(tensor: Tensor, fill: int) -> Tensor:

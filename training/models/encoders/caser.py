@@ -1,7 +1,7 @@
 """Caser: convolutions over the latest plays (Tang and Wang, WSDM 2018, https://arxiv.org/abs/1809.07426).
 
-Session-based, so without the original's user vector. Its output layer has item embeddings of its own, other than those
-that it reads; here they are tied, and a linear map stands between.
+It is session-based, so it has no user vector. The original has separate item embeddings for the output layer; here they
+are tied to the input embeddings, with a linear map in between.
 """
 
 import torch
@@ -15,7 +15,7 @@ from training.options import NeuralOptions
 
 
 class CaserOptions(NeuralOptions):
-    """Caser's own sizes; the defaults are those of the authors' public code."""
+    """Caser's sizes; the defaults are those of the authors' public code."""
 
     order: int = Field(default=5, ge=1, description="Latest plays that the convolutions cover (L in the original)")
     horizontal_filters: int = Field(default=16, ge=1, description="Filters of each height from 1 to `order` plays")
@@ -38,7 +38,7 @@ class Caser(CausalEncoder):
         self.output = nn.Linear(dimension, dimension)
 
     def forward(self, tracks: Tensor, skipped: Tensor) -> Tensor:
-        """See CausalEncoder."""
+        """Predict the next track at every step. [batch, window] -> [batch, window, dimension] float32."""
         plays = F.pad(self.embed(tracks, skipped), (0, 0, self.order - 1, 0))  # [batch, order - 1 + window, dimension]
         features = torch.cat([self._along(plays), self._across(plays)], dim=-1)
         hidden = F.relu(self.hidden(dropout(features, self.options.dropout, self.training)))
@@ -46,7 +46,7 @@ class Caser(CausalEncoder):
         return predicted
 
     def _along(self, plays: Tensor) -> Tensor:
-        """The largest answer of each horizontal filter within the latest plays. [batch, window, filters]."""
+        """Max-pool each horizontal filter over the latest plays. [batch, window, filters]."""
         found = []
         for height, convolution in enumerate(self.horizontal, start=1):
             answers = F.relu(convolution(plays.transpose(1, 2)))

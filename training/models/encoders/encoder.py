@@ -1,8 +1,8 @@
-"""What every encoder is: tracks and skip flags in, a query vector in the item space out.
+"""The interfaces of encoders: tracks and skip flags in, a query vector in the item space out.
 
-    Encoder          what a release exports and serves; WRMF and BPR, which fold a session in, are encoders too
-    SessionEncoder   a neural one, trained by training/trainer.py: says what it predicts in a training batch
-    CausalEncoder    one that predicts after every play from the plays up to it: SASRec, GRU4Rec, Caser
+    Encoder          the part of a model that a release exports and serves; WRMF and BPR are encoders too
+    SessionEncoder   a neural encoder, trained by training/trainer.py; `predict` defines its training objective
+    CausalEncoder    predicts after every play from the plays up to it: SASRec, GRU4Rec, Caser
 
 A new encoder subclasses one of the last two, adds a line to the table in training/run.py and a three-line test.
 """
@@ -20,14 +20,14 @@ _ROWS_AT_ONCE = 65_536
 
 
 class Encoder(nn.Module, ABC):
-    """A window of plays in, a query vector out, compared with the item embeddings by inner product."""
+    """Maps a window of plays to a query vector, which is compared with the item embeddings by inner product."""
 
     options: Options
     item_embeddings: nn.Embedding  # [num_rows, dimension] float32, row PAD_ROW zero
 
     @abstractmethod
     def query(self, tracks: Tensor, skipped: Tensor) -> Tensor:
-        """The query vector of each window.
+        """Return the query vector of each window.
 
         Args:
             tracks: [batch, window] int64 rows, PAD_ROW on the left.
@@ -40,7 +40,7 @@ class Encoder(nn.Module, ABC):
 
 
 class SessionEncoder(Encoder):
-    """Base of all neural encoders; its item embeddings are both input and output (tied)."""
+    """Base class of neural encoders; the item embeddings are both input and output (tied)."""
 
     options: NeuralOptions
 
@@ -52,30 +52,30 @@ class SessionEncoder(Encoder):
 
     @abstractmethod
     def encode(self, tracks: Tensor, skipped: Tensor) -> Tensor:
-        """What follows the newest play of each window; shapes as in `query`."""
+        """Predict the track after the newest play of each window; shapes as in `query`."""
 
     @abstractmethod
     def predict(self, batch: Batch) -> tuple[Tensor, Batch]:
-        """Predicted embeddings [batch, window, dimension] and the batch whose targets and positives they belong to.
+        """Return predicted embeddings [n, window, dimension] and the batch that contains their targets and positives.
 
-        That batch may hold more or other lines than the one given; a step that predicts nothing has PAD_ROW for both.
+        The returned batch may have other sessions than `batch`. A step without a prediction has PAD_ROW for both.
         """
 
     def query(self, tracks: Tensor, skipped: Tensor) -> Tensor:
-        """See Encoder."""
+        """Return the query vector of each window, without its skipped plays if `plays` is played."""
         if self.options.plays == "played":
             tracks, skipped = drop_skipped(tracks, skipped)
         return self.encode(tracks, skipped)
 
     def embed(self, tracks: Tensor, skipped: Tensor) -> Tensor:
-        """Item embeddings, with the skip embedding added where a play was skipped. [batch, n, dimension] float32."""
+        """Return item embeddings, plus the skip embedding for skipped plays. [batch, n, dimension] float32."""
         states: Tensor = self.item_embeddings(tracks)
         if self.skip_embedding is not None:
             states = states + skipped[..., None].to(states.dtype) * self.skip_embedding
         return states
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw weights: a truncated normal, to [-0.02, 0.02] in the paper (section 4.1.2); biases 0, scales 1."""
+        """Initialise weights: truncated normal, [-0.02, 0.02] in the paper (section 4.1.2); biases 0, scales 1."""
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if parameter.dim() > 1:
@@ -88,7 +88,7 @@ class SessionEncoder(Encoder):
 
 
 class CausalEncoder(SessionEncoder):
-    """An encoder whose prediction after a play depends on the plays up to it alone."""
+    """An encoder whose prediction after a play depends only on the plays up to it."""
 
     @abstractmethod
     def forward(self, tracks: Tensor, skipped: Tensor) -> Tensor:
@@ -99,21 +99,21 @@ class CausalEncoder(SessionEncoder):
             skipped: [batch, window] bool.
 
         Returns:
-            [batch, window, dimension] float32; column t sees the plays up to t alone. Padding columns hold anything.
+            [batch, window, dimension] float32; column t depends only on plays up to t. Padding columns are arbitrary.
 
         """
 
     def encode(self, tracks: Tensor, skipped: Tensor) -> Tensor:
-        """The prediction at the newest play."""
+        """Return the prediction at the newest play. [batch, dimension] float32."""
         return self(tracks, skipped)[:, -1]  # type: ignore[no-any-return]
 
     def predict(self, batch: Batch) -> tuple[Tensor, Batch]:
-        """See SessionEncoder: every play predicts what follows it."""
+        """Predict the next track after every play of the batch; the returned batch is the given one."""
         return self(batch.tracks, batch.skipped), batch
 
 
 def drop_skipped(tracks: Tensor, skipped: Tensor) -> tuple[Tensor, Tensor]:
-    """The windows without their skipped plays, padded anew on the left. Shapes stay as they are."""
+    """Remove skipped plays from windows and pad them on the left. [batch, window] in and out."""
     window = tracks.shape[1]
     kept = (tracks != PAD_ROW) & ~skipped
     order = (torch.arange(window, device=tracks.device) + window * kept.to(torch.int64)).argsort(dim=1)
@@ -121,9 +121,9 @@ def drop_skipped(tracks: Tensor, skipped: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def truncated_normal(parameter: Tensor, bound: float, generator: torch.Generator) -> None:
-    """Fill in place with normal(0, 1) truncated to +-bound, by the inverse of the distribution function."""
+    """Fill in place with normal(0, 1) truncated to [-bound, bound], by inverting the distribution function."""
     edge = torch.special.ndtr(torch.tensor(bound, dtype=torch.float64)).item()
-    # By parts: float64 of a whole table of item embeddings would be held beside it.
+    # In parts, to avoid a float64 copy of the whole table of item embeddings.
     for part in torch.split(parameter, _ROWS_AT_ONCE):
         uniform = torch.rand(part.shape, generator=generator, dtype=torch.float32)
         part.copy_(torch.special.ndtri((1 - edge) + (2 * edge - 1) * uniform.double()).float())

@@ -1,6 +1,7 @@
 """GRU4Rec: a recurrent network over the session (Hidasi et al., ICLR 2016, https://arxiv.org/abs/1511.06939).
 
-One layer of gated recurrent units as in the original; its ranking losses give way to the paper's (section 4.1.1).
+One layer of gated recurrent units as in the original, trained with the paper's loss (section 4.1.1) instead of the
+original's ranking losses.
 """
 
 from pydantic import Field
@@ -12,7 +13,7 @@ from training.options import NeuralOptions
 
 
 class Gru4RecOptions(NeuralOptions):
-    """GRU4Rec's own sizes."""
+    """GRU4Rec's sizes."""
 
     layers: int = Field(default=1, ge=1, description="Recurrent layers; the authors found one to be best")
 
@@ -26,7 +27,7 @@ class Gru4Rec(CausalEncoder):
         self.output = nn.Linear(options.dimension, options.dimension)
 
     def forward(self, tracks: Tensor, skipped: Tensor) -> Tensor:
-        """See CausalEncoder. Padding is a zero input, from which the state settles before the first play."""
+        """Predict the next track at every step, [batch, window, dimension] float32; padding is a zero input."""
         states = dropout(self.embed(tracks, skipped), self.options.dropout, self.training)
         states, _ = self.recurrent(states)
         predicted: Tensor = self.output(dropout(states, self.options.dropout, self.training))

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from segue.catalogue import PAD_ROW
 from training.models.encoders.encoder import CausalEncoder
 from training.models.encoders.tensor_ops import dropout
-from training.models.encoders.transformer import Block, PackedLayout, TransformerOptions, attention
+from training.models.encoders.transformer import Block, PackedLayout, TransformerOptions, build_attention_mask
 
 
 class SasRecOptions(TransformerOptions):
-    """SASRec has the blocks' sizes alone."""
+    """SASRec's options: the sizes of its blocks."""
 
 
 class SasRec(CausalEncoder):
@@ -25,27 +25,27 @@ class SasRec(CausalEncoder):
         self.blocks = nn.ModuleList(Block(options) for _ in range(options.blocks))
 
     def forward(self, tracks: Tensor, skipped: Tensor, *, newest: bool = False) -> Tensor:
-        """See CausalEncoder; with `newest` the last step alone, [batch, 1, dimension]."""
+        """Predict the next track at every step; with `newest` only at the last one, [batch, 1, dimension]."""
         if self.training:
-            return self._of_real(tracks, skipped)
+            return self._packed(tracks, skipped)
         states: Tensor = self.input_norm(self.embed(tracks, skipped) + self.positions.weight)
-        attends = attention(tracks != PAD_ROW, causal=True)
+        attention_mask = build_attention_mask(tracks != PAD_ROW, causal=True)
         for block in self.blocks:
-            states = block(states, attends, newest=newest and block is self.blocks[-1])
+            states = block(states, attention_mask, newest=newest and block is self.blocks[-1])
         return states
 
-    def _of_real(self, tracks: Tensor, skipped: Tensor) -> Tensor:
-        """The same by real steps alone: a third of the columns is padding where lengths differ by as much."""
+    def _packed(self, tracks: Tensor, skipped: Tensor) -> Tensor:
+        """The same on concatenated non-padding steps: padding can be a third of the columns."""
         window = tracks.shape[1]
-        real = tracks != PAD_ROW
-        places = PackedLayout(real, attention(real, causal=True), self.heads)
-        inputs = self.embed(tracks.flatten()[places.of_real], skipped.flatten()[places.of_real])
-        states: Tensor = self.input_norm(inputs + self.positions(places.of_real % window))
+        non_padding = tracks != PAD_ROW
+        layout = PackedLayout(non_padding, build_attention_mask(non_padding, causal=True), self.heads)
+        inputs = self.embed(tracks.flatten()[layout.of_real], skipped.flatten()[layout.of_real])
+        states: Tensor = self.input_norm(inputs + self.positions(layout.of_real % window))
         states = dropout(states, self.options.dropout, self.training)
         for block in cast("list[Block]", list(self.blocks)):
-            states = block.packed(states, places)
-        return places.scatter_to_padded(states).view(*tracks.shape, -1)
+            states = block.packed(states, layout)
+        return layout.scatter_to_padded(states).view(*tracks.shape, -1)
 
     def encode(self, tracks: Tensor, skipped: Tensor) -> Tensor:
-        """See SessionEncoder."""
+        """Return the prediction at the newest play. [batch, dimension] float32."""
         return self(tracks, skipped, newest=True)[:, -1]  # type: ignore[no-any-return]

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 
 from segue.errors import BadOption
-from segue.window import Sessions
+from segue.window import Sessions, SessionViews
 from training.checkpoint import Checkpoints
-from training.data.loader import SessionViews
 from training.data.splits import Examples
-from training.distributed import Processes, init_distributed
+from training.distributed import init_distributed
 from training.models.encoders.encoder import SessionEncoder
-from training.models.encoders.gru4rec import Gru4Rec, Gru4RecOptions
-from training.models.encoders.sasrec import SasRec, SasRecOptions
-from training.options import NeuralOptions
+from training.models.encoders.gru4rec import Gru4Rec
+from training.models.encoders.sasrec import SasRec
+from training.options import Gru4RecOptions, NeuralOptions, SasRecOptions
+from training.processes import Processes
 from training.trainer import FitResult, fit
 
 TRACKS, SESSIONS, LENGTH = 40, 57, 6

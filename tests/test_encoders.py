@@ -14,11 +14,12 @@ from segue.window import Sessions, Windows  # noqa: E402
 from service.releases.onnx_encoder import OnnxEncoder  # noqa: E402
 from training.data.loader import Batch, make_batch  # noqa: E402
 from training.export_onnx import check_parity, export_encoder, item_embeddings  # noqa: E402
-from training.models.encoders.bert4rec import Bert4Rec, Bert4RecOptions, cut_anew  # noqa: E402
-from training.models.encoders.caser import Caser, CaserOptions  # noqa: E402
+from training.models.encoders.bert4rec import Bert4Rec, cut_anew  # noqa: E402
+from training.models.encoders.caser import Caser  # noqa: E402
 from training.models.encoders.encoder import CausalEncoder, SessionEncoder, drop_skipped  # noqa: E402
-from training.models.encoders.gru4rec import Gru4Rec, Gru4RecOptions  # noqa: E402
-from training.models.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
+from training.models.encoders.gru4rec import Gru4Rec  # noqa: E402
+from training.models.encoders.sasrec import SasRec  # noqa: E402
+from training.options import Bert4RecOptions, CaserOptions, Gru4RecOptions, SasRecOptions  # noqa: E402
 
 ROWS, WINDOW = 50, 8
 

@@ -14,15 +14,15 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from segue.errors import BadOption  # noqa: E402 (after the check that torch is there)
-from segue.window import Sessions  # noqa: E402
+from segue.window import Sessions, SessionViews  # noqa: E402
 from tests.stopped_training import Killed, KilledAfter, Silent  # noqa: E402
 from training import losses as objective  # noqa: E402
 from training import trainer as training_fit  # noqa: E402
 from training.checkpoint import Checkpoints, Interrupted  # noqa: E402
-from training.data.loader import SessionViews  # noqa: E402
 from training.data.splits import Examples  # noqa: E402
-from training.distributed import Processes  # noqa: E402
-from training.models.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
+from training.models.encoders.sasrec import SasRec  # noqa: E402
+from training.options import SasRecOptions  # noqa: E402
+from training.processes import Processes  # noqa: E402
 from training.trainer import FitResult, fit  # noqa: E402
 
 OPTIONS = SasRecOptions(dimension=16, heads=2, window=6, epochs=3, batch_size=8, negatives=20, learning_rate=0.01)

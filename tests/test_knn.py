@@ -12,7 +12,8 @@ from segue.arrays import Float64, Int
 from segue.catalogue import PAD_ROW, Catalogue
 from segue.release import DatasetFacts, ReleaseMetadata, WindowFacts, write_release
 from segue.window import Sessions, Windows, to_windows
-from training.models.baselines.knn import VmisKnn, VmisKnnOptions
+from training.models.baselines.knn import VmisKnn
+from training.options import VmisKnnOptions
 
 ROWS = 30
 

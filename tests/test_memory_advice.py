@@ -11,10 +11,7 @@ torch = pytest.importorskip("torch")
 from segue.errors import OutOfMemory  # noqa: E402 (after the check that torch is there)
 from training.checkpoint import Checkpoints, Progress  # noqa: E402
 from training.memory_advice import oom_hint  # noqa: E402
-from training.models.baselines.wrmf import WrmfOptions  # noqa: E402
-from training.models.encoders.bert4rec import Bert4RecOptions  # noqa: E402
-from training.models.encoders.sasrec import SasRecOptions  # noqa: E402
-from training.options import Options  # noqa: E402
+from training.options import Bert4RecOptions, Options, SasRecOptions, WrmfOptions  # noqa: E402
 
 ON_A_GPU = (
     "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 3 are free"

@@ -19,7 +19,8 @@ torch = pytest.importorskip("torch")
 from segue.cli import main  # noqa: E402 (after the check that torch is there)
 from segue.errors import BadOption  # noqa: E402
 from tests.fit_together import CASES, SESSIONS, SIZES, fitted  # noqa: E402
-from training.distributed import Processes, init_distributed, refuse_shared_gpu  # noqa: E402
+from training.distributed import init_distributed, refuse_shared_gpu  # noqa: E402
+from training.processes import Processes  # noqa: E402
 from training.trainer import FitResult  # noqa: E402
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -11,10 +11,10 @@ Source: data parallelism as in Li et al., "PyTorch Distributed", VLDB 2020, http
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -24,83 +24,20 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from segue.errors import BadOption, ProcessLost
-from training.data.loader import Batch, SessionViews
+from segue.window import SessionViews
+from training.data.loader import Batch
 from training.data.splits import Examples
 from training.losses import Terms
 from training.models.encoders.encoder import SessionEncoder
 from training.options import NeuralOptions
+from training.processes import Processes, StepTerms, is_distributed
 from training.validation import SESSIONS
-
-StepTerms: TypeAlias = Callable[[Batch, Tensor], Terms]
 
 # The leader writes the release while the others wait; drawing the map of millions of tracks takes minutes.
 _LONGEST_WAIT: Final = timedelta(hours=2)
 # Until all have met; those who have not by then end, and torchrun starts them again.
 _LONGEST_START: Final = timedelta(seconds=60)
 _LONGEST_FAREWELL: Final = timedelta(seconds=5)
-
-
-class Processes:
-    """One process alone: all of this does nothing."""
-
-    rank = 0
-    world = 1
-    sharded = False  # whether each holds a part of the item embeddings alone
-
-    def __init__(self, device: str = "cpu") -> None:
-        self.device = device
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes, and shows how it goes."""
-        return self.rank == 0
-
-    def check(self, options: NeuralOptions) -> None:
-        """Raise BadOption for what cannot be done by so many processes."""
-
-    def agree(self, facts: Mapping[str, object]) -> None:
-        """Raise BadOption where the processes were given different facts."""
-
-    def together(self, encoder: SessionEncoder, terms: StepTerms) -> StepTerms:  # noqa: ARG002 (one alone needs none)
-        """`terms`, so that its backward pass adds the gradients of all up: of all weights but the item embeddings."""
-        return terms
-
-    def share(self, batch: Batch) -> Batch:
-        """The share of a batch that is this process's: a session without plays where there are fewer than processes."""
-        return batch
-
-    def share_of(self, validation: Examples) -> Examples:
-        """The validation targets that are this process's."""
-        return validation
-
-    def total(self, count: Tensor) -> Tensor:
-        """A number of steps added up over the processes."""
-        return count
-
-    def add_up(self, tensor: Tensor) -> None:
-        """Add a tensor up over the processes, in place."""
-
-    def sums(self, values: Mapping[str, Tensor]) -> dict[str, float]:
-        """Scalars added up over the processes."""
-        if self.device == "cpu":
-            return {name: value.item() for name, value in values.items()}
-        together = torch.stack([value.detach() for value in values.values()])  # a GPU is waited for once
-        return dict(zip(values, together.tolist(), strict=True))
-
-    def score(self, score: tuple[float, float], targets: int) -> tuple[float, float]:  # noqa: ARG002 (as above)
-        """The means over all targets of means over those of each process."""
-        return score
-
-    def agreed(self, due: bool) -> bool:
-        """What the leader's clock says, where all must act on it."""
-        return due
-
-    def any(self, asked: bool) -> bool:
-        """Whether it holds in one of the processes."""
-        return asked
-
-    def wait(self) -> None:
-        """Until all processes have come here."""
 
 
 class DistributedProcesses(Processes):
@@ -183,6 +120,8 @@ class DistributedProcesses(Processes):
 
     def score(self, score: tuple[float, float], targets: int) -> tuple[float, float]:
         """See Processes."""
+        if self.sharded:
+            return score  # of all targets already: see `share_of`
         sums = torch.tensor([*score, 1.0], dtype=torch.float64) * targets
         self.add_up(sums)
         first, second, count = sums.tolist()
@@ -225,11 +164,6 @@ def _added_up(_: object, bucket: distributed.GradBucket) -> torch.futures.Future
     assert work is not None
     future: torch.futures.Future[list[Tensor]] = work.get_future()
     return future.then(lambda done: done.value()[0])
-
-
-def is_distributed() -> bool:
-    """Whether this process was started as one of several (by torchrun, or with its variables set)."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
 @contextmanager

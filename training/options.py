@@ -4,12 +4,14 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from segue.errors import BadOption
 from segue.window import DEFAULT_LENGTH
+
+_LONGEST_FOLDED_WINDOW: Final = 100  # the solver of WRMF's fold-in is unrolled, one step a column
 
 
 class Options(BaseModel):
@@ -102,6 +104,104 @@ class NeuralOptions(Options):
         if self.plays == "played" and self.beta > 0:
             raise ValueError("plays=played leaves no skips for the InfoNCE term: leave it out (--no-nce, or beta=0)")
         return self
+
+
+class TransformerOptions(NeuralOptions):
+    """Sizes of a stack of blocks; the defaults are the paper's (section 4.1.2)."""
+
+    blocks: int = Field(default=2, ge=1, description="Self-attentive encoder blocks")
+    heads: int = Field(default=8, ge=1, description="Attention heads of a block; they divide the dimension")
+    norm: Literal["post", "pre"] = Field(
+        default="post",
+        description="Layer norm after each residual sum, as in the authors' public code, or before each layer, which "
+        "learns from the first step on without a warm-up (Xiong et al., 2020)",
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.dimension % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide dimension {self.dimension}: choose a divisor")
+        return self
+
+
+class SasRecOptions(TransformerOptions):
+    """SASRec has the blocks' sizes alone."""
+
+
+class Bert4RecOptions(TransformerOptions):
+    """BERT4Rec's own options; the default of `masking` is the paper's (section 4.1.2)."""
+
+    masking: float = Field(default=0.2, ge=0, lt=1, description="Share of the plays before the last that are hidden")
+    copies: int = Field(default=2, ge=1, description="Times that a session takes part in a step, cut and hidden anew")
+
+
+class Gru4RecOptions(NeuralOptions):
+    """GRU4Rec's own sizes."""
+
+    layers: int = Field(default=1, ge=1, description="Recurrent layers; the authors found one to be best")
+
+
+class CaserOptions(NeuralOptions):
+    """Caser's own sizes; the defaults are those of the authors' public code."""
+
+    order: int = Field(default=5, ge=1, description="Latest plays that the convolutions cover (L in the original)")
+    horizontal_filters: int = Field(default=16, ge=1, description="Filters of each height from 1 to `order` plays")
+    vertical_filters: int = Field(default=4, ge=1, description="Filters over each embedding column")
+    dropout: float = Field(default=0.5, ge=0, lt=1, description="Share of activations dropped in training")
+
+
+class WrmfOptions(Options):
+    """Options of WRMF in all its versions."""
+
+    window: int = Field(
+        default=DEFAULT_LENGTH, ge=2, le=_LONGEST_FOLDED_WINDOW, description="Plays of a session that are folded in"
+    )
+    dimension: int = Field(default=128, ge=1, description="Factors")
+    iterations: int = Field(default=15, ge=1, description="Rounds of alternating least squares")
+    regularization: float = Field(default=10.0, gt=0, description="L2 on every row of factors")
+    positive_weight: float = Field(
+        default=20.0, gt=0, description="Weight of the squared error at a positive pair; 1 at a missing one"
+    )
+    skip_weight: float = Field(default=2.0, gt=0, description="That weight at a skipped pair, in the version nr")
+    half_life: float = Field(
+        default=0.5,
+        ge=0,
+        description="Plays after which a play counts half as much in the fold-in; 0: all count alike, as in the papers",
+    )
+
+
+class BprOptions(Options):
+    """Options of BPR in all its versions."""
+
+    dimension: int = Field(default=128, ge=1, description="Factors; a track's bias is one column more")
+    epochs: int = Field(default=120, ge=1, description="Rounds of as many draws as there are positive pairs")
+    batch_size: int = Field(default=1000, ge=1, description="Draws a step")
+    learning_rate: float = Field(default=0.05, gt=0, le=1, description="Step of the gradient descent, a draw")
+    regularization: float = Field(default=0.003, ge=0, description="L2 on the rows that a draw looks up")
+    negative_sampling: Literal["uniform", "popular"] = Field(
+        default="popular", description="How a track outside a session is drawn: all alike, or by popularity"
+    )
+    skip_share: float = Field(
+        default=0.2, ge=0, le=1, description="Share of draws of a played against a skipped track, in the version nr"
+    )
+    half_life: float = Field(
+        default=1.0, ge=0, description="Plays after which a play counts half as much in the fold-in; 0: all count alike"
+    )
+
+
+class VmisKnnOptions(Options):
+    """Options of VMIS-kNN."""
+
+    neighbours: int = Field(default=100, ge=1, description="Sessions that a recommendation is made from")
+    sample: int = Field(default=500, ge=1, description="Most recent sessions of a track that may become neighbours")
+    decay: float = Field(default=0.5, gt=0, le=1, description="Weight of a play of the window against the next newer")
+    idf: bool = Field(default=True, description="Whether a shared track weighs more the fewer sessions hold it")
+    reach: float = Field(
+        default=1.0, gt=0, description="Plays over which a neighbour's weight falls to 1/e away from the shared track"
+    )
+    before: float = Field(
+        default=0.2, ge=0, le=1, description="Weight of what a neighbour played ahead of the shared track, behind is 1"
+    )
 
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)

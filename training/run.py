@@ -29,24 +29,33 @@ from segue.release import (
     write_release,
 )
 from segue.safe_files import CHECKPOINT_SUFFIX, RUN_SUFFIX, check_output_free
-from segue.window import Sessions, to_windows
+from segue.window import Sessions, SessionViews, to_windows
 from training.checkpoint import Checkpoints
 from training.data.dataset import Dataset
-from training.data.loader import SessionViews
 from training.data.splits import Split, examples, training_part
-from training.distributed import Processes
 from training.export_onnx import check_parity, export_encoder, item_embeddings
 from training.memory_advice import oom_hint
-from training.models.baselines.bpr import BprOptions, fit_bpr
-from training.models.baselines.knn import VmisKnn, VmisKnnOptions
+from training.models.baselines.bpr import fit_bpr
+from training.models.baselines.knn import VmisKnn
 from training.models.baselines.markov import MarkovRanker
-from training.models.baselines.wrmf import WrmfOptions, fit_wrmf
-from training.models.encoders.bert4rec import Bert4Rec, Bert4RecOptions
-from training.models.encoders.caser import Caser, CaserOptions
+from training.models.baselines.wrmf import fit_wrmf
+from training.models.encoders.bert4rec import Bert4Rec
+from training.models.encoders.caser import Caser
 from training.models.encoders.encoder import Encoder, SessionEncoder
-from training.models.encoders.gru4rec import Gru4Rec, Gru4RecOptions
-from training.models.encoders.sasrec import SasRec, SasRecOptions
-from training.options import NeuralOptions, Options
+from training.models.encoders.gru4rec import Gru4Rec
+from training.models.encoders.sasrec import SasRec
+from training.options import (
+    Bert4RecOptions,
+    BprOptions,
+    CaserOptions,
+    Gru4RecOptions,
+    NeuralOptions,
+    Options,
+    SasRecOptions,
+    VmisKnnOptions,
+    WrmfOptions,
+)
+from training.processes import Processes
 from training.run_log import MultiReporter, RunFolder, environment, source_commit
 from training.track_map import track_map
 from training.trainer import Reporter, fit

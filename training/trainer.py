@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from segue.window import Sessions
+from segue.window import Sessions, SessionViews
 from training.checkpoint import Checkpoints, Interrupted, Progress, StopSignal, stopping_on_signals
-from training.data.loader import Batch, SessionViews, Step, epoch_order, prefetch, steps, trainable
+from training.data.loader import Batch, Step, epoch_order, prefetch, steps, trainable
 from training.data.splits import Examples
-from training.distributed import Processes
 from training.losses import Terms, step_terms
 from training.models.encoders.encoder import SessionEncoder
 from training.optimizer import DenseWeights, ItemRows, MovingAverage, clip, gradient_of
+from training.processes import Processes
 from training.sharded_embeddings import ShardedRows
 from training.validation import encoder_score
 

@@ -69,8 +69,7 @@ def _system(dataset: "Dataset", out: Path, beta: float | None) -> tuple[Any, dic
 
     from segue.release import MANIFEST, open_release
     from training.evaluation.evaluate import Question, evaluate
-    from training.models.encoders.sasrec import SasRecOptions
-    from training.options import read_options
+    from training.options import SasRecOptions, read_options
     from training.run import TrainingJob, train
 
     if not (out / MANIFEST).is_file():

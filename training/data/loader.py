@@ -13,7 +13,6 @@ seed, the epoch and the number of sessions and plays, not on the machine.
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,64 +22,8 @@ from torch.profiler import record_function
 
 from segue.arrays import Bool, Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW
-from segue.window import Sessions, to_windows
+from segue.window import Sessions, SessionViews, distinct, to_windows
 from training.options import NeuralOptions
-
-_PLAYS_A_BLOCK: Final = 4_000_000
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SessionViews:
-    """Session i is the plays starts[i]:ends[i] of `whole`, oldest play first; views may overlap."""
-
-    whole: Sessions
-    starts: Int  # [sessions] int64
-    ends: Int  # [sessions] int64, not below `starts`
-
-    @classmethod
-    def of(cls, sessions: "Sessions | SessionViews") -> "SessionViews":
-        """Views of all of them."""
-        if isinstance(sessions, SessionViews):
-            return sessions
-        return cls(sessions, sessions.offsets[:-1], sessions.offsets[1:])
-
-    def __len__(self) -> int:
-        """The number of sessions."""
-        return len(self.starts)
-
-    @property
-    def lengths(self) -> Int:
-        """Plays in each session. [sessions] int64."""
-        return self.ends - self.starts
-
-    def select(self, which: Int | slice) -> Sessions:
-        """A copy of the sessions with these numbers (or of this slice of them), in that order."""
-        return self.whole.cut(self.starts[which], self.ends[which])
-
-    def gathered(self) -> Sessions:
-        """A copy of all of them."""
-        return self.select(slice(None))
-
-    def blocks(self) -> Iterator[Sessions]:
-        """All of them in order, copied a few million plays at a time."""
-        reached = np.cumsum(self.lengths)
-        start = 0
-        while start < len(self):
-            before = reached[start - 1] if start else 0
-            end = max(int(np.searchsorted(reached, before + _PLAYS_A_BLOCK, side="right")), start + 1)
-            yield self.select(slice(start, end))
-            start = end
-
-    def played(self) -> "SessionViews":
-        """The same sessions without the plays that were skipped: a copy, in the dtype of the plays."""
-        kept = [block.played() for block in self.blocks()]
-        if not kept:
-            return self
-        rows = np.concatenate([part.rows.astype(self.whole.rows.dtype, copy=False) for part in kept])
-        ends = np.cumsum(np.concatenate([part.lengths for part in kept]), dtype=np.int64)
-        offsets = np.concatenate([np.zeros(1, dtype=np.int64), ends])
-        return SessionViews.of(Sessions(rows, np.zeros(len(rows), dtype=np.bool_), offsets))
-
 
 WHOLE_UP_TO: Final = 1_000_000_000  # plays; 5 bytes each where they are mapped
 CHUNK: Final = 65_536  # sessions that lie together: 5 MB
@@ -162,13 +105,6 @@ def next_played(following: Int, following_skipped: Bool) -> Int:
     first = np.minimum.accumulate(columns[:, ::-1], axis=1)[:, ::-1]
     padded = np.concatenate([following, np.full((len(following), 1), PAD_ROW, dtype=following.dtype)], axis=1)
     return np.take_along_axis(padded, first, axis=1)
-
-
-def distinct(tracks: Int) -> Int:
-    """The tracks of each session, each once, PAD_ROW in place of its repetitions. [batch, n] -> [batch, n]."""
-    earlier = np.tril(np.ones((tracks.shape[1], tracks.shape[1]), dtype=np.bool_), k=-1)
-    repeated = ((tracks[:, :, None] == tracks[:, None, :]) & earlier).any(axis=2)
-    return np.where(repeated, PAD_ROW, tracks)
 
 
 def epoch_batches(

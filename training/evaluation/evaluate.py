@@ -33,9 +33,8 @@ from segue.ranking_metrics import (
 from segue.recommend import Recommender
 from segue.release import Release
 from segue.sessions import Outcome, Play, events_of
-from segue.window import Sessions
+from segue.window import Sessions, SessionViews
 from training.data.dataset import Dataset
-from training.data.loader import SessionViews
 from training.data.splits import Examples, Part, Split, examples
 
 

@@ -23,31 +23,13 @@ from typing import Final, NamedTuple, Self
 
 import numpy as np
 import scipy.sparse
-from pydantic import Field
 
 from segue.arrays import Float32, Float64, Int
 from segue.catalogue import FIRST_TRACK_ROW
 from segue.recommend import PopularityRanker, Ranked
 from segue.release import Release
-from segue.window import Sessions, Windows
-from training.data.loader import distinct
-from training.options import Options, check_options
-
-
-class VmisKnnOptions(Options):
-    """Options of VMIS-kNN."""
-
-    neighbours: int = Field(default=100, ge=1, description="Sessions that a recommendation is made from")
-    sample: int = Field(default=500, ge=1, description="Most recent sessions of a track that may become neighbours")
-    decay: float = Field(default=0.5, gt=0, le=1, description="Weight of a play of the window against the next newer")
-    idf: bool = Field(default=True, description="Whether a shared track weighs more the fewer sessions hold it")
-    reach: float = Field(
-        default=1.0, gt=0, description="Plays over which a neighbour's weight falls to 1/e away from the shared track"
-    )
-    before: float = Field(
-        default=0.2, ge=0, le=1, description="Weight of what a neighbour played ahead of the shared track, behind is 1"
-    )
-
+from segue.window import Sessions, Windows, distinct
+from training.options import VmisKnnOptions, check_options
 
 _BATCH: Final = 64  # windows at a time, so that memory stays near 64 * window * sample candidates
 _POPULARITY_WEIGHT: Final = 1e-9  # orders what the neighbours leave tied, far below what they say

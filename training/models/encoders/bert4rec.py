@@ -10,23 +10,16 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from segue.catalogue import PAD_ROW
 from training.data.loader import Batch
 from training.models.encoders.encoder import SessionEncoder
 from training.models.encoders.tensor_ops import dropout
-from training.models.encoders.transformer import Block, TransformerOptions, attention
+from training.models.encoders.transformer import Block, attention
+from training.options import Bert4RecOptions
 
 WIDENING = 4  # of the feed-forward layer, as in the original
-
-
-class Bert4RecOptions(TransformerOptions):
-    """BERT4Rec's own options; the default of `masking` is the paper's (section 4.1.2)."""
-
-    masking: float = Field(default=0.2, ge=0, lt=1, description="Share of the plays before the last that are hidden")
-    copies: int = Field(default=2, ge=1, description="Times that a session takes part in a step, cut and hidden anew")
 
 
 class _Hidden(NamedTuple):

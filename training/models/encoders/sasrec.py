@@ -7,11 +7,8 @@ from torch import Tensor, nn
 from segue.catalogue import PAD_ROW
 from training.models.encoders.encoder import CausalEncoder
 from training.models.encoders.tensor_ops import dropout
-from training.models.encoders.transformer import Block, PackedLayout, TransformerOptions, attention
-
-
-class SasRecOptions(TransformerOptions):
-    """SASRec has the blocks' sizes alone."""
+from training.models.encoders.transformer import Block, PackedLayout, attention
+from training.options import SasRecOptions
 
 
 class SasRec(CausalEncoder):

@@ -18,7 +18,8 @@ from tests.stopped_training import Killed, KilledAfter, Silent  # noqa: E402
 from training.data.dataset import Dataset, write_dataset  # noqa: E402
 from training.data.synthetic import simulate_sessions  # noqa: E402
 from training.options import SasRecOptions, check_options  # noqa: E402
-from training.run import MODELS, TrainingJob, train  # noqa: E402
+from training.registry import MODELS  # noqa: E402
+from training.run import TrainingJob, train  # noqa: E402
 from training.warm_start import (  # noqa: E402
     ENCODER_WEIGHTS,
     cooccurrence_init,

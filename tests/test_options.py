@@ -67,7 +67,7 @@ def test_every_option_says_what_it_means() -> None:
 @pytest.mark.parametrize("recipe", shipped_recipes())
 def test_every_shipped_recipe_is_valid(recipe: str) -> None:
     pytest.importorskip("torch")
-    from training.run import MODELS
+    from training.registry import MODELS
 
     tables = tomllib.loads((resources.files("training") / "recipes" / f"{recipe}.toml").read_text(encoding="utf-8"))
     assert tables

@@ -1,6 +1,6 @@
 """Names of systems: they say what was trained."""
 
-from training.evaluation.evaluate import system_name
+from training.registry import system_name
 
 
 def test_a_neural_model_is_named_after_its_loss() -> None:

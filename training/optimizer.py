@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from training.models.encoders.encoder import SessionEncoder
+from training.models.encoders.encoder import RankCounts, SessionEncoder
 from training.models.encoders.tensor_ops import put
 
 _BETAS = 0.9, 0.999  # those of torch.optim.AdamW
@@ -160,6 +160,11 @@ class ItemRows:
     def kept(self, weights: dict[str, Any]) -> dict[str, Any]:
         """Of an encoder's weights keep what is held here; what is left is the encoder's to load: here all of it."""
         return weights
+
+    @property
+    def sharded_counts(self) -> RankCounts | None:
+        """How validation compares targets with the rows that this process owns; None: the encoder has all rows."""
+        return None
 
     def end(self) -> None:
         """From here on the encoder holds a whole table, for weights to be loaded into: here it does so always."""

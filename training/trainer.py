@@ -231,9 +231,7 @@ class _Run:
         return self.encoder if self.average is None else self.average.materialize(self.encoder)
 
     def _score(self, candidate: SessionEncoder) -> tuple[float, float]:
-        if isinstance(self.items, ShardedRows):
-            return self.items.score(candidate, self.validation)
-        score = encoder_score(candidate, self.validation, str(self.device))
+        score = encoder_score(candidate, self.validation, str(self.device), self.items.sharded_counts)
         return self.processes.score(score, len(self.validation.targets))
 
     def _learning_rate(self) -> float:

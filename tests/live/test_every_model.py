@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 
 from segue.cli import main
-from training.run import MODELS
+from training.registry import MODELS
 
 pytestmark = pytest.mark.slow
 

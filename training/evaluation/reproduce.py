@@ -23,9 +23,8 @@ from typing import Any, Final, Literal, TypeAlias
 from segue.errors import BadOption, SegueError
 from segue.release import read_manifest
 from training.data.splits import Split
-from training.evaluation.evaluate import system_name
 from training.options import NeuralOptions, Options, read_options
-from training.run import MODELS
+from training.registry import MODELS, system_name
 
 Protocol: TypeAlias = Literal["full", "sampled"]
 

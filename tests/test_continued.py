@@ -17,8 +17,9 @@ from segue.window import Sessions, Windows  # noqa: E402
 from tests.stopped_training import Killed, KilledAfter, Silent  # noqa: E402
 from training.data.dataset import Dataset, write_dataset  # noqa: E402
 from training.data.synthetic import simulate_sessions  # noqa: E402
-from training.options import SasRecOptions, check_options  # noqa: E402
-from training.registry import MODELS  # noqa: E402
+from training.models.encoders.sasrec import SasRec  # noqa: E402
+from training.options import NeuralOptions, SasRecOptions, check_options  # noqa: E402
+from training.registry import MODELS, EncoderModel  # noqa: E402
 from training.run import TrainingJob, train  # noqa: E402
 from training.warm_start import (  # noqa: E402
     ENCODER_WEIGHTS,
@@ -158,10 +159,9 @@ class TestTakingOver:
         settings = {"blocks": 40} if model == "deep" else {}
         line = MODELS["sasrec" if model == "deep" else model]
         options = check_options(line.options, {"dimension": 8, "window": 5, **settings})
-        assert line.encoder is not None
-        one, other = line.encoder(9, options), line.encoder(9, options)
-        for seed, encoder in enumerate((one, other)):
-            encoder.initialise(torch.Generator().manual_seed(seed))
+        assert isinstance(line, EncoderModel)
+        assert isinstance(options, NeuralOptions)
+        one, other = (line.new_encoder(options.model_copy(update={"seed": seed}), 9) for seed in (0, 1))
         load_encoder_weights(other, with_weights(tmp_path / "r", encoder_weights(one)))
         for name, weight in one.named_parameters():
             same = torch.equal(weight, dict(other.named_parameters())[name])
@@ -225,9 +225,7 @@ def with_weights(path: Path, weights: Any, model: str = "sasrec") -> Release:
 
 class TestRefusals:
     def encoder(self, **changes: Any) -> Any:
-        encoder = MODELS["sasrec"].encoder
-        assert encoder is not None
-        return encoder(9, SasRecOptions(**({"dimension": 8, "window": 5} | changes)))
+        return SasRec(9, SasRecOptions(**({"dimension": 8, "window": 5} | changes)))
 
     def test_weights_of_another_encoder(self, tmp_path: Path) -> None:
         release = with_weights(tmp_path / "r", encoder_weights(self.encoder(window=7)))

@@ -1,7 +1,8 @@
-"""What can be set about training, from recipes (TOML), `--set key=value` and the command line's own flags."""
+"""Options of all models, read from recipes (TOML), `--set key=value` and flags. This module does not import torch."""
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeVar
@@ -12,6 +13,7 @@ from segue.errors import BadOption
 from segue.window import DEFAULT_LENGTH
 
 _LONGEST_FOLDED_WINDOW: Final = 100  # the solver of WRMF's fold-in is unrolled, one step a column
+_ROUNDS: Final = ("epochs", "iterations")  # what models call a pass over the data
 
 
 class Options(BaseModel):
@@ -240,7 +242,9 @@ def check_options(kind: type[AnyOptions], values: Mapping[str, Any]) -> AnyOptio
     """Options from plain values. Raises BadOption with one line naming the option, the value and what is allowed."""
     for key in values:
         if key not in kind.model_fields:
-            raise BadOption(f"unknown option {key!r}: this model has {', '.join(sorted(kind.model_fields))}")
+            raise BadOption(
+                f"unknown option {key!r}{_suggestion(key, kind)}: this model has {', '.join(sorted(kind.model_fields))}"
+            )
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
@@ -248,6 +252,13 @@ def check_options(kind: type[AnyOptions], values: Mapping[str, Any]) -> AnyOptio
         name = ".".join(map(str, first["loc"]))
         message = first["msg"].removeprefix("Value error, ")
         raise BadOption(f"option {name} = {first['input']!r}: {message}" if name else message) from error
+
+
+def _suggestion(name: str, kind: type[Options]) -> str:
+    """The model's own word for an option of another model, or a similar name."""
+    known = [word for word in _ROUNDS if word in kind.model_fields] if name in _ROUNDS else []
+    similar = known or get_close_matches(name, kind.model_fields, n=1)
+    return f", use {similar[0]}" if similar else ""
 
 
 def shipped_recipes() -> list[str]:

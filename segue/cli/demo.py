@@ -15,7 +15,8 @@ from segue.errors import BadOption
 if TYPE_CHECKING:
     from training.data.dataset import Dataset
 
-SYSTEMS: Final = {"sasrec": None, "sasrec-no-nce": 0.0}  # release folder: beta, None for the recipe's
+# The releases' folders, named as training.registry.system_name does: beta, None for the recipe's.
+SYSTEMS: Final = {"sasrec+nce": None, "sasrec": 0.0}
 
 
 @click.command(short_help="The whole path on synthetic data, then the player.")
@@ -67,16 +68,16 @@ def _system(dataset: "Dataset", out: Path, beta: float | None) -> tuple[Any, dic
     """Train, index and evaluate one system, unless its release is there. Returns the question and its result."""
     import json
 
-    from segue.release import MANIFEST, open_release
+    from segue.release import open_release
     from training.evaluation.evaluate import Question, evaluate
     from training.options import SasRecOptions, read_options
     from training.run import TrainingJob, train
 
-    if not (out / MANIFEST).is_file():
+    if not _is_system(out):
         say(f"training {out.name}")
         options = read_options(SasRecOptions, "demo", [], "sasrec", beta=beta)
         with TrainingProgress(options.epochs) as progress:
-            release = train(TrainingJob("sasrec", options, dataset, "last-play", out), progress)
+            release = train(TrainingJob("sasrec", options, dataset, "last-play", out, overwrite=True), progress)
         build_index(release)
     question = Question(dataset, open_release(out), "last-play")
     kept = dataset.path.with_name(f"{out.name}.evaluation.json")
@@ -88,6 +89,17 @@ def _system(dataset: "Dataset", out: Path, beta: float | None) -> tuple[Any, dic
         result = evaluate(question, answers_of(question), advance)
     kept.write_text(json.dumps(result), encoding="utf-8")
     return question, result
+
+
+def _is_system(release: Path) -> bool:
+    """Whether there is a release, of the system that its folder is named after."""
+    from segue.release import MANIFEST, read_manifest
+    from training.registry import system_name
+
+    if not (release / MANIFEST).is_file():
+        return False
+    manifest = read_manifest(release)
+    return system_name(manifest.model, manifest.options) == release.name
 
 
 def _serve(releases: Path, data: Path, port: int, *, browser: bool) -> None:

@@ -31,7 +31,7 @@ from training.warm_start import (  # noqa: E402
 )
 
 FROZEN = Path(__file__).parent / "releases" / "v1"
-OPTIONS = SasRecOptions(dimension=8, heads=2, window=6, epochs=1, batch_size=16, negatives=20, averaging=0.9)
+OPTIONS = SasRecOptions(dimension=8, heads=2, window=6, epochs=1, batch_size=16, negatives=20, ema_decay=0.9)
 LATER = 300  # sessions, of 400
 
 
@@ -180,7 +180,7 @@ class TestTraining:
         data = write_dataset(tmp_path / "ring", ring, "planted")
         untaught = OPTIONS.model_copy(update={"learning_rate": 1e-9})
         origin = train(TrainingJob("sasrec", untaught, data, "last-play", tmp_path / "origin"), Silent())
-        learning = {"epochs": 3, "learning_rate": 0.02, "averaging": 0.0}
+        learning = {"epochs": 3, "learning_rate": 0.02, "ema_decay": 0.0}
         whole = train(on(origin, data, tmp_path / "whole", **learning), Silent())
         with pytest.raises(Killed):
             train(on(origin, data, tmp_path / "killed", **learning), KilledAfter(9))

@@ -78,7 +78,7 @@ class TestReproducible:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, averaging: float
     ) -> None:
         monkeypatch.setattr("training.trainer.CHECKPOINT_EVERY_S", 0.0)  # so that mid-epoch checkpoints take part
-        options = OPTIONS.model_copy(update={"averaging": averaging})
+        options = OPTIONS.model_copy(update={"ema_decay": averaging})
         whole = run(tmp_path / "whole", options)
         with pytest.raises(Killed):
             run(tmp_path / "killed", options, KilledAfter(steps))
@@ -168,7 +168,7 @@ class TestLearning:
                     seen.append([parameter.detach().clone() for parameter in self.parameters()])
                 return super().train(mode)
 
-        changes = {"averaging": 0.8, "epochs": 1, "batch_size": batch_size, "negatives": negatives}
+        changes = {"ema_decay": 0.8, "epochs": 1, "batch_size": batch_size, "negatives": negatives}
         options = OPTIONS.model_copy(update=changes)
         encoder = Watching(TRACKS + 1, options)
         encoder.initialise(torch.Generator().manual_seed(0))

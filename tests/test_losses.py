@@ -255,7 +255,9 @@ class TestPublishedPairing:
         sessions = sessions_of([(1, False), (2, True), (3, True)])
         terms = {}
         for pairing in ("session", "published"):
-            options = SasRecOptions(dimension=8, heads=2, window=4, dropout=0.0, alpha=0.0, beta=1.0, pairing=pairing)
+            options = SasRecOptions(
+                dimension=8, heads=2, window=4, dropout=0.0, alpha=0.0, beta=1.0, negative_pairing=pairing
+            )
             encoder = SasRec(6, options)
             encoder.initialise(torch.Generator().manual_seed(0))
             batch = make_batch(sessions, 4, "next")

@@ -49,7 +49,7 @@ def test_what_numpy_cannot_have(tmp_path: Path) -> None:
 def test_what_a_gpu_does_not_have(tmp_path: Path) -> None:
     said = advice(Bert4RecOptions(), tmp_path, raising(torch.OutOfMemoryError(ON_A_GPU)))
     assert "out of memory (20 GiB more were requested): lower batch_size" in said
-    assert "copies (now 2)" in said
+    assert "duplication_factor (now 2)" in said
 
 
 def test_a_model_without_such_options_says_so(tmp_path: Path) -> None:

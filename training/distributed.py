@@ -50,14 +50,14 @@ class DistributedProcesses(Processes):
 
     def check(self, options: NeuralOptions) -> None:
         """See Processes."""
-        if options.pairing == "published":
+        if options.negative_pairing == "published":
             raise BadOption(
-                f"pairing=published contrasts sessions of the whole batch, and {self.world} processes hold a share "
-                "each: train in one process, or with pairing=session"
+                f"negative_pairing=published contrasts sessions of the whole batch, and {self.world} processes hold a "
+                "share each: train in one process, or with negative_pairing=session"
             )
 
-        if self.sharded and (options.updates == "all" or options.averaging):
-            raise BadOption("--sharded goes with updates=touched and averaging=0: other options need the whole table")
+        if self.sharded and (options.updates == "all" or options.ema_decay):
+            raise BadOption("--sharded goes with updates=touched and ema_decay=0: other options need the whole table")
 
     def agree(self, facts: Mapping[str, object]) -> None:
         """See Processes."""

@@ -198,7 +198,9 @@ def step_terms(
         predicted, asked = encoder.predict(batch)  # [batch, window, dimension]
     zero = predicted.new_zeros(())
     nll = _nll(encoder, predicted, asked, negatives, total) if options.alpha else zero
-    nce = _NCE[options.pairing](encoder, predicted, asked, options.temperature, total) if options.beta else zero
+    nce = (
+        _NCE[options.negative_pairing](encoder, predicted, asked, options.temperature, total) if options.beta else zero
+    )
     return Terms(options.alpha * nll + options.beta * nce, nll, nce)
 
 

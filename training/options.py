@@ -51,7 +51,7 @@ class NeuralOptions(Options):
     weight_decay: float = Field(
         default=0.0, ge=0, description="Decoupled weight decay (AdamW); 0 is Adam, as in the paper"
     )
-    averaging: float = Field(
+    ema_decay: float = Field(
         default=0.0,
         ge=0,
         lt=1,
@@ -76,7 +76,7 @@ class NeuralOptions(Options):
         default=0.5, ge=0, description="Weight of the InfoNCE term over skips; 0 leaves it out (--no-nce)"
     )
     temperature: float = Field(default=0.1, gt=0, description="Divides the cosine similarities of the InfoNCE term")
-    pairing: Literal["session", "published"] = Field(
+    negative_pairing: Literal["session", "published"] = Field(
         default="session",
         description="The skips that a step is contrasted with: its own session's, as the paper says, or mostly those "
         "of another session, as the authors' public code repeats them",
@@ -86,7 +86,7 @@ class NeuralOptions(Options):
     )
     dimension: int = Field(default=128, ge=1, description="Columns of the item embeddings and of hidden layers")
     dropout: float = Field(default=0.2, ge=0, lt=1, description="Share of activations dropped in training")
-    first_weights: float = Field(
+    init_scale: float = Field(
         default=0.02, gt=0, le=1, description="First weights are normal(0, 1) truncated to this on both sides"
     )
     precision: Literal["float32", "bfloat16"] = Field(
@@ -134,7 +134,9 @@ class Bert4RecOptions(TransformerOptions):
     """BERT4Rec's own options; the default of `masking` is the paper's (section 4.1.2)."""
 
     masking: float = Field(default=0.2, ge=0, lt=1, description="Share of the plays before the last that are hidden")
-    copies: int = Field(default=2, ge=1, description="Times that a session takes part in a step, cut and hidden anew")
+    duplication_factor: int = Field(
+        default=2, ge=1, description="Times that a session takes part in a step, cut and hidden anew"
+    )
 
 
 class Gru4RecOptions(NeuralOptions):

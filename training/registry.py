@@ -209,7 +209,7 @@ def system_name(model: str, options: Mapping[str, Any]) -> str:
     parts = [model]
     if options.get("beta"):
         parts.append("nce")
-        if options.get("pairing") == "published":
+        if options.get("negative_pairing") == "published":
             parts.append("published-pairing")
     if options.get("objective") == "next-played":
         parts.append("next-played")

@@ -213,7 +213,7 @@ def _with_training_counts(catalogue: Catalogue, part: SessionViews) -> Catalogue
 
 
 # Options that a step's memory grows with. Lowering the first ones costs the least accuracy.
-_LOWERED: Final = ("batch_size", "negatives", "copies", "dimension")
+_LOWERED: Final = ("batch_size", "negatives", "duplication_factor", "dimension")
 _HOST: Final = ("not enough memory", "can't allocate memory", "cannot allocate memory")  # torch's CPU allocator
 
 

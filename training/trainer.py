@@ -103,7 +103,7 @@ class _Run:
         self.items = rows(encoder.item_embeddings, self.options.weight_decay)
         others = [parameter for parameter in encoder.parameters() if parameter is not self.items.table]
         self.others = DenseWeights(others, self.options.weight_decay)
-        self.average = MovingAverage(encoder, self.options.averaging) if self.options.averaging else None
+        self.average = MovingAverage(encoder, self.options.ema_decay) if self.options.ema_decay else None
         self.progress = Progress()
         self.stop = StopSignal()
         self._resume()

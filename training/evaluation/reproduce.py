@@ -46,7 +46,7 @@ SYSTEMS: Final[dict[str, System]] = {
     **{f"{name}+nce": System(name) for name in NEURAL},
     **{name: System(name) for name, model in MODELS.items() if not issubclass(model.options, NeuralOptions)},
     # The paper's open questions (docs/evaluation.md).
-    "sasrec+nce+published-pairing": System("sasrec", {"pairing": "published"}),
+    "sasrec+nce+published-pairing": System("sasrec", {"negative_pairing": "published"}),
     "sasrec+next-played": System("sasrec", {**_PLAIN, "objective": "next-played"}),
     "sasrec+nce+next-played": System("sasrec", {"objective": "next-played"}),
     "sasrec+played-only": System("sasrec", {**_PLAIN, "plays": "played"}),

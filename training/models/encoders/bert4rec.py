@@ -1,9 +1,9 @@
 """BERT4Rec: bidirectional attention over a session with masked plays (Sun et al., CIKM 2019).
 
 Source: https://arxiv.org/abs/1904.06690. A mask token appended to the window asks for the next track (paper, section
-4.1.1). Training hides the last play behind that token, and others with probability `masking`; each session takes part
-`copies` times a step, each time cut after another play, so that the appended token is asked after every play. The
-copies are cut ever later, so that the early ones fill a part of the window only and cost less.
+4.1.1). Training hides the last play behind that token, and others with probability `masking`. Each session takes part
+`duplication_factor` times a step, each time truncated after another play, so that the appended token is asked after
+every play. Early truncations fill only a part of the window and cost less.
 """
 
 from typing import NamedTuple
@@ -34,7 +34,7 @@ class Bert4Rec(SessionEncoder):
 
     def __init__(self, num_rows: int, options: Bert4RecOptions) -> None:
         super().__init__(num_rows, options)
-        self.masking, self.copies = options.masking, options.copies
+        self.masking, self.copies = options.masking, options.duplication_factor
         self.mask_token = nn.Parameter(torch.zeros(1, options.dimension))
         self.positions = nn.Embedding(options.window + 1, options.dimension)
         self.input_norm = nn.LayerNorm(options.dimension)
@@ -74,7 +74,7 @@ class Bert4Rec(SessionEncoder):
     def predict(self, batch: Batch) -> tuple[Tensor, Batch]:
         """See SessionEncoder: hidden plays are predicted from those before and after them."""
         predicted, asked = zip(
-            *(self._predict(cut_anew(batch, i, self.copies)) for i in range(self.copies)), strict=True
+            *(self._predict(random_truncate(batch, i, self.copies)) for i in range(self.copies)), strict=True
         )
         return torch.cat(predicted), Batch(*(torch.cat(tensors) for tensors in zip(*asked, strict=True)))
 
@@ -99,7 +99,7 @@ class Bert4Rec(SessionEncoder):
         return _Hidden(shown_alone, F.pad(chosen, (1, 0)))
 
 
-def cut_anew(batch: Batch, part: int, parts: int) -> Batch:
+def random_truncate(batch: Batch, part: int, parts: int) -> Batch:
     """Every session ended after a play drawn uniformly from a part of its plays, its second one being the first.
 
     `part` counts from 0; over all `parts` of them, each play is as likely as any other.

@@ -86,7 +86,7 @@ class SessionEncoder(Encoder):
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if parameter.dim() > 1:
-                    truncated_normal(parameter, self.options.first_weights, generator)
+                    truncated_normal(parameter, self.options.init_scale, generator)
                 elif "bias" in name.rpartition(".")[2]:
                     parameter.zero_()
                 else:

@@ -35,8 +35,7 @@ from training.data.dataset import Dataset, RawInteractions, open_dataset, write_
 from training.data.splits import Examples, examples
 from training.data.synthetic import simulate_sessions
 from training.evaluation.evaluate import LocalRecommender, Question, evaluate
-from training.models.encoders.sasrec import SasRecOptions
-from training.options import read_options
+from training.options import SasRecOptions, read_options
 from training.run import TrainingJob, train
 from training.run_log import source_commit
 

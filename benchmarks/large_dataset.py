@@ -28,7 +28,7 @@ import training.data.loader
 import training.validation
 from training.data.dataset import RawInteractions, open_dataset, write_listening
 from training.data.loader import epoch_batches
-from training.models.encoders.sasrec import SasRecOptions
+from training.options import SasRecOptions
 from training.prepare.partitioned import disk_engine
 from training.prepare.pipeline import Engine, prepare
 from training.run import TrainingJob

@@ -4,7 +4,7 @@ A window holds the last plays of a session, oldest first, padded on the left wit
 is always in the last column. Plays of tracks outside the catalogue are ignored: they take no column.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from segue.catalogue import PAD_ROW, Catalogue
 from segue.sessions import Outcome, Play
 
 DEFAULT_LENGTH = 20
+_PLAYS_PER_BLOCK = 4_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +62,59 @@ class Sessions:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SessionViews:
+    """Session i is the plays starts[i]:ends[i] of `whole`, oldest play first; views may overlap."""
+
+    whole: Sessions
+    starts: Int  # [sessions] int64
+    ends: Int  # [sessions] int64, not below `starts`
+
+    @classmethod
+    def of(cls, sessions: "Sessions | SessionViews") -> "SessionViews":
+        """Views of all of them."""
+        if isinstance(sessions, SessionViews):
+            return sessions
+        return cls(sessions, sessions.offsets[:-1], sessions.offsets[1:])
+
+    def __len__(self) -> int:
+        """The number of sessions."""
+        return len(self.starts)
+
+    @property
+    def lengths(self) -> Int:
+        """Plays in each session. [sessions] int64."""
+        return self.ends - self.starts
+
+    def select(self, which: Int | slice) -> Sessions:
+        """A copy of the sessions with these numbers (or of this slice of them), in that order."""
+        return self.whole.cut(self.starts[which], self.ends[which])
+
+    def gathered(self) -> Sessions:
+        """A copy of all of them."""
+        return self.select(slice(None))
+
+    def blocks(self) -> Iterator[Sessions]:
+        """All of them in order, copied a few million plays at a time."""
+        reached = np.cumsum(self.lengths)
+        start = 0
+        while start < len(self):
+            before = reached[start - 1] if start else 0
+            end = max(int(np.searchsorted(reached, before + _PLAYS_PER_BLOCK, side="right")), start + 1)
+            yield self.select(slice(start, end))
+            start = end
+
+    def played(self) -> "SessionViews":
+        """The same sessions without the plays that were skipped: a copy, in the dtype of the plays."""
+        kept = [block.played() for block in self.blocks()]
+        if not kept:
+            return self
+        rows = np.concatenate([part.rows.astype(self.whole.rows.dtype, copy=False) for part in kept])
+        ends = np.cumsum(np.concatenate([part.lengths for part in kept]), dtype=np.int64)
+        offsets = np.concatenate([np.zeros(1, dtype=np.int64), ends])
+        return SessionViews.of(Sessions(rows, np.zeros(len(rows), dtype=np.bool_), offsets))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Windows:
     """The windows of a batch of sessions: the input of an encoder."""
 
@@ -100,3 +154,10 @@ def to_windows(sessions: Sessions, length: int) -> Windows:
         tracks=np.where(real, usable.rows[positions], PAD_ROW).astype(np.int64, copy=False),
         skipped=usable.skipped[positions] & real,
     )
+
+
+def distinct(tracks: Int) -> Int:
+    """The tracks of each session, each once, PAD_ROW in place of its repetitions. [batch, n] -> [batch, n]."""
+    earlier = np.tril(np.ones((tracks.shape[1], tracks.shape[1]), dtype=np.bool_), k=-1)
+    repeated = ((tracks[:, :, None] == tracks[:, None, :]) & earlier).any(axis=2)
+    return np.where(repeated, PAD_ROW, tracks)

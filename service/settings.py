@@ -21,7 +21,7 @@ from segue.errors import BadOption
 PREFIX = "SEGUE_"
 
 # The plain name of a folder of releases_dir.
-FOLDER_NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
+FOLDER_NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}$"
 Durability: TypeAlias = Literal["memory", "every-second", "always"]
 # Variables with the prefix that are no settings: of the command line, of a build, of tests and benchmarks.
 _OTHER_VARIABLES: Final = frozenset(

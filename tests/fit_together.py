@@ -13,15 +13,15 @@ import numpy as np
 import torch
 
 from segue.errors import BadOption
-from segue.window import Sessions
+from segue.window import Sessions, SessionViews
 from training.checkpoint import Checkpoints
-from training.data.loader import SessionViews
 from training.data.splits import Examples
-from training.distributed import Processes, init_distributed
+from training.distributed import init_distributed
 from training.models.encoders.encoder import SessionEncoder
-from training.models.encoders.gru4rec import Gru4Rec, Gru4RecOptions
-from training.models.encoders.sasrec import SasRec, SasRecOptions
-from training.options import NeuralOptions
+from training.models.encoders.gru4rec import Gru4Rec
+from training.models.encoders.sasrec import SasRec
+from training.options import Gru4RecOptions, NeuralOptions, SasRecOptions
+from training.processes import Processes
 from training.trainer import FitResult, fit
 
 TRACKS, SESSIONS, LENGTH = 40, 57, 6
@@ -53,7 +53,7 @@ CASES = {
     "sasrec": Case(SasRec, sasrec()),
     "gru4rec": Case(Gru4Rec, Gru4RecOptions(**SIZES)),
     "every row": Case(SasRec, sasrec(updates="all")),
-    "averaged": Case(SasRec, sasrec(averaging=0.9)),
+    "averaged": Case(SasRec, sasrec(ema_decay=0.9)),
     "skip loss alone": Case(SasRec, sasrec(alpha=0.0)),
     "float32": Case(SasRec, sasrec(), torch.float32),
     "dropout": Case(SasRec, sasrec(dropout=0.2), torch.float32),
@@ -158,7 +158,7 @@ def main(folder: Path) -> None:
         sharded(folder, processes)
         refusals = {
             "other options": _refusal(CASES["sasrec"], folder / "a", processes, {"seed": processes.rank}),
-            "published": _refusal(Case(SasRec, sasrec(pairing="published")), folder / "b", processes, {}),
+            "published": _refusal(Case(SasRec, sasrec(negative_pairing="published")), folder / "b", processes, {}),
         }
         processes.sharded = True
         refusals["sharded"] = _refusal(CASES["averaged"], folder / "c", processes, {})

@@ -19,10 +19,11 @@ from tests.datasets import write_dataset  # noqa: E402
 from tests.stopped_training import Killed, KilledAfter, Silent  # noqa: E402
 from training.data.dataset import Dataset  # noqa: E402
 from training.data.synthetic import simulate_sessions  # noqa: E402
-from training.models.encoders.sasrec import SasRecOptions  # noqa: E402
-from training.options import check_options  # noqa: E402
-from training.run import MODELS, TrainingJob, train  # noqa: E402
-from training.warm_start import (  # noqa: E402  # noqa: E402
+from training.models.encoders.sasrec import SasRec  # noqa: E402
+from training.options import NeuralOptions, SasRecOptions, check_options  # noqa: E402
+from training.registry import MODELS, EncoderModel  # noqa: E402
+from training.run import TrainingJob, train  # noqa: E402
+from training.warm_start import (  # noqa: E402
     ENCODER_WEIGHTS,
     cooccurrence_init,
     encoder_weights,
@@ -32,7 +33,7 @@ from training.warm_start import (  # noqa: E402  # noqa: E402
 )
 
 FROZEN = Path(__file__).parent / "releases" / "v1"
-OPTIONS = SasRecOptions(dimension=8, heads=2, window=6, epochs=1, batch_size=16, negatives=20, averaging=0.9)
+OPTIONS = SasRecOptions(dimension=8, heads=2, window=6, epochs=1, batch_size=16, negatives=20, ema_decay=0.9)
 LATER = 300  # sessions, of 400
 
 
@@ -159,10 +160,9 @@ class TestTakingOver:
         settings = {"blocks": 40} if model == "deep" else {}
         line = MODELS["sasrec" if model == "deep" else model]
         options = check_options(line.options, {"dimension": 8, "window": 5, **settings})
-        assert line.encoder is not None
-        one, other = line.encoder(9, options), line.encoder(9, options)
-        for seed, encoder in enumerate((one, other)):
-            encoder.initialise(torch.Generator().manual_seed(seed))
+        assert isinstance(line, EncoderModel)
+        assert isinstance(options, NeuralOptions)
+        one, other = (line.new_encoder(options.model_copy(update={"seed": seed}), 9) for seed in (0, 1))
         load_encoder_weights(other, with_weights(tmp_path / "r", encoder_weights(one)))
         for name, weight in one.named_parameters():
             same = torch.equal(weight, dict(other.named_parameters())[name])
@@ -181,7 +181,7 @@ class TestTraining:
         data = write_dataset(tmp_path / "ring", ring, "planted")
         untaught = OPTIONS.model_copy(update={"learning_rate": 1e-9})
         origin = train(TrainingJob("sasrec", untaught, data, "last-play", tmp_path / "origin"), Silent())
-        learning = {"epochs": 3, "learning_rate": 0.02, "averaging": 0.0}
+        learning = {"epochs": 3, "learning_rate": 0.02, "ema_decay": 0.0}
         whole = train(on(origin, data, tmp_path / "whole", **learning), Silent())
         with pytest.raises(Killed):
             train(on(origin, data, tmp_path / "killed", **learning), KilledAfter(9))
@@ -224,9 +224,7 @@ def with_weights(path: Path, weights: Any, model: str = "sasrec") -> Release:
 
 class TestRefusals:
     def encoder(self, **changes: Any) -> Any:
-        encoder = MODELS["sasrec"].encoder
-        assert encoder is not None
-        return encoder(9, SasRecOptions(**({"dimension": 8, "window": 5} | changes)))
+        return SasRec(9, SasRecOptions(**({"dimension": 8, "window": 5} | changes)))
 
     def test_weights_of_another_encoder(self, tmp_path: Path) -> None:
         release = with_weights(tmp_path / "r", encoder_weights(self.encoder(window=7)))

@@ -21,7 +21,7 @@ pytest.importorskip("material", reason="the documents are not part of the wheel"
 from docs.site import figures, hooks, http_reference, plays, reference, walk
 from segue.cli import segue
 from service.settings import Settings
-from training.run import MODELS
+from training.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -14,11 +14,12 @@ from segue.window import Sessions, Windows  # noqa: E402
 from service.releases.loaded import OnnxEncoder  # noqa: E402
 from training.data.loader import Batch, make_batch  # noqa: E402
 from training.export_onnx import check_parity, export_encoder, item_embeddings  # noqa: E402
-from training.models.encoders.bert4rec import Bert4Rec, Bert4RecOptions, random_truncate  # noqa: E402
-from training.models.encoders.caser import Caser, CaserOptions  # noqa: E402
+from training.models.encoders.bert4rec import Bert4Rec, random_truncate  # noqa: E402
+from training.models.encoders.caser import Caser  # noqa: E402
 from training.models.encoders.encoder import CausalEncoder, SessionEncoder, drop_skipped  # noqa: E402
-from training.models.encoders.gru4rec import Gru4Rec, Gru4RecOptions  # noqa: E402
-from training.models.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
+from training.models.encoders.gru4rec import Gru4Rec  # noqa: E402
+from training.models.encoders.sasrec import SasRec  # noqa: E402
+from training.options import Bert4RecOptions, CaserOptions, Gru4RecOptions, SasRecOptions  # noqa: E402
 
 ROWS, WINDOW = 50, 8
 
@@ -239,7 +240,7 @@ class TestMasking:
         assert not torch.equal(*encoder(tracks, skipped, masked)[:, 4])
 
     def test_the_share_of_hidden_plays_is_the_one_asked_for(self) -> None:
-        options = Bert4RecOptions(dimension=16, heads=4, window=WINDOW, masking=0.3, copies=50)
+        options = Bert4RecOptions(dimension=16, heads=4, window=WINDOW, masking=0.3, duplication_factor=50)
         torch.manual_seed(0)
         batch = make_batch(long_sessions(20), WINDOW, "next")
         _, asked = Bert4Rec(ROWS, options).eval().predict(batch)
@@ -249,7 +250,7 @@ class TestMasking:
         assert (asked.targets[:, :-1] != PAD_ROW)[before_last].float().mean().item() == pytest.approx(0.3, abs=0.02)
 
     def test_no_step_is_contrasted_whose_positive_is_seen(self) -> None:
-        options = Bert4RecOptions(dimension=16, heads=4, window=WINDOW, masking=0.5, copies=20)
+        options = Bert4RecOptions(dimension=16, heads=4, window=WINDOW, masking=0.5, duplication_factor=20)
         torch.manual_seed(0)
         _, asked = Bert4Rec(ROWS, options).eval().predict(make_batch(long_sessions(20), WINDOW, "next"))
         assert (asked.positives[:, :-1] == PAD_ROW).all()

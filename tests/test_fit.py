@@ -14,15 +14,15 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from segue.errors import BadOption  # noqa: E402 (after the check that torch is there)
-from segue.window import Sessions  # noqa: E402
+from segue.window import Sessions, SessionViews  # noqa: E402
 from tests.stopped_training import Killed, KilledAfter, Silent  # noqa: E402
 from training import losses as objective  # noqa: E402
 from training import trainer as training_fit  # noqa: E402
 from training.checkpoint import Checkpoints, Interrupted  # noqa: E402
-from training.data.loader import SessionViews  # noqa: E402
 from training.data.splits import Examples  # noqa: E402
-from training.distributed import Processes  # noqa: E402
-from training.models.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
+from training.models.encoders.sasrec import SasRec  # noqa: E402
+from training.options import SasRecOptions  # noqa: E402
+from training.processes import Processes  # noqa: E402
 from training.trainer import FitResult, fit  # noqa: E402
 
 OPTIONS = SasRecOptions(dimension=16, heads=2, window=6, epochs=3, batch_size=8, negatives=20, learning_rate=0.01)
@@ -78,7 +78,7 @@ class TestReproducible:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, averaging: float
     ) -> None:
         monkeypatch.setattr("training.trainer.CHECKPOINT_EVERY_S", 0.0)  # so that mid-epoch checkpoints take part
-        options = OPTIONS.model_copy(update={"averaging": averaging})
+        options = OPTIONS.model_copy(update={"ema_decay": averaging})
         whole = run(tmp_path / "whole", options)
         with pytest.raises(Killed):
             run(tmp_path / "killed", options, KilledAfter(steps))
@@ -168,7 +168,7 @@ class TestLearning:
                     seen.append([parameter.detach().clone() for parameter in self.parameters()])
                 return super().train(mode)
 
-        changes = {"averaging": 0.8, "epochs": 1, "batch_size": batch_size, "negatives": negatives}
+        changes = {"ema_decay": 0.8, "epochs": 1, "batch_size": batch_size, "negatives": negatives}
         options = OPTIONS.model_copy(update=changes)
         encoder = Watching(TRACKS + 1, options)
         encoder.initialise(torch.Generator().manual_seed(0))

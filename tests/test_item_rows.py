@@ -12,11 +12,12 @@ torch = pytest.importorskip("torch")
 
 from segue.window import Sessions  # noqa: E402 (after the check that torch is there)
 from training.data.loader import make_batch  # noqa: E402
-from training.models.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
+from training.models.encoders.sasrec import SasRec  # noqa: E402
 from training.optimizer import (  # noqa: E402
     ItemRows,
     MovingAverage,
 )
+from training.options import SasRecOptions  # noqa: E402
 
 ROWS, DIMENSION = 12, 4
 

@@ -13,7 +13,8 @@ from segue.catalogue import PAD_ROW
 from segue.release import DatasetFacts, ReleaseMetadata, WindowFacts, write_release
 from segue.window import Sessions, Windows, to_windows
 from tests.catalogues import catalogue_of
-from training.models.baselines.knn import VmisKnn, VmisKnnOptions
+from training.models.baselines.knn import VmisKnn
+from training.options import VmisKnnOptions
 
 ROWS = 30
 

@@ -16,21 +16,21 @@ torch = pytest.importorskip("torch")
 
 from segue.errors import BadDataset  # noqa: E402
 from segue.release import MANIFEST  # noqa: E402
-from segue.window import Sessions  # noqa: E402
+from segue.window import Sessions, SessionViews  # noqa: E402
 from training.checkpoint import Checkpoints  # noqa: E402
 from training.data import dataset as datasets  # noqa: E402
 from training.data.dataset import CATALOGUE_FILE, FACTS_FILE, Dataset, open_dataset  # noqa: E402
-from training.data.loader import (  # noqa: E402  # noqa: E402
-    SessionViews,
+from training.data.loader import (  # noqa: E402
     chunked_permutation,
     epoch_batches,
     epoch_order,
     trainable,
 )
-from training.data.sessions_parquet import FLAT_FOLDER, SESSIONS_FILE, GrowingArray, blocks, counts, mapped  # noqa: E402  # noqa: E402
+from training.data.sessions_parquet import FLAT_FOLDER, SESSIONS_FILE, GrowingArray, blocks, counts, mapped  # noqa: E402
 from training.data.splits import Part, Split, examples, training_part  # noqa: E402
 from training.data.synthetic import simulate  # noqa: E402
-from training.models.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
+from training.models.encoders.sasrec import SasRec  # noqa: E402
+from training.options import SasRecOptions  # noqa: E402
 from training.run import TrainingJob, train  # noqa: E402
 from training.trainer import fit  # noqa: E402
 

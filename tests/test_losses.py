@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from segue.catalogue import PAD_ROW  # noqa: E402 (after the check that torch is there)
-from segue.window import Sessions  # noqa: E402
-from training.data.loader import Batch, distinct, make_batch, next_played, trainable  # noqa: E402
-from training.losses import (  # noqa: E402  # noqa: E402
+from segue.window import Sessions, distinct  # noqa: E402
+from training.data.loader import Batch, make_batch, next_played, trainable  # noqa: E402
+from training.losses import (  # noqa: E402
     Negatives,
     info_nce,
     info_nce_as_published,
@@ -23,7 +23,8 @@ from training.losses import (  # noqa: E402  # noqa: E402
     uniform_log_q,
 )
 from training.models.encoders.encoder import SessionEncoder  # noqa: E402
-from training.models.encoders.sasrec import SasRec, SasRecOptions  # noqa: E402
+from training.models.encoders.sasrec import SasRec  # noqa: E402
+from training.options import SasRecOptions  # noqa: E402
 
 Tensor: TypeAlias = Any
 
@@ -254,7 +255,9 @@ class TestPublishedPairing:
         sessions = sessions_of([(1, False), (2, True), (3, True)])
         terms = {}
         for pairing in ("session", "published"):
-            options = SasRecOptions(dimension=8, heads=2, window=4, dropout=0.0, alpha=0.0, beta=1.0, pairing=pairing)
+            options = SasRecOptions(
+                dimension=8, heads=2, window=4, dropout=0.0, alpha=0.0, beta=1.0, negative_pairing=pairing
+            )
             encoder = SasRec(6, options)
             encoder.initialise(torch.Generator().manual_seed(0))
             batch = make_batch(sessions, 4, "next")

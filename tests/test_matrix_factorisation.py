@@ -23,10 +23,11 @@ from segue.window import Sessions, Windows, to_windows  # noqa: E402
 from service.releases.loaded import OnnxEncoder  # noqa: E402
 from training.data.synthetic import simulate_sessions  # noqa: E402
 from training.export_onnx import check_parity, export_encoder, item_embeddings  # noqa: E402
-from training.models.baselines.bpr import Bpr, BprOptions, Draws, Factors, Sampler, descend, factorise, fit_bpr  # noqa: E402
+from training.models.baselines.bpr import Bpr, Draws, Factors, Sampler, descend, factorise, fit_bpr  # noqa: E402
 from training.models.baselines.feedback import Version, distinct_outcomes, distinct_pairs, freshness  # noqa: E402
-from training.models.baselines.wrmf import Wrmf, WrmfOptions, cell_values, confidences, fit_wrmf  # noqa: E402
+from training.models.baselines.wrmf import Wrmf, cell_values, confidences, fit_wrmf  # noqa: E402
 from training.models.encoders.encoder import Encoder  # noqa: E402
+from training.options import BprOptions, WrmfOptions  # noqa: E402
 
 VERSIONS: tuple[Version, ...] = ("orig", "bl", "nr")
 ROWS, WINDOW = 40, 7

@@ -16,7 +16,8 @@ from training.data.splits import examples
 from training.data.synthetic import simulate
 from training.evaluation.evaluate import LocalRecommender, Question, evaluate
 from training.options import check_options
-from training.run import MODELS, TrainingJob, train
+from training.registry import MODELS
+from training.run import TrainingJob, train
 
 CORRECTED = {"wrmf-bl", "wrmf-nr", "bpr-bl", "bpr-nr"}  # of families that the everyday suite has already
 SMALL = {"epochs": 1, "dimension": 8, "heads": 2, "negatives": 20, "iterations": 2, "beta": 0.5}

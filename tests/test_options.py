@@ -28,7 +28,7 @@ def test_what_is_said_later_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["epoch=3"], "unknown option 'epoch': this model has alpha, averaging, batch_size"),
+        (["epoch=3"], "unknown option 'epoch', use epochs: this model has alpha, batch_size, beta"),
         (["epochs=-1"], "option epochs = '-1': Input should be greater than or equal to 0"),
         (["epochs"], "--set 'epochs': expected key=value"),
         (["objective=last"], "option objective = 'last': Input should be 'next' or 'next-played'"),
@@ -67,7 +67,7 @@ def test_every_option_says_what_it_means() -> None:
 @pytest.mark.parametrize("recipe", shipped_recipes())
 def test_every_shipped_recipe_is_valid(recipe: str) -> None:
     pytest.importorskip("torch")
-    from training.run import MODELS
+    from training.registry import MODELS
 
     tables = tomllib.loads((resources.files("training") / "recipes" / f"{recipe}.toml").read_text(encoding="utf-8"))
     assert tables

@@ -19,7 +19,8 @@ torch = pytest.importorskip("torch")
 from segue.cli import main  # noqa: E402 (after the check that torch is there)
 from segue.errors import BadOption  # noqa: E402
 from tests.fit_together import CASES, SESSIONS, SIZES, fitted  # noqa: E402
-from training.distributed import Processes, check_gpus_distinct, init_distributed  # noqa: E402
+from training.distributed import check_gpus_distinct, init_distributed  # noqa: E402
+from training.processes import Processes  # noqa: E402
 from training.trainer import FitResult  # noqa: E402
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -86,12 +87,14 @@ class TestTwoProcesses:
     @pytest.mark.parametrize("rank", [0, 1])
     def test_refuse_a_loss_over_sessions_of_the_whole_batch(self, by_two: Path, rank: int) -> None:
         refusals = json.loads((by_two / f"refusals-{rank}.json").read_text())
-        assert refusals["published"].startswith("pairing=published contrasts sessions of the whole batch, and 2 pro")
+        assert refusals["published"].startswith(
+            "negative_pairing=published contrasts sessions of the whole batch, and 2 pro"
+        )
 
     @pytest.mark.parametrize("rank", [0, 1])
     def test_refuse_to_share_a_table_that_is_needed_whole(self, by_two: Path, rank: int) -> None:
         refusals = json.loads((by_two / f"refusals-{rank}.json").read_text())
-        assert refusals["sharded"].startswith("--sharded goes with updates=touched and averaging=0")
+        assert refusals["sharded"].startswith("--sharded goes with updates=touched and ema_decay=0")
 
 
 class TestJoining:

@@ -16,8 +16,8 @@ pytest.importorskip("torch")
 from segue.errors import BadOption, SegueError
 from training.data.dataset import Dataset
 from training.data.synthetic import simulate
-from training.evaluation.evaluate import system_name
 from training.evaluation.reproduce import SYSTEMS, Plan, Wanted, _Commands, plan, run_plan
+from training.registry import system_name
 
 SMALL = ("epochs=1", "dimension=8", "negatives=20")
 

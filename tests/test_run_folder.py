@@ -127,9 +127,9 @@ def test_a_training_without_memory_ends_with_advice_and_its_checkpoint(
     assert main(command(dataset, tmp_path / "r")) == 1
     said = capsys.readouterr().err.splitlines()
     assert said[-1].startswith(
-        "segue: out of memory (4,194,304.0 GiB more were asked for): lower batch_size (now 32), "
+        "segue: out of memory (4,194,304.0 GiB more were requested): lower batch_size (now 32), "
     )
-    assert f"{tmp_path}/r.training keeps what was trained" in said[-1]
+    assert f"the checkpoint stays in {tmp_path}/r.training" in said[-1]
     assert not any("Traceback" in line for line in said)
     assert (tmp_path / "r.training" / "checkpoint.pt").is_file()
 

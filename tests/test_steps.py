@@ -9,15 +9,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from segue.catalogue import FIRST_TRACK_ROW  # noqa: E402 (after the check that torch is there)
-from segue.window import Sessions  # noqa: E402
+from segue.window import Sessions, SessionViews  # noqa: E402
 from training.data.loader import (  # noqa: E402
-    SessionViews,
     Step,
     prefetch,
     steps,
 )
-from training.distributed import Processes  # noqa: E402
-from training.models.encoders.sasrec import SasRecOptions  # noqa: E402
+from training.options import SasRecOptions  # noqa: E402
+from training.processes import Processes  # noqa: E402
 
 ROWS, SESSIONS = 200, 50
 

@@ -13,7 +13,8 @@ from training.data.dataset import Dataset
 from training.data.synthetic import simulate
 from training.evaluation.tune import BEST, PAPER_SPACE, StudySpec, tune
 from training.options import read_options
-from training.run import MODELS, train
+from training.registry import MODELS
+from training.run import train
 
 SMALL = ["epochs=2", "dimension=8", "heads=2", "negatives=20", "batch_size=64"]
 SPACE = {"learning_rate": [1e-6, 0.02], "beta": [0.0, 0.5]}

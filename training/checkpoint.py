@@ -15,8 +15,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-import torch
-
 from segue.errors import BadOption
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
@@ -93,10 +91,14 @@ class Checkpoints:
 
     def best(self) -> dict[str, Any]:
         """Return the weights of the best epoch, memory-mapped."""
+        import torch
+
         found: dict[str, Any] = torch.load(self.folder / _BEST, weights_only=True, mmap=True)
         return found
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
+        import torch
+
         self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = self.folder / f"{name}.unfinished"
         torch.save(content, unfinished)
@@ -115,6 +117,8 @@ class Checkpoints:
         path = self.folder / _FILE
         if not path.is_file():
             return None
+        import torch
+
         try:
             content: dict[str, Any] = torch.load(path, weights_only=True, mmap=mapped)
             found = json.loads(content["identity"])

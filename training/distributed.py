@@ -11,10 +11,10 @@ Source: data parallelism as in Li et al., "PyTorch Distributed", VLDB 2020, http
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -24,83 +24,20 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from segue.errors import BadOption, ProcessLost
-from training.data.loader import Batch, SessionViews
+from segue.window import SessionViews
+from training.data.loader import Batch
 from training.data.splits import Examples
 from training.losses import Terms
 from training.models.encoders.encoder import SessionEncoder
 from training.options import NeuralOptions
+from training.processes import Processes, StepTerms, is_distributed
 from training.validation import SESSIONS
-
-StepTerms: TypeAlias = Callable[[Batch, Tensor], Terms]
 
 # The main process writes the release while the others wait; the map of millions of tracks takes minutes.
 _COLLECTIVE_TIMEOUT: Final = timedelta(hours=2)
 # The time for all processes to connect. A process that times out exits, and torchrun restarts it.
 _START_TIMEOUT: Final = timedelta(seconds=60)
 _FAREWELL_TIMEOUT: Final = timedelta(seconds=5)
-
-
-class Processes:
-    """A single process: the collective operations return their input unchanged."""
-
-    rank = 0
-    world = 1
-    sharded = False  # whether each process holds only a shard of the item embeddings
-
-    def __init__(self, device: str = "cpu") -> None:
-        self.device = device
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes files and reports progress."""
-        return self.rank == 0
-
-    def check_options(self, options: NeuralOptions) -> None:
-        """Raise BadOption for options that several processes do not support."""
-
-    def check_consistent(self, facts: Mapping[str, object]) -> None:
-        """Raise BadOption if the values of `facts` differ between processes."""
-
-    def wrap(self, encoder: SessionEncoder, terms: StepTerms) -> StepTerms:  # noqa: ARG002 (a single process needs no wrapper)
-        """Wrap `terms` so that its backward pass sums gradients over processes, except those of the item embeddings."""
-        return terms
-
-    def shard(self, batch: Batch) -> Batch:
-        """Return this process's shard of a batch; an empty session if the batch has fewer sessions than processes."""
-        return batch
-
-    def validation_shard(self, validation: Examples) -> Examples:
-        """Return this process's shard of the validation examples."""
-        return validation
-
-    def all_reduce_count(self, count: Tensor) -> Tensor:
-        """Return a count summed over the processes."""
-        return count
-
-    def all_reduce_(self, tensor: Tensor) -> None:
-        """Sum a tensor over the processes, in place."""
-
-    def all_reduce_scalars(self, values: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return scalars summed over the processes."""
-        if self.device == "cpu":
-            return {name: value.item() for name, value in values.items()}
-        together = torch.stack([value.detach() for value in values.values()])  # one synchronisation with the GPU
-        return dict(zip(values, together.tolist(), strict=True))
-
-    def mean_score(self, score: tuple[float, float], targets: int) -> tuple[float, float]:  # noqa: ARG002 (as above)
-        """Return means over all targets, given this process's means and its number of targets."""
-        return score
-
-    def broadcast_decision(self, due: bool) -> bool:
-        """Return the main process's decision if all processes must act on it together."""
-        return due
-
-    def any_process(self, asked: bool) -> bool:
-        """Whether the flag is set in at least one process."""
-        return asked
-
-    def barrier(self) -> None:
-        """Wait until all processes have reached this call."""
 
 
 class DistributedProcesses(Processes):
@@ -113,15 +50,15 @@ class DistributedProcesses(Processes):
 
     def check_options(self, options: NeuralOptions) -> None:
         """Raise BadOption for options that several processes, or sharded tables, do not support."""
-        if options.pairing == "published":
+        if options.negative_pairing == "published":
             raise BadOption(
-                f"pairing=published contrasts sessions of the whole batch, but each of {self.world} processes has "
-                "only a shard: train in one process, or set pairing=session"
+                f"negative_pairing=published contrasts sessions of the whole batch, but each of {self.world} processes "
+                "has only a shard: train in one process, or set negative_pairing=session"
             )
 
-        if self.sharded and (options.updates == "all" or options.averaging):
+        if self.sharded and (options.updates == "all" or options.ema_decay):
             raise BadOption(
-                "--sharded needs updates=touched and averaging=0: other values need the full table of item embeddings"
+                "--sharded needs updates=touched and ema_decay=0: other values need the full table of item embeddings"
             )
 
     def check_consistent(self, facts: Mapping[str, object]) -> None:
@@ -185,6 +122,8 @@ class DistributedProcesses(Processes):
 
     def mean_score(self, score: tuple[float, float], targets: int) -> tuple[float, float]:
         """Return means over the targets of all processes, weighted by their numbers of targets."""
+        if self.sharded:
+            return score  # of all targets already: see `validation_shard`
         sums = torch.tensor([*score, 1.0], dtype=torch.float64) * targets
         self.all_reduce_(sums)
         first, second, count = sums.tolist()
@@ -227,11 +166,6 @@ def _sum_hook(_: object, bucket: distributed.GradBucket) -> torch.futures.Future
     assert work is not None
     future: torch.futures.Future[list[Tensor]] = work.get_future()
     return future.then(lambda done: done.value()[0])
-
-
-def is_distributed() -> bool:
-    """Whether this process was started as one of several (by torchrun, or with its variables set)."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
 @contextmanager

@@ -214,7 +214,7 @@ def step_terms(
         predicted, predicted_batch = encoder.predict(batch)  # [batch, window, dimension]
     zero = predicted.new_zeros(())
     nll = _nll(encoder, predicted, predicted_batch, negatives, normalizer) if options.alpha else zero
-    nce_term = _NCE[options.pairing]
+    nce_term = _NCE[options.negative_pairing]
     nce = nce_term(encoder, predicted, predicted_batch, options.temperature, normalizer) if options.beta else zero
     return Terms(options.alpha * nll + options.beta * nce, nll, nce)
 

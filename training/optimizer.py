@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from training.models.encoders.encoder import SessionEncoder
+from training.models.encoders.encoder import RankCounts, SessionEncoder
 from training.models.encoders.tensor_ops import scatter_rows
 
 _BETAS = 0.9, 0.999  # the defaults of torch.optim.AdamW
@@ -163,6 +163,11 @@ class ItemRows:
     def load_shard(self, weights: dict[str, Any]) -> dict[str, Any]:
         """Load this process's shard of an encoder's weights; return those for the encoder to load, here all."""
         return weights
+
+    @property
+    def sharded_counts(self) -> RankCounts | None:
+        """A function that ranks validation targets among this process's rows; None if the encoder has all rows."""
+        return None
 
     def finalize(self) -> None:
         """Give the encoder a full table after training, so that weights can be loaded; here it has one already."""

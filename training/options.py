@@ -1,15 +1,19 @@
-"""What can be set about training, from recipes (TOML), `--set key=value` and the command line's own flags."""
+"""Options of all models, read from recipes (TOML), `--set key=value` and flags. This module does not import torch."""
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from segue.errors import BadOption
 from segue.window import DEFAULT_LENGTH
+
+_LONGEST_FOLDED_WINDOW: Final = 100  # the solver of WRMF's fold-in is unrolled, one step a column
+_ROUNDS: Final = ("epochs", "iterations")  # what models call a pass over the data
 
 
 class Options(BaseModel):
@@ -47,7 +51,7 @@ class NeuralOptions(Options):
     weight_decay: float = Field(
         default=0.0, ge=0, description="Decoupled weight decay (AdamW); 0 is Adam, as in the paper"
     )
-    averaging: float = Field(
+    ema_decay: float = Field(
         default=0.0,
         ge=0,
         lt=1,
@@ -72,7 +76,7 @@ class NeuralOptions(Options):
         default=0.5, ge=0, description="Weight of the InfoNCE term over skips; 0 leaves it out (--no-nce)"
     )
     temperature: float = Field(default=0.1, gt=0, description="Divides the cosine similarities of the InfoNCE term")
-    pairing: Literal["session", "published"] = Field(
+    negative_pairing: Literal["session", "published"] = Field(
         default="session",
         description="The skips that a step is contrasted with: its own session's, as the paper says, or mostly those "
         "of another session, as the authors' public code repeats them",
@@ -82,7 +86,7 @@ class NeuralOptions(Options):
     )
     dimension: int = Field(default=128, ge=1, description="Columns of the item embeddings and of hidden layers")
     dropout: float = Field(default=0.2, ge=0, lt=1, description="Share of activations dropped in training")
-    first_weights: float = Field(
+    init_scale: float = Field(
         default=0.02, gt=0, le=1, description="First weights are normal(0, 1) truncated to this on both sides"
     )
     precision: Literal["float32", "bfloat16"] = Field(
@@ -102,6 +106,106 @@ class NeuralOptions(Options):
         if self.plays == "played" and self.beta > 0:
             raise ValueError("plays=played leaves no skips for the InfoNCE term: leave it out (--no-nce, or beta=0)")
         return self
+
+
+class TransformerOptions(NeuralOptions):
+    """Sizes of a stack of blocks; the defaults are the paper's (section 4.1.2)."""
+
+    blocks: int = Field(default=2, ge=1, description="Self-attentive encoder blocks")
+    heads: int = Field(default=8, ge=1, description="Attention heads of a block; they divide the dimension")
+    norm: Literal["post", "pre"] = Field(
+        default="post",
+        description="Layer norm after each residual sum, as in the authors' public code, or before each layer, which "
+        "learns from the first step on without a warm-up (Xiong et al., 2020)",
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.dimension % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide dimension {self.dimension}: choose a divisor")
+        return self
+
+
+class SasRecOptions(TransformerOptions):
+    """SASRec has the blocks' sizes alone."""
+
+
+class Bert4RecOptions(TransformerOptions):
+    """BERT4Rec's own options; the default of `masking` is the paper's (section 4.1.2)."""
+
+    masking: float = Field(default=0.2, ge=0, lt=1, description="Share of the plays before the last that are hidden")
+    duplication_factor: int = Field(
+        default=2, ge=1, description="Times that a session takes part in a step, cut and hidden anew"
+    )
+
+
+class Gru4RecOptions(NeuralOptions):
+    """GRU4Rec's own sizes."""
+
+    layers: int = Field(default=1, ge=1, description="Recurrent layers; the authors found one to be best")
+
+
+class CaserOptions(NeuralOptions):
+    """Caser's own sizes; the defaults are those of the authors' public code."""
+
+    order: int = Field(default=5, ge=1, description="Latest plays that the convolutions cover (L in the original)")
+    horizontal_filters: int = Field(default=16, ge=1, description="Filters of each height from 1 to `order` plays")
+    vertical_filters: int = Field(default=4, ge=1, description="Filters over each embedding column")
+    dropout: float = Field(default=0.5, ge=0, lt=1, description="Share of activations dropped in training")
+
+
+class WrmfOptions(Options):
+    """Options of WRMF in all its versions."""
+
+    window: int = Field(
+        default=DEFAULT_LENGTH, ge=2, le=_LONGEST_FOLDED_WINDOW, description="Plays of a session that are folded in"
+    )
+    dimension: int = Field(default=128, ge=1, description="Factors")
+    iterations: int = Field(default=15, ge=1, description="Rounds of alternating least squares")
+    regularization: float = Field(default=10.0, gt=0, description="L2 on every row of factors")
+    positive_weight: float = Field(
+        default=20.0, gt=0, description="Weight of the squared error at a positive pair; 1 at a missing one"
+    )
+    skip_weight: float = Field(default=2.0, gt=0, description="That weight at a skipped pair, in the version nr")
+    half_life: float = Field(
+        default=0.5,
+        ge=0,
+        description="Plays after which a play counts half as much in the fold-in; 0: all count alike, as in the papers",
+    )
+
+
+class BprOptions(Options):
+    """Options of BPR in all its versions."""
+
+    dimension: int = Field(default=128, ge=1, description="Factors; a track's bias is one column more")
+    epochs: int = Field(default=120, ge=1, description="Rounds of as many draws as there are positive pairs")
+    batch_size: int = Field(default=1000, ge=1, description="Draws a step")
+    learning_rate: float = Field(default=0.05, gt=0, le=1, description="Step of the gradient descent, a draw")
+    regularization: float = Field(default=0.003, ge=0, description="L2 on the rows that a draw looks up")
+    negative_sampling: Literal["uniform", "popular"] = Field(
+        default="popular", description="How a track outside a session is drawn: all alike, or by popularity"
+    )
+    skip_share: float = Field(
+        default=0.2, ge=0, le=1, description="Share of draws of a played against a skipped track, in the version nr"
+    )
+    half_life: float = Field(
+        default=1.0, ge=0, description="Plays after which a play counts half as much in the fold-in; 0: all count alike"
+    )
+
+
+class VmisKnnOptions(Options):
+    """Options of VMIS-kNN."""
+
+    neighbours: int = Field(default=100, ge=1, description="Sessions that a recommendation is made from")
+    sample: int = Field(default=500, ge=1, description="Most recent sessions of a track that may become neighbours")
+    decay: float = Field(default=0.5, gt=0, le=1, description="Weight of a play of the window against the next newer")
+    idf: bool = Field(default=True, description="Whether a shared track weighs more the fewer sessions hold it")
+    reach: float = Field(
+        default=1.0, gt=0, description="Plays over which a neighbour's weight falls to 1/e away from the shared track"
+    )
+    before: float = Field(
+        default=0.2, ge=0, le=1, description="Weight of what a neighbour played ahead of the shared track, behind is 1"
+    )
 
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
@@ -140,7 +244,9 @@ def check_options(kind: type[AnyOptions], values: Mapping[str, Any]) -> AnyOptio
     """Options from plain values. Raises BadOption with one line naming the option, the value and what is allowed."""
     for key in values:
         if key not in kind.model_fields:
-            raise BadOption(f"unknown option {key!r}: this model has {', '.join(sorted(kind.model_fields))}")
+            raise BadOption(
+                f"unknown option {key!r}{_suggestion(key, kind)}: this model has {', '.join(sorted(kind.model_fields))}"
+            )
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
@@ -148,6 +254,13 @@ def check_options(kind: type[AnyOptions], values: Mapping[str, Any]) -> AnyOptio
         name = ".".join(map(str, first["loc"]))
         message = first["msg"].removeprefix("Value error, ")
         raise BadOption(f"option {name} = {first['input']!r}: {message}" if name else message) from error
+
+
+def _suggestion(name: str, kind: type[Options]) -> str:
+    """The model's own word for an option of another model, or a similar name."""
+    known = [word for word in _ROUNDS if word in kind.model_fields] if name in _ROUNDS else []
+    similar = known or get_close_matches(name, kind.model_fields, n=1)
+    return f", use {similar[0]}" if similar else ""
 
 
 def shipped_recipes() -> list[str]:

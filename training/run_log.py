@@ -14,17 +14,17 @@ import math
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, Self
-
-import torch
-from torch.utils.tensorboard import SummaryWriter
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from training import vega
-from training.trainer import Reporter
+
+if TYPE_CHECKING:
+    from training.trainer import Reporter
 
 Line = Mapping[str, float]
 
@@ -98,6 +98,8 @@ class TensorBoard:
 
     def __init__(self, folder: Path) -> None:
         """`folder` is a run of TensorBoard's: name one for each training, all in one folder for `--logdir`."""
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(folder))
 
     def __enter__(self) -> Self:
@@ -129,7 +131,7 @@ _PACKAGES: Final = ("segue", "torch", "numpy", "polars", "onnx", "onnxruntime")
 class MultiReporter:
     """Forwards progress to several reporters."""
 
-    def __init__(self, *reporters: Reporter) -> None:
+    def __init__(self, *reporters: "Reporter") -> None:
         self._reporters = reporters
 
     def step(self, epoch: int, sessions_done: int, sessions: int, terms: dict[str, float]) -> None:
@@ -197,8 +199,9 @@ class RunFolder:
 
 
 def environment() -> dict[str, Any]:
-    """When and on what a training is started."""
-    cuda = torch.cuda.is_available()
+    """When and on what a training is started. GPUs and threads are those of torch, if the model uses it."""
+    torch = sys.modules.get("torch")
+    cuda = torch is not None and torch.cuda.is_available()
     return {
         "at": _now(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
@@ -207,9 +210,11 @@ def environment() -> dict[str, Any]:
             "processor": _processor(),
             "cores": os.cpu_count(),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())] if cuda else [],
+            "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+            if torch is not None and cuda
+            else [],
         },
-        "threads": torch.get_num_threads(),
+        "threads": None if torch is None else torch.get_num_threads(),
         "commit": source_commit(),
     }
 

@@ -6,19 +6,13 @@ exists only on disk, and in the main process's memory while it is written.
 
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
-from segue.arrays import Int
 from segue.catalogue import PAD_ROW
-from segue.ranking_metrics import hit, mean_rank, reciprocal_rank
-from segue.window import Windows
-from training.data.splits import Examples
-from training.models.encoders.encoder import SessionEncoder
+from training.models.encoders.encoder import Encoder, RankCounts
 from training.models.encoders.tensor_ops import scatter_rows
 from training.optimizer import ItemRows, Moments, adam, gradient_of
-from training.validation import validation_batches
 
 WEIGHTS: Final = "item_embeddings.weight"  # their key in an encoder's state_dict
 _ROWS_AT_ONCE: Final = 262_144
@@ -77,33 +71,25 @@ class ShardedRows(ItemRows):
         """Give the encoder an uninitialised full table, into which trained weights are loaded."""
         self.embedding.weight = nn.Parameter(self.shard.new_empty((self.rows, self.dimension)))
 
-    def score(self, encoder: SessionEncoder, validation: Examples) -> tuple[float, float]:
-        """Return HR@10 and MRR@10, as `training.validation.encoder_score`; each process ranks among its own tracks."""
-        encoder.eval()
-        batches = validation_batches(validation, encoder.options.window)
-        ranks = [self._ranks(encoder, windows, targets) for windows, targets in batches]
-        if not ranks:
-            return 0.0, 0.0
-        found = np.concatenate(ranks)
-        return float(hit(found, 10).mean()), float(reciprocal_rank(found, 10).mean())
+    @property
+    def sharded_counts(self) -> RankCounts:
+        """Ranks targets among the rows of this process. All processes call it together."""
+        return self._counts
 
-    def _ranks(self, encoder: SessionEncoder, windows: Windows, targets: Int) -> Any:
-        device = self.shard.device
-        tracks, skipped = torch.from_numpy(windows.tracks).to(device), torch.from_numpy(windows.skipped).to(device)
+    def _counts(self, encoder: Encoder, tracks: Tensor, skipped: Tensor, targets: Tensor) -> Tensor:
         rows = torch.cat([tracks.new_full((1,), PAD_ROW), tracks.flatten()]).unique()  # type: ignore[no-untyped-call]
-        with torch.no_grad(), self.gathered_rows(rows):
+        with self.gathered_rows(rows):
             query = encoder.query(torch.searchsorted(rows, tracks), skipped)
         scores = query @ self.shard.T  # [batch, owned]
         if self.rank == PAD_ROW % self.world:
             scores[:, PAD_ROW // self.world] = -torch.inf
-        mine, owned = self._mine(torch.from_numpy(targets).to(device))
+        mine, owned = self._mine(targets)
         at_target = scores.new_zeros(len(targets))
         at_target[mine] = scores[mine].gather(1, owned[:, None])[:, 0]
         distributed.all_reduce(at_target)
         counts = torch.stack([(scores > at_target[:, None]).sum(dim=1), (scores == at_target[:, None]).sum(dim=1)])
         distributed.all_reduce(counts)
-        greater, equal = counts.cpu().numpy()
-        return mean_rank(greater, equal - 1)
+        return counts
 
     def _mine(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The positions in `rows` of those that this process owns, and their positions in the shard."""

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from segue.window import Sessions
+from segue.window import Sessions, SessionViews
 from training.checkpoint import Checkpoints, Interrupted, Progress, StopSignal, stopping_on_signals
-from training.data.loader import Batch, SessionViews, Step, epoch_order, prefetch, steps, trainable
+from training.data.loader import Batch, Step, epoch_order, prefetch, steps, trainable
 from training.data.splits import Examples
-from training.distributed import Processes
 from training.losses import Terms, step_terms
 from training.models.encoders.encoder import SessionEncoder
 from training.optimizer import DenseWeights, ItemRows, MovingAverage, clip_grad_norm_, gradient_of
+from training.processes import Processes
 from training.sharded_embeddings import ShardedRows
 from training.validation import encoder_score
 
@@ -104,7 +104,7 @@ class _Run:
         self.items = rows(encoder.item_embeddings, self.options.weight_decay)
         others = [parameter for parameter in encoder.parameters() if parameter is not self.items.table]
         self.others = DenseWeights(others, self.options.weight_decay)
-        self.average = MovingAverage(encoder, self.options.averaging) if self.options.averaging else None
+        self.average = MovingAverage(encoder, self.options.ema_decay) if self.options.ema_decay else None
         self.progress = Progress()
         self.stop = StopSignal()
         self._resume()
@@ -232,9 +232,7 @@ class _Run:
         return self.encoder if self.average is None else self.average.materialize(self.encoder)
 
     def _score(self, candidate: SessionEncoder) -> tuple[float, float]:
-        if isinstance(self.items, ShardedRows):
-            return self.items.score(candidate, self.validation)
-        score = encoder_score(candidate, self.validation, str(self.device))
+        score = encoder_score(candidate, self.validation, str(self.device), self.items.sharded_counts)
         return self.processes.mean_score(score, len(self.validation.targets))
 
     def _learning_rate(self) -> float:

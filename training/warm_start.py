@@ -88,7 +88,10 @@ _SESSIONS_ASKED: Final = 500
 _ROWS_AT_ONCE: Final = 65_536
 _HALVINGS: Final = 20
 _ENCODER: Final = {"window", "dimension", "plays", "skip_input"}  # options of all that say what the encoder is
-_OF_TRAINING: Final = {"masking", "copies"}  # options of one encoder that do not; all others of one encoder do
+_OF_TRAINING: Final = {
+    "masking",
+    "duplication_factor",
+}  # options of one encoder that do not; all others of one encoder do
 
 
 def fine_tune_options(

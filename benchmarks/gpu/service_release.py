@@ -56,7 +56,7 @@ def _trained(sizes: Sizes, folder: Path) -> Path:
     if not trained.is_dir():
         tracks, sessions, epochs = (1000, 300, 1) if sizes.dry_run else (2000, 6000, 6)
         _segue("simulate", "--tracks", tracks, "--sessions", sessions, "--out", dataset, "--overwrite")
-        settings = [f"dimension={sizes.dimension}", "heads=8", "norm=pre", "first_weights=0.1", f"epochs={epochs}"]
+        settings = [f"dimension={sizes.dimension}", "heads=8", "norm=pre", "init_scale=0.1", f"epochs={epochs}"]
         _segue(
             "train",
             dataset,

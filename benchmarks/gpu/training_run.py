@@ -17,7 +17,7 @@ from benchmarks.gpu.training_set import drawn, split
 from benchmarks.gpu.training_speed import made, options
 from benchmarks.training.ours import Enough
 from training.checkpoint import Checkpoints
-from training.distributed import Processes
+from training.processes import Processes
 from training.trainer import fit
 
 _DEFAULT: Final = (64, "float32")

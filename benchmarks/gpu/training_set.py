@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from segue.window import Sessions
-from training.data.loader import SessionViews
+from segue.window import Sessions, SessionViews
 from training.data.splits import Examples
 
 SHORTEST, LONGEST = 10, 20  # as in MSSD: 15 plays on average

@@ -25,7 +25,8 @@ from benchmarks.gpu.sizes import DRY, FULL, Sizes
 from benchmarks.gpu.training_set import drawn
 from benchmarks.training import bound, ours
 from segue.window import Sessions
-from training.models.encoders.sasrec import SasRec, SasRecOptions
+from training.models.encoders.sasrec import SasRec
+from training.options import SasRecOptions
 
 BETA: Final = 0.5  # of the skip loss: the paper's for MSSD
 _COMPILED_LIMIT_S: Final = 70

@@ -45,7 +45,8 @@ def naive() -> FastAPI:
 
     from segue.catalogue import PAD_ROW
     from segue.release import open_release
-    from training.models.encoders.sasrec import SasRec, SasRecOptions
+    from training.models.encoders.sasrec import SasRec
+    from training.options import SasRecOptions
 
     torch.set_num_threads(1)
     release = open_release(Path(os.environ["RELEASE"]))

@@ -49,7 +49,7 @@ def release_of(folder: Path, tracks: int, kind: str, recall: float) -> Path:
     dataset, trained, large = folder / "dataset", folder / "trained", folder / f"release-{tracks}-{kind}"
     if not trained.is_dir():
         segue("simulate", "--tracks", 2000, "--sessions", 6000, "--out", dataset, "--overwrite")
-        settings = [f"--set={option}" for option in ("dimension=128", "heads=8", "norm=pre", "first_weights=0.1")]
+        settings = [f"--set={option}" for option in ("dimension=128", "heads=8", "norm=pre", "init_scale=0.1")]
         segue("train", dataset, "--model", "sasrec", "--recipe", "demo", *settings, "--out", trained)
     if not large.is_dir():
         part = folder / f"part-{tracks}-{kind}"

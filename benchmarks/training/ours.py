@@ -18,12 +18,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.training import bound
-from segue.window import Sessions
+from segue.window import Sessions, SessionViews
 from training.checkpoint import Checkpoints
-from training.data.loader import SessionViews
 from training.data.splits import Examples
-from training.distributed import Processes
-from training.models.encoders.sasrec import SasRec, SasRecOptions
+from training.models.encoders.sasrec import SasRec
+from training.options import SasRecOptions
+from training.processes import Processes
 from training.trainer import fit
 
 WARM_UP = 10

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from segue.cli import segue
 from service.settings import PREFIX, Settings
 from training.options import NeuralOptions, Options
-from training.run import MODELS
+from training.registry import MODELS
 
 # What a program that builds on Segue may import; the other modules are there for these.
 MODULES: Final = (

@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (one f
         click.echo(error.format_message(), err=True)
         return error.exit_code
     except click.ClickException as error:
-        return _fail(error.format_message(), 2)
+        return _fail(f"{error.format_message()}{_set_hint(error)}", 2)
     except SegueError as error:
         return _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
@@ -118,6 +118,22 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (one f
         sys.stderr.close()  # the reader of a pipe, such as `head`, has closed it
         return 0
     return result if isinstance(result, int) else 0
+
+
+def _set_hint(error: click.ClickException) -> str:
+    """`segue train --epochs 3` is a usual first try; training options are given with --set."""
+    if (
+        not isinstance(error, click.NoSuchOption)
+        or error.ctx is None
+        or error.ctx.command.name not in ("train", "tune")
+    ):
+        return ""
+    from training.registry import MODELS
+
+    name = error.option_name.lstrip("-").replace("-", "_")
+    if not any(name in model.options.model_fields for model in MODELS.values()):
+        return ""
+    return f" Set training options with --set {name}=VALUE."
 
 
 def _reduce_openmp_spinning() -> None:

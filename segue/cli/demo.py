@@ -17,8 +17,9 @@ from segue.errors import BadOption
 if TYPE_CHECKING:
     from training.data.dataset import Dataset
 
-SYSTEMS: Final = {"sasrec": None, "sasrec-no-nce": 0.0}  # release folder: beta; None keeps the recipe's
-_DESCRIBED: Final = {"sasrec": "SASRec with the skip loss", "sasrec-no-nce": "SASRec without the skip loss"}
+# Names of release folders, as training.registry.system_name gives them: beta; None keeps the recipe's.
+SYSTEMS: Final = {"sasrec+nce": None, "sasrec": 0.0}
+_DESCRIBED: Final = {"sasrec+nce": "SASRec with the skip loss", "sasrec": "SASRec without the skip loss"}
 
 
 @click.command(short_help="Try Segue: train on synthetic data and open the player.")
@@ -90,17 +91,16 @@ def _dataset(folder: Path, tracks: int, sessions: int) -> "Dataset":
 
 def _system(dataset: "Dataset", out: Path, beta: float | None) -> tuple[Any, dict[str, Any]]:
     """Train, index and evaluate one system, or reuse its release. Returns the question and the result."""
-    from segue.release import MANIFEST, open_release
+    from segue.release import open_release
     from training.evaluation.evaluate import Question, evaluate
-    from training.models.encoders.sasrec import SasRecOptions
-    from training.options import read_options
+    from training.options import SasRecOptions, read_options
     from training.run import TrainingJob, train
 
-    if not (out / MANIFEST).is_file():
+    if not _is_system(out):
         say(f"Training {list(SYSTEMS).index(out.name) + 1} of {len(SYSTEMS)}: {_DESCRIBED[out.name]}")
         options = read_options(SasRecOptions, "demo", [], "sasrec", beta=beta)
         with TrainingProgress(options.epochs) as progress:
-            release = train(TrainingJob("sasrec", options, dataset, "last-play", out), progress)
+            release = train(TrainingJob("sasrec", options, dataset, "last-play", out, overwrite=True), progress)
         build_index(release)
     question = Question(dataset, open_release(out), "last-play")
     kept = dataset.path.with_name(f"{out.name}.evaluation.json")
@@ -112,6 +112,17 @@ def _system(dataset: "Dataset", out: Path, beta: float | None) -> tuple[Any, dic
         result = evaluate(question, answers_of(question), advance)
     kept.write_text(json.dumps(result), encoding="utf-8")
     return question, result
+
+
+def _is_system(release: Path) -> bool:
+    """Whether there is a release, of the system that its folder is named after."""
+    from segue.release import MANIFEST, read_manifest
+    from training.registry import system_name
+
+    if not (release / MANIFEST).is_file():
+        return False
+    manifest = read_manifest(release)
+    return system_name(manifest.model, manifest.options) == release.name
 
 
 def _serve(releases: Path, data: Path, port: int, *, browser: bool) -> None:

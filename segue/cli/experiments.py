@@ -91,7 +91,9 @@ def tune(
     from training.data.dataset import open_dataset
     from training.evaluation.tune import BEST, StudySpec
     from training.evaluation.tune import tune as tune_model
+    from training.registry import model_named
 
+    model = model_named(model)
     options = options_of(model, recipe, settings, no_nce=no_nce)
     space = _space(options.model_dump(), searched, no_nce=no_nce)
     tuning = StudySpec(model, options, space, open_dataset(dataset), split, out, trials)  # type: ignore[arg-type]

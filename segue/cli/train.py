@@ -96,13 +96,13 @@ def train(
     `torchrun --nproc-per-node 2 -m segue train ...`.
     """
     from training.data.dataset import open_dataset
-    from training.distributed import init_distributed
-    from training.run import TrainingJob, train_distributed
+    from training.registry import model_named
+    from training.run import TrainingJob, started_processes, train_distributed
     from training.run_log import MultiReporter
 
     release = None
     if origin is None:
-        model = model or "sasrec"
+        model = model_named(model or "sasrec")
         options = options_of(model, recipe, settings, no_nce=no_nce)
     else:
         release, options = _continued(origin, model, recipe, settings, no_nce=no_nce)
@@ -119,7 +119,7 @@ def train(
         release,
         resume,
     )
-    with init_distributed(job.device, sharded=sharded) as processes, contextlib.ExitStack() as stack:
+    with started_processes(job.device, sharded=sharded) as processes, contextlib.ExitStack() as stack:
         console = Console(stderr=True, quiet=not processes.is_main)
         progress = stack.enter_context(TrainingProgress(getattr(options, "epochs", 1), console))
         reporter = MultiReporter(progress, *map(stack.enter_context, boards if processes.is_main else ()))
@@ -139,27 +139,26 @@ def _continued(
 ) -> tuple["Release", "Options"]:
     """Return the release of --init-from, and its options with the changes of flags, recipe and settings."""
     from segue.release import open_release
-    from training.run import MODELS
+    from training.registry import MODELS, EncoderModel, model_named
     from training.warm_start import check_can_fine_tune, fine_tune_options
 
     release = open_release(origin)
     trained = release.manifest.model
-    if trained not in MODELS or MODELS[trained].encoder is None:
+    entry = MODELS.get(trained)
+    if not isinstance(entry, EncoderModel):
         raise BadRelease(f"--init-from {origin} is a {trained} model, which cannot be fine-tuned: omit --init-from")
     check_can_fine_tune(release)
-    if model not in (None, trained):
+    if model is not None and model_named(model) != trained:
         raise BadOption(f"--model {model}: --init-from {origin} is a {trained} model: omit --model")
     flags = {"beta": 0.0} if no_nce else {}
-    return release, fine_tune_options(release, MODELS[trained].options, recipe, settings, **flags)
+    return release, fine_tune_options(release, entry.options, recipe, settings, **flags)
 
 
 def options_of(model: str, recipe: str | None, settings: tuple[str, ...], *, no_nce: bool) -> "Options":
-    """Return the options of a model from flags, recipe and settings. Raises BadOption."""
+    """Return the options of a model (a key of MODELS) from flags, recipe and settings. Raises BadOption."""
     from training.options import NeuralOptions, read_options
-    from training.run import MODELS
+    from training.registry import MODELS
 
-    if model not in MODELS:
-        raise BadOption(f"--model {model!r}: expected one of {', '.join(MODELS)}")
     kind = MODELS[model].options
     if no_nce and not issubclass(kind, NeuralOptions):
         raise BadOption(f"--no-nce: {model} has no skip loss; omit --no-nce")
@@ -178,6 +177,8 @@ def _torch_device(device: str) -> str:
 
 
 def _print_release(release: "Release", dataset: Path, *, as_json: bool) -> None:
+    from training.registry import system_name
+
     manifest = release.manifest
     if as_json:
         print_json({"path": str(release.path), **manifest.model_dump(mode="json")})
@@ -191,7 +192,7 @@ def _print_release(release: "Release", dataset: Path, *, as_json: bool) -> None:
         "validation HR@10": f"{validation['HR@10']:.4f}" if validation else "-",
         "size": f"{sum(file.bytes for file in manifest.files.values()) / 1e6:,.1f} MB",
     }
-    print_table(facts_table(f"trained {manifest.model}", facts))
+    print_table(facts_table(f"trained {system_name(manifest.model, manifest.options)}", facts))
     say(
         f"Release written to {release.path}. "
         f"Next: segue evaluate {release.path} {dataset}, or segue serve {release.path}"
@@ -306,7 +307,7 @@ def answers_of(question: "Question", url: str | None = None, *, exact: bool = Fa
 def open_recommender(release: "Release", *, exact: bool = False) -> Any:
     """Return the recommender of a release of any model."""
     from segue.recommend import PopularityRanker, Recommender
-    from training.models.baselines.rankers import open_ranker
+    from training.registry import open_ranker
 
     if release.has_encoder:
         from service.releases.loaded import recommender_of

@@ -27,8 +27,8 @@ def test_the_demo_shows_the_skip_loss_at_work(tmp_path: Path) -> None:
         of: dict[str, float] = result["groups"][group]["HR@10"]
         return of
 
-    assert hr10("sasrec", "skipped")["high"] < hr10("sasrec-no-nce", "skipped")["low"]
-    assert hr10("sasrec", "played")["low"] > hr10("sasrec-no-nce", "played")["high"]
+    assert hr10("sasrec+nce", "skipped")["high"] < hr10("sasrec", "skipped")["low"]
+    assert hr10("sasrec+nce", "played")["low"] > hr10("sasrec", "played")["high"]
 
     again = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "training sasrec" not in again.stdout + again.stderr
@@ -46,8 +46,8 @@ def test_it_serves_both_so_that_the_player_can_compare_them(tmp_path: Path) -> N
             with httpx.Client(base_url=address, trust_env=False, timeout=20) as client:
                 live = client.get("/releases/current").json()["live"]
                 assert [(one["folder"], one["share"], one["has_map"]) for one in live] == [
-                    ("sasrec", 1.0, True),
-                    ("sasrec-no-nce", 0.0, True),
+                    ("sasrec+nce", 1.0, True),
+                    ("sasrec", 0.0, True),
                 ]
                 assert [one["loss"]["beta"] > 0 for one in live] == [True, False]
                 track = client.get("/tracks?limit=1").json()["items"][0]["track_id"]

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 
 from segue.cli import main
-from training.run import MODELS
+from training.registry import MODELS, RankerModel
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("model", [name for name, line in MODELS.items() if line.encoder or line.fold])
+@pytest.mark.parametrize("model", [name for name, line in MODELS.items() if not isinstance(line, RankerModel)])
 def test_it_is_trained_indexed_and_served(model: str, dataset: Path, tmp_path: Path, start_service: Any) -> None:
     release = tmp_path / model
     settings = [f"--set={key}={value}" for key, value in SMALL.items() if key in MODELS[model].options.model_fields]
@@ -44,7 +44,7 @@ def test_it_is_trained_indexed_and_served(model: str, dataset: Path, tmp_path: P
         assert (scores[0] == scores[1]) == (model in ("wrmf", "bpr"))  # blind to skips, as in the original
 
 
-@pytest.mark.parametrize("model", [name for name, line in MODELS.items() if line.count])
+@pytest.mark.parametrize("model", [name for name, line in MODELS.items() if isinstance(line, RankerModel)])
 def test_one_without_vectors_says_so(model: str, dataset: Path, tmp_path: Path, capfd: Any) -> None:
     release = tmp_path / model
     assert main(["train", str(dataset), "--model", model, "--out", str(release)]) == 0

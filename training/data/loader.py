@@ -13,7 +13,6 @@ seed, the epoch and the number of sessions and plays, not on the machine.
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,64 +22,8 @@ from torch.profiler import record_function
 
 from segue.arrays import Bool, Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW
-from segue.window import Sessions, to_windows
+from segue.window import Sessions, SessionViews, distinct, to_windows
 from training.options import NeuralOptions
-
-_PLAYS_PER_BLOCK: Final = 4_000_000
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SessionViews:
-    """Session i is the plays starts[i]:ends[i] of `whole`, oldest play first; views may overlap."""
-
-    whole: Sessions
-    starts: Int  # [sessions] int64
-    ends: Int  # [sessions] int64, not below `starts`
-
-    @classmethod
-    def of(cls, sessions: "Sessions | SessionViews") -> "SessionViews":
-        """Return views of all sessions."""
-        if isinstance(sessions, SessionViews):
-            return sessions
-        return cls(sessions, sessions.offsets[:-1], sessions.offsets[1:])
-
-    def __len__(self) -> int:
-        """Return the number of sessions."""
-        return len(self.starts)
-
-    @property
-    def lengths(self) -> Int:
-        """The number of plays in each session. [sessions] int64."""
-        return self.ends - self.starts
-
-    def select(self, which: Int | slice) -> Sessions:
-        """Return a copy of the sessions with these indices, or of this slice, in that order."""
-        return self.whole.cut(self.starts[which], self.ends[which])
-
-    def gathered(self) -> Sessions:
-        """Return a copy of all sessions."""
-        return self.select(slice(None))
-
-    def blocks(self) -> Iterator[Sessions]:
-        """Yield all sessions in order, as copies of up to four million plays."""
-        plays_up_to = np.cumsum(self.lengths)
-        start = 0
-        while start < len(self):
-            before = plays_up_to[start - 1] if start else 0
-            end = max(int(np.searchsorted(plays_up_to, before + _PLAYS_PER_BLOCK, side="right")), start + 1)
-            yield self.select(slice(start, end))
-            start = end
-
-    def played(self) -> "SessionViews":
-        """Return a copy of the sessions without skipped plays; rows keep their dtype."""
-        kept = [block.played() for block in self.blocks()]
-        if not kept:
-            return self
-        rows = np.concatenate([part.rows.astype(self.whole.rows.dtype, copy=False) for part in kept])
-        ends = np.cumsum(np.concatenate([part.lengths for part in kept]), dtype=np.int64)
-        offsets = np.concatenate([np.zeros(1, dtype=np.int64), ends])
-        return SessionViews.of(Sessions(rows, np.zeros(len(rows), dtype=np.bool_), offsets))
-
 
 WHOLE_UP_TO: Final = 1_000_000_000  # plays; 5 bytes each where they are mapped
 CHUNK: Final = 65_536  # neighbouring sessions read together: 5 MB
@@ -162,13 +105,6 @@ def next_played(following: Int, following_skipped: Bool) -> Int:
     first = np.minimum.accumulate(columns[:, ::-1], axis=1)[:, ::-1]
     padded = np.concatenate([following, np.full((len(following), 1), PAD_ROW, dtype=following.dtype)], axis=1)
     return np.take_along_axis(padded, first, axis=1)
-
-
-def distinct(tracks: Int) -> Int:
-    """Replace repetitions of a track in a session with PAD_ROW. [batch, n] int64 -> [batch, n] int64."""
-    earlier = np.tril(np.ones((tracks.shape[1], tracks.shape[1]), dtype=np.bool_), k=-1)
-    repeated = ((tracks[:, :, None] == tracks[:, None, :]) & earlier).any(axis=2)
-    return np.where(repeated, PAD_ROW, tracks)
 
 
 def epoch_batches(

@@ -12,8 +12,8 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from segue.arrays import Bool, Int
+from segue.window import SessionViews
 from training.data.dataset import Dataset
-from training.data.loader import SessionViews
 
 Split: TypeAlias = Literal["last-play", "new-sessions"]
 Part: TypeAlias = Literal["validation", "test"]

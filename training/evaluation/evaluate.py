@@ -2,14 +2,10 @@
 
 The `full` protocol asks segue.recommend.Recommender, or the service, for the first LIST_LENGTH tracks: the metrics
 describe the served lists.
-
-A system's name (`sasrec`, `sasrec+nce`, `wrmf-nr`, `sasrec+nce+published-pairing`) states the loss and each of the
-paper's open questions that was answered differently. It is derived from the options of the training, so that a table
-cannot use a wrong name.
 """
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Protocol, Self, TypeAlias
 
@@ -33,25 +29,10 @@ from segue.ranking_metrics import (
 from segue.recommend import Recommender
 from segue.release import Release
 from segue.sessions import Outcome, Play, events_of
-from segue.window import Sessions
+from segue.window import Sessions, SessionViews
 from training.data.dataset import Dataset
-from training.data.loader import SessionViews
 from training.data.splits import Examples, Part, Split, examples
-
-
-def system_name(model: str, options: Mapping[str, Any]) -> str:
-    """Return the system name of a model trained with `options`, as in its release's manifest."""
-    parts = [model]
-    if options.get("beta"):
-        parts.append("nce")
-        if options.get("pairing") == "published":
-            parts.append("published-pairing")
-    if options.get("objective") == "next-played":
-        parts.append("next-played")
-    if options.get("plays") == "played":
-        parts.append("played-only")
-    return "+".join(parts)
-
+from training.registry import system_name
 
 Protocol_: TypeAlias = Literal["full", "sampled"]
 

@@ -27,7 +27,8 @@ from segue.errors import BadOption, BadRelease
 from training.data.dataset import Dataset
 from training.data.splits import Split
 from training.options import Options, check_options
-from training.run import MODELS, TrainingJob, train
+from training.registry import MODELS
+from training.run import TrainingJob, train
 
 Space: TypeAlias = Mapping[str, Sequence[Any]]  # option: its values
 

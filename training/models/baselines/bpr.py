@@ -18,12 +18,11 @@ a step follows every draw, here one follows a batch, summed.
 """
 
 from collections.abc import Callable
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import scipy.sparse
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from segue.arrays import Bool, Float32, Int
@@ -32,29 +31,10 @@ from segue.errors import BadDataset
 from segue.window import Sessions
 from training.models.baselines.feedback import Pairs, Version, distinct_outcomes, distinct_pairs, freshness
 from training.models.encoders.encoder import Encoder
-from training.options import Options
+from training.options import BprOptions
 
 _ROUNDS: Final = 10  # of drawing a uniform track anew where S_u holds it; what is left then is dropped
 _RIDGE: Final = 1e-3  # of the fold-in's regression, as a share of the mean square of its inputs
-
-
-class BprOptions(Options):
-    """Options of BPR in all its versions."""
-
-    dimension: int = Field(default=128, ge=1, description="Factors; a track's bias is one column more")
-    epochs: int = Field(default=120, ge=1, description="Rounds of as many draws as there are positive pairs")
-    batch_size: int = Field(default=1000, ge=1, description="Draws a step")
-    learning_rate: float = Field(default=0.05, gt=0, le=1, description="Step of the gradient descent, a draw")
-    regularization: float = Field(default=0.003, ge=0, description="L2 on the rows that a draw looks up")
-    negative_sampling: Literal["uniform", "popular"] = Field(
-        default="popular", description="How a track outside a session is drawn: all alike, or by popularity"
-    )
-    skip_share: float = Field(
-        default=0.2, ge=0, le=1, description="Share of draws of a played against a skipped track, in the version nr"
-    )
-    half_life: float = Field(
-        default=1.0, ge=0, description="Plays after which a play counts half as much in the fold-in; 0: all count alike"
-    )
 
 
 class Draws(NamedTuple):

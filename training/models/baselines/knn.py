@@ -23,36 +23,13 @@ from typing import Final, NamedTuple, Self
 
 import numpy as np
 import scipy.sparse
-from pydantic import Field
 
 from segue.arrays import Float32, Float64, Int
 from segue.catalogue import FIRST_TRACK_ROW
 from segue.recommend import PopularityRanker, Ranked
 from segue.release import Release
-from segue.window import Sessions, Windows
-from training.data.loader import distinct
-from training.options import Options, check_options
-
-
-class VmisKnnOptions(Options):
-    """Options of VMIS-kNN."""
-
-    neighbours: int = Field(default=100, ge=1, description="Most similar sessions that a recommendation uses")
-    sample: int = Field(default=500, ge=1, description="Most recent sessions of a track that may become neighbours")
-    decay: float = Field(
-        default=0.5, gt=0, le=1, description="Weight of a play in the window relative to the next newer one"
-    )
-    idf: bool = Field(default=True, description="Whether a shared track weighs more if fewer sessions contain it")
-    reach: float = Field(
-        default=1.0, gt=0, description="Plays over which a neighbour's weight falls to 1/e away from the shared track"
-    )
-    before: float = Field(
-        default=0.2,
-        ge=0,
-        le=1,
-        description="Weight of tracks that a neighbour played before the shared track; tracks after it have 1",
-    )
-
+from segue.window import Sessions, Windows, distinct
+from training.options import VmisKnnOptions, check_options
 
 _BATCH: Final = 64  # windows at a time, so that memory stays near 64 * window * sample candidates
 _POPULARITY_WEIGHT: Final = 1e-9  # breaks ties between neighbour scores, and is far below them

@@ -13,6 +13,7 @@ from segue.catalogue import FIRST_TRACK_ROW
 from segue.recommend import PopularityRanker, Ranked
 from segue.release import Release
 from segue.window import Sessions, Windows
+from training.options import Options
 
 
 class MarkovRanker:
@@ -29,7 +30,7 @@ class MarkovRanker:
         self._share = plays / (plays.sum() + 1.0)
 
     @classmethod
-    def fit(cls, sessions: Sessions, num_rows: int, plays: Int) -> Self:
+    def fit(cls, sessions: Sessions, num_rows: int, plays: Int, _options: Options | None = None) -> Self:
         """Count the transitions between neighbouring plays of the same session."""
         first = np.ones(len(sessions.rows), dtype=np.bool_)
         first[sessions.offsets[:-1][sessions.lengths > 0]] = False

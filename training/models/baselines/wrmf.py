@@ -28,39 +28,17 @@ import numpy as np
 import scipy.sparse
 import torch
 from implicit.cpu.als import AlternatingLeastSquares
-from pydantic import Field
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from segue.arrays import Float32
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW
-from segue.window import DEFAULT_LENGTH, Sessions
+from segue.window import Sessions
 from training.models.baselines.feedback import Pairs, Version, distinct_outcomes, distinct_pairs, freshness
 from training.models.encoders.encoder import Encoder
-from training.options import Options
+from training.options import WrmfOptions
 
 MISSING: Final = -1.0  # a missing pair as implicit's matrix would hold it
-_LONGEST_WINDOW: Final = 100  # the solver is unrolled, one step a column
-
-
-class WrmfOptions(Options):
-    """Options of WRMF in all its versions."""
-
-    window: int = Field(
-        default=DEFAULT_LENGTH, ge=2, le=_LONGEST_WINDOW, description="Plays of a session that are folded in"
-    )
-    dimension: int = Field(default=128, ge=1, description="Factors")
-    iterations: int = Field(default=15, ge=1, description="Rounds of alternating least squares")
-    regularization: float = Field(default=10.0, gt=0, description="L2 on every row of factors")
-    positive_weight: float = Field(
-        default=20.0, gt=0, description="Weight of the squared error at a positive pair; 1 at a missing one"
-    )
-    skip_weight: float = Field(default=2.0, gt=0, description="That weight at a skipped pair, in the version nr")
-    half_life: float = Field(
-        default=0.5,
-        ge=0,
-        description="Plays after which a play counts half as much in the fold-in; 0: all count alike, as in the papers",
-    )
 
 
 class Wrmf(Encoder):

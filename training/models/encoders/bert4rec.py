@@ -2,33 +2,24 @@
 
 Source: https://arxiv.org/abs/1904.06690. A mask token appended to the window asks for the next track (paper, section
 4.1.1). Training replaces the last play with that token, and other plays with probability `masking`. Each step has
-`copies` copies of a session, each truncated after a different play, so that the model learns to predict after every
-play. Early copies are short and fill only part of the window, so they cost less.
+`duplication_factor` copies of a session, each truncated after a different play, so that the model learns to predict
+after every play. Early copies are short and fill only part of the window, so they cost less.
 """
 
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from segue.catalogue import PAD_ROW
 from training.data.loader import Batch
 from training.models.encoders.encoder import SessionEncoder
 from training.models.encoders.tensor_ops import dropout
-from training.models.encoders.transformer import Block, TransformerOptions, build_attention_mask
+from training.models.encoders.transformer import Block, build_attention_mask
+from training.options import Bert4RecOptions
 
 WIDENING = 4  # of the feed-forward layer, as in the original
-
-
-class Bert4RecOptions(TransformerOptions):
-    """BERT4Rec's own options; the default of `masking` is the paper's (section 4.1.2)."""
-
-    masking: float = Field(default=0.2, ge=0, lt=1, description="Share of the plays before the last that are masked")
-    copies: int = Field(
-        default=2, ge=1, description="Copies of a session in a step, each truncated and masked at random"
-    )
 
 
 class _Masked(NamedTuple):
@@ -43,7 +34,7 @@ class Bert4Rec(SessionEncoder):
 
     def __init__(self, num_rows: int, options: Bert4RecOptions) -> None:
         super().__init__(num_rows, options)
-        self.masking, self.copies = options.masking, options.copies
+        self.masking, self.copies = options.masking, options.duplication_factor
         self.mask_token = nn.Parameter(torch.zeros(1, options.dimension))
         self.positions = nn.Embedding(options.window + 1, options.dimension)
         self.input_norm = nn.LayerNorm(options.dimension)

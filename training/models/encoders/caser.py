@@ -6,21 +6,11 @@ are tied to the input embeddings, with a linear map in between.
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from training.models.encoders.encoder import CausalEncoder
 from training.models.encoders.tensor_ops import dropout
-from training.options import NeuralOptions
-
-
-class CaserOptions(NeuralOptions):
-    """Caser's sizes; the defaults are those of the authors' public code."""
-
-    order: int = Field(default=5, ge=1, description="Latest plays that the convolutions cover (L in the original)")
-    horizontal_filters: int = Field(default=16, ge=1, description="Filters of each height from 1 to `order` plays")
-    vertical_filters: int = Field(default=4, ge=1, description="Filters over each embedding column")
-    dropout: float = Field(default=0.5, ge=0, lt=1, description="Share of activations dropped in training")
+from training.options import CaserOptions
 
 
 class Caser(CausalEncoder):

@@ -4,10 +4,12 @@
     SessionEncoder   a neural encoder, trained by training/trainer.py; `predict` defines its training objective
     CausalEncoder    predicts after every play from the plays up to it: SASRec, GRU4Rec, Caser
 
-A new encoder subclasses one of the last two, adds a line to the table in training/run.py and a three-line test.
+A new encoder subclasses one of the last two, adds a line to the table in training/registry.py and a three-line test.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +39,11 @@ class Encoder(nn.Module, ABC):
             [batch, dimension] float32.
 
         """
+
+
+# (encoder, tracks [batch, window], skipped [batch, window], targets [batch]) -> [2, batch] int64: how many tracks score
+# higher than the target, and how many score the same, the target included.
+RankCounts: TypeAlias = Callable[[Encoder, Tensor, Tensor, Tensor], Tensor]
 
 
 class SessionEncoder(Encoder):
@@ -79,7 +86,7 @@ class SessionEncoder(Encoder):
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if parameter.dim() > 1:
-                    truncated_normal(parameter, self.options.first_weights, generator)
+                    truncated_normal(parameter, self.options.init_scale, generator)
                 elif "bias" in name.rpartition(".")[2]:
                     parameter.zero_()
                 else:

@@ -4,18 +4,11 @@ One layer of gated recurrent units as in the original, trained with the paper's 
 original's ranking losses.
 """
 
-from pydantic import Field
 from torch import Tensor, nn
 
 from training.models.encoders.encoder import CausalEncoder
 from training.models.encoders.tensor_ops import dropout
-from training.options import NeuralOptions
-
-
-class Gru4RecOptions(NeuralOptions):
-    """GRU4Rec's sizes."""
-
-    layers: int = Field(default=1, ge=1, description="Recurrent layers; the authors found one to be best")
+from training.options import Gru4RecOptions
 
 
 class Gru4Rec(CausalEncoder):

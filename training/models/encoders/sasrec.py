@@ -7,11 +7,8 @@ from torch import Tensor, nn
 from segue.catalogue import PAD_ROW
 from training.models.encoders.encoder import CausalEncoder
 from training.models.encoders.tensor_ops import dropout
-from training.models.encoders.transformer import Block, PackedLayout, TransformerOptions, build_attention_mask
-
-
-class SasRecOptions(TransformerOptions):
-    """SASRec's options: the sizes of its blocks."""
+from training.models.encoders.transformer import Block, PackedLayout, build_attention_mask
+from training.options import SasRecOptions
 
 
 class SasRec(CausalEncoder):

@@ -7,15 +7,14 @@ of these is stored, copied or filled with zeros; on a CPU these took as long as 
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from training.models.encoders.tensor_ops import dropout, dropout_mask, scatter_to_padded
-from training.options import NeuralOptions
+from training.options import TransformerOptions
 
 _PARTS = 3  # query, key, value
 
@@ -101,24 +100,6 @@ class _Attend(torch.autograd.Function):
         torch.bmm(grad_scores.mT, query, out=grad_parts[1])
         rows = grad_parts.view(-1, query.shape[-1]).index_select(0, layout.of_parts)
         return rows.view(len(gradient), -1), None, None
-
-
-class TransformerOptions(NeuralOptions):
-    """Sizes of a stack of blocks; the defaults are the paper's (section 4.1.2)."""
-
-    blocks: int = Field(default=2, ge=1, description="Self-attentive encoder blocks")
-    heads: int = Field(default=8, ge=1, description="Attention heads of a block; must divide the dimension")
-    norm: Literal["post", "pre"] = Field(
-        default="post",
-        description="Layer norm after each residual sum, as in the authors' public code, or before each layer, which "
-        "needs no learning-rate warm-up (Xiong et al., 2020)",
-    )
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.dimension % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide dimension {self.dimension}: choose a divisor")
-        return self
 
 
 class Block(nn.Module):

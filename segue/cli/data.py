@@ -134,7 +134,7 @@ def _engine(name: str, ray_address: str | None) -> "Engine | None":
     if ray_address is not None:
         raise BadOption(f"--ray-address {ray_address} has no effect without --engine ray: add that, or leave it out")
     if name == "disk":
-        from training.prepare.partitioned import disk_engine
+        from training.prepare.disk_engine import disk_engine
 
         return disk_engine()
     return None

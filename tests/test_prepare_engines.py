@@ -1,7 +1,6 @@
 """Every engine writes the same dataset and the same report, on invented logs of every format."""
 
 import gzip
-import importlib.util
 import pickle
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,8 +11,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from segue.errors import BadLog, BadOption
+from segue.errors import BadLog
 from tests.log_samples import SAMPLES, Sample
+from tests.prepare_runs import assert_same, needs_ray, ray_of_two
 from training.prepare import disk_engine as disk
 from training.prepare.columns import partitions_of
 from training.prepare.disk_engine import DiskTasks, disk_engine, split_bytes_of
@@ -21,14 +21,13 @@ from training.prepare.formats import PROBLEMS
 from training.prepare.pipeline import (
     Engine,
     PrepareJob,
-    PrepareReport,
     PrepareResult,
     SerialTasks,
     prepare,
     prepare_options,
     run_tasks,
 )
-from training.prepare.ray_engine import connected, ray_engine
+from training.prepare.ray_engine import ray_engine
 from training.prepare.sessionize import FilteredPartition, StepCount
 from training.prepare.sources import FileSlice, input_splits, opened
 
@@ -60,54 +59,23 @@ ENGINES: Final[dict[str, Engine]] = {
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
-    """A Ray of two processes for all tests of this file."""
-    try:
-        connection = connected(cpus=2)
-        started = connection.__enter__()
-    except BadOption as error:
-        if "timed out during startup" in str(error):
-            pytest.skip(f"this machine is too busy for Ray: {error}")
-        raise
-    yield started
-    connection.__exit__(None, None, None)
+    """A Ray for all tests of this file."""
+    with ray_of_two() as started:
+        yield started
 
 
 @pytest.fixture
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """The engine with a name of ENGINES."""
     if request.param == "ray":
-        if importlib.util.find_spec("ray") is None:
-            pytest.skip("needs the extra `ray`")
         request.getfixturevalue("ray")
     monkeypatch.setattr(disk, "_IN_MEMORY_BYTES", 0)  # everything goes through files
     return ENGINES[request.param]
 
 
-every_engine = pytest.mark.parametrize("engine", ENGINES, indirect=True)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
-
-
-def facts(report: PrepareReport) -> tuple[Any, ...]:
-    """The report without the folder of the dataset."""
-    return (
-        (report.kind, report.files, report.lines, report.malformed),
-        (report.malformed_reasons, report.malformed_examples, report.steps, report.dataset.facts),
-    )
-
-
-def assert_same(sample: Sample, folder: Path, engine: Engine) -> PrepareReport:
-    """The engine and the one in memory write the same files and reports, and leave nothing else in the folder."""
-    files, options = sample.write(folder / "log"), prepare_options(**sample.options)
-    in_memory = prepare(sample.kind, files, folder / "memory", options)
-    report = prepare(sample.kind, files, folder / "engine", options, engine=engine)
-    assert contents(folder / "engine") == contents(folder / "memory")
-    assert len(contents(folder / "engine")) == 3
-    assert facts(report) == facts(in_memory)
-    assert sorted(path.name for path in folder.iterdir()) == ["engine", "log", "memory"]
-    return report
+every_engine = pytest.mark.parametrize(
+    "engine", [pytest.param(name, marks=needs_ray if name == "ray" else ()) for name in ENGINES], indirect=True
+)
 
 
 @every_engine

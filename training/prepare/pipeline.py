@@ -32,6 +32,7 @@ and the catalogue, but no lines of the log. A `TaskRunner` runs the tasks: in me
 give the same dataset, byte for byte.
 """
 
+import functools
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -58,6 +59,7 @@ from training.prepare.formats import (
 from training.prepare.sessionize import (
     FilteredPartition,
     FilterStep,
+    OrderedSessions,
     Plays,
     filter_sessions,
     in_order,
@@ -237,7 +239,7 @@ def run_tasks(
     track_plays = None
     if job.options.min_track_plays > 1:
         counted = _results(tasks, job, [count for _, count in made], "counting plays")
-        track_plays = tasks.share(np.add.reduce([count for count in counted if count is not None]))
+        track_plays = tasks.share(functools.reduce(np.add, (count for count in counted if count is not None)))
     filtered = [tasks.start(filter_partition, job.options, partition, track_plays)[0] for partition, _ in made]
     del made
     found = [one for one in _results(tasks, job, filtered, "making sessions") if one is not None]
@@ -245,23 +247,32 @@ def run_tasks(
     steps = summed_steps(log.read, found)
     sessions = in_order(found)
     del found
+    tracks = [tasks.result(tracks) for _, tracks in merged]
+    return PrepareResult(log.read, _sampled(sessions, tracks, job.options, log.form, steps), steps)
+
+
+def _sampled(
+    sessions: OrderedSessions,
+    all_tracks: Sequence[pl.DataFrame],
+    options: PrepareOptions,
+    form: LogFormat,
+    steps: list[FilterStep],
+) -> RawInteractions:
+    """Rule 6, and the ids of the sessions and tracks that remain. Adds to `steps`."""
     plays = sessions.plays
-    for rule, sampled in sample_sessions(sessions.plays, job.options):
+    for rule, sampled in sample_sessions(plays, options):
         record_step(steps, FilterStep(rule, len(sampled.track), len(sampled)))
         plays = sampled
     kept = plays.owner
-    tracks, codes = played_tracks([tasks.result(tracks) for _, tracks in merged], plays.track)
-    interactions = RawInteractions(
+    tracks, codes = played_tracks(all_tracks, plays.track)
+    return RawInteractions(
         tracks=tracks,
         codes=codes,
         skipped=plays.skipped,
         offsets=plays.offsets,
-        session_ids=session_ids(
-            sessions.owner[kept], plays.piece, sessions.owners if log.form.whole_sessions else None
-        ),
+        session_ids=session_ids(sessions.owner[kept], plays.piece, sessions.owners if form.whole_sessions else None),
         started_at=start_times(None if sessions.starts is None else sessions.starts[kept]),
     )
-    return PrepareResult(log.read, interactions, steps)
 
 
 def _read(
@@ -273,15 +284,14 @@ def _read(
         for split in splits
     ]
     log: ReadStats | None = None
-    files_before = 0.0
-    for split, (reference, *_) in zip(splits, started, strict=True):
-        job.on_progress(f"reading {split[0].file.name}", int(files_before), len(job.files) + 2)
+    files = len(job.files)
+    for number, (split, (reference, *_)) in enumerate(zip(splits, started, strict=True)):
+        job.on_progress(f"reading {split[0].file.name}", number * files // len(splits), files + 2)
         stats: ReadStats = tasks.result(reference)
         check_same_format(stats.first_file, stats.form, stats.form if log is None else log.form)
         log = stats if log is None else log.add(stats)
-        files_before += sum(1 / slice_.of for slice_ in split)
     assert log is not None
-    log.read.require_lines(job.kind, len(job.files))
+    log.read.require_lines(job.kind, files)
     return log, [given[1 : 1 + partitions] for given in started], [given[1 + partitions :] for given in started]
 
 

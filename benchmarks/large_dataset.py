@@ -29,7 +29,7 @@ import training.validation
 from training.data.dataset import RawInteractions, open_dataset, write_listening
 from training.data.loader import epoch_batches
 from training.options import SasRecOptions
-from training.prepare.partitioned import disk_engine
+from training.prepare.disk_engine import disk_engine
 from training.prepare.pipeline import Engine, prepare
 from training.run import TrainingJob
 from training.run import train as train_model

@@ -1,4 +1,4 @@
-"""Invented logs of every kind and form, large enough for several portions, with lines that cannot be read."""
+"""Invented logs of every kind and format, large enough for several input splits, with lines that cannot be read."""
 
 import bz2
 import gzip

@@ -1,7 +1,6 @@
-"""`--engine ray`: the files of one process from tasks on a real Ray, on loopback, which ends with the work."""
+"""`--engine ray`: a real Ray on loopback, which stops at the end. test_prepare_engines compares the datasets."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -18,54 +17,26 @@ import pytest
 
 from segue.cli import main
 from segue.errors import BadLog, BadOption
-from tests.log_samples import SAMPLES, Sample
-from tests.prepared_twice import assert_same, contents
+from tests.log_samples import SAMPLES
+from tests.prepare_runs import contents, needs_ray, ray_of_two, skip_if_busy
 from training.prepare.pipeline import prepare, prepare_options
-from training.prepare.ray_engine import DeferredInterrupts, connected, ray_engine
+from training.prepare.ray_engine import DeferredInterrupts, ray_engine
 
 MARK = "SEGUE_TEST_STARTED_IN"
 PREPARE = (sys.executable, "-m", "segue", "prepare")
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 
 
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra `ray`")
-
-
-def refuse_busy(message: str) -> None:
-    """Skip where the machine is too busy for Ray, which gives its own processes 30 s to start (asked three times)."""
-    if "timed out during startup" in message:
-        pytest.skip(f"this machine is too busy for Ray: {message}")
-
-
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
-    """A Ray of two processes for all tests of this file."""
-    try:
-        connection = connected(cpus=2)
-        started = connection.__enter__()
-    except BadOption as error:
-        refuse_busy(str(error))
-        raise
-    yield started
-    connection.__exit__(None, None, None)
+    """A Ray for all tests of this file."""
+    with ray_of_two() as started:
+        yield started
 
 
-@needs_ray  # not imported here: it reads its environment when it is
+@needs_ray
 @pytest.mark.usefixtures("ray")
 class TestOnRay:
-    @pytest.mark.parametrize("name", SAMPLES)
-    def test_it_gives_the_files_and_the_report_of_one_process(self, name: str, tmp_path: Path) -> None:
-        assert_same(SAMPLES[name], tmp_path, ray_engine(portion_bytes=20_000))
-
-    def test_a_log_that_cannot_be_read_is_refused_in_the_same_line(self, tmp_path: Path) -> None:
-        files = Sample("events", {"a.csv": "a,a\n" + "1,2\n" * 9000}, {}).write(tmp_path / "log")
-        with pytest.raises(BadLog) as plain:
-            prepare("events", files, tmp_path / "out")
-        with pytest.raises(BadLog) as caught:
-            prepare("events", files, tmp_path / "out", engine=ray_engine(portion_bytes=9000))
-        assert str(caught.value) == str(plain.value)
-        assert [path.name for path in tmp_path.iterdir()] == ["log"]
-
     def test_a_fault_of_a_task_is_one_line(self, tmp_path: Path, ray: Any) -> None:
         files = SAMPLES["lfm1k"].write(tmp_path / "log")
 
@@ -238,7 +209,7 @@ def command(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 class TestACommand:
     def test_it_starts_a_ray_of_its_own_and_ends_it(self, command: subprocess.Popen[str], tmp_path: Path) -> None:
         out, err = command.communicate(timeout=200)
-        refuse_busy(err)
+        skip_if_busy(err)
         assert (command.returncode, err) == (0, self.malformed(tmp_path))
         prepare("lfm1k", [tmp_path / "log"], tmp_path / "plain", prepare_options(seed=3))
         assert contents(tmp_path / "out") == contents(tmp_path / "plain")

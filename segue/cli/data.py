@@ -161,7 +161,7 @@ def _engine(name: str, ray_address: str | None) -> "Engine | None":
     if ray_address is not None:
         raise BadOption(f"--ray-address {ray_address} has no effect without --engine ray: add --engine ray, or omit it")
     if name == "disk":
-        from training.prepare.partitioned import disk_engine
+        from training.prepare.disk_engine import disk_engine
 
         return disk_engine()
     return None

@@ -1,1 +1,1 @@
-"""From listening logs to datasets."""
+"""Make datasets of listening logs."""

@@ -1,14 +1,14 @@
-"""Log formats: the options of `segue prepare`, and one reader per format that maps its columns to common ones.
+"""Log formats: the options of `segue prepare`, one parser per format, and the reader of input splits.
 
-Every reader returns a lazy frame with the columns of LINE_COLUMNS. `problem` is the number of the first error of a line
-in PROBLEMS; 0 means none. `text` is the line for the report. Only headers are read here, and nothing is decided about
-sessions. The formats are described in:
+A parser maps the columns of its format to common ones. It returns a lazy frame with the columns of LINE_COLUMNS, and
+with `problem`, the number in PROBLEMS of the first error of a line (0 for none), and `text`, the line for the report.
+The sources of the formats:
 MSSD (Brost et al. 2019, https://arxiv.org/abs/1901.09851), LFM-1K (Celma 2010, https://zenodo.org/records/6090214),
 LFM-2b (Schedl et al. 2022, https://doi.org/10.1145/3498366.3505791), Yambda (https://arxiv.org/abs/2505.22238).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias
 
@@ -16,10 +16,21 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from segue.errors import BadLog, BadOption
-from training.prepare.columns import Table, split_lines
-from training.prepare.sources import KINDS, LogKind, inner_suffix
+from segue.safe_files import UNREADABLE
+from training.prepare.columns import LogTable, split_lines
+from training.prepare.sources import (
+    KINDS,
+    MAX_EXAMPLES,
+    FileSlice,
+    LinesRead,
+    LogKind,
+    MalformedLine,
+    inner_suffix,
+    opened,
+    rows_of_slice,
+)
 
-# What cannot have an effect on a kind is refused rather than ignored.
+# Options without an effect on a kind of log are rejected, not ignored.
 NO_EFFECT: Final[dict[LogKind, tuple[str, ...]]] = {
     "mssd": ("idle_gap_s", "skip_within_s", "played_ratio_pct"),
     "lfm1k": ("skip_flag", "played_ratio_pct"),
@@ -33,29 +44,29 @@ SkipFlag: TypeAlias = Literal["skip_1", "skip_2", "skip_3"]
 
 
 class PrepareOptions(BaseModel):
-    """What can be set about `prepare`; the defaults are the paper's (section 4.2)."""
+    """Options of `prepare`. The defaults are those of the paper (section 4.2)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    idle_gap_s: float = Field(default=1200, gt=0, description="Seconds between two plays after which a session ends")
+    idle_gap_s: float = Field(default=1200, gt=0, description="A session ends after this many seconds of inactivity")
     skip_within_s: float = Field(
-        default=30, ge=0, description="A play is skipped if the next one of its session starts within so many seconds"
+        default=30, ge=0, description="A play is skipped if the next one of its session starts within this many seconds"
     )
     min_session_plays: int = Field(default=5, ge=1, description="Sessions with fewer plays are dropped")
     max_session_plays: int = Field(
-        default=20, ge=1, description="Longer sessions are cut into consecutive ones of so many plays"
+        default=20, ge=1, description="Longer sessions are split into consecutive ones of at most this many plays"
     )
     min_track_plays: int = Field(default=0, ge=0, description="Plays of tracks with fewer plays are dropped")
     sample_half_skips: bool | None = Field(
         default=None,
-        description="Keep as many sessions without a skip as with one, drawn at random; by default for lfm1k alone",
+        description="Sample as many sessions without a skip as with one; by default only for lfm1k",
     )
-    max_sessions: int | None = Field(default=None, ge=1, description="Keep so many sessions, drawn at random")
-    skip_flag: SkipFlag = Field(default="skip_2", description="The column of MSSD that says what a skip is")
+    max_sessions: int | None = Field(default=None, ge=1, description="Randomly sample at most this many sessions")
+    skip_flag: SkipFlag = Field(default="skip_2", description="MSSD only: the column that marks a skip")
     played_ratio_pct: int = Field(
-        default=50, ge=1, description="Yambda: a play is skipped if a smaller part of the track was heard, in percent"
+        default=50, ge=1, description="Yambda only: plays heard for less than this percentage are skips"
     )
-    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of the sampling")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Random seed for session sampling")
 
     @model_validator(mode="after")
     def _possible_lengths(self) -> Self:
@@ -68,7 +79,7 @@ class PrepareOptions(BaseModel):
 
 
 def prepare_options(**values: Any) -> PrepareOptions:
-    """Options by name. Raises BadOption with one line where a name is unknown or a value out of range."""
+    """Options by name. Raises BadOption with one line if a name is unknown or a value is out of range."""
     try:
         return PrepareOptions(**values)
     except ValidationError as error:
@@ -79,7 +90,7 @@ def prepare_options(**values: Any) -> PrepareOptions:
 
 
 def options_of_kind(kind: LogKind, options: PrepareOptions) -> PrepareOptions:
-    """The options with the kind's defaults. Raises BadOption for an option that cannot have an effect."""
+    """The options with the kind's defaults. Raises BadOption for an option without an effect."""
     if kind not in KINDS:
         raise BadOption(f"there are no logs of kind {kind!r}: expected one of {', '.join(KINDS)}")
     for name in NO_EFFECT[kind]:
@@ -101,14 +112,14 @@ PROBLEMS: Final = (
 )
 
 LINE_COLUMNS: Final = {
-    "owner": pl.String,  # the listener or, in a log of whole sessions, the session
+    "owner": pl.String,  # the id of the user or, in a log of whole sessions, of the session
     "at": pl.Int64,  # milliseconds since 1970-01-01 UTC, null where unknown
-    "position": pl.Int64,  # place of the play in its session, null where unknown
-    "track": pl.String,  # what names the track; without an id of its own: artist, tab, title
+    "position": pl.Int64,  # of the play in its session, null where unknown
+    "track": pl.String,  # the key of the track: its id or, if it has none, artist, tab, title
     "skipped": pl.Boolean,  # null where it must be inferred
     "title": pl.String,
     "artist": pl.String,
-    "written_at": pl.Int64,  # microseconds since 1970-01-01 UTC: of two reports of one play the newer counts
+    "written_at": pl.Int64,  # microseconds since 1970-01-01 UTC; the newest report of a play counts
 }
 
 _LFM1K_FIELDS: Final = ("user", "time", "artist_mbid", "artist", "track_mbid", "title")
@@ -123,11 +134,11 @@ _LFM2B_NAMES: Final = {
 
 
 class LogFormat(NamedTuple):
-    """What is known about all lines of a log."""
+    """Facts that are true for all lines of a log."""
 
-    whole_sessions: bool  # owners are sessions, and skips are given
-    by_position: bool  # plays of a session have positions
-    newest_first: bool = False
+    whole_sessions: bool  # owners are sessions, and the log has skips
+    by_position: bool  # plays have positions in their session
+    newest_first: bool = False  # the lines of an owner are in reverse order
 
 
 @dataclass(frozen=True)
@@ -145,17 +156,17 @@ class _Fields:
     owner: pl.Expr
     track: pl.Expr
     at: pl.Expr | None = None
-    time_given: pl.Expr | None = None  # where false, a missing time is no fault; None: every line needs a time
+    time_given: pl.Expr | None = None  # where false, the time may be missing; None: every line needs a time
     position: pl.Expr | None = None
     skipped: pl.Expr | None = None
     title: pl.Expr | None = None
     artist: pl.Expr | None = None
     written_at: pl.Expr | None = None
-    complete: pl.Expr | None = None  # the number of fields is right
+    complete: pl.Expr | None = None  # the line has the expected number of fields
 
 
 def read_lines(kind: LogKind, file: Path, *, name: str, skip_flag: SkipFlag, played_ratio_pct: int) -> LogLines:
-    """The lines of an uncompressed file; `name` is what messages call it. Raises BadLog."""
+    """The lines of an uncompressed file. Error messages call it `name`. Raises BadLog."""
     parquet = inner_suffix(file) == ".parquet"
     if parquet and kind in ("mssd", "lfm1k", "lfm2b"):
         raise BadLog(f"{name} is Parquet, expected text: logs of kind {kind} are published as text")
@@ -164,17 +175,17 @@ def read_lines(kind: LogKind, file: Path, *, name: str, skip_flag: SkipFlag, pla
     if kind == "lfm1k":
         return _lfm1k(file)
     if kind == "mssd":
-        return _mssd(Table.of_text(file, name, quoted=False), skip_flag)
+        return _mssd(LogTable.of_text(file, name, quoted=False), skip_flag)
     if kind == "lfm2b":
-        return _lfm2b(Table.of_text(file, name, quoted=False))
-    table = Table.of_parquet(file, name) if parquet else Table.of_text(file, name, quoted=True)
+        return _lfm2b(LogTable.of_text(file, name, quoted=False))
+    table = LogTable.of_parquet(file, name) if parquet else LogTable.of_text(file, name, quoted=True)
     return _yambda(table, played_ratio_pct) if kind == "yambda" else _events(table)
 
 
 def _lfm1k(file: Path) -> LogLines:
     frame, complete, text = split_lines(file, "\t", _LFM1K_FIELDS, skip_lines=0)
     title, artist, mbid = pl.col("title"), pl.col("artist"), pl.col("track_mbid")
-    # A tab cannot stand in a field: no two pairs of artist and title share a key.
+    # A field contains no tab, so no two pairs of artist and title share a key.
     described = pl.when(title != "").then(pl.concat_str(artist, title, separator="\t"))
     fields = _Fields(
         owner=pl.col("user"),
@@ -187,12 +198,12 @@ def _lfm1k(file: Path) -> LogLines:
     return LogLines(_lines(frame, fields, text), LogFormat(whole_sessions=False, by_position=False, newest_first=True))
 
 
-def _mssd(table: Table, skip_flag: SkipFlag) -> LogLines:
+def _mssd(table: LogTable, skip_flag: SkipFlag) -> LogLines:
     table.require("session_id", "session_position", "track_id_clean", skip_flag)
     at = None
     if {"date", "hour_of_day"} <= set(table.schema):
         date = pl.col("date").str.strip_chars()
-        # %d-%m-%y first: %Y-%m-%d would take 15-07-18 for a day in the year 15.
+        # %d-%m-%y first: %Y-%m-%d would parse 15-07-18 as a day in the year 15.
         day = pl.coalesce(date.str.to_date("%d-%m-%y", strict=False), date.str.to_date("%Y-%m-%d", strict=False))
         hour = table.whole_number("hour_of_day")
         at = day.cast(pl.Datetime("ms")).dt.epoch("ms") + hour * 3_600_000
@@ -202,13 +213,13 @@ def _mssd(table: Table, skip_flag: SkipFlag) -> LogLines:
         at=at,
         time_given=pl.lit(at is not None),
         position=table.whole_number("session_position"),
-        skipped=table.flag(skip_flag),
+        skipped=table.parse_bool(skip_flag),
         complete=table.complete,
     )
     return LogLines(_lines(table.frame, fields, table.text), LogFormat(whole_sessions=True, by_position=True))
 
 
-def _lfm2b(table: Table) -> LogLines:
+def _lfm2b(table: LogTable) -> LogLines:
     fields = _Fields(
         owner=pl.col(table.one_of(_LFM2B_NAMES["user"])),
         track=pl.col(table.one_of(_LFM2B_NAMES["track"])),
@@ -220,7 +231,7 @@ def _lfm2b(table: Table) -> LogLines:
     return LogLines(_lines(table.frame, fields, table.text), LogFormat(whole_sessions=False, by_position=False))
 
 
-def _yambda(table: Table, played_ratio_pct: int) -> LogLines:
+def _yambda(table: LogTable, played_ratio_pct: int) -> LogLines:
     table.require("uid", "item_id", "timestamp", "played_ratio_pct")
     if table.schema["item_id"].is_nested():
         raise BadLog(f"{table.name} has lists in its columns, expected the flat files of Yambda: one row a listen")
@@ -233,7 +244,7 @@ def _yambda(table: Table, played_ratio_pct: int) -> LogLines:
     return LogLines(_lines(table.frame, fields, table.text), LogFormat(whole_sessions=False, by_position=False))
 
 
-def _events(table: Table) -> LogLines:
+def _events(table: LogTable) -> LogLines:
     columns = set(table.schema)
     by_position = "position" in columns
     whole = {"track_id", "session_id", "skipped"} <= columns and (by_position or "timestamp" in columns)
@@ -243,15 +254,16 @@ def _events(table: Table) -> LogLines:
         )
     has_time = "timestamp" in columns
     owner, track = table.text_of("session_id" if whole else "user_id"), table.text_of("track_id")
+    time_given = table.is_present("timestamp") if has_time else pl.lit(value=False)
     assert owner is not None
     assert track is not None
     fields = _Fields(
         owner=owner,
         track=track,
         at=table.time_ms("timestamp") if has_time else None,
-        time_given=(table.given("timestamp") if has_time else pl.lit(value=False)) if whole and by_position else None,
+        time_given=time_given if whole and by_position else None,
         position=table.whole_number("position") if whole and by_position else None,
-        skipped=table.flag("skipped") if "skipped" in columns else None,
+        skipped=table.parse_bool("skipped") if "skipped" in columns else None,
         title=table.text_of("title"),
         artist=table.text_of("artist"),
         written_at=_written_at(table),
@@ -261,7 +273,7 @@ def _events(table: Table) -> LogLines:
     return LogLines(_lines(table.frame, fields, table.text), form)
 
 
-def _written_at(table: Table) -> pl.Expr | None:
+def _written_at(table: LogTable) -> pl.Expr | None:
     if "written_at" not in table.schema:
         return None
     if isinstance(table.schema["written_at"], pl.Datetime):
@@ -296,5 +308,76 @@ def _lines(frame: pl.LazyFrame, fields: _Fields, text: pl.Expr) -> pl.LazyFrame:
     )
 
 
-def _first_text(table: Table, names: Sequence[str]) -> pl.Expr | None:
+def _first_text(table: LogTable, names: Sequence[str]) -> pl.Expr | None:
     return next((table.text_of(name) for name in names if name in table.schema), None)
+
+
+_EXAMPLE_CHARACTERS: Final = 120
+_ENCODED: Final = ("owner", "track", "title", "artist")
+
+
+@dataclass
+class LogReader:
+    """Reads the files of one input split. Texts become categorical columns, so memory holds each of them once."""
+
+    kind: LogKind
+    options: PrepareOptions
+    scratch: Path  # the folder for temporary copies, one at a time
+    counts: LinesRead = field(default_factory=LinesRead)
+    frames: list[pl.DataFrame] = field(default_factory=list)
+    forms: list[LogFormat] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # One set of categories per column and split: all its files share the codes. Unlike hashes, codes are exact.
+        self.categories = {name: pl.Categorical(pl.Categories.random()) for name in _ENCODED}
+
+    def read(self, slice_: FileSlice) -> None:
+        """Add the lines of a file or slice. Raises BadLog if it cannot be read."""
+        file = slice_.file
+        with opened(slice_, self.kind, self.scratch) as plain:
+            log = read_lines(
+                self.kind,
+                plain,
+                name=str(file),
+                skip_flag=self.options.skip_flag,
+                played_ratio_pct=self.options.played_ratio_pct,
+            )
+            self.forms.append(log.form)
+            check_same_format(file, log.form, self.forms[0])
+            columns = [pl.col(name).cast(self.categories.get(name, dtype)) for name, dtype in LINE_COLUMNS.items()]
+            try:
+                lines = rows_of_slice(slice_, log.frame)
+                frame = lines.select("problem", *columns).collect(engine="streaming")
+                self._count_malformed(file, lines, frame["problem"])
+            except UNREADABLE as error:
+                raise BadLog(f"{file} cannot be read: {str(error).strip().splitlines()[0]}") from error
+        self.counts.lines += len(frame)
+        if frame["problem"].max():
+            frame = frame.filter(pl.col("problem") == 0)
+        self.frames.append(frame.drop("problem", *(c.name for c in frame if c.null_count() == len(frame))))
+
+    def result(self) -> pl.DataFrame:
+        """The good lines of all files in their order. A column without any value is missing."""
+        lines = pl.concat(self.frames, how="diagonal")
+        self.frames.clear()
+        return lines
+
+    def _count_malformed(self, file: Path, lines: pl.LazyFrame, problem: pl.Series) -> None:
+        numbers = (problem > 0).arg_true()
+        counts = self.counts
+        counts.reasons.update(
+            {PROBLEMS[code]: count for code, count in problem.gather(numbers).value_counts().iter_rows()}
+        )
+        shown = numbers.head(MAX_EXAMPLES - len(counts.examples))
+        if shown.is_empty():
+            return
+        last = int(shown[-1])
+        texts = lines.select("text").head(last + 1).collect(engine="streaming")["text"].gather(shown)
+        for code, text in zip(problem.gather(shown), texts, strict=True):
+            counts.examples.append(MalformedLine(file, PROBLEMS[code], (text or "")[:_EXAMPLE_CHARACTERS]))
+
+
+def check_same_format(file: Path, form: LogFormat, first: LogFormat) -> None:
+    """Raise BadLog if the format of a file is not that of the first file."""
+    if form != first:
+        raise BadLog(f"{file} has other columns than the first file: give logs of one form at a time")

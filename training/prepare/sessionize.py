@@ -1,17 +1,17 @@
-"""Sessions from the lines of a log, and the filters on them: steps 2 to 6 of training.prepare.pipeline.
+"""Session rules: make sessions from the lines of a log, filter them, put them in order and sample them.
 
-Everything works on flat arrays of integer codes: on a whole log, or on the part of one that has all plays of some
-listeners or sessions (training.prepare.partition_tasks). The rules are the paper's (section 4.2), with these choices
-where it leaves something open:
+These are rules 2 to 6 of training.prepare.pipeline. Everything works on flat arrays of integer codes. Rules 2 to 5 are
+applied to each partition, which has all plays of its owners. An owner is a user or, in a log of whole sessions, a
+session. The rules are the paper's (section 4.2), with these choices where the paper leaves something open:
 
-- A session ends if the next play of the same listener starts more than `idle_gap_s` later. A gap of exactly that length
+- A session ends if the next play of the same user starts more than `idle_gap_s` later. A gap of exactly that length
   does not end it.
 - A play is skipped if the next play of the same session starts at most `skip_within_s` later. The last play of a
-  session is never a skip. Skips are inferred once, before plays are dropped or sessions cut.
-- Long sessions are cut into consecutive sessions of `max_session_plays`. A remainder that is too short is dropped.
+  session is never a skip. Skips are inferred once, before plays are dropped or sessions are split.
+- Long sessions are split into consecutive sessions of `max_session_plays`. A remainder that is too short is dropped.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -22,18 +22,19 @@ from numpy.typing import NDArray
 from segue.arrays import Bool, Int
 from segue.errors import BadLog
 from training.prepare.formats import LogFormat, PrepareOptions
+from training.prepare.sources import LinesRead
 
 
 @dataclass(frozen=True, eq=False)
 class Plays:
-    """The plays of many sessions; session i is the slice offsets[i]:offsets[i + 1], oldest play first."""
+    """The plays of many sessions. Session i is the slice offsets[i]:offsets[i + 1], oldest play first."""
 
     track: NDArray[np.uint32]  # [plays], codes
     skipped: Bool  # [plays]
-    at: Int | None  # [plays] int64, ms since 1970; UNKNOWN_TIME where a time is missing, None where all are
+    at: Int | None  # [plays] int64, ms since 1970; UNKNOWN_TIME where a time is missing, None if all are
     offsets: Int  # [sessions + 1] int64
-    owner: Int  # [sessions] int64, number of the listener or session that the log names
-    piece: Int  # [sessions] int64, 0 for the first piece of a session that was cut
+    owner: Int  # [sessions] int64, codes
+    piece: Int  # [sessions] int64, 0 for the first piece of a session that was split
 
     def __len__(self) -> int:
         """The number of sessions."""
@@ -45,13 +46,13 @@ class Plays:
         return np.diff(self.offsets)
 
     def keep_plays(self, kept: Bool) -> "Plays":
-        """Only the plays where `kept` [plays] holds; sessions may be left without any."""
+        """Only the plays where `kept` [plays] is true. Sessions may become empty."""
         offsets = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])[self.offsets]
         at = None if self.at is None else self.at[kept]
         return replace(self, track=self.track[kept], skipped=self.skipped[kept], at=at, offsets=offsets)
 
     def keep_sessions(self, kept: Bool) -> "Plays":
-        """Only the sessions where `kept` [sessions] holds."""
+        """Only the sessions where `kept` [sessions] is true."""
         fewer = self.keep_plays(np.repeat(kept, self.lengths))
         offsets = np.concatenate([[0], np.cumsum(self.lengths[kept], dtype=np.int64)]).astype(np.int64)
         return replace(fewer, offsets=offsets, owner=self.owner[kept], piece=self.piece[kept])
@@ -61,7 +62,7 @@ UNKNOWN_TIME = np.iinfo(np.int64).min
 
 
 def offsets_where(first: Bool) -> Int:
-    """Offsets of the runs that begin where `first` [plays] holds; the first play always begins one."""
+    """The offsets of the runs that begin where `first` [plays] is true. The first play always begins one."""
     return np.concatenate([np.flatnonzero(first), [len(first)]]).astype(np.int64)
 
 
@@ -86,17 +87,13 @@ def inferred_skips(at: Int, first: Bool, skip_within_s: float) -> Bool:
     return skipped
 
 
-def drop_rare_tracks(plays: Plays, min_track_plays: int, track_plays: Int | None = None) -> Plays:
-    """Without the plays of tracks that have fewer plays; they are counted once, before any is dropped.
-
-    `track_plays` [tracks] are counts to go by where `plays` are not all there are.
-    """
-    counts = np.bincount(plays.track) if track_plays is None else track_plays
-    return plays.keep_plays(counts[plays.track] >= min_track_plays)
+def drop_rare_tracks(plays: Plays, min_track_plays: int, track_plays: Int) -> Plays:
+    """Drop the plays of tracks with fewer plays. `track_plays` [tracks] are counted over the whole log."""
+    return plays.keep_plays(track_plays[plays.track] >= min_track_plays)
 
 
-def cut(plays: Plays, max_session_plays: int) -> Plays:
-    """Sessions cut into consecutive pieces of at most `max_session_plays` plays."""
+def split_long_sessions(plays: Plays, max_session_plays: int) -> Plays:
+    """Split sessions into consecutive pieces of at most `max_session_plays` plays."""
     pieces = np.maximum(-(-plays.lengths // max_session_plays), 1)
     first_piece = np.cumsum(pieces) - pieces
     piece = np.arange(pieces.sum(), dtype=np.int64) - np.repeat(first_piece, pieces)
@@ -106,22 +103,22 @@ def cut(plays: Plays, max_session_plays: int) -> Plays:
 
 
 def drop_short_sessions(plays: Plays, min_session_plays: int) -> Plays:
-    """Without the sessions that have fewer plays."""
+    """Drop sessions with fewer plays."""
     return plays.keep_sessions(plays.lengths >= min_session_plays)
 
 
 def balance_by_skip(plays: Plays, rng: np.random.Generator) -> Plays:
-    """All sessions that hold a skip, and as many drawn from those without one (all of them if there are fewer)."""
+    """Keep all sessions with a skip, and sample as many without one (all of them if there are fewer)."""
     skips_before = np.concatenate([[0], np.cumsum(plays.skipped, dtype=np.int64)])[plays.offsets]
     kept = np.diff(skips_before) > 0
     without = np.flatnonzero(~kept)
-    drawn = rng.choice(without, size=min(int(kept.sum()), len(without)), replace=False, shuffle=False)
-    kept[drawn] = True
+    sampled = rng.choice(without, size=min(int(kept.sum()), len(without)), replace=False, shuffle=False)
+    kept[sampled] = True
     return plays.keep_sessions(kept)
 
 
 def limit_sessions(plays: Plays, max_sessions: int, rng: np.random.Generator) -> Plays:
-    """`max_sessions` sessions drawn at random, in their old order; all of them if there are no more."""
+    """Sample at most `max_sessions` sessions and keep their order."""
     if len(plays) <= max_sessions:
         return plays
     kept = np.zeros(len(plays), dtype=np.bool_)
@@ -129,123 +126,200 @@ def limit_sessions(plays: Plays, max_sessions: int, rng: np.random.Generator) ->
     return plays.keep_sessions(kept)
 
 
-class Step(NamedTuple):
-    """What a rule left."""
+def sessionize(lines: pl.DataFrame, form: LogFormat, options: PrepareOptions, *, has_skips: bool) -> Plays:
+    """All plays of some owners as sessions, before any is dropped.
 
-    rule: str
-    plays: int
-    sessions: int | None  # None before sessions are made
-
-
-def owners_of(lines: pl.DataFrame) -> pl.DataFrame:
-    """The listeners or sessions by name: `owner` string and `code`, their code in the lines."""
-    # By name, for codes depend on which thread met a name first.
-    distinct = lines["owner"].unique()
-    return pl.DataFrame({"owner": distinct.cast(pl.String), "code": distinct.to_physical()}).sort("owner")
-
-
-def sessionize(
-    lines: pl.DataFrame, owners: pl.DataFrame, form: LogFormat, options: PrepareOptions, steps: list[Step]
-) -> Plays:
-    """All plays as sessions, before any is dropped."""
-    if form.newest_first:  # of two plays at the same second the later line is then the earlier play
+    `lines` has `owner` and `track` (uint32) and, where known, the other columns of LINE_COLUMNS. Owners with lower
+    codes come first. With `has_skips`, every line of the log says whether its play was skipped; otherwise skips are
+    inferred.
+    """
+    if form.newest_first:  # of two plays in the same second, the later line is the earlier play
         lines = lines.reverse()
-    number_of_code = np.zeros(int(owners["code"].max()) + 1, dtype=np.uint32)  # type: ignore[arg-type]
-    number_of_code[owners["code"].to_numpy()] = np.arange(len(owners), dtype=np.uint32)
-    owner = number_of_code[lines["owner"].to_physical().to_numpy()]
+    owner = lines["owner"].to_numpy()
     order = _order(owner, lines, form)
     owner = owner[order]
     if form.by_position:
         position = lines["position"].to_numpy()[order]
-        latest = np.append((owner[1:] != owner[:-1]) | (position[1:] != position[:-1]), True)
-        order, owner = order[latest], owner[latest]
-        if len(order) < len(lines):
-            steps.append(Step("repeated reports of one play merged", len(order), None))
+        newest = np.append((owner[1:] != owner[:-1]) | (position[1:] != position[:-1]), True)
+        order, owner = order[newest], owner[newest]
     at = lines["at"].fill_null(UNKNOWN_TIME).to_numpy()[order] if "at" in lines.columns else None
     if form.whole_sessions or at is None:
         first = first_of_owner(owner)
     else:
         first = first_of_session(owner, at, options.idle_gap_s)
-    if "skipped" in lines.columns and lines["skipped"].null_count() == 0:
+    if has_skips:
         skipped = lines["skipped"].to_numpy()[order]
     else:
         assert at is not None
         skipped = inferred_skips(at, first, options.skip_within_s)
     offsets = offsets_where(first)
-    plays = Plays(
-        track=lines["track"].to_physical().to_numpy()[order],
+    return Plays(
+        track=lines["track"].to_numpy()[order],
         skipped=skipped,
         at=at,
         offsets=offsets,
         owner=owner[offsets[:-1]].astype(np.int64),
         piece=np.zeros(len(offsets) - 1, dtype=np.int64),
     )
-    steps.append(Step("sessions made", len(order), len(plays)))
-    return plays
 
 
 def _order(owner: NDArray[np.uint32], lines: pl.DataFrame, form: LogFormat) -> Int:
-    """Line numbers by owner, then by position (of one play the newest report last) or time, then as they stand."""
+    """Line numbers by owner, then by position (of one play the newest report last) or time, then in their old order."""
     keys = pl.DataFrame({"owner": owner}).with_columns(lines["position" if form.by_position else "at"].alias("place"))
     if form.by_position and "written_at" in lines.columns:
         keys = keys.with_columns(lines["written_at"])  # a report without this time counts as the oldest
     return keys.select(pl.arg_sort_by(keys.columns, nulls_last=False, maintain_order=True)).to_series().to_numpy()
 
 
-class Rule(NamedTuple):
-    """A rule of selection that looks at one session at a time, given how often each track was played."""
+class Filter(NamedTuple):
+    """A rule that needs only one session at a time, and the number of plays of each track."""
 
-    text: str
+    rule: str
     apply: Callable[[Plays], Plays]
-    told_always: bool = True  # False: only where it changed the number of sessions
+    always_reported: bool = True
 
 
-def session_filters(options: PrepareOptions, track_plays: Int | None = None) -> list[Rule]:
-    """The rules of steps 4 and 5. `track_plays` [tracks]: plays of each track, unless `plays` are those of all."""
-    least, longest, shortest = options.min_track_plays, options.max_session_plays, options.min_session_plays
+def session_filters(options: PrepareOptions, track_plays: Int | None) -> list[Filter]:
+    """The filters of rules 4 and 5. `track_plays` [tracks] is None if no track can be dropped."""
+    min_track, max_session, min_session = options.min_track_plays, options.max_session_plays, options.min_session_plays
     found = []
-    if least > 1:
-        text = f"plays of tracks with fewer than {least} plays dropped"
-        found.append(Rule(text, lambda plays: drop_rare_tracks(plays, least, track_plays)))
-    text = f"sessions cut into pieces of at most {longest} plays"
-    found.append(Rule(text, lambda plays: cut(plays, longest), told_always=False))
-    text = f"sessions of fewer than {shortest} plays dropped"
-    found.append(Rule(text, lambda plays: drop_short_sessions(plays, shortest)))
+    if track_plays is not None:
+        rule = f"plays of tracks with fewer than {min_track} plays dropped"
+        found.append(Filter(rule, lambda plays: drop_rare_tracks(plays, min_track, track_plays)))
+    rule = f"sessions cut into pieces of at most {max_session} plays"
+    found.append(Filter(rule, lambda plays: split_long_sessions(plays, max_session), always_reported=False))
+    rule = f"sessions of fewer than {min_session} plays dropped"
+    found.append(Filter(rule, lambda plays: drop_short_sessions(plays, min_session)))
     return found
 
 
-def note(steps: list[Step], rule: str, plays: int, sessions: int) -> None:
-    """Add what a rule left. Raises BadLog where that is nothing."""
-    steps.append(Step(rule, plays, sessions))
-    if plays == 0:
-        told = "; ".join(f"{step.rule}: {step.plays:,} plays" for step in steps)
-        raise BadLog(f"no play is left ({told}): relax the last of these rules")
+class StepCount(NamedTuple):
+    """The plays and sessions of a partition that remain after a rule."""
+
+    rule: str
+    plays: int
+    sessions: int | None  # None before sessions are made
+    always_reported: bool  # False: the report has this rule only if it changed a count
 
 
-def kept(plays: Plays, options: PrepareOptions, steps: list[Step]) -> Plays:
-    """The plays that the rules of selection leave. Raises BadLog where that is none."""
-    for rule in session_filters(options):
-        sessions = len(plays)
-        plays = rule.apply(plays)
-        if rule.told_always or len(plays) != sessions:
-            note(steps, rule.text, len(plays.track), len(plays))
-    return drawn(plays, options, steps)
+class FilteredPartition(NamedTuple):
+    """The sessions of a partition after rules 2 to 5. The sessions of an owner are adjacent, oldest first."""
+
+    owners: pl.Series  # string, only the owners of these sessions
+    owner: NDArray[np.uint32]  # [sessions], positions in `owners`
+    piece: NDArray[np.uint32]  # [sessions]
+    starts: Int | None  # [sessions] int64, ms since 1970 or UNKNOWN_TIME; None if no time is known
+    lengths: NDArray[np.uint32]  # [sessions]
+    track: NDArray[np.uint32]  # [plays], positions in the tracks of the log
+    skipped: Bool  # [plays]
+    counts: list[StepCount]  # the same rules in every partition of a log
 
 
-def drawn(plays: Plays, options: PrepareOptions, steps: list[Step]) -> Plays:
-    """The sessions that are drawn of all those of a log, in their order (step 6)."""
+def filter_sessions(
+    owners: pl.Series, plays: Plays, options: PrepareOptions, track_plays: Int | None
+) -> FilteredPartition:
+    """Apply the filters to the sessions of a partition. `plays.owner` are positions in `owners`."""
+    counts = [
+        StepCount("repeated reports of one play merged", len(plays.track), None, always_reported=False),
+        StepCount("sessions made", len(plays.track), len(plays), always_reported=True),
+    ]
+    for rule, apply, always_reported in session_filters(options, track_plays):
+        plays = apply(plays)
+        counts.append(StepCount(rule, len(plays.track), len(plays), always_reported))
+    used, owner = np.unique(plays.owner, return_inverse=True)
+    return FilteredPartition(
+        owners=owners.gather(used),
+        owner=owner.astype(np.uint32),
+        piece=plays.piece.astype(np.uint32),
+        starts=None if plays.at is None else plays.at[plays.offsets[:-1]],
+        lengths=plays.lengths.astype(np.uint32),
+        track=plays.track,
+        skipped=plays.skipped,
+        counts=counts,
+    )
+
+
+class FilterStep(NamedTuple):
+    """The plays and sessions that remain after a rule."""
+
+    rule: str
+    plays: int
+    sessions: int | None  # None before sessions are made
+
+
+def summed_steps(read: LinesRead, partitions: Sequence[FilteredPartition]) -> list[FilterStep]:
+    """The steps of rules 1 to 5, summed over all partitions. Raises BadLog if no play remains."""
+    good = read.lines - read.malformed
+    steps = [FilterStep("lines read", read.lines, None)]
+    if read.malformed:
+        steps.append(FilterStep("malformed lines left out", good, None))
+    before: tuple[int, int | None] = (good, None)
+    for counts in zip(*(one.counts for one in partitions), strict=True):
+        plays = sum(count.plays for count in counts)
+        sessions = None if counts[0].sessions is None else sum(count.sessions or 0 for count in counts)
+        if counts[0].always_reported or (plays, sessions) != before:
+            record_step(steps, FilterStep(counts[0].rule, plays, sessions))
+        before = (plays, sessions)
+    return steps
+
+
+def record_step(steps: list[FilterStep], step: FilterStep) -> None:
+    """Add a step. Raises BadLog if no play remains."""
+    steps.append(step)
+    if step.plays == 0:
+        listed = "; ".join(f"{step.rule}: {step.plays:,} plays" for step in steps)
+        raise BadLog(f"no play is left ({listed}): relax the last of these rules")
+
+
+class OrderedSessions(NamedTuple):
+    """The sessions of all partitions in the order of the dataset."""
+
+    plays: Plays  # `owner` is the number of the session, `at` is unknown
+    owner: Int  # [sessions], positions in `owners`
+    owners: pl.Series  # string, sorted
+    starts: Int | None  # [sessions], as in FilteredPartition
+
+
+def in_order(partitions: Sequence[FilteredPartition]) -> OrderedSessions:
+    """Sort the sessions of all partitions by the id of their owner. The sessions of one owner keep their order."""
+    owners = pl.concat([one.owners for one in partitions])
+    by_id = owners.arg_sort().to_numpy()
+    rank = np.empty(len(owners), dtype=np.int64)
+    rank[by_id] = np.arange(len(owners))
+    first = np.cumsum([0, *(len(one.owners) for one in partitions)])
+    owner = np.concatenate([rank[start + one.owner] for start, one in zip(first[:-1], partitions, strict=True)])
+    order = np.argsort(owner, kind="stable")
+    lengths = np.concatenate([one.lengths for one in partitions]).astype(np.int64)
+    begins = (np.cumsum(lengths) - lengths)[order]
+    lengths = lengths[order]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    place = np.repeat(begins - offsets[:-1], lengths)
+    place += np.arange(len(place))
+    plays = Plays(
+        track=np.concatenate([one.track for one in partitions])[place],
+        skipped=np.concatenate([one.skipped for one in partitions])[place],
+        at=None,
+        offsets=offsets,
+        owner=np.arange(len(order)),
+        piece=np.concatenate([one.piece for one in partitions])[order].astype(np.int64),
+    )
+    starts = [one.starts for one in partitions if one.starts is not None]
+    return OrderedSessions(plays, owner[order], owners.gather(by_id), np.concatenate(starts)[order] if starts else None)
+
+
+def sample_sessions(plays: Plays, options: PrepareOptions) -> Iterator[tuple[str, Plays]]:
+    """Apply rule 6 to the sessions of a whole log: the text of each sampling rule, and the sessions that remain."""
     rng = np.random.default_rng(options.seed)
     if options.sample_half_skips:
         plays = balance_by_skip(plays, rng)
-        note(steps, "all sessions with a skip kept, and as many without one drawn", len(plays.track), len(plays))
+        yield "all sessions with a skip kept, and as many without one drawn", plays
     if options.max_sessions is not None:
         plays = limit_sessions(plays, options.max_sessions, rng)
-        note(steps, f"at most {options.max_sessions:,} sessions drawn", len(plays.track), len(plays))
-    return plays
+        yield f"at most {options.max_sessions:,} sessions drawn", plays
 
 
 def session_ids(owner: Int, piece: Int, owners: pl.Series | None) -> pl.Series:
-    """The ids of sessions: numbers in their order or, where `owners` names whole sessions, those names."""
+    """The ids of sessions: the ids in `owners` of whole sessions, otherwise numbers in the order of the sessions."""
     if owners is None:
         numbers = pl.int_range(1, len(owner) + 1, eager=True).cast(pl.String).str.zfill(8)
         return ("s" + numbers).alias("session_id")
@@ -254,13 +328,8 @@ def session_ids(owner: Int, piece: Int, owners: pl.Series | None) -> pl.Series:
     return ids.select(session_id=pl.when(pl.col("piece") == 0).then("id").otherwise(text)).to_series()
 
 
-def starts_of(plays: Plays) -> Int | None:
-    """When each session began. [sessions] int64, ms since 1970 or UNKNOWN_TIME; None where no time is known."""
-    return None if plays.at is None else plays.at[plays.offsets[:-1]]
-
-
-def times_of_starts(starts: Int | None) -> pl.Series | None:
-    """The same as date-times, null where unknown."""
+def start_times(starts: Int | None) -> pl.Series | None:
+    """The starts of sessions as date-times, null where unknown."""
     if starts is None:
         return None
     at = pl.Series("started_at", starts)

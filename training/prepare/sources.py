@@ -1,8 +1,9 @@
-"""Sources of a log: find its files in folders and globs, decompress them, and cut them into splits of about equal size.
+"""Sources of a log: find its files, decompress them, cut them into input splits, and count the lines read from them.
 
-A split is a part of a large file, or several small files. A part of a text file is the lines that begin in a range of
-its bytes, with the header; a part of a Parquet file is a range of its rows; a compressed file has one part. Read part
-by part, a file gives the same lines in the same order. Knows nothing of what the lines contain.
+An input split is either a slice of a large file or several small files. A slice of a text file has the lines that
+begin in a range of its bytes, and the header. A slice of a Parquet file is a range of its rows. Compressed files are
+never sliced. Slice by slice, a file gives the same lines in the same order as in one piece. The columns of a log are
+not known here (see training.prepare.formats).
 """
 
 import bz2
@@ -13,7 +14,9 @@ import gzip
 import mmap
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 
@@ -28,7 +31,7 @@ KINDS: Final[tuple[LogKind, ...]] = get_args(LogKind)
 COMPRESSIONS: Final = (".gz", ".bz2", ".zst")
 _COPY_BYTES: Final = 1 << 20
 
-# What of a folder belongs to a log: the published folders hold other tables beside it.
+# The files of a folder that belong to a log. Published folders also contain other tables.
 _IN_FOLDERS: Final[dict[LogKind, tuple[str, ...]]] = {
     "mssd": ("*.csv",),
     "lfm1k": ("*.tsv",),
@@ -40,9 +43,9 @@ _NOT_IN_FOLDERS: Final[dict[LogKind, str]] = {"mssd": "tf_*", "lfm1k": "userid-p
 
 
 def find_files(kind: LogKind, sources: Sequence[Path | str]) -> list[Path]:
-    """The files that `sources` (files, folders, globs) name, each once; those of a folder or glob in order of name.
+    """The files that `sources` (files, folders, globs) name, each once, sorted by name within a folder or glob.
 
-    Below a folder, only files named as the kind's logs are, none that is hidden. Raises BadLog.
+    In a folder, only files with the names of the kind's logs are taken, and no hidden ones. Raises BadLog.
     """
     if not sources:
         raise BadLog("no log is named: name at least one file or folder")
@@ -57,15 +60,15 @@ def find_files(kind: LogKind, sources: Sequence[Path | str]) -> list[Path]:
 
 
 def inner_suffix(file: Path) -> str:
-    """The suffix without that of the compression, in small letters: `.csv` for `log.csv.gz`."""
+    """The suffix in lower case, without that of the compression: `.csv` for `log.csv.gz`."""
     return _inner_name(file).suffix.lower()
 
 
 @contextlib.contextmanager
 def uncompressed(file: Path, scratch: Path) -> Iterator[Path]:
-    """Yield `file` itself, or an uncompressed copy in the folder `scratch` that is gone afterwards.
+    """Yield `file` itself, or an uncompressed copy in the folder `scratch` that is deleted afterwards.
 
-    Takes a few MB of memory whatever the size. Raises BadLog where the compressed data is damaged.
+    Needs a few MB of memory for any size. Raises BadLog if the compressed data is damaged.
     """
     compression = file.suffix.lower()
     if compression not in COMPRESSIONS:
@@ -98,7 +101,7 @@ def _files_of(kind: LogKind, source: Path | str) -> list[Path]:
         return files
     if not glob.has_magic(str(source)):
         raise BadLog(f"{path} does not exist: name a file, a folder or a glob")
-    # glob.glob, for Path.glob takes no absolute pattern.
+    # glob.glob, because Path.glob accepts no absolute pattern.
     files = sorted(file for name in glob.glob(str(source), recursive=True) if (file := Path(name)).is_file())  # noqa: PTH207
     if not files:
         raise BadLog(f"no file matches {source}: name a file, a folder or a glob")
@@ -129,7 +132,7 @@ def _blocks(file: Path, compression: str) -> Iterator[bytes]:
 
 
 def _zst_blocks(file: Path) -> Iterator[bytes]:
-    # zstandard.open takes the end of a file that was cut short for the end of the data: here that is an error.
+    # zstandard.open treats the end of a truncated file as the end of the data. Here that is an error.
     with file.open("rb") as stream:
         rest = stream.read(_COPY_BYTES)
         while rest:
@@ -142,12 +145,12 @@ def _zst_blocks(file: Path) -> Iterator[bytes]:
             rest = rest or stream.read(_COPY_BYTES)
 
 
-_FILES_AT_MOST: Final = 1000
+_MAX_FILES_PER_SPLIT: Final = 1000
 _WITHOUT_HEADER: Final[tuple[LogKind, ...]] = ("lfm1k",)
 
 
 class FileSlice(NamedTuple):
-    """Part `number` of `of` parts of a file."""
+    """Slice `number` of the `of` slices of a file."""
 
     file: Path
     number: int = 0
@@ -157,74 +160,78 @@ class FileSlice(NamedTuple):
 InputSplit: TypeAlias = tuple[FileSlice, ...]
 
 
-def portions_of(files: Sequence[Path], portion_bytes: int) -> list[InputSplit]:
-    """All files in their order, in portions of at most about so many bytes; compressed files are never parted."""
-    portions: list[InputSplit] = []
+def input_splits(files: Sequence[Path], split_bytes: int, *, slice_files: bool = True) -> list[InputSplit]:
+    """All files in their order, in splits of about `split_bytes` bytes at most.
+
+    Compressed files are never sliced; without `slice_files` no file is. Such a file may exceed `split_bytes`.
+    """
+    splits: list[InputSplit] = []
     small: list[FileSlice] = []
-    held = 0
+    small_bytes = 0
     for file in files:
         size = file.stat().st_size
-        parts = 1 if file.suffix.lower() in COMPRESSIONS else -(-size // portion_bytes)
-        if small and (parts > 1 or held + size > portion_bytes or len(small) == _FILES_AT_MOST):
-            portions.append(tuple(small))
-            small, held = [], 0
-        if parts > 1:
-            portions.extend((FileSlice(file, number, parts),) for number in range(parts))
+        whole = not slice_files or file.suffix.lower() in COMPRESSIONS
+        slices = 1 if whole else -(-size // split_bytes)
+        if small and (slices > 1 or small_bytes + size > split_bytes or len(small) == _MAX_FILES_PER_SPLIT):
+            splits.append(tuple(small))
+            small, small_bytes = [], 0
+        if slices > 1:
+            splits.extend((FileSlice(file, number, slices),) for number in range(slices))
         else:
             small.append(FileSlice(file))
-            held += size
-    return [*portions, tuple(small)] if small else portions
+            small_bytes += size
+    return [*splits, tuple(small)] if small else splits
 
 
 @contextlib.contextmanager
-def opened(part: FileSlice, kind: LogKind, scratch: Path) -> Iterator[Path]:
-    """Yield an uncompressed file with the lines of a part; of a Parquet file, the whole (`rows_of_part`).
+def opened(slice_: FileSlice, kind: LogKind, scratch: Path) -> Iterator[Path]:
+    """Yield an uncompressed file with the lines of a slice, or a whole Parquet file (see `rows_of_slice`).
 
-    Copies lie in the folder `scratch` and are gone afterwards. Raises BadLog.
+    Copies are created in the folder `scratch` and deleted afterwards. Raises BadLog.
     """
-    if part.of == 1:
-        with uncompressed(part.file, scratch) as plain:
+    if slice_.of == 1:
+        with uncompressed(slice_.file, scratch) as plain:
             yield plain
-    elif _is_parquet(part):
-        yield part.file
+    elif _is_parquet(slice_):
+        yield slice_.file
     else:
         with tempfile.TemporaryDirectory(dir=scratch, prefix=".log-") as folder:
-            copy = Path(folder) / part.file.name
-            _copy_lines(part, copy, headed=kind not in _WITHOUT_HEADER)
+            copy = Path(folder) / slice_.file.name
+            _copy_lines(slice_, copy, headed=kind not in _WITHOUT_HEADER)
             yield copy
 
 
-def rows_of_part(part: FileSlice, lines: pl.LazyFrame) -> pl.LazyFrame:
-    """Of the lines of what `opened` yielded, those of the part."""
-    if part.of == 1 or not _is_parquet(part):
+def rows_of_slice(slice_: FileSlice, lines: pl.LazyFrame) -> pl.LazyFrame:
+    """The lines of the slice, from the lines of the file that `opened` yielded."""
+    if slice_.of == 1 or not _is_parquet(slice_):
         return lines
     rows = int(lines.select(pl.len()).collect().item())
-    start = rows * part.number // part.of
-    return lines.slice(start, rows * (part.number + 1) // part.of - start)
+    start = rows * slice_.number // slice_.of
+    return lines.slice(start, rows * (slice_.number + 1) // slice_.of - start)
 
 
-def _is_parquet(part: FileSlice) -> bool:
-    return inner_suffix(part.file) == ".parquet"
+def _is_parquet(slice_: FileSlice) -> bool:
+    return inner_suffix(slice_.file) == ".parquet"
 
 
-def _copy_lines(part: FileSlice, copy: Path, *, headed: bool) -> None:
+def _copy_lines(slice_: FileSlice, copy: Path, *, headed: bool) -> None:
     try:
         with (
-            part.file.open("rb") as stream,
+            slice_.file.open("rb") as stream,
             mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text,
             copy.open("wb") as out,
         ):
             first = _line_from(text, 1) if headed else 0
             _copy_bytes(text, 0, first, out.write)
-            start = max(first, _line_from(text, len(text) * part.number // part.of))
-            end = max(first, _line_from(text, len(text) * (part.number + 1) // part.of))
+            start = max(first, _line_from(text, len(text) * slice_.number // slice_.of))
+            end = max(first, _line_from(text, len(text) * (slice_.number + 1) // slice_.of))
             _copy_bytes(text, start, end, out.write)
-    except (OSError, ValueError) as error:  # an empty file cannot be mapped
-        raise BadLog(f"{part.file} cannot be read: {error}: was it changed meanwhile?") from error
+    except (OSError, ValueError) as error:  # mmap raises ValueError for an empty file
+        raise BadLog(f"{slice_.file} cannot be read: {error}: was it changed meanwhile?") from error
 
 
 def _line_from(text: mmap.mmap, place: int) -> int:
-    """Where the first line begins that does not begin before `place`."""
+    """The position of the first line that begins at `place` or later."""
     if place == 0:
         return 0
     found = text.find(b"\n", place - 1)
@@ -234,3 +241,45 @@ def _line_from(text: mmap.mmap, place: int) -> int:
 def _copy_bytes(text: mmap.mmap, start: int, end: int, write: Callable[[bytes], object]) -> None:
     for place in range(start, end, _COPY_BYTES):
         write(text[place : min(place + _COPY_BYTES, end)])
+
+
+MAX_EXAMPLES: Final = 5
+
+
+class MalformedLine(NamedTuple):
+    """A line that could not be read."""
+
+    file: Path
+    reason: str
+    text: str  # the first 120 characters
+
+
+@dataclass
+class LinesRead:
+    """The number of lines read, and the lines that could not be read."""
+
+    lines: int = 0  # with malformed lines, without blank lines and headers
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: list[MalformedLine] = field(default_factory=list)  # the first five
+
+    @property
+    def malformed(self) -> int:
+        """The number of lines that could not be read."""
+        return self.reasons.total()
+
+    def add(self, later: "LinesRead") -> None:
+        """Add the counts of later lines of the log."""
+        self.lines += later.lines
+        self.reasons.update(later.reasons)
+        self.examples.extend(later.examples[: MAX_EXAMPLES - len(self.examples)])
+
+    def require_lines(self, kind: LogKind, files: int) -> None:
+        """Raise BadLog if no line could be read."""
+        if self.lines == 0:
+            raise BadLog(f"no line in {files:,} files: expected a log of kind {kind}")
+        if self.malformed == self.lines:
+            first = self.examples[0]
+            raise BadLog(
+                f"none of {self.lines:,} lines can be read as {kind}: {first.reason} in {first.text!r} "
+                f"({first.file}): check the kind of log"
+            )

@@ -1,0 +1,278 @@
+"""Every engine writes the same dataset and the same report, on invented logs of every format."""
+
+import gzip
+import pickle
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+import pytest
+
+from segue.errors import BadLog
+from tests.log_samples import SAMPLES, Sample
+from tests.prepare_runs import assert_same, needs_ray, ray_of_two
+from training.prepare import disk_engine as disk
+from training.prepare.columns import partitions_of
+from training.prepare.disk_engine import DiskTasks, disk_engine, split_bytes_of
+from training.prepare.formats import PROBLEMS
+from training.prepare.pipeline import (
+    Engine,
+    PrepareJob,
+    PrepareResult,
+    SerialTasks,
+    prepare,
+    prepare_options,
+    run_tasks,
+)
+from training.prepare.ray_engine import ray_engine
+from training.prepare.sessionize import FilteredPartition, StepCount
+from training.prepare.sources import FileSlice, input_splits, opened
+
+
+class PickledTasks(SerialTasks):
+    """Pickles every result, as on its way to another process."""
+
+    def stored(self, value: Any) -> bytes:
+        return pickle.dumps(value)
+
+    def loaded(self, value: bytes) -> Any:
+        return pickle.loads(value)
+
+
+def pickled(job: PrepareJob, split_bytes: int) -> PrepareResult:
+    """The engine of PickledTasks, with as many partitions as splits."""
+    splits = input_splits(job.files, split_bytes)
+    return run_tasks(PickledTasks(), job, splits, len(splits), job.scratch)
+
+
+ENGINES: Final[dict[str, Engine]] = {
+    "one split": partial(pickled, split_bytes=1 << 30),
+    "some splits": partial(pickled, split_bytes=20_000),
+    "many splits": partial(pickled, split_bytes=3_001),
+    "disk": disk_engine(9_001),
+    "ray": ray_engine(split_bytes=20_000),
+}
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    """A Ray for all tests of this file."""
+    with ray_of_two() as started:
+        yield started
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """The engine with a name of ENGINES."""
+    if request.param == "ray":
+        request.getfixturevalue("ray")
+    monkeypatch.setattr(disk, "_IN_MEMORY_BYTES", 0)  # everything goes through files
+    return ENGINES[request.param]
+
+
+every_engine = pytest.mark.parametrize(
+    "engine", [pytest.param(name, marks=needs_ray if name == "ray" else ()) for name in ENGINES], indirect=True
+)
+
+
+@every_engine
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_engine_writes_the_dataset_and_the_report_of_the_one_in_memory(
+    name: str, engine: Engine, tmp_path: Path
+) -> None:
+    report = assert_same(SAMPLES[name], tmp_path, engine)
+    assert len(report.dataset.sessions) > 1
+
+
+@pytest.mark.parametrize("name", ["listeners, skips of some", "sessions, times of some"])
+def test_a_column_that_only_some_owners_have_counts_in_partitions_of_one_owner(name: str, tmp_path: Path) -> None:
+    assert_same(SAMPLES[name], tmp_path, partial(pickled, split_bytes=300))
+
+
+def test_the_samples_have_every_error_and_apply_every_rule(tmp_path: Path) -> None:
+    """Otherwise the tests above would show less than they seem to."""
+    rules: set[str] = set()
+    reasons: set[str] = set()
+    for number, sample in enumerate(SAMPLES.values()):
+        files = sample.write(tmp_path / f"log{number}")
+        report = prepare(sample.kind, files, tmp_path / f"out{number}", prepare_options(**sample.options))
+        rules.update(step.rule.partition(" of ")[0] for step in report.steps)
+        reasons.update(report.malformed_reasons)
+    assert reasons == set(PROBLEMS[1:])
+    assert rules >= {
+        "malformed lines left out",
+        "repeated reports",
+        "plays",
+        "sessions cut into pieces",
+        "sessions",
+        "all sessions with a skip kept, and as many without one drawn",
+        "at most 50 sessions drawn",
+    }
+
+
+BY_TIME, BY_POSITION = SAMPLES["events by time"].files, SAMPLES["events without times"].files
+NO_LINES = "session_id,session_position,track_id_clean,skip_2" + "\n" * 9000
+WRONG: Final[dict[str, Sample]] = {
+    "no header": Sample("events", {"a.csv": "a,a\n" + "1,2\n" * 9000}, {}),
+    "another kind": Sample("lfm1k", SAMPLES["mssd"].files, {}),
+    "two formats": Sample("events", {"a.csv": BY_TIME["e0.csv"], "b.csv": BY_POSITION["e0.csv"]}, {}),
+    "only headers": Sample("mssd", {"a.csv": NO_LINES}, {}),
+    "no good line": Sample("events", {"a.csv": "user_id,timestamp,track_id\n,,\n"}, {}),
+    "nothing left": SAMPLES["mssd"]._replace(options={"min_track_plays": 10**6}),
+    "damaged": Sample("yambda", {"a.parquet": b"PAR1" + b"x" * 9000 + b"PAR1"}, {}),
+    "truncated": Sample("lfm1k", {"a.tsv.gz": gzip.compress(b"x" * 9000)[:-9]}, {}),
+}
+
+
+@every_engine
+@pytest.mark.parametrize("name", WRONG)
+def test_every_engine_raises_the_error_of_the_one_in_memory_and_leaves_nothing(
+    name: str, engine: Engine, tmp_path: Path
+) -> None:
+    sample = WRONG[name]
+    files, options = sample.write(tmp_path / "log"), prepare_options(**sample.options)
+    messages = []
+    for made_by in (None, engine):
+        with pytest.raises(BadLog) as caught:
+            prepare(sample.kind, files, tmp_path / "out", options, engine=made_by)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+class TestProgress:
+    @staticmethod
+    def of(engine: Engine | None, folder: Path) -> list[tuple[str, int, int]]:
+        calls: list[tuple[str, int, int]] = []
+        files = SAMPLES["lfm1k"].write(folder / "log")
+        prepare("lfm1k", files, folder / "out", progress=lambda *given: calls.append(given), engine=engine)
+        return calls
+
+    @every_engine
+    def test_it_rises_from_the_first_file_to_the_end(self, engine: Engine, tmp_path: Path) -> None:
+        calls = self.of(engine, tmp_path)
+        finished = [step for _, step, _ in calls]
+        assert finished == sorted(finished)
+        assert {steps for _, _, steps in calls} == {5}
+        assert (calls[0], calls[-1]) == (("reading log0.tsv", 0, 5), ("done", 5, 5))
+        assert any(what.startswith("making sessions, 0 of") for what, _, _ in calls)
+
+    @pytest.mark.parametrize("make", [lambda: None, lambda: disk_engine(1)], ids=["in memory", "disk"])
+    def test_a_file_is_named_before_it_is_read(
+        self, make: Callable[[], Engine | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        files = SAMPLES["lfm1k, packed"].write(tmp_path / "log")  # compressed files are never sliced
+        monkeypatch.setattr("training.prepare.pipeline._MEMORY_SPLIT_BYTES", 1)
+        left = list(files)
+
+        def deleting(what: str, *_: int) -> None:
+            if what.startswith("reading"):
+                assert what == f"reading {left.pop(0).name}"
+                if left:
+                    left[0].rename(left[0].with_name("later"))  # would be missing if it were read already
+                    left[0].with_name("later").rename(left[0])
+
+        prepare("lfm1k", files, tmp_path / "out", progress=deleting, engine=make())
+        assert left == []
+
+
+class TestTaskRunners:
+    def test_a_task_runs_once_when_a_result_is_needed(self) -> None:
+        calls: list[str] = []
+
+        def task() -> tuple[int, int]:
+            calls.append("ran")
+            return 1, 2
+
+        tasks = SerialTasks()
+        first, second = tasks.start(task, returns=2)
+        [total] = tasks.start(lambda *values: sum(values), first, second, 3)
+        assert calls == []
+        assert [tasks.result(reference) for reference in (total, first, second)] == [6, 1, 2]
+        assert calls == ["ran"]
+
+    def test_a_file_is_deleted_when_nothing_refers_to_it(self, tmp_path: Path) -> None:
+        tasks = DiskTasks(tmp_path)
+        [numbers, unused] = tasks.start(lambda: (np.arange(10_000), np.arange(10_000)), returns=2)
+        [doubled] = tasks.start(lambda values: values * 2, numbers)
+        del unused
+        tasks.result(numbers)
+        assert len(list(tmp_path.iterdir())) == 1
+        del numbers
+        assert len(list(tmp_path.iterdir())) == 1  # the second task needs it
+        assert tasks.result(doubled).tolist() == list(range(0, 20_000, 2))
+        assert len(list(tmp_path.iterdir())) == 1
+
+    def test_tables_and_arrays_in_tuples_are_restored(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(disk, "_IN_MEMORY_BYTES", 0)
+        numbers = np.arange(3, dtype=np.uint32)
+        value = FilteredPartition(
+            owners=pl.Series("owner", ["a", "é", None]),
+            owner=numbers,
+            piece=numbers,
+            starts=None,
+            lengths=numbers,
+            track=numbers,
+            skipped=numbers > 1,
+            counts=[StepCount("sessions made", 3, 1, always_reported=True)],
+        )
+        tasks = DiskTasks(tmp_path)
+        reference = tasks.share(value)
+        found = tasks.result(reference)
+        assert isinstance(found, FilteredPartition)
+        assert len(list(tmp_path.iterdir())) == 6
+        assert found.owners.to_list() == ["a", "é", None]
+        assert found.starts is None
+        assert found.counts == value.counts
+        assert found.track.dtype == np.uint32
+        assert found.skipped.tolist() == [False, False, True]
+
+
+class TestSplits:
+    def test_slices_of_a_text_have_each_line_once_and_always_the_header(self, tmp_path: Path) -> None:
+        file = tmp_path / "log.csv"
+        for lines in (
+            ["head", *map(str, range(1000, 1030)), ""],
+            ["head", "", "x" * 50, "last"],
+            ["head", ""],
+            ["head"],
+        ):
+            file.write_text("\n".join(lines))
+            for slices in range(2, 12):
+                texts = []
+                for number in range(slices):
+                    with opened(FileSlice(file, number, slices), "mssd", tmp_path) as plain:
+                        texts.append(plain.read_text())
+                assert all(text.startswith(lines[0]) for text in texts)
+                head = len(lines[0]) + (len(lines) > 1)
+                assert "".join(text[head:] for text in texts) == file.read_text()[head:]
+
+    def test_small_files_are_grouped_and_large_ones_sliced(self, tmp_path: Path) -> None:
+        sizes = {"a": 40, "b": 40, "c": 40, "d": 250, "e.gz": 250, "f": 40}
+        files = [tmp_path / name for name in sizes]
+        for file in files:
+            file.write_bytes(b"x" * sizes[file.name])
+
+        def found(*, slice_files: bool) -> list[list[tuple[str, int, int]]]:
+            splits = input_splits(files, 100, slice_files=slice_files)
+            return [[(one.file.name, one.number, one.of) for one in split] for split in splits]
+
+        grouped = [[("a", 0, 1), ("b", 0, 1)], [("c", 0, 1)]]
+        end = [[("e.gz", 0, 1)], [("f", 0, 1)]]
+        assert found(slice_files=True) == [*grouped, *([("d", number, 3)] for number in range(3)), *end]
+        assert found(slice_files=False) == [*grouped, [("d", 0, 1)], *end]
+
+    def test_a_large_log_has_not_too_many_splits(self, tmp_path: Path) -> None:
+        files = []
+        for number in range(3):
+            files.append(tmp_path / str(number))
+            with files[-1].open("wb") as file:
+                file.truncate(100 << 30)  # a sparse file
+        assert len(input_splits(files, split_bytes_of(files))) <= 1003
+
+    def test_a_partition_is_the_same_on_every_machine(self) -> None:
+        # The CRC-32 of a is 3904355907.
+        assert partitions_of(pl.Series(["a", ""]), 1000).tolist() == [907, 0]

@@ -24,7 +24,7 @@ import faiss  # noqa: E402
 import numpy as np  # noqa: E402
 
 from index import faiss_cpu  # noqa: E402
-from index.recall import RECALL_K, RecallBenchmark  # noqa: E402
+from index.exact import RECALL_K, RecallBenchmark  # noqa: E402
 from index.tuning import settings  # noqa: E402
 from segue.arrays import Float32  # noqa: E402
 

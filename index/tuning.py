@@ -13,9 +13,8 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from index import faiss_cpu, faiss_gpu
-from index.exact import ExactIndex
+from index.exact import RECALL_K, ExactIndex, RecallBenchmark
 from index.faiss_cpu import FaissIndex, Parameters
-from index.recall import RECALL_K, RecallBenchmark
 from segue.arrays import Float32
 from segue.catalogue import FIRST_TRACK_ROW
 from segue.errors import BadOption, BadRelease

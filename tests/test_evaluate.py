@@ -17,8 +17,7 @@ from segue.recommend import PopularityRanker, Ranked, Recommender
 from segue.release import DatasetFacts, Release, ReleaseMetadata, WindowFacts, write_release
 from segue.window import Sessions, Windows
 from tests.datasets import write_dataset
-from training.data.dataset import Dataset
-from training.data.splits import examples, training_part
+from training.data.dataset import Dataset, examples, training_part
 from training.evaluation.evaluate import HttpRecommender, LocalRecommender, Question, evaluate, sample_candidates
 from training.models.baselines.markov import MarkovRanker
 

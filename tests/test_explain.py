@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from segue.arrays import Float32
 from segue.catalogue import PAD_ROW
-from segue.explain import contributions
 from segue.window import Windows
+from service.releases.explanation import contributions
 
 LENGTH, DIMENSION = 6, 4
 EMBEDDINGS = np.random.default_rng(0).standard_normal((50, DIMENSION)).astype(np.float32)

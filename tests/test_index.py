@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from index import faiss_cpu, faiss_gpu
 from index import ivf as inverted_file
-from index.exact import ExactIndex, ranked
+from index.exact import ExactIndex, RecallBenchmark, ranked, recall_at_k
 from index.faiss_cpu import FaissIndex, Kind, Parameters, faiss
-from index.recall import RecallBenchmark, recall_at_k
 from segue.arrays import Float32
 from segue.errors import BadOption, BadRelease
 from segue.recommend import NearestTracks, Ranked

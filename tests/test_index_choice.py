@@ -8,10 +8,9 @@ import pytest
 
 from index import faiss_cpu
 from index import tuning as choose
-from index.exact import ExactIndex
+from index.exact import ExactIndex, recall_at_k
 from index.faiss_cpu import FaissIndex
 from index.faiss_gpu import gpu_available
-from index.recall import recall_at_k
 from index.tuning import KINDS, IndexFacts, build_index, index_release, open_index, read_facts
 from segue.arrays import Float32
 from segue.errors import BadOption, BadRelease

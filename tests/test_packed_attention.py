@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from training.models.encoders.tensor_ops import gather_rows, scatter_to_padded  # noqa: E402
+from training.models.encoders.encoder import gather_rows, scatter_to_padded  # noqa: E402
 from training.models.encoders.transformer import PackedLayout, build_attention_mask  # noqa: E402
 
 HEADS, WIDTH = 2, 6

@@ -88,8 +88,7 @@ class TestFaiss:
 
     def test_a_frozen_file_is_read_and_answers(self) -> None:
         from index import faiss_cpu
-        from index.exact import ExactIndex
-        from index.recall import recall_at_k
+        from index.exact import ExactIndex, recall_at_k
 
         parameters = faiss_cpu.Parameters(nlist=16, nprobe=16, rerank=2)
         opened = faiss_cpu.load(FROZEN, "ivf-pq4", parameters, embeddings())

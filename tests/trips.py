@@ -87,12 +87,14 @@ def preparation(folder: Path) -> list[str]:
 
 
 def training_step(folder: Path) -> list[str]:
-    """One step of SASRec with the skip loss: from one backward pass to the next."""
+    """One step of SASRec with the skip loss, recorded from one backward pass to the next, in order from its batch on."""
     segue("train", folder / "dataset", "--out", folder / "warm", "--set", "epochs=1")
     with recording() as files:
         segue("train", folder / "dataset", "--out", folder / "trained", "--set", "epochs=1")
         start, end = _backward_passes[2:4]
-    return in_order(files[start:end])
+    step = files[start:end]
+    first = step.index("training/data/loader.py")
+    return in_order(step[first:] + step[:first])
 
 
 def requests(folder: Path) -> dict[str, list[str]]:

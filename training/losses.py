@@ -14,8 +14,7 @@ from torch.profiler import record_function
 
 from segue.catalogue import PAD_ROW
 from training.data.loader import Batch
-from training.models.encoders.encoder import SessionEncoder
-from training.models.encoders.tensor_ops import gather_rows
+from training.models.encoders.encoder import SessionEncoder, gather_rows
 from training.options import NeuralOptions
 
 Normalizer: TypeAlias = Callable[[Tensor], Tensor]

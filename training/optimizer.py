@@ -24,8 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from training.models.encoders.encoder import RankCounts, SessionEncoder
-from training.models.encoders.tensor_ops import scatter_rows
+from training.models.encoders.encoder import RankCounts, SessionEncoder, scatter_rows
 
 _BETAS = 0.9, 0.999  # the defaults of torch.optim.AdamW
 _EPSILON = 1e-8

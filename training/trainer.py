@@ -14,13 +14,13 @@ from torch.profiler import record_function
 
 from segue.window import Sessions, SessionViews
 from training.checkpoint import Checkpoints, Interrupted, Progress, StopSignal, stopping_on_signals
+from training.data.dataset import Examples
 from training.data.loader import Batch, Step, epoch_order, prefetch, steps, trainable
-from training.data.splits import Examples
+from training.distributed import ShardedRows
 from training.losses import Terms, step_terms
 from training.models.encoders.encoder import SessionEncoder
 from training.optimizer import DenseWeights, ItemRows, MovingAverage, clip_grad_norm_, gradient_of
 from training.processes import Processes
-from training.sharded_embeddings import ShardedRows
 from training.validation import encoder_score
 
 CHECKPOINT_EVERY_S: Final = 60.0

@@ -18,8 +18,8 @@ from benchmarks.gpu import facts
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.index_search import clustered
 from index import faiss_cpu
+from index.exact import RECALL_K, RecallBenchmark
 from index.faiss_cpu import FaissIndex
-from index.recall import RECALL_K, RecallBenchmark
 from index.tuning import settings
 from segue.arrays import Float32
 

@@ -11,9 +11,8 @@ from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.step_errors import StepFailed
 from benchmarks.index_search import clustered
 from index import faiss_cpu, faiss_gpu
-from index.exact import ExactIndex
+from index.exact import ExactIndex, recall_at_k
 from index.faiss_cpu import FaissIndex, Kind
-from index.recall import recall_at_k
 from segue.arrays import Float32
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW
 from segue.recommend import EncoderRanker, PopularityRanker, Ranked, Recommender

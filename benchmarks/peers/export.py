@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from training.data.dataset import open_dataset
-from training.data.splits import examples, training_part
+from training.data.dataset import examples, open_dataset, training_part
 
 
 def main(dataset: str, out: str) -> None:

@@ -22,7 +22,7 @@ MODULES: Final = (
     "segue.sessions",
     "segue.window",
     "segue.recommend",
-    "segue.explain",
+    "service.releases.explanation",
     "segue.release",
     "segue.ranking_metrics",
     "segue.errors",

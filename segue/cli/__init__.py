@@ -19,8 +19,7 @@ from segue.cli.data import prepare, simulate
 from segue.cli.demo import demo
 from segue.cli.evaluate import compare
 from segue.cli.experiments import reproduce, tune
-from segue.cli.keys import keys
-from segue.cli.serve import openapi, recommend, serve
+from segue.cli.serve import keys, openapi, recommend, serve
 from segue.cli.terminal import escaped, say
 from segue.cli.top import top
 from segue.cli.train import evaluate, index, train

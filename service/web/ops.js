@@ -172,7 +172,7 @@ function showFacts(release) {
     Loss: loss || "none",
     Tracks: count(release.tracks),
     Window: `${release.window} plays`,
-    Index: release.index.kind + (release.index.recall ? `, recall ${release.index.recall}` : ""),
+    Index: release.index.kind + (release.index.exact ? `, recall ${release.index.exact}` : ""),
     "Trained on": `${release.dataset.source}, ${release.dataset.split}`,
     Created: when(release.created),
   });

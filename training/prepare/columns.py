@@ -3,9 +3,10 @@
 Log formats are not known here: training.prepare.formats says what each column means.
 
 **Track ids.** Ids in a catalogue have at most 256 characters and no control characters (segue.sessions). An id of the
-log that satisfies this is used unchanged. A track that has only an artist and a title (its key is `artist`, tab, `title`)
-gets the id `artist — title`. An id that is too long, contains control characters or is also the id of another track is
-shortened and ends in ` #` and 16 hexadecimal digits of the key's hash. So distinct tracks never share an id.
+log that satisfies this is used unchanged. A track that has only an artist and a title (its key is `artist`, tab,
+`title`) gets the id `artist — title`. An id that is too long, contains control characters or is also the id of
+another track is shortened and ends in ` #` and 16 hexadecimal digits of the key's hash. So distinct tracks never
+share an id.
 """
 
 import csv

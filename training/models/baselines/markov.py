@@ -1,4 +1,7 @@
-"""First-order Markov chain: the tracks that followed the newest play, whether played or skipped.
+"""Rankers by counts: popularity, and the first-order Markov chain.
+
+Popularity recommends the most played tracks to every session, in the same order. The Markov chain recommends the tracks
+that followed the newest play, whether played or skipped.
 
 score(j | i) = count(i -> j) + plays(j) / (plays of all tracks + 1): the chain's count decides, popularity only orders
 tracks that the chain has seen equally often, and serves where the newest track never had a successor.
@@ -14,6 +17,24 @@ from segue.recommend import PopularityRanker, Ranked
 from segue.release import Release
 from segue.window import Sessions, Windows
 from training.options import Options
+
+
+class Popularity(PopularityRanker):
+    """A release of it needs no file of its own, because the catalogue contains the counts."""
+
+    @classmethod
+    def fit(cls, _sessions: Sessions, _num_rows: int, plays: Int, _options: Options) -> Self:
+        """`plays` [num_rows] int64 are the counts of the training sessions."""
+        return cls(plays)
+
+    @classmethod
+    def of_release(cls, release: Release) -> Self:
+        """Open a release."""
+        return cls(release.catalogue.plays)
+
+    def arrays(self) -> dict[str, Int]:
+        """What a release stores, by file name."""
+        return {}
 
 
 class MarkovRanker:

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from segue.catalogue import PAD_ROW
 from training.data.loader import Batch
-from training.models.encoders.encoder import SessionEncoder
-from training.models.encoders.tensor_ops import dropout
+from training.models.encoders.encoder import SessionEncoder, dropout
 from training.models.encoders.transformer import Block, build_attention_mask
 from training.options import Bert4RecOptions
 

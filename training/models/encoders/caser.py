@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.models.encoders.encoder import CausalEncoder
-from training.models.encoders.tensor_ops import dropout
+from training.models.encoders.encoder import CausalEncoder, dropout
 from training.options import CaserOptions
 
 

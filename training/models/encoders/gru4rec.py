@@ -6,8 +6,7 @@ original's ranking losses.
 
 from torch import Tensor, nn
 
-from training.models.encoders.encoder import CausalEncoder
-from training.models.encoders.tensor_ops import dropout
+from training.models.encoders.encoder import CausalEncoder, dropout
 from training.options import Gru4RecOptions
 
 

@@ -5,8 +5,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from segue.catalogue import PAD_ROW
-from training.models.encoders.encoder import CausalEncoder
-from training.models.encoders.tensor_ops import dropout
+from training.models.encoders.encoder import CausalEncoder, dropout
 from training.models.encoders.transformer import Block, PackedLayout, build_attention_mask
 from training.options import SasRecOptions
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.models.encoders.tensor_ops import dropout, dropout_mask, scatter_to_padded
+from training.models.encoders.encoder import dropout, dropout_mask, scatter_to_padded
 from training.options import TransformerOptions
 
 _PARTS = 3  # query, key, value

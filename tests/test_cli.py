@@ -90,12 +90,13 @@ def test_a_port_that_is_taken_is_told_before_the_demo_trains(
     assert not (tmp_path / "demo").exists()
 
 
-def test_a_missing_extra_is_named() -> None:
+def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     program = (
         "import sys; sys.modules['torch'] = None; from segue.cli import main;"
-        "sys.exit(main(['train', 'nowhere', '--out', 'r']))"
+        "main(['simulate', '--tracks', '1000', '--sessions', '100', '--out', 'data']);"
+        "sys.exit(main(['train', 'data', '--out', 'r']))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "pip install 'segue[training]'" in done.stderr
 

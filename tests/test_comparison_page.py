@@ -19,7 +19,8 @@ from altair import SCHEMA_URL
 from tests.comparison_results import gaining, result
 from training import vega
 from training.evaluation.compare import narrative as words
-from training.evaluation.compare.charts import charts, has_feedback, systems_chart
+from training.evaluation.compare.chart_parts import has_feedback
+from training.evaluation.compare.charts import charts, systems_chart
 from training.evaluation.compare.line_charts import BEST, first_shown
 from training.evaluation.compare.report import ReportSection, measure, write_report
 from training.evaluation.compare.tables import ComparisonData

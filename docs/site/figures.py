@@ -16,7 +16,7 @@ import numpy as np
 from docs.site.reference import table
 from segue.ranking_metrics import Estimate
 from training.evaluation.compare import charts, narrative, tables
-from training.evaluation.compare.charts import BASELINES, Chart
+from training.evaluation.compare.chart_parts import BASELINES, Chart
 from training.evaluation.compare.results import EvaluationResults, Question, SystemResults
 from training.evaluation.compare.statistics import Difference, Pair
 from training.evaluation.compare.tables import ComparisonData

@@ -210,7 +210,9 @@ class OnnxEncoder:
                 path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER
             )
         except Exception as error:  # ONNX Runtime's errors share no class of their own
-            raise BadRelease(f"{path} is not an encoder that ONNX Runtime can run: {_first_line(error)}") from error
+            raise BadRelease(
+                f"{path} is not an encoder that ONNX Runtime can run: {_first_line(error)}; export it again"
+            ) from error
         for kind, expected, found in (
             ("inputs", _INPUTS, self._session.get_inputs()),
             ("outputs", _OUTPUTS, self._session.get_outputs()),

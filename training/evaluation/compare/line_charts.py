@@ -6,7 +6,7 @@ from typing import Any, Final
 import altair as alt
 import numpy as np
 
-from training.evaluation.compare.charts import (
+from training.evaluation.compare.chart_parts import (
     Chart,
     cell,
     colours,

@@ -22,7 +22,8 @@ from markupsafe import Markup, escape
 from segue.ranking_metrics import METRICS
 from training import vega
 from training.evaluation.compare import narrative
-from training.evaluation.compare.charts import charts, family_of, has_feedback, share_of_100
+from training.evaluation.compare.chart_parts import family_of, has_feedback
+from training.evaluation.compare.charts import charts, share_of_100
 from training.evaluation.compare.results import read_results
 from training.evaluation.compare.statistics import (
     LIST_LENGTHS,

@@ -365,7 +365,7 @@ class TestFile:
     @pytest.mark.parametrize("content", [b"", b"not an index, at any length at all" * 50])
     def test_a_file_that_is_no_index_is_refused(self, content: bytes, tmp_path: Path) -> None:
         (tmp_path / "index.faiss").write_bytes(content)
-        with pytest.raises(BadRelease, match="no FAISS index"):
+        with pytest.raises(BadRelease, match="not a readable FAISS index"):
             faiss_cpu.load(tmp_path / "index.faiss", "flat", Parameters(), EMBEDDINGS)
 
     @pytest.mark.parametrize("kind", FOR_FEW)

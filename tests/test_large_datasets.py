@@ -228,7 +228,7 @@ class TestDerivedFiles:
 
 class TestViews:
     def test_blocks_hold_all_sessions_in_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("training.data.loader._PLAYS_PER_BLOCK", 5)
+        monkeypatch.setattr("segue.window._PLAYS_PER_BLOCK", 5)
         rows = np.arange(1, 15)
         views = SessionViews(
             Sessions(rows, rows % 2 == 0, np.array([0, 14])), np.array([0, 3, 3, 9]), np.array([3, 3, 9, 14])

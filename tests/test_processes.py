@@ -88,13 +88,13 @@ class TestTwoProcesses:
     def test_refuse_a_loss_over_sessions_of_the_whole_batch(self, by_two: Path, rank: int) -> None:
         refusals = json.loads((by_two / f"refusals-{rank}.json").read_text())
         assert refusals["published"].startswith(
-            "negative_pairing=published contrasts sessions of the whole batch, and 2 pro"
+            "negative_pairing=published contrasts sessions of the whole batch, but each of 2 processes"
         )
 
     @pytest.mark.parametrize("rank", [0, 1])
     def test_refuse_to_share_a_table_that_is_needed_whole(self, by_two: Path, rank: int) -> None:
         refusals = json.loads((by_two / f"refusals-{rank}.json").read_text())
-        assert refusals["sharded"].startswith("--sharded goes with updates=touched and ema_decay=0")
+        assert refusals["sharded"].startswith("--sharded needs updates=touched and ema_decay=0")
 
 
 class TestJoining:
@@ -131,7 +131,7 @@ class TestJoining:
         with ThreadPoolExecutor(len(gpus)) as threads:
             said = list(threads.map(join, range(len(gpus))))
         for rank, line in enumerate(said):
-            expected = f"processes {refused[rank]} use the same GPU (a): each needs a GPU" if rank in refused else ""
+            expected = f"processes {refused[rank]} use the same GPU (a): each needs its own" if rank in refused else ""
             assert line.startswith(expected)
             assert bool(line) == bool(expected)
 

@@ -87,7 +87,7 @@ def preparation(folder: Path) -> list[str]:
 
 
 def training_step(folder: Path) -> list[str]:
-    """One step of SASRec with the skip loss, recorded from one backward pass to the next, in order from its batch on."""
+    """One step of SASRec with the skip loss, from its batch on. Recorded from one backward pass to the next."""
     segue("train", folder / "dataset", "--out", folder / "warm", "--set", "epochs=1")
     with recording() as files:
         segue("train", folder / "dataset", "--out", folder / "trained", "--set", "epochs=1")

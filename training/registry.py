@@ -188,7 +188,7 @@ MODELS: Final[dict[str, Model]] = {
     "bpr-nr": FactorisationModel(f"{_BASELINES}.bpr", "fit_bpr", BprOptions, "nr"),
     "vmis-knn": RankerModel(f"{_BASELINES}.knn", "VmisKnn", VmisKnnOptions),
     "markov": RankerModel(f"{_BASELINES}.markov", "MarkovRanker", Options),
-    "popularity": RankerModel(f"{_BASELINES}.popularity", "Popularity", Options),
+    "popularity": RankerModel(f"{_BASELINES}.markov", "Popularity", Options),
 }
 
 

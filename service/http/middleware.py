@@ -215,10 +215,10 @@ class Measured:
     log lines say it. It tells the door when a request has been answered.
     """
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry, door: AdmissionControl) -> None:
+    def __init__(self, app: ASGIApp, telemetry: Telemetry, admission_control: AdmissionControl) -> None:
         self._app = app
         self._telemetry = telemetry
-        self._door = door
+        self._admission_control = admission_control
         self._ours = secrets.token_hex(8)  # of this worker, this start
         self._numbers = itertools.count(1)
 
@@ -277,7 +277,7 @@ class Measured:
     def _note(self, scope: Scope, method: str, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
         is_usual = route in _USUAL and b"explain=" not in scope["query_string"]
-        self._door.leave(scope, learn=is_usual and status < 400)
+        self._admission_control.leave(scope, learn=is_usual and status < 400)
         if route == "none" or status == 405:
             method = "any"  # a client may send methods that no route has
         self._telemetry.requests.labels(method, route, str(status)).inc()

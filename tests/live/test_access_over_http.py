@@ -13,7 +13,7 @@ import pytest
 from segue.cli import main
 from service.http.auth import CALLS, OPEN
 from service.http.middleware import ANSWER_HEADERS
-from service.http.protocol import MAX_HEAD_BYTES, MAX_PARAMETERS, MAX_TARGET_BYTES
+from service.http.admission_control import MAX_HEAD_BYTES, MAX_PARAMETERS, MAX_TARGET_BYTES
 
 StartService = Callable[..., Any]
 BODY = {"events": [{"type": "play", "track_id": "g0-t00"}]}

@@ -154,7 +154,7 @@ class AdmissionControl:
 
 
 def check_head(
-    url: bytes, headers: Sequence[tuple[bytes, bytes]], version: str, *, read: int, hosts: int, coding: bytes
+    version: str, url: bytes, headers: Sequence[tuple[bytes, bytes]], read: int, hosts: int, coding: bytes
 ) -> Response | None:
     """The response that rejects a request by its head, or None.
 

@@ -14,7 +14,7 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, Final, get_args
 from urllib.parse import parse_qsl
 
@@ -28,6 +28,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from segue.errors import SegueError
 from service.http.admission_control import AdmissionControl
@@ -368,3 +369,27 @@ class _HotRoute:
 
 def _is_query(annotation: Any) -> bool:
     return any(isinstance(one, Query) for one in getattr(annotation, "__metadata__", ()))
+
+
+class DisconnectAware:
+    """Wraps an app: sending to a disconnected client raises ClientDisconnect. For service/http/protocol.py."""
+
+    __slots__ = ("_app", "_cycle")
+
+    def __init__(self, app: ASGIApp, cycle: RequestResponseCycle) -> None:
+        self._app = app
+        self._cycle = cycle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 (replaced)
+        """One request."""
+        try:
+            await self._app(scope, receive, self._send)
+        except ClientDisconnect:
+            self._cycle.disconnected = True  # otherwise uvicorn logs that there is no response
+
+    def _send(self, message: Message) -> Awaitable[None]:
+        cycle = self._cycle
+        if cycle.disconnected or cycle.transport.is_closing():
+            cycle.disconnected = True
+            raise ClientDisconnect
+        return cycle.send(message)  # type: ignore[arg-type]

@@ -150,7 +150,7 @@ def printing(what: str) -> str:
 
 
 def test_a_slow_kind_of_request_does_not_adapt_the_limit(start_service: StartService) -> None:
-    """A list with explanations costs as much as about a hundred lists: its response time says nothing about the load."""
+    """A list with explanations costs as much as many lists: its response time says nothing about the load."""
     service = start_service(prelude=printing("'learns', learn"))
     with service.client() as client:
         assert client.post("/sessions/a/events", json=PLAY).status_code == 200
@@ -202,7 +202,7 @@ def test_slow_clients_are_told_and_let_go_and_take_nobodys_place(start_service: 
             answer = everything(sockets[what])
             assert answer.startswith(b"HTTP/1.1 408 Request Timeout"), what
             assert b"application/problem+json" in answer
-            assert answer.endswith(b'did not come whole within 0.5 s: send it faster"}')
+            assert answer.endswith(b'was not complete within 0.5 s: send it faster"}')
         assert client.get("/recommendations?session_id=a").status_code == 200
 
 

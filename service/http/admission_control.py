@@ -41,9 +41,7 @@ _MAX_TARGETS: Final = 4
 _STARTED: Final = "segue.started"
 _EXEMPT: Final = "segue.exempt"
 
-OVERLOADED_RESPONSE: Final = response_to(
-    Overloaded("more is asked of the service than it can answer in time: try again in a moment")
-)
+OVERLOADED_RESPONSE: Final = response_to(Overloaded("the service is overloaded: try again in a moment"))
 
 
 class PrebuiltResponse:

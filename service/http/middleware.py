@@ -258,7 +258,9 @@ class Measured:
             if status:  # half an answer cannot be taken back: uvicorn closes the connection
                 raise
             status = 500
-            await problem_response(500, "the service failed; its log says why")(scope, receive, send_noting_status)
+            await problem_response(500, "an internal error occurred: see the log of the service")(
+                scope, receive, send_noting_status
+            )
         finally:
             self._note(scope, method, status, time.perf_counter() - began)
 

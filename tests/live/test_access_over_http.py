@@ -13,7 +13,7 @@ import pytest
 from segue.cli import main
 from service.http.admission_control import MAX_HEAD_BYTES, MAX_PARAMETERS, MAX_TARGET_BYTES
 from service.http.auth import CALLS, OPEN
-from service.http.middleware import ANSWER_HEADERS
+from service.http.middleware import RESPONSE_HEADERS
 
 StartService = Callable[..., Any]
 BODY = {"events": [{"type": "play", "track_id": "g0-t00"}]}
@@ -57,7 +57,7 @@ def url_of(template: str) -> str:
 
 
 def has_headers(answer: httpx.Response) -> bool:
-    return all(answer.headers.get_list(name) == [value] for name, value in ANSWER_HEADERS)
+    return all(answer.headers.get_list(name) == [value] for name, value in RESPONSE_HEADERS)
 
 
 def test_every_call_by_every_key(start_service: StartService, keys: Keys) -> None:
@@ -212,7 +212,7 @@ class TestEveryAnswer:
         assert b"\r\nx-content-type-options: nosniff\r\n" in answer
 
     def test_allows_no_script_or_style_but_its_own_files(self) -> None:
-        policy = dict(part.split(" ", 1) for part in dict(ANSWER_HEADERS)["content-security-policy"].split("; "))
+        policy = dict(part.split(" ", 1) for part in dict(RESPONSE_HEADERS)["content-security-policy"].split("; "))
         assert policy["default-src"] == "'none'"
         assert {policy[f"{kind}-src"] for kind in ("script", "style", "connect", "img")} == {"'self'"}
         assert {policy[name] for name in ("base-uri", "form-action", "frame-ancestors")} == {"'none'"}

@@ -28,7 +28,7 @@ class Queue:
         self.clock = Clock()
         self.refused = 0
         self.admission_control = AdmissionControl(TARGET_S, clock=self.clock)
-        self.within: deque[dict[str, Any]] = deque()
+        self.in_flight: deque[dict[str, Any]] = deque()
         self.waits: list[float] = []
 
     def offer(self, per_s: float, seconds: float) -> None:
@@ -37,20 +37,20 @@ class Queue:
         until = coming + seconds
         answered = self.clock.now + self.each_s
         while self.clock.now < until:
-            if coming <= answered or not self.within:
+            if coming <= answered or not self.in_flight:
                 self.clock.now = coming
-                if not self.within:
+                if not self.in_flight:
                     answered = coming + self.each_s
                 if self.admission_control.is_full():
                     self.refused += 1
                 else:
                     scope: dict[str, Any] = {"came": coming}
                     self.admission_control.enter(scope)
-                    self.within.append(scope)
+                    self.in_flight.append(scope)
                 coming += 1 / per_s
             else:
                 self.clock.now = answered
-                scope = self.within.popleft()
+                scope = self.in_flight.popleft()
                 self.waits.append(answered - scope["came"])
                 self.admission_control.leave(scope, learn=True)
                 answered += self.each_s

@@ -143,8 +143,8 @@ def _is_loopback(name: str) -> bool:
 def _misdirected(sent: bytes) -> ASGIApp:
     return problem_response(
         421,
-        f"the Host header is {sent.decode('latin-1')[:_MAX_SHOWN]!a}, which is not a name of this service: use localhost, "
-        "or add the name to SEGUE_ALLOWED_HOSTS",
+        f"the Host header is {sent.decode('latin-1')[:_MAX_SHOWN]!a}, which is not a name of this service: "
+        "use localhost, or add the name to SEGUE_ALLOWED_HOSTS",
     )
 
 

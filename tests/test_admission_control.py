@@ -1,4 +1,4 @@
-"""Who is let in: the number that may be within is learnt from how long answers take."""
+"""Admission control: the concurrency limit adapts to the response times."""
 
 from collections import deque
 from typing import Any
@@ -65,7 +65,7 @@ def test_nobody_is_refused_below_capacity() -> None:
 
 @pytest.mark.parametrize("times", [2, 5])
 @pytest.mark.parametrize("each_s", [0.0003, 0.001, 0.003])
-def test_beyond_capacity_those_within_are_answered_in_time(each_s: float, times: float) -> None:
+def test_beyond_capacity_accepted_requests_are_answered_in_time(each_s: float, times: float) -> None:
     queue = Queue(each_s)
     queue.offer(per_s=times / each_s, seconds=2)  # the first seconds teach
     queue.waits.clear()
@@ -77,7 +77,7 @@ def test_beyond_capacity_those_within_are_answered_in_time(each_s: float, times:
     assert waits[int(0.99 * len(waits))] <= 1.1 * TARGET_S
 
 
-def test_a_service_that_becomes_slow_is_learnt_within_two_seconds_and_that_it_is_fast_again_too() -> None:
+def test_the_limit_adapts_to_a_slower_and_a_faster_service_within_two_seconds() -> None:
     queue = Queue(each_s=0.0003)
     queue.offer(per_s=10_000, seconds=3)
     fast = queue.admission_control.max_in_flight

@@ -56,11 +56,11 @@ def create_app(settings: Settings) -> FastAPI:
     tracing_class = _tracing_class(settings)
     tracing = tracing_class() if tracing_class is not None else None
     telemetry = Telemetry(tracing.span if tracing is not None else None)
-    door = AdmissionControl(
+    admission_control = AdmissionControl(
         settings.latency_budget_ms / 1000 or math.inf,
         settings.max_connections,
         settings.read_timeout_s,
-        on_refusal=telemetry.shed.inc,
+        on_rejection=telemetry.shed.inc,
         on_invalid=lambda status: telemetry.requests.labels("any", "none", str(status)).inc(),
     )
 
@@ -73,7 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
                     opened.push_async_callback(BlockingCalls("traces"), tracing.end)
                 app.state.service = await _open(settings, telemetry, opened)
                 _freeze_gc()
-                yield {"door": door}  # for service/http/protocol.py
+                yield {"admission_control": admission_control}  # for service/http/protocol.py
         except SegueError as error:
             app.state.failure = error  # for `serve`, which says it in one line
             raise
@@ -104,7 +104,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(middleware.HostCheckMiddleware, settings=settings)
     if settings.cors_origins:
         app.add_middleware(Preflight, origins=settings.cors_origins)
-    app.add_middleware(Measured, telemetry=telemetry, door=door)
+    app.add_middleware(Measured, telemetry=telemetry, admission_control=admission_control)
     if settings.cors_origins:
         app.add_middleware(CrossOrigin, origins=settings.cors_origins)
     if tracing is not None:

@@ -1,4 +1,4 @@
-"""Every error as an RFC 9457 problem document (`application/problem+json`), and what OpenAPI says of them."""
+"""Every error as an RFC 9457 problem document (`application/problem+json`), and their description in OpenAPI."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,42 +17,42 @@ from segue.errors import SegueError
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
-_LONGEST_FOUND = 80
-_LONGEST_FIELD = 300  # the name of an unknown field is the client's own text
-_LISTED = 10  # members of an object or a list that is shown
-MOST_ERRORS = 100  # named in one answer
-MAX_COUNTED_ERRORS = 500  # beyond it only their number is reported: each error that is read out costs microseconds
+_MAX_VALUE = 80
+_MAX_FIELD = 300  # the name of an unknown field comes from the client
+_MAX_MEMBERS = 10  # of an object or list shown in full
+MAX_LISTED_ERRORS = 100  # listed in one response
+MAX_COUNTED_ERRORS = 500  # above it only the number is reported, because each error costs microseconds
 
 
 class InvalidField(BaseModel):
-    """One thing that is wrong with a request."""
+    """One invalid field of a request."""
 
-    field: str = Field(description="Where: `body.events.0.type`, `query.k`", examples=["body.events.0.type"])
-    found: str = Field(description="What was there, shortened", examples=["'plai'"])
-    expected: str = Field(description="What is expected instead", examples=["Input should be 'play' or 'skip'"])
+    field: str = Field(description="The field: `body.events.0.type`, `query.k`", examples=["body.events.0.type"])
+    found: str = Field(description="The value found, shortened", examples=["'plai'"])
+    expected: str = Field(description="The value expected", examples=["Input should be 'play' or 'skip'"])
 
 
 class Problem(BaseModel):
-    """An error, as RFC 9457 has it."""
+    """An error, as defined in RFC 9457."""
 
-    type: str = Field(default="about:blank", description="The kind of problem; about:blank: the status says it all")
+    type: str = Field(
+        default="about:blank", description="The kind of problem; `about:blank` means that the status describes it"
+    )
     title: str = Field(description="The problem in a few words", examples=["Unknown session"])
     status: int = Field(description="The HTTP status", ge=400, le=599)
-    detail: str = Field(description="This occurrence: what was found, what is expected, what to do")
-    errors: list[InvalidField] | None = Field(
-        default=None, description="For 422: the fields that are wrong, the first 100"
-    )
+    detail: str = Field(description="This occurrence: what was found, what is expected and what to do")
+    errors: list[InvalidField] | None = Field(default=None, description="For 422: the first 100 invalid fields")
 
 
 class NotAcceptable(SegueError):
-    """The request does not accept what would be answered."""
+    """The request does not accept the media type of the response."""
 
     http_status: ClassVar[int] = 406
     title: ClassVar[str] = "Not acceptable"
 
 
 class MissingScope(SegueError):
-    """The key may make the call, but not with these options."""
+    """The key allows the call, but not with these options."""
 
     http_status: ClassVar[int] = 403
     title: ClassVar[str] = "Forbidden"
@@ -63,20 +63,20 @@ class MissingScope(SegueError):
 
 
 _DESCRIPTIONS = {
-    404: "Nothing goes by that name",
-    405: "The path knows other methods, named in `Allow`",
-    406: "The answer is a stream of events, which `Accept` does not name",
-    409: "Another swap is under way, or the service has no folder of releases",
-    413: "The body is larger than the service takes",
-    415: "The body is not plain JSON, or does not say that it is",
-    422: "The request is not as described; `errors` names the fields",
-    503: "The session store or the model cannot serve this, or the service is full; try again after `Retry-After` "
+    404: "Not found",
+    405: "The path does not support this method; `Allow` lists those it supports",
+    406: "The response is a stream of events, which `Accept` excludes",
+    409: "Another swap is in progress, or the service has no folder of releases",
+    413: "The body is too large",
+    415: "The body has a `Content-Encoding`, or its `Content-Type` is not JSON",
+    422: "The request is invalid; `errors` lists the fields",
+    503: "The session store or the model is unavailable, or the service is overloaded; try again after `Retry-After` "
     "seconds",
 }
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What a route declares of the problems it may answer."""
+    """The OpenAPI responses of a route for these problem statuses."""
     responses: dict[int | str, dict[str, Any]] = {}
     for status in statuses:
         responses[status] = {"model": Problem, "description": _DESCRIPTIONS[status]}
@@ -93,7 +93,7 @@ def problem_response(
     errors: Sequence[InvalidField] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """A problem document. Its text is ASCII, so that whatever a client sent can be shown."""
+    """A problem document. Its text is ASCII, so it can quote any text from a client."""
     title = title or HTTPStatus(status).phrase
     problem = Problem(title=title, status=status, detail=detail, errors=list(errors) if errors is not None else None)
     content = json.dumps(problem.model_dump(exclude_none=True), ensure_ascii=True)
@@ -101,21 +101,21 @@ def problem_response(
 
 
 def missing_scope_headers(scope: str) -> dict[str, str]:
-    """What tells the holder of a key which scope it lacks (RFC 6750, section 3)."""
+    """The header that names the missing scope of a key (RFC 6750, section 3)."""
     return {"WWW-Authenticate": f'Bearer realm="segue", error="insufficient_scope", scope="{scope}"'}
 
 
 def response_to(error: SegueError) -> Response:
-    """The problem document for an error of the project's own tree."""
+    """The problem document for a SegueError."""
     headers = {"Retry-After": str(RETRY_AFTER_S)} if error.http_status == 503 else None
     if isinstance(error, MissingScope):
         headers = missing_scope_headers(error.scope)
-    detail = str(error) if error.http_status != 500 else "the service failed; its log says why"
+    detail = str(error) if error.http_status != 500 else "an internal error occurred: see the log of the service"
     return problem_response(error.http_status, detail, error.title, headers=headers)
 
 
 def answer_problems(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
-    """Have `app` answer every error by a problem document; `routes` are those that it knows."""
+    """Make `app` answer every error with a problem document. `routes` are all its routes."""
 
     async def on_segue_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, SegueError)
@@ -126,11 +126,11 @@ def answer_problems(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         headers = dict(error.headers or {})
         detail = str(error.detail)
         if error.status_code == 404:
-            # Of the scope: request.url fails on a query that is no UTF-8.
+            # From the scope: request.url fails if the query is not UTF-8.
             detail = f"{ascii(request.scope['path'])[1:-1]} is not a path of this service: GET /openapi.json lists them"
         if error.status_code == 405:
             headers["Allow"] = ", ".join(_allowed(routes, request.scope)) or "GET, HEAD"
-            detail = f"{request.method} is not for this path: use {headers['Allow']}"
+            detail = f"{request.method} is not supported by this path: use {headers['Allow']}"
         return problem_response(error.status_code, detail, headers=headers)
 
     async def on_invalid_request(_: Request, error: Exception) -> Response:
@@ -143,8 +143,8 @@ def answer_problems(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
 
 def invalid_request_response(error: RequestValidationError) -> Response:
-    """The problem document for a request that is not as described."""
-    fields = [_invalid_field(found) for found in error.errors()[:MOST_ERRORS]]
+    """The problem document for a request that fails validation."""
+    fields = [_invalid_field(found) for found in error.errors()[:MAX_LISTED_ERRORS]]
     first = fields[0]
     detail = f"{first.field} is {first.found}: {first.expected}"
     return problem_response(422, detail, "Invalid input", fields)
@@ -152,25 +152,25 @@ def invalid_request_response(error: RequestValidationError) -> Response:
 
 def _invalid_field(error: Mapping[str, Any]) -> InvalidField:
     found = error.get("found") or ("missing" if error["type"] == "missing" else _shown(error.get("input")))
-    field = ".".join(str(part)[:_LONGEST_FOUND] for part in error["loc"])
-    return InvalidField(field=_shortened(ascii(field)[1:-1], _LONGEST_FIELD), found=found, expected=str(error["msg"]))
+    field = ".".join(str(part)[:_MAX_VALUE] for part in error["loc"])
+    return InvalidField(field=_shortened(ascii(field)[1:-1], _MAX_FIELD), found=found, expected=str(error["msg"]))
 
 
 def _shown(value: object) -> str:
-    """A value that a client sent, in at most 80 characters. Only the part that is shown is written out."""
+    """A value from a client, in at most 80 characters. Only the part that is shown is formatted."""
     if isinstance(value, str | bytes):
-        return _shortened(ascii(value[:_LONGEST_FOUND]), cut=len(value) > _LONGEST_FOUND)
+        return _shortened(ascii(value[:_MAX_VALUE]), cut=len(value) > _MAX_VALUE)
     if isinstance(value, dict):
-        return f"an object of {len(value):,} members" if len(value) > _LISTED else _of_few(value)
+        return f"an object of {len(value):,} members" if len(value) > _MAX_MEMBERS else _small_container(value)
     if isinstance(value, list | tuple):
-        return f"a list of {len(value):,} items" if len(value) > _LISTED else _of_few(value)
-    if isinstance(value, int) and value.bit_length() > 4 * _LONGEST_FOUND:  # Python refuses to write very long ones
+        return f"a list of {len(value):,} items" if len(value) > _MAX_MEMBERS else _small_container(value)
+    if isinstance(value, int) and value.bit_length() > 4 * _MAX_VALUE:  # Python does not format very long ones
         return "a number of more than 80 digits"
     return _shortened(ascii(value))
 
 
-def _of_few(value: Any) -> str:
-    """A small container. Its members are shortened first, as each of them may be a megabyte."""
+def _small_container(value: Any) -> str:
+    """A small container. Its members are shortened first, because each may have a megabyte."""
     if isinstance(value, dict):
         members = [f"{_shown(str(name))}: {_inner(item)}" for name, item in value.items()]
         return _shortened("{" + ", ".join(members) + "}")
@@ -181,12 +181,12 @@ def _inner(value: object) -> str:
     return "..." if isinstance(value, dict | list | tuple) and value else _shown(value)
 
 
-def _shortened(text: str, longest: int = _LONGEST_FOUND, *, cut: bool = False) -> str:
-    return text[: longest - 3] + "..." if cut or len(text) > longest else text
+def _shortened(text: str, max_length: int = _MAX_VALUE, *, cut: bool = False) -> str:
+    return text[: max_length - 3] + "..." if cut or len(text) > max_length else text
 
 
 def _allowed(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
-    """The methods that the path knows, over all routes: Starlette itself names only those of the first route."""
+    """The methods of a path over all routes. Starlette lists only those of the first route."""
     methods: set[str] = set()
     for route in routes:
         match, _ = route.matches(scope)
@@ -196,7 +196,7 @@ def _allowed(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
 
 
 def describe_problems(schema: dict[str, Any]) -> None:
-    """Correct the media type of problems in an OpenAPI document, in place: FastAPI calls every body plain JSON."""
+    """Correct the media type of problems in an OpenAPI document, in place. FastAPI declares plain JSON."""
     for path in schema["paths"].values():
         for operation in path.values():
             for status, response in operation["responses"].items():

@@ -29,7 +29,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from segue.errors import BadOption, BadRelease, SegueError
-from service.http.middleware import ANSWER_HEADERS
+from service.http.middleware import RESPONSE_HEADERS
 from service.sessions.embedded_redis import embedded_redis, terminate_with_parent
 from service.settings import Settings, as_environment
 from service.shutdown import CLOSING_S, end_in_time
@@ -130,7 +130,7 @@ def _uvicorn(settings: Settings, app: Any, **options: Any) -> uvicorn.Config:
         app,
         loop="uvloop",
         http="service.http.protocol:Connection",
-        headers=ANSWER_HEADERS,
+        headers=RESPONSE_HEADERS,
         ws="none",
         lifespan="on",
         access_log=False,

@@ -72,17 +72,19 @@ class Recorder:
 
 
 class MemoryConnection:
-    """A connection, its door and its transport. Within a running event loop."""
+    """A connection, its admission control and its transport. Within a running event loop."""
 
-    def __init__(self, app: ASGIApp, door: AdmissionControl | None = None, state: ServerState | None = None) -> None:
-        self.door = door or AdmissionControl()
+    def __init__(
+        self, app: ASGIApp, admission_control: AdmissionControl | None = None, state: ServerState | None = None
+    ) -> None:
+        self.admission_control = admission_control or AdmissionControl()
         self.state = state or ServerState()
         self.state.default_headers = []
         config = uvicorn.Config(app, http=Connection, ws="none", lifespan="off", log_config=None)
         config.load()
         self.transport = MemoryTransport()
         loop = asyncio.get_running_loop()
-        self.protocol = Connection(config, self.state, {"door": self.door}, _loop=loop)
+        self.protocol = Connection(config, self.state, {"admission_control": self.admission_control}, _loop=loop)
         self.protocol.connection_made(self.transport)
 
     async def send(self, *pieces: bytes) -> None:
@@ -124,12 +126,14 @@ class MemoryConnection:
         return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", self.transport.written)]
 
 
-def exchange(pieces: Sequence[bytes], door: AdmissionControl | None = None) -> tuple[Recorder, MemoryConnection]:
+def exchange(
+    pieces: Sequence[bytes], admission_control: AdmissionControl | None = None
+) -> tuple[Recorder, MemoryConnection]:
     """Send the pieces to a Recorder; the app and the connection as they are when all is answered."""
 
     async def run() -> tuple[Recorder, MemoryConnection]:
         app = Recorder()
-        connection = MemoryConnection(app, door)
+        connection = MemoryConnection(app, admission_control)
         await connection.send(*pieces)
         await connection.end()
         return app, connection

@@ -183,7 +183,7 @@ class TestKeys:
             clock.now += 1
             assert keyring.find(text) is not None
         assert [line["event"] for line in logged] == ["keys_reload_failed"]
-        with pytest.raises(BadOption, match=r"the keys file .* (is damaged|cannot be read)") as caught:
+        with pytest.raises(BadOption, match=r"the keys file .* (is invalid|cannot be read)") as caught:
             read_keys(file)
         assert "\n" not in str(caught.value)
 
@@ -227,7 +227,7 @@ class TestCommands:
             (["new", "two", "--scope", "all"], "'all' is not one of"),
             (["new", "two"], "Missing option '--scope'"),
             (["new", "one", "--scope", "read"], "already has a key named 'one'"),
-            (["new", 'tw"o', "--scope", "read"], "is not a name for a key"),
+            (["new", 'tw"o', "--scope", "read"], "is not a valid key name"),
             (["revoke", "two"], "has no key named 'two'"),
         ],
     )
@@ -278,13 +278,13 @@ class TestRateLimit:
         assert limit.wait_s("a") == 0
 
     def test_a_charge_remembers_a_bounded_number_of_names(self) -> None:
-        limit = RateLimit(per_s=1, burst_s=0, most_remembered=10, clock=Clock())
+        limit = RateLimit(per_s=1, burst_s=0, max_buckets=10, clock=Clock())
         for number in range(100):
             limit.charge(f"n{number}", 5)
         assert len(limit) == 10
 
     def test_it_remembers_a_bounded_number_of_names(self) -> None:
-        limit = RateLimit(per_s=1, burst_s=0, most_remembered=100, clock=Clock())
+        limit = RateLimit(per_s=1, burst_s=0, max_buckets=100, clock=Clock())
         assert limit.wait_s("busy") == 0
         for number in range(1000):
             limit.wait_s(f"n{number}")
@@ -299,7 +299,7 @@ class TestOpenBeyondLoopback:
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
     def test_elsewhere_it_is_refused_without_keys_or_a_word(self, tmp_path: Path, host: str) -> None:
-        with pytest.raises(BadOption, match=f"host is {host}, where others could ask without a key") as caught:
+        with pytest.raises(BadOption, match=f"host is {host}, so other machines could connect without a key") as caught:
             check(Settings(release=Path("unused"), host=host))
         assert "\n" not in str(caught.value)
         check(Settings(release=Path("unused"), host=host, allow_unauthenticated=True))

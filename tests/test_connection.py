@@ -10,8 +10,8 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http import flow_control, httptools_impl
 from uvicorn.server import ServerState
 
-from service.http.admission_control import AdmissionControl
-from service.http.protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_UNFINISHED_BYTES, Connection
+from service.http.admission_control import MAX_HEAD_BYTES, MAX_HEADERS, AdmissionControl
+from service.http.protocol import MAX_UNFINISHED_BYTES, Connection
 from tests.memory_connection import MemoryConnection, Recorder, exchange
 
 HOST = b"Host: localhost\r\n"
@@ -126,7 +126,7 @@ def test_nothing_but_a_body_may_be_without_end(before: bytes, endless: bytes, af
         assert sent < 1.5 * MAX_HEAD_BYTES + len(piece)
         assert connection.statuses in ([431], [400])
         assert not app.asked
-        assert connection.door.unfinished_bytes == 0
+        assert connection.admission_control.unfinished_bytes == 0
         await connection.end()
 
     asyncio.run(run())
@@ -162,7 +162,7 @@ async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
     """Answers without reading the body."""
     await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
     await send({"type": "http.response.body"})
-    scope["state"]["door"].leave(scope, learn=False)
+    scope["state"]["admission_control"].leave(scope, learn=False)
 
 
 def test_a_body_that_nobody_reads_is_not_read_for_ever() -> None:
@@ -213,7 +213,7 @@ def test_a_connection_that_is_closed_is_cut_off_where_its_client_does_not_read(r
         connection = MemoryConnection(Recorder())
         await connection.send(request_bytes.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         assert connection.transport.closed
-        assert connection.protocol._cut_off is not None
+        assert connection.protocol._abort_timer is not None
         await connection.end()
 
     asyncio.run(run())
@@ -225,12 +225,12 @@ def test_a_request_that_works_before_its_body_came_takes_a_place() -> None:
     async def run() -> None:
         connection = MemoryConnection(Recorder())
         await connection.send(b"GET / HTTP/1.1\r\n%bContent-Length: 1\r\n\r\n" % HOST)
-        assert connection.door.within == 1
-        slow = MemoryConnection(Recorder(), connection.door)
+        assert connection.admission_control.in_flight == 1
+        slow = MemoryConnection(Recorder(), connection.admission_control)
         await slow.send(post(b"Content-Length: 1"))
-        assert connection.door.within == 1
+        assert connection.admission_control.in_flight == 1
         await slow.send(b"x")
-        assert connection.door.within == 2
+        assert connection.admission_control.in_flight == 2
 
     asyncio.run(run())
 
@@ -442,9 +442,9 @@ class TestUnfinishedRequests:
         body = b"x" * 200_000
 
         async def run() -> None:
-            door, state = AdmissionControl(), ServerState()
+            admission_control, state = AdmissionControl(), ServerState()
             app = Recorder()
-            connections = [MemoryConnection(app, door, state) for _ in range(150)]
+            connections = [MemoryConnection(app, admission_control, state) for _ in range(150)]
             for connection in connections:
                 await connection.send(post(b"Content-Length: 200001", body=body))
             closed = [connection.transport.closed for connection in connections]
@@ -452,16 +452,16 @@ class TestUnfinishedRequests:
             assert 0 < number < len(connections)
             assert all(closed[:number])  # those that have taken longest, and nobody who has just come
             assert all(connection.statuses == [503] for connection in connections[:number])
-            assert door.unfinished_bytes <= MAX_UNFINISHED_BYTES
-            small = MemoryConnection(app, door, state)
+            assert admission_control.unfinished_bytes <= MAX_UNFINISHED_BYTES
+            small = MemoryConnection(app, admission_control, state)
             await small.send(GET)
             assert small.statuses == [200]
-            late = MemoryConnection(app, door, state)
+            late = MemoryConnection(app, admission_control, state)
             await late.send(post(b"Content-Length: 30000", body=b"x" * 20_000), b"x" * 10_000)
             assert late.statuses == [200]
             for connection in connections:
                 connection.lose()
-            assert door.unfinished_bytes == 0
+            assert admission_control.unfinished_bytes == 0
             await small.end()
 
         asyncio.run(run())
@@ -471,9 +471,9 @@ class TestUnfinishedRequests:
         async def run() -> None:
             connection = MemoryConnection(Recorder())
             await connection.send(post(b"Content-Length: 30000", body=body[:20_000]))
-            assert connection.door.unfinished_bytes >= 20_000
+            assert connection.admission_control.unfinished_bytes >= 20_000
             await connection.send(body[20_000:])
-            assert connection.door.unfinished_bytes == 0
+            assert connection.admission_control.unfinished_bytes == 0
             assert set(connection.statuses) == {200}
             await connection.end()
 

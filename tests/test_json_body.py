@@ -15,7 +15,7 @@ from service.api.recommendations import MAX_HYPOTHETICAL_EVENTS, WhatIfRequest
 from service.api.releases import SwapRequest
 from service.api.sessions import MAX_EVENTS, EventsRequest
 from service.api.state import MAX_TRACKS
-from service.problems import MAX_COUNTED_ERRORS, MOST_ERRORS, _invalid_field
+from service.problems import MAX_COUNTED_ERRORS, MAX_LISTED_ERRORS, _invalid_field
 from service.settings import Settings
 
 MAX_REQUEST_BYTES = Settings.model_fields["max_request_bytes"].default
@@ -129,7 +129,7 @@ def test_of_very_many_errors_only_the_number_is_told() -> None:
 def test_some_errors_are_named_one_by_one() -> None:
     with pytest.raises(RequestValidationError) as caught:
         validated(EventsRequest, filled('{"events":[],', '"{n}":0', "}", 3000))
-    assert len(caught.value.errors()) == MOST_ERRORS
+    assert len(caught.value.errors()) == MAX_LISTED_ERRORS
     assert caught.value.errors()[1]["loc"] == ("body", "0")
 
 
@@ -148,7 +148,7 @@ def test_whatever_a_body_holds_the_report_is_short(value: object, model: type[Js
         return
     with pytest.raises(RequestValidationError) as caught:
         validated(model, body)
-    assert 1 <= len(caught.value.errors()) <= MOST_ERRORS
+    assert 1 <= len(caught.value.errors()) <= MAX_LISTED_ERRORS
     for one in caught.value.errors():
         field = _invalid_field(one)
         assert len(field.found) <= 80

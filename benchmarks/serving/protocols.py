@@ -53,12 +53,12 @@ class AdmissionLayer:
         from service.http.admission_control import OVERLOADED_RESPONSE
 
         if scope["type"] == "http" and not scope["path"].startswith(_ALWAYS):
-            door = scope["state"]["door"]
-            if door.is_full():
-                door.on_refusal()
+            admission_control = scope["state"]["admission_control"]
+            if admission_control.is_full():
+                admission_control.on_rejection()
                 await OVERLOADED_RESPONSE(scope, receive, send)
                 return
-            door.enter(scope)
+            admission_control.enter(scope)
         await self._app(scope, receive, send)
 
 

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from segue.errors import SegueError
-from service.problems import MAX_COUNTED_ERRORS, MOST_ERRORS
+from service.problems import MAX_COUNTED_ERRORS, MAX_LISTED_ERRORS
 
 _JSON: Final = b"application/json"
 _BODY_HEADERS: Final = frozenset({b"content-type", b"content-length", b"content-encoding", b"content-range"})
@@ -118,7 +118,7 @@ def validated(model: type[Body], body: bytes | bytearray) -> Body:
                 f"wrong in {count:,} places",
                 f"A body as openapi.json describes it: {model.remedy}",
             ) from None
-        found = error.errors(include_url=False)[:MOST_ERRORS]
+        found = error.errors(include_url=False)[:MAX_LISTED_ERRORS]
         errors = [{**one, "loc": ("body", *one["loc"])} for one in found]
         if found and found[0]["type"] == "json_invalid":
             errors[0]["input"] = body[:_LONGEST_INVALID].decode("utf-8", "replace")  # not as Python writes bytes

@@ -156,9 +156,9 @@ async def watch_session(session_id: SessionId, service: Service, request: Reques
     """
     if EVENT_STREAM not in request.headers.get("accept", ""):
         raise NotAcceptable(f"this response does not end: ask for it with Accept: {EVENT_STREAM}")
-    admission_control: AdmissionControl = request.state.door
+    admission_control: AdmissionControl = request.state.admission_control
     answer = _Stream(service.streams, session_id, admission_control)
-    admission_control.stay_outside(request.scope)
+    admission_control.exempt(request.scope)
     return answer
 
 

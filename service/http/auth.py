@@ -30,40 +30,38 @@ from service.settings import Settings
 
 _IN_REQUEST: Final = "segue.caller"
 
-# What a call counts for in the rates of its key and its session, where that is more than one request. Measured: a list
-# with reasons takes about as long as 13 lists, as it ranks again with plays left out.
+# Calls that count as several requests in the rate limits. Measured: a list with explanations takes about as long as 13
+# lists, because it is computed again without each of several plays.
 EXPLANATION_COST: Final = 13
 CALL_COSTS: Final[dict[str, int]] = {"GET /map": 5}  # up to 800 kB
-
-
-MOST_REMEMBERED: Final = 65_536
+MAX_BUCKETS: Final = 65_536
 
 
 class RateLimit:
-    """Lets each name through `per_s` times a second, and as many at once as gather in `burst_s` seconds.
+    """Allows `per_s` requests per second for each name, with bursts of up to `burst_s` seconds' worth of requests.
 
-    A bucket is one number: the time at which it will be full again (the generic cell rate algorithm). One that is full
-    need not be remembered, so forgetting the name that was idle longest forgets nothing, unless more than
-    `MOST_REMEMBERED` are busy.
+    A bucket is one number: the time at which it will be full again (the generic cell rate algorithm). A full bucket
+    holds no information. The bucket that was idle longest is dropped above `MAX_BUCKETS`, which changes a limit only if
+    that many names are active at once.
     """
 
     def __init__(
         self,
         per_s: float,
         burst_s: float,
-        most_remembered: int = MOST_REMEMBERED,
+        max_buckets: int = MAX_BUCKETS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`clock` answers seconds."""
+        """`clock` returns seconds."""
         self._interval_s = 1 / per_s
-        # A bucket that holds less than one token would let nobody through.
+        # A bucket with room for less than one token would reject every request.
         self._room_s = max(burst_s, self._interval_s) - self._interval_s + 1e-9
-        self._most = most_remembered
+        self._max_buckets = max_buckets
         self._clock = clock
-        self._full_at: dict[str, float] = {}  # the name that came last is last
+        self._full_at: dict[str, float] = {}  # most recently used last
 
     def wait_s(self, name: str) -> float:
-        """0 lets the name through and counts it; else nothing is counted, and it may come again in so many seconds."""
+        """Count a request and return 0, or return the seconds to wait without counting it."""
         now = self._clock()
         full_at = max(self._full_at.pop(name, now), now)
         wait_s = full_at - now - self._room_s
@@ -75,29 +73,29 @@ class RateLimit:
         return 0.0
 
     def _forget(self) -> None:
-        if len(self._full_at) > self._most:
+        if len(self._full_at) > self._max_buckets:
             del self._full_at[next(iter(self._full_at))]
 
     def charge(self, name: str, requests: int) -> None:
-        """Count so many more requests of a name that was let through; the ones that follow wait for longer."""
+        """Count additional requests of an accepted name. Later requests wait longer."""
         now = self._clock()
         self._full_at[name] = max(self._full_at.pop(name, now), now) + requests * self._interval_s
         self._forget()
 
     def __len__(self) -> int:
-        """Names that are remembered."""
+        """Number of buckets kept."""
         return len(self._full_at)
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who makes a request; without a key where the service has none. `limits` are the rates that it counts in."""
+    """The caller of a request. `key` is None if the service has no keys. `limits` are the rate limits that apply."""
 
     key: Key | None = None
     limits: tuple[tuple[RateLimit, str], ...] = ()
 
     def require(self, scope: Scope, what: str) -> None:
-        """Raise MissingScope if the key lacks the scope that `what` needs."""
+        """Raise MissingScope if the key does not have the scope that `what` needs."""
         if self.key is not None and not self.key.allows(scope):
             has = " and ".join(sorted(self.key.scopes))
             raise MissingScope(
@@ -105,29 +103,29 @@ class Caller:
             )
 
     def charge(self, requests: int) -> None:
-        """Count so many requests more. None is refused for it now; those that follow wait."""
+        """Count additional requests. This request is not rejected; later ones wait longer."""
         for limit, name in self.limits:
             limit.charge(name, requests)
 
 
-_ANYBODY: Final = Caller()
+_ANONYMOUS: Final = Caller()
 
 
 def note_caller(request: Asgi, caller: Caller) -> None:
-    """Keep who makes a request, for its route."""
+    """Store the caller in the request, for its route."""
     request[_IN_REQUEST] = caller
 
 
 def caller_of(request: Asgi) -> Caller:
-    """Who makes a request."""
-    found: Caller = request.get(_IN_REQUEST, _ANYBODY)
+    """The caller of a request."""
+    found: Caller = request.get(_IN_REQUEST, _ANONYMOUS)
     return found
 
 
 OPEN: Final = None
 
-# The scope that a call needs. What is not listed needs `admin`, so that a route forgotten here is closed, not open.
-# Those that are called most come first.
+# The scope that a call needs. A route that is not listed needs `admin`, so a forgotten route is closed, not open.
+# The most frequent calls come first.
 CALLS: Final[dict[tuple[str, str], Scope | None]] = {
     ("POST", "/sessions/{session_id}/events"): "client",
     ("GET", "/recommendations"): "client",
@@ -156,19 +154,19 @@ CALLS: Final[dict[tuple[str, str], Scope | None]] = {
 
 
 class Call(NamedTuple):
-    """What the table says of a request."""
+    """The row of the table for a request."""
 
-    name: str  # method and path template, never what a client sent
+    name: str  # method and path template, never text from a client
     scope: Scope | None
-    session_id: str | None  # None also where it is none, which its route refuses
+    session_id: str | None  # None also if it is not valid; then the route rejects it
 
 
 def call_of(method: str, path: str, query: bytes) -> Call:
-    """What a request is, told from its method and path by the same expressions as the router's."""
+    """Find the call of a request by method and path, with the same expressions as the router."""
     for name, expression, scope in _BY_METHOD.get(method, ()):
         if match := expression.fullmatch(path):
             session_id = match.groupdict().get("session_id")
-            if name == "GET /recommendations":  # the last one counts, as for the router
+            if name == "GET /recommendations":  # the last one counts, as in the router
                 session_id = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)).get("session_id")
             return Call(name, scope, session_id if session_id and _SESSION_ID.fullmatch(session_id) else None)
     return Call("this call", "admin", None)
@@ -186,10 +184,10 @@ _BY_METHOD: Final = {
 
 
 class Access:
-    """Lets a request pass that has the key it needs and is within its limits; answers the others itself."""
+    """Middleware that rejects requests without the required key or above a rate limit."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        """Raises BadOption if the keys file cannot be read or is damaged."""
+        """Raises BadOption if the keys file cannot be read or is invalid."""
         self._app = app
         self._keys = Keyring(settings.api_keys) if settings.api_keys is not None else None
         self._key_limit = _limit(settings.key_rate_limit, settings)
@@ -197,11 +195,11 @@ class Access:
 
     async def __call__(self, scope: Asgi, receive: Receive, send: Send) -> None:
         """One request."""
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
-        await (refusal or self._app)(scope, receive, send)
+        rejection = self._check(scope) if scope["type"] == "http" else None
+        await (rejection or self._app)(scope, receive, send)
 
-    def _refusal(self, request: Asgi) -> Response | None:
-        # The query is read for the session's own limit alone.
+    def _check(self, request: Asgi) -> Response | None:
+        # Only the session limit needs the query.
         query = request["query_string"] if self._session_limit is not None else b""
         call = call_of(request["method"], request["path"], query)
         key: Key | None = None
@@ -210,16 +208,16 @@ class Access:
             texts = [value for name, value in request["headers"] if name == b"authorization"]
             key = self._keys.find(_bearer(texts[0])) if len(texts) == 1 else None
             if key is None:
-                return _unknown(sent=bool(texts))
+                return _unauthorized(sent=bool(texts))
             if not key.allows(call.scope):
                 return _forbidden(key, call.name, call.scope)
             if self._key_limit is not None:
                 if wait_s := self._key_limit.wait_s(key.name):
-                    return _too_many(f"the key {key.name!r}", wait_s)
+                    return _rate_limited(f"the key {key.name!r}", wait_s)
                 limits.append((self._key_limit, key.name))
         if self._session_limit is not None and call.session_id is not None:
             if wait_s := self._session_limit.wait_s(call.session_id):
-                return _too_many("this session", wait_s)
+                return _rate_limited("this session", wait_s)
             limits.append((self._session_limit, call.session_id))
         caller = Caller(key, tuple(limits))
         if cost := CALL_COSTS.get(call.name):
@@ -229,16 +227,14 @@ class Access:
 
 
 def check(settings: Settings) -> None:
-    """Refuse to start where the keys file is damaged, or where anybody beyond this machine could ask without a key.
-
-    Raises BadOption.
-    """
+    """Raise BadOption if the keys file is invalid, or if other machines could reach the service without a key."""
     if settings.api_keys is not None:
         read_keys(settings.api_keys)
     elif not settings.allow_unauthenticated and not _is_loopback(settings.host):
         raise BadOption(
-            f"host is {settings.host}, where others could ask without a key: make keys with `segue keys new` and name "
-            "their file in SEGUE_API_KEYS, or set SEGUE_ALLOW_UNAUTHENTICATED=true if a gateway authenticates clients"
+            f"host is {settings.host}, so other machines could connect without a key: create keys with "
+            "`segue keys new` and set SEGUE_API_KEYS to their file, or set SEGUE_ALLOW_UNAUTHENTICATED=true if a "
+            "gateway authenticates clients"
         )
 
 
@@ -246,12 +242,12 @@ def _is_loopback(host: str) -> bool:
     try:
         found = {str(address[4][0]) for address in socket.getaddrinfo(host, None)}
     except OSError:
-        return True  # it cannot be listened on either, which is then said
+        return True  # listening on it fails too, with its own message
     return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)
 
 
 def is_needed(settings: Settings) -> bool:
-    """Whether there is anything to enforce: without it, a request takes one step less."""
+    """Whether there are keys or limits. Without them the middleware is left out, which saves time."""
     return any(value is not None for value in (settings.api_keys, settings.session_rate_limit))
 
 
@@ -264,7 +260,7 @@ def _bearer(header: bytes) -> bytes:
     return text.strip() if scheme.lower() == b"bearer" else b""
 
 
-def _unknown(*, sent: bool) -> Response:
+def _unauthorized(*, sent: bool) -> Response:
     if not sent:
         return problem_response(
             401,
@@ -273,7 +269,7 @@ def _unknown(*, sent: bool) -> Response:
         )
     return problem_response(
         401,
-        "the key in `Authorization: Bearer KEY` is not known here: it was mistyped, or revoked",
+        "the key in `Authorization: Bearer KEY` is unknown or revoked: use a valid key",
         headers={"WWW-Authenticate": 'Bearer realm="segue", error="invalid_token"'},
     )
 
@@ -287,35 +283,38 @@ def _forbidden(key: Key, call: str, scope: Scope) -> Response:
     )
 
 
-def _too_many(who: str, wait_s: float) -> Response:
+def _rate_limited(name: str, wait_s: float) -> Response:
     seconds = math.ceil(wait_s)
     return problem_response(
-        429, f"{who} asks too often: try again in {seconds} s", headers={"Retry-After": str(seconds)}
+        429, f"the rate limit of {name} is exceeded: try again in {seconds} s", headers={"Retry-After": str(seconds)}
     )
 
 
 def describe_access(schema: dict[str, Any]) -> None:
-    """Say in an OpenAPI document, in place, which key each call needs and how it is refused."""
+    """Add to an OpenAPI document, in place, which key each call needs and how requests are rejected."""
     problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     seconds = {"Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}}}
-    challenge = {"WWW-Authenticate": {"description": "What kind of key is needed", "schema": {"type": "string"}}}
-    refusals: dict[str, dict[str, Any]] = {
-        "401": {"description": "The call needs a key, and none that is known was sent", "headers": challenge},
+    challenge = {"WWW-Authenticate": {"description": "The kind of key that is needed", "schema": {"type": "string"}}}
+    rejections: dict[str, dict[str, Any]] = {
+        "401": {"description": "The key is missing or unknown", "headers": challenge},
         "403": {
-            "description": "The key lacks the scope that the call or one of its options needs",
+            "description": "The key does not have the scope that the call or one of its options needs",
             "headers": challenge,
         },
-        "429": {"description": "The key or the session asks too often", "headers": seconds},
+        "429": {"description": "The rate limit of the key or the session is exceeded", "headers": seconds},
     }
     misdirected = {
-        "403": {"description": "A page of another site asks, and the service has no keys", "content": problem},
-        "421": {"description": "`Host` names no service that is here", "content": problem},
+        "403": {
+            "description": "The request comes from a page of another site, and the service has no keys",
+            "content": problem,
+        },
+        "421": {"description": "`Host` is not a name of this service", "content": problem},
     }
     schema["components"]["securitySchemes"] = {
         "key": {
             "type": "http",
             "scheme": "bearer",
-            "description": "Needed where the service has keys (`SEGUE_API_KEYS`); `admin` includes the other scopes",
+            "description": "Required if the service has keys (`SEGUE_API_KEYS`); `admin` includes all other scopes",
         }
     }
     for path, operations in schema["paths"].items():
@@ -326,13 +325,13 @@ def describe_access(schema: dict[str, Any]) -> None:
                 continue
             operation["security"] = [{}, {"key": [scope]}]
             responses = operation["responses"] | {
-                status: refusal | {"content": problem} for status, refusal in refusals.items()
+                status: rejection | {"content": problem} for status, rejection in rejections.items()
             }
             operation["responses"] = dict(sorted(responses.items()))
 
 
 def _scope_of(method: str, path: str) -> Scope | None:
-    """OpenAPI leaves converters (`:path`) out of its paths."""
+    """The scope of a path as OpenAPI writes it, without converters (`:path`)."""
     for (of_method, template), scope in CALLS.items():
         if of_method == method and template.replace(":path", "") == path:
             return scope

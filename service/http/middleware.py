@@ -14,7 +14,7 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, Final, get_args
 from urllib.parse import parse_qsl
 
@@ -28,6 +28,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from segue.errors import SegueError
 from service.http.admission_control import AdmissionControl
@@ -35,8 +36,8 @@ from service.problems import invalid_request_response, problem_response, respons
 from service.settings import Settings
 from service.telemetry import Telemetry, request_id
 
-# Sent with every answer, by uvicorn itself: so also with those that it gives on its own.
-ANSWER_HEADERS: Final[list[tuple[str, str]]] = [
+# uvicorn sends these with every response, including its own.
+RESPONSE_HEADERS: Final[list[tuple[str, str]]] = [
     (
         "content-security-policy",
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
@@ -51,84 +52,84 @@ ANSWER_HEADERS: Final[list[tuple[str, str]]] = [
 
 
 _HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?")
-_MOST_REMEMBERED: Final = 64
-_SHOWN: Final = 80
-_OF_BROWSERS: Final = frozenset({b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest", b"origin"})
-_OWN_SITES: Final = frozenset({b"same-origin", b"same-site", b"none"})  # `none`: the user asks, as by a bookmark
+_MAX_KNOWN_HOSTS: Final = 64
+_MAX_SHOWN: Final = 80
+_FETCH_METADATA: Final = frozenset({b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest", b"origin"})
+_TRUSTED_SITES: Final = frozenset({b"same-origin", b"same-site", b"none"})  # `none`: the user, for example a bookmark
 _PAGES: Final = frozenset({"/", "/docs", "/ops"})
-_READING: Final = frozenset({"GET", "HEAD"})
-_FOREIGN: Final = problem_response(
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
+_CROSS_SITE: Final = problem_response(
     403,
-    "a page of another site made this request: use the service's own pages, or name the page's origin in "
+    "a page of another site made this request: use the service's own pages, or add the origin of the page to "
     "SEGUE_CORS_ORIGINS",
 )
 
 
 def is_needed(settings: Settings) -> bool:
-    """Whether names are checked: where they are set, and where nobody else looks at who asks."""
+    """Whether to check `Host`: if allowed names are set, or if nothing authenticates clients."""
     return bool(settings.allowed_hosts) or (settings.api_keys is None and not settings.allow_unauthenticated)
 
 
 class HostCheckMiddleware:
-    """An ASGI layer that refuses requests for names which are neither this machine's own nor allowed."""
+    """Middleware that rejects requests whose `Host` is neither loopback nor allowed, and cross-site requests."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._names = frozenset(name.lower() for name in (*settings.allowed_hosts, settings.host))
         self._origins = frozenset(settings.cors_origins)
-        self._known: set[bytes] = set()  # headers that have passed: clients send the same one again and again
+        self._known: set[bytes] = set()  # accepted headers: a cache
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] == "http":
             sent = next((value for name, value in scope["headers"] if name == b"host"), None)
-            if sent is None:  # HTTP/1.0 alone may leave it out, see service/http/protocol.py; probes of health do
+            if sent is None:  # only HTTP/1.0 may omit it (service/http/protocol.py); health probes do
                 if not scope["path"].startswith("/health/"):
                     await problem_response(421, "the Host header is missing: send the name of this service")(
                         scope, receive, send
                     )
                     return
-            elif not (sent in self._known or self._passes(sent)):
+            elif not (sent in self._known or self._is_allowed(sent)):
                 await _misdirected(sent)(scope, receive, send)
                 return
-            if self._is_foreign(scope):
-                await _FOREIGN(scope, receive, send)
+            if self._is_cross_site(scope):
+                await _CROSS_SITE(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _is_foreign(self, scope: Scope) -> bool:
-        """Whether a page of another site asks, which is neither allowed to nor links to a page of the service.
+    def _is_cross_site(self, scope: Scope) -> bool:
+        """Whether a page of another site sent the request, without permission and not as a link to a page.
 
-        Browsers say so (https://www.w3.org/TR/fetch-metadata/, 2025). Such a page could not read the answer, but the
-        work would be done.
+        Browsers send this in headers (https://www.w3.org/TR/fetch-metadata/, 2025). Such a page could not read the
+        response, but the request would take effect.
         """
         sent: dict[bytes, bytes] = {}
         for name, value in scope["headers"]:
-            if name in _OF_BROWSERS:
+            if name in _FETCH_METADATA:
                 sent[name] = value if name not in sent else b""
         site = sent.get(b"sec-fetch-site")
-        if site is None or site in _OWN_SITES:
+        if site is None or site in _TRUSTED_SITES:
             return False
         if "*" in self._origins or sent.get(b"origin", b"").decode("latin-1") in self._origins:
             return False
         is_link = sent.get(b"sec-fetch-mode") == b"navigate" and sent.get(b"sec-fetch-dest") == b"document"
-        return not (is_link and scope["method"] in _READING and scope["path"] in _PAGES)
+        return not (is_link and scope["method"] in _SAFE_METHODS and scope["path"] in _PAGES)
 
-    def _passes(self, header: bytes) -> bool:
+    def _is_allowed(self, header: bytes) -> bool:
         if not names(header, self._names):
             return False
-        if len(self._known) < _MOST_REMEMBERED:
+        if len(self._known) < _MAX_KNOWN_HOSTS:
             self._known.add(header)
         return True
 
 
 def names(header: bytes, allowed: Iterable[str] = ()) -> bool:
-    """Whether a Host header names this machine's loopback, or one of `allowed` (lower case), with or without a port."""
+    """Whether a Host header names loopback or one of `allowed` (lower case), with or without a port."""
     found = _HOST.fullmatch(header.decode("latin-1").lower())
     if found is None:
         return False
     name = (found[1] or found[2]).removesuffix(".")
-    # `localhost` and what ends with it are no names of the DNS (RFC 6761), so nobody can have them resolve elsewhere.
+    # `localhost` and its subdomains are not in the DNS (RFC 6761), so they cannot resolve to another machine.
     return name in allowed or name == "localhost" or name.endswith(".localhost") or _is_loopback(name)
 
 
@@ -142,27 +143,27 @@ def _is_loopback(name: str) -> bool:
 def _misdirected(sent: bytes) -> ASGIApp:
     return problem_response(
         421,
-        f"the Host header is {sent.decode('latin-1')[:_SHOWN]!a}, which is no name of this service: ask localhost, or "
-        "add the name to SEGUE_ALLOWED_HOSTS",
+        f"the Host header is {sent.decode('latin-1')[:_MAX_SHOWN]!a}, which is not a name of this service: "
+        "use localhost, or add the name to SEGUE_ALLOWED_HOSTS",
     )
 
 
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "DELETE")
-_SENT: Final = ("Authorization", "Content-Type", "X-Request-ID", "If-None-Match", "traceparent")
-_READ: Final = ("Retry-After", "X-Request-ID", "ETag", "Segue-Release", "WWW-Authenticate", "Allow")
+_REQUEST_HEADERS: Final = ("Authorization", "Content-Type", "X-Request-ID", "If-None-Match", "traceparent")
+_EXPOSED_HEADERS: Final = ("Retry-After", "X-Request-ID", "ETag", "Segue-Release", "WWW-Authenticate", "Allow")
 
 
 class CrossOrigin(CORSMiddleware):
-    """Adds to every answer which origin may read it. The outermost layer, so that errors have it too."""
+    """Adds CORS headers to every response. The outermost layer, so errors have them too."""
 
     def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
         super().__init__(
             app,
             allow_origins=origins,
             allow_methods=_METHODS,
-            allow_headers=_SENT,
-            expose_headers=_READ,
-            allow_private_network=True,  # a page of an allowed origin may ask a service on loopback
+            allow_headers=_REQUEST_HEADERS,
+            expose_headers=_EXPOSED_HEADERS,
+            allow_private_network=True,  # pages of allowed origins may call a service on loopback
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -174,7 +175,7 @@ class CrossOrigin(CORSMiddleware):
 
 
 class Preflight(CrossOrigin):
-    """Answers preflights, which browsers send without a key. Within the layer that counts requests."""
+    """Answers preflight requests, which have no key. Inside Measured, so they appear in the metrics."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -186,40 +187,40 @@ class Preflight(CrossOrigin):
         await self.app(scope, receive, send)
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """What the browser may send; a refusal is a problem document."""
+        """The response to a preflight request. A rejection is a problem document."""
         answer = super().preflight_response(request_headers)
         if answer.status_code < 400:
             return answer
         text = bytes(answer.body).decode().removeprefix("Disallowed CORS ")
         return problem_response(
             403,
-            f"cross-origin requests are not allowed because of their {text}: allowed are the origins of "
-            f"SEGUE_CORS_ORIGINS, the methods {', '.join(_METHODS)}, and the headers {', '.join(_SENT)}",
+            f"the {text} of this cross-origin request is not allowed: use an origin in "
+            f"SEGUE_CORS_ORIGINS, the methods {', '.join(_METHODS)}, and the headers {', '.join(_REQUEST_HEADERS)}",
             headers={"Vary": answer.headers["Vary"]},
         )
 
 
 _log = structlog.get_logger()
 
-# The calls whose time tells how much is asked of the service: that of others depends on what they ask for, and that of
-# a list with reasons is that of some hundred lists.
-_USUAL = ("/recommendations", "/sessions/{session_id}/events")
+# Only response times of these calls adapt the concurrency limit. Those of other calls depend on their parameters, and a
+# list with explanations costs as much as many lists.
+_LOAD_ROUTES = ("/recommendations", "/sessions/{session_id}/events")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:/+=-]{1,128}")
-CLIENT_CLOSED = 499  # what nginx calls a request whose client left before its answer; never sent, only counted
+CLIENT_CLOSED = 499  # the client disconnected before the response (status of nginx); only in metrics
 
 
 class Measured:
-    """The outermost layer: names, counts and times every request and answers 500 where nothing else did.
+    """Gives every request an id, records metrics and answers 500 to unexpected errors.
 
-    A request is called what its client or a proxy calls it (`X-Request-ID`), or gets a name of ours; the answer and the
-    log lines say it. It tells the door when a request has been answered.
+    The id is the `X-Request-ID` of the client or proxy, or a new one. Responses and log lines contain it. This layer
+    tells admission control when a request is answered.
     """
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry, door: AdmissionControl) -> None:
+    def __init__(self, app: ASGIApp, telemetry: Telemetry, admission_control: AdmissionControl) -> None:
         self._app = app
         self._telemetry = telemetry
-        self._door = door
-        self._ours = secrets.token_hex(8)  # of this worker, this start
+        self._admission_control = admission_control
+        self._id_prefix = secrets.token_hex(8)  # unique for each worker and start
         self._numbers = itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -229,21 +230,21 @@ class Measured:
             return
         began = time.perf_counter()
         status = 0
-        name = self._name(scope)
-        request_id.set(name.decode())
+        id_ = self._request_id(scope)
+        request_id.set(id_.decode())
         method = scope["method"]
         is_head = method == "HEAD"
-        if is_head:  # it gets what GET gets, without the body (RFC 9110, 9.3.2, 2022)
+        if is_head:  # same as GET, without the body (RFC 9110, 9.3.2, 2022)
             scope["method"] = "GET"
 
         async def send_noting_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", name)]
+                message["headers"] = [*message["headers"], (b"x-request-id", id_)]
                 scope["method"] = method
                 await send(message)
-                if is_head:  # at once, as the body of a stream has no end
+                if is_head:  # at once, because a stream does not end
                     await send({"type": "http.response.body"})
             elif not is_head:
                 await send(message)
@@ -254,39 +255,41 @@ class Measured:
             status = CLIENT_CLOSED
         except Exception:
             _log.exception("request_error", method=scope["method"], path=scope["path"])
-            if status:  # half an answer cannot be taken back: uvicorn closes the connection
+            if status:  # the response has started: uvicorn closes the connection
                 raise
             status = 500
-            await problem_response(500, "the service failed; its log says why")(scope, receive, send_noting_status)
+            await problem_response(500, "an internal error occurred: see the log of the service")(
+                scope, receive, send_noting_status
+            )
         finally:
-            self._note(scope, method, status, time.perf_counter() - began)
+            self._record(scope, method, status, time.perf_counter() - began)
 
     def _app_for(self, scope: Scope) -> ASGIApp:
-        """What answers. In a route's expression, which ends with `$`, a last newline is ignored."""
+        """The app that answers. Route expressions end with `$`, which ignores a final newline."""
         if scope["path"].endswith("\n"):
-            return problem_response(404, "the path ends with a newline, as no path of this service does")
+            return problem_response(404, "the path ends with a newline: remove it")
         return self._app
 
-    def _name(self, scope: Scope) -> bytes:
+    def _request_id(self, scope: Scope) -> bytes:
         for header, value in scope["headers"]:
             if header == b"x-request-id" and _REQUEST_ID.fullmatch(value):
                 given: bytes = value
                 return given
-        return b"%b-%d" % (self._ours.encode(), next(self._numbers))
+        return b"%b-%d" % (self._id_prefix.encode(), next(self._numbers))
 
-    def _note(self, scope: Scope, method: str, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, method: str, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
-        is_usual = route in _USUAL and b"explain=" not in scope["query_string"]
-        self._door.leave(scope, learn=is_usual and status < 400)
+        is_typical = route in _LOAD_ROUTES and b"explain=" not in scope["query_string"]
+        self._admission_control.leave(scope, learn=is_typical and status < 400)
         if route == "none" or status == 405:
-            method = "any"  # a client may send methods that no route has
+            method = "any"  # a client may send any method, which would create labels
         self._telemetry.requests.labels(method, route, str(status)).inc()
         self._telemetry.request_seconds.labels(method, route).observe(seconds)
         _log.debug("request", method=method, route=route, status=status, ms=round(seconds * 1000, 3))
 
 
 def without_range(app: ASGIApp) -> ASGIApp:
-    """The same app, deaf to `Range`: Starlette answers a damaged one in plain text, and small files need none."""
+    """The same app, ignoring `Range`. Starlette answers an invalid one in plain text, and files are small."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         headers = [line for line in scope["headers"] if line[0] != b"range"]
@@ -296,14 +299,14 @@ def without_range(app: ASGIApp) -> ASGIApp:
 
 
 class HotRoutes:
-    """Answers the calls that clients make for every track, without FastAPI's routing and dependencies.
+    """Answers the most frequent calls without the routing and dependencies of FastAPI.
 
     The calls are ordinary routes of the app, which describes them in openapi.yaml. This layer calls the same functions
     with the same declared parameters, read by pydantic's `validate_call`: benchmarks/README.md has the gain.
     """
 
     def __init__(self, app: ASGIApp, routes: Sequence[APIRoute]) -> None:
-        """Parameters of the routes' functions are a `request`, and those of path and query."""
+        """The functions of the routes take a `request`, path parameters and query parameters."""
         self._app = app
         self._routes = [_HotRoute(route) for route in routes]
 
@@ -330,7 +333,7 @@ class _HotRoute:
         self._lists = frozenset(name for name, kind in query.items() if str(get_args(kind)[0]).startswith("list"))
 
     async def answer(self, path: dict[str, Any], request: Request) -> Response:
-        """The response; a problem document for a request that is invalid or cannot be served."""
+        """The response. A problem document if the request is invalid or fails."""
         try:
             arguments = {**self._read_query(request.scope["query_string"]), **path}
             answer: Response = await self._call(request=request, **arguments)
@@ -343,7 +346,7 @@ class _HotRoute:
         return answer
 
     def _read_query(self, query: bytes) -> dict[str, Any]:
-        """The declared parameters. Of a parameter that is sent twice the last one counts, as in FastAPI."""
+        """The declared parameters. If one is sent twice, the last counts, as in FastAPI."""
         text = query.decode("latin-1")
         if "%" in text or "+" in text:
             pairs = parse_qsl(text, keep_blank_values=True)
@@ -358,7 +361,7 @@ class _HotRoute:
         return found
 
     def _located(self, error: Any) -> dict[str, Any]:
-        """An error of `validate_call` as FastAPI reports it."""
+        """Convert an error of `validate_call` to the form of FastAPI."""
         name = error["loc"][0]
         located = {**error, "loc": ("query" if name in self._query else "path", *error["loc"])}
         if error["type"].startswith("missing"):
@@ -368,3 +371,27 @@ class _HotRoute:
 
 def _is_query(annotation: Any) -> bool:
     return any(isinstance(one, Query) for one in getattr(annotation, "__metadata__", ()))
+
+
+class DisconnectAware:
+    """Wraps an app: sending to a disconnected client raises ClientDisconnect. For service/http/protocol.py."""
+
+    __slots__ = ("_app", "_cycle")
+
+    def __init__(self, app: ASGIApp, cycle: RequestResponseCycle) -> None:
+        self._app = app
+        self._cycle = cycle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 (replaced)
+        """One request."""
+        try:
+            await self._app(scope, receive, self._send)
+        except ClientDisconnect:
+            self._cycle.disconnected = True  # otherwise uvicorn logs that there is no response
+
+    def _send(self, message: Message) -> Awaitable[None]:
+        cycle = self._cycle
+        if cycle.disconnected or cycle.transport.is_closing():
+            cycle.disconnected = True
+            raise ClientDisconnect
+        return cycle.send(message)  # type: ignore[arg-type]

@@ -1,185 +1,129 @@
-"""One client connection: where a request begins and ends, what it may send, and whether it is admitted.
+"""The HTTP/1.1 protocol of one client connection: request boundaries, limits, deadlines and admission.
 
-uvicorn's HTTP/1.1 protocol (httptools) leaves five things open that this subclass decides, in one state machine:
+This subclass of uvicorn's protocol (httptools) adds five rules, in one state machine:
 
-- All of a request that is not its body has a bound: head, chunk framing, trailers. So has a body that nobody reads.
+- The head, the chunk framing and the trailers of a request have size limits. So has a body that nobody reads.
 - Trailers are ignored. Only fields of the head are headers (RFC 9110, 6.5.1, 2022).
-- An offer of another protocol is ignored (RFC 9110, 7.8), so that the body stays a body. CONNECT is refused.
-- A client has a deadline for a whole request. What unfinished requests hold is bounded over all connections.
-- A full service refuses a request before its body is read and before a task exists. Most requests of an overloaded
-  service end here, so that a refusal must cost little.
+- `Upgrade` is ignored (RFC 9110, 7.8), so the body is still parsed as a body. CONNECT is rejected.
+- A client has a deadline for the whole request. All connections together hold a limited number of unfinished bytes.
+- Under overload, a request is rejected before its body is read and before a task exists, so a rejection is cheap.
 
-The overridden names are private to uvicorn: pyproject.toml pins its minor version, and a test looks for the names.
+It overrides private names of uvicorn: pyproject.toml pins the minor version, and a test checks that the names exist.
 """
 
 import asyncio
-from collections.abc import Awaitable
 from typing import Any, Final
 
 import httptools
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from service.http.admission_control import OVERLOADED_RESPONSE, AdmissionControl
+from service.http.admission_control import (
+    MAX_HEAD_BYTES,
+    OVERLOADED_CLOSE,
+    OVERLOADED_KEEP_ALIVE,
+    OVERLOADED_RESPONSE,
+    AdmissionControl,
+    PrebuiltResponse,
+    check_head,
+)
+from service.http.middleware import DisconnectAware
 from service.problems import problem_response
 
-MAX_HEAD_BYTES: Final = 65_536
-MAX_HEADERS: Final = 100
-MAX_TARGET_BYTES: Final = 32_768  # path and query: a hundred excluded tracks of 256 letters fit
-MAX_PARAMETERS: Final = 200
 MAX_UNFINISHED_BYTES: Final = 8 * 2**20  # of all unfinished requests of a worker together
-MAX_FRAMING_BYTES: Final = 16_384  # chunk sizes, extensions and trailers, besides a quarter of the body
+MAX_FRAMING_BYTES: Final = 16_384  # chunk sizes, extensions and trailers; a quarter of the body is allowed on top
 _BODY_BYTES_PER_FRAMING_BYTE: Final = 4
-MAX_UNREAD_BYTES: Final = 2**20  # of a body whose request has been answered before it came
-# Bytes that are parsed at a time. Where in them a request begins is unknown, so bounds are exact to this many bytes.
-_PIECE: Final = 8192
-_PIECES_AT_ONCE: Final = 4  # then the other connections have their turn
+MAX_UNREAD_BYTES: Final = 2**20  # of the body of a request that is already answered
+_PIECE: Final = 8192  # bytes to parse at a time; a request may begin anywhere in a piece, so limits are this exact
+_PIECES_AT_ONCE: Final = 4  # then other connections get their turn
+_WITH_BODY: Final = ("POST", "PUT")  # methods whose routes read a body
 
-_TOO_MUCH_FRAMING: Final = (
-    f"chunk sizes, chunk extensions and trailers have more than {MAX_FRAMING_BYTES:,} bytes: send larger chunks"
-)
-_VERSIONS: Final = ("1.1", "1.0")
-_LONGEST_SHOWN: Final = 80
-_WITH_BODY: Final = ("POST", "PUT")  # methods whose calls wait for a body
+# Operators need these under overload. They are always accepted and never counted.
+_ALWAYS_ADMITTED: Final = (b"/health/", b"/metrics", b"/releases", b"/operations", b"/ops", b"/web/ops")
 
-# An operator needs these most when the service is full. They are always admitted and never counted.
-_ALWAYS: Final = (b"/health/", b"/metrics", b"/releases", b"/operations", b"/ops", b"/web/ops")
-
-
-# What the next byte belongs to. Plain numbers, as they are compared some twenty times for each request.
+# What the next byte belongs to. Plain integers, because each request compares them about 20 times.
 _BETWEEN: Final = 0  # no request
 _HEAD: Final = 1
-_OFFER: Final = 2  # a head that offers another protocol: httptools has stopped, see _ignore_offer
+_UPGRADE: Final = 2  # a head with `Upgrade`: httptools has stopped, see _ignore_upgrade
 _BODY: Final = 3
-_REFUSED: Final = 4  # the body of a request that has been refused
-_ENDED: Final = 5  # nothing: whatever comes is ignored
-
-
-class PrebuiltResponse:
-    """An answer as bytes, for where uvicorn takes no part."""
-
-    def __init__(self, response: Response, *, closing: bool = False) -> None:
-        """`closing` says that the connection ends with it."""
-        self._status = STATUS_LINE[response.status_code]
-        self._headers = [*response.raw_headers, (b"connection", b"close")] if closing else list(response.raw_headers)
-        self._body = bytes(response.body)
-        self._before: list[tuple[bytes, bytes]] | None = None
-        self._bytes = b""
-
-    def after(self, headers: list[tuple[bytes, bytes]]) -> bytes:
-        """The answer with these headers first. uvicorn makes a new list once a second, for the date."""
-        if headers is not self._before:
-            lines = b"".join(b"%b: %b\r\n" % line for line in [*headers, *self._headers])
-            self._bytes = b"%b%b\r\n%b" % (self._status, lines, self._body)
-            self._before = headers
-        return self._bytes
-
-
-_REFUSED_STAYS: Final = PrebuiltResponse(OVERLOADED_RESPONSE)
-_REFUSED_CLOSES: Final = PrebuiltResponse(OVERLOADED_RESPONSE, closing=True)
-
-
-class _UntilGone:
-    """An app that hears of it when its client has gone, instead of failing to write."""
-
-    __slots__ = ("_app", "_cycle")
-
-    def __init__(self, app: ASGIApp, cycle: RequestResponseCycle) -> None:
-        self._app = app
-        self._cycle = cycle
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 (see below)
-        try:
-            await self._app(scope, receive, self._send)
-        except ClientDisconnect:
-            self._cycle.disconnected = True  # nobody is left to answer, and uvicorn does not complain
-
-    def _send(self, message: Message) -> Awaitable[None]:
-        cycle = self._cycle
-        if cycle.disconnected or cycle.transport.is_closing():
-            cycle.disconnected = True
-            raise ClientDisconnect
-        return cycle.send(message)  # type: ignore[arg-type]
+_REJECTED: Final = 4  # the body of a rejected request
+_ENDED: Final = 5  # no more input is read
 
 
 class Connection(HttpToolsProtocol):
-    """See the module. The lifespan's state holds the `door`."""
+    """One client connection. The lifespan state holds the `admission_control`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._door: AdmissionControl = self.app_state["door"]
+        self._admission_control: AdmissionControl = self.app_state["admission_control"]
         self._state = _BETWEEN
-        self._unparsed = b""  # waits for the answers to earlier requests
-        self._framing = 0  # bytes of the request that are not of its body
+        self._unparsed = b""  # waits until earlier requests are answered
+        self._framing = 0  # bytes of the request outside its body
         self._body = 0  # bytes of its body
-        self._hosts = 0  # Host headers of the request
+        self._hosts = 0  # its Host headers
         self._coding = b""  # its Transfer-Encoding
-        self._latest = 0  # bytes of the piece that is being parsed
-        self._began = self._completed = False  # whether a request has, in what is being parsed
-        self._goes_on: asyncio.Handle | None = None  # parses the rest of what has come
-        self._sends_no_more = False
-        self._running: RequestResponseCycle | None = None  # the request that is being answered, or was last
-        self._last_answer: PrebuiltResponse | None = None  # to be sent after the answers to earlier requests
-        self._deadline: asyncio.TimerHandle | None = None  # for what the client sends
-        self._cut_off: asyncio.TimerHandle | None = None  # for what it does not read
+        self._piece_bytes = 0  # size of the piece being parsed
+        self._has_begun = self._has_completed = False  # whether a request has, since the timers were set
+        self._next_parse: asyncio.Handle | None = None  # parses the rest of `_unparsed`
+        self._is_eof = False
+        self._current: RequestResponseCycle | None = None  # the request being answered, or the last one
+        self._last_response: PrebuiltResponse | None = None  # sent after the responses to earlier requests
+        self._deadline: asyncio.TimerHandle | None = None  # for the client to send
+        self._abort_timer: asyncio.TimerHandle | None = None  # for the client to read
 
-    # What the transport says
+    # Events of the transport
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client is there. It has to say something in time."""
+        """Start the deadline, or reject the connection if there are too many."""
         super().connection_made(transport)
-        if len(self.connections) > self._door.most_connections:
-            self._door.on_refusal()
-            self._end(OVERLOADED_RESPONSE)
+        if len(self.connections) > self._admission_control.max_connections:
+            self._admission_control.on_rejection()
+            self._reject_and_close(OVERLOADED_RESPONSE)
         else:
             self._start_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has gone."""
+        """Release everything the connection holds."""
         self._state = _ENDED
         self._unparsed = b""
-        self._hold(0)
-        self._stop_deadline()
-        for handle in (self._cut_off, self._goes_on):
+        self._admission_control.hold(self, 0)
+        for handle in (self._deadline, self._abort_timer, self._next_parse):
             if handle is not None:
                 handle.cancel()
-        running = self._running
-        if running is not None and not running.response_complete:
-            running.disconnected = True  # uvicorn tells the request that came last, which may still wait for its turn
-            running.message_event.set()
+        if self._current is not None and self._is_answering():
+            self._current.disconnected = True  # uvicorn notifies only the newest request, which may not have started
+            self._current.message_event.set()
         super().connection_lost(exc)
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
-        """The client sends no more. Requests that came whole are answered; a stream without an end is not."""
-        waits = self._running is not None and not self._running.response_started
+        """The client has finished sending. Answer complete requests, but end a stream that has started."""
+        waits = self._current is not None and not self._current.response_started
         if not waits or not (self._unparsed or self._state == _BETWEEN):
             return None  # the transport closes
-        self._sends_no_more = True
-        self._cut_off_later()
+        self._is_eof = True
+        self._abort_later()
         return True
 
     def data_received(self, data: bytes) -> None:
-        """Some bytes, whatever they are."""
+        """Buffer and parse."""
         self._unparsed = self._unparsed + data if self._unparsed else data
-        if self._goes_on is None:
+        if self._next_parse is None:
             self._parse()
 
     def pause_writing(self) -> None:
-        """The client reads more slowly than it is answered."""
+        """The client reads too slowly."""
         super().pause_writing()
-        self._cut_off_later()
+        self._abort_later()
 
     def resume_writing(self) -> None:
         """The client has caught up."""
         super().resume_writing()
-        if self._cut_off is not None and not self._sends_no_more and not self.transport.is_closing():
-            self._cut_off.cancel()
-            self._cut_off = None
+        if self._abort_timer is not None and not self._is_eof and not self.transport.is_closing():
+            self._abort_timer.cancel()
+            self._abort_timer = None
 
-    # What the parser says
+    # Events of the parser and of the response
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -188,13 +132,13 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self._unset_keepalive_if_required()
         self._state = _HEAD
-        self._began = True
-        self._framing = self._latest
+        self._has_begun = True
+        self._framing = self._piece_bytes
         self._body = self._hosts = 0
         self._coding = b""
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer, which is ignored."""
+        """Keep a header. Ignore a trailer."""
         if self._state == _HEAD:
             name = name.lower()
             if name == b"host":
@@ -206,27 +150,27 @@ class Connection(HttpToolsProtocol):
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """The head is there: admit the request, or refuse it."""
+        """The head is complete: accept or reject the request."""
         if self._state != _HEAD:
             return
         if self.parser.should_upgrade():
-            self._state = _OFFER
+            self._state = _UPGRADE
             return
         version = self.parser.get_http_version()
         if version == "1.0":
-            self.expect_100_continue = False  # RFC 9110, 10.1.1: such a client cannot mean it
-        refusal = self._refusal_of_head(version)
-        is_counted = not self.url.startswith(_ALWAYS)
+            self.expect_100_continue = False  # RFC 9110, 10.1.1
+        rejection = check_head(version, self.url, self.headers, self._framing, self._hosts, self._coding)
+        is_counted = not self.url.startswith(_ALWAYS_ADMITTED)
         if not is_counted:
-            self._door.stay_outside(self.scope)
-        if refusal is not None:
-            self._hand_to(refusal)
-        elif is_counted and self._door.is_full():
-            self._door.on_refusal()
+            self._admission_control.exempt(self.scope)
+        if rejection is not None:
+            self._answer_with(rejection)
+        elif is_counted and self._admission_control.is_full():
+            self._admission_control.on_rejection()
             if self._is_answering() or self.parser.get_method() == b"HEAD":
-                self._hand_to(OVERLOADED_RESPONSE)
+                self._answer_with(OVERLOADED_RESPONSE)
             else:
-                self._refuse_here()
+                self._reject_now()
         else:
             super().on_headers_complete()
         if self._state == _HEAD:
@@ -234,69 +178,66 @@ class Connection(HttpToolsProtocol):
             self._framing = 0
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body."""
+        """Part of the body, as far as it is parsed."""
         self._framing -= len(body)
         self._body += len(body)
         if self._state == _BODY:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole. Only now one that waits for its body counts: slow clients take nobody's place."""
+        """The request is complete. If it has a body it counts only now, so slow clients use up no capacity."""
         if self._state == _BODY:
             super().on_message_complete()
-            if self.cycle is self._running and not self.cycle.response_complete:
-                self._door.enter(self.cycle.scope)
-        if self._state in (_BODY, _REFUSED):
+            if self.cycle is self._current and not self.cycle.response_complete:
+                self._admission_control.enter(self.cycle.scope)
+        if self._state in (_BODY, _REJECTED):
             self._state = _BETWEEN
             self._framing = 0
-            self._completed = True
-
-    # What uvicorn does with a request
+            self._has_completed = True
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._running = cycle
+        self._current = cycle
         if not cycle.more_body or cycle.scope["method"] not in _WITH_BODY:
-            self._door.enter(cycle.scope)
-        super()._start_asgi_task(cycle, _UntilGone(app, cycle))  # type: ignore[arg-type]
+            self._admission_control.enter(cycle.scope)
+        super()._start_asgi_task(cycle, DisconnectAware(app, cycle))  # type: ignore[arg-type]
 
     def on_response_complete(self) -> None:
-        """A request has been answered: go on with what came after it."""
+        """Continue with the next request."""
         super().on_response_complete()
         if self.transport.is_closing():
-            self._cut_off_later()
+            self._abort_later()
             return
         if self.pipeline:
             self.flow.pause_reading()
-        elif self._unparsed and self._goes_on is None:
+        elif self._unparsed and self._next_parse is None:
             self._parse()
         if self._is_answering():
             return
-        if self._last_answer is not None:
-            self._write_last(self._last_answer)
-        elif self._sends_no_more and not self._unparsed:
+        if self._last_response is not None:
+            self._write_last(self._last_response)
+        elif self._is_eof and not self._unparsed:
             self._close()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Nothing has come for a while: close, also on a client that does not read."""
+        """Close an idle connection, even if its client does not read."""
         super().timeout_keep_alive_handler()
-        self._cut_off_later()
+        self._abort_later()
 
     def shutdown(self) -> None:
-        """The service is about to end."""
-        self._door.closing.set()
+        """The service shuts down."""
+        self._admission_control.closing.set()
         super().shutdown()
 
-    # The parts
+    # Parsing and limits
 
     def _parse(self) -> None:
-        """Parse what has come: not beyond a request that has to wait for its turn, and not all of much at once."""
-        self._goes_on = None
+        """Parse a limited number of pieces. Stop if a pipelined request waits for its turn."""
+        self._next_parse = None
         for _ in range(_PIECES_AT_ONCE):
             if not self._unparsed or self.pipeline or self._state == _ENDED:
                 break
-            unparsed = self._unparsed
-            self._unparsed = unparsed[_PIECE:]
-            self._feed(unparsed[:_PIECE])
+            piece, self._unparsed = self._unparsed[:_PIECE], self._unparsed[_PIECE:]
+            self._feed(piece)
         if self._state == _ENDED:
             self._unparsed = b""
             return
@@ -304,181 +245,136 @@ class Connection(HttpToolsProtocol):
             self.flow.pause_reading()
         elif self._unparsed:
             self.flow.pause_reading()
-            self._goes_on = self.loop.call_soon(self._parse)
+            self._next_parse = self.loop.call_soon(self._parse)
         elif self.flow.read_paused and (self.cycle is None or len(self.cycle.body) <= HIGH_WATER_LIMIT):
             self.flow.resume_reading()
-        self._time()
+        self._set_timers()
 
-    def _time(self) -> None:
-        """See that a timer runs for whatever the client is waited for."""
-        if self._state != _BETWEEN:
-            if self._began or self._completed:
-                self._stop_deadline()
-            if self._deadline is None:
+    def _set_timers(self) -> None:
+        """Ensure that a timer runs whenever the connection waits for the client."""
+        is_between = self._state == _BETWEEN
+        if self._has_completed or (self._has_begun and not is_between):
+            self._stop_deadline()
+        if self._deadline is None:
+            if not is_between:
                 self._start_deadline()
-        else:
-            if self._completed:
-                self._stop_deadline()
-            if self._deadline is None and self.timeout_keep_alive_task is None and not self._is_answering():
-                self._start_keep_alive()
-        self._began = self._completed = False
+            elif self.timeout_keep_alive_task is None and not self._is_answering():
+                handler = self.timeout_keep_alive_handler
+                self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, handler)
+        self._has_begun = self._has_completed = False
 
     def _feed(self, piece: bytes) -> None:
-        self._latest = len(piece)
-        self._framing += self._latest
+        self._piece_bytes = len(piece)
+        self._framing += self._piece_bytes
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as stopped:
-            self._ignore_offer(piece[stopped.args[0] :])
+            self._ignore_upgrade(piece[stopped.args[0] :])
         except httptools.HttpParserError:
             if self._state != _ENDED:
-                self._end(problem_response(400, "the request is not valid HTTP/1.1"))
+                self._reject_invalid(400, "the request is not valid HTTP/1.1")
         if self._state == _BETWEEN:
-            self._hold(0)
-            if self._framing > MAX_HEAD_BYTES and not self._completed:
-                self._end(problem_response(400, "a request begins with its method, not with empty lines"))
+            self._admission_control.hold(self, 0)
+            if self._framing > MAX_HEAD_BYTES and not self._has_completed:
+                self._reject_invalid(400, "a request begins with its method, not with empty lines")
         elif self._state != _ENDED:
-            self._bound()
+            self._check_size()
 
-    def _ignore_offer(self, rest: bytes) -> None:
-        """Have a new parser read the head without its offer of another protocol, and then the rest."""
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Parse the head again without `Upgrade`, with a new parser, and then the rest."""
         method = self.parser.get_method()
         if method == b"CONNECT":
-            self._end(problem_response(405, "CONNECT is for proxies, and this is none: use another method"))
+            self._reject_invalid(405, "this service is not a proxy: use another method than CONNECT")
             return
-        version = self.parser.get_http_version().encode()
-        lines = [b"%b %b HTTP/%b" % (method, self.url, version)]
+        lines = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
         lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self._feed(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
 
-    def _bound(self) -> None:
-        """Bound what an unfinished request has sent."""
-        self._framing = max(self._framing, 0)  # less than none where body came in the piece that the head ended in
-        if self._state == _HEAD:
-            if self._framing > MAX_HEAD_BYTES + _PIECE:
-                self._end(problem_response(431, f"the head of the request has more than {MAX_HEAD_BYTES:,} bytes"))
-                return
-        elif self._framing > MAX_FRAMING_BYTES + self._body // _BODY_BYTES_PER_FRAMING_BYTE:
-            self._end(problem_response(431, _TOO_MUCH_FRAMING))
-            return
-        if self._state == _REFUSED or (self._state == _BODY and self.cycle.response_complete):
-            self._hold(0)
-            if self._body > MAX_UNREAD_BYTES:  # nobody reads it
+    def _check_size(self) -> None:
+        """Reject an unfinished request that is too large, or the oldest ones if all together are."""
+        self._framing = max(self._framing, 0)  # negative if the piece with the end of the head had body bytes
+        if self._state == _HEAD and self._framing > MAX_HEAD_BYTES + _PIECE:
+            self._reject_invalid(431, f"the head of the request has more than {MAX_HEAD_BYTES:,} bytes")
+        elif self._state != _HEAD and self._framing > MAX_FRAMING_BYTES + self._body // _BODY_BYTES_PER_FRAMING_BYTE:
+            self._reject_invalid(431, f"chunk framing has more than {MAX_FRAMING_BYTES:,} bytes: send larger chunks")
+        elif self._state == _REJECTED or (self._state == _BODY and self.cycle.response_complete):
+            self._admission_control.hold(self, 0)
+            if self._body > MAX_UNREAD_BYTES:
                 self._state = _ENDED
                 self._close()
-            return
-        self._hold(self._framing + self._body)
-        while self._door.unfinished_bytes > MAX_UNFINISHED_BYTES:
-            oldest: Connection = next(iter(self._door.unfinished))  # those who send in time are soon done
-            self._door.on_refusal()
-            oldest._end(OVERLOADED_RESPONSE)
+        else:
+            self._admission_control.hold(self, self._framing + self._body)
+            while self._admission_control.unfinished_bytes > MAX_UNFINISHED_BYTES:
+                oldest: Connection = next(iter(self._admission_control.unfinished))  # requests sent in time end soon
+                self._admission_control.on_rejection()
+                oldest._reject_and_close(OVERLOADED_RESPONSE)
 
-    def _hold(self, number: int) -> None:
-        """Say how many bytes this connection holds of a request that is not whole."""
-        held = self._door.unfinished
-        before = held.get(self, 0) if held else 0
-        if number != before:
-            self._door.unfinished_bytes += number - before
-            if number:
-                held[self] = number
-            else:
-                del held[self]
-
-    def _refusal_of_head(self, version: str) -> Response | None:
-        headers = self.headers
-        if self._framing > MAX_HEAD_BYTES and self._head_bytes() > MAX_HEAD_BYTES:
-            return problem_response(431, f"request line and headers have more than {MAX_HEAD_BYTES:,} bytes: send less")
-        if len(headers) > MAX_HEADERS:
-            return problem_response(431, f"the request has more than {MAX_HEADERS} headers: send fewer")
-        if len(self.url) > MAX_TARGET_BYTES:
-            return problem_response(
-                422, f"path and query are longer than {MAX_TARGET_BYTES:,} bytes: exclude fewer tracks"
-            )
-        if self.url.count(b"&") >= MAX_PARAMETERS:
-            return problem_response(422, f"the query has more than {MAX_PARAMETERS} parameters: send fewer")
-        return self._refusal_of_protocol(version)
-
-    def _refusal_of_protocol(self, version: str) -> Response | None:
-        if version not in _VERSIONS:
-            return problem_response(505, f"the request line says HTTP/{version}: send HTTP/1.1")
-        if self._hosts != 1 and (self._hosts or version != "1.0"):
-            found = "missing" if not self._hosts else f"there {self._hosts} times"
-            return problem_response(400, f"the Host header is {found}: send it once")
-        if self._coding and self._coding.lower() != b"chunked":
-            coding = ascii(self._coding[:_LONGEST_SHOWN].decode("latin-1"))
-            return problem_response(501, f"Transfer-Encoding is {coding}: send chunked, or Content-Length instead")
-        return None
-
-    def _head_bytes(self) -> int:
-        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-
-    def _hand_to(self, app: Any) -> None:
-        """Have another app than the service answer this request."""
-        self._door.stay_outside(self.scope)
-        usual, self.app = self.app, app
+    def _answer_with(self, app: Any) -> None:
+        """Answer this request with another app."""
+        self._admission_control.exempt(self.scope)
+        service, self.app = self.app, app
         try:
             super().on_headers_complete()
         finally:
-            self.app = usual
+            self.app = service
 
     def _is_answering(self) -> bool:
-        """Whether a request is being answered, or waits for its turn."""
-        return self._running is not None and not self._running.response_complete
+        """Whether a response is not complete yet."""
+        return self._current is not None and not self._current.response_complete
 
-    def _refuse_here(self) -> None:
-        """Answer that the service is full; the connection stays where the end of the request can be told."""
-        self._state = _REFUSED
+    def _reject_now(self) -> None:
+        """Write the 503. Keep the connection open if the end of the request can be found."""
+        self._state = _REJECTED
         self.server_state.total_requests += 1
-        if self.flow.write_paused:  # the client asks on without reading
+        if self.flow.write_paused:  # the client keeps sending without reading
             self._state = _ENDED
             self.transport.abort()
             return
-        # Whoever waits for `100 Continue` may keep its body to itself, so what comes next could not be told.
-        stays = self.parser.should_keep_alive() and not self.expect_100_continue
-        answer = _REFUSED_STAYS if stays else _REFUSED_CLOSES
-        self.transport.write(answer.after(self.server_state.default_headers))
-        if not stays:
+        # A client that waits for `100 Continue` may omit the body, so the next byte is ambiguous.
+        keep_alive = self.parser.should_keep_alive() and not self.expect_100_continue
+        answer = OVERLOADED_KEEP_ALIVE if keep_alive else OVERLOADED_CLOSE
+        self.transport.write(answer.with_headers(self.server_state.default_headers))
+        if not keep_alive:
             self._state = _ENDED
             self._close()
 
-    def _end(self, response: Response) -> None:
-        """Read no more, and close once earlier requests and then this one have been answered."""
+    def _reject_invalid(self, status: int, detail: str) -> None:
+        self._admission_control.on_invalid(status)
+        self._reject_and_close(problem_response(status, detail))
+
+    def _reject_and_close(self, response: Response) -> None:
+        """Stop reading. Close after the responses to earlier requests and then this one."""
         is_answered = False
         if self._state == _BODY:
             if self.pipeline and self.pipeline[0][0] is self.cycle:
-                self.pipeline.popleft()  # it has not begun, and would wait for its body for ever
-            elif self.cycle is self._running:
+                self.pipeline.popleft()  # it has not started, and its body will never be complete
+            elif self.cycle is self._current:
                 is_answered = self.cycle.response_started
-                self._running = None
+                self._current = None
         self._state = _ENDED
-        self._hold(0)
+        self._admission_control.hold(self, 0)
         self._stop_deadline()
-        if response is not OVERLOADED_RESPONSE:
-            self._door.on_invalid(response.status_code)
         if is_answered:
             self._close()
         elif self._is_answering():
-            self._last_answer = PrebuiltResponse(response, closing=True)
+            self._last_response = PrebuiltResponse(response, closing=True)
             self.flow.pause_reading()
         else:
             self._write_last(PrebuiltResponse(response, closing=True))
 
     def _write_last(self, answer: PrebuiltResponse) -> None:
-        self.transport.write(answer.after(self.server_state.default_headers))
+        self.transport.write(answer.with_headers(self.server_state.default_headers))
         self._close()
 
     def _close(self) -> None:
-        """Close once what has been written is read, or after a while."""
+        """Close once the client has read everything, or after the timeout."""
         self.transport.close()
-        self._cut_off_later()
-
-    def _start_keep_alive(self) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._abort_later()
 
     def _start_deadline(self) -> None:
-        self._deadline = self.loop.call_later(self._door.read_timeout_s, self._on_deadline)
+        self._deadline = self.loop.call_later(self._admission_control.read_timeout_s, self._on_deadline)
 
     def _stop_deadline(self) -> None:
         if self._deadline is not None:
@@ -486,19 +382,18 @@ class Connection(HttpToolsProtocol):
             self._deadline = None
 
     def _on_deadline(self) -> None:
-        """The client has sent too little in time."""
+        """The client has not sent its request in time."""
         self._deadline = None
-        own = self._state == _BODY and self.cycle is self._running
-        if self._is_answering() and not own:
+        if self._is_answering() and not (self._state == _BODY and self.cycle is self._current):
             if self._state != _BETWEEN:
-                self._start_deadline()  # an earlier request is being answered: reading may have had to wait for it
-        elif self._state in (_BETWEEN, _REFUSED):
+                self._start_deadline()  # reading may have waited for an earlier response
+        elif self._state in (_BETWEEN, _REJECTED):
             self._close()
         else:
-            seconds = self._door.read_timeout_s
-            self._end(problem_response(408, f"the request did not come whole within {seconds:g} s: send it faster"))
+            seconds = self._admission_control.read_timeout_s
+            self._reject_invalid(408, f"the request was not complete within {seconds:g} s: send it faster")
 
-    def _cut_off_later(self) -> None:
-        """Give the client a bounded time to read what it is answered."""
-        if self._cut_off is None:
-            self._cut_off = self.loop.call_later(self._door.read_timeout_s, self.transport.abort)
+    def _abort_later(self) -> None:
+        """Give the client a limited time to read the response."""
+        if self._abort_timer is None:
+            self._abort_timer = self.loop.call_later(self._admission_control.read_timeout_s, self.transport.abort)

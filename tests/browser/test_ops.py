@@ -250,7 +250,7 @@ def test_it_asks_for_a_key_of_an_operator(browser: "Browser", start_service: Sta
     address = start_service(api_keys=tmp_path / "keys.toml").address()
     with watched(browser, address, "/ops") as page:
         key = page.get_by_label("API key with the scope admin")
-        for wrong, told in (("", "needs a key"), ("segue_wrong", "not known here"), (weak, "needs admin")):
+        for wrong, told in (("", "needs a key"), ("segue_wrong", "unknown or revoked"), (weak, "needs admin")):
             if wrong:
                 key.fill(wrong)
                 key.press("Enter")

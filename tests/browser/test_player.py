@@ -389,7 +389,7 @@ def test_a_service_with_keys_asks_for_one(
     faults: list[str] = []
     with opened(browser, address, faults) as page:
         key = page.get_by_label("API key")
-        for wrong, told in (("segue_wrong", "not known here"), (weak, "needs read")):
+        for wrong, told in (("segue_wrong", "unknown or revoked"), (weak, "needs read")):
             playwright.expect(key).to_be_visible()
             key.fill(wrong)
             key.press("Enter")

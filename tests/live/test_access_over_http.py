@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from segue.cli import main
+from service.http.admission_control import MAX_HEAD_BYTES, MAX_PARAMETERS, MAX_TARGET_BYTES
 from service.http.auth import CALLS, OPEN
-from service.http.middleware import ANSWER_HEADERS
-from service.http.protocol import MAX_HEAD_BYTES, MAX_PARAMETERS, MAX_TARGET_BYTES
+from service.http.middleware import RESPONSE_HEADERS
 
 StartService = Callable[..., Any]
 BODY = {"events": [{"type": "play", "track_id": "g0-t00"}]}
@@ -57,7 +57,7 @@ def url_of(template: str) -> str:
 
 
 def has_headers(answer: httpx.Response) -> bool:
-    return all(answer.headers.get_list(name) == [value] for name, value in ANSWER_HEADERS)
+    return all(answer.headers.get_list(name) == [value] for name, value in RESPONSE_HEADERS)
 
 
 def test_every_call_by_every_key(start_service: StartService, keys: Keys) -> None:
@@ -156,10 +156,10 @@ def test_a_key_and_a_session_that_ask_too_often_have_to_wait(start_service: Star
         assert [answer.status_code for answer in answers] == [200] * 4 + [429] * 2
         seconds = int(answers[-1].headers["retry-after"])
         assert 15 < seconds <= 25
-        assert answers[-1].json()["detail"] == f"this session asks too often: try again in {seconds} s"
+        assert answers[-1].json()["detail"] == f"the rate limit of this session is exceeded: try again in {seconds} s"
         assert client.post("/sessions/a/events", json=BODY, headers=bearer(one)).status_code == 429
         assert ask(one, "b").status_code == 200
-        assert ask(one, "c").json()["detail"].startswith("the key 'one' asks too often: try again in ")
+        assert ask(one, "c").json()["detail"].startswith("the rate limit of the key 'one' is exceeded: try again in ")
         assert ask(two, "c").status_code == 200
         assert client.get("/health/live").status_code == 200
 
@@ -177,7 +177,7 @@ def test_a_service_open_to_others_is_refused_in_one_line(start_service: StartSer
     service = start_service(workers=workers, host="0.0.0.0")
     assert service.process.wait(30) != 0
     service.stop()
-    assert "host is 0.0.0.0, where others could ask without a key" in service.output[-1]
+    assert "host is 0.0.0.0, so other machines could connect without a key" in service.output[-1]
     assert "SEGUE_ALLOW_UNAUTHENTICATED=true" in service.output[-1]
 
 
@@ -212,7 +212,7 @@ class TestEveryAnswer:
         assert b"\r\nx-content-type-options: nosniff\r\n" in answer
 
     def test_allows_no_script_or_style_but_its_own_files(self) -> None:
-        policy = dict(part.split(" ", 1) for part in dict(ANSWER_HEADERS)["content-security-policy"].split("; "))
+        policy = dict(part.split(" ", 1) for part in dict(RESPONSE_HEADERS)["content-security-policy"].split("; "))
         assert policy["default-src"] == "'none'"
         assert {policy[f"{kind}-src"] for kind in ("script", "style", "connect", "img")} == {"'self'"}
         assert {policy[name] for name in ("base-uri", "form-action", "frame-ancestors")} == {"'none'"}

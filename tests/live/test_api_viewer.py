@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from service.http.keys import new_key, write_keys
-from service.http.middleware import ANSWER_HEADERS
+from service.http.middleware import RESPONSE_HEADERS
 
 FILES = ("docs/files/swagger-ui.css", "docs/files/swagger-ui-bundle.js", "web/docs.css", "web/docs.js", "web/icon.svg")
 
@@ -25,7 +25,8 @@ def test_the_page_names_its_own_files_by_relative_names(running: httpx.Client) -
 
 @pytest.mark.parametrize("path", ["docs", *FILES])
 def test_its_content_policy_is_that_of_every_answer(running: httpx.Client, path: str) -> None:
-    assert running.get(f"/{path}").headers["content-security-policy"] == dict(ANSWER_HEADERS)["content-security-policy"]
+    expected = dict(RESPONSE_HEADERS)["content-security-policy"]
+    assert running.get(f"/{path}").headers["content-security-policy"] == expected
 
 
 @pytest.mark.parametrize("path", ["docs", "docs/files/swagger-ui.css"])

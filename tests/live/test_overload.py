@@ -70,7 +70,7 @@ def test_beyond_capacity_served_requests_are_in_time_and_the_others_refused_at_o
         assert float(shed[1]) == sum(found["failures"].values())
 
 
-# A service that is always full but for what is never refused.
+# A service that is always full, except for the paths that are never rejected.
 FULL = "import service.http.admission_control as d; d.AdmissionControl.is_full = lambda self: True"
 
 
@@ -140,18 +140,18 @@ def everything(client: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-def telling(what: str) -> str:
-    """Python that has a service print something whenever a request has been answered."""
+def printing(what: str) -> str:
+    """Python code that makes a service print an expression after each response."""
     return (
         "import service.http.admission_control as d; leave = d.AdmissionControl.leave\n"
-        f"def told(self, scope, learn):\n    leave(self, scope, learn=learn); print({what}, flush=True)\n"
-        "d.AdmissionControl.leave = told"
+        f"def leave_and_print(self, scope, learn):\n    leave(self, scope, learn=learn); print({what}, flush=True)\n"
+        "d.AdmissionControl.leave = leave_and_print"
     )
 
 
-def test_what_takes_as_long_as_many_teaches_the_door_nothing(start_service: StartService) -> None:
-    """A list with its reasons is some hundred lists: that it is late says nothing of the load."""
-    service = start_service(prelude=telling("'learns', learn"))
+def test_a_slow_kind_of_request_does_not_adapt_the_limit(start_service: StartService) -> None:
+    """A list with explanations costs as much as many lists: its response time says nothing about the load."""
+    service = start_service(prelude=printing("'learns', learn"))
     with service.client() as client:
         assert client.post("/sessions/a/events", json=PLAY).status_code == 200
         for query in ("", "&k=3", "&explain=true", "&explain=true&k=3"):
@@ -162,9 +162,9 @@ def test_what_takes_as_long_as_many_teaches_the_door_nothing(start_service: Star
     assert learnt == ["learns True"] * 3 + ["learns False"] * 3
 
 
-def test_requests_within_are_counted_until_they_are_answered(start_service: StartService) -> None:
-    """Also those that came in one piece, and those whose client has gone: afterwards nobody is within."""
-    service = start_service(prelude=telling("'within', self.within"))
+def test_requests_in_flight_are_counted_until_they_are_answered(start_service: StartService) -> None:
+    """Pipelined requests too, and those whose client has disconnected: the count returns to 0."""
+    service = start_service(prelude=printing("'in_flight', self.in_flight"))
     with service.client() as client:
         assert client.post("/sessions/a/events", json=PLAY).status_code == 200
         with socket.create_connection(address_of(client), timeout=5) as other:
@@ -174,11 +174,11 @@ def test_requests_within_are_counted_until_they_are_answered(start_service: Star
         assert client.get("/health/ready").status_code == 200
         assert client.get("/" + "x" * 40_000).status_code == 422
         for _ in range(100):
-            if service.output[-1].endswith("within 0"):
+            if service.output[-1].endswith("in_flight 0"):
                 break
             time.sleep(0.05)
-    assert service.output[-1].endswith("within 0")
-    assert len([line for line in service.output if "within" in line]) >= 7
+    assert service.output[-1].endswith("in_flight 0")
+    assert len([line for line in service.output if "in_flight" in line]) >= 7
 
 
 def test_slow_clients_are_told_and_let_go_and_take_nobodys_place(start_service: StartService) -> None:
@@ -202,7 +202,7 @@ def test_slow_clients_are_told_and_let_go_and_take_nobodys_place(start_service: 
             answer = everything(sockets[what])
             assert answer.startswith(b"HTTP/1.1 408 Request Timeout"), what
             assert b"application/problem+json" in answer
-            assert answer.endswith(b'did not come whole within 0.5 s: send it faster"}')
+            assert answer.endswith(b'was not complete within 0.5 s: send it faster"}')
         assert client.get("/recommendations?session_id=a").status_code == 200
 
 
@@ -227,7 +227,7 @@ def test_a_client_that_sends_bit_by_bit_has_no_more_time_and_one_in_time_is_answ
             assert statuses(patient, 1) == [b"200"]
 
 
-def test_clients_beyond_the_most_connections_are_refused(start_service: StartService) -> None:
+def test_connections_above_the_limit_are_rejected(start_service: StartService) -> None:
     with start_service(max_connections=3).client() as client, contextlib.ExitStack() as stack:
         others = [stack.enter_context(socket.create_connection(address_of(client), timeout=5)) for _ in range(3)]
         for other in others:

@@ -97,7 +97,7 @@ def test_streams_do_not_hold_up_the_end(start_service: StartService) -> None:
 
 
 def test_streams_take_no_place_of_a_request(start_service: StartService) -> None:
-    """The door lets 64 requests in at first, and streams stay."""
+    """The limit is 64 requests in flight at first, and streams do not count."""
     with contextlib.ExitStack() as opened:
         client = opened.enter_context(start_service().client())
         client.timeout = httpx.Timeout(20)

@@ -73,7 +73,7 @@ def test_a_service_with_keys_wants_one_of_an_operator(
     address = start_service(api_keys=tmp_path / "keys.toml").address()
     for arguments, told in (
         ([], "this call needs a key"),
-        (["--key", "segue_wrong"], "is not known here"),
+        (["--key", "segue_wrong"], "is unknown or revoked"),
         (["--key", metrics], "has the scope metrics, and GET /operations needs admin"),
         (["--key", "ключ"], "characters that no key has"),
     ):

@@ -283,7 +283,7 @@ def test_a_write_is_acknowledged_when_the_replica_has_it(
     ("given", "message"),
     [
         ({"durability": "forever"}, "durability is 'forever'"),
-        ({"redis_wait_replicas": 1, "redis_cluster": True}, "redis_wait_replicas is not for a Redis Cluster"),
+        ({"redis_wait_replicas": 1, "redis_cluster": True}, "redis_wait_replicas does not support Redis Cluster"),
         (
             {"redis_wait_replicas": 1, "redis_wait_timeout_ms": 2000},
             "redis_wait_timeout_ms must be below redis_timeout_s",

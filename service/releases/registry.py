@@ -136,9 +136,9 @@ class Attribution:
         for credit in credits_:
             kind, _, release = credit.partition("\t")
             if kind != "L":
-                self._telemetry.recommended_plays.labels(release).inc()
+                self._telemetry.attributed_plays.labels(release).inc()
             if kind != "P":
-                self._telemetry.recommended_skips.labels(release).inc()
+                self._telemetry.attributed_skips.labels(release).inc()
 
     async def _remember(self, session_id: str, answer: RecommendResult) -> None:
         track_ids = [answer.release.catalogue.track_id(row) for row in answer.rows]

@@ -274,7 +274,7 @@ class RedisCommands:
             again = await self._execute([commands[i] for i in repeatable])
             for i, answer in zip(repeatable, again, strict=True):
                 answers[i] = answer
-            self._telemetry.redis_repeats.inc(len(repeatable))
+            self._telemetry.redis_retries.inc(len(repeatable))
             return answers
 
     async def _forget_connections(self) -> None:

@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 LARGEST: Final = 64
 # service/http/admission_control.py lets far fewer in; this bounds the memory whoever calls.
-MOST_WAITING: Final = 4096
+MAX_QUEUE: Final = 4096
 
 
 class MicroBatch(Generic[Item, Result]):
@@ -27,7 +27,7 @@ class MicroBatch(Generic[Item, Result]):
         work: Callable[[list[Item]], Awaitable[Sequence[Result | BaseException]]],
         max_concurrent_batches: int = 1,
         largest: int = LARGEST,
-        max_queue: int = MOST_WAITING,
+        max_queue: int = MAX_QUEUE,
     ) -> None:
         """`work` answers for each item in its order, with an exception for an item that failed.
 

@@ -47,7 +47,7 @@ def serve(settings: Settings, workers: int = 1, *, open_player: bool = False) ->
     """
     configure_logging(settings.log_level, settings.log_hash_key)
     _raise_file_limit(settings.max_connections)
-    _refuse_unfit(settings, workers)  # before anything is made: a wrong path shall leave no folder behind
+    _check_settings(settings, workers)  # before anything is made: a wrong path shall leave no folder behind
     with contextlib.ExitStack() as opened:
         opened.enter_context(_exit_on_signals())
         if settings.redis_url is None:
@@ -74,11 +74,11 @@ def _raise_file_limit(number: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def _refuse_unfit(settings: Settings, workers: int) -> None:
+def _check_settings(settings: Settings, workers: int) -> None:
     if workers == 1:
         from service import app  # noqa: PLC0415 (see above)
 
-        app.refuse_unfit(settings)
+        app.check_settings(settings)
         return
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
         try:

@@ -49,5 +49,5 @@ def test_a_server_that_names_no_setting_is_believed() -> None:
 
     for promised in ("memory", "every-second", "always"):
         with capture_logs() as lines:
-            asyncio.run(DurabilityCheck(Silent(), promised).refuse_weak())
+            asyncio.run(DurabilityCheck(Silent(), promised).check())
         assert {line["event"] for line in lines} == {"durability_not_verified"}

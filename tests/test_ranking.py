@@ -57,7 +57,7 @@ def faulty(tiny_release: Release) -> Iterator[Faulty]:
 
 def ranking_of(faulty: Faulty) -> Ranking:
     threads = Threads(1, TIMEOUT_S)
-    return Ranking(faulty, threads, threads.beside(1), 1, Telemetry())  # type: ignore[arg-type]
+    return Ranking(faulty, threads, threads.separate_pool(1), 1, Telemetry())  # type: ignore[arg-type]
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:

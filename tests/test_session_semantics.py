@@ -19,7 +19,7 @@ from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError,
 from segue.errors import StoreUnavailable
 from segue.sessions import Event, EventType, Outcome, Play, play, plays_of, skip
 from service.sessions.embedded_redis import embedded_redis
-from service.sessions.erased_data import BUCKETS
+from service.sessions.privacy import BUCKETS
 from service.sessions.redis_client import store_errors
 from service.sessions.store import Appended, SessionStore, bucket_of, connect, erasures_of, keys_of, stream_of
 from service.settings import Settings

@@ -29,7 +29,7 @@ class Readiness:
         """`threads` rank for requests. Questions of readiness have their own, and wait behind no explanation."""
         self._releases = releases
         self._threads = threads
-        self._own_threads = threads.beside(2)  # releases that are live at a time
+        self._own_threads = threads.separate_pool(2)  # releases that are live at a time
         self._turn = 0
         self._stored = _Look(store.check, 0.0)
         self._ranked = _Look(self._rank, _RANKED_EVERY_S)
@@ -41,7 +41,7 @@ class Readiness:
                 raise error.with_traceback(None)
 
     async def _rank(self) -> None:
-        self._threads.refuse_exhausted()
+        self._threads.check_capacity()
         await asyncio.gather(*(self._rank_by(served.live) for served, _ in self._releases.live()))
 
     async def _rank_by(self, live: LoadedRelease) -> None:

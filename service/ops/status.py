@@ -18,7 +18,7 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from service.ops.metrics_snapshot import EventNumbers, MetricsSnapshot, ReleaseNumbers, RouteNumbers
 from service.releases.folder import ReleaseBody
 from service.releases.registry import ReleaseRegistry
-from service.sessions.erased_data import BUCKETS
+from service.sessions.privacy import BUCKETS
 from service.sessions.redis_client import AWAY
 from service.sessions.store import stream_of
 from service.settings import Settings
@@ -196,7 +196,7 @@ class ServiceStatus:
         self._releases = releases
         self._telemetry = telemetry
         self._share = settings.experiment[1] if settings.experiment is not None else 0.0
-        self._reading = BlockingCalls("metrics and the event log's folder", LIMIT_S, most=32)
+        self._reading = BlockingCalls("metrics and the event log's folder", LIMIT_S, max_calls=32)
         self._log_kept = settings.event_log
         self._folder = (
             EventLogFiles(settings.event_log_folder) if settings.event_log and settings.event_log_writer else None

@@ -155,7 +155,7 @@ class ReleaseRegistry:
         Raises BadRelease or UnknownRelease with one line, BadOption for an experiment without a folder of releases.
         """
         self._threads = threads
-        self._apart = threads.beside(1)  # for questions that may hang: they hold none of the others' threads
+        self._apart = threads.separate_pool(1)  # for questions that may hang: they hold none of the others' threads
         self._telemetry = telemetry
         self._at_once = settings.ranking_threads
         self._poll_s = settings.releases_poll_interval_s

@@ -28,8 +28,7 @@ import structlog
 
 from segue.errors import BadOption, StoreUnavailable
 from segue.safe_files import private_file
-from service.sessions.erased_data import rewritten_after_erasures
-from service.sessions.private_data import close_to_others
+from service.sessions.privacy import close_to_others, rewrite_after_erasures
 
 Version: TypeAlias = tuple[int, ...]
 
@@ -145,7 +144,7 @@ def embedded_redis(
         server = _start(binary, options, path, lock)
         cleanup.callback(_stop, server)
         _wait_until_ready(server, path, folder)
-        cleanup.enter_context(rewritten_after_erasures(path))
+        cleanup.enter_context(rewrite_after_erasures(path))
         yield f"unix://{path}"
 
 

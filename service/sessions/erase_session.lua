@@ -22,7 +22,7 @@ repeat
   end
 until #entries < 500
 
--- For the append-only file, which still holds the session (service/sessions/erased_data.py).
+-- For the append-only file, which still holds the session (service/sessions/privacy.py).
 redis.call('SET', KEYS[6], '1', 'EX', 172800)
 
 if ARGV[2] == '1' then

@@ -25,7 +25,7 @@ from redis.exceptions import RedisError, ResponseError
 from segue.errors import BadOption, StoreUnavailable
 from segue.sessions import Event, Outcome, Play
 from service.sessions.embedded_redis import OLDEST, shown
-from service.sessions.erased_data import BUCKETS, erased_marker
+from service.sessions.privacy import BUCKETS, erased_marker
 from service.sessions.redis_client import Command, RedisCommands, Script, store_errors
 from service.settings import FSYNC, Durability, Settings
 from service.telemetry import Telemetry
@@ -46,24 +46,24 @@ class DurabilityCheck:
         self._promised: Durability = promised
         self._warned: set[str] = set()
 
-    async def refuse_weak(self) -> None:
+    async def check(self) -> None:
         """Raise BadOption with one line if Redis keeps less than was promised, StoreUnavailable if it does not answer.
 
         A server that does not say how it is configured is believed, and a line of the log says so.
         """
         told = await self._ask("info")
-        refuse_old(told)
+        check_version(told)
         memory = told or await self._ask("config_get", "maxmemory*")
         if not memory:
             self._warn("its memory limit", "grant +info to its user")
-        refuse_evicting(memory)
+        check_eviction_policy(memory)
         if self._promised == "memory":
             return
         files = await self._ask("config_get", "append*")
         if files:
             check_durability(self._promised, files)
         else:
-            refuse_without_file(self._promised, told)
+            check_append_only(self._promised, told)
             self._warn("appendfsync" if told else "its append-only file", "grant +config|get to its user")
 
     async def _ask(self, command: str, *words: str) -> list[Facts]:
@@ -92,7 +92,7 @@ class DurabilityCheck:
             _log.warning("durability_not_verified", promised=self._promised, unknown=what, remedy=remedy)
 
 
-def refuse_old(told: Iterable[Facts]) -> None:
+def check_version(told: Iterable[Facts]) -> None:
     """Raise BadOption if one of the servers (`INFO`) is older than what Segue's commands need."""
     for facts in told:
         version = str(facts.get("redis_version", ""))
@@ -101,7 +101,7 @@ def refuse_old(told: Iterable[Facts]) -> None:
             raise BadOption(f"Redis is of version {version}: Segue needs {shown(OLDEST)} or later")
 
 
-def refuse_evicting(told: Iterable[Facts]) -> None:
+def check_eviction_policy(told: Iterable[Facts]) -> None:
     """Raise BadOption if one of the servers (`INFO` or `CONFIG GET maxmemory*`) drops keys when it is full."""
     for facts in told:
         limit = int(facts.get("maxmemory", 0))
@@ -113,7 +113,7 @@ def refuse_evicting(told: Iterable[Facts]) -> None:
             )
 
 
-def refuse_without_file(promised: Durability, told: Iterable[Facts]) -> None:
+def check_append_only(promised: Durability, told: Iterable[Facts]) -> None:
     """Raise BadOption if one of the servers (`INFO`) has no append-only file although one was promised."""
     for facts in told:
         if not int(facts.get("aof_enabled", 1)):
@@ -281,7 +281,7 @@ class SessionStore:
         ]
         await asyncio.gather(*(self._send(probe) for probe in probes))
         try:
-            await self._durability.refuse_weak()
+            await self._durability.check()
         except BadOption as error:
             raise StoreUnavailable(str(error)) from None
 

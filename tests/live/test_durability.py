@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from segue.errors import BadOption
-from service.sessions.store import refuse_old
+from service.sessions.store import check_version
 from service.settings import read_settings
 from tests.live.redis_server import Server
 
@@ -137,9 +137,9 @@ def test_a_missing_append_only_file_is_noticed_without_the_right_to_read_the_con
 
 
 def test_a_server_that_is_too_old_is_refused() -> None:
-    refuse_old([{"redis_version": "6.2.0"}, {"redis_version": "7.0.15"}, {}])
+    check_version([{"redis_version": "6.2.0"}, {"redis_version": "7.0.15"}, {}])
     with pytest.raises(BadOption, match=r"version 6\.0\.16: Segue needs 6\.2"):
-        refuse_old([{"redis_version": "7.0.15"}, {"redis_version": "6.0.16"}])
+        check_version([{"redis_version": "7.0.15"}, {"redis_version": "6.0.16"}])
 
 
 @contextlib.contextmanager

@@ -78,7 +78,7 @@ def test_a_track_on_which_the_model_hangs_costs_its_own_requests_only(
         assert answer.status_code == 503
         problem = answer.json()
         assert problem["title"] == "Model unavailable"
-        assert "did not answer within 0.5 s" in problem["detail"]
+        assert "did not respond within 0.5 s" in problem["detail"]
         assert "\n" not in problem["detail"]
         answer = client.post("/sessions/a/events?recommend=3", json={"events": [{"type": "play", "track_id": POISON}]})
         assert answer.status_code == 200

@@ -131,10 +131,10 @@ class Attribution:
             self._tasks.add(task)  # asyncio itself keeps no reference
             task.add_done_callback(self._tasks.discard)
 
-    def count(self, credits_: Iterable[str]) -> None:
-        """Count the outcomes that the store returned for events; see append_events.lua."""
-        for credit in credits_:
-            kind, _, release = credit.partition("\t")
+    def count(self, attributions: Iterable[str]) -> None:
+        """Count the attributions that the store returned for events. append_events.lua describes their format."""
+        for attribution in attributions:
+            kind, _, release = attribution.partition("\t")
             if kind != "L":
                 self._telemetry.attributed_plays.labels(release).inc()
             if kind != "P":

@@ -32,7 +32,7 @@ from service.sessions.privacy import close_to_others, rewrite_after_erasures
 
 Version: TypeAlias = tuple[int, ...]
 
-OLDEST: Final[Version] = (6, 2)
+MIN_VERSION: Final[Version] = (6, 2)
 SHARE_OF_MEMORY: Final = 0.5  # the rest is for the service, and for the copy that a rewrite of the file may need
 _NAMES: Final = ("redis-server", "valkey-server")
 _LIMITS: Final = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -45,17 +45,17 @@ def redis_server_binary(program: Path | None = None) -> Path:
     """
     if program is not None:
         version = version_of(program)
-        if version is None or version < OLDEST:
-            found = "not a redis-server that can be run" if version is None else f"version {shown(version)}"
+        if version is None or version < MIN_VERSION:
+            found = "not a redis-server that can be run" if version is None else f"version {format_version(version)}"
             raise BadOption(
                 f"SEGUE_REDIS_SERVER={program} is {found}: name a redis-server or valkey-server of version "
-                f"{shown(OLDEST)} or later"
+                f"{format_version(MIN_VERSION)} or later"
             )
         return program
     # The package comes first, so that it is taken where versions are equal.
     places = [*_packaged(), *(Path(place) for name in _NAMES if (place := shutil.which(name)) is not None)]
     versions = {place: version for place in places if (version := version_of(place)) is not None}
-    if not versions or max(versions.values()) < OLDEST:
+    if not versions or max(versions.values()) < MIN_VERSION:
         raise BadOption("no redis-server is installed: install segue[service], or name a server with --redis-url")
     return max(versions, key=lambda place: versions[place])
 
@@ -78,7 +78,7 @@ def version_of(program: Path) -> Version | None:
     return tuple(int(part) for part in found[1].split(".")) if found is not None else None
 
 
-def shown(version: Version) -> str:
+def format_version(version: Version) -> str:
     """7.0.15 of (7, 0, 15)."""
     return ".".join(map(str, version))
 
@@ -184,7 +184,7 @@ def _refuse_older(binary: Path, folder: Path) -> None:
     version = version_of(binary) or ()
     if (folder / "appendonlydir").is_dir() and version < _SEVERAL_FILES:
         raise BadOption(
-            f"{folder} holds sessions of Redis 7 or later, and {binary} is {shown(version)}: name a newer server by "
+            f"{folder} holds sessions of Redis 7 or later, and {binary} is {format_version(version)}: name a newer server by "
             f"SEGUE_REDIS_SERVER, or take {folder / 'appendonlydir'} away to begin without them"
         )
 

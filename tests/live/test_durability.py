@@ -40,7 +40,7 @@ def test_a_redis_that_keeps_less_is_refused_at_the_start(
     service = start_service(redis_url=server.url, durability="always", workers=workers)
     assert service.process.wait(30) != 0
     service.stop()
-    assert "durability is always, and Redis has appendonly yes and appendfsync everysec" in service.output[-1]
+    assert "durability is always, but Redis has appendonly yes and appendfsync everysec" in service.output[-1]
 
 
 def test_readiness_notices_a_redis_that_has_become_weaker(start_service: StartService, server: Server) -> None:
@@ -49,7 +49,7 @@ def test_readiness_notices_a_redis_that_has_become_weaker(start_service: StartSe
         configured(server, appendonly="no")
         answer = client.get("/health/ready")
         assert answer.status_code == 503
-        assert "durability is every-second, and Redis has appendonly no" in answer.json()["detail"]
+        assert "durability is every-second, but Redis has appendonly no" in answer.json()["detail"]
         configured(server, appendonly="yes")
         assert client.get("/health/ready").status_code == 200
 
@@ -133,7 +133,7 @@ def test_a_missing_append_only_file_is_noticed_without_the_right_to_read_the_con
     service = start_service(redis_url=f"redis://segue:secret@127.0.0.1:{server.port}")
     assert service.process.wait(30) != 0
     service.stop()
-    assert any("durability is every-second, and Redis has no append-only file" in line for line in service.output)
+    assert any("durability is every-second, but Redis has no append-only file" in line for line in service.output)
 
 
 def test_a_server_that_is_too_old_is_refused() -> None:

@@ -278,7 +278,7 @@ def test_a_full_redis_is_unavailable_and_keeps_what_it_has(stores: Stores, sessi
             "cannot write to its disk",
         ),
         (ResponseError("NOREPLICAS Not enough good replicas to write."), "fewer replicas"),
-        (ResponseError("LOADING Redis is loading the dataset in memory"), "refuses this for now"),
+        (ResponseError("LOADING Redis is loading the dataset in memory"), "rejects commands at the moment"),
     ],
 )
 def test_what_redis_refuses_as_unfit_is_unavailable(error: Exception, text: str) -> None:

@@ -19,7 +19,7 @@ from service.ops.metrics_snapshot import EventNumbers, MetricsSnapshot, ReleaseN
 from service.releases.folder import ReleaseBody
 from service.releases.registry import ReleaseRegistry
 from service.sessions.privacy import BUCKETS
-from service.sessions.redis_client import AWAY
+from service.sessions.redis_client import UNREACHABLE
 from service.sessions.store import stream_of
 from service.settings import Settings
 from service.telemetry import SECONDS, Telemetry
@@ -118,7 +118,7 @@ class RedisStatus:
                 return found
         except TimeoutError:
             return RedisSnapshot(reachable=False, detail=f"it does not answer within {LIMIT_S:g} s", facts={})
-        except AWAY:  # where it is, its error says, and answers do not
+        except UNREACHABLE:  # where it is, its error says, and answers do not
             return RedisSnapshot(reachable=False, detail="it cannot be reached: the log says why", facts={})
         except RedisError as error:
             return RedisSnapshot(reachable=True, detail=f"it refuses to be asked ({type(error).__name__})", facts={})

@@ -160,7 +160,7 @@ def read_only(server: Server) -> Iterator[str]:
 @contextlib.contextmanager
 def without_replicas(server: Server) -> Iterator[str]:
     configured(server, **{"min-replicas-to-write": "1"})
-    yield "fewer replicas than it wants"
+    yield "too few replicas to accept writes"
     configured(server, **{"min-replicas-to-write": "0"})
 
 
@@ -184,7 +184,7 @@ def failing_to_save(server: Server) -> Iterator[str]:
 def forbidding_writes(server: Server) -> Iterator[str]:
     with server.client() as client:
         client.execute_command("ACL", "SETUSER", "default", "-@write")
-        yield "does not let Segue's user write"
+        yield "denies Segue's user write access"
         client.execute_command("ACL", "SETUSER", "default", "+@all")
 
 

@@ -265,10 +265,13 @@ def test_a_full_redis_is_unavailable_and_keeps_what_it_has(stores: Stores, sessi
             ResponseError("OOM command not allowed when used memory > 'maxmemory'. script: 1, on @user_script"),
             "is full",
         ),
-        (NoPermissionError("User default has no permissions to run the 'evalsha' command"), "let Segue's user write"),
+        (
+            NoPermissionError("User default has no permissions to run the 'evalsha' command"),
+            "denies Segue's user write access",
+        ),
         (
             ResponseError("ERR The user executing the script can't run this command or subcommand script: 1"),
-            "let Segue's user write",
+            "denies Segue's user write access",
         ),
         (ReadOnlyError("You can't write against a read only replica."), "a read-only replica"),
         (
@@ -277,7 +280,7 @@ def test_a_full_redis_is_unavailable_and_keeps_what_it_has(stores: Stores, sessi
             ),
             "cannot write to its disk",
         ),
-        (ResponseError("NOREPLICAS Not enough good replicas to write."), "fewer replicas"),
+        (ResponseError("NOREPLICAS Not enough good replicas to write."), "too few replicas"),
         (ResponseError("LOADING Redis is loading the dataset in memory"), "rejects commands at the moment"),
     ],
 )

@@ -7,8 +7,8 @@
 -- Returns number of plays, number of duplicates, list of plays if requested, attributions, entries dropped from the
 --         full stream, 1 if the session started, else 0
 --
--- An attribution is the outcome of a recommended track, as <kind> TAB <release>. Kinds: P the track was played, S it was
--- skipped, L a play that was already attributed became a skip. remember.lua stores the recommended list.
+-- An attribution is the outcome of a recommended track, as <kind> TAB <release>. Kinds: P the track was played, S it
+-- was skipped, L a play that was already attributed became a skip. remember.lua stores the recommended list.
 --
 -- A play is stored as <P or S> TAB <at in ms> TAB <ms played or ''> TAB <track id>. Ids contain no control characters.
 local plays_key, facts_key, ids_key, stream = KEYS[1], KEYS[2], KEYS[3], KEYS[4]

@@ -3,7 +3,7 @@
 -- KEYS  plays, facts, event ids, events (stream), erasures (set), erasure marker (string): all in one slot
 -- ARGV  session id, '1' if events are logged
 --
--- A mark is <session>@<now in ms>. It covers all sessions with that id that started before. Marks are kept in a set, not
+-- A mark is <session>@<now in ms>. It covers all sessions with that id that started before. Marks are in a set, not
 -- in the stream: a full stream drops its oldest entries, and an erasure must not be lost.
 local stream, erasures, session = KEYS[4], KEYS[5], ARGV[1]
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])

@@ -203,7 +203,7 @@ def test_sessions_of_a_newer_server_are_not_passed_over_by_an_older_one(
     service = start_service(redis_server=fake(tmp_path / "bin", "redis-server", "6.2.14"))
     assert service.process.wait(30) != 0
     service.stop()
-    assert "holds sessions of Redis 7 or later" in service.output[-1]
+    assert "contains sessions of Redis 7 or later" in service.output[-1]
 
 
 def test_sessions_of_an_older_server_are_taken_over(tmp_path: Path) -> None:

@@ -30,8 +30,7 @@ from service.api.stream import SessionStreams
 from service.http import auth, middleware
 from service.http.admission_control import AdmissionControl
 from service.http.middleware import CrossOrigin, HotRoutes, Measured, Preflight, without_range
-from service.ops.readiness import Readiness
-from service.ops.status import RedisStatus, ServiceStatus
+from service.ops.status import Readiness, RedisStatus, ServiceStatus
 from service.problems import answer_problems, describe_problems
 from service.releases.registry import Attribution, ReleaseRegistry, check_servable
 from service.sessions.embedded_redis import embedded_redis, terminate_with_parent

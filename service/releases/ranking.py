@@ -15,13 +15,13 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from segue.errors import ModelUnavailable
 from segue.sessions import Play
-from service.batching import LARGEST, MicroBatch
+from service.batching import MAX_BATCH_SIZE, MicroBatch
 from service.releases.loaded import LoadedRelease, Question, RecommendResult
 from service.telemetry import Telemetry
 from service.threads import Threads, timed_out
 
 REFUSED_S: Final = 60.0  # how long questions with a track that hung are refused before one of them is tried again
-_MOST_ALONE: Final = 4 * LARGEST  # questions that wait to be asked alone
+_MOST_ALONE: Final = 4 * MAX_BATCH_SIZE  # questions that wait to be asked alone
 _MOST_REMEMBERED: Final = 10_000  # tracks, and windows
 _MOST_CULPRITS: Final = 2  # tracks of one window for each of which the whole deadline is spent
 

@@ -23,7 +23,7 @@ import numpy as np
 from segue.catalogue import FIRST_TRACK_ROW
 from segue.errors import BadRelease, SegueError, SwapRefused
 from segue.sessions import Outcome, Play
-from service.batching import LARGEST
+from service.batching import MAX_BATCH_SIZE
 from service.releases.loaded import LoadedRelease, Question, load_release
 from service.sessions.embedded_redis import terminate_with_parent
 
@@ -147,7 +147,7 @@ def _ask(live: LoadedRelease) -> None:
     tracks = len(live.catalogue)
     for row in _rows(tracks, _NAMED):
         live.track(row)
-    ids = [live.catalogue.track_id(row) for row in _rows(tracks, LARGEST)]
+    ids = [live.catalogue.track_id(row) for row in _rows(tracks, MAX_BATCH_SIZE)]
     live.answer([Question([Play(track_id)], _K) for track_id in ids])
     skipped = [Play(track_id, Outcome.SKIPPED) for track_id in ids]
     longest = (skipped + [Play(track_id) for track_id in ids]) * (_HEARD // max(1, 2 * len(ids)))

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from segue.release import Release
-from service.batching import LARGEST
+from service.batching import MAX_BATCH_SIZE
 from service.releases.trial import _rows
 from tests.conftest import recommended, track_ids
 from tests.hostile import write_hanging_release
@@ -188,7 +188,7 @@ def test_the_process_ends_in_time_while_the_model_hangs(
 def test_the_trial_refuses_a_release_that_hangs_on_a_track_it_meets_and_another_one_costs_its_own_requests_only(
     start_service: StartService, tiny_release: Release, releases_dir: Path
 ) -> None:
-    met = set(_rows(len(tiny_release.catalogue), LARGEST))
+    met = set(_rows(len(tiny_release.catalogue), MAX_BATCH_SIZE))
     unmet = next(row for row in range(1, len(tiny_release.catalogue)) if row not in met)
     write_hanging_release(tiny_release, releases_dir / "met", min(met))
     write_hanging_release(tiny_release, releases_dir / "unmet", unmet)

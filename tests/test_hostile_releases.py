@@ -206,7 +206,7 @@ class TestEncoders:
         serving = Serving(plain, tmp_path, release_validation_timeout_s=2)
         made.with_encoder(serving.bad, hostile.endless_encoder())
         began = time.monotonic()
-        assert "does not answer within 2 s" in (serving.swap() or "")
+        assert "does not respond within 2 s" in (serving.swap() or "")
         assert time.monotonic() - began < 10
 
 
@@ -233,7 +233,7 @@ class TestTheTrial:
 
         ending = threading.Thread(target=_end_the_trial, args=(number,))
         ending.start()
-        with pytest.raises(BadRelease, match=rf"ends the process that opens it \({name}\)"):
+        with pytest.raises(BadRelease, match=rf"crashes the process that loads it \({name}\)"):
             validate_in_child(tmp_path / "bad", 30)
         ending.join()
 
@@ -241,7 +241,7 @@ class TestTheTrial:
         made.with_encoder(tmp_path / "bad", hostile.endless_encoder())
         ending = threading.Thread(target=_end_the_trial, args=(signal.SIGABRT, b"loading\nstd::bad_alloc\n\n"))
         ending.start()
-        with pytest.raises(BadRelease, match=r"ends the process that opens it \(SIGABRT\): std::bad_alloc; copy it"):
+        with pytest.raises(BadRelease, match=r"crashes the process that loads it \(SIGABRT\): std::bad_alloc; copy it"):
             validate_in_child(tmp_path / "bad", 30)
         ending.join()
 

@@ -39,7 +39,7 @@ class Tracing:
 
 
 class Traced:
-    """ASGI middleware that creates a span per request. It continues the client's trace from the header `traceparent`."""
+    """ASGI middleware that creates a span per request. It continues the trace in the header `traceparent`."""
 
     def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
         self._app = app

@@ -197,7 +197,7 @@ def test_the_trial_refuses_a_release_that_hangs_on_a_track_it_meets_and_another_
         client.timeout = httpx.Timeout(60)
         answer = client.put("/releases/current", json={"name": "met"})
         assert answer.status_code == 422
-        assert "does not answer within 10 s" in answer.json()["detail"]
+        assert "does not respond within 10 s" in answer.json()["detail"]
         assert client.put("/releases/current", json={"name": "unmet"}).status_code == 200
         poison = track_ids()[unmet - 1]
         assert what_if(client, poison).status_code == 503

@@ -122,7 +122,7 @@ OF_SOME_KINDS: list[tuple[tuple[Kind, ...], str, Change, str]] = [
     (("ivf-pq", "ivf-pq4"), "a code book of no number", put("pq.centroids", float("nan")), EITHER),
     (("ivf-pq4",), "blocks of none", put("bbs", 0), "index.faiss"),
     (("ivf-pq4",), "blocks of 2^30", put("bbs", 2**30), "bad"),
-    (("ivf-pq4",), "a way of searching that is none", put("implem", 99), "fails when it is asked"),
+    (("ivf-pq4",), "a way of searching that is none", put("implem", 99), "fails when it is queried"),
     (("hnsw", "hnsw-sq8"), "neighbours beyond", put("hnsw.neighbors", 10**8), UNREADABLE),
     (("hnsw", "hnsw-sq8"), "neighbours below", put("hnsw.neighbors", -2), UNREADABLE),
     (("hnsw", "hnsw-sq8"), "one neighbour beyond", put_at("hnsw.neighbors", 500, hostile.TRACKS), UNREADABLE),
@@ -191,7 +191,7 @@ class TestEncoders:
             (hostile.greedy_encoder(10**10), "the encoder fails on a window"),
             (hostile.greedy_encoder(10**15), "the encoder fails on a window"),
             (hostile.encoder_of_small_batches(100), None),
-            (hostile.encoder_of_small_batches(16), "fails when it is asked"),
+            (hostile.encoder_of_small_batches(16), "fails when it is queried"),
             (hostile.encoder_of_no_number(5000), None),  # an index finds nothing, and exact search answers
         ],
     )

@@ -50,9 +50,9 @@ def test_a_port_in_use_is_said_to_be_at_fault() -> None:
 @pytest.mark.parametrize(
     ("number", "port", "remedy"),
     [
-        (errno.EACCES, 80, "choose a --port from 1024"),
-        (errno.EPERM, 443, "choose a --port from 1024"),
-        (errno.EACCES, 8000, "its use is denied"),
+        (errno.EACCES, 80, "choose a --port of 1024 or above"),
+        (errno.EPERM, 443, "choose a --port of 1024 or above"),
+        (errno.EACCES, 8000, "permission was denied"),
         (errno.EAFNOSUPPORT, 8000, "set --host to an address"),
         (errno.ENOBUFS, 8000, "another --host or --port"),
     ],

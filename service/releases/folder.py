@@ -61,7 +61,7 @@ class ReleasesFolder:
         return path
 
     def folders(self) -> list[Path]:
-        """The folders that may be releases, sorted by name. Their content is not checked. Raises ReleasesUnavailable."""
+        """The folders that may be releases, sorted by name. Content is not checked. Raises ReleasesUnavailable."""
         try:
             return sorted(
                 path

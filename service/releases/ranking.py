@@ -41,7 +41,7 @@ class Ranking:
     def __init__(
         self, live: LoadedRelease, threads: Threads, alone: Threads, max_concurrent_batches: int, telemetry: Telemetry
     ) -> None:
-        """At most `max_concurrent_batches` batches run in `threads`. Questions that are retried alone run in `alone`."""
+        """At most `max_concurrent_batches` batches run in `threads`. Questions retried alone run in `alone`."""
         # Two objects without a reference cycle, so that a replaced release is freed with its last request.
         self._ranker = _Ranker(live, threads, alone, telemetry)
         self._batched = MicroBatch(self._ranker.rank, max_concurrent_batches)

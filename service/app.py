@@ -30,8 +30,7 @@ from service.api.stream import SessionStreams
 from service.http import auth, middleware
 from service.http.admission_control import AdmissionControl
 from service.http.middleware import CrossOrigin, HotRoutes, Measured, Preflight, without_range
-from service.ops.readiness import Readiness
-from service.ops.status import RedisStatus, ServiceStatus
+from service.ops.status import Readiness, RedisStatus, ServiceStatus
 from service.problems import answer_problems, describe_problems
 from service.releases.registry import Attribution, ReleaseRegistry, check_servable
 from service.sessions.embedded_redis import embedded_redis, terminate_with_parent
@@ -191,7 +190,7 @@ async def _running(run: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) ->
         await task
 
 
-def refuse_unfit(settings: Settings) -> None:
+def check_settings(settings: Settings) -> None:
     """Raise BadRelease or BadOption for what can be seen to be wrong before anything is opened or made."""
     check_servable(settings)
     auth.check(settings)
@@ -205,7 +204,7 @@ def check_startup(settings: Settings) -> None:
 
     Workers cannot say why they fail to start.
     """
-    refuse_unfit(settings)
+    check_settings(settings)
     ReleaseRegistry(settings, Threads(1), Telemetry())
 
     async def ask() -> None:
@@ -222,7 +221,7 @@ def check_startup(settings: Settings) -> None:
 async def _check_durability(client: "Redis | RedisCluster", settings: Settings) -> None:
     """Raise BadOption if Redis keeps less than SEGUE_DURABILITY says. One that is away is asked again by readiness."""
     try:
-        await DurabilityCheck(client, settings.durability).refuse_weak()
+        await DurabilityCheck(client, settings.durability).check()
     except StoreUnavailable as error:
         _log.warning("durability_not_verified", promised=settings.durability, reason=error.reason)
 

@@ -1,7 +1,7 @@
-"""Work that waits together is done together, and nothing waits when there is nothing to wait for.
+"""Micro-batching without a delay: items that arrive while a batch runs form the next batch.
 
-A request that finds the work idle starts at once, alone. Those that come while it runs are the next batch. So batches
-are as large as the load makes them, and there is no time to tune.
+If nothing runs, an item starts immediately, alone. So the batch size follows the load, and there is no batching window
+to tune.
 """
 
 import asyncio
@@ -14,40 +14,41 @@ from segue.errors import Overloaded
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-LARGEST: Final = 64
-# service/http/admission_control.py lets far fewer in; this bounds the memory whoever calls.
-MOST_WAITING: Final = 4096
+MAX_BATCH_SIZE: Final = 64
+# service/http/admission_control.py accepts far fewer requests. This bounds the memory independently of it.
+MAX_QUEUE: Final = 4096
 
 
 class MicroBatch(Generic[Item, Result]):
-    """Calls `work` with batches of what it is called with. For one event loop."""
+    """Combines the items of concurrent calls into batches and calls `work` with each batch. For one event loop."""
 
     def __init__(
         self,
         work: Callable[[list[Item]], Awaitable[Sequence[Result | BaseException]]],
         max_concurrent_batches: int = 1,
-        largest: int = LARGEST,
-        max_queue: int = MOST_WAITING,
+        max_batch_size: int = MAX_BATCH_SIZE,
+        max_queue: int = MAX_QUEUE,
     ) -> None:
-        """`work` answers for each item in its order, with an exception for an item that failed.
+        """`work` returns one result per item, in order. The result of a failed item is an exception.
 
-        At most `max_concurrent_batches` batches of at most `largest` items run at a time, and `max_queue` items wait.
+        At most `max_concurrent_batches` batches of at most `max_batch_size` items run concurrently, and at most
+        `max_queue` items are queued.
         """
         self._work = work
-        self._at_once = max_concurrent_batches
-        self._largest = largest
-        self._most_waiting = max_queue
-        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._max_concurrent_batches = max_concurrent_batches
+        self._max_batch_size = max_batch_size
+        self._max_queue = max_queue
+        self._queue: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._running = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __call__(self, item: Item) -> Result:
-        """The result for one item. Raises what `work` raised or answered for it, and Overloaded if too many wait."""
-        if len(self._waiting) >= self._most_waiting:
-            raise Overloaded(f"{self._most_waiting:,} others wait already: try again in a moment")
+        """Return the result for one item. Raises its exception from `work`, or Overloaded if the queue is full."""
+        if len(self._queue) >= self._max_queue:
+            raise Overloaded(f"{self._max_queue:,} requests are already queued: try again in a moment")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
-        if self._running < self._at_once:
+        self._queue.append((item, future))
+        if self._running < self._max_concurrent_batches:
             self._running += 1
             task = asyncio.create_task(self._drain())
             self._tasks.add(task)  # asyncio itself keeps no reference
@@ -56,12 +57,12 @@ class MicroBatch(Generic[Item, Result]):
 
     async def _drain(self) -> None:
         try:
-            while batch := self._next():
-                await self._do(batch)
+            while batch := self._next_batch():
+                await self._run(batch)
         finally:
-            self._running -= 1  # at once, not when the task is noticed to be done: nobody may wait for a finished one
+            self._running -= 1  # here, not in a done callback: an item must not queue behind a finished task
 
-    async def _do(self, batch: list[tuple[Item, "asyncio.Future[Result]"]]) -> None:
+    async def _run(self, batch: list[tuple[Item, "asyncio.Future[Result]"]]) -> None:
         try:
             results = await self._work([item for item, _ in batch])
         except Exception as error:  # noqa: BLE001 (every caller gets it)
@@ -72,16 +73,16 @@ class MicroBatch(Generic[Item, Result]):
             raise
         for (_, future), result in zip(batch, results, strict=True):
             if future.done():
-                continue  # its caller has gone
+                continue  # its caller was cancelled
             if isinstance(result, BaseException):
                 future.set_exception(result)
             else:
                 future.set_result(result)
 
-    def _next(self) -> list[tuple[Item, "asyncio.Future[Result]"]]:
+    def _next_batch(self) -> list[tuple[Item, "asyncio.Future[Result]"]]:
         batch: list[tuple[Item, asyncio.Future[Result]]] = []
-        while self._waiting and len(batch) < self._largest:
-            item, future = self._waiting.popleft()
+        while self._queue and len(batch) < self._max_batch_size:
+            item, future = self._queue.popleft()
             if not future.done():
                 batch.append((item, future))
         return batch

@@ -1,7 +1,7 @@
-"""The process that serves: it starts the embedded Redis, binds the port, and serves itself or by workers.
+"""The server process: starts the embedded Redis, binds the port, and serves in this process or in worker processes.
 
-A supervisor of workers holds no release and imports none of what serves one, as its memory would be that of another
-worker: hence the imports within functions.
+A supervisor of workers loads no release and imports none of the serving code, because that would cost the memory of one
+more worker. Therefore some imports are within functions.
 """
 
 import contextlib
@@ -35,19 +35,19 @@ from service.settings import Settings, as_environment
 from service.shutdown import CLOSING_S, end_in_time
 from service.telemetry import MULTIPROCESS_DIR, configure_logging
 
-_OTHER_FILES: Final = 256  # of the release, the event log, connections to Redis
+_OTHER_FILES: Final = 256  # open files of the release, the event log and connections to Redis
 
 
 def serve(settings: Settings, workers: int = 1, *, open_player: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT; prints `http://host:port` on a line of its own once requests are answered.
+    """Serve until SIGTERM or SIGINT. Prints the line `http://host:port` once the service is ready.
 
-    `open_player` shows the player page in the user's browser then.
+    `open_player` then opens the player page in the user's browser.
 
     Raises BadOption, BadRelease or StoreUnavailable with one line if it cannot start.
     """
     configure_logging(settings.log_level, settings.log_hash_key)
     _raise_file_limit(settings.max_connections)
-    _refuse_unfit(settings, workers)  # before anything is made: a wrong path shall leave no folder behind
+    _check_settings(settings, workers)  # first, so that a wrong path leaves no new folder behind
     with contextlib.ExitStack() as opened:
         opened.enter_context(_exit_on_signals())
         if settings.redis_url is None:
@@ -56,43 +56,43 @@ def serve(settings: Settings, workers: int = 1, *, open_player: bool = False) ->
         listening = opened.enter_context(_bind(settings.host, settings.port))
         opened.enter_context(_announce_address(_address(listening), open_player=open_player))
         if workers == 1:
-            _serve_here(settings, listening)
+            _serve_in_process(settings, listening)
         else:
-            _serve_by_workers(settings, workers, listening, opened)
+            _serve_with_workers(settings, workers, listening, opened)
 
 
 def _raise_file_limit(number: int) -> None:
-    """Have the kernel let each process open as many; its usual limit is 1,024 files. Raises BadOption."""
+    """Raise the limit of open files for `number` connections. The usual default is 1,024. Raises BadOption."""
     needed = number + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         if hard != resource.RLIM_INFINITY and hard < needed:
             raise BadOption(
-                f"max_connections is {number}, and this process may open {hard} files, of which it needs "
-                f"{_OTHER_FILES} itself: raise `ulimit -n`, or lower SEGUE_MAX_CONNECTIONS"
+                f"max_connections is {number}, but this process may open only {hard} files and needs {_OTHER_FILES} "
+                "for other purposes: raise `ulimit -n`, or lower SEGUE_MAX_CONNECTIONS"
             )
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def _refuse_unfit(settings: Settings, workers: int) -> None:
+def _check_settings(settings: Settings, workers: int) -> None:
     if workers == 1:
         from service import app  # noqa: PLC0415 (see above)
 
-        app.refuse_unfit(settings)
+        app.check_settings(settings)
         return
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
         try:
-            child.submit(_try_in_a_child, settings).result()
+            child.submit(_check_in_child, settings).result()
         except SegueError as error:
-            raise error from None  # where in the child it was raised says nothing to a user
+            raise error from None  # the child's traceback does not help a user
         except BrokenProcessPool:
             raise BadRelease(
-                f"{settings.release} ends the process that opens it: it is damaged, or larger than the memory; "
+                f"{settings.release} crashes the process that loads it: it is damaged or does not fit into memory; "
                 "copy it again, or serve a smaller one"
             ) from None
 
 
-def _try_in_a_child(settings: Settings) -> None:
+def _check_in_child(settings: Settings) -> None:
     from service import app  # noqa: PLC0415 (see above)
 
     terminate_with_parent()
@@ -100,14 +100,14 @@ def _try_in_a_child(settings: Settings) -> None:
     app.check_startup(settings)
 
 
-def _serve_here(settings: Settings, listening: socket.socket) -> None:
+def _serve_in_process(settings: Settings, listening: socket.socket) -> None:
     from service.app import create_app  # noqa: PLC0415 (see above)
 
     app = create_app(settings)
-    # A failure to start is raised below and said in one line; uvicorn would log its traceback as well.
+    # A startup failure is raised below and reported in one line. Without the filter, uvicorn also logs its traceback.
     logging.getLogger("uvicorn.error").addFilter(lambda _: not hasattr(app.state, "failure"))
     try:
-        uvicorn.Server(_uvicorn(settings, app)).run(sockets=[listening])
+        uvicorn.Server(_uvicorn_config(settings, app)).run(sockets=[listening])
     except SystemExit as leaving:
         failure = getattr(app.state, "failure", None)
         if failure is not None:
@@ -116,16 +116,18 @@ def _serve_here(settings: Settings, listening: socket.socket) -> None:
             raise
 
 
-def _serve_by_workers(settings: Settings, workers: int, listening: socket.socket, opened: contextlib.ExitStack) -> None:
-    numbers = opened.enter_context(tempfile.TemporaryDirectory(prefix="segue-metrics-"))
-    os.environ.update(as_environment(settings), **{MULTIPROCESS_DIR: numbers})
-    config = _uvicorn(settings, "service.app:create_app_from_environment", factory=True, workers=workers)
+def _serve_with_workers(
+    settings: Settings, workers: int, listening: socket.socket, opened: contextlib.ExitStack
+) -> None:
+    metrics_folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="segue-metrics-"))
+    os.environ.update(as_environment(settings), **{MULTIPROCESS_DIR: metrics_folder})
+    config = _uvicorn_config(settings, "service.app:create_app_from_environment", factory=True, workers=workers)
     supervisor = Multiprocess(config, sockets=[listening])
-    end_in_time(settings.shutdown_grace_s + CLOSING_S + 1)  # its workers end first
+    end_in_time(settings.shutdown_grace_s + CLOSING_S + 1)  # longer than the workers' own limit
     supervisor.run()
 
 
-def _uvicorn(settings: Settings, app: Any, **options: Any) -> uvicorn.Config:
+def _uvicorn_config(settings: Settings, app: Any, **options: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
@@ -137,7 +139,7 @@ def _uvicorn(settings: Settings, app: Any, **options: Any) -> uvicorn.Config:
         log_config=None,
         log_level="warning" if settings.log_level != "debug" else "info",
         server_header=False,
-        proxy_headers=False,  # nothing asks for a client's address
+        proxy_headers=False,  # nothing uses the client's address
         timeout_graceful_shutdown=settings.shutdown_grace_s,
         **options,
     )
@@ -148,26 +150,26 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, UnicodeError) as error:  # no name of a host is longer than 63 characters between two dots
-        reason = error.strerror if isinstance(error, OSError) else "this is no name of a host"
-        raise BadOption(f"{shown} cannot be listened on: {reason}; {_remedy(error, host, port)}") from error
+    except (OSError, UnicodeError) as error:  # UnicodeError: a part of the name has over 63 characters
+        reason = error.strerror if isinstance(error, OSError) else "not a valid host name"
+        raise BadOption(f"cannot listen on {shown}: {reason}; {_remedy(error, host, port)}") from error
     listening.set_inheritable(True)
     return listening
 
 
 def _remedy(error: OSError | UnicodeError, host: str, port: int) -> str:
-    """What to do about an address that cannot be listened on: the port is at fault only for some errors."""
+    """The remedy for an address that cannot be bound. Only some errors are caused by the port."""
     if isinstance(error, UnicodeError | socket.gaierror):
-        return f"{host!r} names no address of this machine: set --host to one, or to 127.0.0.1"
+        return f"{host!r} is not an address of this machine: set --host to one, or to 127.0.0.1"
     if error.errno == errno.EADDRINUSE:
         return "choose another --port, or 0 for a free one"
     if error.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
         return "set --host to an address of this machine, such as 127.0.0.1"
     if error.errno in {errno.EACCES, errno.EPERM}:
         return (
-            f"port {port} is for privileged processes: choose a --port from 1024"
+            f"port {port} requires privileges: choose a --port of 1024 or above"
             if port < 1024
-            else "its use is denied"
+            else "permission was denied"
         )
     return "choose another --host or --port"
 
@@ -179,12 +181,12 @@ def _address(listening: socket.socket) -> str:
 
 @contextlib.contextmanager
 def _announce_address(address: str, *, open_player: bool) -> Iterator[None]:
-    """Print the address as soon as it answers, from a thread: uvicorn does not say when its workers are ready."""
+    """Print the address as soon as the service responds. uvicorn does not report when its workers are ready."""
     leaving = threading.Event()
     unspecified = {"http://0.0.0.0:": "http://127.0.0.1:", "http://[::]:": "http://[::1]:"}
     target = address
-    for everywhere, here in unspecified.items():
-        target = target.replace(everywhere, here)
+    for any_address, loopback in unspecified.items():
+        target = target.replace(any_address, loopback)
 
     def announce() -> None:
         while not leaving.wait(0.05):
@@ -205,8 +207,8 @@ def _announce_address(address: str, *, open_player: bool) -> Iterator[None]:
 
 
 def _is_live(address: str) -> bool:
-    parts = urlsplit(address)
-    connection = HTTPConnection(parts.hostname or "", parts.port, timeout=0.5)
+    url = urlsplit(address)
+    connection = HTTPConnection(url.hostname or "", url.port, timeout=0.5)
     try:
         connection.request("GET", "/health/live")
         return connection.getresponse().status == HTTPStatus.OK
@@ -218,9 +220,9 @@ def _is_live(address: str) -> bool:
 
 @contextlib.contextmanager
 def _exit_on_signals() -> Iterator[None]:
-    """Leave by SystemExit on SIGTERM and SIGINT, so that everything opened is closed, whatever runs at the time."""
+    """Raise SystemExit on SIGTERM and SIGINT, so that all resources are closed."""
 
-    def leave(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 (what signal.signal calls)
+    def leave(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 (the signature of signal handlers)
         raise SystemExit(0)
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -1,6 +1,6 @@
-"""What the service can be told: every setting, its unit and bounds. Environment variables are `SEGUE_` and the name.
+"""Settings of the service. Each one is an environment variable: `SEGUE_` and the name in upper case.
 
-Nothing is read at import; the command line and `create_app_from_environment` call `read_settings`.
+Nothing is read at import. The command line and `create_app_from_environment` call `read_settings`.
 """
 
 import difflib
@@ -20,26 +20,26 @@ from segue.errors import BadOption
 
 PREFIX = "SEGUE_"
 
-# The plain name of a folder of releases_dir.
+# Valid folder names in releases_dir.
 FOLDER_NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}$"
 Durability: TypeAlias = Literal["memory", "every-second", "always"]
-# Variables with the prefix that are no settings: of the command line, of a build, of tests and benchmarks.
+# Variables with the prefix that are not settings: they belong to the command line, the build, tests and benchmarks.
 _OTHER_VARIABLES: Final = frozenset(
     {"SEGUE_API_KEY", "SEGUE_COMMIT", "SEGUE_DATA", "SEGUE_KEY_FILE", "SEGUE_SCREENSHOTS"}
 )
-# What Kubernetes sets in each pod for a service that is called `segue`.
+# Kubernetes sets these in each pod for a service named `segue`.
 _SERVICE_LINK: Final = re.compile(r"SEGUE_SERVICE_(HOST|PORT\w*)|SEGUE_PORT_\w+")
-# What each means for Redis' appendfsync.
+# The value of Redis' appendfsync for each durability.
 FSYNC: Final[dict[Durability, str]] = {"memory": "no", "every-second": "everysec", "always": "always"}
 
-# An origin as browsers write it: without the scheme's own port, which would never match.
+# An origin as browsers send it. Browsers omit the default port, so an origin with it would never match.
 _ORIGIN: Final = re.compile(
     r"(?:http(?!.*:80$)|https(?!.*:443$))://(?:[a-z0-9_]([a-z0-9._-]{0,251}[a-z0-9_])?|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?"
 )
 
 
 class Settings(BaseSettings):
-    """The settings of one service. Immutable."""
+    """Immutable settings of one service."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, extra="ignore", frozen=True, validate_default=True, hide_input_in_errors=True
@@ -48,186 +48,207 @@ class Settings(BaseSettings):
     release: Path = Field(description="Folder of the release to serve, written by `segue train`")
     releases_dir: Path | None = Field(
         default=None,
-        description="Folder of releases, a folder each, that the service can be swapped to while it runs; its file "
-        "`current` names the one that all who share the folder serve, and goes before `release`",
+        description="Folder of releases for hot swapping. Its file `current` names the live release for every replica "
+        "that shares the folder, and overrides `release`",
     )
     releases_poll_interval_s: float = Field(
-        default=1.0, gt=0, le=3600, description="Seconds between two looks at the file `current` of `releases_dir`"
+        default=1.0, gt=0, le=3600, description="Seconds between two checks of the file `current` in `releases_dir`"
     )
     release_validation_timeout_s: float = Field(
         default=60,
         gt=0,
         le=3600,
-        description="Seconds that a release of `releases_dir` gets to open and answer in a process of its own, before "
-        "it is opened where requests are answered",
+        description="Seconds that a release in `releases_dir` may take to load and pass validation in a separate "
+        "process, before a worker loads it",
     )
     experiment: Annotated[tuple[str, float] | None, NoDecode] = Field(
         default=None,
-        description="`folder:share`: a second release of `releases_dir` that answers this share (0 to 1) of sessions",
+        description="`folder:share`: A/B test with a second release of `releases_dir`, which serves this share (0 to "
+        "1) of the sessions",
     )
     attribution_sample_rate: float = Field(
         default=0.1,
         ge=0,
         le=1,
-        description="Share of sessions whose recommended tracks are remembered, so that plays and skips of them are "
-        "counted for the release; 0 remembers none",
+        description="Share of sessions whose plays and skips are attributed to the release that recommended the "
+        "track; 0 turns attribution off",
     )
-    index_device: Literal["cpu", "gpu"] = Field(default="cpu", description="Where the index is searched")
-    encoder_threads: int = Field(default=1, ge=1, le=64, description="Threads of ONNX Runtime for one query")
-    ranking_threads: int = Field(default=2, ge=1, le=64, description="Requests that are encoded and searched at a time")
+    index_device: Literal["cpu", "gpu"] = Field(default="cpu", description="Device for index search")
+    encoder_threads: int = Field(default=1, ge=1, le=64, description="ONNX Runtime threads per query")
+    ranking_threads: int = Field(default=2, ge=1, le=64, description="Concurrent encode-and-search jobs")
     ranking_timeout_s: float = Field(
         default=2.0,
         gt=0,
         le=300,
-        description="Seconds that a call of encoder, index or search may take; then it is given up, and an "
-        "explanation after five times as long",
+        description="Timeout of one encoder, index or search call in seconds; explanations get five times as long",
     )
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on")
-    port: int = Field(default=8000, ge=0, le=65_535, description="TCP port to listen on; 0 takes a free one")
+    port: int = Field(default=8000, ge=0, le=65_535, description="TCP port to listen on; 0 picks a free one")
     max_request_bytes: int = Field(
         default=2**18,
         ge=1024,
-        description="Largest body of a request with events, in bytes; more is a 413. A hypothetical session may have "
-        "five times as many",
+        description="Maximum body size of a request with events, in bytes; larger bodies get a 413. A hypothetical "
+        "session (what-if) may be five times as large",
     )
     latency_budget_ms: float = Field(
         default=40,
         ge=0,
         le=60_000,
-        description="Milliseconds that an answer may take: what cannot be answered within is refused with a 503 at "
-        "once; 0 refuses nothing",
+        description="Latency budget in milliseconds. Requests that cannot be answered within it are shed with a 503; "
+        "0 disables load shedding",
     )
     max_connections: int = Field(
-        default=2048, ge=1, le=1_000_000, description="Clients connected to each worker; more get a 503 and are closed"
+        default=2048,
+        ge=1,
+        le=1_000_000,
+        description="Maximum client connections per worker; further ones get a 503 and are closed",
     )
     read_timeout_s: float = Field(
         default=10,
         gt=0,
         le=3600,
-        description="Seconds that a client has to send a request whole, or to read what it is answered",
+        description="Seconds that a client may take to send a complete request, or to read the response",
     )
-    shutdown_grace_s: int = Field(default=10, ge=0, le=300, description="Seconds that open requests get at shutdown")
+    shutdown_grace_s: int = Field(
+        default=10, ge=0, le=300, description="Seconds that open requests get to finish at shutdown"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least level that is logged; `debug` logs every request"
+        default="info", description="Minimum log level; `debug` logs every request"
     )
     tracing: bool = Field(
         default=False,
-        description="Whether requests are traced by OpenTelemetry, whose own variables say where spans go; needs "
-        "segue[tracing]",
+        description="Trace requests with OpenTelemetry, whose own variables set the exporter; needs the extra "
+        "`tracing`",
     )
     log_hash_key: str = Field(
         default_factory=lambda: secrets.token_hex(16),
         min_length=16,
         max_length=64,
         repr=False,
-        description="Secret with which session ids are hashed in logs; another one at each start unless set",
+        description="Key for hashing session ids in logs; random at each start if unset",
     )
 
     api_keys: Path | None = Field(
-        default=None, description="File of API keys, made by `segue keys new`; without one, every call is open"
+        default=None, description="File of API keys, created by `segue keys new`. Without it, every call is open"
     )
     allow_unauthenticated: bool = Field(
         default=False,
-        description="Whether a service without keys may listen beyond this machine: a gateway must check who asks",
+        description="Allow a service without API keys to listen on non-loopback addresses. A gateway must then "
+        "authenticate requests",
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="Names, separated by commas, that requests may have in `Host` besides loopback's and `host`; "
-        "others are refused where names are set, and where the service has neither keys nor `allow_unauthenticated`",
+        description="Comma-separated names accepted in the `Host` header, besides loopback names and `host`. `Host` "
+        "is checked if this is set, and always without API keys unless `allow_unauthenticated` is true",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="Origins, separated by commas, whose pages may call the service from a browser (CORS), as "
-        "`https://music.example`; `*` for all, with API keys only",
+        description="Comma-separated origins whose pages may call the service from a browser, for example "
+        "`https://music.example`; `*` allows all, and needs API keys",
     )
     root_path: str | None = Field(
         default=None,
         pattern=r"^(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+$",
-        description="Path prefix that a proxy strips before it passes requests on, as `/segue`; OpenAPI names it as "
-        "the server",
+        description="Path prefix that a proxy strips, for example `/segue`; OpenAPI names it as the server",
     )
     key_rate_limit: float | None = Field(
-        default=None, gt=0, le=1e6, description="Requests a second of each API key, in each worker; more is a 429"
+        default=None,
+        gt=0,
+        le=1e6,
+        description="Rate limit per API key and worker, in requests per second; more get a 429",
     )
     session_rate_limit: float | None = Field(
-        default=None, gt=0, le=1e6, description="Requests a second for each session, in each worker; more is a 429"
+        default=None,
+        gt=0,
+        le=1e6,
+        description="Rate limit per session and worker, in requests per second; more get a 429",
     )
     rate_limit_burst_s: float = Field(
-        default=5, ge=0, le=3600, description="Seconds whose requests may come at once after a rest"
+        default=5, ge=0, le=3600, description="Burst size of the rate limits, in seconds of quota"
     )
 
     redis_url: str | None = Field(
         default=None,
         repr=False,  # it may hold a password
         pattern=r"^(redis|rediss|unix)://",
-        description="Redis to keep sessions in (redis://, rediss:// or unix://); without one, Segue starts its own",
+        description="Redis for sessions (redis://, rediss:// or unix://). Without it, Segue starts an embedded one",
     )
     redis_password_file: FilePath | None = Field(
         default=None,
-        description="File that holds the password for `redis_url`, which then has none itself; read at the start",
+        description="File with the password for `redis_url`, which must then contain none. Read at the start",
     )
     redis_cluster: bool = Field(
-        default=False, description="Whether `redis_url` names a node of a Redis Cluster, whose others are then found"
+        default=False, description="True if `redis_url` is a Redis Cluster node; the other nodes are discovered"
     )
     redis_ca_file: FilePath | None = Field(
         default=None,
-        description="Certificates of those who may vouch for a rediss:// server; the system's own where absent",
+        description="CA bundle for rediss:// connections; default: the system's CA store",
     )
     redis_timeout_s: float = Field(
-        default=2.0, gt=0, le=60, description="Seconds to wait for Redis before answering 503"
+        default=2.0, gt=0, le=60, description="Seconds to wait for Redis before responding with a 503"
     )
     fallback: Literal["popularity", "none"] = Field(
         default="popularity",
-        description="What GET /recommendations answers while Redis is away, and both calls while the model fails: the "
-        "most played tracks (`source` says so), or an error",
+        description="Recommend the most played tracks (marked in `source`) if Redis is unavailable (`GET "
+        "/recommendations`) or the model fails (also `POST /sessions/{id}/events?recommend=`). With "
+        "`none`, respond with an error",
     )
     redis_server: Path | None = Field(
         default=None,
-        description="Program of the embedded Redis, a redis-server or valkey-server of 6.2 or later; the newest of the "
-        "installed package's and those on PATH unless set",
+        description="Binary of the embedded Redis: redis-server or valkey-server 6.2 or later. Default: the newest of "
+        "the bundled one and those on PATH",
     )
     redis_max_memory_mb: int | None = Field(
         default=None,
         ge=16,
         le=1_000_000_000,
-        description="Memory limit of the embedded Redis in MB (10^6 bytes), beyond which writes get a 503; half of the "
-        "machine's or the container's memory unless set",
+        description="Memory limit of the embedded Redis in MB (10^6 bytes); at the limit, writes get a 503. Default: "
+        "half of the memory of the machine or container",
     )
-    redis_connections: int = Field(default=32, ge=1, le=10_000, description="Connections to Redis in each worker")
+    redis_connections: int = Field(default=32, ge=1, le=10_000, description="Redis connections per worker")
     redis_wait_replicas: int = Field(
-        default=0, ge=0, le=100, description="Replicas of Redis that must confirm a write before it is acknowledged"
+        default=0,
+        ge=0,
+        le=100,
+        description="Number of Redis replicas that must confirm a write before it is acknowledged",
     )
     redis_wait_timeout_ms: int = Field(
-        default=500, ge=1, le=60_000, description="Milliseconds to wait for them; then the write is answered by 503"
+        default=500, ge=1, le=60_000, description="Milliseconds to wait for these replicas; then the write gets a 503"
     )
     data_dir: Path = Field(
         default=Path("data"), description="Folder of the embedded Redis (`redis/`) and of the event log (`events/`)"
     )
     durability: Durability = Field(
         default="every-second",
-        description="What an acknowledged event survives (see Durability): the embedded Redis is started accordingly, "
-        "any other is verified at the start and by readiness",
+        description="Durability of acknowledged events: `memory`, `every-second` or `always`. The embedded Redis is "
+        "configured to match; an external one is verified at the start and by readiness",
     )
 
     idle_gap_s: float = Field(
-        default=1200, gt=0, le=31_536_000, description="Seconds without an event after which a session is over"
+        default=1200, gt=0, le=31_536_000, description="Seconds of inactivity after which a session ends"
     )
-    max_session_plays: int = Field(default=1000, ge=1, le=100_000, description="Latest plays kept of each session")
-    event_log: bool = Field(default=True, description="Whether events are logged for training")
+    max_session_plays: int = Field(
+        default=1000, ge=1, le=100_000, description="Maximum plays stored per session; the oldest are dropped"
+    )
+    event_log: bool = Field(default=True, description="Log events for training")
     event_log_writer: bool = Field(
         default=True,
-        description="Whether this service writes the log's files; exactly one machine of those sharing a Redis does",
+        description="Write the event log's files. Of all machines that share a Redis, exactly one must write",
     )
-    event_log_dir: Path | None = Field(default=None, description="Folder of the event log; `events/` in data_dir")
+    event_log_dir: Path | None = Field(
+        default=None, description="Folder of the event log; default: `events/` in `data_dir`"
+    )
     event_log_flush_s: float = Field(
         default=30,
         gt=0,
         le=3600,
-        description="Seconds between two files of the event log, and until an erasure has reached the files",
+        description="Seconds between two event log files, and until an erasure reaches the files",
     )
     event_log_stream_max_length: int = Field(
-        default=10_000, ge=100, description="Events kept in each of the 64 streams until the log's writer takes them"
+        default=10_000,
+        ge=100,
+        description="Events kept in each of the 64 Redis streams until the event log writer takes them",
     )
 
     @field_validator("experiment", mode="before")
@@ -282,35 +303,35 @@ class Settings(BaseSettings):
     def _can_be_parsed(cls, url: str | None) -> str | None:
         try:
             _ = urlsplit(url or "").port
-        except ValueError:  # its text would quote a part of the password
+        except ValueError:  # the original message would quote a part of the password
             raise ValueError(
-                "its port is no number: write `/`, `:`, `@`, `#` in a password as %2F, %3A, %40, %23"
+                "the port is not a number: write `/`, `:`, `@`, `#` in a password as %2F, %3A, %40, %23"
             ) from None
         return url
 
     @model_validator(mode="after")
-    def _has_its_use(self) -> Self:
+    def _check_combinations(self) -> Self:
         if self.redis_ca_file is not None and not (self.redis_url or "").startswith("rediss://"):
-            raise ValueError("redis_ca_file is for a redis_url that begins with rediss://")
+            raise ValueError("redis_ca_file requires a redis_url that begins with rediss://")
         if self.redis_password_file is not None and (self.redis_url is None or has_password(self.redis_url)):
-            raise ValueError("redis_password_file is for a redis_url without a password")
+            raise ValueError("redis_password_file requires a redis_url without a password")
         if self.redis_wait_replicas and self.redis_cluster:
             raise ValueError(
-                "redis_wait_replicas is not for a Redis Cluster: set min-replicas-to-write in its configuration"
+                "redis_wait_replicas does not support Redis Cluster: configure min-replicas-to-write there"
             )
         if self.redis_wait_replicas and self.redis_wait_timeout_ms >= self.redis_timeout_s * 1000:
-            raise ValueError("redis_wait_timeout_ms must be below redis_timeout_s, or Redis would seem not to answer")
-        if self.cors_origins == ("*",) and self.api_keys is None:
             raise ValueError(
-                "cors_origins is *, and without api_keys every page could use the service: name the origins"
+                "redis_wait_timeout_ms must be below redis_timeout_s: otherwise Redis seems to be unavailable"
             )
+        if self.cors_origins == ("*",) and self.api_keys is None:
+            raise ValueError("cors_origins=* requires api_keys: set them, or list the origins")
         if self.key_rate_limit is not None and self.api_keys is None:
-            raise ValueError("key_rate_limit limits API keys, and api_keys names none")
+            raise ValueError("key_rate_limit requires api_keys")
         return self
 
     @property
     def embedded_redis(self) -> dict[str, Any]:
-        """What the embedded Redis is started with, as arguments of embedded_redis."""
+        """Keyword arguments of `embedded_redis`."""
         megabytes = self.redis_max_memory_mb
         return {
             "folder": self.data_dir / "redis",
@@ -321,18 +342,18 @@ class Settings(BaseSettings):
 
     @property
     def event_log_folder(self) -> Path:
-        """Where the event log's files are written."""
+        """Folder of the event log's files."""
         return self.event_log_dir or self.data_dir / "events"
 
 
 def has_password(url: str) -> bool:
-    """Whether a URL of Redis holds a password."""
-    parts = urlsplit(url)
-    return parts.password is not None or "password" in parse_qs(parts.query)
+    """Whether a Redis URL contains a password."""
+    split = urlsplit(url)
+    return split.password is not None or "password" in parse_qs(split.query)
 
 
 def check_environment(names: Iterable[str]) -> None:
-    """Raise BadOption for the first variable that has the prefix of settings and is none."""
+    """Raise BadOption for the first variable that starts with SEGUE_ but is not a setting."""
     settings = {PREFIX + name.upper() for name in Settings.model_fields}
     for name in sorted(names):
         if not name.startswith(PREFIX) or name in settings or name in _OTHER_VARIABLES or _SERVICE_LINK.fullmatch(name):
@@ -343,7 +364,10 @@ def check_environment(names: Iterable[str]) -> None:
 
 
 def read_settings(**given: Any) -> Settings:
-    """Settings from the environment; what is given and not None takes precedence. Raises BadOption with one line."""
+    """Read settings from the environment. Arguments that are not None take precedence.
+
+    Raises BadOption with one line if a setting is unknown, missing or invalid.
+    """
     check_environment(os.environ)
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
@@ -353,7 +377,7 @@ def read_settings(**given: Any) -> Settings:
             raise BadOption(f"{first['msg'].removeprefix('Value error, ')}; see docs/operations.md") from error
         name = str(first["loc"][0])
         if first["type"] == "missing":
-            raise BadOption(f"{name} is missing: set {PREFIX}{name.upper()} or give it to `segue serve`") from error
+            raise BadOption(f"{name} is missing: set {PREFIX}{name.upper()}, or pass it to `segue serve`") from error
         found = _shown(name, first["input"])
         raise BadOption(
             f"{name} is {found}: {first['msg'].lower()}; see {PREFIX}{name.upper()} in docs/operations.md"
@@ -361,14 +385,14 @@ def read_settings(**given: Any) -> Settings:
 
 
 def _shown(name: str, value: object) -> str:
-    """A setting as it may be printed: without its secret."""
+    """The value of a setting for an error message, without secrets."""
     if name == "log_hash_key":
-        return "not shown here"
+        return "invalid (the value is not shown)"
     if name == "redis_url":
         return repr(re.sub(r"password=[^&]*", "password=***", re.sub(r"^.*@", "***@", str(value))))
     return repr(value)
 
 
 def as_environment(settings: Settings) -> dict[str, str]:
-    """Environment variables from which `read_settings` reads the same settings."""
+    """The environment variables from which `read_settings` reads the same settings."""
     return {f"{PREFIX}{name.upper()}": str(value) for name, value in settings.model_dump().items() if value is not None}

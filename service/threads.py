@@ -1,15 +1,15 @@
-"""Threads for the calls that would keep the event loop from answering; each call has a deadline.
+"""Thread pools for calls that would block the event loop. Each call has a deadline.
 
-ONNX Runtime, FAISS and file systems may never return. ONNX Runtime can be interrupted: a call registers its RunOptions,
-and the watchdog sets `terminate` on them at the deadline. FAISS's interrupt callback is one for the whole process, so
-it would end the searches of others too. What cannot be interrupted is given up: its caller gets an error, its thread
-is abandoned and replaced. A few are replaced; beyond that every call is refused at once until one of them returns.
+Calls into ONNX Runtime, FAISS and file systems may never return. ONNX Runtime can be interrupted: a call registers its
+RunOptions, and the watchdog sets `terminate` on them at the deadline. FAISS has only one interrupt callback per
+process, so an interrupt would also end other searches. A call that cannot be interrupted is abandoned: its caller gets
+an error, and its thread is replaced. After `MAX_STUCK` replacements, calls are rejected until an abandoned one returns.
 
-A deadline counts the time in which the process runs: while it is stopped, as by a debugger or by the host of a virtual
-machine, the watchdog is late as well, and deadlines move by as much.
+Deadlines count only the time in which the process runs. If it was paused, for example by a debugger or a virtual
+machine host, the watchdog wakes up late and extends all deadlines by the pause.
 
-No thread here is joined when the process ends: all are daemons. One watchdog thread looks at the running calls a few
-times a second, so that a call itself costs two assignments under a lock and no timer.
+All threads are daemons, so no thread is joined at exit. One watchdog thread checks the running calls a few times per
+second. A call therefore needs no timer, only two assignments under a lock.
 """
 
 import asyncio
@@ -33,24 +33,24 @@ from segue.errors import ModelUnavailable
 P = ParamSpec("P")
 T = TypeVar("T")
 
-MOST_STUCK: Final = 4  # each keeps a core busy
-LONG: Final = 5  # times the deadline, for a call that ranks some hundred times
-GRACE_S: Final = 0.1  # from the interrupt until a call is given up
-_LOOKS: Final = 20  # of the watchdog within a deadline
-_SECONDS_BETWEEN_LINES: Final = 1.0
+MAX_STUCK: Final = 4  # each may keep a core busy
+LONG: Final = 5  # factor on the deadline for calls that rank about a hundred times
+GRACE_S: Final = 0.1  # from the interrupt until a call is abandoned
+_CHECKS_PER_DEADLINE: Final = 20
+_MIN_LOG_INTERVAL_S: Final = 1.0
 
 _log = structlog.get_logger()
 _this_thread = threading.local()
 
 
 class Interruptible(Protocol):
-    """What ends a call in C++ once `terminate` is set, as onnxruntime.RunOptions does."""
+    """Ends a C++ call once `terminate` is set, like onnxruntime.RunOptions."""
 
     terminate: bool
 
 
 def interrupt_of_this_thread(make: Callable[[], Interruptible]) -> Interruptible | None:
-    """What the watchdog sets at the deadline of this thread's call; None in a thread that has no deadline."""
+    """The object that interrupts this thread's call at its deadline. None in a thread without deadlines."""
     worker: _Worker | None = getattr(_this_thread, "worker", None)
     if worker is None:
         return None
@@ -68,10 +68,10 @@ class _Call:
     seconds: float
 
     def settle(self, result: Any, error: BaseException | None) -> None:
-        """Hand the outcome to whoever waits. From any thread."""
+        """Set the result or the error of the future. Thread-safe."""
         try:
             self.loop.call_soon_threadsafe(self._settle, result, error)
-        except RuntimeError:  # the loop is closed: nobody waits any more
+        except RuntimeError:  # the loop is closed: nobody waits for the result
             return
 
     def _settle(self, result: Any, error: BaseException | None) -> None:
@@ -84,7 +84,7 @@ class _Call:
 
 
 class _Worker:
-    """A thread and the call that it runs."""
+    """A thread and its current call."""
 
     def __init__(self, owner: "Threads") -> None:
         self.lock = threading.Lock()
@@ -125,12 +125,12 @@ class _Worker:
             call.settle(result, error)
 
     def extend(self, seconds: float) -> None:
-        """Give the call time that the process did not have."""
+        """Extend the deadline by a pause of the process."""
         with self.lock:
             self.until += seconds
 
     def interrupt_late_call(self, now: float) -> _Call | None:
-        """Interrupt the call if its deadline has just passed, and answer it."""
+        """Interrupt the call if its deadline has just passed, and return it."""
         with self.lock:
             if self.call is None or self.expired or now < self.until:
                 return None
@@ -140,7 +140,7 @@ class _Worker:
             return self.call
 
     def abandon_stuck_call(self, now: float) -> _Call | None:
-        """Give the call up if the interrupt has not ended it, and answer it. The thread ends when the call returns."""
+        """Abandon the call if the interrupt did not end it, and return it. The thread ends when the call returns."""
         with self.lock:
             if self.call is None or now < self.until + GRACE_S:
                 return None
@@ -148,11 +148,11 @@ class _Worker:
             return self.call
 
 
-_stuck_anywhere: Final[set[_Worker]] = set()
+_stuck_workers: Final[set[_Worker]] = set()
 
 
 class Threads:
-    """Runs a bounded number of calls at a time, each within `timeout_s`."""
+    """A thread pool with a fixed number of threads. Each call has a deadline of `timeout_s`."""
 
     def __init__(
         self,
@@ -162,10 +162,10 @@ class Threads:
         on_timeout: Callable[[], None] = lambda: None,
         on_stuck: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """At most `number` calls run at once; the others wait.
+        """At most `number` calls run concurrently; further calls are queued.
 
-        `on_timeout` is called for each call that is interrupted, `on_stuck` with 1 for each thread that is stuck and
-        with -1 once it has returned; both in other threads.
+        `on_timeout` is called for each interrupted call. `on_stuck` is called with 1 when a thread is abandoned, and
+        with -1 when it returns. Both are called from other threads.
         """
         self.name = name
         self.calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
@@ -175,52 +175,52 @@ class Threads:
         self._on_stuck = on_stuck
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
-        self._beside: list[Threads] = []
+        self._separate: list[Threads] = []
         self._stuck = 0
         self._closed = threading.Event()
-        self._told = -math.inf
+        self._logged_at = -math.inf
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `function` answers. Raises ModelUnavailable if it does not within the deadline."""
+        """Run `function` and return its result. Raises ModelUnavailable if it exceeds the deadline."""
         return await self._submit(partial(function, *args, **kwargs), self.timeout_s)
 
     async def run_long(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The same for a call that ranks many times: it gets `LONG` times the deadline."""
+        """Run a function that ranks many times, with `LONG` times the deadline. Raises ModelUnavailable."""
         return await self._submit(partial(function, *args, **kwargs), self.timeout_s * LONG)
 
-    def beside(self, number: int) -> "Threads":
-        """Other threads with the same deadline. They are closed with these."""
-        other = Threads(number, self.timeout_s, f"{self.name}-beside", self._on_timeout, self._on_stuck)
-        self._beside.append(other)
+    def separate_pool(self, number: int) -> "Threads":
+        """Create a second pool with the same deadline. It is closed together with this one."""
+        other = Threads(number, self.timeout_s, f"{self.name}-separate", self._on_timeout, self._on_stuck)
+        self._separate.append(other)
         return other
 
     @property
     def exhausted(self) -> bool:
-        """Whether so many threads are stuck that no call is accepted."""
-        return self._stuck >= MOST_STUCK
+        """Whether calls are rejected because too many threads are stuck."""
+        return self._stuck >= MAX_STUCK
 
-    def refuse_exhausted(self) -> None:
-        """Raise ModelUnavailable if no call is accepted."""
+    def check_capacity(self) -> None:
+        """Raise ModelUnavailable if calls are rejected."""
         if self.exhausted:
             raise ModelUnavailable(
-                f"{self._stuck} calls of the model hang: restart the service, and go back to an earlier release"
+                f"{self._stuck} model calls hang: restart the service, and roll back to an earlier release"
             )
 
     def close(self) -> None:
-        """Accept no more calls. Idle threads end, busy ones with their call."""
+        """Stop accepting calls. Idle threads end now, busy threads after their call."""
         self._closed.set()
-        for other in self._beside:
+        for other in self._separate:
             other.close()
         for _ in self._workers:
             self.calls.put(None)
 
     def _submit(self, function: Callable[[], T], seconds: float) -> "asyncio.Future[T]":
-        self.refuse_exhausted()
+        self.check_capacity()
         if not self._workers:
             self._start()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        call = partial(contextvars.copy_context().run, function)  # log lines name the request
+        call = partial(contextvars.copy_context().run, function)  # keeps the request id for log lines
         self.calls.put(_Call(call, future, loop, seconds))
         return future
 
@@ -233,20 +233,20 @@ class Threads:
             threading.Thread(target=self._watch, name=f"{self.name}-watchdog", daemon=True).start()
 
     def _watch(self) -> None:
-        period = min(max(self.timeout_s / _LOOKS, 0.005), 0.1)
-        looked = time.monotonic()
+        period = min(max(self.timeout_s / _CHECKS_PER_DEADLINE, 0.005), 0.1)
+        checked = time.monotonic()
         while not self._closed.wait(period):
             now = time.monotonic()
-            paused = now - looked - period
-            looked = now
+            paused = now - checked - period
+            checked = now
             for worker in tuple(self._workers):
-                if paused > period:  # the process was stopped, or got no core: no call is at fault for it
+                if paused > period:  # the process was paused or got no core, which is not the call's fault
                     worker.extend(paused)
                 if now < worker.until:
-                    continue  # idle, or within its deadline; without the lock, as the calls below look again
+                    continue  # idle or within its deadline; no lock is needed, the calls below check again
                 if late := worker.interrupt_late_call(now):
                     self._on_timeout()
-                    self._tell(late)
+                    self._log_timeout(late)
                 if stuck := worker.abandon_stuck_call(now):
                     self._replace(worker)
                     stuck.settle(None, timed_out(stuck.seconds))
@@ -254,41 +254,39 @@ class Threads:
     def _replace(self, worker: _Worker) -> None:
         with self._lock:
             self._stuck += 1
-            _stuck_anywhere.add(worker)
+            _stuck_workers.add(worker)
             self._workers.remove(worker)
             self._workers.append(_Worker(self))
         self._on_stuck(1)
-        _log.error("ranking_thread_stuck", threads=self.name, stuck=self._stuck, most=MOST_STUCK)
+        _log.error("ranking_thread_stuck", threads=self.name, stuck=self._stuck, most=MAX_STUCK)
         while self.exhausted and not self.calls.empty():
             waiting = self.calls.get()
             if waiting is not None:
                 waiting.settle(None, timed_out(waiting.seconds))
 
     def has_returned(self, worker: _Worker) -> None:
-        """A stuck thread has come back, and ends."""
+        """Record that a stuck thread has returned. It ends."""
         with self._lock:
             self._stuck -= 1
-            _stuck_anywhere.discard(worker)
+            _stuck_workers.discard(worker)
         self._on_stuck(-1)
 
-    def _tell(self, call: _Call) -> None:
+    def _log_timeout(self, call: _Call) -> None:
         now = time.monotonic()
-        if now - self._told >= _SECONDS_BETWEEN_LINES:
-            self._told = now
+        if now - self._logged_at >= _MIN_LOG_INTERVAL_S:
+            self._logged_at = now
             _log.error("ranking_timed_out", threads=self.name, seconds=call.seconds)
 
 
 def timed_out(seconds: float) -> ModelUnavailable:
-    """What the caller of a call is told that was given up."""
-    return ModelUnavailable(
-        f"the model did not answer within {seconds:g} s: ask for other tracks, or try again in a minute"
-    )
+    """The error for the caller of a call that exceeded its deadline."""
+    return ModelUnavailable(f"the model did not respond within {seconds:g} s: try again in a minute")
 
 
 @atexit.register
-def _leave_stuck_threads_behind() -> None:
-    """End the process without finalising Python: a thread that returns from C++ meanwhile would abort it."""
-    if not _stuck_anywhere:
+def _exit_despite_stuck_threads() -> None:
+    """Exit without finalising Python: a thread that returns from C++ during finalisation would abort the process."""
+    if not _stuck_workers:
         return
     sys.stdout.flush()
     sys.stderr.flush()
@@ -296,23 +294,23 @@ def _leave_stuck_threads_behind() -> None:
 
 
 class BlockingCalls:
-    """Calls that wait for a disk, each in a daemon thread of its own and with a limit of time.
+    """Runs blocking disk calls, each in its own daemon thread and with a time limit.
 
-    `asyncio.to_thread` would have the process wait for them when it ends.
+    `asyncio.to_thread` is no alternative: its threads block the exit of the process.
     """
 
-    def __init__(self, what: str, limit_s: float = math.inf, most: int = 8) -> None:
-        """At most `most` calls run at once, those that hang included; `what` is for the message."""
-        self._what = what
+    def __init__(self, resource: str, limit_s: float = math.inf, max_calls: int = 8) -> None:
+        """At most `max_calls` calls run concurrently, including those that hang. `resource` is named in errors."""
+        self._resource = resource
         self._limit_s = limit_s
-        self._most = most
+        self._max_calls = max_calls
         self._running = 0
         self._lock = threading.Lock()
 
     async def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `function` answers. Raises TimeoutError if it does not within the limit, or if too many calls hang."""
-        if self._running >= self._most:
-            raise TimeoutError(f"{self._what}: {self._running} calls have not returned")
+        """Run `function` and return its result. Raises TimeoutError after the limit, or if too many calls hang."""
+        if self._running >= self._max_calls:
+            raise TimeoutError(f"{self._resource}: {self._running} calls have not returned")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         call = _Call(partial(contextvars.copy_context().run, function, *args, **kwargs), future, loop, self._limit_s)
@@ -329,11 +327,11 @@ class BlockingCalls:
                 self._running -= 1
             call.settle(result, error)
 
-        threading.Thread(target=run, name=self._what, daemon=True).start()
+        threading.Thread(target=run, name=self._resource, daemon=True).start()
         try:
             async with asyncio.timeout(None if math.isinf(self._limit_s) else self._limit_s):
                 return await future
         except TimeoutError:
             if future.done() and not future.cancelled():
                 raise  # the function's own
-            raise TimeoutError(f"{self._what}: no answer within {self._limit_s:g} s") from None
+            raise TimeoutError(f"{self._resource}: no response within {self._limit_s:g} s") from None

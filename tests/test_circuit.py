@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from service.sessions.redis_client import FAILURES, CircuitBreaker
+from service.sessions.redis_client import MAX_FAILURES, CircuitBreaker
 
 
 class Server:
@@ -25,7 +25,7 @@ class Server:
 def run(test: Callable[[Server, CircuitBreaker, list[bool]], Awaitable[None]]) -> None:
     async def whole() -> None:
         server, told = Server(), list[bool]()
-        circuit = CircuitBreaker(server.ping, told.append, pause_s=0.01)
+        circuit = CircuitBreaker(server.ping, told.append, probe_interval_s=0.01)
         await test(server, circuit, told)
         await circuit.aclose()
 
@@ -40,11 +40,11 @@ async def until_closed(circuit: CircuitBreaker) -> None:
 def test_it_opens_after_failures_in_a_row_and_an_answer_between_them_counts() -> None:
     async def test(server: Server, circuit: CircuitBreaker, told: list[bool]) -> None:
         for _ in range(3):
-            for _ in range(FAILURES - 1):
+            for _ in range(MAX_FAILURES - 1):
                 circuit.failed(timed_out=False)
             assert not circuit.is_open
             circuit.succeeded()
-        for _ in range(FAILURES):
+        for _ in range(MAX_FAILURES):
             circuit.failed(timed_out=False)
         assert circuit.is_open
         assert told == [True]

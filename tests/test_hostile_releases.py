@@ -122,7 +122,7 @@ OF_SOME_KINDS: list[tuple[tuple[Kind, ...], str, Change, str]] = [
     (("ivf-pq", "ivf-pq4"), "a code book of no number", put("pq.centroids", float("nan")), EITHER),
     (("ivf-pq4",), "blocks of none", put("bbs", 0), "index.faiss"),
     (("ivf-pq4",), "blocks of 2^30", put("bbs", 2**30), "bad"),
-    (("ivf-pq4",), "a way of searching that is none", put("implem", 99), "fails when it is asked"),
+    (("ivf-pq4",), "a way of searching that is none", put("implem", 99), "fails when it is queried"),
     (("hnsw", "hnsw-sq8"), "neighbours beyond", put("hnsw.neighbors", 10**8), UNREADABLE),
     (("hnsw", "hnsw-sq8"), "neighbours below", put("hnsw.neighbors", -2), UNREADABLE),
     (("hnsw", "hnsw-sq8"), "one neighbour beyond", put_at("hnsw.neighbors", 500, hostile.TRACKS), UNREADABLE),
@@ -191,7 +191,7 @@ class TestEncoders:
             (hostile.greedy_encoder(10**10), "the encoder fails on a window"),
             (hostile.greedy_encoder(10**15), "the encoder fails on a window"),
             (hostile.encoder_of_small_batches(100), None),
-            (hostile.encoder_of_small_batches(16), "fails when it is asked"),
+            (hostile.encoder_of_small_batches(16), "fails when it is queried"),
             (hostile.encoder_of_no_number(5000), None),  # an index finds nothing, and exact search answers
         ],
     )
@@ -206,7 +206,7 @@ class TestEncoders:
         serving = Serving(plain, tmp_path, release_validation_timeout_s=2)
         made.with_encoder(serving.bad, hostile.endless_encoder())
         began = time.monotonic()
-        assert "does not answer within 2 s" in (serving.swap() or "")
+        assert "does not respond within 2 s" in (serving.swap() or "")
         assert time.monotonic() - began < 10
 
 
@@ -233,7 +233,7 @@ class TestTheTrial:
 
         ending = threading.Thread(target=_end_the_trial, args=(number,))
         ending.start()
-        with pytest.raises(BadRelease, match=rf"ends the process that opens it \({name}\)"):
+        with pytest.raises(BadRelease, match=rf"crashes the process that loads it \({name}\)"):
             validate_in_child(tmp_path / "bad", 30)
         ending.join()
 
@@ -241,7 +241,7 @@ class TestTheTrial:
         made.with_encoder(tmp_path / "bad", hostile.endless_encoder())
         ending = threading.Thread(target=_end_the_trial, args=(signal.SIGABRT, b"loading\nstd::bad_alloc\n\n"))
         ending.start()
-        with pytest.raises(BadRelease, match=r"ends the process that opens it \(SIGABRT\): std::bad_alloc; copy it"):
+        with pytest.raises(BadRelease, match=r"crashes the process that loads it \(SIGABRT\): std::bad_alloc; copy it"):
             validate_in_child(tmp_path / "bad", 30)
         ending.join()
 

@@ -42,7 +42,7 @@ def test_an_address_of_another_machine_is_said_to_be_at_fault() -> None:
 def test_a_port_in_use_is_said_to_be_at_fault() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(BadOption, match=f"127.0.0.1:{port} cannot be listened on.*choose another --port") as caught:
+        with pytest.raises(BadOption, match=f"cannot listen on 127.0.0.1:{port}.*choose another --port") as caught:
             _bind("127.0.0.1", port)
     assert "--host" not in str(caught.value)
 
@@ -50,9 +50,9 @@ def test_a_port_in_use_is_said_to_be_at_fault() -> None:
 @pytest.mark.parametrize(
     ("number", "port", "remedy"),
     [
-        (errno.EACCES, 80, "choose a --port from 1024"),
-        (errno.EPERM, 443, "choose a --port from 1024"),
-        (errno.EACCES, 8000, "its use is denied"),
+        (errno.EACCES, 80, "choose a --port of 1024 or above"),
+        (errno.EPERM, 443, "choose a --port of 1024 or above"),
+        (errno.EACCES, 8000, "permission was denied"),
         (errno.EAFNOSUPPORT, 8000, "set --host to an address"),
         (errno.ENOBUFS, 8000, "another --host or --port"),
     ],

@@ -51,7 +51,7 @@ def test_what_comes_while_work_runs_is_the_next_batch_up_to_the_largest() -> Non
     async def test() -> None:
         work = PrepareJob()
         work.gate.clear()
-        batch = MicroBatch(work, largest=3)
+        batch = MicroBatch(work, max_batch_size=3)
         first = await _after_starting(batch(0))
         others = await _after_starting(*(batch(item) for item in (2, 4, 6, 8)))
         work.gate.set()
@@ -112,10 +112,10 @@ def test_what_is_too_much_is_refused_at_once_and_the_others_are_worked_for() -> 
     async def test() -> None:
         work = PrepareJob()
         work.gate.clear()
-        batch = MicroBatch(work, largest=1, max_queue=2)
+        batch = MicroBatch(work, max_batch_size=1, max_queue=2)
         running = await _after_starting(batch(0))
         waiting = await _after_starting(batch(2), batch(4))
-        with pytest.raises(Overloaded, match="2 others wait already"):
+        with pytest.raises(Overloaded, match="2 requests are already queued"):
             await batch(6)
         work.gate.set()
         assert await asyncio.gather(*running, *waiting) == [0, 4, 8]

@@ -57,7 +57,7 @@ def faulty(tiny_release: Release) -> Iterator[Faulty]:
 
 def ranking_of(faulty: Faulty) -> Ranking:
     threads = Threads(1, TIMEOUT_S)
-    return Ranking(faulty, threads, threads.beside(1), 1, Telemetry())  # type: ignore[arg-type]
+    return Ranking(faulty, threads, threads.separate_pool(1), 1, Telemetry())  # type: ignore[arg-type]
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -97,14 +97,14 @@ def test_a_track_that_hung_is_refused_without_work(faulty: Faulty) -> None:
         assert len(faulty.asked) == asked
         assert (await ranking(question("g0-t00"))).source == "model"
         beyond_the_window = [Play(HANGS), *(Play(f"g3-t{number:02}") for number in range(5))]
-        assert not ranking._ranker._is_known(Question(beyond_the_window, 3))
+        assert not ranking._ranker._is_blocked(Question(beyond_the_window, 3))
 
     run(test())
 
 
 def test_a_track_is_tried_again_apart_after_a_while(faulty: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
-        monkeypatch.setattr("service.releases.ranking.REFUSED_S", 0.5)
+        monkeypatch.setattr("service.releases.ranking.BLOCK_S", 0.5)
         ranking = ranking_of(faulty)
         for _ in range(2):
             with pytest.raises(ModelUnavailable):

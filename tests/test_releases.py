@@ -86,7 +86,7 @@ class TestSwapping:
         assert [path.name for path in releases_dir.glob(".current.*")] == [".current.lock"]
 
     def test_a_folder_that_is_not_there_is_told(self, releases_dir: Path) -> None:
-        with pytest.raises(BadOption, match=r"SEGUE_RELEASES_DIR is .*which is no folder"):
+        with pytest.raises(BadOption, match=r"SEGUE_RELEASES_DIR is .*which is not a folder"):
             opened(releases_dir / "nowhere")
 
     def test_without_a_folder_there_is_no_swap_and_no_experiment(self, tiny_release: Release) -> None:

@@ -53,7 +53,7 @@ def test_a_long_folder_name_is_no_obstacle(tmp_path: Path) -> None:
 def test_a_second_owner_is_refused_in_one_line(tmp_path: Path) -> None:
     with (
         embedded_redis(tmp_path),
-        pytest.raises(BadOption, match="another service keeps its sessions in"),
+        pytest.raises(BadOption, match="another service uses the data folder"),
         embedded_redis(tmp_path, lock_wait_s=0.2),
     ):
         pass
@@ -79,7 +79,7 @@ def test_a_killed_owner_leaves_no_server_and_nothing_is_lost(tmp_path: Path) -> 
 
 def test_a_damaged_file_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "appendonly.aof").write_bytes(b"*3\r\n$3\r\nSET\r\nnonsense that no server can read back\r\n" * 4)
-    with pytest.raises(StoreUnavailable, match="redis-server ended with code 1"), embedded_redis(tmp_path):
+    with pytest.raises(StoreUnavailable, match="redis-server exited with code 1"), embedded_redis(tmp_path):
         pass
 
 

@@ -19,7 +19,7 @@ from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError,
 from segue.errors import StoreUnavailable
 from segue.sessions import Event, EventType, Outcome, Play, play, plays_of, skip
 from service.sessions.embedded_redis import embedded_redis
-from service.sessions.erased_data import BUCKETS
+from service.sessions.privacy import BUCKETS
 from service.sessions.redis_client import store_errors
 from service.sessions.store import Appended, SessionStore, bucket_of, connect, erasures_of, keys_of, stream_of
 from service.settings import Settings
@@ -265,10 +265,13 @@ def test_a_full_redis_is_unavailable_and_keeps_what_it_has(stores: Stores, sessi
             ResponseError("OOM command not allowed when used memory > 'maxmemory'. script: 1, on @user_script"),
             "is full",
         ),
-        (NoPermissionError("User default has no permissions to run the 'evalsha' command"), "let Segue's user write"),
+        (
+            NoPermissionError("User default has no permissions to run the 'evalsha' command"),
+            "denies Segue's user write access",
+        ),
         (
             ResponseError("ERR The user executing the script can't run this command or subcommand script: 1"),
-            "let Segue's user write",
+            "denies Segue's user write access",
         ),
         (ReadOnlyError("You can't write against a read only replica."), "a read-only replica"),
         (
@@ -277,8 +280,8 @@ def test_a_full_redis_is_unavailable_and_keeps_what_it_has(stores: Stores, sessi
             ),
             "cannot write to its disk",
         ),
-        (ResponseError("NOREPLICAS Not enough good replicas to write."), "fewer replicas"),
-        (ResponseError("LOADING Redis is loading the dataset in memory"), "refuses this for now"),
+        (ResponseError("NOREPLICAS Not enough good replicas to write."), "too few replicas"),
+        (ResponseError("LOADING Redis is loading the dataset in memory"), "rejects commands at the moment"),
     ],
 )
 def test_what_redis_refuses_as_unfit_is_unavailable(error: Exception, text: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 from segue.cli import main
-from service.sessions.embedded_redis import OLDEST, shown
+from service.sessions.embedded_redis import MIN_VERSION, format_version
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "support.md"
@@ -32,7 +32,7 @@ def test_versions_of_python_are_those_of_the_project() -> None:
 
 
 def test_versions_of_redis_are_those_that_are_checked_and_deployed() -> None:
-    assert MATRIX["Redis"][1] == f"{shown(OLDEST)} and newer"
+    assert MATRIX["Redis"][1] == f"{format_version(MIN_VERSION)} and newer"
     compose = (ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8")
     deployed = re.search(r"image: redis:(\d+\.\d+)", compose)
     assert deployed is not None

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from segue.errors import ModelUnavailable
-from service.threads import MOST_STUCK, BlockingCalls, Threads, interrupt_of_this_thread
+from service.threads import MAX_STUCK, BlockingCalls, Threads, interrupt_of_this_thread
 
 TIMEOUT_S = 0.2
 
@@ -46,7 +46,7 @@ def test_a_call_that_can_be_interrupted_is_and_its_thread_goes_on() -> None:
         threads = Threads(1, TIMEOUT_S, on_stuck=stuck.append)
         for _ in range(3):
             began = time.monotonic()
-            with pytest.raises(ModelUnavailable, match=r"did not answer within 0\.2 s"):
+            with pytest.raises(ModelUnavailable, match=r"did not respond within 0\.2 s"):
                 await threads.run(until_interrupted)
             assert TIMEOUT_S * 0.9 < time.monotonic() - began < 5 * TIMEOUT_S
             assert await threads.run(lambda: 7) == 7  # not interrupted by what was meant for the call before
@@ -71,15 +71,15 @@ def test_threads_that_are_stuck_are_replaced_up_to_a_number_and_accepted_again_o
         stuck: list[int] = []
         threads = Threads(2, TIMEOUT_S, on_stuck=stuck.append)
         returns = threading.Event()
-        for number in range(MOST_STUCK):
+        for number in range(MAX_STUCK):
             assert not threads.exhausted
             with pytest.raises(ModelUnavailable):
                 await threads.run(returns.wait)
             assert sum(stuck) == number + 1
-            assert number == MOST_STUCK - 1 or await threads.run(lambda: 7) == 7
+            assert number == MAX_STUCK - 1 or await threads.run(lambda: 7) == 7
         assert threads.exhausted
         began = time.monotonic()
-        with pytest.raises(ModelUnavailable, match="4 calls of the model hang"):
+        with pytest.raises(ModelUnavailable, match="4 model calls hang"):
             await threads.run(lambda: 7)
         assert time.monotonic() - began < TIMEOUT_S / 2
         returns.set()
@@ -95,7 +95,7 @@ def test_calls_that_wait_behind_stuck_ones_are_given_up_with_them() -> None:
     async def test() -> None:
         threads = Threads(1, TIMEOUT_S)
         returns = threading.Event()
-        calls = [asyncio.ensure_future(threads.run(returns.wait)) for _ in range(MOST_STUCK + 3)]
+        calls = [asyncio.ensure_future(threads.run(returns.wait)) for _ in range(MAX_STUCK + 3)]
         found = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(one) for one in found] == [ModelUnavailable] * len(calls)
         returns.set()
@@ -145,11 +145,11 @@ def test_the_time_in_which_the_process_is_stopped_does_not_count() -> None:
 
 def test_calls_that_wait_for_a_disk_have_a_limit_and_a_number() -> None:
     async def test() -> None:
-        calls = BlockingCalls("the disk", TIMEOUT_S, most=2)
+        calls = BlockingCalls("the disk", TIMEOUT_S, max_calls=2)
         assert await calls(lambda: 7) == 7
         returns = threading.Event()
         for _ in range(2):
-            with pytest.raises(TimeoutError, match=r"the disk: no answer within 0\.2 s"):
+            with pytest.raises(TimeoutError, match=r"the disk: no response within 0\.2 s"):
                 await calls(returns.wait)
         with pytest.raises(TimeoutError, match="2 calls have not returned"):
             await calls(lambda: 7)

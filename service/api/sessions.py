@@ -80,7 +80,7 @@ async def append_events(service: AppState, session_id: str, events: list[Event],
     stored = await service.store.append(session_id, events, with_plays=k is not None)
     unknown = active.live.unknown([event.track_id for event in events])
     _count_events(service, events, stored, len(unknown))
-    service.attribution.count(stored.credits)
+    service.attribution.count(stored.attributions)
     answer: dict[str, Any] = {
         "session_id": session_id,
         "length": stored.length,

@@ -11,8 +11,7 @@ from pydantic import WithJsonSchema
 from segue.release import RELEASE_NAME_PATTERN
 from segue.sessions import MAX_ID_LENGTH, SESSION_ID_PATTERN, TEXT_PATTERN
 from service.api.stream import SessionStreams
-from service.ops.readiness import Readiness
-from service.ops.status import ServiceStatus
+from service.ops.status import Readiness, ServiceStatus
 from service.releases.registry import Attribution, ReleaseRegistry
 from service.sessions.store import SessionStore
 from service.telemetry import Telemetry

@@ -1,1 +1,1 @@
-"""What operators ask for: logs, metrics, traces, status, readiness."""
+"""Operations: status, readiness, metrics and tracing."""

@@ -1,4 +1,4 @@
-"""Prometheus' metrics of all workers as `GET /operations` answers them. Counters count since the service started.
+"""Prometheus metrics of all workers for `GET /operations`. Counters start at zero with the service.
 
 Clients compute rates from two snapshots (segue/cli/rates.py, service/web/ops-figures.js).
 """
@@ -17,41 +17,41 @@ _OPEN_END: Final = "+Inf"
 
 
 class RouteNumbers(BaseModel):
-    """What was answered on one route."""
+    """Responses of one route."""
 
-    method: str = Field(description="`any` where no route was found")
-    route: str = Field(description="The path's template; `none` where no route was found")
-    statuses: dict[str, int] = Field(description="Answers by status")
-    seconds: float = Field(description="Time that they took, together")
+    method: str = Field(description="`any` if no route matched")
+    route: str = Field(description="Template of the path; `none` if no route matched")
+    statuses: dict[str, int] = Field(description="Number of responses by status")
+    seconds: float = Field(description="Total response time in seconds")
     within: list[int] = Field(
-        description="Answers by the time they took: up to each of `bounds_s` and longer than the one before; the last "
-        "are those beyond all of them"
+        description="Histogram of response times: responses up to each of `bounds_s` and above the previous one; the "
+        "last count is above all of them"
     )
 
 
 class ReleaseNumbers(BaseModel):
-    """What became of one release's recommendations."""
+    """Recommendations of one release and their outcomes."""
 
     release: str
     in_use: bool
-    lists: int = Field(description="Lists answered")
-    popularity_lists: int = Field(description="Those of them that came from popularity")
-    plays: int = Field(description="Plays of tracks that it had recommended, in the sessions that are looked at")
-    skips: int = Field(description="Those of them that were skipped")
+    lists: int = Field(description="Recommendation lists returned")
+    popularity_lists: int = Field(description="Lists from the popularity fallback, included in `lists`")
+    plays: int = Field(description="Plays attributed to the release, in sampled sessions")
+    skips: int = Field(description="Skips attributed to the release, in sampled sessions")
 
 
 class EventNumbers(BaseModel):
-    """What was reported."""
+    """Reported events."""
 
     plays: int
     skips: int
     duplicates: int
     unknown_tracks: int
-    sessions: int = Field(description="Sessions that began")
+    sessions: int = Field(description="Sessions started")
 
 
 class MetricsSnapshot:
-    """Metrics at one moment."""
+    """All metrics at one point in time."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._samples: dict[str, list[Sample]] = defaultdict(list)
@@ -60,18 +60,18 @@ class MetricsSnapshot:
                 self._samples[sample.name].append(sample)
 
     def count(self, name: str) -> int:
-        """A counter without labels, or a gauge; `name` as Prometheus shows it."""
+        """The sum of a counter or gauge over its labels. `name` is the exposed name."""
         return round(sum(sample.value for sample in self._samples[name]))
 
     def by(self, name: str, label: str) -> dict[str, int]:
-        """A counter or a gauge by one of its labels, the others added up."""
+        """A counter or gauge by one label, summed over the other labels."""
         found: dict[str, int] = defaultdict(int)
         for sample in self._samples[name]:
             found[sample.labels[label]] += round(sample.value)
         return dict(found)
 
     def routes(self) -> list[RouteNumbers]:
-        """What was answered on each route, by path and method."""
+        """Responses of each route, ordered by path and method."""
         statuses: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
         for sample in self._samples["segue_http_requests_total"]:
             statuses[_route(sample)][sample.labels["status"]] = round(sample.value)
@@ -89,7 +89,7 @@ class MetricsSnapshot:
         ]
 
     def _within(self) -> dict[tuple[str, str], list[int]]:
-        """The histograms of time: how many answers are in each bucket, not in it and those below."""
+        """Response time histograms with a count per bucket. Prometheus' own buckets are cumulative."""
         buckets: dict[tuple[str, str], dict[float, int]] = defaultdict(dict)
         for sample in self._samples["segue_http_request_seconds_bucket"]:
             bound = sample.labels["le"]
@@ -97,22 +97,22 @@ class MetricsSnapshot:
         return {key: list(_differences(of_route)) for key, of_route in buckets.items()}
 
     def releases(self) -> list[ReleaseNumbers]:
-        """What became of each release's recommendations, by name."""
+        """Recommendations and outcomes of each release, ordered by name."""
         lists, plays, skips = (
             self.by(f"segue_{name}_total", "release")
             for name in ("recommendations", "attributed_plays", "attributed_skips")
         )
         in_use = self.by("segue_release_in_use", "release")
-        popular: dict[str, int] = defaultdict(int)
+        popularity: dict[str, int] = defaultdict(int)
         for sample in self._samples["segue_recommendations_total"]:
             if sample.labels["source"] == "popularity":
-                popular[sample.labels["release"]] += round(sample.value)
+                popularity[sample.labels["release"]] += round(sample.value)
         return [
             ReleaseNumbers(
                 release=name,
                 in_use=bool(in_use.get(name)),
                 lists=lists.get(name, 0),
-                popularity_lists=popular[name],
+                popularity_lists=popularity[name],
                 plays=plays.get(name, 0),
                 skips=skips.get(name, 0),
             )
@@ -120,7 +120,7 @@ class MetricsSnapshot:
         ]
 
     def events(self) -> EventNumbers:
-        """What was reported."""
+        """Reported events."""
         types = self.by("segue_events_total", "type")
         return EventNumbers(
             plays=types.get("play", 0),

@@ -1,11 +1,16 @@
-"""The service at one moment, for operators: metrics, releases, Redis and the event log. `GET /operations` answers it.
+"""The state of the service for operators: metrics, releases, Redis and the event log. Body of `GET /operations`.
 
-Every part has a time limit, so that there is an answer whatever is wrong.
+Every part has a time limit, so that there is a response whatever fails.
+
+`Readiness` is the check behind `GET /health/ready`: Redis must respond, accept a write and be as durable as required,
+and each live release must rank a question in time. The event log's writer is not checked, because unwritten events
+stay in Redis and an alert reports them.
 """
 
 import asyncio
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,33 +20,41 @@ from pydantic import BaseModel, Field
 from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
+from segue.catalogue import FIRST_TRACK_ROW
+from segue.errors import ModelUnavailable, SegueError
+from segue.sessions import Play
 from service.ops.metrics_snapshot import EventNumbers, MetricsSnapshot, ReleaseNumbers, RouteNumbers
 from service.releases.folder import ReleaseBody
+from service.releases.loaded import LoadedRelease, Question
 from service.releases.registry import ReleaseRegistry
-from service.sessions.erased_data import BUCKETS
-from service.sessions.redis_client import AWAY
-from service.sessions.store import stream_of
+from service.sessions.privacy import BUCKETS
+from service.sessions.redis_client import UNREACHABLE
+from service.sessions.store import SessionStore, stream_of
 from service.settings import Settings
 from service.telemetry import SECONDS, Telemetry
-from service.threads import BlockingCalls
+from service.threads import BlockingCalls, Threads
 
 LIMIT_S: Final = 1.0
+_RANK_INTERVAL_S: Final = 1.0  # minimum time between two model checks, because each ranks
+_PROBE_TRACKS: Final = 64  # tracks to try in turn after a failure
 
 
 class RedisState(BaseModel):
-    """The session store. What it says of itself is absent where it is away, or its user may not ask (`+info`)."""
+    """The session store. Server fields are absent if it is unreachable or its user lacks the permission `+info`."""
 
-    reachable: bool = Field(description="Whether it answered within a second")
-    detail: str | None = Field(default=None, description="What is wrong, or why something is absent")
-    workers_away: int = Field(description="Workers that do not ask it for now, as it did not answer (circuit breaker)")
-    repeats: int = Field(description="Commands sent again, as a connection had ended")
+    reachable: bool = Field(description="Whether it responded within a second")
+    detail: str | None = Field(default=None, description="The problem, or why fields are absent")
+    workers_away: int = Field(description="Workers whose circuit breaker is open")
+    repeats: int = Field(description="Commands retried because the connection was lost")
     version: str | None = None
-    nodes: int | None = Field(default=None, description="Servers that take writes")
+    nodes: int | None = Field(default=None, description="Number of primaries")
     clients: int | None = None
     memory_bytes: int | None = None
     memory_limit_bytes: int | None = Field(default=None, description="0 for none")
-    evicted_keys: int | None = Field(default=None, description="Keys dropped for want of memory: sessions are lost")
-    append_only: bool | None = Field(default=None, description="Whether it keeps an append-only file")
+    evicted_keys: int | None = Field(
+        default=None, description="Keys evicted at the memory limit: these sessions are lost"
+    )
+    append_only: bool | None = Field(default=None, description="Whether it has an append-only file")
     last_write_ok: bool | None = Field(default=None, description="Whether its latest write to disk succeeded")
 
 
@@ -57,17 +70,19 @@ class EventLogState(BaseModel):
     """The event log."""
 
     kept: bool = Field(description="Whether events are logged")
-    written_here: bool = Field(description="Whether this service writes the files")
-    waiting: int | None = Field(default=None, description="Events in Redis that are in no file; absent if it is away")
-    oldest_s: float | None = Field(default=None, description="Age of the oldest of them, in seconds")
-    last_file: LogFile | None = Field(default=None, description="The latest file, where this service writes them")
+    written_here: bool = Field(description="Whether this service writes the log's files")
+    waiting: int | None = Field(
+        default=None, description="Events in Redis not yet in a file; absent if Redis is unreachable"
+    )
+    oldest_s: float | None = Field(default=None, description="Age of the oldest waiting event in seconds")
+    last_file: LogFile | None = Field(default=None, description="The latest file, if this service writes them")
     plays_written: int
-    dropped: int = Field(description="Events that were dropped as their stream was full: they are in no file")
-    failures: int = Field(description="Turns of the writer that failed")
+    dropped: int = Field(description="Events lost because their Redis stream was full")
+    failures: int = Field(description="Failed flushes")
 
 
 class Experiment(BaseModel):
-    """A second release that answers a share of the sessions."""
+    """The A/B test: a second release that serves a share of the sessions."""
 
     release: str
     folder: str
@@ -75,26 +90,26 @@ class Experiment(BaseModel):
 
 
 class Operations(BaseModel):
-    """The service at a moment. Counters count since it started."""
+    """The state of the service. Counters start at zero with the service."""
 
-    instance: str = Field(description="Differs for each start and replica: only counters of the same one compare")
-    at: float = Field(description="When this was counted, in seconds since 1970")
-    bounds_s: list[float] = Field(description="Bounds of `within`, in seconds, rising")
+    instance: str = Field(description="Identifies a start of a replica: compare counters of the same instance only")
+    at: float = Field(description="Time of the snapshot in seconds since 1970")
+    bounds_s: list[float] = Field(description="Upper bounds of `within` in seconds, ascending")
     routes: list[RouteNumbers]
-    shed: int = Field(description="Requests and connections refused as the service was full; in no route's numbers")
+    shed: int = Field(description="Requests and connections rejected because of overload; not counted in `routes`")
     events: EventNumbers
     releases: list[ReleaseNumbers]
-    fallbacks: dict[str, int] = Field(description="Lists that came from popularity as this had failed")
+    fallbacks: dict[str, int] = Field(description="Popularity lists by the component that failed")
     redis: RedisState
     event_log: EventLogState
-    release: ReleaseBody = Field(description="What is served")
+    release: ReleaseBody = Field(description="The current release")
     experiment: Experiment | None = None
-    swaps: dict[str, int] = Field(description="Releases that were `loaded` or `rejected`")
+    swaps: dict[str, int] = Field(description="Number of releases `loaded` and `rejected`")
 
 
 @dataclass(slots=True)
 class RedisSnapshot:
-    """What one look found. `facts` are fields of RedisState, empty where nothing was told."""
+    """The result of one Redis status query. `facts` are fields of RedisState, empty if unknown."""
 
     reachable: bool
     detail: str | None
@@ -104,24 +119,24 @@ class RedisSnapshot:
 
 
 class RedisStatus:
-    """Looks at Redis. For one event loop."""
+    """Queries the status of Redis. For one event loop."""
 
     def __init__(self, client: "Redis | RedisCluster") -> None:
         self._client = client
 
     async def look(self) -> RedisSnapshot:
-        """Ask Redis how it is and what its streams hold; within the limit of time, answered or not."""
+        """Query Redis and its streams. Returns within the time limit, even if Redis does not respond."""
         try:
             async with asyncio.timeout(LIMIT_S):
                 found = await self._facts()
                 found.waiting, found.oldest_s = await self._streams()
                 return found
         except TimeoutError:
-            return RedisSnapshot(reachable=False, detail=f"it does not answer within {LIMIT_S:g} s", facts={})
-        except AWAY:  # where it is, its error says, and answers do not
-            return RedisSnapshot(reachable=False, detail="it cannot be reached: the log says why", facts={})
+            return RedisSnapshot(reachable=False, detail=f"it did not respond within {LIMIT_S:g} s", facts={})
+        except UNREACHABLE:  # the error contains the address, which must not be in the response
+            return RedisSnapshot(reachable=False, detail="it cannot be reached: see the service's log", facts={})
         except RedisError as error:
-            return RedisSnapshot(reachable=True, detail=f"it refuses to be asked ({type(error).__name__})", facts={})
+            return RedisSnapshot(reachable=True, detail=f"it rejected the query ({type(error).__name__})", facts={})
 
     async def _facts(self) -> RedisSnapshot:
         try:
@@ -131,11 +146,11 @@ class RedisStatus:
                 by_node: Any = await self._client.info(target_nodes=RedisCluster.PRIMARIES)
                 nodes = list(by_node.values()) if "redis_version" not in by_node else [by_node]
         except (NoPermissionError, ResponseError):
-            return RedisSnapshot(reachable=True, detail="its user may not ask how it is: grant +info", facts={})
+            return RedisSnapshot(reachable=True, detail="its user lacks a permission: grant +info", facts={})
         return RedisSnapshot(reachable=True, detail=None, facts=redis_facts(nodes))
 
     async def _streams(self) -> tuple[int, float | None]:
-        """Entries of the event log's streams, and the age in seconds of the oldest."""
+        """The number of entries in the event streams, and the age of the oldest in seconds."""
         pipeline = self._client.pipeline(transaction=False)
         for stream in map(stream_of, range(BUCKETS)):
             pipeline.xlen(stream)
@@ -146,7 +161,7 @@ class RedisStatus:
 
 
 def redis_facts(nodes: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """Fields of RedisState from what each server that takes writes answers to INFO."""
+    """Compute fields of RedisState from the INFO reply of each primary."""
     limits = [int(node.get("maxmemory", 0)) for node in nodes]
     return {
         "version": str(nodes[0]["redis_version"]),
@@ -164,7 +179,7 @@ def redis_facts(nodes: list[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 class EventLogFiles:
-    """The latest file of the event log. The folder is read anew only where it has changed."""
+    """The latest file of the event log. The folder is listed only if it has changed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -172,14 +187,14 @@ class EventLogFiles:
         self._latest: LogFile | None = None
 
     def latest(self) -> LogFile | None:
-        """The file whose name has the latest time; None without one. Reads the disk: call it off the event loop."""
+        """The file with the latest time in its name; None if there is none. Blocks: call it off the event loop."""
         try:
             changed_ns = self._path.stat().st_mtime_ns
             if changed_ns != self._changed_ns:
                 name = max((file.name for file in self._path.glob("events-*.parquet")), default=None)
                 self._latest = self._facts(name) if name is not None else None
                 self._changed_ns = changed_ns
-        except OSError:  # gone, or going: an erasure takes files away
+        except OSError:  # removed in the meantime: an erasure deletes files
             return None
         return self._latest
 
@@ -189,21 +204,21 @@ class EventLogFiles:
 
 
 class ServiceStatus:
-    """Puts together what metrics, Redis, the event log's folder and the releases say. For one event loop."""
+    """Combines metrics, Redis status, the event log's folder and the releases. For one event loop."""
 
     def __init__(self, store: RedisStatus, releases: ReleaseRegistry, settings: Settings, telemetry: Telemetry) -> None:
         self._store = store
         self._releases = releases
         self._telemetry = telemetry
         self._share = settings.experiment[1] if settings.experiment is not None else 0.0
-        self._reading = BlockingCalls("metrics and the event log's folder", LIMIT_S, most=32)
+        self._reading = BlockingCalls("metrics and the event log's folder", LIMIT_S, max_calls=32)
         self._log_kept = settings.event_log
         self._folder = (
             EventLogFiles(settings.event_log_folder) if settings.event_log and settings.event_log_writer else None
         )
 
     async def look(self) -> Operations:
-        """All of it; within little more than the time limit of RedisStatus, whatever is wrong."""
+        """The state of the service. Takes little more than the time limit of RedisStatus, whatever fails."""
         store = await self._store.look()
         at = time.time()
         numbers = MetricsSnapshot(await self._reading(self._telemetry.families))
@@ -249,7 +264,7 @@ class ServiceStatus:
             return None
         try:
             return await self._reading(self._folder.latest)
-        except TimeoutError:  # its disk does not answer
+        except TimeoutError:  # the disk does not respond
             return None
 
     def _experiment(self) -> Experiment | None:
@@ -257,3 +272,72 @@ class ServiceStatus:
         if challenger is None:
             return None
         return Experiment(release=challenger.live.name, folder=challenger.live.folder, share=self._share)
+
+
+# --- readiness ---
+
+
+class Readiness:
+    """Readiness of one worker. A check takes about the longer deadline of Redis and the model. For one event loop."""
+
+    def __init__(self, store: SessionStore, releases: ReleaseRegistry, threads: Threads) -> None:
+        """`threads` rank for requests. The check has a separate pool, so that it does not queue behind requests."""
+        self._releases = releases
+        self._threads = threads
+        self._own_threads = threads.separate_pool(2)  # at most two releases are live
+        self._turn = 0
+        self._check_store = _SharedCheck(store.check, 0.0)
+        self._check_model = _SharedCheck(self._rank, _RANK_INTERVAL_S)
+
+    async def check(self) -> None:
+        """Raise StoreUnavailable or ModelUnavailable with the reason if requests cannot be served."""
+        for error in await asyncio.gather(self._check_store(), self._check_model()):
+            if error is not None:
+                raise error.with_traceback(None)
+
+    async def _rank(self) -> None:
+        self._threads.check_capacity()
+        await asyncio.gather(*(self._rank_by(served.live) for served, _ in self._releases.live()))
+
+    async def _rank_by(self, live: LoadedRelease) -> None:
+        try:
+            await self._own_threads.run(live.answer, [_question(live, self._turn)])
+        except Exception as error:  # ONNX Runtime's and FAISS's errors share no class of their own
+            self._turn += 1  # the track may be the cause: the next check takes another one
+            if isinstance(error, SegueError):
+                raise
+            raise ModelUnavailable(f"{live.name} fails to rank: roll back to an earlier release") from error
+
+
+class _SharedCheck:
+    """Runs a check at most every `min_interval_s` seconds and shares its result among concurrent callers."""
+
+    def __init__(self, check: Callable[[], Coroutine[Any, Any, None]], min_interval_s: float) -> None:
+        self._check = check
+        self._min_interval_s = min_interval_s
+        self._task: asyncio.Task[SegueError | None] | None = None
+        self._started_at = -math.inf
+
+    async def __call__(self) -> SegueError | None:
+        now = time.monotonic()
+        if self._task is None or (self._task.done() and now - self._started_at >= self._min_interval_s):
+            self._started_at = now
+            self._task = asyncio.create_task(_error_of(self._check()))
+        return await asyncio.shield(self._task)  # a cancelled caller must not cancel the check for the others
+
+
+async def _error_of(check: Coroutine[Any, Any, None]) -> SegueError | None:
+    try:
+        await check
+    except SegueError as error:
+        return error
+    return None
+
+
+def _question(live: LoadedRelease, turn: int) -> Question:
+    """A question with one play of a track of the release, or without plays if its catalogue is empty."""
+    tracks = len(live.catalogue)
+    if not tracks:
+        return Question((), 1)
+    step = max(1, tracks // _PROBE_TRACKS)
+    return Question([Play(live.catalogue.track_id(FIRST_TRACK_ROW + turn * step % tracks))], 1)

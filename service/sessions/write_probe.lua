@@ -1,4 +1,4 @@
--- A small write, as events are written: by a script, to a key of a bucket. Readiness asks whether it is accepted.
+-- A small write by the same means as events: a script that writes a key of a bucket. The readiness check runs it.
 --
 -- KEYS  the probe's key
 -- ARGV  seconds until it expires

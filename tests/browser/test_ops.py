@@ -283,7 +283,7 @@ def test_a_service_that_goes_is_said_and_waited_for(
             playwright.expect(page.locator("#no-swap")).to_be_visible()
             playwright.expect(page.locator("#log")).to_contain_text("off")
             with server.frozen():
-                playwright.expect(page.locator("#redis")).to_contain_text("it does not answer within 1 s")
+                playwright.expect(page.locator("#redis")).to_contain_text("it did not respond within 1 s")
                 playwright.expect(page.locator("#redis dd.bad").first).to_have_text("unreachable")
             playwright.expect(page.locator("#redis")).not_to_contain_text("does not answer")
             service.stop()

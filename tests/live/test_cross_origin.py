@@ -200,4 +200,4 @@ def test_an_origin_that_is_none_is_told_at_the_start(start_service: StartService
     service = start_service(cors_origins=wrong)
     assert service.process.wait(30) != 0
     service.stop()
-    assert "cors_origins is" in service.output[-1]
+    assert "cors_origins" in service.output[-1]

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from segue.errors import BadOption
-from service.sessions.store import refuse_old
+from service.sessions.store import check_version
 from service.settings import read_settings
 from tests.live.redis_server import Server
 
@@ -40,7 +40,7 @@ def test_a_redis_that_keeps_less_is_refused_at_the_start(
     service = start_service(redis_url=server.url, durability="always", workers=workers)
     assert service.process.wait(30) != 0
     service.stop()
-    assert "durability is always, and Redis has appendonly yes and appendfsync everysec" in service.output[-1]
+    assert "durability is always, but Redis has appendonly yes and appendfsync everysec" in service.output[-1]
 
 
 def test_readiness_notices_a_redis_that_has_become_weaker(start_service: StartService, server: Server) -> None:
@@ -49,7 +49,7 @@ def test_readiness_notices_a_redis_that_has_become_weaker(start_service: StartSe
         configured(server, appendonly="no")
         answer = client.get("/health/ready")
         assert answer.status_code == 503
-        assert "durability is every-second, and Redis has appendonly no" in answer.json()["detail"]
+        assert "durability is every-second, but Redis has appendonly no" in answer.json()["detail"]
         configured(server, appendonly="yes")
         assert client.get("/health/ready").status_code == 200
 
@@ -133,13 +133,13 @@ def test_a_missing_append_only_file_is_noticed_without_the_right_to_read_the_con
     service = start_service(redis_url=f"redis://segue:secret@127.0.0.1:{server.port}")
     assert service.process.wait(30) != 0
     service.stop()
-    assert any("durability is every-second, and Redis has no append-only file" in line for line in service.output)
+    assert any("durability is every-second, but Redis has no append-only file" in line for line in service.output)
 
 
 def test_a_server_that_is_too_old_is_refused() -> None:
-    refuse_old([{"redis_version": "6.2.0"}, {"redis_version": "7.0.15"}, {}])
+    check_version([{"redis_version": "6.2.0"}, {"redis_version": "7.0.15"}, {}])
     with pytest.raises(BadOption, match=r"version 6\.0\.16: Segue needs 6\.2"):
-        refuse_old([{"redis_version": "7.0.15"}, {"redis_version": "6.0.16"}])
+        check_version([{"redis_version": "7.0.15"}, {"redis_version": "6.0.16"}])
 
 
 @contextlib.contextmanager
@@ -160,7 +160,7 @@ def read_only(server: Server) -> Iterator[str]:
 @contextlib.contextmanager
 def without_replicas(server: Server) -> Iterator[str]:
     configured(server, **{"min-replicas-to-write": "1"})
-    yield "fewer replicas than it wants"
+    yield "too few replicas to accept writes"
     configured(server, **{"min-replicas-to-write": "0"})
 
 
@@ -184,7 +184,7 @@ def failing_to_save(server: Server) -> Iterator[str]:
 def forbidding_writes(server: Server) -> Iterator[str]:
     with server.client() as client:
         client.execute_command("ACL", "SETUSER", "default", "-@write")
-        yield "does not let Segue's user write"
+        yield "denies Segue's user write access"
         client.execute_command("ACL", "SETUSER", "default", "+@all")
 
 
@@ -283,7 +283,7 @@ def test_a_write_is_acknowledged_when_the_replica_has_it(
     ("given", "message"),
     [
         ({"durability": "forever"}, "durability is 'forever'"),
-        ({"redis_wait_replicas": 1, "redis_cluster": True}, "redis_wait_replicas is not for a Redis Cluster"),
+        ({"redis_wait_replicas": 1, "redis_cluster": True}, "redis_wait_replicas does not support Redis Cluster"),
         (
             {"redis_wait_replicas": 1, "redis_wait_timeout_ms": 2000},
             "redis_wait_timeout_ms must be below redis_timeout_s",

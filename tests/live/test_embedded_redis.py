@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 from service.sessions.embedded_redis import embedded_redis, redis_server_binary, version_of
-from service.sessions.erased_data import ask, erased_marker, rewrite_if_erased, rewritten_after_erasures
+from service.sessions.privacy import erased_marker, rewrite_after_erasures, rewrite_if_erased, send_command
 
 StartService = Callable[..., Any]
 
@@ -75,7 +75,7 @@ def test_an_erased_session_leaves_the_append_only_file(start_service: StartServi
     folder = tmp_path / "data" / "redis"
     prelude = (
         "import service.sessions.embedded_redis as e, functools;"
-        "e.rewritten_after_erasures = functools.partial(e.rewritten_after_erasures, look_every_s=0.2)"
+        "e.rewrite_after_erasures = functools.partial(e.rewrite_after_erasures, poll_interval_s=0.2)"
     )
     with start_service(prelude=prelude, event_log_flush_s=0.1).client() as client:
         for session in ("forgotten", "kept"):
@@ -92,37 +92,37 @@ def test_the_file_is_rewritten_at_most_once_in_a_period_and_only_after_erasures(
         path = Path(url.removeprefix("unix://"))
 
         def rewrites() -> int:
-            """How often one has begun: each has a child of its own."""
+            """The number of rewrites started."""
             return sum("Background append only file rewriting" in line for line in log.read_text().splitlines())
 
         log = tmp_path / "redis.log"
-        ask(path, "CONFIG", "SET", "loglevel", "notice")
-        with rewritten_after_erasures(path, every_s=1.5, look_every_s=0.05):
+        send_command(path, "CONFIG", "SET", "loglevel", "notice")
+        with rewrite_after_erasures(path, min_interval_s=1.5, poll_interval_s=0.05):
             time.sleep(0.5)
             assert rewrites() == 0
             marked = "segue:{b7}:erased"
-            ask(path, "SET", marked, "1")
+            send_command(path, "SET", marked, "1")
             wait_until(lambda: rewrites() >= 1)
             began = time.monotonic()
             first = rewrites()
-            ask(path, "SET", marked, "1")
+            send_command(path, "SET", marked, "1")
             wait_until(lambda: rewrites() > first)
             assert time.monotonic() - began > 1
 
 
-def test_a_rewrite_that_failed_is_begun_again(tmp_path: Path) -> None:
-    """Also by a server that was started anew, to which no rewrite has ever failed."""
+def test_a_failed_rewrite_is_started_again(tmp_path: Path) -> None:
+    """Also after a restart: the new server does not know that a rewrite failed."""
     with embedded_redis(tmp_path) as url:
         path = Path(url.removeprefix("unix://"))
         assert not rewrite_if_erased(path)
-        ask(path, "SET", erased_marker(7), "1")
+        send_command(path, "SET", erased_marker(7), "1")
         assert rewrite_if_erased(path)
         wait_until(lambda: not rewriting(url))
-        ask(path, "SET", "segue:rewrite", "of a server that was killed")
+        send_command(path, "SET", "segue:rewrite", "of a server that was killed")
         assert rewrite_if_erased(path)
         wait_until(lambda: not rewriting(url))
         assert not rewrite_if_erased(path)
-        ask(path, "SET", "segue:rewrite", "not begun")
+        send_command(path, "SET", "segue:rewrite", "not begun")
     with embedded_redis(tmp_path) as url:
         path = Path(url.removeprefix("unix://"))
         assert rewrite_if_erased(path)
@@ -203,7 +203,7 @@ def test_sessions_of_a_newer_server_are_not_passed_over_by_an_older_one(
     service = start_service(redis_server=fake(tmp_path / "bin", "redis-server", "6.2.14"))
     assert service.process.wait(30) != 0
     service.stop()
-    assert "holds sessions of Redis 7 or later" in service.output[-1]
+    assert "contains sessions of Redis 7 or later" in service.output[-1]
 
 
 def test_sessions_of_an_older_server_are_taken_over(tmp_path: Path) -> None:
@@ -213,10 +213,10 @@ def test_sessions_of_an_older_server_are_taken_over(tmp_path: Path) -> None:
     if packaged is None or (version_of(newest) or ()) < (7,):
         pytest.skip("needs the packaged server and one of version 7 or later")
     with embedded_redis(tmp_path, program=packaged) as url:
-        assert ask(Path(url.removeprefix("unix://")), "SET", "name", "value") == "+OK"
+        assert send_command(Path(url.removeprefix("unix://")), "SET", "name", "value") == "+OK"
     assert (tmp_path / "appendonly.aof").is_file()
     with embedded_redis(tmp_path, program=newest) as url:
-        assert ask(Path(url.removeprefix("unix://")), "STRLEN", "name") == ":5"
+        assert send_command(Path(url.removeprefix("unix://")), "STRLEN", "name") == ":5"
 
 
 def _packaged_programs() -> list[Path]:

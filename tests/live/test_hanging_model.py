@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from segue.release import Release
-from service.batching import LARGEST
+from service.batching import MAX_BATCH_SIZE
 from service.releases.trial import _rows
 from tests.conftest import recommended, track_ids
 from tests.hostile import write_hanging_release
@@ -78,7 +78,7 @@ def test_a_track_on_which_the_model_hangs_costs_its_own_requests_only(
         assert answer.status_code == 503
         problem = answer.json()
         assert problem["title"] == "Model unavailable"
-        assert "did not answer within 0.5 s" in problem["detail"]
+        assert "did not respond within 0.5 s" in problem["detail"]
         assert "\n" not in problem["detail"]
         answer = client.post("/sessions/a/events?recommend=3", json={"events": [{"type": "play", "track_id": POISON}]})
         assert answer.status_code == 200
@@ -188,7 +188,7 @@ def test_the_process_ends_in_time_while_the_model_hangs(
 def test_the_trial_refuses_a_release_that_hangs_on_a_track_it_meets_and_another_one_costs_its_own_requests_only(
     start_service: StartService, tiny_release: Release, releases_dir: Path
 ) -> None:
-    met = set(_rows(len(tiny_release.catalogue), LARGEST))
+    met = set(_rows(len(tiny_release.catalogue), MAX_BATCH_SIZE))
     unmet = next(row for row in range(1, len(tiny_release.catalogue)) if row not in met)
     write_hanging_release(tiny_release, releases_dir / "met", min(met))
     write_hanging_release(tiny_release, releases_dir / "unmet", unmet)
@@ -197,7 +197,7 @@ def test_the_trial_refuses_a_release_that_hangs_on_a_track_it_meets_and_another_
         client.timeout = httpx.Timeout(60)
         answer = client.put("/releases/current", json={"name": "met"})
         assert answer.status_code == 422
-        assert "does not answer within 10 s" in answer.json()["detail"]
+        assert "does not respond within 10 s" in answer.json()["detail"]
         assert client.put("/releases/current", json={"name": "unmet"}).status_code == 200
         poison = track_ids()[unmet - 1]
         assert what_if(client, poison).status_code == 503

@@ -7,7 +7,7 @@ import pytest
 from index import faiss_gpu
 from index.faiss_cpu import faiss
 from segue.errors import BadOption
-from service.app import refuse_unfit
+from service.app import check_settings
 from service.settings import Settings
 from tests.conftest import StartService
 
@@ -32,9 +32,9 @@ def test_it_ends_in_one_line_before_redis_is_started_or_a_folder_made(
 def test_the_line_says_what_to_do_about_the_faiss_that_is_installed(tmp_path: Path) -> None:
     release = Path(__file__).parents[1] / "releases" / "v1"
     with pytest.raises(BadOption, match=f"^SEGUE_INDEX_DEVICE=gpu: FAISS finds no CUDA device; {REMEDY}"):
-        refuse_unfit(Settings(release=release, index_device="gpu"))
+        check_settings(Settings(release=release, index_device="gpu"))
 
 
 def test_the_cpu_needs_no_device() -> None:
     release = Path(__file__).parents[1] / "releases" / "v1"
-    refuse_unfit(Settings(release=release, index_device="cpu"))
+    check_settings(Settings(release=release, index_device="cpu"))

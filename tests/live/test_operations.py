@@ -112,7 +112,7 @@ class TestRedis:
                 told = operations(address)
                 assert time.monotonic() - began < 2
                 assert told["redis"]["reachable"] is False
-                assert told["redis"]["detail"] == "it does not answer within 1 s"
+                assert told["redis"]["detail"] == "it did not respond within 1 s"
                 assert told["event_log"]["waiting"] is None
                 assert told["release"]["folder"] == "tiny"
             until(lambda: bool(operations(address)["redis"]["reachable"]))
@@ -163,7 +163,7 @@ class TestRedis:
             address = start_service(redis_url=url, durability="memory").address()
             told = operations(address)
             assert told["redis"]["reachable"] is True
-            assert told["redis"]["detail"] == "its user may not ask how it is: grant +info"
+            assert told["redis"]["detail"] == "its user lacks a permission: grant +info"
             assert told["redis"]["memory_bytes"] is None
             assert told["event_log"]["waiting"] == 0
             with server.client() as operator:

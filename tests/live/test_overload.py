@@ -254,7 +254,7 @@ def test_more_connections_than_files_may_be_open_are_refused_in_one_line(start_s
     )
     assert service.process.wait(30) != 0
     service.stop()
-    assert "max_connections is 500, and this process may open 600 files" in service.output[-1]
+    assert "max_connections is 500, but this process may open only 600 files" in service.output[-1]
 
 
 def test_a_stopping_service_finishes_what_is_under_way(start_service: StartService, tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ StartService = Callable[..., Any]
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "does not hold one line"),
-        (b"\n", "does not hold one line"),
-        (b"one\ntwo\n", "does not hold one line"),
+        (b"", "must contain exactly one line"),
+        (b"\n", "must contain exactly one line"),
+        (b"one\ntwo\n", "must contain exactly one line"),
         (b"\xff\n", "it is not UTF-8"),
     ],
 )

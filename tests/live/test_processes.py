@@ -180,7 +180,7 @@ def test_a_second_service_on_the_folder_is_refused_in_one_line(start_service: St
     second = start_service()
     assert second.process.wait(30) != 0
     second.stop()
-    assert "another service keeps its sessions in" in second.output[-1]
+    assert "another service uses the data folder" in second.output[-1]
 
 
 def test_a_port_in_use_is_told(start_service: StartService, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_port_in_use_is_told(start_service: StartService, tmp_path: Path) -> N
     second = start_service(port=port, data_dir=tmp_path / "other")
     assert second.process.wait(30) != 0
     second.stop()
-    assert f"127.0.0.1:{port} cannot be listened on: Address already in use" in second.output[-1]
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in second.output[-1]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -174,12 +174,12 @@ def test_settings_are_shown_without_secrets() -> None:
 
 
 def test_a_ca_file_is_for_tls_alone(tmp_path: Path) -> None:
-    with pytest.raises(BadOption, match="redis_ca_file is for a redis_url that begins with rediss://"):
+    with pytest.raises(BadOption, match="redis_ca_file requires a redis_url that begins with rediss://"):
         read_settings(release="r", redis_url="redis://host", redis_ca_file=__file__)
-    with pytest.raises(BadOption, match="redis_password_file is for a redis_url without a password"):
+    with pytest.raises(BadOption, match="redis_password_file requires a redis_url without a password"):
         read_settings(release="r", redis_password_file=__file__)
     for url in ("redis://segue:word@host", "redis://:word@host", "redis://host?password=word"):
-        with pytest.raises(BadOption, match="redis_password_file is for a redis_url without a password"):
+        with pytest.raises(BadOption, match="redis_password_file requires a redis_url without a password"):
             read_settings(release="r", redis_url=url, redis_password_file=__file__)
     with pytest.raises(BadOption, match=r"redis_ca_file is .*does not point to a file"):
         read_settings(release="r", redis_url="rediss://host", redis_ca_file=tmp_path / "none.pem")

@@ -200,7 +200,7 @@ def test_a_release_that_was_made_to_harm_ends_no_worker(start_service: StartServ
     with service.client() as client:
         listener = Listener(client.base_url, 0, {client.get("/releases/current").json()["name"]: ""})
         listener.start()
-        for name, detail in (("endless", "does not answer within 2 s"), ("astray", "other centroids than lists")):
+        for name, detail in (("endless", "does not respond within 2 s"), ("astray", "other centroids than lists")):
             answer = swap(client, name)
             assert answer.status_code == 422, answer.text
             assert detail in answer.json()["detail"]
@@ -255,8 +255,8 @@ def test_what_cannot_be_served_is_a_problem_and_changes_nothing(
     (releases_dir / "empty").mkdir()
     with start_service(releases_dir=releases_dir).client() as client:
         for body, status, detail in (
-            ({"name": "third"}, 404, "'third' is no folder of"),
-            ({"name": "current"}, 404, "'current' is no folder of"),
+            ({"name": "third"}, 404, "'third' is not a folder in"),
+            ({"name": "current"}, 404, "'current' is not a folder in"),
             ({"name": "link"}, 422, "is a link"),
             ({"name": "empty"}, 422, "holds no manifest.json"),
             ({"name": "../first"}, 422, "body.name is '../first'"),
@@ -312,7 +312,7 @@ def test_an_experiment_answers_its_share_of_sessions_and_no_other(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"experiment": "third:0.5"}, "'third' is no folder of"),
+        ({"experiment": "third:0.5"}, "'third' is not a folder in"),
         ({"experiment": "second:0.5", "releases_dir": None}, "set SEGUE_RELEASES_DIR too"),
     ],
 )

@@ -16,7 +16,7 @@ trace_service = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trac
 
 from segue.errors import BadOption  # noqa: E402 (after the check that OpenTelemetry is there)
 from segue.release import Release  # noqa: E402
-from service.app import refuse_unfit  # noqa: E402
+from service.app import check_settings  # noqa: E402
 from service.settings import Settings  # noqa: E402
 from tests.conftest import recommended  # noqa: E402
 
@@ -115,4 +115,4 @@ def test_tracing_without_its_extra_is_told_in_one_line(tiny_release: Release, mo
     monkeypatch.delitem(sys.modules, "service.ops.tracing", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(BadOption, match=r"SEGUE_TRACING=true: .* is missing; pip install 'segue\[tracing\]'"):
-        refuse_unfit(Settings(release=tiny_release.path, tracing=True))
+        check_settings(Settings(release=tiny_release.path, tracing=True))

@@ -44,7 +44,7 @@ from service.threads import BlockingCalls, Threads
 if TYPE_CHECKING:
     from service.ops.tracing import Tracing
 
-ROUTERS = tuple(room.router for room in (sessions, recommendations, tracks, releases, operations))
+ROUTERS = tuple(room.router for room in (recommendations, sessions, tracks, releases, operations))
 HOT_ROUTES = frozenset({"report_events", "recommendations"})
 
 _log = structlog.get_logger()

@@ -67,7 +67,7 @@ def serve(variant: str, arguments: list[str]) -> None:
     from segue.cli import main
     from service import server as process
 
-    usual = process._uvicorn
+    usual = process._uvicorn_config
 
     def changed(settings: Any, app: Any, **options: Any) -> Any:
         config = usual(settings, app, **options)
@@ -80,7 +80,7 @@ def serve(variant: str, arguments: list[str]) -> None:
                 config.app = AdmissionLayer(app)
         return config
 
-    process._uvicorn = changed
+    process._uvicorn_config = changed
     sys.exit(main(["serve", *arguments]))
 
 

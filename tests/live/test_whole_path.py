@@ -81,7 +81,7 @@ def test_a_service_of_another_release_is_not_measured_by_mistake(
         [*SEGUE, "evaluate", str(release), str(dataset), "--url", url], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "serve the release you evaluate" in done.stderr
+    assert "serve the release that you evaluate" in done.stderr
 
 
 def test_a_service_with_keys_is_asked_with_the_one_in_the_environment(

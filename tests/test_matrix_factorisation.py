@@ -24,8 +24,16 @@ from service.releases.loaded import OnnxEncoder  # noqa: E402
 from training.data.synthetic import simulate_sessions  # noqa: E402
 from training.export_onnx import check_parity, export_encoder, item_embeddings  # noqa: E402
 from training.models.baselines.bpr import Bpr, Draws, Factors, Sampler, descend, factorise, fit_bpr  # noqa: E402
-from training.models.baselines.feedback import Version, distinct_outcomes, distinct_pairs, freshness  # noqa: E402
-from training.models.baselines.wrmf import Wrmf, cell_values, confidences, fit_wrmf  # noqa: E402
+from training.models.baselines.wrmf import (  # noqa: E402  # noqa: E402
+    Version,
+    Wrmf,
+    cell_values,
+    confidences,
+    distinct_outcomes,
+    distinct_pairs,
+    fit_wrmf,
+    freshness,
+)
 from training.models.encoders.encoder import Encoder  # noqa: E402
 from training.options import BprOptions, WrmfOptions  # noqa: E402
 

@@ -126,7 +126,7 @@ class FactorisationModel:
     module: str
     name: str  # of the function that factorises
     options: type[Options]
-    version: str  # how it treats skips: orig, bl or nr (training/models/baselines/feedback.py)
+    version: str  # how it treats skips: orig, bl or nr (training/models/baselines/wrmf.py)
     seeded: ClassVar[bool] = True
 
     def train(self, job: ModelJob) -> TrainedModel:

@@ -5,7 +5,7 @@ Gantner and Schmidt-Thieme, UAI 2009, https://arxiv.org/abs/1205.2618):
 
     -log sigmoid(x_ui - x_uj)  +  regularization / 2 (|p_u|^2 + |q_i|^2 + |q_j|^2 + b_i^2 + b_j^2)
 
-The versions are those of Wen, Yang and Estrin (training/models/baselines/feedback.py says what C+, C- and S_u are):
+The versions are those of Wen, Yang and Estrin (training/models/baselines/wrmf.py says what C+, C- and S_u are):
 
     orig   i uniform from C, j outside S_u
     bl     i uniform from C+, j outside S_u
@@ -29,7 +29,7 @@ from segue.arrays import Bool, Float32, Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW
 from segue.errors import BadDataset
 from segue.window import Sessions
-from training.models.baselines.feedback import Pairs, Version, distinct_outcomes, distinct_pairs, freshness
+from training.models.baselines.wrmf import Pairs, Version, distinct_outcomes, distinct_pairs, freshness
 from training.models.encoders.encoder import Encoder
 from training.options import BprOptions
 

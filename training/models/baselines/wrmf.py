@@ -1,5 +1,14 @@
 """WRMF: weighted least squares on the matrix of sessions and tracks, and a ridge solve that folds a session in.
 
+WRMF and BPR factorise the same matrix, in the three versions of Wen, Yang and Estrin (Leveraging post-click feedback for
+content recommendations, RecSys 2019, https://dl.acm.org/doi/10.1145/3298689.3347037). A session is a user there. A cell
+has one value: a track that is played several times in a session counts once, and as played if it was played at least
+once. C is the set of (session, track) pairs. The versions differ in what a skip teaches:
+
+    orig   ignores outcomes: every pair of C is a positive
+    bl     a skipped track is neither a positive nor a missing pair
+    nr     a skipped track is a negative
+
 The loss over the factors p_u of sessions and q_i of tracks (Hu, Koren and Volinsky, ICDM 2008,
 https://doi.org/10.1109/ICDM.2008.22):
 
@@ -10,7 +19,7 @@ https://doi.org/10.1109/ICDM.2008.22):
     skipped in u          y = 1, w = positive    w = 0                  y = 0, w = skip_weight
     not in u (missing)    y = 0, w = 1           y = 0, w = 1           y = 0, w = 1
 
-It is what the sampling of Wen, Yang and Estrin (training.models.baselines.feedback) minimises in expectation: a share
+It is what the sampling of Wen, Yang and Estrin minimises in expectation: a share
 lp of the draws spread over |C| positives and the rest over M missing pairs weigh a positive lp / (1 - lp) * M / |C|
 times as much as a missing one. Differences from theirs: L2 is charged once a row instead of once a draw, and
 there are no biases, which exact alternating least squares has no place for.
@@ -22,7 +31,7 @@ confidence is therefore y = 0 with that weight, and a stored zero is weight 0: t
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import scipy.sparse
@@ -31,12 +40,58 @@ from implicit.cpu.als import AlternatingLeastSquares
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from segue.arrays import Float32
+from segue.arrays import Bool, Float32, Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW
 from segue.window import Sessions
-from training.models.baselines.feedback import Pairs, Version, distinct_outcomes, distinct_pairs, freshness
 from training.models.encoders.encoder import Encoder
 from training.options import WrmfOptions
+
+Version: TypeAlias = Literal["orig", "bl", "nr"]
+
+
+class Pairs(NamedTuple):
+    """Distinct pairs of a session and a track, sorted by session, then by track."""
+
+    sessions: Int  # [pairs] int64
+    tracks: Int  # [pairs] int64 rows
+    played: Bool  # [pairs] bool, whether the session played the track at least once
+
+
+def distinct_pairs(sessions: Sessions, num_rows: int) -> Pairs:
+    """The pairs of all sessions; plays of tracks outside the catalogue are ignored."""
+    usable = sessions.usable()
+    session = np.repeat(np.arange(len(usable), dtype=np.int64), usable.lengths)
+    keys, pair = np.unique(session * num_rows + usable.rows, return_inverse=True)
+    played = np.bincount(pair[~usable.skipped], minlength=len(keys)) > 0
+    return Pairs(keys // num_rows, keys % num_rows, played)
+
+
+def distinct_outcomes(tracks: Tensor, skipped: Tensor) -> tuple[Tensor, Tensor]:
+    """Mark the last position of each distinct track in a window: of tracks played in it, and of tracks only skipped.
+
+    Args:
+        tracks: [batch, window] int64 rows.
+        skipped: [batch, window] bool.
+
+    Returns:
+        Two disjoint masks [batch, window] bool; PAD_ROW and repetitions are in neither.
+
+    """
+    same = tracks[:, :, None] == tracks[:, None, :]  # [batch, window, window]
+    repeated = (same & torch.ones_like(same[0]).triu(1)).any(dim=2)
+    last = (tracks != PAD_ROW) & ~repeated
+    played = (same & ~skipped[:, None, :]).any(dim=2)
+    return last & played, last & ~played
+
+
+def freshness(window: int, half_life: float, like: Tensor) -> Tensor:
+    """Return the weight of each column of a window: 1 for the newest, halved every `half_life` plays. [window].
+
+    All weights are 1 if `half_life` is 0. The dtype and the device are those of `like`.
+    """
+    age = torch.arange(window - 1, -1, -1, dtype=like.dtype, device=like.device)
+    return torch.exp2(-age / half_life) if half_life else torch.ones_like(age)
+
 
 MISSING: Final = -1.0  # a missing pair as implicit's matrix would hold it
 

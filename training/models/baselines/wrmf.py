@@ -1,9 +1,9 @@
 """WRMF: weighted least squares on the matrix of sessions and tracks, and a ridge solve that folds a session in.
 
-WRMF and BPR factorise the same matrix, in the three versions of Wen, Yang and Estrin (Leveraging post-click feedback for
-content recommendations, RecSys 2019, https://dl.acm.org/doi/10.1145/3298689.3347037). A session is a user there. A cell
-has one value: a track that is played several times in a session counts once, and as played if it was played at least
-once. C is the set of (session, track) pairs. The versions differ in what a skip teaches:
+WRMF and BPR factorise the same matrix, in the three versions of Wen, Yang and Estrin (Leveraging post-click feedback
+for content recommendations, RecSys 2019, https://dl.acm.org/doi/10.1145/3298689.3347037). A session is a user there. A
+cell has one value: a track that is played several times in a session counts once, and as played if it was played at
+least once. C is the set of (session, track) pairs. The versions differ in what a skip teaches:
 
     orig   ignores outcomes: every pair of C is a positive
     bl     a skipped track is neither a positive nor a missing pair

@@ -82,7 +82,7 @@ def test_a_table_of_a_recipe_is_for_the_model_of_its_name(tmp_path: Path) -> Non
     assert read_options(NeuralOptions, recipe, [], "caser").epochs == 4
     assert read_options(NeuralOptions, recipe, [], "gru4rec") == NeuralOptions()
     recipe.write_text("dropout = 0.1\n[sasrec]\nepochs = 3\n")
-    with pytest.raises(BadOption, match="dropout stands outside its tables"):
+    with pytest.raises(BadOption, match="dropout is outside of its tables"):
         read_options(NeuralOptions, recipe, [], "sasrec")
 
 

@@ -1,4 +1,4 @@
-"""Export of a trained encoder to ONNX, refused where ONNX Runtime and torch disagree on real windows.
+"""Export a trained encoder to ONNX, and check on real windows that ONNX Runtime and torch agree.
 
 The item embeddings are not written twice: the graph refers to the data of item_embeddings.npy beside it, which ONNX
 Runtime maps into memory.
@@ -39,7 +39,7 @@ class _Query(nn.Module):
 
 
 def item_embeddings(encoder: Encoder) -> Float32:
-    """The matrix M as a release keeps it. [num_rows, dimension] float32."""
+    """The item embeddings that a release stores. [num_rows, dimension] float32."""
     matrix: Float32 = encoder.item_embeddings.weight.detach().cpu().numpy().astype(np.float32)
     return np.ascontiguousarray(matrix)
 
@@ -92,7 +92,7 @@ def check_parity(folder: Path, encoder: Encoder, windows: Windows) -> float:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Without the exporter's notes on its own deprecations and on packages that nobody needs here."""
+    """Silence the exporter's warnings about its own deprecations and about packages that are not needed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -105,7 +105,7 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def _refer_to_item_embeddings(model: onnx.ModelProto, matrix: Float32) -> None:
-    """Replace the embeddings inside the graph by a reference into item_embeddings.npy."""
+    """Replace the embeddings in the graph by a reference to item_embeddings.npy."""
     raw = matrix.tobytes()
     for tensor in model.graph.initializer:
         if list(tensor.dims) == list(matrix.shape) and tensor.raw_data == raw:
@@ -117,13 +117,13 @@ def _refer_to_item_embeddings(model: onnx.ModelProto, matrix: Float32) -> None:
 
 
 def _forget_where_it_was_made(model: onnx.ModelProto) -> None:
-    """Drop the exporter's notes, which hold the paths of the machine that trained."""
+    """Remove the exporter's metadata, which contains paths of the training machine."""
     for noted in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
         del noted.metadata_props[:]
 
 
 def header_bytes(matrix: Float32) -> int:
-    """Where the data begins in the .npy file of this matrix."""
+    """The byte offset of the data in the .npy file of this matrix."""
     stream = io.BytesIO()
     header = {"descr": np.lib.format.dtype_to_descr(matrix.dtype), "fortran_order": False, "shape": matrix.shape}
     np.lib.format.write_array_header_1_0(stream, header)

@@ -13,7 +13,7 @@ from segue.errors import BadOption
 from segue.window import DEFAULT_LENGTH
 
 _LONGEST_FOLDED_WINDOW: Final = 100  # the solver of WRMF's fold-in is unrolled, one step a column
-_ROUNDS: Final = ("epochs", "iterations")  # what models call a pass over the data
+_ROUNDS: Final = ("epochs", "iterations")  # names of the number of passes over the data
 
 
 class Options(BaseModel):
@@ -21,9 +21,9 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    window: int = Field(default=DEFAULT_LENGTH, ge=2, le=1000, description="Plays of a session that the model sees")
+    window: int = Field(default=DEFAULT_LENGTH, ge=2, le=1000, description="Number of latest plays that the model uses")
     seed: int = Field(
-        default=0, ge=0, lt=2**31, description="Seed of everything random: same seed, same weights on a CPU"
+        default=0, ge=0, lt=2**31, description="Random seed. On a CPU, the same seed gives the same weights"
     )
 
 
@@ -37,16 +37,16 @@ class NeuralOptions(Options):
         "tracks get embeddings and nothing is trained",
     )
     patience: int = Field(default=5, ge=1, description="Epochs without a better validation HR@10 before training stops")
-    batch_size: int = Field(default=64, ge=1, description="Sessions a step")
+    batch_size: int = Field(default=64, ge=1, description="Sessions per step")
     learning_rate: float = Field(default=0.005, gt=0, le=1, description="Adam's learning rate (paper: 0.005)")
     schedule: Literal["constant", "linear"] = Field(
-        default="constant", description="Learning rate over the epochs: as it is, or falling in a line to 0"
+        default="constant", description="Learning rate schedule: constant, or linear decay to 0"
     )
-    gradient_clip: float = Field(default=5.0, gt=0, description="Largest norm of the gradient of a step")
+    gradient_clip: float = Field(default=5.0, gt=0, description="Maximum norm of the gradient (gradient clipping)")
     updates: Literal["touched", "all"] = Field(
         default="touched",
-        description="Item embeddings that a step of Adam changes: those of its tracks (lazy Adam, whose cost does not "
-        "grow with the catalogue), or all",
+        description="Item embeddings that Adam updates in a step: only the rows of its tracks (lazy Adam, whose cost "
+        "does not grow with the catalogue), or all rows",
     )
     weight_decay: float = Field(
         default=0.0, ge=0, description="Decoupled weight decay (AdamW); 0 is Adam, as in the paper"
@@ -55,68 +55,68 @@ class NeuralOptions(Options):
         default=0.0,
         ge=0,
         lt=1,
-        description="Decay, a step, of a moving average of the weights that is validated and kept instead of them; "
-        "0 keeps the weights themselves, as in the paper",
+        description="Decay per step of an exponential moving average of the weights. The average is validated and "
+        "released instead of the weights. 0 disables it, as in the paper",
     )
     objective: Literal["next", "next-played"] = Field(
-        default="next", description="What the NLL term predicts: the next track, or the next one that was not skipped"
+        default="next", description="Target of the NLL term: the next track, or the next track that was not skipped"
     )
     negatives: int = Field(
         default=1000,
         ge=1,
-        description="Uniform negatives of the sampled softmax, redrawn every batch, shared by its sessions",
+        description="Number of uniform negatives of the sampled softmax, drawn per batch and shared by its sessions",
     )
     log_q: bool = Field(
         default=False,
-        description="Whether each uniform negative counts for all the tracks that it stands for, so that the sampled "
-        "softmax estimates the one over all tracks (Bengio and Senecal, 2008); not in the paper",
+        description="Correct the sampled softmax for its sampling probability (logQ), so that it estimates the softmax "
+        "over all tracks (Bengio and Senecal, 2008). Not in the paper",
     )
     alpha: float = Field(default=1.0, ge=0, description="Weight of the NLL term")
     beta: float = Field(
-        default=0.5, ge=0, description="Weight of the InfoNCE term over skips; 0 leaves it out (--no-nce)"
+        default=0.5, ge=0, description="Weight of the InfoNCE term over skips. 0 disables it, as --no-nce does"
     )
-    temperature: float = Field(default=0.1, gt=0, description="Divides the cosine similarities of the InfoNCE term")
+    temperature: float = Field(default=0.1, gt=0, description="Temperature of the InfoNCE term")
     negative_pairing: Literal["session", "published"] = Field(
         default="session",
-        description="The skips that a step is contrasted with: its own session's, as the paper says, or mostly those "
-        "of another session, as the authors' public code repeats them",
+        description="Negatives of the InfoNCE term: skips of the same session, as in the paper, or mostly skips of "
+        "another session, as in the authors' public code",
     )
     plays: Literal["all", "played"] = Field(
-        default="all", description="The plays that the encoder is trained on and shown: all, or those not skipped"
+        default="all", description="Plays that the encoder uses: all, or only those that were not skipped"
     )
-    dimension: int = Field(default=128, ge=1, description="Columns of the item embeddings and of hidden layers")
-    dropout: float = Field(default=0.2, ge=0, lt=1, description="Share of activations dropped in training")
+    dimension: int = Field(default=128, ge=1, description="Dimension of the item embeddings and hidden layers")
+    dropout: float = Field(default=0.2, ge=0, lt=1, description="Dropout rate")
     init_scale: float = Field(
-        default=0.02, gt=0, le=1, description="First weights are normal(0, 1) truncated to this on both sides"
+        default=0.02, gt=0, le=1, description="Initial weights are normal(0, 1), truncated at plus and minus this value"
     )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",
-        description="What training multiplies matrices in: bfloat16 rounds the factors and adds up in float32, on "
-        "processors that have it (AVX-512 BF16, AMX); GPUs take TF32 for it, and elsewhere it changes nothing",
+        description="Precision of matrix products. bfloat16 rounds the factors and accumulates in float32, on CPUs "
+        "with AVX-512 BF16 or AMX. GPUs use TF32 instead. It has no effect on other CPUs",
     )
     skip_input: bool = Field(
         default=True,
-        description="Whether the encoder is told which plays were skipped. Without it a skip acts on the loss alone",
+        description="Give the encoder the skip flags as input. Without it, skips affect only the loss",
     )
 
     @model_validator(mode="after")
     def _some_loss(self) -> Self:
         if self.alpha == 0 and self.beta == 0:
-            raise ValueError("alpha and beta are both 0, so that there is nothing to learn: set one of them above 0")
+            raise ValueError("alpha and beta are both 0, so there is no loss: set one of them above 0")
         if self.plays == "played" and self.beta > 0:
-            raise ValueError("plays=played leaves no skips for the InfoNCE term: leave it out (--no-nce, or beta=0)")
+            raise ValueError("plays=played removes the skips that the InfoNCE term needs: add --no-nce, or set beta=0")
         return self
 
 
 class TransformerOptions(NeuralOptions):
     """Sizes of a stack of blocks; the defaults are the paper's (section 4.1.2)."""
 
-    blocks: int = Field(default=2, ge=1, description="Self-attentive encoder blocks")
-    heads: int = Field(default=8, ge=1, description="Attention heads of a block; they divide the dimension")
+    blocks: int = Field(default=2, ge=1, description="Number of transformer blocks")
+    heads: int = Field(default=8, ge=1, description="Attention heads per block. Must divide the dimension")
     norm: Literal["post", "pre"] = Field(
         default="post",
         description="Layer norm after each residual sum, as in the authors' public code, or before each layer, which "
-        "learns from the first step on without a warm-up (Xiong et al., 2020)",
+        "needs no learning-rate warm-up (Xiong et al., 2020)",
     )
 
     @model_validator(mode="after")
@@ -127,15 +127,15 @@ class TransformerOptions(NeuralOptions):
 
 
 class SasRecOptions(TransformerOptions):
-    """SASRec has the blocks' sizes alone."""
+    """SASRec's options: the sizes of its blocks."""
 
 
 class Bert4RecOptions(TransformerOptions):
     """BERT4Rec's own options; the default of `masking` is the paper's (section 4.1.2)."""
 
-    masking: float = Field(default=0.2, ge=0, lt=1, description="Share of the plays before the last that are hidden")
+    masking: float = Field(default=0.2, ge=0, lt=1, description="Share of the plays before the last that are masked")
     duplication_factor: int = Field(
-        default=2, ge=1, description="Times that a session takes part in a step, cut and hidden anew"
+        default=2, ge=1, description="Copies of a session in a step, each truncated and masked at random"
     )
 
 
@@ -151,60 +151,63 @@ class CaserOptions(NeuralOptions):
     order: int = Field(default=5, ge=1, description="Latest plays that the convolutions cover (L in the original)")
     horizontal_filters: int = Field(default=16, ge=1, description="Filters of each height from 1 to `order` plays")
     vertical_filters: int = Field(default=4, ge=1, description="Filters over each embedding column")
-    dropout: float = Field(default=0.5, ge=0, lt=1, description="Share of activations dropped in training")
+    dropout: float = Field(default=0.5, ge=0, lt=1, description="Dropout rate")
 
 
 class WrmfOptions(Options):
     """Options of WRMF in all its versions."""
 
     window: int = Field(
-        default=DEFAULT_LENGTH, ge=2, le=_LONGEST_FOLDED_WINDOW, description="Plays of a session that are folded in"
+        default=DEFAULT_LENGTH, ge=2, le=_LONGEST_FOLDED_WINDOW, description="Number of latest plays that are folded in"
     )
-    dimension: int = Field(default=128, ge=1, description="Factors")
-    iterations: int = Field(default=15, ge=1, description="Rounds of alternating least squares")
-    regularization: float = Field(default=10.0, gt=0, description="L2 on every row of factors")
+    dimension: int = Field(default=128, ge=1, description="Number of factors")
+    iterations: int = Field(default=15, ge=1, description="Iterations of alternating least squares")
+    regularization: float = Field(default=10.0, gt=0, description="L2 regularization of each row of factors")
     positive_weight: float = Field(
-        default=20.0, gt=0, description="Weight of the squared error at a positive pair; 1 at a missing one"
+        default=20.0, gt=0, description="Weight of the squared error of a positive pair. A missing pair has weight 1"
     )
-    skip_weight: float = Field(default=2.0, gt=0, description="That weight at a skipped pair, in the version nr")
+    skip_weight: float = Field(default=2.0, gt=0, description="Weight of a skipped pair's squared error (wrmf-nr)")
     half_life: float = Field(
         default=0.5,
         ge=0,
-        description="Plays after which a play counts half as much in the fold-in; 0: all count alike, as in the papers",
+        description="Half-life of a play's weight in the fold-in, in plays. 0: equal weights, as in the papers",
     )
 
 
 class BprOptions(Options):
     """Options of BPR in all its versions."""
 
-    dimension: int = Field(default=128, ge=1, description="Factors; a track's bias is one column more")
-    epochs: int = Field(default=120, ge=1, description="Rounds of as many draws as there are positive pairs")
-    batch_size: int = Field(default=1000, ge=1, description="Draws a step")
-    learning_rate: float = Field(default=0.05, gt=0, le=1, description="Step of the gradient descent, a draw")
-    regularization: float = Field(default=0.003, ge=0, description="L2 on the rows that a draw looks up")
+    dimension: int = Field(default=128, ge=1, description="Number of factors, without the bias of a track")
+    epochs: int = Field(default=120, ge=1, description="Epochs, each with as many draws as there are positive pairs")
+    batch_size: int = Field(default=1000, ge=1, description="Draws per step")
+    learning_rate: float = Field(default=0.05, gt=0, le=1, description="Learning rate per draw")
+    regularization: float = Field(default=0.003, ge=0, description="L2 regularization of the rows that a draw uses")
     negative_sampling: Literal["uniform", "popular"] = Field(
-        default="popular", description="How a track outside a session is drawn: all alike, or by popularity"
+        default="popular", description="Sampling of tracks outside a session: uniform, or by popularity"
     )
     skip_share: float = Field(
-        default=0.2, ge=0, le=1, description="Share of draws of a played against a skipped track, in the version nr"
+        default=0.2, ge=0, le=1, description="Share of draws that rank a played track above a skipped one, for bpr-nr"
     )
     half_life: float = Field(
-        default=1.0, ge=0, description="Plays after which a play counts half as much in the fold-in; 0: all count alike"
+        default=1.0, ge=0, description="Half-life of a play's weight in the fold-in, in plays. 0: equal weights"
     )
 
 
 class VmisKnnOptions(Options):
     """Options of VMIS-kNN."""
 
-    neighbours: int = Field(default=100, ge=1, description="Sessions that a recommendation is made from")
+    neighbours: int = Field(default=100, ge=1, description="Number of most similar sessions that a recommendation uses")
     sample: int = Field(default=500, ge=1, description="Most recent sessions of a track that may become neighbours")
-    decay: float = Field(default=0.5, gt=0, le=1, description="Weight of a play of the window against the next newer")
-    idf: bool = Field(default=True, description="Whether a shared track weighs more the fewer sessions hold it")
+    decay: float = Field(default=0.5, gt=0, le=1, description="Weight of a play relative to the next newer one")
+    idf: bool = Field(default=True, description="Weight shared tracks more if fewer sessions contain them")
     reach: float = Field(
         default=1.0, gt=0, description="Plays over which a neighbour's weight falls to 1/e away from the shared track"
     )
     before: float = Field(
-        default=0.2, ge=0, le=1, description="Weight of what a neighbour played ahead of the shared track, behind is 1"
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Weight of tracks that a neighbour played before the shared track; tracks after it have 1",
     )
 
 
@@ -214,10 +217,10 @@ AnyOptions = TypeVar("AnyOptions", bound=Options)
 def read_options(
     kind: type[AnyOptions], recipe: Path | str | None, settings: Sequence[str], model: str | None = None, **flags: Any
 ) -> AnyOptions:
-    """Options of class `kind`: defaults, then the recipe, then `--set`, then flags that are not None.
+    """Read options of class `kind`: defaults, then the recipe, then `--set`, then flags that are not None.
 
-    `recipe` is a TOML file or the name of a recipe that is shipped; where it has tables, each is for the model of its
-    name, and `model` says which is meant. `settings` are texts `key=value`. Raises BadOption with one line.
+    `recipe` is a TOML file or the name of a shipped recipe. If it has tables, the table named `model` is used.
+    `settings` are texts `key=value`. Raises BadOption with one line.
     """
     values: dict[str, Any] = {} if recipe is None else _of_model(_read_recipe(recipe), recipe, model)
     for setting in settings:
@@ -230,18 +233,18 @@ def read_options(
 
 
 def _of_model(content: Mapping[str, Any], recipe: Path | str, model: str | None) -> dict[str, Any]:
-    """What a recipe says for a model: all of it, or the table of the model where it has tables."""
+    """The options of a recipe for a model: all of them, or the model's table if there are tables."""
     tables = {name for name, value in content.items() if isinstance(value, Mapping)}
     if not tables:
         return dict(content)
     loose = sorted(content.keys() - tables)
     if loose:
-        raise BadOption(f"recipe {recipe}: {loose[0]} stands outside its tables: put it into the table of a model")
+        raise BadOption(f"recipe {recipe}: {loose[0]} is outside of its tables: move it into the table of a model")
     return dict(content.get(model or "", {}))
 
 
 def check_options(kind: type[AnyOptions], values: Mapping[str, Any]) -> AnyOptions:
-    """Options from plain values. Raises BadOption with one line naming the option, the value and what is allowed."""
+    """Validate options. Raises BadOption with one line that names the option, the value and what is allowed."""
     for key in values:
         if key not in kind.model_fields:
             raise BadOption(
@@ -257,7 +260,7 @@ def check_options(kind: type[AnyOptions], values: Mapping[str, Any]) -> AnyOptio
 
 
 def _suggestion(name: str, kind: type[Options]) -> str:
-    """The model's own word for an option of another model, or a similar name."""
+    """A hint: this model's name for an option of another model, or a similar name."""
     known = [word for word in _ROUNDS if word in kind.model_fields] if name in _ROUNDS else []
     similar = known or get_close_matches(name, kind.model_fields, n=1)
     return f", use {similar[0]}" if similar else ""

@@ -159,7 +159,7 @@ class TaskRunner(Protocol):
         ...
 
     def share(self, value: Any) -> Any:
-        """A reference to a value that many functions get."""
+        """Return a reference to a value that is an argument of many functions."""
         ...
 
     def result(self, reference: Any) -> Any:

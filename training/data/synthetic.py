@@ -125,7 +125,7 @@ def simulate(tracks: int, sessions: int, out: Path, seed: int = 0, *, overwrite:
         session_ids=world.session_ids,
     )
     settings = {"tracks": tracks, "sessions": sessions, "seed": seed}
-    return write_listening(out, listening, "planted", settings, overwrite=overwrite)
+    return write_listening(out, listening, "synthetic", settings, overwrite=overwrite)
 
 
 def simulate_sessions(tracks: int, sessions: int, seed: int = 0) -> SyntheticData:

@@ -1,4 +1,4 @@
-"""The planted world: its rule holds in what comes out, and the same seed gives the same world."""
+"""Synthetic sessions follow their rule, and the same seed generates the same sessions."""
 
 import itertools
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_the_dataset_holds_the_plays_of_the_world(tmp_path: Path) -> None:
     assert track_of_row.gather(dataset.sessions.rows).to_list() == world.plays["track_id"].to_list()
     assert dataset.sessions.skipped.tolist() == world.skipped.tolist()
     assert dataset.session_ids.to_list() == world.plays["session_id"].unique(maintain_order=True).to_list()
-    assert dataset.facts.source == "planted"
+    assert dataset.facts.source == "synthetic"
     assert dataset.facts.options == {"tracks": 1_000, "sessions": 200, "seed": 3}
 
 

@@ -204,7 +204,7 @@ class RunFolder:
         unfinished.rename(self._folder / name)
 
     def _read_metrics(self) -> list[dict[str, float]]:
-        """Return the epochs in metrics.jsonl, or an empty list if the file is unreadable: `finish` rewrites the file."""
+        """Return the epochs in metrics.jsonl, or an empty list if the file is unreadable. `finish` writes it again."""
         with contextlib.suppress(OSError, ValueError):
             lines = [json.loads(line) for line in (self._folder / METRICS).read_text(encoding="utf-8").splitlines()]
             return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]

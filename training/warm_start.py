@@ -146,7 +146,9 @@ def check_can_fine_tune(release: Release) -> None:
 
 
 def check_same_split(release: Release, split: str) -> None:
-    """Check that `release` was trained on `split`. With another split, validation targets leak into training.
+    """Check that `release` was trained on `split`.
+
+    Each split holds out other plays. The release may therefore have been trained on the held-out plays of `split`.
 
     Raises:
         BadOption: The release was trained on another split.

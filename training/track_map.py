@@ -24,7 +24,7 @@ _FEWEST: Final = 50  # with fewer tracks, t-SNE is not meaningful, so two princi
 _PERPLEXITY: Final = 30
 _ITERATIONS: Final = 500  # with 300, a model with the skip loss has a trustworthiness of 0.95 instead of 0.99
 _AT_ONCE: Final = 65_536
-_FIRST_SPREAD: Final = 1e-4  # standard deviation of the initial t-SNE coordinates, as in the paper
+_FIRST_SPREAD: Final = 1e-4  # standard deviation of the initial t-SNE coordinates, as used by the authors
 
 
 def track_map(embeddings: Float32, plays: Int) -> Float32:
@@ -49,7 +49,7 @@ def track_map(embeddings: Float32, plays: Int) -> Float32:
 def _directions(vectors: Float32) -> Float32:
     """Normalise the vectors to length 1. [n, dimension] float32.
 
-    Zero vectors stay zero. NaN and infinity are replaced by 0; `write_release` rejects such embeddings later.
+    Zero vectors stay zero. NaN and infinity are replaced by 0; a later check rejects a release with such embeddings.
     """
     vectors = np.nan_to_num(vectors, posinf=0, neginf=0)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -220,8 +220,8 @@ def skip_rates(sessions: SessionViews) -> Float64:
 def summary(ranks: Float64, target_skipped: Bool, seed: int) -> dict[str, Any]:
     """Return all metrics with 95 % confidence intervals for the groups `all`, `played` and `skipped` of targets.
 
-    `skip_down_ranking` is the difference in MRR@10 between played and skipped targets. `ranks` is [sessions] float64
-    and `target_skipped` is [sessions] bool. `seed` initialises the bootstrap.
+    `skip_down_ranking` contains the MRR@10 of skipped targets, and the difference in MRR@10 between played and skipped
+    targets. `ranks` is [sessions] float64 and `target_skipped` is [sessions] bool. `seed` initialises the bootstrap.
     """
     groups = {"all": ranks, "played": ranks[~target_skipped], "skipped": ranks[target_skipped]}
     rng = np.random.default_rng(seed)

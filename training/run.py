@@ -236,11 +236,8 @@ def _with_training_counts(catalogue: Catalogue, part: SessionViews) -> Catalogue
 
 # Options that determine the memory of a step. A lower value of an earlier option costs less accuracy.
 _LOWERED: Final = ("batch_size", "negatives", "duplication_factor", "dimension")
-_HOST: Final = (
-    "not enough memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-)  # messages of torch's CPU allocator, in lower case
+# Error messages of torch's CPU allocator, in lower case.
+_HOST: Final = ("not enough memory", "can't allocate memory", "cannot allocate memory")
 
 
 @contextmanager

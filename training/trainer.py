@@ -224,9 +224,7 @@ class _Run:
                     self.processes.all_reduce_(gradient_of(gathered))
             with record_function("segue: update"):
                 self._update(rows, gathered, rate)
-        if (
-            self.average is not None
-        ):  # after `gathered_rows` has restored the full table, because the average reads the table
+        if self.average is not None:  # after `gathered_rows` has restored the full table, which the average reads
             self.average.update(self.encoder, rows, before)
         return terms
 

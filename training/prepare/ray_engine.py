@@ -30,10 +30,8 @@ from training.prepare.pipeline import Engine, PrepareJob, PrepareResult, run_tas
 from training.prepare.sources import input_splits
 
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 (Ray's shared-memory folder, not a temporary file)
-_STORE_BYTES: Final = (
-    80 << 20,
-    2 << 30,
-)  # minimum required by Ray, and maximum; beyond the maximum, Ray spills objects to disk
+# Minimum and maximum size of Ray's object store. Ray requires the minimum and spills to disk if the store is full.
+_STORE_BYTES: Final = (80 << 20, 2 << 30)
 _ANSWER_S: Final = 5.0
 _ATTEMPTS: Final = 3  # Ray's processes must start within 30 s, which can be too short on a busy machine
 _PORT: Final = 6379
@@ -42,15 +40,12 @@ _CLIENT_PORT: Final = 10001
 # Environment variables. Ray reads them during its import and when it starts processes. Without POLARS_MAX_THREADS,
 # Polars would start one thread per core in each task.
 _NO_ERROR_OUTPUT: Final = {"RAY_IGNORE_UNHANDLED_ERRORS": "1"}  # otherwise Ray prints an error for each waiting task
-_QUIET: Final = (
-    _NO_ERROR_OUTPUT
-    | {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # required on every system, also on Linux, for Ray to use the loopback address
-        "RAY_prestart_worker_first_driver": "0",
-        "POLARS_MAX_THREADS": "1",
-    }
-)
+_QUIET: Final = _NO_ERROR_OUTPUT | {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # required for the loopback address on every system, also on Linux
+    "RAY_prestart_worker_first_driver": "0",
+    "POLARS_MAX_THREADS": "1",
+}
 
 
 def ray_engine(address: str | None = None, *, split_bytes: int | None = None) -> Engine:

@@ -102,6 +102,8 @@ def train_distributed(job: TrainingJob, reporter: "Reporter", processes: Process
         BadDataset: No session of the training part has two plays.
         BadOption: The options of the job are invalid, or the checkpoint belongs to another run.
         BadRelease: The release cannot be fine-tuned, or the trained model gives an invalid release.
+        InputError: The output folder exists and `job.overwrite` is false.
+        Interrupted: SIGINT or SIGTERM arrived. Training wrote a checkpoint before the error.
         OutOfMemory: The memory is not sufficient.
 
     """
@@ -234,7 +236,7 @@ def _with_training_counts(catalogue: Catalogue, part: SessionViews) -> Catalogue
     return catalogue.with_counts(plays, skips)
 
 
-# Options that determine the memory of a step. A lower value of an earlier option costs less accuracy.
+# Options that increase the memory of a step. They are sorted by the accuracy that a lower value costs, least first.
 _LOWERED: Final = ("batch_size", "negatives", "duplication_factor", "dimension")
 # Error messages of torch's CPU allocator, in lower case.
 _HOST: Final = ("not enough memory", "can't allocate memory", "cannot allocate memory")
@@ -242,7 +244,9 @@ _HOST: Final = ("not enough memory", "can't allocate memory", "cannot allocate m
 
 @contextmanager
 def oom_hint(options: Options, checkpoints: Checkpoints, *, fixed: frozenset[str] = frozenset()) -> Iterator[None]:
-    """Convert out-of-memory errors of torch and NumPy, and add advice on which options to lower.
+    """Return a context manager that converts out-of-memory errors of torch and NumPy to OutOfMemory.
+
+    The message of the error lists the options to lower.
 
     `fixed` contains options that cannot be changed in this training. An existing checkpoint is kept.
 

@@ -306,6 +306,6 @@ def sample_candidates(inputs: Sessions, i: int, target: int, tracks: int, seed: 
     outside = tracks - len(own)
     rng = np.random.default_rng(seed)
     drawn = rng.choice(outside, size=min(SAMPLED_CANDIDATES, outside), replace=False, shuffle=False)
-    # `drawn` numbers the tracks outside the session. Add the count of the session's own tracks before each of them.
+    # `drawn` contains indices into the tracks outside the session. Convert them to indices into all tracks.
     drawn = drawn + np.searchsorted(own - np.arange(len(own)), drawn, side="right")
     return np.concatenate([[target], drawn + FIRST_TRACK_ROW])

@@ -7,6 +7,7 @@ You can search any other option of a model instead. One folder contains all file
 
     study.journal       the Optuna study: the options of every trial and its HR@10 after each epoch
     trial-N/            the release of the best trial, trial N
+    trial-N.run/        the training log of trial N
     trial-N.training/   the checkpoint of a trial that is not finished
     best.toml           the best options as a recipe
 """
@@ -91,6 +92,10 @@ def tune(tuning: StudySpec, told: Told) -> Study:
 
     To resume an interrupted search, repeat the call. An interrupted trial resumes from its checkpoint. `told` is called
     after every finished trial.
+
+    Raises:
+        BadOption: The folder contains a study with other settings, or no trial produced a release.
+
     """
     tuning.out.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -197,7 +202,7 @@ def _value(trial: Trial, tuning: StudySpec) -> float:
 
 
 def _keep(study: Study, trial: FrozenTrial, tuning: StudySpec, told: Told) -> None:
-    """Delete all releases except the best one, update best.toml and call `told`."""
+    """Delete the releases and logs of all trials except the best trial, update best.toml and call `told`."""
     folder = tuning.out / f"trial-{trial.user_attrs.get('folder', trial.number)}"
     if trial.state is TrialState.PRUNED:
         shutil.rmtree(folder.with_name(f"{folder.name}.training"), ignore_errors=True)

@@ -18,8 +18,8 @@ pipeline applies these rules in order. The report contains the number of remaini
 6. Sessions are sampled, first by `sample_half_skips` and second by `max_sessions`.
 
 Sessions are sorted by the id of their user or session in the log, and next by time. If the log has no session ids, the
-sessions are numbered (`s00000001`), so a dataset never contains user ids. Session ids of the log are kept. The pieces of
-a split session have the suffixes `~2`, `~3` and so on, except the first piece.
+sessions are numbered (`s00000001`), so a dataset never contains user ids. Session ids of the log are kept. If a session
+is split, the second piece has the suffix `~2`, the third piece `~3`, and so on.
 
 The pipeline consists of tasks, similar to MapReduce:
 

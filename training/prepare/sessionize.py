@@ -357,8 +357,8 @@ def sample_sessions(plays: Plays, options: PrepareOptions) -> Iterator[tuple[str
 def session_ids(owner: Int, piece: Int, owners: pl.Series | None) -> pl.Series:
     """Return the ids of sessions as strings.
 
-    If the log has session ids, `owners` contains these ids. The pieces of a split session have the suffixes `~2`, `~3`
-    and so on. If `owners` is None, the sessions are numbered from `s00000001`.
+    If the log has session ids, `owners` contains the session ids. If a session is split, the second piece has the
+    suffix `~2`, the third piece `~3`, and so on. If `owners` is None, the sessions are numbered from `s00000001`.
     """
     if owners is None:
         numbers = pl.int_range(1, len(owner) + 1, eager=True).cast(pl.String).str.zfill(8)

@@ -102,7 +102,7 @@ def train_distributed(job: TrainingJob, reporter: "Reporter", processes: Process
         BadDataset: No session of the training part has two plays.
         BadOption: The options of the job are invalid, or the checkpoint belongs to another run.
         BadRelease: The release cannot be fine-tuned, or the trained model gives an invalid release.
-        InputError: The output folder exists and `job.overwrite` is false.
+        InputError: The output path exists and `job.overwrite` is false, or the existing folder is not a release.
         Interrupted: SIGINT or SIGTERM arrived. Training wrote a checkpoint before the error.
         OutOfMemory: The memory is not sufficient.
 
@@ -246,9 +246,7 @@ _HOST: Final = ("not enough memory", "can't allocate memory", "cannot allocate m
 def oom_hint(options: Options, checkpoints: Checkpoints, *, fixed: frozenset[str] = frozenset()) -> Iterator[None]:
     """Return a context manager that converts out-of-memory errors of torch and NumPy to OutOfMemory.
 
-    The message of the error lists the options to lower.
-
-    `fixed` contains options that cannot be changed in this training. An existing checkpoint is kept.
+    The message of the error lists the options to lower. `fixed` contains options that cannot be changed in this training. An existing checkpoint is kept.
 
     Raises:
         OutOfMemory: The memory is not sufficient.

@@ -133,7 +133,7 @@ def prepare(
     Raises:
         BadLog: The log is missing, damaged or of another kind, or no play remains after the rules.
         BadOption: An option is invalid for this kind of log.
-        InputError: `out` exists and `overwrite` is false.
+        InputError: `out` exists and `overwrite` is false, or the existing folder is not a dataset.
 
     """
     options = options_of_kind(kind, PrepareOptions() if options is None else options)

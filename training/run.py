@@ -246,7 +246,8 @@ _HOST: Final = ("not enough memory", "can't allocate memory", "cannot allocate m
 def oom_hint(options: Options, checkpoints: Checkpoints, *, fixed: frozenset[str] = frozenset()) -> Iterator[None]:
     """Return a context manager that converts out-of-memory errors of torch and NumPy to OutOfMemory.
 
-    The message of the error lists the options to lower. `fixed` contains options that cannot be changed in this training. An existing checkpoint is kept.
+    The message of the error lists the options to lower. `fixed` contains options that cannot be changed in this
+    training. An existing checkpoint is kept.
 
     Raises:
         OutOfMemory: The memory is not sufficient.

@@ -1,8 +1,10 @@
-"""Checkpoints, and interruption by Ctrl-C or SIGTERM: the current step is finished, then a checkpoint is written.
+"""Write and load checkpoints, and handle interruptions of training.
 
-A checkpoint contains everything that training needs to resume as if it had not stopped: weights, optimiser state and
-counters. It needs no generator state, because all randomness of a step derives from (seed, epoch, step) and the
-process.
+On Ctrl-C or SIGTERM, training finishes the current step and writes a checkpoint.
+
+A checkpoint contains the weights, the optimizer state and the counters. Resumed training therefore gives the same
+result as uninterrupted training. A checkpoint contains no state of random generators, because the seed of every step
+derives from the training seed, the epoch, the step and the rank of the process.
 """
 
 import json
@@ -21,17 +23,17 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was interrupted and wrote a checkpoint; the message is shown to the user."""
+    """Training was interrupted and wrote a checkpoint. The message is shown to the user."""
 
 
 class StopSignal:
-    """Records a request to stop training."""
+    """Records whether a stop of the training was requested."""
 
     def __init__(self) -> None:
         self.requested = False
 
-    def request(self, signum: int = 0, frame: FrameType | None = None) -> None:  # noqa: ARG002 (what signal.signal calls)
-        """Request a stop after the current step; a second request raises KeyboardInterrupt at once."""
+    def request(self, signum: int = 0, frame: FrameType | None = None) -> None:  # noqa: ARG002 (signature required by signal.signal)
+        """Request a stop after the current step. A second request raises KeyboardInterrupt immediately."""
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
@@ -39,9 +41,9 @@ class StopSignal:
 
 @contextmanager
 def stopping_on_signals() -> Iterator[StopSignal]:
-    """Make SIGINT and SIGTERM request a stop inside the `with` block.
+    """Return a context manager in which SIGINT and SIGTERM request a stop.
 
-    Only the main thread can install signal handlers; in another thread no signal is handled.
+    Only the main thread can install signal handlers. In any other thread, signals are not handled.
     """
     stop = StopSignal()
     if threading.current_thread() is not threading.main_thread():
@@ -56,41 +58,48 @@ def stopping_on_signals() -> Iterator[StopSignal]:
 
 
 _FILE = "checkpoint.pt"
-_FORMAT = 2  # raise it when a step draws other random numbers or the state has other parts
-_BEST = "best.pt"  # the best weights so far: a file of their own, so that they are written only when they improve
+_FORMAT = 2  # increment it when the random numbers of a step or the parts of the state change
+_BEST = "best.pt"  # the best weights so far, in a separate file that is written only after an improvement
 
 
 @dataclass
 class Progress:
-    """The counters and scores of a training run."""
+    """The counters and validation scores of a training run."""
 
     epoch: int = 0  # the current epoch, from 0
-    step: int = 0  # steps of that epoch already taken
-    best: tuple[float, float] = (-1.0, -1.0)  # best validation HR@10 so far, and MRR@10, which breaks ties
+    step: int = 0  # finished steps of the current epoch
+    best: tuple[float, float] = (-1.0, -1.0)  # best validation HR@10 so far, and its MRR@10, which breaks ties
     best_epoch: int = -1
-    seconds: float = 0.0  # total of the finished epochs, including validation
+    seconds: float = 0.0  # total time of the finished epochs, including validation
     history: list[dict[str, float]] = field(default_factory=list)  # one entry per finished epoch
     sums: dict[str, float] = field(default_factory=dict)  # loss terms of the current epoch, summed over its steps
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoint folder of one training run; a checkpoint is resumed only if its `identity` is equal."""
+    """The checkpoint folder of one training run.
+
+    `identity` contains the model, options and data of the run. Training resumes only from a checkpoint with the same
+    `identity`.
+    """
 
     folder: Path
     identity: dict[str, Any]
 
     def save(self, progress: Progress, state: dict[str, Any]) -> None:
-        """Write a checkpoint atomically: a kill at any moment leaves the old or the new one."""
+        """Write a checkpoint atomically. After a crash, either the old or the new checkpoint exists."""
         content = {"format": _FORMAT, "identity": json.dumps(self.identity), "progress": vars(progress), "state": state}
         self._write(_FILE, content)
 
     def save_best(self, weights: dict[str, Any]) -> None:
-        """Write the best weights so far. Call it before `save`: a repeated epoch gives the same weights again."""
+        """Write the best weights so far. Call this method before `save`.
+
+        After a crash between the two calls, training repeats the epoch and writes the same weights.
+        """
         self._write(_BEST, weights)
 
     def best(self) -> dict[str, Any]:
-        """Return the weights of the best epoch, memory-mapped."""
+        """Return the weights of the best epoch as memory-mapped tensors."""
         import torch
 
         found: dict[str, Any] = torch.load(self.folder / _BEST, weights_only=True, mmap=True)
@@ -105,11 +114,21 @@ class Checkpoints:
         unfinished.rename(self.folder / name)
 
     def exist(self) -> bool:
-        """Whether a checkpoint exists, without reading its weights. Raises BadOption as `load` does."""
+        """Return whether a checkpoint exists. The weights are not read.
+
+        Raises:
+            BadOption: The checkpoint is damaged, or belongs to another run or version.
+
+        """
         return self._content(mapped=True) is not None
 
     def load(self) -> tuple[Progress, dict[str, Any]] | None:
-        """Return the checkpoint to resume from, or None. Raises BadOption if it belongs to another run or version."""
+        """Return the progress and the state of the checkpoint, or None if no checkpoint exists.
+
+        Raises:
+            BadOption: The checkpoint is damaged, or belongs to another run or version.
+
+        """
         content = self._content()
         return None if content is None else (Progress(**content["progress"]), content["state"])
 
@@ -122,7 +141,7 @@ class Checkpoints:
         try:
             content: dict[str, Any] = torch.load(path, weights_only=True, mmap=mapped)
             found = json.loads(content["identity"])
-        except Exception as error:  # torch raises many kinds for a damaged file
+        except Exception as error:  # torch raises many types of errors for a damaged file
             raise BadOption(f"{path} is damaged ({type(error).__name__}): delete it to train from the start") from error
         if content.get("format") != _FORMAT:
             raise BadOption(f"{path} is of another version of Segue: delete {self.folder} to train from the start")
@@ -136,7 +155,7 @@ class Checkpoints:
         return content
 
     def remove(self) -> None:
-        """Delete the checkpoint, once the release is written."""
+        """Delete the checkpoint. Call this method after the release is written."""
         for name in (_FILE, _BEST):
             (self.folder / name).unlink(missing_ok=True)
             (self.folder / f"{name}.unfinished").unlink(missing_ok=True)

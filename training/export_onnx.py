@@ -1,7 +1,7 @@
-"""Export a trained encoder to ONNX, and check on real windows that ONNX Runtime and torch agree.
+"""Export a trained encoder to ONNX, and check on real session windows that ONNX Runtime and torch agree.
 
-The item embeddings are not written twice: the graph refers to the data of item_embeddings.npy beside it, which ONNX
-Runtime maps into memory.
+The ONNX file does not contain the item embeddings. The graph refers to the data of item_embeddings.npy in the same
+folder as external data, and ONNX Runtime maps the file into memory.
 """
 
 import io
@@ -39,13 +39,17 @@ class _Query(nn.Module):
 
 
 def item_embeddings(encoder: Encoder) -> Float32:
-    """The item embeddings that a release stores. [num_rows, dimension] float32."""
+    """Return the item embeddings of `encoder` as a contiguous array on the CPU. [num_rows, dimension] float32."""
     matrix: Float32 = encoder.item_embeddings.weight.detach().cpu().numpy().astype(np.float32)
     return np.ascontiguousarray(matrix)
 
 
 def export_encoder(encoder: Encoder) -> bytes:
-    """The content of encoder.onnx: inputs tracks int64 and skipped bool [batch, window], output query [batch, dim]."""
+    """Return the content of encoder.onnx.
+
+    The inputs of the graph are `tracks` [batch, window] int64 and `skipped` [batch, window] bool. The output is `query`
+    [batch, dimension] float32.
+    """
     encoder = encoder.cpu().eval()
     window = encoder.options.window
     example = (torch.ones(2, window, dtype=torch.int64), torch.zeros(2, window, dtype=torch.bool))
@@ -73,16 +77,20 @@ def export_encoder(encoder: Encoder) -> bytes:
 
 
 def check_parity(folder: Path, encoder: Encoder, windows: Windows) -> float:
-    """The largest difference between ONNX Runtime and torch on real windows.
+    """Return the largest absolute difference between the queries of ONNX Runtime and torch on `windows`.
 
-    `folder` holds encoder.onnx and item_embeddings.npy. Raises BadRelease above LARGEST_DIFFERENCE.
+    `folder` must contain encoder.onnx and item_embeddings.npy.
+
+    Raises:
+        BadRelease: The difference is larger than LARGEST_DIFFERENCE, or is NaN.
+
     """
     session = onnxruntime.InferenceSession(str(folder / ENCODER), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"tracks": windows.tracks, "skipped": windows.skipped})
     with torch.no_grad():
         expected = encoder.cpu().eval().query(torch.from_numpy(windows.tracks), torch.from_numpy(windows.skipped))
     difference = float(np.abs(found - expected.numpy()).max()) if len(windows) else 0.0
-    if not difference <= LARGEST_DIFFERENCE:  # NaN counts as a difference
+    if not difference <= LARGEST_DIFFERENCE:  # also true for NaN
         raise BadRelease(
             f"the exported encoder differs from the trained one by {difference:.2g}, at most {LARGEST_DIFFERENCE:g} "
             "is allowed: the training has diverged, or the installed onnx and torch do not fit each other"
@@ -92,7 +100,7 @@ def check_parity(folder: Path, encoder: Encoder, windows: Windows) -> float:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silence the exporter's warnings about its own deprecations and about packages that are not needed."""
+    """Return a context manager that silences the exporter's warnings about deprecations and optional packages."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -105,7 +113,7 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def _refer_to_item_embeddings(model: onnx.ModelProto, matrix: Float32) -> None:
-    """Replace the embeddings in the graph by a reference to item_embeddings.npy."""
+    """Replace the item embeddings in the graph by a reference to item_embeddings.npy. Change `model` in place."""
     raw = matrix.tobytes()
     for tensor in model.graph.initializer:
         if list(tensor.dims) == list(matrix.shape) and tensor.raw_data == raw:
@@ -117,13 +125,13 @@ def _refer_to_item_embeddings(model: onnx.ModelProto, matrix: Float32) -> None:
 
 
 def _forget_where_it_was_made(model: onnx.ModelProto) -> None:
-    """Remove the exporter's metadata, which contains paths of the training machine."""
+    """Remove the exporter's metadata in place, because the metadata contains file paths of the training machine."""
     for noted in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
         del noted.metadata_props[:]
 
 
 def header_bytes(matrix: Float32) -> int:
-    """The byte offset of the data in the .npy file of this matrix."""
+    """Return the size of the header of a .npy file with `matrix`, which is the byte offset of the data."""
     stream = io.BytesIO()
     header = {"descr": np.lib.format.dtype_to_descr(matrix.dtype), "fortran_order": False, "shape": matrix.shape}
     np.lib.format.write_array_header_1_0(stream, header)

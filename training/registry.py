@@ -1,8 +1,9 @@
-"""The models of `segue train`, by name. A new model is a line in MODELS.
+"""The registry of models for `segue train`. To add a model, add an entry to MODELS.
 
-There are three kinds, each with a `train` method: neural encoders, matrix factorisations and rankers without vectors.
-An entry names the module of its model. The module is imported only when a job trains the model or opens its release, so
-`popularity`, `markov` and `vmis-knn` are trained without torch.
+There are three kinds of models: neural encoders, matrix factorisations, and rankers without embeddings. Each kind has
+a class with a method `train`. An entry contains the name of the module that implements the model. The module is
+imported only when a job trains the model or opens its release. Training `popularity`, `markov` or `vmis-knn` therefore
+does not import torch.
 """
 
 import importlib
@@ -43,11 +44,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelJob:
-    """The data and options that a model is trained with, and what it reports to."""
+    """The options, the data, the checkpoints and the reporter for the training of a model."""
 
     options: Options
-    sessions: SessionViews  # the training part
-    catalogue: Catalogue  # with the counts of the training part
+    sessions: SessionViews  # sessions of the training part
+    catalogue: Catalogue  # plays and skips are counted in the training part
     validation: Examples
     checkpoints: Checkpoints
     reporter: "Reporter"
@@ -56,43 +57,43 @@ class ModelJob:
 
 
 class TrainedModel(NamedTuple):
-    """What a release is written from."""
+    """A trained model, and the training facts for the manifest of its release."""
 
-    evaluation: dict[str, object]  # goes into the manifest
-    encoder: "Encoder | None"  # None: a ranker without vectors
-    arrays: Mapping[str, NDArray[Any]]  # files of a ranker, by name
+    evaluation: dict[str, object]  # written to the manifest
+    encoder: "Encoder | None"  # None for a ranker without embeddings
+    arrays: Mapping[str, NDArray[Any]]  # arrays of a ranker without embeddings, by file name
     history: Sequence[dict[str, float]] = ()  # one entry per epoch
 
 
 class StoredRanker(Ranker, Protocol):
-    """A ranker without vectors. It can be evaluated, but not served."""
+    """A ranker without embeddings. Its releases can be evaluated, but not served."""
 
     @classmethod
     def fit(cls, sessions: Sessions, num_rows: int, plays: Int, options: Any, /) -> Self:
-        """Count the training sessions; `plays` [num_rows] int64."""
+        """Return a ranker fitted to the training sessions. `plays` [num_rows] int64 is the play count of each track."""
         ...
 
     @classmethod
     def of_release(cls, release: Release) -> Self:
-        """Open a release that `arrays` was written to."""
+        """Return the ranker that is stored in `release`."""
         ...
 
     def arrays(self) -> Mapping[str, NDArray[Any]]:
-        """What a release stores, by file name."""
+        """Return the arrays to store in a release, by file name."""
         ...
 
 
 @dataclass(frozen=True)
 class EncoderModel:
-    """A neural encoder, trained in epochs by training.trainer."""
+    """A neural encoder. training.trainer trains it in epochs."""
 
     module: str
-    name: str  # of the encoder's class
+    name: str  # name of the encoder class
     options: type[NeuralOptions]
     seeded: ClassVar[bool] = True  # whether the seed changes the result
 
     def new_encoder(self, options: NeuralOptions, num_rows: int) -> "SessionEncoder":
-        """An encoder with initial weights drawn from the seed."""
+        """Return an encoder with random initial weights. `options.seed` determines the weights."""
         import torch
 
         encoder: SessionEncoder = _member(self.module, self.name)(num_rows, options)
@@ -100,7 +101,7 @@ class EncoderModel:
         return encoder
 
     def train(self, job: ModelJob) -> TrainedModel:
-        """Train it in all processes; the checkpoints let an interrupted training resume."""
+        """Train the encoder in all processes, and resume from a checkpoint if one exists."""
         from training.trainer import fit
         from training.warm_start import take_over
 
@@ -121,16 +122,19 @@ class EncoderModel:
 
 @dataclass(frozen=True)
 class FactorisationModel:
-    """A matrix factorisation, trained on all plays in memory. It is served as an encoder that folds a session in."""
+    """A matrix factorisation, trained on all plays in memory.
+
+    The service uses it as an encoder that computes a query vector from the plays of a session (fold-in).
+    """
 
     module: str
-    name: str  # of the function that factorises
+    name: str  # name of the training function
     options: type[Options]
-    version: str  # how it treats skips: orig, bl or nr (training/models/baselines/wrmf.py)
+    version: str  # treatment of skips: orig, bl or nr (training/models/baselines/wrmf.py)
     seeded: ClassVar[bool] = True
 
     def train(self, job: ModelJob) -> TrainedModel:
-        """Train it in this process."""
+        """Train the factorisation in this process."""
         started = time.monotonic()
         encoder: Encoder = _member(self.module, self.name)(
             job.sessions.gathered(),
@@ -145,15 +149,15 @@ class FactorisationModel:
 
 @dataclass(frozen=True)
 class RankerModel:
-    """A ranker without vectors, which counts all plays in memory."""
+    """A ranker without embeddings, fitted to all plays in memory."""
 
     module: str
-    name: str  # of the ranker's class, a StoredRanker
+    name: str  # name of the ranker class, which implements StoredRanker
     options: type[Options]
     seeded: ClassVar[bool] = False
 
     def train(self, job: ModelJob) -> TrainedModel:
-        """Train it in this process."""
+        """Fit the ranker in this process."""
         started = time.monotonic()
         counted = job.sessions.gathered(), job.catalogue.num_rows, job.catalogue.plays
         ranker = self._kind().fit(*counted, job.options)
@@ -162,7 +166,7 @@ class RankerModel:
         return TrainedModel(facts, None, ranker.arrays())
 
     def open(self, release: Release) -> Ranker:
-        """The ranker of a release."""
+        """Return the ranker that is stored in `release`."""
         return self._kind().of_release(release)
 
     def _kind(self) -> type[StoredRanker]:
@@ -193,7 +197,12 @@ MODELS: Final[dict[str, Model]] = {
 
 
 def model_named(name: str) -> str:
-    """The key in MODELS of a name in any case, such as SASRec. Raises BadOption with the names there are."""
+    """Return the key in MODELS for a name in upper or lower case, such as `SASRec`.
+
+    Raises:
+        BadOption: The name is unknown. The message lists all names.
+
+    """
     found = name.lower()
     if found in MODELS:
         return found
@@ -202,9 +211,10 @@ def model_named(name: str) -> str:
 
 
 def system_name(model: str, options: Mapping[str, Any]) -> str:
-    """The name of a model trained with these options (those in its release's manifest), everywhere it is shown.
+    """Return the display name of `model` trained with `options`, which are the options in the manifest of a release.
 
-    `sasrec` has no skip loss, `sasrec+nce` has it; other differences follow, as in `sasrec+nce+published-pairing`.
+    For example, `sasrec` has no skip loss and `sasrec+nce` has the skip loss. Other variants add more suffixes, such
+    as `sasrec+nce+published-pairing`.
     """
     parts = [model]
     if options.get("beta"):
@@ -219,7 +229,12 @@ def system_name(model: str, options: Mapping[str, Any]) -> str:
 
 
 def open_ranker(release: Release) -> Ranker:
-    """The ranker of a release without vectors. Raises BadRelease for a model that this version does not know."""
+    """Return the ranker that is stored in a release without embeddings.
+
+    Raises:
+        BadRelease: The model is not a known ranker without embeddings.
+
+    """
     model = MODELS.get(release.manifest.model)
     if not isinstance(model, RankerModel):
         raise BadRelease(
@@ -234,7 +249,7 @@ def _member(module: str, name: str) -> Any:
 
 
 def _facts(hr10: float, seconds: float, **more: int) -> dict[str, object]:
-    """Validation result and training cost, with the peak resident memory of this process."""
+    """Return the validation result, the training time and the peak resident memory of this process."""
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     cost = {"seconds": round(seconds, 2), "peak_memory_bytes": peak_kib * 1024, **more}
     return {"validation": {"protocol": "full", "group": "all", "HR@10": hr10}, "training": cost}

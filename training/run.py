@@ -1,6 +1,6 @@
 """A training job: train a model, write its release, record the run, and explain an out-of-memory error.
 
-Nothing here imports torch; the modules that need it are imported once the model is known.
+This module does not import torch. The modules that need torch are imported when a model needs them.
 """
 
 import importlib
@@ -47,7 +47,7 @@ SAMPLE_WINDOWS: Final = 1000
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """The model to train, its data, and where the release goes."""
+    """The model to train, its options, its data and the path of the release."""
 
     model: str  # a key of training.registry.MODELS
     options: Options
@@ -61,17 +61,21 @@ class TrainingJob:
 
     @property
     def checkpoint_folder(self) -> Path:
-        """Beside the release; removed once the release is written."""
+        """Return the path of the checkpoint folder, next to the release. It is deleted after the release is written."""
         return self.out.with_name(f"{self.out.name}{CHECKPOINT_SUFFIX}")
 
     @property
     def run_folder(self) -> Path:
-        """Beside the release; stays, and says how the release was trained."""
+        """Return the path of the run folder, next to the release. The folder contains the log of the training run."""
         return self.out.with_name(f"{self.out.name}{RUN_SUFFIX}")
 
 
 def started_processes(device: str, *, sharded: bool = False) -> AbstractContextManager[Processes]:
-    """Within, the processes that torchrun started, or this process alone. Raises as training.distributed does."""
+    """Return a context manager for the processes that torchrun started, or for a single process without torchrun.
+
+    `device` is `cpu` or `cuda`. If `sharded` is true, each process stores a shard of the item embeddings. The errors
+    are those of `training.distributed.init_distributed`.
+    """
     if not sharded and not is_distributed():
         return nullcontext(Processes(device))
     from training.distributed import init_distributed
@@ -80,14 +84,29 @@ def started_processes(device: str, *, sharded: bool = False) -> AbstractContextM
 
 
 def train(job: TrainingJob, reporter: "Reporter") -> Release:
-    """Train a model and write its release. After an interruption, the same call resumes."""
+    """Train a model in this process and write its release. To resume an interrupted training, repeat the call.
+
+    The errors are those of `train_distributed`.
+    """
     release = train_distributed(job, reporter, Processes(job.device))
     assert release is not None  # a single process is the main one
     return release
 
 
 def train_distributed(job: TrainingJob, reporter: "Reporter", processes: Processes) -> Release | None:
-    """`train` in several processes, each of which makes this call. Returns None in all but the main process."""
+    """Train a model in one or several processes and write its release. Every process must call this function.
+
+    Return the release in the main process, and None in all other processes.
+
+    Raises:
+        BadDataset: No session of the training part has two plays.
+        BadOption: The options of the job are invalid, or the checkpoint belongs to another run.
+        BadRelease: The release cannot be fine-tuned, or the trained model gives an invalid release.
+        InputError: The output path exists and `job.overwrite` is false, or the existing folder is not a release.
+        Interrupted: SIGINT or SIGTERM arrived. Training wrote a checkpoint before the error.
+        OutOfMemory: The memory is not sufficient.
+
+    """
     check_output_free(job.out, overwrite=job.overwrite, marker=MANIFEST)
     checkpoints = Checkpoints(job.checkpoint_folder, _identity(job))
     _check_job(job, checkpoints)
@@ -100,7 +119,7 @@ def train_distributed(job: TrainingJob, reporter: "Reporter", processes: Process
     if processes.world > 1 and not isinstance(job.options, NeuralOptions):
         raise BadOption(f"--model {job.model} is trained by one process: start it without torchrun")
     model = MODELS[job.model]
-    importlib.import_module(model.module)  # before `environment`, which describes torch if it is imported
+    importlib.import_module(model.module)  # before `environment()`, which reports on torch only if torch is imported
     run, reporters = None, reporter
     if processes.is_main:
         start = environment() | {"processes": processes.world}
@@ -121,7 +140,13 @@ def train_distributed(job: TrainingJob, reporter: "Reporter", processes: Process
 
 
 def _check_job(job: TrainingJob, checkpoints: Checkpoints) -> None:
-    """Raise BadOption or BadRelease for a job that cannot be done."""
+    """Check the options `resume`, `origin` and `epochs` of the job.
+
+    Raises:
+        BadOption: An option is invalid.
+        BadRelease: The release `origin` cannot be fine-tuned.
+
+    """
     if job.resume and not checkpoints.exist():
         raise BadOption(
             f"--resume: {checkpoints.folder} holds no checkpoint: leave --resume out to train from the start"
@@ -202,7 +227,7 @@ def _identity(job: TrainingJob) -> dict[str, object]:
 
 
 def _with_training_counts(catalogue: Catalogue, part: SessionViews) -> Catalogue:
-    """The catalogue with the counts of the training part only, so that no ranker knows a later play."""
+    """Replace the counts of plays and skips by those of the training part, so that no held-out play is counted."""
     plays: Int = np.zeros(catalogue.num_rows, dtype=np.int64)
     skips: Int = np.zeros(catalogue.num_rows, dtype=np.int64)
     for block in part.blocks():
@@ -211,16 +236,22 @@ def _with_training_counts(catalogue: Catalogue, part: SessionViews) -> Catalogue
     return catalogue.with_counts(plays, skips)
 
 
-# Options that a step's memory grows with. Lowering the first ones costs the least accuracy.
+# Options that increase the memory of a step. They are sorted by the accuracy that a lower value costs, least first.
 _LOWERED: Final = ("batch_size", "negatives", "duplication_factor", "dimension")
-_HOST: Final = ("not enough memory", "can't allocate memory", "cannot allocate memory")  # torch's CPU allocator
+# Error messages of torch's CPU allocator, in lower case.
+_HOST: Final = ("not enough memory", "can't allocate memory", "cannot allocate memory")
 
 
 @contextmanager
 def oom_hint(options: Options, checkpoints: Checkpoints, *, fixed: frozenset[str] = frozenset()) -> Iterator[None]:
-    """Raise OutOfMemory, with advice, for the errors of torch and NumPy if memory is short.
+    """Return a context manager that converts out-of-memory errors of torch and NumPy to OutOfMemory.
 
-    `fixed` are options that this training cannot change. A checkpoint stays where it is.
+    The message of the error lists the options to lower. `fixed` contains options that cannot be changed in this
+    training. An existing checkpoint is kept.
+
+    Raises:
+        OutOfMemory: The memory is not sufficient.
+
     """
     try:
         yield
@@ -231,7 +262,7 @@ def oom_hint(options: Options, checkpoints: Checkpoints, *, fixed: frozenset[str
 
 
 def _short_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")  # if it is not imported, the error is not one of its own
+    torch = sys.modules.get("torch")  # if torch is not imported, it cannot have raised the error
     known = isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))
     return known or any(words in str(error).lower() for words in _HOST)
 
@@ -254,7 +285,7 @@ def _listed(words: list[str]) -> str:
 
 
 def _requested(message: str) -> str:
-    """The amount that could not be allocated, if the error states it."""
+    """Return the amount of memory that could not be allocated, or an empty string if the message has no amount."""
     found = re.search(r"allocate ([\d.]+) (bytes|[KMGTP]i?B)", message)
     if found is None:
         return ""

@@ -1,11 +1,13 @@
-"""The log of a training run, in `OUT.run` beside the release. It is outside the release, whose name hashes its content.
+"""The log of a training run, in the folder `OUT.run` next to the release `OUT`.
 
-    run.json        model, options, data and, for every start of the training, its time and machine
-    metrics.jsonl   one line per epoch
-    curves.svg      the same as a chart: losses and validation, for light and dark mode
+The log is not part of the release, because the name of a release contains a hash of its content.
 
-A training that resumes from a checkpoint continues these files; one that starts again replaces them. Epochs can also be
-written for TensorBoard, which is an extra: `pip install '.[tensorboard]'`.
+    run.json        model, options, dataset, and the time and machine of every start of the training
+    metrics.jsonl   one JSON object per epoch
+    curves.svg      a chart of losses and validation metrics, for light and dark mode
+
+A training run that resumes from a checkpoint continues the log. A training run from scratch replaces the log. Epoch
+metrics can also be written for TensorBoard, which is an optional dependency: `pip install '.[tensorboard]'`.
 """
 
 import contextlib
@@ -35,7 +37,10 @@ _CSS: Final = "svg { color-scheme: light dark; background: Canvas }"
 
 
 def curves(history: Sequence[Line]) -> str:
-    """Losses and validation metrics by epoch as SVG, from lines of `Reporter.epoch`. Only finite values are drawn."""
+    """Return an SVG chart of losses and validation metrics by epoch. Values that are not finite are omitted.
+
+    `history` contains one mapping per epoch, with the keys of `Reporter.epoch`.
+    """
     spec = {
         "$schema": vega.SCHEMA,
         "description": f"Loss and validation over {len(history)} epochs",
@@ -94,10 +99,16 @@ _GROUPS: Final = {"loss": "loss", "nll": "loss", "nce": "loss", "HR@10": "valida
 
 
 class TensorBoard:
-    """Writes what every epoch ended with under `loss/`, `validation/` and `speed/`, by the epoch's number from 1."""
+    """Writes the metrics of every epoch for TensorBoard, in the groups `loss`, `validation` and `speed`.
+
+    The step of a scalar is the number of the epoch, counted from 1.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is a run of TensorBoard's: name one for each training, all in one folder for `--logdir`."""
+        """Open a TensorBoard run in `folder`.
+
+        Use one folder per training run. Pass their parent folder to `tensorboard --logdir`.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder))
@@ -107,11 +118,11 @@ class TensorBoard:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the file."""
+        """Close the TensorBoard event file."""
         self._writer.close()
 
     def step(self, epoch: int, sessions_done: int, sessions: int, terms: dict[str, float]) -> None:
-        """Ignore a finished step; only epochs are written."""
+        """Do nothing: metrics are written only after an epoch."""
 
     def epoch(self, line: dict[str, float]) -> None:
         """Write the metrics of a finished epoch as TensorBoard scalars."""
@@ -129,7 +140,7 @@ _PACKAGES: Final = ("segue", "torch", "numpy", "polars", "onnx", "onnxruntime")
 
 
 class MultiReporter:
-    """Forwards progress to several reporters."""
+    """Forwards training progress to several reporters."""
 
     def __init__(self, *reporters: "Reporter") -> None:
         self._reporters = reporters
@@ -146,10 +157,14 @@ class MultiReporter:
 
 
 class RunFolder:
-    """The folder of one training run: its facts, and the metrics of each finished epoch."""
+    """Writes the log of one training run: run.json, metrics.jsonl and curves.svg."""
 
     def __init__(self, folder: Path, facts: Mapping[str, Any], start: Mapping[str, Any], *, resumed: bool) -> None:
-        """`facts` is what run.json says beside the starts, `start` of this one; `resumed`: from a checkpoint."""
+        """Create the folder and write run.json.
+
+        `facts` is the content of run.json without the starts. `start` describes the current start, for example with
+        `environment()`. If `resumed` is true, keep the earlier starts and epochs; otherwise delete the old log.
+        """
         self._folder = folder
         self._lines: list[dict[str, float]] = self._read_metrics() if resumed else []
         starts = self._read_facts().get("starts", []) if resumed else []
@@ -161,14 +176,18 @@ class RunFolder:
         self._write(FACTS, json.dumps(self._facts, indent=2) + "\n")
 
     def step(self, epoch: int, sessions_done: int, sessions: int, terms: dict[str, float]) -> None:
-        """Ignore a finished step; only epochs are written."""
+        """Do nothing: metrics are written only after an epoch."""
 
     def epoch(self, line: dict[str, float]) -> None:
-        """Write the metrics of a finished epoch; an epoch repeated after a kill replaces its earlier line."""
+        """Write the metrics of a finished epoch. An epoch that is repeated after a crash replaces its earlier line."""
         self._keep([earlier for earlier in self._lines if earlier["epoch"] < line["epoch"]] + [line])
 
     def finish(self, release: str, history: Sequence[dict[str, float]]) -> None:
-        """Say what came of it; `history` is every epoch, in case that a kill came between one's end and its line."""
+        """Write the name of the release and the end time to run.json.
+
+        `history` contains the metrics of all epochs. A crash can lose the last line of metrics.jsonl, so rewrite the
+        file if it differs from `history`.
+        """
         if list(history) != self._lines:
             self._keep(list(history))
         self._facts |= {"release": release, "finished": _now()}
@@ -185,7 +204,7 @@ class RunFolder:
         unfinished.rename(self._folder / name)
 
     def _read_metrics(self) -> list[dict[str, float]]:
-        """What is there; nothing where it cannot be read, as `finish` writes all of it."""
+        """Return the epochs in metrics.jsonl, or an empty list if the file is unreadable. `finish` writes it again."""
         with contextlib.suppress(OSError, ValueError):
             lines = [json.loads(line) for line in (self._folder / METRICS).read_text(encoding="utf-8").splitlines()]
             return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
@@ -199,7 +218,10 @@ class RunFolder:
 
 
 def environment() -> dict[str, Any]:
-    """When and on what a training is started. GPUs and threads are those of torch, if the model uses it."""
+    """Return the current time, the package versions and the hardware, for run.json.
+
+    GPUs and the number of threads are included only if torch is imported.
+    """
     torch = sys.modules.get("torch")
     cuda = torch is not None and torch.cuda.is_available()
     return {
@@ -220,7 +242,7 @@ def environment() -> dict[str, Any]:
 
 
 def source_commit() -> str | None:
-    """The commit that this code was checked out at, None where it was installed from a wheel."""
+    """Return the git commit of the source code, or None if the package was installed from a wheel."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -245,7 +267,7 @@ def _processor() -> str:
 
 
 def _finite(line: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN and no infinity."""
+    """Replace NaN and infinity by None, because JSON has no such numbers."""
     return {name: value if math.isfinite(value) else None for name, value in line.items()}
 
 

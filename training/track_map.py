@@ -1,9 +1,11 @@
-"""The map of a release's tracks: t-SNE of the most played ones, and all others among the nearest of those.
+"""Compute the two-dimensional map of a release's tracks from the item embeddings.
+
+t-SNE places the most played tracks, which are called landmarks. Each other track is placed among its nearest landmarks.
 
 t-SNE (van der Maaten and Hinton, JMLR 2008, https://www.jmlr.org/papers/v9/vandermaaten08a.html) keeps neighbours
-together; two principal components do not. For the ten nearest on the map of 2,000 synthetic tracks, its
-trustworthiness (Venna and Kaski, 2001; 1 is the best, 0.5 chance) is 0.99, theirs 0.68. Its time grows with the number
-of points, so at most `LANDMARKS` tracks take part.
+together; a projection to two principal components does not. On 2,000 synthetic tracks with ten neighbours, t-SNE has a
+trustworthiness (Venna and Kaski, 2001; 1 is best, 0.5 is chance) of 0.99, and two principal components have 0.68. The
+running time of t-SNE grows with the number of points, so there are at most `LANDMARKS` landmarks.
 """
 
 from typing import Any, Final
@@ -18,24 +20,23 @@ from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW
 from segue.map_projection import NEAREST, among
 
 LANDMARKS: Final = 2000
-_FEWEST: Final = 50  # below, neighbourhoods say nothing: two principal components do
+_FEWEST: Final = 50  # with fewer tracks, t-SNE is not meaningful, so two principal components are used
 _PERPLEXITY: Final = 30
-_ITERATIONS: Final = 500  # 300 leave the map of embeddings with a skip loss half unfolded (.95 instead of .99)
+_ITERATIONS: Final = 500  # with 300, a model with the skip loss has a trustworthiness of 0.95 instead of 0.99
 _AT_ONCE: Final = 65_536
-_FIRST_SPREAD: Final = 1e-4  # of t-SNE's first places, as its authors have it
+_FIRST_SPREAD: Final = 1e-4  # standard deviation of the initial t-SNE coordinates, as used by the authors
 
 
 def track_map(embeddings: Float32, plays: Int) -> Float32:
-    """A place for each track, within -1 to 1 in both directions. [num_rows, 2] float32; row 0 is padding and 0.
+    """Return map coordinates of each track, from -1 to 1. [num_rows, 2] float32; row 0 is padding and has zeros.
 
-    `embeddings` [num_rows, dimension] float32 are compared by direction, `plays` [num_rows] say who takes part in
-    t-SNE.
-    The same embeddings and plays have the same map on the same machine; nothing is drawn at random.
+    `embeddings` [num_rows, dimension] float32 are compared by cosine similarity. `plays` [num_rows] int64 selects the
+    landmarks: the tracks with the most plays. The result is deterministic on the same machine.
     """
     tracks = _directions(embeddings[FIRST_TRACK_ROW:])
     places = np.zeros((len(embeddings), 2), dtype=np.float32)
     landmarks: Int = np.argsort(-plays[FIRST_TRACK_ROW:], kind="stable")[:LANDMARKS]
-    with threadpool_limits(1):  # the order in which threads add up would tell
+    with threadpool_limits(1):  # several threads would add numbers in a random order, which changes the sums
         drawn = _drawn(tracks[landmarks])
         if len(landmarks) == len(tracks):
             places[FIRST_TRACK_ROW + landmarks] = drawn
@@ -46,7 +47,10 @@ def track_map(embeddings: Float32, plays: Int) -> Float32:
 
 
 def _directions(vectors: Float32) -> Float32:
-    """The vectors at length 1; those that are 0, or no numbers (which a release is refused for later), at 0."""
+    """Normalise the vectors to length 1. [n, dimension] float32.
+
+    Zero vectors stay zero. NaN and infinity are replaced by 0; a later check rejects a release with such embeddings.
+    """
     vectors = np.nan_to_num(vectors, posinf=0, neginf=0)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     found: Float32 = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
@@ -54,7 +58,11 @@ def _directions(vectors: Float32) -> Float32:
 
 
 def _drawn(tracks: Float32) -> Float32:
-    """Places of the landmarks, `tracks` [n, dimension] float32 of length 1. [n, 2] float32."""
+    """Return the t-SNE coordinates of the landmarks. [n, 2] float32.
+
+    `tracks` [n, dimension] float32 are the embeddings of the landmarks, normalised to length 1. If there are too few
+    landmarks, or t-SNE returns values that are not finite, return two principal components.
+    """
     first = _principal(tracks)
     spread = float(first[:, 0].std()) if len(first) else 0.0
     if len(tracks) < _FEWEST or spread == 0:
@@ -65,7 +73,10 @@ def _drawn(tracks: Float32) -> Float32:
 
 
 def _principal(tracks: Float32) -> Float32:
-    """The first two principal components, whose signs are chosen so that the farthest track is on the positive side."""
+    """Return the first two principal components. [n, 2] float32.
+
+    The sign of each component makes its largest absolute value positive, so that the result is deterministic.
+    """
     found = np.zeros((len(tracks), 2), dtype=np.float32)
     if len(tracks) == 0:
         return found
@@ -77,7 +88,10 @@ def _principal(tracks: Float32) -> Float32:
 
 
 def _among_landmarks(tracks: Float32, landmarks: Float32, drawn: Float32) -> Float32:
-    """Each track among the nearest landmarks. [tracks, 2] float32."""
+    """Return coordinates of each track from the coordinates of its nearest landmarks. [tracks, 2] float32.
+
+    `tracks` and `landmarks` are normalised embeddings. `drawn` [landmarks, 2] are the coordinates of the landmarks.
+    """
     index = ExactIndex(np.concatenate([np.zeros((FIRST_TRACK_ROW, landmarks.shape[1]), dtype=np.float32), landmarks]))
     starts = range(0, len(tracks), _AT_ONCE)
     parts = []
@@ -89,7 +103,7 @@ def _among_landmarks(tracks: Float32, landmarks: Float32, drawn: Float32) -> Flo
 
 
 def _fitted(places: Float32) -> Float32:
-    """The places moved and scaled evenly, so that the tracks just fit between -1 and 1."""
+    """Centre the coordinates in place and scale both axes by one factor, so that all tracks fit between -1 and 1."""
     tracks = places[FIRST_TRACK_ROW:]
     if len(tracks) == 0:
         return places

@@ -1,4 +1,8 @@
-"""The training loop: L = alpha * NLL + beta * NCE, Adam, early stopping on validation HR@10, exact resume."""
+"""The training loop for neural encoders.
+
+The loss is L = alpha * NLL + beta * NCE. The optimizer is Adam. Training stops early on validation HR@10 and can resume
+exactly from a checkpoint.
+"""
 
 import os
 import time
@@ -24,17 +28,25 @@ from training.processes import Processes
 from training.validation import encoder_score
 
 CHECKPOINT_EVERY_S: Final = 60.0
-_DROPOUT: Final = 2  # distinguishes its random stream from that of the negatives
+_DROPOUT: Final = 2  # part of the seed; separates the random stream of dropout from that of the negatives
 
 
 class Reporter(Protocol):
     """Receives the progress of training."""
 
     def step(self, epoch: int, sessions_done: int, sessions: int, terms: dict[str, float]) -> None:
-        """Report a finished step; `terms` are means over the epoch so far."""
+        """Report a finished step.
+
+        `sessions_done` of `sessions` training sessions of this epoch are finished. `terms` contains the mean loss
+        terms of the epoch so far.
+        """
 
     def epoch(self, line: dict[str, float]) -> None:
-        """Report a finished epoch; `line` has epoch, loss, nll, nce, HR@10 and MRR@10 (validation), sessions_per_s."""
+        """Report a finished epoch.
+
+        `line` has the keys epoch, loss, nll, nce, HR@10, MRR@10 and sessions_per_s. HR@10 and MRR@10 are validation
+        metrics.
+        """
 
 
 @dataclass
@@ -58,15 +70,21 @@ def fit(
     *,
     continued: bool = False,
 ) -> FitResult:
-    """Train `encoder` in place and return it with the weights of its best epoch.
+    """Train `encoder` in place and return the encoder with the weights of its best epoch.
 
     `training` and `validation` contain rows of the encoder's item embeddings. Training resumes from `checkpoints` if
-    there is a checkpoint; on a CPU with the same number of threads the weights are then bit-identical to those of an
-    uninterrupted run. On SIGINT or SIGTERM it writes a checkpoint and raises Interrupted.
+    there is a checkpoint. On a CPU with the same number of threads, resumed and uninterrupted training give
+    bit-identical weights.
 
-    With several `processes`, each calls this function with the same arguments. Only the main process reports, writes
-    and returns the best weights; the others return their last ones. With `continued` the encoder is already trained:
-    its weights are kept if no epoch is better on validation (best_epoch is then -1).
+    With several `processes`, every process calls this function with the same arguments. The main process writes the
+    checkpoints and returns the best weights. The other processes return the weights of their last step.
+
+    If `continued` is true, the encoder is already trained. Its initial weights are returned if no epoch improves the
+    validation score; `best_epoch` is -1 in this case.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM arrived. Training wrote a checkpoint before the error.
+
     """
     processes = processes or Processes()
     shown = training.played() if encoder.options.plays == "played" else training
@@ -122,7 +140,7 @@ class _Run:
         return FitResult(self.encoder, progress.history, progress.best_epoch, progress.best[0], progress.seconds)
 
     def score_initial_weights(self) -> None:
-        """Score the initial weights before the first step, as the first candidate for the best weights."""
+        """Score the initial weights before the first step and save them as the best weights so far."""
         if self.progress == Progress():
             self.progress.best = self._score(self.encoder)
             self._keep_best(self.encoder)
@@ -184,7 +202,7 @@ class _Run:
             "sessions_per_s": round(sessions_per_s, 1),
         }
         progress.history.append(line)
-        if score > progress.best or not self.has_validation:  # without validation keep the last epoch
+        if score > progress.best or not self.has_validation:  # without validation, the last epoch is the best
             progress.best, progress.best_epoch = score, progress.epoch
             self._keep_best(candidate)
         progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
@@ -206,12 +224,12 @@ class _Run:
                     self.processes.all_reduce_(gradient_of(gathered))
             with record_function("segue: update"):
                 self._update(rows, gathered, rate)
-        if self.average is not None:  # after the full table is restored, because the average reads it
+        if self.average is not None:  # after `gathered_rows` has restored the full table, which the average reads
             self.average.update(self.encoder, rows, before)
         return terms
 
     def _seed(self) -> None:
-        """Seed this step's random draws, such as dropout, from the counters and the process's rank."""
+        """Seed the random generator of this step, used by dropout, from the counters and the rank of the process."""
         counters = self.options.seed, self.progress.epoch, self.progress.step, self.processes.rank, _DROPOUT
         seed = int(np.random.SeedSequence(counters).generate_state(1)[0])
         if self.device.type == "cpu":
@@ -228,7 +246,7 @@ class _Run:
         self.items.update(rows, gathered, rate)
 
     def _weights_to_keep(self) -> SessionEncoder:
-        """The encoder with the weights to validate and keep: the moving average if there is one."""
+        """Return the encoder to validate and save: the moving average of the weights if enabled, else the encoder."""
         return self.encoder if self.average is None else self.average.materialize(self.encoder)
 
     def _score(self, candidate: SessionEncoder) -> tuple[float, float]:
@@ -236,7 +254,7 @@ class _Run:
         return self.processes.mean_score(score, len(self.validation.targets))
 
     def _learning_rate(self) -> float:
-        """The rate of this step, from the counters only, so that a resumed run uses the same."""
+        """Return the learning rate of this step. It depends only on the counters, so resumed runs use the same rate."""
         if self.options.schedule == "constant":
             return self.options.learning_rate
         steps = -(-len(self.training) // self.options.batch_size)
@@ -249,7 +267,7 @@ class _Run:
     def _save(self) -> None:
         state = {name: part.state_dict() for name, part in self._checkpoint_state().items()}
         state["encoder"] = self.items.full_state_dict(state["encoder"])
-        if self.processes.is_main:  # the others continue and wait in the next step's all-reduce
+        if self.processes.is_main:  # the other processes continue and wait in the all-reduce of the next step
             self.checkpoints.save(self.progress, state)
 
     def _resume(self) -> None:
@@ -261,19 +279,20 @@ class _Run:
                 part.load_state_dict(state[name])
 
     def _checkpoint_state(self) -> dict[str, Any]:
-        """The parts of the state that change with every step, by name."""
+        """Return the parts of the state that change with every step, by name."""
         parts: dict[str, Any] = {"encoder": self.encoder, "items": self.items, "others": self.others}
         return parts if self.average is None else parts | {"average": self.average}
 
 
 @contextmanager
 def _deterministic(device: str) -> Iterator[None]:
-    """Use deterministic kernels, so that the same seed gives the same bits. On a GPU torch has fewer of them and warns.
+    """Return a context manager that enables deterministic kernels, so that the same seed gives bit-identical results.
 
-    Do not let torch fill new memory as a debugging aid: it takes 5 % of a step.
+    On a GPU, torch warns about operations without a deterministic kernel. The context also disables the filling of
+    uninitialised memory, a debugging aid of torch that takes 5 % of the time of a step.
     """
     if device != "cpu":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without this variable
     memory = cast("Any", torch.utils.deterministic)
     before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
@@ -287,7 +306,10 @@ def _deterministic(device: str) -> Iterator[None]:
 
 @contextmanager
 def _matmul_precision(precision: str) -> Iterator[None]:
-    """Set the precision of float32 matrix products, for the whole process including autograd's threads."""
+    """Return a context manager that sets the precision of float32 matrix products.
+
+    The setting applies to the whole process, including the threads of autograd.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest" if precision == "float32" else "medium")
     try:

@@ -1,6 +1,6 @@
-"""Validation while a model is trained, before there is a release: every target is ranked among all tracks.
+"""Validation of a model during training, before a release exists. Every target is ranked among all tracks.
 
-torch is imported only to score an encoder.
+torch is imported only when an encoder is scored.
 """
 
 from collections.abc import Iterator
@@ -20,19 +20,20 @@ if TYPE_CHECKING:
 
     from training.models.encoders.encoder import Encoder, RankCounts
 
-# Validation only decides when training stops early. More sessions would make it slower, not better.
+# Validation only selects the best epoch and stops training early. More sessions would be slower, but not better.
 SESSIONS: Final = 20_000
 _BATCH: Final = 512
-_SCORES_AT_ONCE: Final = 1 << 27  # 512 MiB of float32: a large catalogue gets smaller batches
+_SCORES_AT_ONCE: Final = 1 << 27  # 512 MiB of float32; for a large catalogue the batch size is reduced
 
 
 def encoder_score(
     encoder: "Encoder", examples: Examples, device: str = "cpu", counts: "RankCounts | None" = None
 ) -> tuple[float, float]:
-    """HR@10 and MRR@10 of the first SESSIONS examples; 0 if there are none.
+    """Return HR@10 and MRR@10 of `encoder` on the first SESSIONS examples, or zeros if there are no examples.
 
-    Models are compared by HR@10, and by MRR@10 if that is equal, as on a catalogue of a few dozen tracks. `counts`
-    compares the targets with the embedding rows that this process owns; None: with the encoder's own table.
+    Compare two models by HR@10 first and by MRR@10 second. Equal values of HR@10 are common in a catalogue of a few
+    dozen tracks. `counts` computes the ranks from embedding rows that are sharded over several processes. If `counts`
+    is None, use the embedding table of `encoder`.
     """
     encoder.eval()
     most = max(_SCORES_AT_ONCE // encoder.item_embeddings.num_embeddings, 1)
@@ -45,7 +46,7 @@ def encoder_score(
 
 
 def ranker_score(ranker: Ranker, examples: Examples, window: int) -> float:
-    """HR@10 of the first SESSIONS examples; 0 if there are none."""
+    """Return HR@10 of `ranker` on the first SESSIONS examples, or 0 if there are no examples."""
     ranks = [
         rank_in_list(rows, scores, target)
         for windows, targets in validation_batches(examples, window)
@@ -55,7 +56,7 @@ def ranker_score(ranker: Ranker, examples: Examples, window: int) -> float:
 
 
 def validation_batches(examples: Examples, window: int, size: int = _BATCH) -> Iterator[tuple[Windows, Int]]:
-    """The windows and targets of the first SESSIONS examples, `size` at a time."""
+    """Yield the windows and targets of the first SESSIONS examples in batches of `size`. Targets are [batch] int64."""
     count = min(len(examples.targets), SESSIONS)
     for start in range(0, count, size):
         which = slice(start, min(start + size, count))
@@ -72,7 +73,11 @@ def _ranks(encoder: "Encoder", windows: Windows, targets: Int, device: str, coun
 
 
 def _counts_in_table(encoder: "Encoder", tracks: "Tensor", skipped: "Tensor", targets: "Tensor") -> "Tensor":
-    """See RankCounts."""
+    """Count the tracks with a higher score than the target, and the tracks with an equal score. [2, batch] int64.
+
+    The second count includes the target. `tracks` [batch, window] int64 and `skipped` [batch, window] bool are the
+    sessions, `targets` [batch] int64 are rows.
+    """
     import torch
 
     scores = encoder.query(tracks, skipped) @ encoder.item_embeddings.weight[FIRST_TRACK_ROW:].T

@@ -1,19 +1,20 @@
-"""Fine-tuning: initialise a model from a release and train it on new data, faster than from scratch.
+"""Fine-tuning: initialise a model from a release and train the model on new data, faster than from scratch.
 
-Known tracks keep their embedding rows, matched by track id. Tracks of the release that the dataset lacks stay, behind
-the others. New tracks get new rows. All other weights are taken from the release; the optimizer starts without state,
-because a release contains none.
+Known tracks keep their embedding rows, matched by track id. If the dataset lacks a track of the release, the track is
+appended to the catalogue. New tracks get new rows. All other weights are copied from the release. The optimizer starts
+without state, because a release contains no optimizer state.
 
-A new track's row points in the direction of the mean row of the known tracks that were presented up to CONTEXT_WINDOW
-plays before or after it: tracks of one session have similar rows, so training would move it there. A mean vector has a
-large inner product with many queries, and at the usual length it would enter most lists. The rows of all new tracks are
-therefore scaled down together until their share of the lists equals their share of the plays. New tracks are
-recommended before the first step, but no more often than they are played. benchmarks/README.md compares this with rows
-of the usual length and with random rows.
+The row of a new track points in the direction of the mean row of its neighbours. Neighbours are known tracks played at
+most CONTEXT_WINDOW plays before or after the new track. Tracks of the same session have similar rows, so training
+would move the new row in the same direction. A mean vector has a large inner product with many queries. At the median
+length of the known rows, new tracks would appear in most lists. One factor therefore scales down the rows of all new
+tracks, until the new tracks' share of the lists equals their share of the plays. New tracks can be recommended before
+the first training step, but no more often than they are played. benchmarks/README.md compares this method with
+unscaled rows and with random rows.
 
-`encoder_weights.npy` contains one record of float32 with a field for each weight, named as in the encoder and with the
-weight's shape. The item embeddings have a file of their own. The dtype states everything that must match, so one
-comparison rejects the weights of another encoder, and the file is mapped and checked like every other array.
+`encoder_weights.npy` contains one record with a float32 field for each weight. The name and the shape of a field are
+the name and the shape of the weight in the encoder. The item embeddings have a separate file. One comparison of dtypes
+rejects the weights of an incompatible encoder, because the dtype contains all names and shapes.
 """
 
 from collections.abc import Sequence
@@ -37,11 +38,11 @@ from training.models.encoders.encoder import SessionEncoder
 from training.options import NeuralOptions, Options, check_options, read_options
 
 ENCODER_WEIGHTS: Final = "encoder_weights.npy"
-_LARGEST_HEADER: Final = 1_000_000  # characters; a block of self-attention takes 700
+_LARGEST_HEADER: Final = 1_000_000  # characters; each self-attention block needs about 700
 
 
 def encoder_weights(encoder: SessionEncoder) -> NDArray[Any]:
-    """All weights but the item embeddings. [1] record of float32."""
+    """Return all weights except the item embeddings as an array of one record with float32 fields. Shape: [1]."""
     record = np.zeros(1, dtype=_fields(encoder))
     for name, weight in _weights(encoder).items():
         record[name][0] = weight.detach().cpu().numpy()
@@ -49,7 +50,12 @@ def encoder_weights(encoder: SessionEncoder) -> NDArray[Any]:
 
 
 def load_encoder_weights(encoder: SessionEncoder, release: Release) -> None:
-    """Give the encoder a release's weights, its item embeddings aside. Raises BadRelease with one line."""
+    """Copy the weights of `release` into `encoder` in place, except the item embeddings.
+
+    Raises:
+        BadRelease: The weights belong to another encoder, or a weight is not finite.
+
+    """
     record = mapped_array(release.path / ENCODER_WEIGHTS, _LARGEST_HEADER)
     expected = _fields(encoder)
     if record.dtype != expected or record.shape != (1,):
@@ -72,7 +78,7 @@ def _fields(encoder: SessionEncoder) -> np.dtype[Any]:
 
 
 def _differing(found: np.dtype[Any], expected: np.dtype[Any]) -> str:
-    """The first weight that is not as expected."""
+    """Return the text of an error message that names the first weight with an unexpected shape or dtype."""
     theirs, ours = dict(found.fields or {}), dict(expected.fields or {})
     for name in sorted({*theirs, *ours}, key=str):
         one, other = (str(fields[name][0]) if name in fields else "nothing" for fields in (theirs, ours))
@@ -87,11 +93,11 @@ _LIST: Final = 10  # tracks
 _SESSIONS_ASKED: Final = 500
 _ROWS_AT_ONCE: Final = 65_536
 _HALVINGS: Final = 20
-_ENCODER: Final = {"window", "dimension", "plays", "skip_input"}  # options of all that say what the encoder is
+_ENCODER: Final = {"window", "dimension", "plays", "skip_input"}  # options that define every encoder
 _OF_TRAINING: Final = {
     "masking",
     "duplication_factor",
-}  # options of one encoder that do not; all others of one encoder do
+}  # encoder-specific options that affect only training
 
 
 def fine_tune_options(
@@ -101,7 +107,12 @@ def fine_tune_options(
     settings: Sequence[str],
     **flags: Any,
 ) -> Options:
-    """The release's options, changed by recipe, `--set` and flags. Raises BadOption where they make another encoder."""
+    """Return the options of `release`, overridden by `recipe`, `settings` (from `--set`) and `flags`.
+
+    Raises:
+        BadOption: An override would change the architecture of the encoder.
+
+    """
     chosen = read_options(kind, recipe, settings, release.manifest.model, **flags)
     options = check_options(kind, release.manifest.options | chosen.model_dump(include=chosen.model_fields_set))
     fixed = (_ENCODER | kind.model_fields.keys() - NeuralOptions.model_fields.keys()) - _OF_TRAINING
@@ -116,7 +127,12 @@ def fine_tune_options(
 
 
 def check_can_fine_tune(release: Release) -> None:
-    """Raise BadRelease for a release that nothing can be trained on from."""
+    """Check that `release` can be fine-tuned.
+
+    Raises:
+        BadRelease: The model is not a neural encoder, or the release has no `encoder_weights.npy`.
+
+    """
     if release.manifest.loss is None:
         model = release.manifest.model
         raise BadRelease(
@@ -130,7 +146,14 @@ def check_can_fine_tune(release: Release) -> None:
 
 
 def check_same_split(release: Release, split: str) -> None:
-    """Raise BadOption for a release of another split: the new one would be asked for plays that it was trained on."""
+    """Check that `release` was trained on `split`.
+
+    Each split holds out other plays. The release may therefore have been trained on the held-out plays of `split`.
+
+    Raises:
+        BadOption: The release was trained on another split.
+
+    """
     before = release.manifest.dataset.split
     if before != split:
         raise BadOption(
@@ -140,9 +163,9 @@ def check_same_split(release: Release, split: str) -> None:
 
 
 def with_tracks_of(release: Release, dataset: Dataset) -> Dataset:
-    """The dataset whose catalogue goes on with the release's tracks that it does not hold; its rows stay.
+    """Append the tracks that only `release` has to the catalogue of `dataset`. The rows of `dataset` do not change.
 
-    Titles and artists that the dataset does not have, as an event log has none, are the release's.
+    Missing titles and artists are copied from `release`. For example, an event log has no titles.
     """
     names = [pl.col("track_id"), *(pl.col(name).alias(f"{name}_before") for name in _NAMES)]
     held = (
@@ -158,9 +181,14 @@ def with_tracks_of(release: Release, dataset: Dataset) -> Dataset:
 
 
 def take_over(encoder: SessionEncoder, release: Release, catalogue: Catalogue, part: Sessions) -> None:
-    """Give a new encoder the release's weights and rows, and new tracks rows by their company in `part`.
+    """Initialise `encoder` in place from `release`: its weights, and the embedding rows of all known tracks.
 
-    `encoder` has the rows of `catalogue`, as `part` has. New tracks without such company keep the rows that they have.
+    A new track gets an embedding row from its neighbours in the sessions `part` (see `cooccurrence_init`). A new track
+    without known neighbours keeps its random row. `encoder` and `part` use the rows of `catalogue`.
+
+    Raises:
+        BadRelease: The weights do not match the encoder, or a value is not finite.
+
     """
     load_encoder_weights(encoder, release)
     origin = np.concatenate([np.full(FIRST_TRACK_ROW, PAD_ROW), release.catalogue.rows(catalogue.track_ids)])
@@ -179,17 +207,19 @@ def take_over(encoder: SessionEncoder, release: Release, catalogue: Catalogue, p
 
 
 def cooccurrence_init(table: Float32, known: Bool, part: Sessions) -> tuple[Int, Float32]:
-    """Rows of unknown tracks that were played near known ones, and the means of these, as long as rows commonly are.
+    """Compute embeddings of new tracks from the known tracks that were played next to them.
 
-    Up to CONTEXT_WINDOW plays before and after count as near.
+    A neighbour is a known track at most CONTEXT_WINDOW plays before or after the new track in the same session. A new
+    embedding is the mean of the neighbours' embeddings, rescaled to the median length of all known embeddings.
 
     Args:
-        table: [num_rows, dimension] float32, in which rows of `known` count.
-        known: [num_rows] bool, False for PAD_ROW.
-        part: sessions of these rows.
+        table: [num_rows, dimension] float32 embeddings. Only the rows of known tracks are used.
+        known: [num_rows] bool, True for known tracks, False for PAD_ROW.
+        part: sessions with rows of `table`.
 
     Returns:
-        rows [n] int64, rising, and their means [n, dimension] float32, each of the median length of the known rows.
+        The rows of new tracks with at least one neighbour, [n] int64 in ascending order, and their embeddings,
+        [n, dimension] float32.
 
     """
     at = np.flatnonzero(~known[part.rows])
@@ -210,19 +240,20 @@ def cooccurrence_init(table: Float32, known: Bool, part: Sessions) -> tuple[Int,
 
 
 def popularity_calibrated_scale(encoder: SessionEncoder, known: Bool, new: Int, part: Sessions) -> float:
-    """By what new tracks' rows are multiplied, at most 1, to have the share of lists that they have of `part`'s plays.
+    """Return the factor by which to multiply the embeddings of new tracks, so that they are not recommended too often.
 
-    Lists are the ten best of known and new tracks, by the encoder with its rows as they are, for sessions of `part`.
+    With this factor, the new tracks' share of the recommendation lists equals their share of the plays in `part`. A
+    list contains the top ten of the known and new tracks for one session of `part`. A binary search finds the factor.
 
     Args:
-        encoder: holds the rows of all tracks.
-        known: [num_rows] bool, False for PAD_ROW.
-        new: [n] int64, rows that are to be multiplied.
-        part: sessions of these rows.
+        encoder: the encoder with the unscaled embeddings of all tracks.
+        known: [num_rows] bool, True for known tracks, False for PAD_ROW.
+        new: [n] int64, rows of the new tracks.
+        part: sessions with rows of the encoder's item embeddings.
 
     Returns:
-        The factor; 1 where their share is not reached, or where shorter rows would not lower it (known tracks' scores
-        below 0).
+        A factor of at most 1. The factor is 1 if unscaled embeddings do not exceed the share of plays. The factor is
+        also 1 if smaller embeddings cannot reduce the share of the lists, because known tracks have negative scores.
 
     """
     wanted = float(np.isin(part.rows, new).mean())
@@ -250,7 +281,11 @@ def popularity_calibrated_scale(encoder: SessionEncoder, known: Bool, new: Int, 
 
 
 def _best_scores(queries: Tensor, table: Tensor, rows: Tensor) -> Tensor:
-    """The highest scores of each query among `rows` [n] int64, a list's or all. [batch, up to 10]."""
+    """Return the ten highest scores of each query among `rows`, in blocks of rows to limit memory.
+
+    Shapes: `queries` [batch, dimension] float32, `table` [num_rows, dimension] float32, `rows` [n] int64; the result
+    is [batch, min(n, 10)] float32.
+    """
     best = queries.new_empty((len(queries), 0))
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         part = rows[start : start + _ROWS_AT_ONCE]

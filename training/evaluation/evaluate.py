@@ -1,7 +1,7 @@
-"""Offline evaluation of any ranker, and the same evaluation of a running service. docs/evaluation.md has the protocols.
+"""Offline evaluation of a release or a running service. docs/evaluation.md describes the protocols.
 
-The `full` protocol asks segue.recommend.Recommender, or the service, for the first LIST_LENGTH tracks: the metrics
-describe the served lists.
+The protocol `full` requests the top LIST_LENGTH tracks from segue.recommend.Recommender or from the service. The
+metrics therefore describe the same lists that users get. The protocol `sampled` ranks the target among random tracks.
 """
 
 import uuid
@@ -39,7 +39,7 @@ BATCH: Final = 256
 SAMPLED_CANDIDATES: Final = 1000
 COVERAGE_CUTOFF: Final = 20
 
-RankedList: TypeAlias = tuple[Int, Float32]  # rows of the release's catalogue and their scores, best first
+RankedList: TypeAlias = tuple[Int, Float32]  # rows of the release's catalogue [n] int64 and scores [n], best first
 
 
 class RecommenderUnderTest(Protocol):
@@ -52,22 +52,26 @@ class RecommenderUnderTest(Protocol):
 
 @dataclass(frozen=True)
 class LocalRecommender:
-    """Recommends with a release in this process."""
+    """Computes recommendations with a release in this process."""
 
     recommender: Recommender
-    to_release: Int  # [dataset rows] int64, the release's row of each of the dataset's rows, PAD_ROW where unknown
+    to_release: Int  # [dataset rows] int64, dataset row to release row; PAD_ROW for unknown tracks
 
     def lists(self, sessions: Sessions) -> list[RankedList]:
-        """Return the top tracks for each session from the local release; unknown tracks are ignored."""
+        """Return the top LIST_LENGTH tracks for each session. Tracks that the release does not know are ignored."""
         mapped = replace(sessions, rows=self.to_release[sessions.rows])
         return [(answer.rows, answer.scores) for answer in self.recommender.recommend(mapped, LIST_LENGTH)]
 
 
 class HttpRecommender:
-    """Recommends with a running service: replays each session as events and requests recommendations."""
+    """Requests recommendations from a running service, after it has sent the plays of each session as events."""
 
     def __init__(self, url: str, dataset: Catalogue, release: Catalogue, key: str | None = None) -> None:
-        """`key` is an API key with the scope `admin`, which is needed to delete the replayed sessions."""
+        """Create the HTTP client for the service at `url`.
+
+        `dataset` and `release` are catalogues. They convert rows to track ids and track ids to rows. `key` is an API
+        key with the scope `admin`, which the service requires to delete the evaluation sessions.
+        """
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(base_url=url, timeout=30.0, headers=headers)
         self._url = url
@@ -75,11 +79,11 @@ class HttpRecommender:
         self._release = release
 
     def __enter__(self) -> Self:
-        """Open the connection."""
+        """Return the recommender itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the connection."""
+        """Close the HTTP client."""
         self._client.close()
 
     def serves(self) -> str:
@@ -87,7 +91,7 @@ class HttpRecommender:
         return str(self._ask("GET", "/releases/current").json()["name"])
 
     def lists(self, sessions: Sessions) -> list[RankedList]:
-        """Return the top tracks for each session from the service."""
+        """Return the top LIST_LENGTH tracks for each session from the service. Delete each session afterwards."""
         return [self._list(sessions, i) for i in range(len(sessions))]
 
     def _list(self, sessions: Sessions, i: int) -> RankedList:
@@ -120,7 +124,7 @@ class HttpRecommender:
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be measured."""
+    """The settings of an evaluation: dataset, release, split, protocol and seed."""
 
     dataset: Dataset
     release: Release
@@ -130,7 +134,12 @@ class Question:
     seed: int = 0
 
     def examples(self) -> Examples:
-        """The sessions and targets. Raises InputError where there are none or training has seen them."""
+        """Return the sessions and targets to evaluate.
+
+        Raises:
+            InputError: There are no targets, or the release was trained on another split of the same dataset.
+
+        """
         trained = self.release.manifest.dataset
         if trained.fingerprint == self.dataset.facts.fingerprint and trained.split != self.split:
             raise InputError(
@@ -143,17 +152,28 @@ class Question:
         return asked
 
     def to_release(self) -> Int:
-        """For each row of the dataset's catalogue the release's row, by TrackId. [dataset rows] int64."""
+        """Return the release row of each dataset row, matched by track id. [dataset rows] int64.
+
+        Tracks that the release does not know have PAD_ROW.
+        """
         return np.concatenate([[PAD_ROW], self.release.catalogue.rows(self.dataset.catalogue.track_ids)])
 
 
-Advance: TypeAlias = Callable[[int, int], None]  # sessions done, sessions in all
+Advance: TypeAlias = Callable[[int, int], None]  # evaluated sessions, total sessions
 
 
 def evaluate(question: Question, answers: RecommenderUnderTest, advance: Advance | None = None) -> dict[str, Any]:
-    """Measure and return what `segue evaluate --output` writes. Raises BadOption for `sampled` through a service."""
+    """Evaluate recommendations and return the content of the file that `segue evaluate --output` writes.
+
+    `advance` is called after every batch of sessions.
+
+    Raises:
+        BadOption: The protocol is `sampled`, but `answers` is a service.
+        InputError: There are no targets, or the release was trained on another split of the same dataset.
+
+    """
     asked, to_release = question.examples(), question.to_release()
-    targets = to_release[asked.targets]  # PAD_ROW: outside the release's catalogue, a miss
+    targets = to_release[asked.targets]  # PAD_ROW if the release does not know the target, which counts as a miss
     covered: Int = np.empty(0, dtype=np.int64)
     if question.protocol == "full":
         ranks, covered = _full_ranks(answers, asked, targets, advance)
@@ -189,7 +209,7 @@ def evaluate(question: Question, answers: RecommenderUnderTest, advance: Advance
 
 
 def skip_rates(sessions: SessionViews) -> Float64:
-    """Share of each session's plays that were skipped; 0 for a session without plays. [sessions] float64."""
+    """Return the share of skipped plays of each session, or 0 for a session without plays. [sessions] float64."""
     rates = [np.empty(0)]
     for block in sessions.blocks():
         skips = np.concatenate([[0], np.cumsum(block.skipped)])
@@ -198,7 +218,11 @@ def skip_rates(sessions: SessionViews) -> Float64:
 
 
 def summary(ranks: Float64, target_skipped: Bool, seed: int) -> dict[str, Any]:
-    """Metrics with 95 % intervals for the three groups of targets, and how far skips rank below plays."""
+    """Return all metrics with 95 % confidence intervals for the groups `all`, `played` and `skipped` of targets.
+
+    `skip_down_ranking` contains the MRR@10 of skipped targets, and the difference in MRR@10 between played and skipped
+    targets. `ranks` is [sessions] float64 and `target_skipped` is [sessions] bool. `seed` initialises the bootstrap.
+    """
     groups = {"all": ranks, "played": ranks[~target_skipped], "skipped": ranks[target_skipped]}
     rng = np.random.default_rng(seed)
     measured: dict[str, Any] = {
@@ -231,7 +255,10 @@ def _batches(asked: Examples, advance: Advance | None) -> Iterator[slice]:
 def _full_ranks(
     answers: RecommenderUnderTest, asked: Examples, targets: Int, advance: Advance | None
 ) -> tuple[Float64, Int]:
-    """Rank of each target among all tracks, NOT_FOUND behind the list; and the tracks in anyone's first 20."""
+    """Return the rank of each target among all tracks, and the distinct rows in the top 20 of any list.
+
+    The rank is NOT_FOUND if the target is not in the list. Ranks are [sessions] float64, rows are [n] int64.
+    """
     ranks = np.full(len(targets), NOT_FOUND)
     covered: Int = np.empty(0, dtype=np.int64)
     for batch in _batches(asked, advance):
@@ -246,7 +273,10 @@ def _full_ranks(
 def _sampled_ranks(
     question: Question, recommender: Recommender, asked: Examples, to_release: Int, advance: Advance | None
 ) -> Float64:
-    """Rank of each target among itself and uniform tracks outside its session, the same ones for every ranker."""
+    """Return the rank of each target among uniformly sampled tracks outside its session. [sessions] float64.
+
+    The samples depend only on the seed and the session, so all rankers are compared on the same candidates.
+    """
     ranks = np.full(len(asked.targets), NOT_FOUND)
     tracks = len(question.dataset.catalogue)
     for batch in _batches(asked, advance):
@@ -266,15 +296,16 @@ def _sampled_ranks(
 
 
 def sample_candidates(inputs: Sessions, i: int, target: int, tracks: int, seed: tuple[int, int]) -> Int:
-    """The target and SAMPLED_CANDIDATES distinct tracks outside session i, uniformly drawn. [n] int64, target first.
+    """Return the target, followed by SAMPLED_CANDIDATES distinct tracks sampled uniformly from outside session `i`.
 
-    Fewer where the catalogue has fewer tracks outside the session.
+    If the catalogue has fewer tracks outside the session, return all of them. The result is [n] int64 dataset rows.
+    `tracks` is the number of tracks in the catalogue.
     """
     own = np.append(inputs.rows[inputs.offsets[i] : inputs.offsets[i + 1]], target)
     own = np.unique(own[own != PAD_ROW]) - FIRST_TRACK_ROW
     outside = tracks - len(own)
     rng = np.random.default_rng(seed)
     drawn = rng.choice(outside, size=min(SAMPLED_CANDIDATES, outside), replace=False, shuffle=False)
-    # The n-th track outside the session: shifted by the session's own tracks that lie before it.
+    # `drawn` contains indices into the tracks outside the session. Convert them to indices into all tracks.
     drawn = drawn + np.searchsorted(own - np.arange(len(own)), drawn, side="right")
     return np.concatenate([[target], drawn + FIRST_TRACK_ROW])

@@ -1,12 +1,12 @@
-"""Train and evaluate many systems over seeds, splits and protocols: the runs behind the paper's tables.
+"""Train and evaluate many systems for several seeds, splits and protocols, to reproduce the paper's tables.
 
-A run is one system with one seed on one split. Each is carried out by the commands `segue train` and `segue evaluate`
-in processes of their own, so that its peak memory is its own and several go on at once; a log beside the release holds
-the commands and what they printed. What is there already is not done again; a training that was stopped goes on.
+A run is one system with one seed on one split. Each run calls the commands `segue train` and `segue evaluate` in
+separate processes. Several runs can therefore run in parallel, and the peak memory of each run is measured separately.
+Finished runs are skipped. Interrupted training resumes from its checkpoint. Each run writes these files:
 
     FOLDER/SPLIT/SYSTEM-SEED/           the release
-    FOLDER/SPLIT/SYSTEM-SEED.log
-    FOLDER/SPLIT/SYSTEM-SEED.full.json  what `segue evaluate --output` writes, one for each protocol
+    FOLDER/SPLIT/SYSTEM-SEED.log        the commands and their output
+    FOLDER/SPLIT/SYSTEM-SEED.full.json  the output of `segue evaluate --output`, one file per protocol
 """
 
 import json
@@ -35,7 +35,7 @@ NEURAL: Final = ("sasrec", "bert4rec", "gru4rec", "caser")
 
 @dataclass(frozen=True)
 class System:
-    """A model and the options that make it this version of it, over those of a recipe."""
+    """A model and the options that define one variant of the model. The options override those of a recipe."""
 
     model: str
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -45,7 +45,7 @@ SYSTEMS: Final[dict[str, System]] = {
     **{name: System(name, _PLAIN) for name in NEURAL},
     **{f"{name}+nce": System(name) for name in NEURAL},
     **{name: System(name) for name, model in MODELS.items() if not issubclass(model.options, NeuralOptions)},
-    # The paper's open questions (docs/evaluation.md).
+    # Variants for the open questions of the paper (docs/evaluation.md).
     "sasrec+nce+published-pairing": System("sasrec", {"negative_pairing": "published"}),
     "sasrec+next-played": System("sasrec", {**_PLAIN, "objective": "next-played"}),
     "sasrec+nce+next-played": System("sasrec", {"objective": "next-played"}),
@@ -55,7 +55,7 @@ SYSTEMS: Final[dict[str, System]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One system, one seed, one split of one dataset."""
+    """One system with one seed on one split of a dataset."""
 
     system: str
     options: Options
@@ -66,35 +66,35 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What its files are called."""
+        """Return the file name of the run without its extension, such as `sasrec+nce-0`."""
         return f"{self.system}-{self.options.seed}"
 
     @property
     def release(self) -> Path:
-        """Where its release goes."""
+        """Return the path of the run's release."""
         return self.folder / self.split / self.name
 
     def result(self, protocol: Protocol) -> Path:
-        """Where its measurement goes."""
+        """Return the path of the run's evaluation result for `protocol`."""
         return self.folder / self.split / f"{self.name}.{protocol}.json"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All runs of one dataset, and how each is measured."""
+    """All runs on one dataset, and the protocols to evaluate them with."""
 
     runs: Sequence[Run]
     protocols: Sequence[Protocol]
 
     @property
     def results(self) -> list[Path]:
-        """The files that all runs leave."""
+        """Return the result files of all runs."""
         return [run.result(protocol) for run in self.runs for protocol in self.protocols]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked for, of every dataset."""
+    """The requested systems, seeds, splits, protocols and options. They apply to every dataset."""
 
     systems: Sequence[str]
     seeds: Sequence[int]
@@ -105,9 +105,13 @@ class Wanted:
 
 
 def plan(wanted: Wanted, dataset: Path, fingerprint: str, folder: Path) -> Plan:
-    """The runs in the order in which they are done. Raises BadOption for unknown systems and options.
+    """Return the runs in the order of execution.
 
-    A model that draws nothing at random is run with the first seed alone.
+    A deterministic model runs only with the first seed.
+
+    Raises:
+        BadOption: A system or an option is unknown.
+
     """
     unknown = [name for name in wanted.systems if name not in SYSTEMS]
     if unknown:
@@ -135,13 +139,18 @@ def _options(name: str, wanted: Wanted, seed: int) -> Options:
     return options
 
 
-Told: TypeAlias = Callable[[str, int, int], None]  # what was done, runs done, runs in all
+Told: TypeAlias = Callable[[str, int, int], None]  # name of the finished run, finished runs, total runs
 
 
 def run_plan(plan: Plan, jobs: int, told: Told) -> list[Path]:
-    """Do what is not done yet, `jobs` runs at a time, and return the result files.
+    """Execute all unfinished runs, `jobs` at a time, and return the result files of all runs.
 
-    Raises BadOption where a folder holds runs of other options, SegueError where a command failed.
+    `told` is called once at the start and after each finished run.
+
+    Raises:
+        BadOption: The folder contains a run with other options or of another dataset.
+        SegueError: A command failed.
+
     """
     for run in plan.runs:
         _check_same_run(run)
@@ -167,7 +176,12 @@ def run_plan(plan: Plan, jobs: int, told: Told) -> list[Path]:
 
 
 def _check_same_run(run: Run) -> None:
-    """A release or result under this name has to be of these options and this dataset."""
+    """Check that existing files of `run` have the same options and dataset.
+
+    Raises:
+        BadOption: The options or the dataset differ.
+
+    """
     found: list[tuple[Path, Any, Any]] = []
     if run.release.exists():
         manifest = read_manifest(run.release)
@@ -201,7 +215,7 @@ def _do(run: Run, protocols: Sequence[Protocol], commands: "_Commands") -> None:
 
 
 class _Commands:
-    """Runs `segue` commands in processes of their own, all of which can be stopped."""
+    """Runs `segue` commands in separate processes and can stop all of them."""
 
     def __init__(self, threads: str) -> None:
         self._environment = os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": "1"}
@@ -210,7 +224,12 @@ class _Commands:
         self._stopped = False
 
     def run(self, arguments: Sequence[object], log: Path) -> None:
-        """Run one command to its end, its output added to `log`. Raises SegueError where it fails."""
+        """Run one command, append its output to `log` and wait until it exits.
+
+        Raises:
+            SegueError: The command failed, or `stop` was called earlier.
+
+        """
         command = [sys.executable, "-m", "segue", *map(str, arguments)]
         with log.open("ab") as stream:
             stream.write(f"$ segue {' '.join(map(str, arguments))}\n".encode())
@@ -228,9 +247,9 @@ class _Commands:
             raise SegueError(f"segue {arguments[0]} ended with code {code}: {last} (all of it in {log})")
 
     def stop(self) -> None:
-        """End what runs; a training goes on from its checkpoint the next time.
+        """Terminate all running commands. The next run resumes training from the checkpoint.
 
-        A command that is still importing may miss being told, so it is not asked twice.
+        A command that is still importing modules can ignore SIGTERM. Kill every command that does not exit in time.
         """
         with self._lock:
             self._stopped = True

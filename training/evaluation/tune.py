@@ -1,11 +1,15 @@
-"""Choosing options by validation HR@10 with Optuna (Akiba et al., KDD 2019), resumable; test targets are never asked.
+"""Hyperparameter search with Optuna (Akiba et al., KDD 2019). The objective is validation HR@10.
 
-The search space is the paper's (section 4.1.2): alpha, beta and the learning rate out of the values that it names;
-any option of a model can be searched instead. Everything lies in one folder:
+The search never uses the test targets. An interrupted search can be resumed.
 
-    study.journal   the study: every trial with its options and its value after each epoch
-    trial-N/        release of trial N; its checkpoint while it is under way
-    best.toml       the best options as a recipe
+The default search space is from section 4.1.2 of the paper: the listed values of alpha, beta and the learning rate.
+You can search any other option of a model instead. One folder contains all files of a search:
+
+    study.journal       the Optuna study: the options of every trial and its HR@10 after each epoch
+    trial-N/            the release of the best trial, trial N
+    trial-N.run/        the training log of trial N
+    trial-N.training/   the checkpoint of a trial that is not finished
+    best.toml           the best options as a recipe
 """
 
 import math
@@ -29,7 +33,7 @@ from training.options import Options, check_options
 from training.registry import MODELS
 from training.run import TrainingJob, train
 
-Space: TypeAlias = Mapping[str, Sequence[Any]]  # option: its values
+Space: TypeAlias = Mapping[str, Sequence[Any]]  # option name to candidate values
 
 PAPER_WEIGHTS: Final = (0.1, 0.2, 0.5, 0.75, 1.0)
 PAPER_SPACE: Final[dict[str, Sequence[Any]]] = {
@@ -43,10 +47,10 @@ BEST: Final = "best.toml"
 
 @dataclass(frozen=True)
 class StudySpec:
-    """What is tuned, on what, and where the study is kept."""
+    """The settings of a search: model, search space, dataset and output folder."""
 
     model: str
-    options: Options  # what every trial starts from
+    options: Options  # fixed options of every trial; values from `space` override them
     space: Space
     dataset: Dataset
     split: Split
@@ -55,7 +59,12 @@ class StudySpec:
     identity: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Refuse a space that the model does not have. Raises BadOption."""
+        """Validate the search space and compute `identity`.
+
+        Raises:
+            BadOption: The model has no such option, or a value is out of range.
+
+        """
         for name, values in self.space.items():
             for value in values:
                 changed(self.options, {name: value})
@@ -69,14 +78,24 @@ Told: TypeAlias = Callable[[FrozenTrial, Study], None]
 
 
 def changed(options: Options, values: Mapping[str, Any]) -> Options:
-    """The options with other values. Raises BadOption for an unknown name or a value out of range."""
+    """Return a copy of `options` with `values` replaced.
+
+    Raises:
+        BadOption: A name is unknown or a value is out of range.
+
+    """
     return check_options(type(options), {**options.model_dump(), **values})
 
 
 def tune(tuning: StudySpec, told: Told) -> Study:
-    """Run trials until the study has `tuning.trials`, and write the best as a recipe.
+    """Run trials until the study has `tuning.trials` finished trials, and write the best options as a recipe.
 
-    Interrupted, the same call goes on, in the middle of a trial too. `told` hears of every finished trial.
+    To resume an interrupted search, repeat the call. An interrupted trial resumes from its checkpoint. `told` is called
+    after every finished trial.
+
+    Raises:
+        BadOption: The folder contains a study with other settings, or no trial produced a release.
+
     """
     tuning.out.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -95,9 +114,11 @@ def tune(tuning: StudySpec, told: Told) -> Study:
 
 
 def write_best(study: Study, tuning: StudySpec) -> Path:
-    """Write best.toml whole: every option that is not the model's default, in the table of the model.
+    """Write best.toml atomically: all options that differ from the model's defaults, except the seed.
 
-    Raises BadOption where no trial came to a release.
+    Raises:
+        BadOption: No trial produced a release.
+
     """
     if not study.get_trials(states=(TrialState.COMPLETE,)):
         refused = [str(trial.user_attrs["refused"]) for trial in study.trials if "refused" in trial.user_attrs]
@@ -134,14 +155,17 @@ def _open_study(tuning: StudySpec) -> Study:
 
 
 def _sampler(tuning: StudySpec, done: int) -> optuna.samplers.BaseSampler:
-    """Every choice once where the trials suffice for that, else the likeliest ones (Bergstra et al., NeurIPS 2011)."""
+    """Return a grid sampler if the trials cover all combinations, else a TPE sampler (Bergstra et al., NeurIPS 2011).
+
+    `done` is the number of trials in the study. It changes the seed of the TPE sampler.
+    """
     if math.prod(len(values) for values in tuning.space.values()) <= tuning.trials:
         return optuna.samplers.GridSampler({name: list(values) for name, values in tuning.space.items()}, seed=0)
     return optuna.samplers.TPESampler(seed=tuning.options.seed + done)
 
 
 def _resume_interrupted_trial(study: Study) -> None:
-    """A trial that was interrupted is asked for again first; its checkpoint lies in the folder that it names."""
+    """Enqueue interrupted trials again, so that they run first. They resume from the checkpoints in their folders."""
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
         folder = trial.user_attrs.get("folder", trial.number)
@@ -153,7 +177,10 @@ def _finished(study: Study) -> list[FrozenTrial]:
 
 
 def _value(trial: Trial, tuning: StudySpec) -> float:
-    """Validation HR@10 of one choice out of the space; a choice made before keeps its value."""
+    """Train with one combination of options and return its validation HR@10.
+
+    If an earlier trial had the same options, return the value of that trial without training.
+    """
     params: dict[str, Any] = {
         name: trial.suggest_categorical(name, list(values)) for name, values in tuning.space.items()
     }
@@ -168,37 +195,42 @@ def _value(trial: Trial, tuning: StudySpec) -> float:
     )
     try:
         release = train(job, _Pruning(trial))
-    except BadRelease as error:  # what these options come to cannot be served, and would not be the next time
+    except BadRelease as error:  # these options give an invalid release, and would do so again
         trial.set_user_attr("refused", str(error))
         raise optuna.TrialPruned from error
     return float(release.manifest.evaluation["validation"]["HR@10"])
 
 
 def _keep(study: Study, trial: FrozenTrial, tuning: StudySpec, told: Told) -> None:
-    """Keep the best trial's release alone, its recipe up to date, and say how the trial went."""
+    """Delete the releases and logs of all trials except the best trial, update best.toml and call `told`."""
     folder = tuning.out / f"trial-{trial.user_attrs.get('folder', trial.number)}"
     if trial.state is TrialState.PRUNED:
         shutil.rmtree(folder.with_name(f"{folder.name}.training"), ignore_errors=True)
     elif trial.state is TrialState.COMPLETE:
         best = f"trial-{study.best_trial.user_attrs.get('folder', study.best_trial.number)}"
         for release in tuning.out.glob("trial-*"):
-            if release.stem != best:  # its folder `.run` stays as well
+            if release.stem != best:  # `stem` also matches the best trial's `.run` folder
                 shutil.rmtree(release)
         write_best(study, tuning)
     told(trial, study)
 
 
 class _Pruning:
-    """Reports every epoch to the study, and prunes a trial below the median of the earlier ones."""
+    """Reports every epoch to Optuna and prunes the trial if its HR@10 is below the median of earlier trials."""
 
     def __init__(self, trial: Trial) -> None:
         self._trial = trial
 
     def step(self, epoch: int, sessions_done: int, sessions: int, terms: dict[str, float]) -> None:
-        """Ignore a finished step; pruning considers only epochs."""
+        """Do nothing: pruning happens only after an epoch."""
 
     def epoch(self, line: dict[str, float]) -> None:
-        """Report the validation HR@10 of an epoch; raises TrialPruned if it is below the median of earlier trials."""
+        """Report the validation HR@10 of a finished epoch.
+
+        Raises:
+            optuna.TrialPruned: The value is below the median of earlier trials.
+
+        """
         self._trial.report(line["HR@10"], int(line["epoch"]))
         if self._trial.should_prune():
             raise optuna.TrialPruned

@@ -1,35 +1,37 @@
-"""`segue prepare`: make a dataset of listening logs, and report the lines that could not be read.
+"""The pipeline of `segue prepare`: convert listening logs to a dataset, and report the lines that cannot be parsed.
 
-This module puts the steps together. The columns of a log are in training.prepare.formats, the session rules in
-training.prepare.sessionize. The rules are applied in this order, and the report has the plays left after each of them:
+The columns of a log are defined in training.prepare.formats, and the session rules in training.prepare.sessionize. The
+pipeline applies these rules in order. The report contains the number of remaining plays after each rule:
 
-1. Malformed lines (a wrong number of fields; no user, session or track; an unreadable time, position or skip flag) are
-   dropped and counted, and the report shows the first five. A line is a record: a quoted field ends on its line.
-2. Repeated reports of one play (same session, same position) are merged. The newest by `written_at` remains, or the
-   last in the order of files and lines if the log has no such column. So a log may be delivered more than once, and
-   a play may be reported again after it was skipped. Sessions without positions are ordered by `timestamp`, and none
-   of their plays are merged.
-3. The plays of a user are split into sessions at idle gaps, and skips are inferred. Logs of whole sessions (MSSD, and
-   events with a session_id) keep their sessions.
-4. Plays of tracks with fewer than `min_track_plays` plays are dropped. Plays are counted after step 3.
-5. Sessions longer than `max_session_plays` are split. Then sessions and remainders with fewer plays than
-   `min_session_plays` are dropped.
-6. Sessions are sampled: `sample_half_skips`, then `max_sessions`.
+1. Malformed lines are dropped and counted, and the report shows the first five. A line is malformed if it has a wrong
+   number of fields, lacks a user, session or track, or has an invalid time, position or skip flag. Each line is one
+   record: a quoted field cannot contain a line break.
+2. Several lines with the same session and position describe the same play and are merged. The line with the latest
+   `written_at` remains. If the log has no such column, the last line in the order of files and lines remains. A log
+   can therefore contain duplicates, and later corrections such as a skip flag. Sessions without positions are sorted
+   by `timestamp`, and their lines are not merged.
+3. The plays of a user are split into sessions at idle gaps, and skips are inferred. Logs with session ids (MSSD, and
+   events with a `session_id`) keep their sessions.
+4. Plays of tracks with fewer than `min_track_plays` plays are dropped. Plays are counted after rule 3.
+5. Sessions with more than `max_session_plays` plays are split into pieces. Afterwards, sessions and pieces with fewer
+   than `min_session_plays` plays are dropped.
+6. Sessions are sampled, first by `sample_half_skips` and second by `max_sessions`.
 
-Sessions are ordered by the id of their user or session in the log, then by time. Sessions of users are numbered
-(`s00000001`), so no id of a user enters a dataset. Whole sessions keep their ids. If one is split, its second piece has
-`~2` after the id, its third `~3`.
+Sessions are sorted by the id of their user or session in the log, and next by time. If the log has no session ids, the
+sessions are numbered (`s00000001`), so a dataset never contains user ids. Session ids of the log are kept. If a session
+is split, the second piece has the suffix `~2`, the third piece `~3`, and so on.
 
-The work consists of tasks, in the manner of MapReduce:
+The pipeline consists of tasks, similar to MapReduce:
 
     read each input split -> merge the tracks of each partition -> sessions of each partition -> filters
 
-Read tasks distribute lines to partitions by their owner (user or session), and tracks by their key. All lines of an
-owner are in one partition. Blocks are merged in the order of their splits, so results that depend on the order of the
-log do not change. Between the tasks this process counts, orders, samples and writes. It needs a few integers per play
-and the catalogue, but no lines of the log. A `TaskRunner` runs the tasks: in memory here, on disk
-(training.prepare.disk_engine) or on Ray (training.prepare.ray_engine). In memory there is one partition. All engines
-give the same dataset, byte for byte.
+Read tasks partition the lines by owner (user or session) and the tracks by track key. All lines of an owner are in the
+same partition. Blocks are merged in the order of the splits, so the result does not depend on the number of splits.
+Between the tasks, the main process counts, sorts, samples and writes. The main process stores a few integers per play
+and the catalogue, but no lines of the log.
+
+A `TaskRunner` runs the tasks: in memory (this module), on disk (training.prepare.disk_engine) or on Ray
+(training.prepare.ray_engine). The in-memory engine uses one partition. All engines give byte-identical datasets.
 """
 
 import functools
@@ -74,22 +76,22 @@ from training.prepare.sources import InputSplit, LinesRead, LogKind, MalformedLi
 
 __all__ = ["PrepareJob", "PrepareOptions", "PrepareReport", "PrepareResult", "prepare", "prepare_options"]
 
-OnProgress: TypeAlias = Callable[[str, int, int], None]  # what is done, finished steps, all steps
-_MEMORY_SPLIT_BYTES: Final = 256 << 20  # in memory, a file is never sliced: this is the step of the progress bar
+OnProgress: TypeAlias = Callable[[str, int, int], None]  # description of the current step, finished steps, total steps
+_MEMORY_SPLIT_BYTES: Final = 256 << 20  # the in-memory engine does not slice files; one split is one progress step
 
 
 class PrepareJob(NamedTuple):
-    """The input of an engine."""
+    """The input of an engine: the log files, the options and a folder for temporary files."""
 
     kind: LogKind
     files: Sequence[Path]
     options: PrepareOptions
-    scratch: Path  # a folder on the disk of the new dataset, with room for copies
-    on_progress: OnProgress  # of len(files) + 2 steps: one per file, then sessions, then writing
+    scratch: Path  # a folder for temporary copies, on the same disk as the new dataset
+    on_progress: OnProgress  # the total is len(files) + 2 steps: one per file, one for sessions, one for writing
 
 
 class PrepareResult(NamedTuple):
-    """The output of an engine."""
+    """The output of an engine: line counts, the interactions, and the remaining plays after each rule."""
 
     read: LinesRead
     interactions: RawInteractions
@@ -101,14 +103,14 @@ Engine: TypeAlias = Callable[[PrepareJob], PrepareResult]
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """The lines that `prepare` read, what remains after each rule, and the dataset."""
+    """The result of `prepare`: line counts, the remaining plays and sessions after each rule, and the dataset."""
 
     kind: LogKind
     files: int
-    lines: int  # with malformed lines, without blank lines and headers
+    lines: int  # includes malformed lines, excludes blank lines and headers
     malformed: int
     malformed_reasons: dict[str, int]
-    malformed_examples: tuple[MalformedLine, ...]  # the first five
+    malformed_examples: tuple[MalformedLine, ...]  # the first five malformed lines
     steps: tuple[FilterStep, ...]
     dataset: Dataset
 
@@ -123,11 +125,16 @@ def prepare(
     progress: OnProgress | None = None,
     engine: Engine | None = None,
 ) -> PrepareReport:
-    """Write the dataset `out` from the logs that `sources` (files, folders, globs) name.
+    """Convert the logs in `sources` (files, folders and globs) to a dataset in the folder `out`.
 
-    The default engine works in the memory of this process. It needs memory for the integer columns (at most about 100
-    bytes per line) and for the distinct ids and names, but not for the text of the log.
-    Raises BadLog, BadOption, and InputError if `out` exists.
+    The default engine runs in the memory of this process. It needs at most about 100 bytes per line for integer
+    columns, and memory for the distinct ids and names. The text of the log is not kept in memory.
+
+    Raises:
+        BadLog: The log is missing, damaged or of another kind, or no play remains after the rules.
+        BadOption: An option is invalid for this kind of log.
+        InputError: `out` exists and `overwrite` is false, or the existing folder is not a dataset.
+
     """
     options = options_of_kind(kind, PrepareOptions() if options is None else options)
     check_output_free(out, overwrite=overwrite, marker=FACTS_FILE)
@@ -152,34 +159,40 @@ def prepare(
 
 
 class TaskRunner(Protocol):
-    """Runs functions, possibly at the same time and in other processes."""
+    """Runs functions, possibly in parallel and in other processes."""
 
     def start(self, function: Callable[..., Any], *arguments: Any, returns: int = 1) -> list[Any]:
-        """Start a function. Returns references to its results, which may be arguments of other functions."""
+        """Schedule a function call and return references to its `returns` results.
+
+        A reference can be an argument of another call.
+        """
         ...
 
     def share(self, value: Any) -> Any:
-        """Return a reference to a value that is an argument of many functions."""
+        """Return a reference to `value`, which can be an argument of many calls."""
         ...
 
     def result(self, reference: Any) -> Any:
-        """Wait for the value of a reference. Raises the exception of its function."""
+        """Wait for the value of a reference and return the value. If the function raised an error, raise the error."""
         ...
 
 
 @dataclass(eq=False)
 class Reference:
-    """A reference of `SerialTasks`: a value, or the function call that sets it."""
+    """A reference of `SerialTasks`. `run` computes `value` and is None after the call."""
 
     value: Any = None
     run: Callable[[], None] | None = None
 
 
 class SerialTasks:
-    """Runs functions in this process, one after another, when a result is needed. Results stay in memory."""
+    """Runs functions in this process one after another, when their results are needed. Results are stored in memory."""
 
     def start(self, function: Callable[..., Any], *arguments: Any, returns: int = 1) -> list[Reference]:
-        """See TaskRunner. A result is freed with its reference, the arguments are freed after the call."""
+        """Return references to the `returns` results of a function call. The call runs when a result is needed.
+
+        The memory of a result is freed with its reference. The memory of the arguments is freed after the call.
+        """
         references = [Reference() for _ in range(returns)]
         needed = [weakref.ref(reference) for reference in references]
 
@@ -194,11 +207,14 @@ class SerialTasks:
         return references
 
     def share(self, value: Any) -> Reference:
-        """See TaskRunner."""
+        """Return a reference to `value`."""
         return Reference(self.stored(value))
 
     def result(self, reference: Any) -> Any:
-        """See TaskRunner."""
+        """Return the value of `reference`, and run its function call first if necessary.
+
+        A value that is not a reference is returned unchanged.
+        """
         if not isinstance(reference, Reference):
             return reference
         if reference.run is not None:
@@ -206,16 +222,16 @@ class SerialTasks:
         return self.loaded(reference.value)
 
     def stored(self, value: Any) -> Any:
-        """The form in which a result waits."""
+        """Return the object to store for a result. Subclasses can write the result to disk."""
         return value
 
     def loaded(self, value: Any) -> Any:
-        """The result of that form."""
+        """Return the result for a stored object. This method is the inverse of `stored`."""
         return value
 
 
 def in_memory_engine(job: PrepareJob) -> PrepareResult:
-    """Run all tasks in this process, with one partition."""
+    """Run all tasks in the memory of this process, with one partition."""
     splits = input_splits(job.files, _MEMORY_SPLIT_BYTES, slice_files=False)
     return run_tasks(SerialTasks(), job, splits, partitions=1, scratch=job.scratch)
 
@@ -223,9 +239,14 @@ def in_memory_engine(job: PrepareJob) -> PrepareResult:
 def run_tasks(
     tasks: TaskRunner, job: PrepareJob, splits: Sequence[InputSplit], partitions: int, scratch: Path | None
 ) -> PrepareResult:
-    """Make sessions of a log: rules 1 to 6. Raises BadLog.
+    """Apply rules 1 to 6 to a log and return the interactions of the dataset.
 
-    Tasks put temporary copies into the folder `scratch`, or into the temporary folder of their machine if it is None.
+    Tasks write temporary copies to the folder `scratch`. If `scratch` is None, tasks use the temporary folder of their
+    machine.
+
+    Raises:
+        BadLog: The log cannot be read, or no play remains after a rule.
+
     """
     log, blocks, track_blocks = _read(tasks, job, splits, partitions, scratch)
     merged = [tasks.start(merge_tracks, *given, returns=2) for given in zip(*track_blocks, strict=True)]
@@ -235,7 +256,7 @@ def run_tasks(
         tasks.start(make_sessions, shared, job.options, len(splits), *given, *keys, returns=2)
         for given in zip(*blocks, strict=True)
     ]
-    del blocks, track_blocks  # a result is freed when nothing refers to it
+    del blocks, track_blocks  # free each result as soon as no task needs it
     track_plays = None
     if job.options.min_track_plays > 1:
         counted = _results(tasks, job, [count for _, count in made], "counting plays")
@@ -258,7 +279,7 @@ def _sampled(
     form: LogFormat,
     steps: list[FilterStep],
 ) -> RawInteractions:
-    """Rule 6, and the ids of the sessions and tracks that remain. Adds to `steps`."""
+    """Apply rule 6, and return the remaining sessions with their ids and tracks. Append to `steps` in place."""
     plays = sessions.plays
     for rule, sampled in sample_sessions(plays, options):
         record_step(steps, FilterStep(rule, len(sampled.track), len(sampled)))
@@ -278,7 +299,11 @@ def _sampled(
 def _read(
     tasks: TaskRunner, job: PrepareJob, splits: Sequence[InputSplit], partitions: int, scratch: Path | None
 ) -> tuple["ReadStats", list[list[Any]], list[list[Any]]]:
-    """Rule 1. The facts about all lines, and for each split references to the lines and tracks of each partition."""
+    """Apply rule 1: start one read task per split and wait for the line counts.
+
+    Return the statistics of all lines, references to lines and references to tracks. Both lists of references are
+    indexed by split and next by partition.
+    """
     started = [
         tasks.start(read_split, split, job.kind, job.options, scratch, partitions, returns=1 + 2 * partitions)
         for split in splits
@@ -296,23 +321,23 @@ def _read(
 
 
 def _results(tasks: TaskRunner, job: PrepareJob, references: Sequence[Any], what: str) -> Iterator[Any]:
-    """The results of the references, one after another."""
+    """Yield the results of `references` in order, and report progress. `what` describes the current step."""
     for number, reference in enumerate(references):
         job.on_progress(f"{what}, {number} of {len(references)}", len(job.files), len(job.files) + 2)
         yield tasks.result(reference)
 
 
 class ReadStats(NamedTuple):
-    """Facts about the lines of a split, or of the whole log."""
+    """Statistics of the lines of a split or of the whole log."""
 
     read: LinesRead
     first_file: Path
     form: LogFormat
-    columns: frozenset[str]  # columns with a value on at least one good line
-    has_skips: bool  # every good line says whether its play was skipped
+    columns: frozenset[str]  # columns with a value in at least one valid line
+    has_skips: bool  # whether every valid line has a skip flag
 
     def add(self, later: "ReadStats") -> "ReadStats":
-        """With the lines of the next split. Changes `read` in place."""
+        """Return the statistics including the lines of the next split `later`. Change `read` in place."""
         self.read.add(later.read)
         return self._replace(columns=self.columns | later.columns, has_skips=self.has_skips and later.has_skips)
 
@@ -320,9 +345,10 @@ class ReadStats(NamedTuple):
 def read_split(
     split: InputSplit, kind: LogKind, options: PrepareOptions, scratch: Path | None, partitions: int
 ) -> tuple[Any, ...]:
-    """Task: read a split. Returns its ReadStats, then the lines of each partition, then the tracks of each partition.
+    """Read a split and partition its lines and tracks. This function is a task.
 
-    Lines are EncodedLines, tracks a frame of `first_names`. Both are None for a partition without any.
+    Return a tuple of the ReadStats, the lines of each partition and the tracks of each partition. Lines are
+    EncodedLines. Tracks are a data frame of `first_names`. An empty partition has None for both.
     """
     log = LogReader(kind, options, scratch=scratch or Path(tempfile.gettempdir()))
     for slice_ in split:
@@ -344,7 +370,10 @@ def read_split(
 
 
 def merge_tracks(*blocks: pl.DataFrame | None) -> tuple[pl.Series, pl.DataFrame]:
-    """Task: the distinct tracks of a partition, by their keys and with the first title and artist in the log."""
+    """Merge the tracks of a partition from all splits. This function is a task.
+
+    Return the distinct track keys, and a data frame with the first title and artist in the log for each track.
+    """
     given = [block for block in blocks if block is not None]
     tracks = given[0] if given else pl.DataFrame(schema={"track": pl.String})
     if len(given) > 1:
@@ -353,19 +382,20 @@ def merge_tracks(*blocks: pl.DataFrame | None) -> tuple[pl.Series, pl.DataFrame]
 
 
 class Partition(NamedTuple):
-    """The sessions of some owners before the filters. `plays.owner` are positions in `owners`."""
+    """The sessions of a partition before the filters. `plays.owner` contains indices into `owners`."""
 
-    owners: pl.Series  # string, sorted
+    owners: pl.Series  # string, sorted owner ids
     plays: Plays
 
 
 def make_sessions(
     log: ReadStats, options: PrepareOptions, splits: int, *blocks_and_keys: Any
 ) -> tuple[Partition | None, Int | None]:
-    """Task: rules 2 and 3 for a partition. Returns it and, if `min_track_plays` is set, the plays of each track.
+    """Apply rules 2 and 3 to a partition. This function is a task.
 
-    The arguments after `splits` are the lines of the partition in each split, then the track keys of every partition.
-    A partition without lines gives None.
+    `blocks_and_keys` contains the lines of the partition from each of the `splits` splits, followed by the track keys
+    of every partition. Return the sessions of the partition and the number of plays of each track [tracks] int64. The
+    second value is None if `min_track_plays` is 1. Both values are None for a partition without lines.
     """
     blocks: list[EncodedLines] = [block for block in blocks_and_keys[:splits] if block is not None]
     if not blocks:
@@ -383,5 +413,9 @@ def make_sessions(
 def filter_partition(
     options: PrepareOptions, partition: Partition | None, track_plays: Int | None
 ) -> FilteredPartition | None:
-    """Task: rules 4 and 5 for a partition. `track_plays` [tracks] are the plays of each track in the whole log."""
+    """Apply rules 4 and 5 to a partition. This function is a task.
+
+    `track_plays` [tracks] int64 is the number of plays of each track in the whole log, or None to keep all tracks.
+    Return None if `partition` is None.
+    """
     return None if partition is None else filter_sessions(partition.owners, partition.plays, options, track_plays)

@@ -1,11 +1,13 @@
-"""`segue prepare --engine ray`: the tasks of training.prepare.pipeline on a Ray cluster, or on this machine.
+"""Ray engine of `segue prepare --engine ray`: runs the tasks of training.prepare.pipeline on a Ray cluster.
 
-It uses Ray's tasks and objects (https://docs.ray.io/en/latest/ray-core/tasks.html), not Ray Data. Each block already
-belongs to a partition, so a shuffle is a list of references. With twenty splits in eight partitions (16 MB in all), Ray
-Data took more than ten seconds and tasks less than one. Ray Data also installs pandas and PyArrow.
+Without a cluster address, the engine starts Ray on this machine. This local Ray instance listens only on the loopback
+interface and stops at the end. Its usage statistics and dashboard are disabled.
 
-Ray places the tasks, retries those of lost machines, and spills what does not fit into memory to disk. Usage statistics
-and the dashboard are off. A Ray that is started here listens on loopback only and stops at the end.
+The engine uses Ray tasks and objects (https://docs.ray.io/en/latest/ray-core/tasks.html), not Ray Data. Each block
+already belongs to a partition, so a shuffle only passes lists of references. In a test with 20 splits, 8 partitions and
+16 MB of data, Ray Data took more than 10 s and Ray tasks less than 1 s. Ray Data also requires pandas and PyArrow.
+
+Ray schedules the tasks, retries the tasks of lost machines, and spills objects to disk if the memory is full.
 """
 
 import contextlib
@@ -27,33 +29,40 @@ from training.prepare.disk_engine import MAX_PARTITIONS, split_bytes_of
 from training.prepare.pipeline import Engine, PrepareJob, PrepareResult, run_tasks
 from training.prepare.sources import input_splits
 
-_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 (the folder of Ray's objects, not a file of ours)
-_STORE_BYTES: Final = (80 << 20, 2 << 30)  # Ray's own minimum, and the size from which it may spill to disk
+_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 (Ray's shared-memory folder, not a temporary file)
+# Minimum and maximum size of Ray's object store. Ray requires the minimum and spills to disk if the store is full.
+_STORE_BYTES: Final = (80 << 20, 2 << 30)
 _ANSWER_S: Final = 5.0
-_ATTEMPTS: Final = 3  # Ray gives its own processes 30 s to start, which can be too short on a busy machine
+_ATTEMPTS: Final = 3  # Ray's processes must start within 30 s, which can be too short on a busy machine
 _PORT: Final = 6379
 _CLIENT_PORT: Final = 10001
 
-# Ray reads these when it is imported or starts processes. Otherwise Polars would start a thread per core in each task.
-_NO_ERROR_OUTPUT: Final = {"RAY_IGNORE_UNHANDLED_ERRORS": "1"}  # Ray would print an error once per waiting task
+# Environment variables. Ray reads them during its import and when it starts processes. Without POLARS_MAX_THREADS,
+# Polars would start one thread per core in each task.
+_NO_ERROR_OUTPUT: Final = {"RAY_IGNORE_UNHANDLED_ERRORS": "1"}  # otherwise Ray prints an error for each waiting task
 _QUIET: Final = _NO_ERROR_OUTPUT | {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # needed on every system: otherwise Ray does not use the loopback address
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # required for the loopback address on every system, also on Linux
     "RAY_prestart_worker_first_driver": "0",
     "POLARS_MAX_THREADS": "1",
 }
 
 
 def ray_engine(address: str | None = None, *, split_bytes: int | None = None) -> Engine:
-    """An engine for training.prepare.pipeline.prepare.
+    """Return an engine for `training.prepare.pipeline.prepare` that runs tasks on Ray.
 
-    `address` is `host:port` of a cluster that this machine belongs to, or `ray://host:port` of another one. Without an
-    address, Ray is started on this machine with one process per core. Logs must have the same path
-    on all machines. Raises BadOption if the cluster does not answer, and ModuleNotFoundError if Ray is not installed.
+    `address` is `host:port` if this machine is part of the cluster, or `ray://host:port` for a remote cluster. Without
+    an address, the engine starts Ray on this machine with one process per core. The log files must have the same path
+    on all machines. `split_bytes` is the maximum size of an input split in bytes.
+
+    The engine raises:
+        BadOption: The cluster does not answer, or Ray cannot start.
+        ModuleNotFoundError: Ray is not installed.
+
     """
 
     def engine(job: PrepareJob) -> PrepareResult:
-        # Tasks run in another folder than this process.
+        # Tasks do not run in the current folder of this process, so all paths must be absolute.
         job = job._replace(files=[file.absolute() for file in job.files], scratch=job.scratch.absolute())
         splits = input_splits(job.files, split_bytes or split_bytes_of(job.files))
         partitions = min(len(splits), MAX_PARTITIONS)
@@ -69,27 +78,36 @@ def ray_engine(address: str | None = None, *, split_bytes: int | None = None) ->
 
 
 class _RayTasks:
-    """A TaskRunner on Ray."""
+    """Runs tasks on Ray. Implements training.prepare.pipeline.TaskRunner."""
 
     def __init__(self, ray: Any, check_interrupt: Callable[[], None]) -> None:
-        """`check_interrupt` raises an interrupt that arrived while Ray was waiting."""
+        """Create a task runner. `check_interrupt` raises KeyboardInterrupt if a signal arrived during a wait of Ray."""
         self._ray = ray
         self._check_interrupt = check_interrupt
         self._remote: dict[Callable[..., Any], Any] = {}
 
     def start(self, function: Callable[..., Any], *arguments: Any, returns: int = 1) -> list[Any]:
-        """See TaskRunner."""
+        """Submit a function call to Ray and return a list of `returns` object references.
+
+        `arguments` can be object references. Ray passes their values to the function.
+        """
         if function not in self._remote:
             self._remote[function] = self._ray.remote(function)
         found = self._remote[function].options(num_returns=returns).remote(*arguments)
         return [found] if returns == 1 else list(found)
 
     def share(self, value: Any) -> Any:
-        """See TaskRunner."""
+        """Store a value in Ray's object store and return its reference."""
         return self._ray.put(value)
 
     def result(self, reference: Any) -> Any:
-        """See TaskRunner. Raises BadLog if the cluster fails."""
+        """Wait for the value of a reference and return the value.
+
+        Raises:
+            BadLog: The task failed, or Ray lost the task.
+            SegueError: The function raised this error.
+
+        """
         try:
             found = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
@@ -104,9 +122,9 @@ class _RayTasks:
 
 
 class DeferredInterrupts:
-    """A context that remembers an interrupt, and raises it again in `check` and at the end.
+    """A context manager that records a KeyboardInterrupt and raises it again in `check` and at the end.
 
-    Ray handles signals while it waits, and a KeyboardInterrupt that a handler raises there can get lost.
+    If a signal handler raises KeyboardInterrupt while Ray waits, Ray can suppress the exception.
     """
 
     def __init__(self) -> None:
@@ -114,7 +132,7 @@ class DeferredInterrupts:
         self._before: dict[int, Callable[..., Any]] = {}
 
     def __enter__(self) -> Self:
-        """Wrap the handlers of SIGINT and SIGTERM. Only the main thread may set handlers."""
+        """Wrap the handlers of SIGINT and SIGTERM. In other threads do nothing: only the main thread can set them."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 handler = signal.getsignal(number)
@@ -124,14 +142,14 @@ class DeferredInterrupts:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Check for the last time. An interrupt may also have caused the error."""
+        """Restore the signal handlers and check for an interrupt, which can also be the cause of another exception."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if kind is None or issubclass(kind, Exception):
             self.check()
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if one arrived."""
+        """Raise KeyboardInterrupt if a signal handler raised KeyboardInterrupt earlier."""
         if self._arrived:
             raise KeyboardInterrupt
 
@@ -145,7 +163,10 @@ class DeferredInterrupts:
 
 @contextlib.contextmanager
 def _scratch_folder(job: PrepareJob, address: str | None) -> Iterator[Path | None]:
-    """The folder for copies of tasks, deleted at the end. None: the temporary folder of each machine of a cluster."""
+    """Create a folder for the temporary files of tasks, and delete the folder at the end.
+
+    With an `address`, yield None: each machine of the cluster uses its own temporary folder.
+    """
     if address is not None:
         yield None
         return
@@ -155,20 +176,25 @@ def _scratch_folder(job: PrepareJob, address: str | None) -> Iterator[Path | Non
 
 @contextlib.contextmanager
 def connected(address: str | None = None, cpus: int | None = None) -> Iterator[Any]:
-    """Ray, connected to a cluster or started, and disconnected or stopped at the end.
+    """Connect to the cluster at `address`, or start Ray on this machine with `cpus` cores. Yield the module `ray`.
 
-    Engines that run within this context use the same Ray. Raises the errors of `ray_engine`.
+    At the end, disconnect from the cluster or stop Ray. Engines inside this context share one Ray instance.
+
+    Raises:
+        BadOption: The cluster does not answer, or Ray cannot start.
+        ModuleNotFoundError: Ray is not installed.
+
     """
     if address is not None:
         _check_reachable(address)
     with _environment(_NO_ERROR_OUTPUT if address else _QUIET):
         ray = importlib.import_module("ray")
         importlib.import_module("ray.exceptions")
-        if ray.is_initialized():  # by the calling program
+        if ray.is_initialized():  # the calling program has initialised Ray
             yield ray
             return
-        # Ray puts the folder that is current during `ray.init` on the import path of its workers, where a user's own
-        # `training` would be imported instead of Segue's package. Workers stay in that folder as long as they run.
+        # Ray adds the current folder of `ray.init` to the import path of its workers. A user's own `training` package
+        # in this folder would hide Segue's package, so use an empty folder. It must exist until the workers exit.
         with tempfile.TemporaryDirectory(prefix="segue-ray-", ignore_cleanup_errors=True) as empty:
             try:
                 with _restore_signals(), contextlib.chdir(empty):
@@ -180,7 +206,10 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[A
 
 @contextlib.contextmanager
 def _restore_signals() -> Iterator[None]:
-    """Restore the handler of SIGTERM. Ray sets one that exits the process; here that is an interrupt."""
+    """Restore the handler of SIGTERM at the end, because Ray replaces it by a handler that exits the process.
+
+    If Ray's handler raises SystemExit, raise KeyboardInterrupt instead.
+    """
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -198,7 +227,7 @@ def _join(ray: Any, address: str) -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except ImportError as error:
         raise BadOption(f"{address} cannot be reached: {error}: install `ray[client]`, or use host:port") from error
-    except Exception as error:  # Ray has no common class for its errors
+    except Exception as error:  # Ray has no common base class for its errors
         raise BadOption(f"the cluster at {address} refused: {_last_line(error)}") from error
 
 
@@ -213,7 +242,7 @@ def _start(ray: Any, cpus: int | None) -> None:
                 logging_level=logging.ERROR,
                 object_store_memory=_object_store_bytes(),
             )
-        except Exception as error:  # Ray has no common class for its errors
+        except Exception as error:  # Ray has no common base class for its errors
             ray.shutdown()
             if attempt == _ATTEMPTS - 1:
                 raise BadOption(f"Ray does not start on this machine: {_last_line(error)}") from error
@@ -222,14 +251,19 @@ def _start(ray: Any, cpus: int | None) -> None:
 
 
 def _object_store_bytes() -> int:
-    """The shared memory that Ray may use for objects: a third of the free memory, within bounds."""
+    """Return the size of Ray's object store: a third of the free shared memory, limited to the range _STORE_BYTES."""
     free = shutil.disk_usage(_SHARED_MEMORY).free if _SHARED_MEMORY.is_dir() else 0
     smallest, largest = _STORE_BYTES
     return max(smallest, min(largest, free // 3))
 
 
 def _check_reachable(address: str) -> None:
-    """Raise BadOption if nothing listens at the address. Ray itself would retry for minutes."""
+    """Check that a server listens at `address`. Without this check, Ray retries for minutes.
+
+    Raises:
+        BadOption: The address is malformed, or no server answers.
+
+    """
     if address == "auto":
         return
     client = address.startswith("ray://")
@@ -245,7 +279,10 @@ def _check_reachable(address: str) -> None:
 
 @contextlib.contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables that are not set yet, for the processes started in this context."""
+    """Set environment variables inside the context, for this process and its children.
+
+    Variables that are already set keep their values.
+    """
     added = {name: value for name, value in values.items() if name not in os.environ}
     os.environ.update(added)
     try:

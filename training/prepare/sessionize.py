@@ -1,14 +1,15 @@
-"""Session rules: make sessions from the lines of a log, filter them, put them in order and sample them.
+"""Session rules: build sessions from the lines of a log, and filter, sort and sample the sessions.
 
-These are rules 2 to 6 of training.prepare.pipeline. Everything works on flat arrays of integer codes. Rules 2 to 5 are
-applied to each partition, which has all plays of its owners. An owner is a user or, in a log of whole sessions, a
-session. The rules are the paper's (section 4.2), with these choices where the paper leaves something open:
+This module implements rules 2 to 6 of training.prepare.pipeline on flat arrays of integer codes. Rules 2 to 5 are
+applied to each partition separately. A partition contains all plays of its owners. An owner is a user, or a session if
+the log contains session ids. The rules follow section 4.2 of the paper. The paper does not specify these details:
 
-- A session ends if the next play of the same user starts more than `idle_gap_s` later. A gap of exactly that length
-  does not end it.
-- A play is skipped if the next play of the same session starts at most `skip_within_s` later. The last play of a
-  session is never a skip. Skips are inferred once, before plays are dropped or sessions are split.
-- Long sessions are split into consecutive sessions of `max_session_plays`. A remainder that is too short is dropped.
+- A session ends if the next play of the same user starts more than `idle_gap_s` seconds later. A gap of exactly
+  `idle_gap_s` seconds does not end the session.
+- A play is skipped if the next play of the same session starts at most `skip_within_s` seconds later. The last play of
+  a session is never skipped. Skips are inferred once, before plays are dropped or sessions are split.
+- Long sessions are split into consecutive sessions of `max_session_plays` plays. The last piece is dropped if it has
+  fewer than `min_session_plays` plays.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,32 +28,32 @@ from training.prepare.sources import LinesRead
 
 @dataclass(frozen=True, eq=False)
 class Plays:
-    """The plays of many sessions. Session i is the slice offsets[i]:offsets[i + 1], oldest play first."""
+    """The plays of many sessions. The plays of session i are offsets[i]:offsets[i + 1], oldest play first."""
 
-    track: NDArray[np.uint32]  # [plays], codes
+    track: NDArray[np.uint32]  # [plays], track codes
     skipped: Bool  # [plays]
-    at: Int | None  # [plays] int64, ms since 1970; UNKNOWN_TIME where a time is missing, None if all are
+    at: Int | None  # [plays] int64, ms since 1970; UNKNOWN_TIME for a missing time, None if all times are missing
     offsets: Int  # [sessions + 1] int64
-    owner: Int  # [sessions] int64, codes
-    piece: Int  # [sessions] int64, 0 for the first piece of a session that was split
+    owner: Int  # [sessions] int64, owner codes
+    piece: Int  # [sessions] int64, number of the piece of a split session from 0; 0 if the session was not split
 
     def __len__(self) -> int:
-        """The number of sessions."""
+        """Return the number of sessions."""
         return len(self.offsets) - 1
 
     @property
     def lengths(self) -> Int:
-        """Plays in each session. [sessions] int64."""
+        """Return the number of plays of each session. [sessions] int64."""
         return np.diff(self.offsets)
 
     def keep_plays(self, kept: Bool) -> "Plays":
-        """Only the plays where `kept` [plays] is true. Sessions may become empty."""
+        """Return only the plays with a true value in `kept` [plays] bool. Sessions can become empty."""
         offsets = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])[self.offsets]
         at = None if self.at is None else self.at[kept]
         return replace(self, track=self.track[kept], skipped=self.skipped[kept], at=at, offsets=offsets)
 
     def keep_sessions(self, kept: Bool) -> "Plays":
-        """Only the sessions where `kept` [sessions] is true."""
+        """Return only the sessions with a true value in `kept` [sessions] bool."""
         fewer = self.keep_plays(np.repeat(kept, self.lengths))
         offsets = np.concatenate([[0], np.cumsum(self.lengths[kept], dtype=np.int64)]).astype(np.int64)
         return replace(fewer, offsets=offsets, owner=self.owner[kept], piece=self.piece[kept])
@@ -62,33 +63,42 @@ UNKNOWN_TIME = np.iinfo(np.int64).min
 
 
 def offsets_where(first: Bool) -> Int:
-    """The offsets of the runs that begin where `first` [plays] is true. The first play always begins one."""
+    """Return session offsets [sessions + 1] int64. `first` [plays] bool is true for the first play of each session."""
     return np.concatenate([np.flatnonzero(first), [len(first)]]).astype(np.int64)
 
 
 def first_of_owner(owner: NDArray[Any]) -> Bool:
-    """Whether a play is the first of its owner, in plays ordered by owner. [plays] bool."""
+    """Return whether each play is the first play of its owner. [plays] bool. `owner` [plays] must be sorted."""
     first = np.ones(len(owner), dtype=np.bool_)
     first[1:] = owner[1:] != owner[:-1]
     return first
 
 
 def first_of_session(owner: NDArray[Any], at: Int, idle_gap_s: float) -> Bool:
-    """Whether a play begins a session, in plays ordered by owner and time (ms). [plays] bool."""
+    """Return whether each play begins a new session. [plays] bool.
+
+    The plays must be sorted by `owner` [plays], and by time `at` [plays] in ms.
+    """
     first = first_of_owner(owner)
     first[1:] |= np.diff(at) > idle_gap_s * 1000
     return first
 
 
 def inferred_skips(at: Int, first: Bool, skip_within_s: float) -> Bool:
-    """Whether the next play of the same session starts within `skip_within_s` seconds. [plays] bool."""
+    """Return whether the next play of the same session starts within `skip_within_s` seconds. [plays] bool.
+
+    `at` [plays] is the start in ms. `first` [plays] bool is true for the first play of each session.
+    """
     skipped = np.zeros(len(at), dtype=np.bool_)
     skipped[:-1] = ~first[1:] & (np.diff(at) <= skip_within_s * 1000)
     return skipped
 
 
 def drop_rare_tracks(plays: Plays, min_track_plays: int, track_plays: Int) -> Plays:
-    """Drop the plays of tracks with fewer plays. `track_plays` [tracks] are counted over the whole log."""
+    """Drop the plays of tracks with fewer than `min_track_plays` plays.
+
+    `track_plays` [tracks] int64 is the number of plays of each track in the whole log.
+    """
     return plays.keep_plays(track_plays[plays.track] >= min_track_plays)
 
 
@@ -103,12 +113,15 @@ def split_long_sessions(plays: Plays, max_session_plays: int) -> Plays:
 
 
 def drop_short_sessions(plays: Plays, min_session_plays: int) -> Plays:
-    """Drop sessions with fewer plays."""
+    """Drop sessions with fewer than `min_session_plays` plays."""
     return plays.keep_sessions(plays.lengths >= min_session_plays)
 
 
 def balance_by_skip(plays: Plays, rng: np.random.Generator) -> Plays:
-    """Keep all sessions with a skip, and sample as many without one (all of them if there are fewer)."""
+    """Keep all sessions with a skip, and sample an equal number of sessions without a skip.
+
+    If there are fewer sessions without a skip, keep all of them.
+    """
     skips_before = np.concatenate([[0], np.cumsum(plays.skipped, dtype=np.int64)])[plays.offsets]
     kept = np.diff(skips_before) > 0
     without = np.flatnonzero(~kept)
@@ -118,7 +131,7 @@ def balance_by_skip(plays: Plays, rng: np.random.Generator) -> Plays:
 
 
 def limit_sessions(plays: Plays, max_sessions: int, rng: np.random.Generator) -> Plays:
-    """Sample at most `max_sessions` sessions and keep their order."""
+    """Sample at most `max_sessions` sessions. The order of the sessions does not change."""
     if len(plays) <= max_sessions:
         return plays
     kept = np.zeros(len(plays), dtype=np.bool_)
@@ -127,13 +140,13 @@ def limit_sessions(plays: Plays, max_sessions: int, rng: np.random.Generator) ->
 
 
 def sessionize(lines: pl.DataFrame, form: LogFormat, options: PrepareOptions, *, has_skips: bool) -> Plays:
-    """All plays of some owners as sessions, before any is dropped.
+    """Build sessions from all plays of some owners, without any filter.
 
-    `lines` has `owner` and `track` (uint32) and, where known, the other columns of LINE_COLUMNS. Owners with lower
-    codes come first. With `has_skips`, every line of the log says whether its play was skipped; otherwise skips are
-    inferred.
+    `lines` has the columns `owner` and `track` (uint32), and the other columns of LINE_COLUMNS that the log has. The
+    sessions are sorted by owner code. If `has_skips` is true, every line of the log has a skip flag. Otherwise the
+    skips are inferred.
     """
-    if form.newest_first:  # of two plays in the same second, the later line is the earlier play
+    if form.newest_first:  # if two plays have the same time, the later line is the earlier play
         lines = lines.reverse()
     owner = lines["owner"].to_numpy()
     order = _order(owner, lines, form)
@@ -164,15 +177,19 @@ def sessionize(lines: pl.DataFrame, form: LogFormat, options: PrepareOptions, *,
 
 
 def _order(owner: NDArray[np.uint32], lines: pl.DataFrame, form: LogFormat) -> Int:
-    """Line numbers by owner, then by position (of one play the newest report last) or time, then in their old order."""
+    """Return the sorted order of the lines. [lines] int64 line numbers.
+
+    Lines are sorted by owner, and next by position or time. Several lines of the same play are sorted by `written_at`,
+    so the newest line is the last. Lines that are equal in all keys keep their order.
+    """
     keys = pl.DataFrame({"owner": owner}).with_columns(lines["position" if form.by_position else "at"].alias("place"))
     if form.by_position and "written_at" in lines.columns:
-        keys = keys.with_columns(lines["written_at"])  # a report without this time counts as the oldest
+        keys = keys.with_columns(lines["written_at"])  # a line without this time is treated as the oldest
     return keys.select(pl.arg_sort_by(keys.columns, nulls_last=False, maintain_order=True)).to_series().to_numpy()
 
 
 class Filter(NamedTuple):
-    """A rule that needs only one session at a time, and the number of plays of each track."""
+    """A rule that is applied to each session independently."""
 
     rule: str
     apply: Callable[[Plays], Plays]
@@ -180,7 +197,10 @@ class Filter(NamedTuple):
 
 
 def session_filters(options: PrepareOptions, track_plays: Int | None) -> list[Filter]:
-    """The filters of rules 4 and 5. `track_plays` [tracks] is None if no track can be dropped."""
+    """Return the filters of rules 4 and 5 in order.
+
+    `track_plays` [tracks] int64 is the number of plays of each track, or None to keep all tracks.
+    """
     min_track, max_session, min_session = options.min_track_plays, options.max_session_plays, options.min_session_plays
     found = []
     if track_plays is not None:
@@ -194,31 +214,34 @@ def session_filters(options: PrepareOptions, track_plays: Int | None) -> list[Fi
 
 
 class StepCount(NamedTuple):
-    """The plays and sessions of a partition that remain after a rule."""
+    """The number of plays and sessions of a partition that remain after a rule."""
 
     rule: str
     plays: int
-    sessions: int | None  # None before sessions are made
-    always_reported: bool  # False: the report has this rule only if it changed a count
+    sessions: int | None  # None before sessions are built
+    always_reported: bool  # if False, the report includes this rule only if the rule changed a count
 
 
 class FilteredPartition(NamedTuple):
-    """The sessions of a partition after rules 2 to 5. The sessions of an owner are adjacent, oldest first."""
+    """The sessions of a partition after rules 2 to 5. Sessions of the same owner are adjacent, oldest first."""
 
-    owners: pl.Series  # string, only the owners of these sessions
-    owner: NDArray[np.uint32]  # [sessions], positions in `owners`
-    piece: NDArray[np.uint32]  # [sessions]
-    starts: Int | None  # [sessions] int64, ms since 1970 or UNKNOWN_TIME; None if no time is known
-    lengths: NDArray[np.uint32]  # [sessions]
-    track: NDArray[np.uint32]  # [plays], positions in the tracks of the log
+    owners: pl.Series  # string, the ids of the owners that still have sessions
+    owner: NDArray[np.uint32]  # [sessions], indices into `owners`
+    piece: NDArray[np.uint32]  # [sessions], as in Plays
+    starts: Int | None  # [sessions] int64, ms since 1970 or UNKNOWN_TIME; None if all times are missing
+    lengths: NDArray[np.uint32]  # [sessions], number of plays
+    track: NDArray[np.uint32]  # [plays], indices into all tracks of the log
     skipped: Bool  # [plays]
-    counts: list[StepCount]  # the same rules in every partition of a log
+    counts: list[StepCount]  # one entry per rule; all partitions of a log have the same rules
 
 
 def filter_sessions(
     owners: pl.Series, plays: Plays, options: PrepareOptions, track_plays: Int | None
 ) -> FilteredPartition:
-    """Apply the filters to the sessions of a partition. `plays.owner` are positions in `owners`."""
+    """Apply the filters of rules 4 and 5 to the sessions of a partition.
+
+    `plays.owner` contains indices into `owners`. `track_plays` is as in `session_filters`.
+    """
     counts = [
         StepCount("repeated reports of one play merged", len(plays.track), None, always_reported=False),
         StepCount("sessions made", len(plays.track), len(plays), always_reported=True),
@@ -240,15 +263,20 @@ def filter_sessions(
 
 
 class FilterStep(NamedTuple):
-    """The plays and sessions that remain after a rule."""
+    """The number of plays and sessions of the whole log that remain after a rule."""
 
     rule: str
     plays: int
-    sessions: int | None  # None before sessions are made
+    sessions: int | None  # None before sessions are built
 
 
 def summed_steps(read: LinesRead, partitions: Sequence[FilteredPartition]) -> list[FilterStep]:
-    """The steps of rules 1 to 5, summed over all partitions. Raises BadLog if no play remains."""
+    """Return the remaining plays and sessions after each of the rules 1 to 5, summed over all partitions.
+
+    Raises:
+        BadLog: No play remains.
+
+    """
     good = read.lines - read.malformed
     steps = [FilterStep("lines read", read.lines, None)]
     if read.malformed:
@@ -264,7 +292,12 @@ def summed_steps(read: LinesRead, partitions: Sequence[FilteredPartition]) -> li
 
 
 def record_step(steps: list[FilterStep], step: FilterStep) -> None:
-    """Add a step. Raises BadLog if no play remains."""
+    """Append `step` to `steps` in place.
+
+    Raises:
+        BadLog: No play remains.
+
+    """
     steps.append(step)
     if step.plays == 0:
         listed = "; ".join(f"{step.rule}: {step.plays:,} plays" for step in steps)
@@ -272,16 +305,16 @@ def record_step(steps: list[FilterStep], step: FilterStep) -> None:
 
 
 class OrderedSessions(NamedTuple):
-    """The sessions of all partitions in the order of the dataset."""
+    """The sessions of all partitions, in the order in which they are written to the dataset."""
 
-    plays: Plays  # `owner` is the number of the session, `at` is unknown
-    owner: Int  # [sessions], positions in `owners`
-    owners: pl.Series  # string, sorted
+    plays: Plays  # `plays.owner` is the index of the session, `plays.at` is None
+    owner: Int  # [sessions] int64, indices into `owners`
+    owners: pl.Series  # string, sorted owner ids
     starts: Int | None  # [sessions], as in FilteredPartition
 
 
 def in_order(partitions: Sequence[FilteredPartition]) -> OrderedSessions:
-    """Sort the sessions of all partitions by the id of their owner. The sessions of one owner keep their order."""
+    """Sort the sessions of all partitions by owner id. The sessions of each owner keep their order."""
     owners = pl.concat([one.owners for one in partitions])
     by_id = owners.arg_sort().to_numpy()
     rank = np.empty(len(owners), dtype=np.int64)
@@ -308,7 +341,10 @@ def in_order(partitions: Sequence[FilteredPartition]) -> OrderedSessions:
 
 
 def sample_sessions(plays: Plays, options: PrepareOptions) -> Iterator[tuple[str, Plays]]:
-    """Apply rule 6 to the sessions of a whole log: the text of each sampling rule, and the sessions that remain."""
+    """Apply rule 6 to all sessions of a log.
+
+    For each sampling rule in `options`, yield the description of the rule and the remaining sessions.
+    """
     rng = np.random.default_rng(options.seed)
     if options.sample_half_skips:
         plays = balance_by_skip(plays, rng)
@@ -319,7 +355,11 @@ def sample_sessions(plays: Plays, options: PrepareOptions) -> Iterator[tuple[str
 
 
 def session_ids(owner: Int, piece: Int, owners: pl.Series | None) -> pl.Series:
-    """The ids of sessions: the ids in `owners` of whole sessions, otherwise numbers in the order of the sessions."""
+    """Return the ids of sessions as strings.
+
+    If the log has session ids, `owners` contains the session ids. If a session is split, the second piece has the
+    suffix `~2`, the third piece `~3`, and so on. If `owners` is None, the sessions are numbered from `s00000001`.
+    """
     if owners is None:
         numbers = pl.int_range(1, len(owner) + 1, eager=True).cast(pl.String).str.zfill(8)
         return ("s" + numbers).alias("session_id")
@@ -329,7 +369,7 @@ def session_ids(owner: Int, piece: Int, owners: pl.Series | None) -> pl.Series:
 
 
 def start_times(starts: Int | None) -> pl.Series | None:
-    """The starts of sessions as date-times, null where unknown."""
+    """Convert session starts from ms since 1970 to UTC date-times. Unknown times become null."""
     if starts is None:
         return None
     at = pl.Series("started_at", starts)

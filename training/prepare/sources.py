@@ -1,9 +1,9 @@
-"""Sources of a log: find its files, decompress them, cut them into input splits, and count the lines read from them.
+"""Find the files of a log, decompress them, divide them into input splits, and count the lines.
 
-An input split is either a slice of a large file or several small files. A slice of a text file has the lines that
-begin in a range of its bytes, and the header. A slice of a Parquet file is a range of its rows. Compressed files are
-never sliced. Slice by slice, a file gives the same lines in the same order as in one piece. The columns of a log are
-not known here (see training.prepare.formats).
+An input split is either one slice of a large file or several small files. A slice of a text file contains the header
+and all lines that begin in a range of bytes. A slice of a Parquet file is a range of rows. Compressed files are never
+sliced. The slices of a file, read in order, give the same lines as the whole file. This module does not interpret the
+columns of a log (see training.prepare.formats).
 """
 
 import bz2
@@ -31,7 +31,7 @@ KINDS: Final[tuple[LogKind, ...]] = get_args(LogKind)
 COMPRESSIONS: Final = (".gz", ".bz2", ".zst")
 _COPY_BYTES: Final = 1 << 20
 
-# The files of a folder that belong to a log. Published folders also contain other tables.
+# File name patterns of log files. The folders of published datasets also contain other tables.
 _IN_FOLDERS: Final[dict[LogKind, tuple[str, ...]]] = {
     "mssd": ("*.csv",),
     "lfm1k": ("*.tsv",),
@@ -43,9 +43,14 @@ _NOT_IN_FOLDERS: Final[dict[LogKind, str]] = {"mssd": "tf_*", "lfm1k": "userid-p
 
 
 def find_files(kind: LogKind, sources: Sequence[Path | str]) -> list[Path]:
-    """The files that `sources` (files, folders, globs) name, each once, sorted by name within a folder or glob.
+    """Return the distinct files in `sources`, which are files, folders and globs.
 
-    In a folder, only files with the names of the kind's logs are taken, and no hidden ones. Raises BadLog.
+    The files of a folder or glob are sorted by name. In a folder, hidden files and files without a log name of this
+    `kind` are ignored.
+
+    Raises:
+        BadLog: A source does not exist or contains no log, or a file is empty.
+
     """
     if not sources:
         raise BadLog("no log is named: name at least one file or folder")
@@ -60,15 +65,20 @@ def find_files(kind: LogKind, sources: Sequence[Path | str]) -> list[Path]:
 
 
 def inner_suffix(file: Path) -> str:
-    """The suffix in lower case, without that of the compression: `.csv` for `log.csv.gz`."""
+    """Return the file suffix in lower case without the compression suffix, such as `.csv` for `log.csv.gz`."""
     return _inner_name(file).suffix.lower()
 
 
 @contextlib.contextmanager
 def uncompressed(file: Path, scratch: Path) -> Iterator[Path]:
-    """Yield `file` itself, or an uncompressed copy in the folder `scratch` that is deleted afterwards.
+    """Yield `file` if it is not compressed, else the path of an uncompressed copy.
 
-    Needs a few MB of memory for any size. Raises BadLog if the compressed data is damaged.
+    The copy is written to the folder `scratch` and deleted at the end. Decompression needs a few MB of memory for
+    files of any size.
+
+    Raises:
+        BadLog: The compressed data is damaged or empty.
+
     """
     compression = file.suffix.lower()
     if compression not in COMPRESSIONS:
@@ -82,7 +92,7 @@ def uncompressed(file: Path, scratch: Path) -> Iterator[Path]:
                     copy.write(block)
         except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
             raise BadLog(f"{file} cannot be uncompressed: {error}: fetch the file again") from error
-        except OSError as error:  # bz2 reports damage as a plain OSError without a number
+        except OSError as error:  # bz2 raises OSError without an errno for damaged data
             reason = "damaged data" if error.errno is None else error.strerror
             raise BadLog(f"{file} cannot be uncompressed: {reason}: fetch the file again") from error
         if plain.stat().st_size == 0:
@@ -101,7 +111,7 @@ def _files_of(kind: LogKind, source: Path | str) -> list[Path]:
         return files
     if not glob.has_magic(str(source)):
         raise BadLog(f"{path} does not exist: name a file, a folder or a glob")
-    # glob.glob, because Path.glob accepts no absolute pattern.
+    # Use glob.glob, because Path.glob does not accept absolute patterns.
     files = sorted(file for name in glob.glob(str(source), recursive=True) if (file := Path(name)).is_file())  # noqa: PTH207
     if not files:
         raise BadLog(f"no file matches {source}: name a file, a folder or a glob")
@@ -122,7 +132,7 @@ def _inner_name(file: Path) -> Path:
 
 
 def _blocks(file: Path, compression: str) -> Iterator[bytes]:
-    """The uncompressed bytes, a block at a time."""
+    """Yield the uncompressed bytes in blocks."""
     if compression == ".zst":
         yield from _zst_blocks(file)
         return
@@ -132,7 +142,7 @@ def _blocks(file: Path, compression: str) -> Iterator[bytes]:
 
 
 def _zst_blocks(file: Path) -> Iterator[bytes]:
-    # zstandard.open treats the end of a truncated file as the end of the data. Here that is an error.
+    # zstandard.open does not report a truncated file. This function raises EOFError.
     with file.open("rb") as stream:
         rest = stream.read(_COPY_BYTES)
         while rest:
@@ -150,7 +160,7 @@ _WITHOUT_HEADER: Final[tuple[LogKind, ...]] = ("lfm1k",)
 
 
 class FileSlice(NamedTuple):
-    """Slice `number` of the `of` slices of a file."""
+    """One slice of a file. `number` is the index of the slice from 0, and `of` is the number of slices."""
 
     file: Path
     number: int = 0
@@ -161,9 +171,10 @@ InputSplit: TypeAlias = tuple[FileSlice, ...]
 
 
 def input_splits(files: Sequence[Path], split_bytes: int, *, slice_files: bool = True) -> list[InputSplit]:
-    """All files in their order, in splits of about `split_bytes` bytes at most.
+    """Divide files into splits of at most about `split_bytes` bytes, and keep the order of the files.
 
-    Compressed files are never sliced; without `slice_files` no file is. Such a file may exceed `split_bytes`.
+    Compressed files are never sliced. If `slice_files` is false, no file is sliced. A file that is not sliced can be
+    larger than `split_bytes`.
     """
     splits: list[InputSplit] = []
     small: list[FileSlice] = []
@@ -185,9 +196,14 @@ def input_splits(files: Sequence[Path], split_bytes: int, *, slice_files: bool =
 
 @contextlib.contextmanager
 def opened(slice_: FileSlice, kind: LogKind, scratch: Path) -> Iterator[Path]:
-    """Yield an uncompressed file with the lines of a slice, or a whole Parquet file (see `rows_of_slice`).
+    """Yield the path of an uncompressed file with the lines of a slice.
 
-    Copies are created in the folder `scratch` and deleted afterwards. Raises BadLog.
+    For a Parquet file, yield the whole file; `rows_of_slice` selects the rows of the slice. Temporary copies are
+    written to the folder `scratch` and deleted at the end.
+
+    Raises:
+        BadLog: The file cannot be read, or the compressed data is damaged.
+
     """
     if slice_.of == 1:
         with uncompressed(slice_.file, scratch) as plain:
@@ -202,7 +218,7 @@ def opened(slice_: FileSlice, kind: LogKind, scratch: Path) -> Iterator[Path]:
 
 
 def rows_of_slice(slice_: FileSlice, lines: pl.LazyFrame) -> pl.LazyFrame:
-    """The lines of the slice, from the lines of the file that `opened` yielded."""
+    """Return the lines of `slice_` from `lines`, which are the lines of the file that `opened` yielded."""
     if slice_.of == 1 or not _is_parquet(slice_):
         return lines
     rows = int(lines.select(pl.len()).collect().item())
@@ -231,7 +247,7 @@ def _copy_lines(slice_: FileSlice, copy: Path, *, headed: bool) -> None:
 
 
 def _line_from(text: mmap.mmap, place: int) -> int:
-    """The position of the first line that begins at `place` or later."""
+    """Return the byte position of the first line that begins at `place` or later."""
     if place == 0:
         return 0
     found = text.find(b"\n", place - 1)
@@ -247,7 +263,7 @@ MAX_EXAMPLES: Final = 5
 
 
 class MalformedLine(NamedTuple):
-    """A line that could not be read."""
+    """A line that could not be parsed."""
 
     file: Path
     reason: str
@@ -256,25 +272,30 @@ class MalformedLine(NamedTuple):
 
 @dataclass
 class LinesRead:
-    """The number of lines read, and the lines that could not be read."""
+    """The number of lines read, and the lines that could not be parsed."""
 
-    lines: int = 0  # with malformed lines, without blank lines and headers
+    lines: int = 0  # includes malformed lines, excludes blank lines and headers
     reasons: Counter[str] = field(default_factory=Counter)
-    examples: list[MalformedLine] = field(default_factory=list)  # the first five
+    examples: list[MalformedLine] = field(default_factory=list)  # the first MAX_EXAMPLES malformed lines
 
     @property
     def malformed(self) -> int:
-        """The number of lines that could not be read."""
+        """Return the number of malformed lines."""
         return self.reasons.total()
 
     def add(self, later: "LinesRead") -> None:
-        """Add the counts of later lines of the log."""
+        """Add the counts of later lines of the log in place."""
         self.lines += later.lines
         self.reasons.update(later.reasons)
         self.examples.extend(later.examples[: MAX_EXAMPLES - len(self.examples)])
 
     def require_lines(self, kind: LogKind, files: int) -> None:
-        """Raise BadLog if no line could be read."""
+        """Check that at least one line could be parsed. `files` is the number of files, for the error message.
+
+        Raises:
+            BadLog: There are no lines, or all lines are malformed.
+
+        """
         if self.lines == 0:
             raise BadLog(f"no line in {files:,} files: expected a log of kind {kind}")
         if self.malformed == self.lines:

@@ -22,7 +22,9 @@ from segue.recommend import NearestTracks, Ranked
 
 QUERIES_AT_ONCE: Final = 256
 _SCORES_AT_ONCE: Final = 4_000_000  # floats in one block of scores, 16 MB
-_ROWS_AT_ONCE: Final = 65_536  # rows in one block of embeddings; the scores of a single query stay in the CPU cache
+_ROWS_AT_ONCE: Final = (
+    65_536  # rows in one block of embeddings: a block fits in the CPU cache while one query is scored
+)
 _FIRST_ROWS: Final = 4_096  # rows in the first block
 _VALUES_AT_ONCE: Final = 8_000_000  # floats of embeddings gathered at once to score pairs, 32 MB
 

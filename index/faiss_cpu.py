@@ -193,7 +193,10 @@ def load(path: Path, kind: Kind, parameters: Parameters, embeddings: Float32) ->
 
 
 def _centroids_fit(index: Any) -> bool:
-    """Return whether the index has one centroid per list. FAISS would read invalid memory for a centroid without list."""
+    """Return whether the index has one centroid per list.
+
+    FAISS would read invalid memory for a centroid without a list.
+    """
     centroids = index.quantizer
     return bool((centroids.ntotal, centroids.d, index.invlists.nlist) == (index.nlist, index.d, index.nlist))
 
@@ -212,7 +215,10 @@ def _lists_fit(lists: Any, tracks: int) -> bool:
 
 
 def _parameters(kind: Kind, tracks: int) -> Parameters:
-    """Return the build parameters and initial search parameters of a kind. `index.tuning` tunes the search parameters."""
+    """Return the build parameters and the initial search parameters of a kind.
+
+    `index.tuning` tunes the search parameters.
+    """
     rerank = _RERANK.get(kind.rpartition("-")[2], 1)
     if kind.startswith("ivf"):
         nlist = ivf.lists(kind, tracks)

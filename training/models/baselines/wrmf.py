@@ -21,8 +21,8 @@ https://doi.org/10.1109/ICDM.2008.22):
 
 In expectation, the sampling of Wen, Yang and Estrin minimises this loss. They draw a share lp of the samples from the
 |C| positive pairs and the rest from the M missing pairs. A positive pair therefore weighs lp / (1 - lp) * M / |C|
-times as much as a missing pair. This module differs from theirs in two points. L2 regularization applies once per row instead of
-once per sample. There are no biases, because exact alternating least squares does not support them.
+times as much as a missing pair. This module differs from theirs in two points. L2 regularization applies once per row
+instead of once per sample. There are no biases, because exact alternating least squares does not support them.
 
 The package `implicit` (https://github.com/benfred/implicit) runs the alternating least squares. The package takes a
 sparse matrix of confidences. For every stored cell, user_linear_equation in implicit/cpu/als.py adds

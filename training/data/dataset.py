@@ -3,7 +3,7 @@
 The commands `prepare` and `simulate` write a dataset folder. Training and evaluation read it. The folder contains:
 
     sessions.parquet   session_id string, rows list<int32>, skipped list<bool>, started_at datetime (ms, UTC) or null
-    catalogue.parquet  the tracks (segue.catalogue); rows start at 1, sorted by descending number of plays, then track id
+    catalogue.parquet  the tracks (segue.catalogue); rows start at 1, sorted by descending plays, then by track id
     dataset.json       the source, options and size of the data (`Facts`)
 
 With the same version of Polars, the same plays give identical files, byte for byte. The fingerprint depends only on the
@@ -12,7 +12,8 @@ plays. The plays of a large dataset are memory-mapped (training.data.sessions_pa
 A split divides a dataset into training, validation and test data:
 
     last-play     The last play of each session is the test target, the second to last play is the validation target,
-                  and the other plays are training data (paper, section 4.1.1).
+                  and the other plays are training data (paper, section 4.1.1). Sessions with fewer than three plays are
+                  only training data.
     new-sessions  A hash of the session id assigns the whole session to one part: 10 % validation, 20 % test, the rest
                   training. The target is the last play of a session. As in serving, the model has not been trained on
                   the sessions for which it predicts.

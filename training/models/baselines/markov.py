@@ -51,7 +51,8 @@ class MarkovRanker:
     def __init__(self, offsets: Int, followers: Int, counts: Int, plays: Int) -> None:
         """Create the ranker from the transition counts and the play counts.
 
-        The arrays are `offsets` [num_rows + 1], `followers` and `counts` [transitions], and `plays` [num_rows], all int64.
+        The shapes are [num_rows + 1] for `offsets`, [transitions] for `followers` and `counts`, and [num_rows] for
+        `plays`. All arrays are int64.
         """
         self._offsets = offsets
         self._followers = followers

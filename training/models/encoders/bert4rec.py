@@ -75,8 +75,7 @@ class Bert4Rec(SessionEncoder):
     def predict(self, batch: Batch) -> tuple[Tensor, Batch]:
         """Predict masked plays in `duplication_factor` truncated copies of the batch.
 
-        Returns the predicted embeddings, [copies * batch, window, dimension] float32, and the concatenated copies of the
-        batch.
+        Returns the predicted embeddings, [copies * batch, window, dimension] float32, and the concatenated copies.
         """
         predicted, asked = zip(
             *(self._predict(random_truncate(batch, i, self.copies)) for i in range(self.copies)), strict=True
@@ -110,9 +109,9 @@ class Bert4Rec(SessionEncoder):
 def random_truncate(batch: Batch, part: int, parts: int) -> Batch:
     """Truncate every session after a random play.
 
-    The plays of a session are divided into `parts` equal parts. The play is drawn uniformly from the part with the index
-    `part`, which starts at 0. The first play of a session is never drawn. Over all parts, all other plays are equally
-    likely.
+    The plays of a session are divided into `parts` equal parts. The play is drawn uniformly from the part with the
+    index `part`, from 0 to `parts` - 1. The first play of a session is never drawn. Over all parts, all other plays are
+    equally likely.
     """
     window = batch.targets.shape[1]
     steps = (batch.plays[:, 1:] != PAD_ROW).logical_and(batch.plays[:, :-1] != PAD_ROW).sum(dim=1, keepdim=True)

@@ -141,7 +141,7 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(dimension)
 
     def forward(self, states: Tensor, attention_mask: Tensor, *, newest: bool = False) -> Tensor:
-        """Transform `states` [batch, n, dimension] with the attention mask [batch, 1, n, n] bool. The shape is unchanged.
+        """Transform states. [batch, n, dimension] -> [batch, n, dimension]. `attention_mask` [batch, 1, n, n] bool.
 
         With `newest`, only the last state is computed, [batch, 1, dimension]. This is much cheaper, and sufficient for
         the last block of an encoder that computes a query vector.
@@ -185,7 +185,7 @@ class Block(nn.Module):
         return self._output_projection(self._attention([query, *key_and_value], attention_mask[:, :, -1:]))
 
     def _by_heads(self, inputs: Tensor) -> list[Tensor]:
-        """Split a tensor into parts and heads. [batch, n, k * dimension] -> k of [batch, heads, n, dimension / heads]."""
+        """Split a tensor into k parts by heads. [batch, n, k * dimension] -> k of [batch, heads, n, dimension / heads]."""
         parts = torch.split(inputs, self.attention_output.in_features, dim=-1)
         return [part.view(*part.shape[:-1], self.heads, -1).transpose(1, 2) for part in parts]
 

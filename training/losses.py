@@ -70,7 +70,7 @@ def sampled_softmax(
 
 
 class _SampledSoftmax(torch.autograd.Function):
-    """Sampled softmax loss, summed over steps. The forward pass also computes the gradient; the backward pass scales it."""
+    """Sampled softmax loss, summed over steps. The forward pass computes the gradient; the backward pass scales it."""
 
     @staticmethod
     def forward(

@@ -185,7 +185,10 @@ class Block(nn.Module):
         return self._output_projection(self._attention([query, *key_and_value], attention_mask[:, :, -1:]))
 
     def _by_heads(self, inputs: Tensor) -> list[Tensor]:
-        """Split a tensor into k parts by heads. [batch, n, k * dimension] -> k of [batch, heads, n, dimension / heads]."""
+        """Split a tensor into parts and heads.
+
+        [batch, n, k * dimension] -> k tensors of [batch, heads, n, dimension / heads].
+        """
         parts = torch.split(inputs, self.attention_output.in_features, dim=-1)
         return [part.view(*part.shape[:-1], self.heads, -1).transpose(1, 2) for part in parts]
 

@@ -4,8 +4,8 @@ Each process has a copy of the weights and computes a shard of every batch. The 
 shard, divided by the number of steps in all processes. The gradients are summed over the processes. Every process
 therefore takes the same optimizer step as a single process with the whole batch.
 
-For the item embeddings, the processes exchange only the gradients of the rows that the batch uses. The seed determines
-the order of the sessions, so every process can compute these rows without communication. With --sharded, each process
+For the item embeddings, the processes exchange data only for the rows that the batch uses. The seed determines the
+order of the sessions, so every process knows the rows of a batch without communication. With --sharded, each process
 stores only a part of the item embeddings. Rank 0 is the main process. The main process writes all files and makes all
 decisions that depend on time.
 
@@ -98,9 +98,10 @@ class DistributedProcesses(Processes):
         return step
 
     def shard(self, batch: Batch) -> Batch:
-        """Return this process's shard of a batch: with N processes, every N-th session, starting at this process's rank.
+        """Return this process's shard of a batch.
 
-        An empty shard is padded with one session of padding.
+        With N processes, the shard is every N-th session, starting at the index `rank`. An empty shard is replaced by
+        one session of padding.
         """
         mine = Batch(*(tensor[self.rank :: self.world] for tensor in batch))
         return mine if len(mine.plays) else Batch(*(F.pad(tensor, (0, 0, 0, 1)) for tensor in mine))
@@ -177,7 +178,10 @@ class _Step(nn.Module):
 
 
 def _sum_hook(_: object, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    """Sum gradients over the processes. An average would be wrong: losses are already divided by all processes' steps."""
+    """Sum gradients over the processes.
+
+    DistributedDataParallel would average them, but the losses are already divided by the steps of all processes.
+    """
     work = distributed.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
     future: torch.futures.Future[list[Tensor]] = work.get_future()
@@ -370,7 +374,7 @@ class ShardedRows(ItemRows):
         return counts
 
     def _mine(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the positions in `rows` of the rows that this process owns, and the indices of these rows in the shard."""
+        """Find the rows that this process owns. Return their positions in `rows` and their indices in the shard."""
         mine = (rows % self.world == self.rank).nonzero()[:, 0]
         return mine, rows[mine] // self.world
 

@@ -4,9 +4,9 @@ This module calls the optimizer functions of torch directly. A step updates abou
 this size, torch's optimizer classes spend as much time on bookkeeping as on arithmetic.
 
 Lazy Adam does not change the weights and moments of a row in a step that does not touch the row. Dense Adam would
-continue to move the row by its old gradients. Both are equal for a row that every step touches, and for the first update
-of any row. The update rule is the rule of torch.optim.SparseAdam. With `rows` None, every row is updated, as in dense
-Adam.
+continue to move the row by its old gradients. Both are equal for a row that every step touches, and for the first
+update of any row. The update rule is the rule of torch.optim.SparseAdam. With `rows` None, every row is updated, as in
+dense Adam.
 
 If a moving average of the weights is enabled, validation and releases use the averaged weights (Polyak and Juditsky,
 1992). A step does not change the untouched rows, so their average is updated later, when they are next touched. The

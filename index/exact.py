@@ -1,10 +1,11 @@
-"""Exact search in NumPy, and exact scoring of the candidates of every other index.
+"""Exact nearest-track search in NumPy, exact scoring of candidates, and the recall of approximate indexes.
 
-The result depends only on the query and the embeddings, not on the batch, the blocks or the BLAS kernel. A matrix
-product only finds candidates; the score of a pair is always computed by the same dot product, and equal scores are
-ordered by row. NumPy's BLAS threads apply (OPENBLAS_NUM_THREADS); set 1 for a service with several workers.
+The result of a search depends only on the query and the embeddings. The batch size, the block size and the BLAS kernel
+have no effect, because a matrix product only selects candidates. The score of each candidate is computed separately, by
+a dot product. Equal scores are ordered by row. NumPy uses the number of threads in OPENBLAS_NUM_THREADS. Set 1 for a
+service with several workers.
 
-Recall@k and the speed of other indexes are measured against exact search.
+Exact search is the reference for the recall@k and the speed of other indexes.
 """
 
 import time
@@ -20,22 +21,30 @@ from segue.errors import BadOption, BadRelease
 from segue.recommend import NearestTracks, Ranked
 
 QUERIES_AT_ONCE: Final = 256
-_SCORES_AT_ONCE: Final = 4_000_000  # floats of one block of scores, 16 MB
-_ROWS_AT_ONCE: Final = 65_536  # rows of one block of embeddings, so that the block of a single query stays in the cache
-_FIRST_ROWS: Final = 4_096
-_VALUES_AT_ONCE: Final = 8_000_000  # floats of gathered embeddings while pairs are scored, 32 MB
+_SCORES_AT_ONCE: Final = 4_000_000  # floats in one block of scores, 16 MB
+_ROWS_AT_ONCE: Final = (
+    65_536  # rows in one block of embeddings: a block fits in the CPU cache while one query is scored
+)
+_FIRST_ROWS: Final = 4_096  # rows in the first block
+_VALUES_AT_ONCE: Final = 8_000_000  # floats of embeddings gathered at once to score pairs, 32 MB
 
 
 class ExactIndex:
-    """Compares each query with every track, in less than about 200 MB besides the embeddings."""
+    """Searches by comparing each query with every track. Uses at most about 200 MB in addition to the embeddings."""
 
     def __init__(self, embeddings: Float32) -> None:
-        """`embeddings` [num_rows, dim] float32, possibly memory-mapped; row 0 is padding. Raises BadRelease on NaN."""
-        self._embeddings = np.asarray(embeddings)  # slices of a memmap object cost more than of a plain view
+        """Create the index over `embeddings` [num_rows, dim] float32, which may be memory-mapped. Row 0 is padding.
+
+        Raises BadRelease if an embedding is NaN or infinite.
+        """
+        self._embeddings = np.asarray(embeddings)  # slicing a plain view is cheaper than slicing a memmap object
         self._longest = _longest(self._embeddings)
 
     def search(self, queries: Float32, k: int) -> Ranked:
-        """Return the k best tracks for each of `queries` [b, dim] float32; none for a query with NaN or infinity."""
+        """Return the k best tracks for each of `queries` [b, dim] float32.
+
+        A query with NaN or infinity gets no tracks: its rows are PAD_ROW and its scores -inf.
+        """
         queries = validate_queries(queries, self._embeddings.shape[1])
         found = empty_result(len(queries), k)
         finite = finite_rows(queries)
@@ -49,16 +58,16 @@ class ExactIndex:
         return found
 
     def _search_some(self, queries: Float32, k: int) -> Ranked:
-        """`queries` [b, dim] float32, b at most QUERIES_AT_ONCE, 1 <= k <= tracks."""
+        """Search `queries` [b, dim] float32, with b at most QUERIES_AT_ONCE and 1 <= k <= tracks."""
         best = empty_result(len(queries), k)
-        # A float32 product of `dim` terms is off by less than dim * eps * |q| * |x|, by whatever kernel it is computed.
+        # The error of a float32 dot product of `dim` terms is less than dim * eps * |q| * |x| with any kernel.
         doubt = 2 * queries.shape[1] * np.finfo(np.float32).eps * np.linalg.norm(queries, axis=1) * self._longest
         step = min(_ROWS_AT_ONCE, max(1, _SCORES_AT_ONCE // max(1, len(queries))))
         first = FIRST_TRACK_ROW
         while first < len(self._embeddings):
-            # The first block is small: it only raises the threshold for the others.
+            # The first block is small. Its scores raise the threshold for the following blocks.
             block = self._embeddings[first : first + (step if first > FIRST_TRACK_ROW else min(step, _FIRST_ROWS))]
-            # [b, rows of the block]; for a lone query BLAS's matrix product is no faster than dot products.
+            # `rough` is [b, rows of the block]. For a single query, a matrix product is no faster than dot products.
             rough = queries @ block.T if len(queries) > 1 else np.vecdot(block, queries[0])[None]
             lines, rows = _candidates(rough, best.scores[:, -1], doubt, k)
             if len(lines):
@@ -69,9 +78,17 @@ class ExactIndex:
 
 
 def ranked(queries: Float32, rows: Int, embeddings: Float32, k: int) -> Ranked:
-    """Return the k best of given candidates by exact score; equal scores are ordered by row.
+    """Return the k best of given candidates by exact score. Equal scores are ordered by row.
 
-    `queries` [b, dim] float32, `rows` [b, candidates] int64 without repetitions except PAD_ROW, which is ignored.
+    Args:
+        queries: [b, dim] float32.
+        rows: [b, candidates] int64, the distinct candidates of each query. PAD_ROW may repeat and is ignored.
+        embeddings: [num_rows, dim] float32.
+        k: The number of tracks to return per query.
+
+    Returns:
+        Rows [b, k] int64 and scores [b, k] float32. Missing tracks are PAD_ROW with score -inf.
+
     """
     best = empty_result(len(queries), k)
     if not rows.size:
@@ -90,7 +107,8 @@ def ranked(queries: Float32, rows: Int, embeddings: Float32, k: int) -> Ranked:
 def pair_scores(queries: Float32, lines: Int, embeddings: Float32, rows: Int) -> Float32:
     """Return the inner products of queries[lines[i]] and embeddings[rows[i]]. [pairs] float32.
 
-    Each pair is one dot product, so that its score never depends on its neighbours (a matrix product's last bits do).
+    Each pair is a separate dot product, so its score does not depend on the other pairs. In a matrix product, the last
+    bits of a score can depend on them.
     """
     scores = np.empty(len(rows), dtype=np.float32)
     step = max(1, _VALUES_AT_ONCE // max(1, queries.shape[1]))
@@ -115,13 +133,13 @@ def validate_queries(queries: Float32, dimension: int) -> Float32:
 def finite_rows(queries: Float32) -> Int:
     """Return the indices of the queries without NaN or infinity. [n] int64.
 
-    The others get no tracks, so that one invalid query does not fail its batch.
+    Invalid queries get no tracks. One invalid query therefore does not make its batch fail.
     """
     return np.flatnonzero(np.isfinite(queries).all(axis=1))
 
 
 def _longest(embeddings: Float32) -> float:
-    """The largest Euclidean norm of a track's embedding, in blocks."""
+    """Return the largest Euclidean norm of all track embeddings. Raises BadRelease if an embedding is not finite."""
     longest = 0.0
     for first in range(FIRST_TRACK_ROW, len(embeddings), _ROWS_AT_ONCE):
         block = embeddings[first : first + _ROWS_AT_ONCE]
@@ -134,21 +152,22 @@ def _longest(embeddings: Float32) -> float:
 
 
 def _candidates(rough: Float32, bar: Float32, doubt: Float32, k: int) -> tuple[Int, Int]:
-    """Lines and columns of a block that may belong to the k best. `rough` [b, step], `bar` and `doubt` [b] float32.
+    """Return the lines and columns of the scores in a block that may be among the k best of their query.
 
-    `bar` is the k-th best score so far. If many scores of a block pass, the block's own k-th best filters them.
+    `rough` [b, step] float32 are approximate scores with an error of at most `doubt` [b] float32. `bar` [b] float32 is
+    the k-th best score so far. If many scores pass, the k-th best score of the block is an additional threshold.
     """
     passing: Bool = rough >= (bar - doubt)[:, None]
     if rough.shape[1] > k and np.count_nonzero(passing) > 4 * k * len(rough):
         own = np.partition(rough, -k, axis=1)[:, -k]
-        # Both sides of this comparison are approximate, hence twice the doubt.
+        # Both sides of the comparison are approximate, so the tolerance is twice the error bound.
         passing &= rough >= (own - 2 * doubt)[:, None]
-    lines, columns = np.divmod(np.flatnonzero(passing), rough.shape[1])  # np.nonzero is slow on two dimensions
+    lines, columns = np.divmod(np.flatnonzero(passing), rough.shape[1])  # np.nonzero is slow on two-dimensional arrays
     return lines, columns
 
 
 def _merged(best: Ranked, lines: Int, rows: Int, scores: Float32) -> Ranked:
-    """Merge the k best so far with further pairs (line, row, score), each [pairs]."""
+    """Merge further pairs into the k best tracks so far. `lines`, `rows` and `scores` are [pairs] each."""
     batch, k = best.rows.shape
     all_lines = np.concatenate([np.repeat(np.arange(batch), k), lines])
     all_rows = np.concatenate([best.rows.reshape(-1), rows])
@@ -167,11 +186,12 @@ _TIMED_EXACT_QUERIES: Final = 20
 
 
 def recall_at_k(found: Int, exact: Ranked, queries: Float32, embeddings: Float32) -> float:
-    """Recall@k: the mean, over queries, of the share of the k best tracks that were found; k is the width of `exact`.
+    """Return the recall@k: the share of the k best tracks that were found, averaged over queries.
 
-    A found track counts if its exact score reaches the k-th best exact score less TOLERANCE (relative above 1), so
-    tracks that tie for the last place are interchangeable. A track counts once; with fewer than k tracks in the
-    catalogue the share is of those. The recall is 1.0 without queries or tracks.
+    The width of `exact` is k. A found track counts if its exact score is at least the k-th best exact score minus
+    TOLERANCE. Tracks that tie for the last place are therefore interchangeable. For scores with an absolute value above
+    1, TOLERANCE is relative. Repetitions of a track count once. If the catalogue has fewer than k tracks, the share
+    refers to all its tracks. Without queries or tracks the recall is 1.0.
 
     `found` [b, n] int64, `exact` [b, k] from ExactIndex, `queries` [b, dim] and `embeddings` [num_rows, dim] float32.
     Source: Aumueller, Bernhardsson, Faithfull, "ANN-Benchmarks", 2017, https://arxiv.org/abs/1807.05614 (their
@@ -193,7 +213,7 @@ def recall_at_k(found: Int, exact: Ranked, queries: Float32, embeddings: Float32
 
 @dataclass(frozen=True)
 class QuerySet:
-    """Queries [n, dim] with their exact answers, and the embeddings [num_rows, dim] that were searched."""
+    """Queries [n, dim] float32 with their exact results [n, RECALL_K], and the searched embeddings [num_rows, dim]."""
 
     queries: Float32
     answers: Ranked
@@ -205,7 +225,10 @@ class QuerySet:
         return recall_at_k(found, self.answers, self.queries, self.embeddings)
 
     def ms(self, index: NearestTracks, count: int = _TIMED_QUERIES) -> float:
-        """Return the median milliseconds of a single query over the first `count` ones, after one warm-up query."""
+        """Return the median search time of a single query in milliseconds.
+
+        The first `count` queries are timed, after one warm-up query.
+        """
         index.search(self.queries[:1], RECALL_K)
         taken = []
         for i in range(min(count, len(self.queries))):
@@ -217,7 +240,7 @@ class QuerySet:
 
 @dataclass(frozen=True)
 class RecallBenchmark:
-    """The queries that tune an index, and held-out queries for the reported figures."""
+    """Queries for tuning an index, and held-out queries for the reported recall and times."""
 
     tuning: QuerySet
     test_queries: QuerySet
@@ -225,7 +248,11 @@ class RecallBenchmark:
 
     @classmethod
     def of(cls, queries: Float32, embeddings: Float32) -> "RecallBenchmark":
-        """Split `queries` [n, dim] into two halves and answer them exactly. Raises BadOption for invalid queries."""
+        """Split `queries` [n, dim] float32 into tuning and held-out queries, and search them exactly.
+
+        At most MOST_QUERIES are used. A single query is used for both. Raises BadOption if `queries` is empty, has a
+        wrong shape or is not finite.
+        """
         expected = embeddings.shape[1]
         if queries.ndim != 2 or queries.shape[1] != expected or not len(queries) or not np.isfinite(queries).all():
             raise BadOption(
@@ -233,7 +260,7 @@ class RecallBenchmark:
                 f"these have {queries.shape}: does the encoder belong to this release?"
             )
         exact = ExactIndex(embeddings)
-        # Evenly from the whole, since neighbouring queries may come from one session.
+        # Evenly spaced, because neighbouring queries may come from the same session.
         queries = queries[np.linspace(0, len(queries) - 1, min(len(queries), MOST_QUERIES)).astype(np.int64)]
         answers = exact.search(queries, RECALL_K)
         halves = (slice(0, None, 2), slice(1, None, 2)) if len(queries) > 1 else (slice(None), slice(None))
@@ -244,5 +271,5 @@ class RecallBenchmark:
 
     @cached_property
     def exact_ms(self) -> float:
-        """Milliseconds of one query with exact search on CPU."""
+        """Return the median time of one exact search on CPU, in milliseconds."""
         return self.test_queries.ms(self.exact, _TIMED_EXACT_QUERIES)

@@ -1,14 +1,16 @@
-"""Nearest tracks with FAISS on CPU: build, keep as bytes, open memory-mapped, search.
+"""FAISS indexes on CPU: build, serialise, open memory-mapped and search.
 
-FAISS positions are catalogue rows less FIRST_TRACK_ROW: the padding row is never added. FAISS finds candidates;
-their scores are then computed from the float embeddings (`index.exact.ranked`), so every kind returns exact scores,
-and a quantised kind, which fetches `rerank` * k candidates, returns the right order too.
+A FAISS position is a catalogue row minus FIRST_TRACK_ROW, because the padding row is never added. FAISS returns
+candidates. Their scores are then computed from the float embeddings (`index.exact.ranked`), so every kind returns exact
+scores. A quantised kind fetches `rerank` * k candidates, and the exact scores correct their order.
 
-Threads. Only the calling thread searches a batch under SMALL_BATCH queries: a server gets its parallelism from its
-workers, and waking OpenMP's threads costs more than one query. Larger batches (evaluation) and building use OpenMP's
-default, which OMP_NUM_THREADS sets. OpenMP keeps this number for each calling thread, so nothing here reaches others.
+Threads: a batch of fewer than SMALL_BATCH queries is searched only by the calling thread. A server gets its parallelism
+from its workers, and starting the OpenMP threads takes longer than one query. Larger batches (evaluation) and index
+building use the default number of OpenMP threads, which OMP_NUM_THREADS sets. OpenMP stores the number of threads per
+calling thread, so a search does not affect other threads.
 
-Search does not change the index, and search-time parameters are arguments of the call, so threads may share an index.
+Several threads may search one index. A search does not change the index, and search-time parameters are passed with
+each call.
 """
 
 import contextlib
@@ -28,18 +30,20 @@ from segue.catalogue import FIRST_TRACK_ROW
 from segue.errors import BadRelease
 from segue.recommend import Ranked
 
-faiss: Any = faiss_module  # its published types are those of C++, not of the Python wrappers
+faiss: Any = faiss_module  # the type stubs of FAISS describe the C++ classes, not the Python wrappers
 
 Kind: TypeAlias = Literal["flat", "flat-sq8", "ivf", "ivf-sq8", "ivf-pq", "ivf-pq4", "hnsw", "hnsw-sq8"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 SMALL_BATCH: Final = 256
 
-_CODE_TRAINING_ROWS: Final = 100_000  # for the range of each dimension
+_CODE_TRAINING_ROWS: Final = 100_000  # rows of the training sample for the range of each dimension
 _NEIGHBOURS: Final = 32
 _EF_CONSTRUCTION: Final = 64
 _RERANK: Final = {"sq8": 3, "pq": 16, "pq4": 2}
-_LEAST_ASKED: Final = 48  # a code's error shifts a track by some places however few are asked; a service asks for 48
-# The tracks needed to train a product quantiser's 256 or 16 centroids.
+_LEAST_ASKED: Final = (
+    48  # minimum k of quantised kinds: quantisation shifts ranks by a few places for any k; the service uses 48
+)
+# The minimum number of tracks to train the 256 or 16 centroids of a product quantiser.
 _LEAST_FOR_CODES: Final[dict[str, int]] = {"ivf-pq": 39 * 256, "ivf-pq4": 39 * 16}
 _CLASSES: Final[dict[Kind, Any]] = {
     "flat": faiss.IndexFlatIP,
@@ -51,12 +55,12 @@ _CLASSES: Final[dict[Kind, Any]] = {
     "hnsw": faiss.IndexHNSWFlat,
     "hnsw-sq8": faiss.IndexHNSWSQ,
 }
-# Indexes too old to map their arrays (before FAISS 1.11) still map the inverted lists.
+# Before version 1.11, FAISS can map only the inverted lists of an index, not its other arrays.
 _MAPPED: Final = getattr(faiss, "IO_FLAG_MMAP_IFC", faiss.IO_FLAG_MMAP)
 
 
 class Parameters(BaseModel):
-    """The build and search parameters of an index; None if the kind does not have the parameter."""
+    """Build and search parameters of an index. A parameter is None if the kind does not have it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -74,14 +78,20 @@ class FaissIndex:
     """A FAISS index over the item embeddings, with its search parameters."""
 
     def __init__(self, index: Any, kind: Kind, parameters: Parameters, embeddings: Float32) -> None:
-        """`embeddings` [num_rows, dim] float32, possibly memory-mapped: what `index` was built from."""
+        """Wrap a FAISS index that was built from `embeddings` [num_rows, dim] float32.
+
+        `embeddings` may be memory-mapped.
+        """
         self.kind: Kind = kind
         self.parameters = parameters
         self._index = index
         self._embeddings = np.asarray(embeddings)
 
     def search(self, queries: Float32, k: int) -> Ranked:
-        """Return the k best tracks for each of `queries` [b, dim] float32; none for a query with NaN or infinity."""
+        """Return the k best tracks for each of `queries` [b, dim] float32.
+
+        A query with NaN or infinity gets no tracks: its rows are PAD_ROW and its scores -inf.
+        """
         queries = validate_queries(queries, self._embeddings.shape[1])
         found = empty_result(len(queries), k)
         finite = finite_rows(queries)
@@ -97,12 +107,12 @@ class FaissIndex:
         return found
 
     def tuned(self, parameters: Parameters) -> "FaissIndex":
-        """Return the same index with other search parameters; the structure is shared."""
+        """Return an index with other search parameters. Both indexes share one FAISS index."""
         return FaissIndex(self._index, self.kind, parameters, self._embeddings)
 
     @property
     def structure(self) -> Any:
-        """The underlying faiss.Index."""
+        """Return the underlying faiss.Index."""
         return self._index
 
     def to_bytes(self) -> bytes:
@@ -112,11 +122,11 @@ class FaissIndex:
         return bytes(faiss.serialize_index(self._index).data)
 
     def _max_candidates(self) -> int:
-        """The maximum number of candidates of one search."""
+        """Return the maximum number of candidates of one search."""
         return int(self._index.ntotal)
 
     def _positions(self, queries: Float32, count: int) -> Int:
-        """Candidates. [b, count] int64, -1 where there are no more."""
+        """Return the FAISS positions of `count` candidates per query. [b, count] int64, -1 for a missing candidate."""
         positions: Int
         if self.kind.startswith("ivf"):
             options = faiss.SearchParametersIVF(nprobe=self.parameters.nprobe)
@@ -130,11 +140,11 @@ class FaissIndex:
 
 
 def build(embeddings: Float32, kind: Kind, *, seed: int = 0) -> FaissIndex:
-    """Build an index over `embeddings` [num_rows, dim] float32, at least one track.
+    """Build an index over `embeddings` [num_rows, dim] float32.
 
-    The seed determines the training sample, the initial centroids and the levels of the graph. With several OpenMP
-    threads an hnsw graph differs from run to run; with OMP_NUM_THREADS=1 it is reproducible. Raises BadRelease if the
-    release has too few tracks for the kind.
+    The seed determines the training sample, the initial centroids and the levels of the HNSW graph. With several OpenMP
+    threads, an HNSW graph differs from run to run. With OMP_NUM_THREADS=1, the graph is reproducible. Raises BadRelease
+    if there are too few tracks for the kind.
     """
     rng = np.random.default_rng(seed)
     tracks, dimension = len(embeddings) - FIRST_TRACK_ROW, embeddings.shape[1]
@@ -157,13 +167,14 @@ def build(embeddings: Float32, kind: Kind, *, seed: int = 0) -> FaissIndex:
 
 
 def load(path: Path, kind: Kind, parameters: Parameters, embeddings: Float32) -> FaissIndex:
-    """Open an index file memory-mapped, so that processes share one copy. Raises BadRelease if it does not fit.
+    """Open an index file memory-mapped, so that several processes share one copy.
 
-    `embeddings` [num_rows, dim] float32.
+    Raises BadRelease if the file is unreadable, has another kind, or does not match `embeddings` [num_rows, dim]
+    float32.
     """
     try:
         index = ivf.read(path, _MAPPED) if kind == "ivf-pq4" else faiss.read_index(str(path), _MAPPED)
-    except (RuntimeError, MemoryError) as error:  # a damaged size can ask for too much memory
+    except (RuntimeError, MemoryError) as error:  # a damaged size field can request too much memory
         reason = str(error).rpartition(": ")[2]
         raise BadRelease(f"{path} is not a readable FAISS index ({reason}): run segue index again") from error
     expected = (len(embeddings) - FIRST_TRACK_ROW, embeddings.shape[1])
@@ -182,13 +193,16 @@ def load(path: Path, kind: Kind, parameters: Parameters, embeddings: Float32) ->
 
 
 def _centroids_fit(index: Any) -> bool:
-    """Whether each list has its centroid. FAISS would read invalid memory for a centroid without a list."""
+    """Return whether the index has one centroid per list.
+
+    FAISS would read invalid memory for a centroid without a list.
+    """
     centroids = index.quantizer
     return bool((centroids.ntotal, centroids.d, index.invlists.nlist) == (index.nlist, index.d, index.nlist))
 
 
 def _lists_fit(lists: Any, tracks: int) -> bool:
-    """Whether the inverted lists contain `tracks` valid positions; an invalid one would make a search fail."""
+    """Return whether the inverted lists contain `tracks` valid positions. A search fails at an invalid position."""
     found = 0
     for number in range(lists.nlist):
         size = lists.list_size(number)
@@ -201,12 +215,15 @@ def _lists_fit(lists: Any, tracks: int) -> bool:
 
 
 def _parameters(kind: Kind, tracks: int) -> Parameters:
-    """Return the build parameters of a kind, with initial search parameters for `index.tuning` to tune."""
+    """Return the build parameters and the initial search parameters of a kind.
+
+    `index.tuning` tunes the search parameters.
+    """
     rerank = _RERANK.get(kind.rpartition("-")[2], 1)
     if kind.startswith("ivf"):
         nlist = ivf.lists(kind, tracks)
         if ivf.uses_hnsw_quantizer(kind, nlist):
-            rerank *= 2  # tracks are denser, so codes distinguish them less well
+            rerank *= 2  # tracks are closer to each other, so codes distinguish them less reliably
         return Parameters(nlist=nlist, nprobe=min(nlist, 16), rerank=rerank)
     if kind.startswith("hnsw"):
         return Parameters(m=_NEIGHBOURS, ef_construction=_EF_CONSTRUCTION, ef_search=64, rerank=rerank)
@@ -230,7 +247,7 @@ def _empty(kind: Kind, dimension: int, parameters: Parameters, seed: int) -> Any
 
 @contextlib.contextmanager
 def _threads_for(batch: int) -> Iterator[None]:
-    """Use one thread for a small batch and OpenMP's default for a large one; restores the calling thread's setting."""
+    """Use one OpenMP thread for a small batch and the default number for a large batch, inside the `with` block."""
     before = faiss.omp_get_max_threads()
     if batch < SMALL_BATCH:
         faiss.omp_set_num_threads(1)

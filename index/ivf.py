@@ -1,20 +1,22 @@
-"""Inverted files (the `ivf` kinds): how tracks are divided into lists, which lists a query visits, mapped files.
+"""Inverted-file indexes (the `ivf` kinds): build, serialise and open memory-mapped.
 
-A list contains the tracks nearest to its centroid (k-means). The centroid is their mean and is not normalised, so it
-also carries their length. A query visits the lists whose centroids have the largest inner products with it. Long
-embeddings have the largest inner products, so lists of long embeddings come first. With tens of thousands of lists this
-finds as many right tracks in a third of the tracks that unit-length centroids would visit; with two thousand lists it
-makes no difference (benchmarks/README.md). Assigning tracks by inner product would put everything into the lists with
-the longest centroids.
+K-means divides the tracks into lists. Each track belongs to the list of the nearest centroid. A centroid is the mean of
+its tracks and is not normalised. A query visits the lists whose centroids have the largest inner products with the
+query. Embeddings of large norm tend to have the largest inner products, and the unnormalised centroids rank their lists
+first. With tens of thousands of lists, normalised centroids need to visit three times as many tracks for the same
+recall. With two thousand lists there is no difference (benchmarks/README.md). Tracks are assigned to lists by L2
+distance, because inner products would assign nearly all tracks to the lists with the longest centroids.
 
-Lists of four-bit codes are stored so that processes share one mapped file. FAISS keeps them in blocks of 32 tracks
-(BlockInvertedLists) and reads them into the memory of each process. Its OnDiskInvertedLists find a list by (size,
-capacity, offset) in a mapped file: codes first, then positions (int64), each `capacity` long. If the capacity is
-rounded up to whole blocks, these are the same bytes. So index.faiss is an index with OnDiskInvertedLists, followed by
-the lists, in one file.
+The kind `ivf-pq4` stores four-bit codes in a file that several processes can map. FAISS normally stores such codes in
+blocks of 32 tracks (BlockInvertedLists) and loads them into the memory of each process. The FAISS class
+OnDiskInvertedLists instead reads the lists from a mapped file. A table gives the size, capacity and offset of each
+list. The file contains `capacity` codes per list, followed by `capacity` positions (int64). With capacities that are
+multiples of 32, both classes have the same byte layout. The file index.faiss therefore contains an index with
+OnDiskInvertedLists, followed by the lists.
 
-Source: Johnson, Douze and Jégou, "Billion-scale similarity search with GPUs", 2017, https://arxiv.org/abs/1702.08734;
-product codes within registers: André, Kermarrec and Le Scouarnec, VLDB 2015, https://doi.org/10.14778/2856318.2856324.
+Sources: Johnson, Douze and Jégou, "Billion-scale similarity search with GPUs", 2017, https://arxiv.org/abs/1702.08734;
+for product quantisation with codes in registers, André, Kermarrec and Le Scouarnec, VLDB 2015,
+https://doi.org/10.14778/2856318.2856324.
 """
 
 import ctypes
@@ -32,23 +34,29 @@ faiss: Any = faiss_module
 
 IvfKind: TypeAlias = Literal["ivf", "ivf-sq8", "ivf-pq", "ivf-pq4"]
 
-ROWS_AT_ONCE: Final = 65_536  # rows handed to FAISS at once, so that memory-mapped embeddings are never copied whole
-_TRAINING_ROWS_PER_LIST: Final = 40  # FAISS asks for 39 and more to place a centroid well
+ROWS_AT_ONCE: Final = (
+    65_536  # rows per call of FAISS, so that memory-mapped embeddings are never fully copied to memory
+)
+_TRAINING_ROWS_PER_LIST: Final = 40  # FAISS recommends at least 39 training vectors per centroid
 _TRAINING_ROWS_PER_SHORT_LIST: Final = 20
-_CODE_TRAINING_ROWS: Final = 100_000  # for the range of each dimension
+_CODE_TRAINING_ROWS: Final = 100_000  # rows of the training sample for the quantiser, at least
 _KMEANS_ROUNDS: Final = 10
-# Lists from which on a graph finds those next to a query: comparing it with each centroid would take longest of all.
+# Number of lists from which an HNSW graph selects the lists of a query. Comparing the query with so large a number of
+# centroids would be the slowest part of the search.
 _MANY_LISTS: Final = 4096
-_MOST_IN_A_LIST: Final = 512  # tracks, where a graph finds the lists: more of them cost it little
-_NEIGHBOURS: Final = 32  # of a centroid in the graph
-_EF_LISTS: Final = 128  # centroids kept while searching it
-_CODE_FLOATS: Final = 4  # floats of a vector that one byte of a product code stands for
+_MOST_IN_A_LIST: Final = (
+    512  # mean tracks per list, at most, with an HNSW graph: the graph makes additional lists cheap
+)
+_NEIGHBOURS: Final = 32  # neighbours of a centroid in the HNSW graph
+_EF_LISTS: Final = 128  # candidate centroids during construction and search of the HNSW graph
+_CODE_FLOATS: Final = 4  # dimensions per byte of a product code, about
 
 
 def lists(kind: str, tracks: int) -> int:
-    """How many lists. The power of two at or below 4 * sqrt(tracks), at most one for every 39 tracks, at least 1.
+    """Return the number of lists for an index of `tracks` tracks.
 
-    For `ivf-pq4`, as many more as make them short, where that is many anyway.
+    The number is the largest power of two that is at most 4 * sqrt(tracks) and at most tracks / 39, but at least 1. An
+    `ivf-pq4` index with an HNSW graph has more lists if needed, so that a list has at most 512 tracks on average.
     """
     most = min(4 * tracks**0.5, tracks / 39)
     usual = 1 << (int(most).bit_length() - 1) if most >= 1 else 1
@@ -58,30 +66,36 @@ def lists(kind: str, tracks: int) -> int:
 
 
 def uses_hnsw_quantizer(kind: str, nlist: int) -> bool:
-    """Whether a graph finds the lists of a query."""
+    """Return whether an HNSW graph of the centroids selects the lists of a query."""
     return kind == "ivf-pq4" and nlist >= _MANY_LISTS
 
 
 def build(embeddings: Float32, kind: IvfKind, nlist: int, rng: np.random.Generator, seed: int) -> Any:
-    """A faiss.IndexIVF over the tracks of `embeddings` [num_rows, dim] float32."""
+    """Build a faiss.IndexIVF over the tracks of `embeddings` [num_rows, dim] float32.
+
+    `rng` draws the training sample. `seed` determines the k-means centroids and the HNSW graph.
+    """
     a_list = _TRAINING_ROWS_PER_SHORT_LIST if uses_hnsw_quantizer(kind, nlist) else _TRAINING_ROWS_PER_LIST
     sample = sample_of(embeddings, max(_CODE_TRAINING_ROWS, a_list * nlist), rng)
     centroids = _centroids(sample, kind, nlist, seed)
     nearest = _coarse_quantizer(kind, nlist, sample.shape[1], faiss.METRIC_L2, seed)
     nearest.add(centroids)
     index = _empty(kind, nearest, nlist)
-    index.train(sample)  # of the codes: the centroids are there
+    index.train(sample)  # trains only the quantiser of the codes: the centroids are already trained
     for first in range(FIRST_TRACK_ROW, len(embeddings), ROWS_AT_ONCE):
         index.add(np.ascontiguousarray(embeddings[first : first + ROWS_AT_ONCE]))
     visited = _coarse_quantizer(kind, nlist, sample.shape[1], faiss.METRIC_INNER_PRODUCT, seed)
     visited.add(centroids)
     index.quantizer = visited
-    index.referenced_objects = [visited]  # FAISS keeps its address alone
+    index.referenced_objects = [visited]  # FAISS stores only a pointer, so Python must keep the object alive
     return index
 
 
 def sample_of(embeddings: Float32, wanted: int, rng: np.random.Generator) -> Float32:
-    """At most `wanted` tracks, in the order of their rows, which reads a memory-mapped file forwards."""
+    """Return the embeddings of at most `wanted` random tracks. [n, dim] float32.
+
+    The tracks are sorted by row, so that a memory-mapped file is read sequentially.
+    """
     tracks = len(embeddings) - FIRST_TRACK_ROW
     if tracks <= wanted:
         return np.ascontiguousarray(embeddings[FIRST_TRACK_ROW:])
@@ -90,17 +104,17 @@ def sample_of(embeddings: Float32, wanted: int, rng: np.random.Generator) -> Flo
 
 
 def _centroids(sample: Float32, kind: IvfKind, nlist: int, seed: int) -> Float32:
-    """Means of the lists by k-means. [nlist, dim] float32."""
+    """Return the k-means centroids of the lists. [nlist, dim] float32."""
     clustering = faiss.Clustering(sample.shape[1], nlist)
     clustering.seed, clustering.niter = seed, _KMEANS_ROUNDS
-    clustering.min_points_per_centroid = 1  # a small catalogue is no reason for a warning on stderr
+    clustering.min_points_per_centroid = 1  # no warning on stderr for a small catalogue
     quantizer = _coarse_quantizer(kind, nlist, sample.shape[1], faiss.METRIC_L2, seed)
-    clustering.train(sample, quantizer)  # each round rebuilds the quantizer
+    clustering.train(sample, quantizer)  # each iteration rebuilds the quantizer
     return np.asarray(faiss.vector_to_array(clustering.centroids), dtype=np.float32).reshape(nlist, -1)
 
 
 def _coarse_quantizer(kind: IvfKind, nlist: int, dimension: int, metric: int, seed: int) -> Any:
-    """What finds centroids, without any: a graph of many, else a comparison with each."""
+    """Return an empty coarse quantizer: an HNSW graph for many lists, otherwise a flat index."""
     if not uses_hnsw_quantizer(kind, nlist):
         return faiss.IndexFlat(dimension, metric)
     graph = faiss.IndexHNSWFlat(dimension, _NEIGHBOURS, metric)
@@ -111,12 +125,12 @@ def _coarse_quantizer(kind: IvfKind, nlist: int, dimension: int, metric: int, se
 
 
 def _empty(kind: IvfKind, nearest: Any, nlist: int) -> Any:
-    """An index of the kind, without tracks; `nearest` says which list a track belongs to."""
+    """Return an index of the kind without tracks. The coarse quantizer `nearest` assigns tracks to lists."""
     metric, dimension = faiss.METRIC_INNER_PRODUCT, nearest.d
     if kind == "ivf":
         return faiss.IndexIVFFlat(nearest, dimension, nlist, metric)
     if kind == "ivf-pq4":
-        # Four bits for each dimension of what a centroid leaves: compared 32 tracks at a time, within registers.
+        # Four bits for each dimension of the residual. FAISS compares 32 tracks at a time, in SIMD registers.
         return faiss.IndexIVFPQFastScan(nearest, dimension, nlist, dimension, 4, metric)
     if kind == "ivf-pq":
         parts = max(parts for parts in range(1, dimension // _CODE_FLOATS + 2) if dimension % parts == 0)
@@ -124,14 +138,14 @@ def _empty(kind: IvfKind, nearest: Any, nlist: int) -> Any:
     return faiss.IndexIVFScalarQuantizer(nearest, dimension, nlist, faiss.ScalarQuantizer.QT_8bit, metric)
 
 
-_BLOCK: Final = 32  # tracks that one step of the search compares
+_BLOCK: Final = 32  # tracks that one step of the search compares: the block size of the FAISS layout
 _PAGE: Final = 4096
-_POSITION: Final = 8  # bytes
-_SIZE, _CAPACITY, _OFFSET = range(3)  # the columns of the table
+_POSITION: Final = 8  # bytes of one position
+_SIZE, _CAPACITY, _OFFSET = range(3)  # the columns of `_table`
 
 
 def to_bytes(index: Any) -> bytes:
-    """The content of a file that `read` opens. `index` is an IndexIVFPQFastScan; it is left as it was."""
+    """Serialise an IndexIVFPQFastScan in the file format of `read`. The index is not changed."""
     lists = index.invlists
     numbers = range(lists.nlist)
     code_bytes = index.M2 // 2
@@ -142,7 +156,7 @@ def to_bytes(index: Any) -> bytes:
     pointers = faiss.OnDiskInvertedLists(lists.nlist, code_bytes, "")
     table = _table(pointers)
     table[:, _SIZE], table[:, _CAPACITY] = sizes, capacities
-    start = -(-len(_head(index, pointers)) // _PAGE) * _PAGE  # as long, whatever the offsets
+    start = -(-len(_head(index, pointers)) // _PAGE) * _PAGE  # the length of the header does not depend on the offsets
     table[:, _OFFSET] = start + np.concatenate([[0], ends[:-1]]).astype(np.uint64)
     pointers.totsize = start + int(ends[-1])
 
@@ -157,13 +171,14 @@ def to_bytes(index: Any) -> bytes:
 
 
 def read(path: Path, flags: int) -> Any:
-    """The index in a file, its lists mapped. Raises RuntimeError, as FAISS does, for a file that holds none.
+    """Read an index file and map its lists into memory.
 
-    `flags` are those of faiss.read_index.
+    `flags` are the IO flags of faiss.read_index. Raises RuntimeError, like FAISS, if the file is not a valid index.
     """
-    index = faiss.read_index(str(path), flags | faiss.IO_FLAG_SKIP_IVF_DATA)  # the file that it names is not opened
+    # With IO_FLAG_SKIP_IVF_DATA, FAISS does not open the file of the lists that the index names.
+    index = faiss.read_index(str(path), flags | faiss.IO_FLAG_SKIP_IVF_DATA)
     if type(index) is not faiss.IndexIVFPQFastScan:
-        return index  # the caller refuses it
+        return index  # the caller rejects an index of another class
     lists = faiss.downcast_InvertedLists(index.invlists)
     if not isinstance(lists, faiss.OnDiskInvertedLists):
         raise RuntimeError("its lists cannot be mapped")
@@ -171,13 +186,16 @@ def read(path: Path, flags: int) -> Any:
     if lists.code_size != index.M2 // 2 or lists.nlist != index.nlist or not _within(_table(lists), lists, length):
         raise RuntimeError("its lists do not lie within the file")
     lists.filename, lists.totsize, lists.read_only = str(path), length, True
-    lists.prefetch_nthread = 0  # no threads for each search: the pages are there
+    lists.prefetch_nthread = 0  # no prefetch threads per search: the lists are mapped
     lists.do_mmap()
     return index
 
 
 def _within(table: NDArray[np.uint64], lists: Any, length: int) -> bool:
-    """Whether every list lies within a file of `length` bytes, by numbers that may be of any size."""
+    """Return whether every list is inside a file of `length` bytes.
+
+    The table may contain any values. The comparisons avoid integer overflow.
+    """
     capacity, offset = table[table[:, _CAPACITY] > 0][:, [_CAPACITY, _OFFSET]].T
     line = np.uint64(lists.code_size + _POSITION)
     return bool(
@@ -190,13 +208,13 @@ def _within(table: NDArray[np.uint64], lists: Any, length: int) -> bool:
 
 
 def _table(lists: Any) -> NDArray[np.uint64]:
-    """The memory of `lists.lists`: size, capacity and offset of each list. [nlist, 3] uint64."""
+    """Return a view of the memory of `lists.lists`: size, capacity and offset of each list. [nlist, 3] uint64."""
     first = ctypes.cast(int(lists.lists.data().this), ctypes.POINTER(ctypes.c_uint64))
     return np.ctypeslib.as_array(first, (lists.lists.size(), 3))
 
 
 def _head(index: Any, pointers: Any) -> bytes:
-    """`index` as FAISS writes it, with `pointers` in place of its lists."""
+    """Serialise `index` with FAISS, with the inverted lists replaced by `pointers`."""
     lists, owned = index.invlists, index.own_invlists
     index.own_invlists = False
     index.replace_invlists(pointers, False)

@@ -1,7 +1,7 @@
-"""Which index a release is served with: build, tune to a recall target, record what was measured, open again.
+"""Build the index of a release, tune the index to a recall target, record the measurements, and open the index.
 
-An index is judged by real query vectors of the release's encoder, passed in by the caller. Half of them (every other
-one) choose the search-time parameter, the other half, held out, give the recall and the times that index.json states.
+The caller passes query vectors that the release's encoder computed for real windows. Every second query is used to
+choose the search-time parameter. The other queries are held out, and give the recall and the times in index.json.
 """
 
 import time
@@ -26,11 +26,11 @@ Device: TypeAlias = Literal["cpu", "gpu"]
 Kind: TypeAlias = Literal["exact", faiss_cpu.Kind]
 KINDS: Final[tuple[str, ...]] = ("auto", "exact", *faiss_cpu.KINDS)
 DEVICES: Final[tuple[str, ...]] = get_args(Device)
-SMALL_CATALOGUE: Final = 50_000  # tracks below which exact search takes a millisecond or so, and needs no file
+SMALL_CATALOGUE: Final = 50_000  # tracks; exact search is used below this size: it takes about 1 ms and needs no file
 
 _SEED: Final = 0
-_LARGE_CATALOGUE: Final = 1_500_000  # tracks from which auto spares the user the hours that a graph takes to build
-# Where a kind misses the recall target at every setting, this one is built instead.
+_LARGE_CATALOGUE: Final = 1_500_000  # tracks; from this size on, `auto` builds no HNSW graph, which would take hours
+# If a kind misses the recall target at every setting, the kind given here is built instead.
 _FALLBACK_KIND: Final[dict[str, faiss_cpu.Kind]] = {
     "hnsw-sq8": "hnsw",
     "hnsw": "ivf",
@@ -41,7 +41,8 @@ _FALLBACK_KIND: Final[dict[str, faiss_cpu.Kind]] = {
     "flat-sq8": "flat",
 }
 
-# The search-time parameter of each kind, its first value and its last; nprobe ends at the number of lists.
+# The search-time parameter of each kind, with its first and its last value. The last value of nprobe is the number of
+# lists of the index.
 _STEPS: Final[dict[str, tuple[Literal["nprobe", "ef_search", "rerank"], int, int]]] = {
     "flat": ("rerank", 1, 64),
     "ivf": ("nprobe", 1, 1),
@@ -50,7 +51,7 @@ _STEPS: Final[dict[str, tuple[Literal["nprobe", "ef_search", "rerank"], int, int
 
 
 class TrialPoint(BaseModel):
-    """One point of the curve of recall against time."""
+    """One measurement of recall and search time during tuning."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,7 +63,7 @@ class TrialPoint(BaseModel):
 
 
 class IndexFacts(BaseModel):
-    """`index.json`."""
+    """The content of `index.json`: the kind, parameters and measurements of an index."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -97,11 +98,25 @@ def build_index(
     device: str = "cpu",
     recall_target: float = 0.99,
 ) -> tuple[bytes | None, IndexFacts]:
-    """Build the index of a release and tune it to a recall target: the content of index.faiss (None: exact) and facts.
+    """Build the index of a release and tune the index to a recall target.
 
-    `queries` [n, dim] float32 are the encoder's answers to real windows; some hundreds do. A kind that misses the
-    target gives way to a stronger one, in the end to `flat`, which misses nothing. `auto` compares and takes the
-    fastest. Raises BadOption for a wrong kind, device, target or queries; BadRelease for a release without encoder.
+    If a kind misses the target at every setting, a kind with higher recall is built instead. The last of these kinds
+    is `flat`, which searches exactly. The kind `auto` compares several kinds and selects the fastest.
+
+    Args:
+        release: The release. Its item embeddings are indexed.
+        queries: [n, dim] float32, query vectors that the encoder computed for real windows. A few hundred are enough.
+        kind: One of KINDS.
+        device: One of DEVICES.
+        recall_target: The required recall@RECALL_K, above 0 and at most 1.
+
+    Returns:
+        The content of index.faiss, or None for exact search, and the facts for index.json.
+
+    Raises:
+        BadOption: If `kind`, `device`, `recall_target` or `queries` is invalid.
+        BadRelease: If the release has no encoder.
+
     """
     _check_options(kind, device, recall_target)
     embeddings = _embeddings_of(release)
@@ -136,16 +151,19 @@ def index_release(
     device: str = "cpu",
     recall_target: float = 0.99,
 ) -> tuple[Release, IndexFacts]:
-    """`build_index`, and the release replaced by one that holds the index. `queries` [n, dim] float32."""
+    """Build an index as `build_index` does, and replace the release by one that contains the index.
+
+    `queries` [n, dim] float32 are query vectors of the encoder. Returns the new release and the facts of the index.
+    """
     content, facts = build_index(release, queries, kind, device, recall_target)
     return with_index(release, content, facts.model_dump(mode="json")), facts
 
 
 def open_index(release: Release, device: str = "cpu") -> NearestTracks:
-    """The index that the release holds, memory-mapped; exact search where it holds none.
+    """Open the index of a release memory-mapped. A release without an index is searched exactly.
 
-    Raises BadRelease for an index that does not fit the embeddings or its index.json, BadOption for a device that is
-    not there or cannot hold the kind.
+    Raises BadRelease if the index does not match the item embeddings or index.json. Raises BadOption if `device` is
+    unavailable or does not support the kind of the index.
     """
     _check_device(device)
     embeddings = _embeddings_of(release)
@@ -156,7 +174,7 @@ def open_index(release: Release, device: str = "cpu") -> NearestTracks:
         return ExactIndex(embeddings) if device == "cpu" else faiss_gpu.build(embeddings, "flat")
     expected = (len(embeddings) - FIRST_TRACK_ROW, embeddings.shape[1])
     own = release.manifest.files[ITEM_EMBEDDINGS].sha256
-    built_from = facts.embeddings_sha256 or own  # older indexes do not say
+    built_from = facts.embeddings_sha256 or own  # older indexes have no hash
     if not release.has_index or (facts.tracks, facts.dimension, built_from) != (*expected, own):
         raise BadRelease(
             f"{release.path / INDEX_FACTS} describes a {facts.kind} index of {facts.tracks} tracks and dimension "
@@ -167,7 +185,10 @@ def open_index(release: Release, device: str = "cpu") -> NearestTracks:
 
 
 def read_facts(release: Release) -> IndexFacts | None:
-    """What index.json says; None for a release that was never indexed. Raises BadRelease if it is damaged."""
+    """Read the index.json of a release. Return None if the release has no such file.
+
+    Raises BadRelease if the file is damaged.
+    """
     if INDEX_FACTS not in release.manifest.files:
         return None
     file = release.path / INDEX_FACTS
@@ -183,10 +204,10 @@ def read_facts(release: Release) -> IndexFacts | None:
 
 @dataclass(frozen=True)
 class _TunedIndex:
-    """A kind with the parameters that it passed with."""
+    """An index that reached the recall target, with its parameters and measurements."""
 
     kind: Kind
-    index: FaissIndex | None  # None for exact
+    index: FaissIndex | None  # None for exact search
     parameters: Parameters
     recall: float
     ms: float
@@ -195,7 +216,7 @@ class _TunedIndex:
 
 @dataclass(frozen=True)
 class _Search:
-    """The way to the index: which kinds are built, and how each is tuned. Adds to `tried` what it measures."""
+    """Builds and tunes the candidate kinds of an index. Every measurement is appended to `tried`."""
 
     exam: RecallBenchmark
     device: Device
@@ -203,7 +224,10 @@ class _Search:
     tried: list[TrialPoint]
 
     def best(self, kind: str) -> _TunedIndex:
-        """The fastest of the kinds that stand for `kind`, each at the first setting that reaches the target."""
+        """Return the fastest index among the candidate kinds for `kind`.
+
+        Each candidate uses its first setting that reaches the target.
+        """
         tracks = len(self.exam.tuning.embeddings) - FIRST_TRACK_ROW
         best = min((self._pass(candidate) for candidate in _kinds(kind, self.device, tracks)), key=lambda p: p.ms)
         if kind == "auto" and self.device == "cpu" and best.ms > self.exam.exact_ms:
@@ -214,7 +238,10 @@ class _Search:
         return _TunedIndex("exact", None, Parameters(), 1.0, self.exam.exact_ms, 0.0)
 
     def _pass(self, kind: Kind) -> _TunedIndex:
-        """Build a kind, or the stronger ones that follow it, until one reaches the target."""
+        """Build an index of `kind` and return it with the first setting that reaches the target.
+
+        If no setting reaches the target, the fallback kind of `kind` is tried next.
+        """
         if kind == "exact":
             return self._exact()
         embeddings = self.exam.tuning.embeddings
@@ -233,12 +260,12 @@ class _Search:
 
 
 def _structure(kind: str) -> str:
-    """The kind without its codes: `ivf` of `ivf-pq`."""
+    """Return the structure of a kind without the suffix for its codes, for example `ivf` for `ivf-pq`."""
     return kind.partition("-")[0]
 
 
 def _kinds(kind: str, device: Device, tracks: int) -> tuple[Kind, ...]:
-    """The kinds to compare: the one asked for, or for `auto` those that may be the fastest."""
+    """Return the kinds to compare: only `kind`, or the likely fastest kinds for `auto`."""
     if kind != "auto":
         return (kind,)  # type: ignore[return-value]
     if device == "gpu":
@@ -249,12 +276,16 @@ def _kinds(kind: str, device: Device, tracks: int) -> tuple[Kind, ...]:
 
 
 def _backend(device: str) -> ModuleType:
-    """The twin that runs on a device; both have `build` and `load` with one signature."""
+    """Return the FAISS module for a device. Both modules have functions `build` and `load` with the same signatures."""
     return faiss_cpu if device == "cpu" else faiss_gpu
 
 
 def settings(index: FaissIndex) -> Iterator[tuple[Any, int | None, FaissIndex]]:
-    """Rising settings of the kind's search-time parameter: its name, its value, the index that searches with it."""
+    """Yield settings of the search-time parameter of an index, in ascending order.
+
+    Each item is the name of the parameter, its value, and the index with this value. A `flat` index has no such
+    parameter: its only item is (None, None, index).
+    """
     if index.kind == "flat":
         yield None, None, index
         return
@@ -264,7 +295,7 @@ def settings(index: FaissIndex) -> Iterator[tuple[Any, int | None, FaissIndex]]:
         yield name, value, index.tuned(index.parameters.model_copy(update={name: value}))
         if value == most:
             return
-        # Quarter steps: 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20 ...
+        # Four values per doubling: 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20 ...
         value = min(most, value + max(1, (1 << (value.bit_length() - 1)) // 4))
 
 

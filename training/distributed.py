@@ -1,10 +1,13 @@
-"""Data-parallel training by several processes that torchrun starts.
+"""Data-parallel training with several processes started by torchrun.
 
-Each process takes a shard of every batch. A loss is the sum over the shard divided by the steps of all processes, and
-gradients are summed, so every process takes the step that one process would take on the whole batch, on its own copy
-of the weights. Only the item embedding rows of the batch are exchanged; every process knows them, because the order
-of the sessions comes from the seed. With --sharded each process keeps only a part of the item embeddings. Rank 0 is
-the main process: it writes all files and decides whatever depends on time.
+Each process has a copy of the weights and computes a shard of every batch. The loss of a process is the sum over its
+shard, divided by the number of steps in all processes. The gradients are summed over the processes. Every process
+therefore takes the same optimizer step as a single process with the whole batch.
+
+For the item embeddings, the processes exchange data only for the rows that the batch uses. The seed determines the
+order of the sessions, so every process knows the rows of a batch without communication. With --sharded, each process
+stores only a part of the item embeddings. Rank 0 is the main process. The main process writes all files and makes all
+decisions that depend on time.
 
 Source: data parallelism as in Li et al., "PyTorch Distributed", VLDB 2020, https://arxiv.org/abs/2006.15704.
 """
@@ -36,15 +39,16 @@ from training.options import NeuralOptions
 from training.processes import Processes, StepTerms, is_distributed
 from training.validation import SESSIONS
 
-# The main process writes the release while the others wait; the map of millions of tracks takes minutes.
+# The other processes wait while the main process writes the release. The map of millions of tracks takes minutes.
 _COLLECTIVE_TIMEOUT: Final = timedelta(hours=2)
-# The time for all processes to connect. A process that times out exits, and torchrun restarts it.
+# The maximum time until all processes are connected. A process that times out exits, and torchrun restarts the process.
 _START_TIMEOUT: Final = timedelta(seconds=60)
+# The maximum time to wait for other processes before an exit with an error.
 _FAREWELL_TIMEOUT: Final = timedelta(seconds=5)
 
 
 class DistributedProcesses(Processes):
-    """One of several connected processes; collective calls must be made by all of them, in the same order."""
+    """One of several connected processes. All processes must make the same collective calls in the same order."""
 
     def __init__(self, device: str, *, sharded: bool) -> None:
         super().__init__(device)
@@ -52,7 +56,7 @@ class DistributedProcesses(Processes):
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
 
     def check_options(self, options: NeuralOptions) -> None:
-        """Raise BadOption for options that several processes, or sharded tables, do not support."""
+        """Raise BadOption for options that do not support several processes or a sharded table."""
         if options.negative_pairing == "published":
             raise BadOption(
                 f"negative_pairing=published contrasts sessions of the whole batch, but each of {self.world} processes "
@@ -65,7 +69,10 @@ class DistributedProcesses(Processes):
             )
 
     def check_consistent(self, facts: Mapping[str, object]) -> None:
-        """Raise BadOption in every process that differs from the main process, naming the differing facts."""
+        """Check that all processes have the same facts as the main process.
+
+        If any process differs, every process raises BadOption with the names of the differing facts.
+        """
         mine = {
             name: zlib.crc32(json.dumps(fact, sort_keys=True, default=str).encode()) for name, fact in facts.items()
         }
@@ -82,23 +89,27 @@ class DistributedProcesses(Processes):
             )
 
     def wrap(self, encoder: SessionEncoder, terms: StepTerms) -> StepTerms:
-        """Wrap `terms` in DistributedDataParallel; every process starts from the main process's weights."""
+        """Wrap `terms` in DistributedDataParallel. Every process starts with the weights of the main process."""
         table = encoder.item_embeddings.weight
-        table.requires_grad_(False)  # DistributedDataParallel ignores weights that need no gradient now
+        table.requires_grad_(False)  # DistributedDataParallel ignores weights without requires_grad
         step = DistributedDataParallel(_Step(encoder, terms))
         table.requires_grad_(True)
         step.register_comm_hook(None, _sum_hook)
         return step
 
     def shard(self, batch: Batch) -> Batch:
-        """Return every N-th session of the batch, from this process's rank on; never empty."""
+        """Return this process's shard of a batch.
+
+        With N processes, the shard is every N-th session, starting at the index `rank`. An empty shard is replaced by
+        one session of padding.
+        """
         mine = Batch(*(tensor[self.rank :: self.world] for tensor in batch))
         return mine if len(mine.plays) else Batch(*(F.pad(tensor, (0, 0, 0, 1)) for tensor in mine))
 
     def validation_shard(self, validation: Examples) -> Examples:
-        """Return this process's shard of the validation examples; all of them if the table is sharded."""
+        """Return this process's shard of the validation examples. With a sharded table, return all examples."""
         if self.sharded:
-            return validation  # each process ranks all targets among its own tracks
+            return validation  # each process ranks all targets, but only among its own tracks
         which = slice(self.rank, SESSIONS, self.world)
         return Examples(
             SessionViews.of(validation.inputs.select(which)),
@@ -108,32 +119,35 @@ class DistributedProcesses(Processes):
         )
 
     def all_reduce_count(self, count: Tensor) -> Tensor:
-        """Return a count summed over the processes; the input is unchanged."""
+        """Return the sum of `count` over the processes. The input is unchanged."""
         everywhere = count.clone()
         self.all_reduce_(everywhere)
         return everywhere
 
     def all_reduce_(self, tensor: Tensor) -> None:
-        """Sum a tensor over the processes, in place."""
+        """Sum `tensor` over the processes, in place."""
         distributed.all_reduce(tensor)
 
     def all_reduce_scalars(self, values: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return scalars summed over the processes, in one collective operation."""
+        """Return the sums of scalars over the processes, computed by one collective operation."""
         everywhere = torch.stack([value.detach() for value in values.values()])
         self.all_reduce_(everywhere)
         return dict(zip(values, everywhere.tolist(), strict=True))
 
     def mean_score(self, score: tuple[float, float], targets: int) -> tuple[float, float]:
-        """Return means over the targets of all processes, weighted by their numbers of targets."""
+        """Return two mean scores over the targets of all processes.
+
+        `score` are the means over the targets of this process, `targets` their number.
+        """
         if self.sharded:
-            return score  # of all targets already: see `validation_shard`
+            return score  # with a sharded table, `score` already includes all targets
         sums = torch.tensor([*score, 1.0], dtype=torch.float64) * targets
         self.all_reduce_(sums)
         first, second, count = sums.tolist()
         return first / max(count, 1.0), second / max(count, 1.0)
 
     def broadcast_decision(self, due: bool) -> bool:
-        """Return the main process's decision if the table is sharded, else this process's own."""
+        """Return the main process's decision if the table is sharded, otherwise `due`."""
         if not self.sharded:
             return due
         leaders = torch.tensor([due], dtype=torch.uint8)
@@ -141,7 +155,7 @@ class DistributedProcesses(Processes):
         return bool(leaders.item())
 
     def any_process(self, asked: bool) -> bool:
-        """Whether the flag is set in at least one process."""
+        """Return whether `asked` is true in at least one process."""
         some = torch.tensor([asked], dtype=torch.uint8)
         distributed.all_reduce(some, distributed.ReduceOp.MAX)
         return bool(some.item())
@@ -152,7 +166,7 @@ class DistributedProcesses(Processes):
 
 
 class _Step(nn.Module):
-    """The loss terms of a step as a module, which DistributedDataParallel requires."""
+    """Module that computes the loss terms of a step. DistributedDataParallel requires a module."""
 
     def __init__(self, encoder: SessionEncoder, terms: StepTerms) -> None:
         super().__init__()
@@ -164,7 +178,10 @@ class _Step(nn.Module):
 
 
 def _sum_hook(_: object, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    """Sum gradients instead of averaging them: the losses are already divided by the steps of all processes."""
+    """Sum gradients over the processes.
+
+    DistributedDataParallel would average them, but the losses are already divided by the steps of all processes.
+    """
     work = distributed.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
     future: torch.futures.Future[list[Tensor]] = work.get_future()
@@ -173,11 +190,18 @@ def _sum_hook(_: object, bucket: distributed.GradBucket) -> torch.futures.Future
 
 @contextmanager
 def init_distributed(device: str, *, sharded: bool = False) -> Iterator[Processes]:
-    """Connect the processes that torchrun started, inside the `with` block; yields a single process without torchrun.
+    """Connect the processes that torchrun started, inside the `with` block.
 
-    `device` is cpu or cuda; each process of a machine uses its own GPU. With `sharded` each has a shard of
-    the item embeddings. Raises BadOption if there are fewer GPUs than processes, or for `sharded` in a single process,
-    and ProcessLost if another process exits early.
+    Without torchrun, a single process is yielded.
+
+    Args:
+        device: "cpu" or "cuda". Each process of a machine uses a separate GPU.
+        sharded: Whether each process stores only a shard of the item embeddings.
+
+    Raises:
+        BadOption: If there are fewer GPUs than processes, or if `sharded` is set for a single process.
+        ProcessLost: If another process exits early.
+
     """
     if not is_distributed():
         if sharded:
@@ -202,14 +226,15 @@ def init_distributed(device: str, *, sharded: bool = False) -> Iterator[Processe
                 "resume from the last checkpoint"
             ) from error
         raise
-    # Not after an error: it would wait for processes that did not fail.
+    # This call is skipped after an error, because it would wait for the processes that did not fail.
     distributed.destroy_process_group()
 
 
 def _start_name() -> str:
-    """The prefix of keys in the store: torchrun keeps the addresses of an earlier start, which are stale.
+    """Return a prefix for the keys in the store, different for each restart.
 
-    Machines count restarts differently, so with several machines the prefix is always the same, as in torch.
+    After a restart, torchrun's store still contains the stale addresses of the previous start. With several machines
+    the prefix is constant, as in torch, because the machines can have different restart counts.
     """
     alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
     return f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if alone else '0'}"
@@ -224,9 +249,9 @@ def _own_gpu() -> str:
 
 
 def check_gpus_distinct(store: distributed_c10d.Store, rank: int, world: int, gpu: str) -> None:
-    """Raise BadOption if two processes use the same GPU, which NCCL does not support.
+    """Raise BadOption if this process shares its GPU with another process, which NCCL does not support.
 
-    `gpu` is the unique id of this process's GPU. Every process that shares a GPU raises.
+    `gpu` is the unique id of this process's GPU. All processes that share a GPU raise the error.
     """
     store.set(f"gpu of {rank}", gpu)
     gpus = [store.get(f"gpu of {other}").decode() for other in range(world)]
@@ -234,7 +259,7 @@ def check_gpus_distinct(store: distributed_c10d.Store, rank: int, world: int, gp
     sharing = [str(other) for other, theirs in enumerate(gpus) if theirs == gpu]
     if len(sharing) == 1:
         return
-    # A process may own the store: it must not exit before the others have read it.
+    # The store may run in this process. Wait until the other processes have read from the store before the exit.
     with suppress(RuntimeError):
         store.wait([f"gpus seen by {other}" for other in range(world)], _FAREWELL_TIMEOUT)
     raise BadOption(
@@ -244,17 +269,20 @@ def check_gpus_distinct(store: distributed_c10d.Store, rank: int, world: int, gp
 
 
 def _is_connection_error(error: RuntimeError) -> bool:
-    """Whether an error comes from the connection. gloo raises plain RuntimeErrors that name its source files."""
+    """Return whether an error is a connection error. Errors of gloo are plain RuntimeErrors that contain file names."""
     found: Any = getattr(distributed, "DistError", ())
     return isinstance(error, found) or "gloo" in str(error).lower()
 
 
-WEIGHTS: Final = "item_embeddings.weight"  # their key in an encoder's state_dict
+WEIGHTS: Final = "item_embeddings.weight"  # key of the item embeddings in an encoder's state_dict
 _ROWS_AT_ONCE: Final = 262_144
 
 
 class ShardedRows(ItemRows):
-    """The shard of a table with the rows r for which r % world == rank, stored at r // world."""
+    """One process's shard of the item embeddings.
+
+    The shard contains the rows r with r % world == rank. Row r is at index r // world of the shard.
+    """
 
     def __init__(self, embedding: nn.Embedding, weight_decay: float) -> None:
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
@@ -265,16 +293,22 @@ class ShardedRows(ItemRows):
         self.first, self.second = torch.zeros_like(self.shard), torch.zeros_like(self.shard)
 
     def _gather(self, rows: Tensor | None) -> Tensor:
-        """Gather `rows` [n] int64, the same in all processes. [n, dimension] float32."""
+        """Gather rows from all processes. [n, dimension] float32.
+
+        `rows` [n] int64 must be the same in all processes.
+        """
         assert rows is not None, "a sharded table has no process with all rows"
         whole = self.shard.new_zeros((len(rows), self.dimension))
         mine, owned = self._mine(rows)
         whole[mine] = self.shard.index_select(0, owned)
-        distributed.all_reduce(whole)  # each row is non-zero in one process only, so the sum is exact
+        distributed.all_reduce(whole)  # each row is non-zero in only one process, so the sum is exact
         return nn.Parameter(whole)
 
     def update(self, rows: Tensor | None, gathered: Tensor, learning_rate: float) -> None:
-        """Take one Adam step on the rows that this process owns; the gradient is already summed over processes."""
+        """Take one Adam step on the rows that this process owns.
+
+        The gradient of `gathered` [n, dimension] float32 must already be summed over the processes.
+        """
         assert rows is not None
         mine, owned = self._mine(rows)
         weights, gradient = gathered.detach()[mine], gradient_of(gathered)[mine]
@@ -284,31 +318,44 @@ class ShardedRows(ItemRows):
             scatter_rows(tensor, owned, values)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the full moments in the main process, empty ones elsewhere; all processes must call it."""
+        """Return the moments and the step count by name.
+
+        The main process gets the moments of the full table. The other processes get empty moments. All processes must
+        call this method together.
+        """
         return {"first": self._gathered(self.first), "second": self._gathered(self.second), "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore this process's shard of a full state."""
+        """Restore this process's shard from the state of the full table."""
         self.first.copy_(state["first"][self.rank :: self.world])
         self.second.copy_(state["second"][self.rank :: self.world])
         self.steps.copy_(state["steps"])
 
     def full_state_dict(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """Return the weights with the full table in the main process, an empty one elsewhere; all must call it."""
+        """Return the encoder's state dict with the full table in the main process.
+
+        The other processes get an empty table. All processes must call this method together.
+        """
         return weights | {WEIGHTS: self._gathered(self.shard)}
 
     def load_shard(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """Load this process's shard of the table; return the weights with an empty table for the encoder."""
+        """Load this process's shard of the table from `weights`, and return the state dict for the encoder to load.
+
+        The returned state dict has an empty table.
+        """
         self.shard.copy_(weights[WEIGHTS][self.rank :: self.world])
         return weights | {WEIGHTS: self.table.detach()}
 
     def finalize(self) -> None:
-        """Give the encoder an uninitialised full table, into which trained weights are loaded."""
+        """Give the encoder an uninitialised full table, into which trained weights can be loaded."""
         self.embedding.weight = nn.Parameter(self.shard.new_empty((self.rows, self.dimension)))
 
     @property
     def sharded_counts(self) -> RankCounts:
-        """Ranks targets among the rows of this process. All processes call it together."""
+        """Return a function that ranks targets among the rows of all processes.
+
+        All processes must call the function together.
+        """
         return self._counts
 
     def _counts(self, encoder: Encoder, tracks: Tensor, skipped: Tensor, targets: Tensor) -> Tensor:
@@ -327,12 +374,15 @@ class ShardedRows(ItemRows):
         return counts
 
     def _mine(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The positions in `rows` of those that this process owns, and their positions in the shard."""
+        """Find the rows that this process owns. Return their positions in `rows` and their indices in the shard."""
         mine = (rows % self.world == self.rank).nonzero()[:, 0]
         return mine, rows[mine] // self.world
 
     def _gathered(self, shard: Tensor) -> Tensor:
-        """The full table on the main process's CPU, gathered in parts; empty elsewhere."""
+        """Gather the shards of all processes, in parts. Return the full table on the CPU.
+
+        The result is [rows, dimension] in the main process, and empty in the other processes.
+        """
         leads = self.rank == 0
         whole = torch.empty((self.rows if leads else 0, self.dimension), dtype=shard.dtype)
         step = max(_ROWS_AT_ONCE // self.world, 1)

@@ -1,6 +1,6 @@
-"""Losses as pure functions of tensors, and the loss of a batch.
+"""Loss functions on tensors, and the training loss of a batch.
 
-L = alpha * NLL + beta * NCE (paper, section 3.2)
+The training loss is L = alpha * NLL + beta * NCE (paper, section 3.2).
 """
 
 import math
@@ -19,23 +19,23 @@ from training.options import NeuralOptions
 
 Normalizer: TypeAlias = Callable[[Tensor], Tensor]
 
-# Steps of one block for each thread. With 1000 negatives their scores take 2 MB and stay in the thread's cache.
-# Smaller blocks need more calls and were not faster.
+# Number of steps per thread in a block of the sampled softmax. With 1000 negatives, the scores of 512 steps take 2 MB
+# and stay in the cache of the thread. Smaller blocks were not faster.
 _STEPS_PER_THREAD: Final = 512
 _STEPS_PER_GPU_BLOCK: Final = 16_384
 
 
 def identity(count: Tensor) -> Tensor:
-    """Return the number of steps unchanged: the normalizer of one process, which sees the whole batch."""
+    """Return `count` unchanged. This is the normalizer for a single process, which has the whole batch."""
     return count
 
 
 class Negatives(NamedTuple):
-    """Uniform negatives, shared by the sessions of a batch."""
+    """Uniformly sampled negatives, shared by all sessions of a batch."""
 
     embeddings: Tensor  # [negatives, dimension] float
-    seen: Tensor  # [batch, negatives] bool, True where the session contains the track: then not a negative
-    log_q: float = 0.0  # subtracted from their scores: see `uniform_log_q`
+    seen: Tensor  # [batch, negatives] bool, True if the session contains the track, which excludes it as a negative
+    log_q: float = 0.0  # logQ correction from `uniform_log_q`, subtracted from the scores of the negatives
 
 
 def sampled_softmax(
@@ -46,22 +46,23 @@ def sampled_softmax(
     negatives: Negatives,
     normalizer: Normalizer = identity,
 ) -> Tensor:
-    """Negative log-likelihood of the target among the session's tracks and sampled negatives (paper, section 4.1.1).
+    """Return the negative log-likelihood of the target among the session's tracks and sampled negatives.
 
-    The scores of the negatives are computed in blocks of steps, and only each block's gradient is kept, so the score
-    matrix of a large batch is never in memory at once (as in Wijmans et al., "Cut your losses in large-vocabulary
-    language models", ICLR 2025, https://arxiv.org/abs/2411.09009).
+    The loss is the NLL term of the paper (section 4.1.1). The scores of the negatives are computed in blocks of steps.
+    The gradient of each block is computed at once and the scores are discarded, so the full score matrix of a large
+    batch is never in memory (as in Wijmans et al., "Cut your losses in large-vocabulary language models", ICLR 2025,
+    https://arxiv.org/abs/2411.09009).
 
     Args:
         queries: [steps, dimension] float, the predicted embedding of each step.
         own: [steps, n] float, scores of the session's distinct tracks, -inf in padding.
-        target: [steps] int64, the column of `own` that holds the target.
-        session: [steps] int64, the step's row of `negatives.seen`.
-        negatives: the sampled tracks, shared by all steps.
-        normalizer: maps the number of steps to the divisor of the sum.
+        target: [steps] int64, the column of the target in `own`.
+        session: [steps] int64, the row of each step in `negatives.seen`.
+        negatives: The sampled tracks, shared by all steps.
+        normalizer: Maps the number of steps to the divisor of the sum.
 
     Returns:
-        The mean over steps, a scalar; 0 without steps.
+        The mean over steps, a scalar. The mean is 0 if there are no steps.
 
     """
     summed: Tensor = _SampledSoftmax.apply(queries, own, negatives.embeddings, target, session, negatives)  # type: ignore[no-untyped-call]
@@ -69,7 +70,7 @@ def sampled_softmax(
 
 
 class _SampledSoftmax(torch.autograd.Function):
-    """The sum over steps. The forward pass computes the gradient too; the backward pass only scales it."""
+    """Sampled softmax loss, summed over steps. The forward pass computes the gradient; the backward pass scales it."""
 
     @staticmethod
     def forward(
@@ -86,7 +87,9 @@ class _SampledSoftmax(torch.autograd.Function):
         grad_queries, grad_own = torch.empty_like(queries), torch.empty_like(own)
         grad_negatives = torch.zeros_like(embeddings)
         without_seen = torch.where(negatives.seen, -torch.inf, queries.new_zeros(()))  # [batch, negatives]
-        own = own + negatives.log_q  # instead of subtracting it from the negatives: only differences count
+        own = (
+            own + negatives.log_q
+        )  # equivalent to a subtraction from the negatives, because softmax depends only on differences
         own_max = own.amax(dim=1, keepdim=True)
         max_logit, partition = torch.empty_like(own_max), torch.empty_like(own_max)
         for start in range(0, len(queries), block):
@@ -112,11 +115,13 @@ class _SampledSoftmax(torch.autograd.Function):
 
 
 def uniform_log_q(negatives: int, tracks: int) -> float:
-    """The log of the expected count of a track among uniform negatives: the logQ correction of their scores.
+    """Return the logQ correction of uniform negatives: the log of the expected count of a track among them.
 
     With the correction, the sum of exp(score) over the negatives is an unbiased estimate of the sum over all tracks.
-    `negatives` and `tracks` are counts, both at least 1. Source: Bengio and Senecal, "Adaptive importance sampling to
-    accelerate training of a neural probabilistic language model", 2008, https://doi.org/10.1109/TNN.2007.912312.
+    `negatives` is the number of samples and `tracks` the number of tracks, both at least 1.
+
+    Source: Bengio and Senecal, "Adaptive importance sampling to accelerate training of a neural probabilistic language
+    model", 2008, https://doi.org/10.1109/TNN.2007.912312.
     """
     return math.log(negatives / tracks)
 
@@ -130,21 +135,22 @@ def info_nce(
     temperature: float,
     normalizer: Normalizer = identity,
 ) -> Tensor:
-    """InfoNCE over the session's skips (paper, equation 1): contrast the next played track with the skipped ones.
+    """Return the InfoNCE loss that contrasts the next played track with the session's skipped tracks.
 
-    f(i, q) = exp(cos(i, q) / temperature); the term of a step is -log f(positive) / (f(positive) + sum f(negatives)).
+    The loss is equation 1 of the paper. With f(i, q) = exp(cos(i, q) / temperature), the loss of a step is
+    -log(f(positive) / (f(positive) + sum f(negatives))).
 
     Args:
         queries: [batch, window, dimension] float, the predicted embedding at each step.
-        positives: [batch, window, dimension] float, embedding of each step's next played track.
-        negatives: [batch, skips, dimension] float, embeddings of the session's skipped tracks.
-        steps: [batch, window] bool, True where the step is real and has a positive.
-        contrasts: [batch, window, skips] bool, True where the skip is real and differs from the step's positive.
-        temperature: divides the cosine similarities.
-        normalizer: maps the number of such steps to the divisor of the sum.
+        positives: [batch, window, dimension] float, the embedding of the next played track after each step.
+        negatives: [batch, skips, dimension] float, the embeddings of the session's skipped tracks.
+        steps: [batch, window] bool, True for a non-padding step with a positive.
+        contrasts: [batch, window, skips] bool, True if the skip is not padding and differs from the step's positive.
+        temperature: The divisor of the cosine similarities.
+        normalizer: Maps the number of steps with a positive and a negative to the divisor of the sum.
 
     Returns:
-        The mean over steps that have a positive and at least one negative, a scalar; 0 without such steps.
+        The mean over the steps with a positive and at least one negative, a scalar. The mean is 0 if there are none.
 
     """
     queries = F.normalize(queries, dim=-1)
@@ -164,21 +170,23 @@ def info_nce_as_published(
     temperature: float,
     normalizer: Normalizer = identity,
 ) -> Tensor:
-    """InfoNCE with the pairing of the authors' public code (2023), which differs from the paper; only for comparison.
+    """Return the InfoNCE loss with the pairing of the authors' public code (2023), for comparison only.
 
-    The code repeats negatives in another order than queries: query n of all batch * window queries is contrasted with
-    the skips of session n modulo batch. Plays that were not skipped, and padding, are zero vectors with similarity 0.
+    The public code differs from the paper. Its negatives are repeated in a different order than its queries. Query n of
+    all batch * window queries is contrasted with the skips of session n modulo batch. Padding and plays that were not
+    skipped are zero vectors with similarity 0.
 
     Args:
         queries: [batch, window, dimension] float, the predicted embedding at each step.
-        positives: [batch, window, dimension] float; the session's first track where no played track follows.
-        skips: [batch, window, dimension] float, the plays' embeddings, zero where a play was not skipped.
-        steps: [batch, window] bool, True where the step is real.
-        temperature: divides the cosine similarities.
-        normalizer: maps the number of such steps to the divisor of the sum.
+        positives: [batch, window, dimension] float, the embedding of the next played track after each step. If there is
+            none, the embedding of the session's first track.
+        skips: [batch, window, dimension] float, the embeddings of skipped plays, zero for other plays.
+        steps: [batch, window] bool, True for a non-padding step.
+        temperature: The divisor of the cosine similarities.
+        normalizer: Maps the number of non-padding steps to the divisor of the sum.
 
     Returns:
-        The mean over real steps, a scalar; 0 without such steps.
+        The mean over non-padding steps, a scalar. The mean is 0 if there are none.
 
     """
     batch, window, dimension = queries.shape
@@ -194,7 +202,7 @@ def info_nce_as_published(
 
 
 class Terms(NamedTuple):
-    """The loss of a step and its two terms before weighting, scalars."""
+    """The loss of a training step and its two unweighted terms. All are scalars."""
 
     loss: Tensor
     nll: Tensor
@@ -204,10 +212,11 @@ class Terms(NamedTuple):
 def step_terms(
     encoder: SessionEncoder, batch: Batch, negatives: Tensor, options: NeuralOptions, normalizer: Normalizer = identity
 ) -> Terms:
-    """Return the loss of one batch and its terms.
+    """Return the loss of one batch and its two terms.
 
-    `negatives` [n] int64 are the rows of the sampled softmax's uniform negatives. `normalizer` maps a step count to
-    the divisor of their sum; several processes pass one that sums over all of them.
+    `negatives` [negatives] int64 are the rows of the uniform negatives for the sampled softmax. `normalizer` maps a
+    number of steps to the divisor of a summed loss. In distributed training, the normalizer sums the number of steps
+    over all processes.
     """
     with record_function("segue: encoder"):
         predicted, predicted_batch = encoder.predict(batch)  # [batch, window, dimension]
@@ -219,12 +228,12 @@ def step_terms(
 
 
 def _nll(encoder: SessionEncoder, predicted: Tensor, batch: Batch, negatives: Tensor, normalizer: Normalizer) -> Tensor:
-    """Sampled softmax of each step's target over the session's tracks and the negatives outside the session."""
+    """Return the sampled softmax loss of a batch, over the session's tracks and the negatives outside the session."""
     own = batch.session_tracks  # [batch, window + 1]
     own_scores = predicted @ encoder.item_embeddings(own).transpose(1, 2)  # [batch, window, window + 1]
     own_scores = own_scores.masked_fill((own == PAD_ROW)[:, None, :], -torch.inf)
-    real = (batch.targets != PAD_ROW).flatten().nonzero()[:, 0]  # [steps], of all columns
-    session = real // batch.targets.shape[1]  # of each step
+    real = (batch.targets != PAD_ROW).flatten().nonzero()[:, 0]  # [steps], flat positions of the steps with a target
+    session = real // batch.targets.shape[1]  # [steps], session of each step
     target = batch.targets.flatten().index_select(0, real)
     seen = seen_mask(own, negatives)
     log_q = uniform_log_q(len(negatives), encoder.item_embeddings.num_embeddings - 1) if encoder.options.log_q else 0.0
@@ -239,7 +248,10 @@ def _nll(encoder: SessionEncoder, predicted: Tensor, batch: Batch, negatives: Te
 
 
 def seen_mask(own: Tensor, negatives: Tensor) -> Tensor:
-    """Mark the negatives that each session contains. [batch, n] and [negatives] int64 -> [batch, negatives] bool."""
+    """Mark the negatives that each session contains. [batch, negatives] bool.
+
+    `own` [batch, n] int64 are the tracks of each session, `negatives` [negatives] int64 the sampled tracks.
+    """
     tracks, which = negatives.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     places = torch.searchsorted(tracks, own).clamp_(max=len(tracks) - 1)
     held = (tracks[places] == own).flatten().nonzero()[:, 0]
@@ -253,7 +265,7 @@ def _nce(
     encoder: SessionEncoder, predicted: Tensor, batch: Batch, temperature: float, normalizer: Normalizer
 ) -> Tensor:
     skips = batch.session_skips
-    other = skips[:, None, :] != batch.positives[:, :, None]  # a track is not its own negative
+    other = skips[:, None, :] != batch.positives[:, :, None]  # a track is never a negative of itself
     return info_nce(
         predicted,
         encoder.item_embeddings(batch.positives),

@@ -1,17 +1,18 @@
 """Optimizers: Adam over lists of weights, lazy Adam for rows of item embeddings, and a moving average of the weights.
 
-A step updates about thirty small tensors, and torch's optimizer classes spend as much time on bookkeeping as on
-arithmetic. This module calls torch's optimizer functions directly.
+This module calls the optimizer functions of torch directly. A step updates about thirty small tensors. For tensors of
+this size, torch's optimizer classes spend as much time on bookkeeping as on arithmetic.
 
-Lazy Adam leaves a row's weights and moments unchanged in a step that does not touch it; dense Adam would keep moving
-the row by its old gradients. For a row that every step touches, and for the first step of any row, both are equal. With
-`rows` None, every row takes part, which is dense Adam. Sparse updates are those of torch.optim.SparseAdam.
+Lazy Adam does not change the weights and moments of a row in a step that does not touch the row. Dense Adam would
+continue to move the row by its old gradients. Both are equal for a row that every step touches, and for the first
+update of any row. The update rule is the rule of torch.optim.SparseAdam. With `rows` None, every row is updated, as in
+dense Adam.
 
-The moving average of an encoder's weights is validated and stored in their place (Polyak and Juditsky, 1992). Rows that
-a step does not touch do not change, so their average is updated exactly when they are next touched: after k such steps
-its distance from the weights has shrunk by decay ** k.
+If a moving average of the weights is enabled, validation and releases use the averaged weights (Polyak and Juditsky,
+1992). A step does not change the untouched rows, so their average is updated later, when they are next touched. The
+late update is exact: after k steps without change, the distance between average and weights has shrunk by decay ** k.
 
-Source: Kingma and Ba, "Adam", ICLR 2015, https://arxiv.org/abs/1412.6980; decoupled weight decay: Loshchilov and
+Sources: Kingma and Ba, "Adam", ICLR 2015, https://arxiv.org/abs/1412.6980; for decoupled weight decay, Loshchilov and
 Hutter, ICLR 2019, https://arxiv.org/abs/1711.05101.
 """
 
@@ -28,14 +29,14 @@ from training.models.encoders.encoder import RankCounts, SessionEncoder, scatter
 
 _BETAS = 0.9, 0.999  # the defaults of torch.optim.AdamW
 _EPSILON = 1e-8
-_FUSED_ON = "cpu"  # on a GPU the fused call needs the step counts on the device; there foreach is one call
+_FUSED_ON = "cpu"  # on a GPU, fused Adam would need the step counts on the device, so foreach Adam is used
 
 
 class Moments(NamedTuple):
-    """Adam's state of a list of weights."""
+    """The Adam state of a list of weights."""
 
-    first: list[Tensor]  # like the weights, float32
-    second: list[Tensor]
+    first: list[Tensor]  # first moment of each weight, same shape as the weight, float32
+    second: list[Tensor]  # second moment of each weight, same shape as the weight, float32
     steps: list[Tensor]  # step count of each weight, scalar float32 on the CPU
 
 
@@ -46,7 +47,10 @@ def adam(
     learning_rate: float,
     weight_decay: float,
 ) -> None:
-    """Take one AdamW step in place on `weights` and `moments`; `gradients` have the shapes of `weights`, float32."""
+    """Take one AdamW step. Updates `weights` and `moments` in place.
+
+    `gradients` are float32 and have the shapes of `weights`.
+    """
     fused = weights[0].device.type == _FUSED_ON
     with torch.no_grad():
         adamw(
@@ -71,7 +75,9 @@ def adam(
 def clip_grad_norm_(gradients: list[Tensor], max_norm: float) -> None:
     """Scale all gradients in place so that their joint Euclidean norm is at most `max_norm`."""
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    if norm.device.type != "cpu" or not norm <= max_norm:  # do not wait for a GPU; let NaN propagate
+    if (
+        norm.device.type != "cpu" or not norm <= max_norm
+    ):  # on a GPU, a branch would wait for the norm; `not` lets NaN propagate
         torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp_(max=1.0))
 
 
@@ -88,11 +94,11 @@ class DenseWeights:
         )
 
     def gradients(self) -> list[Tensor]:
-        """Return the gradients of the weights that the last backward pass reached."""
+        """Return the gradients of the weights that have one after the last backward pass."""
         return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
 
     def update(self, learning_rate: float) -> None:
-        """Take one Adam step; weights without a gradient stay unchanged."""
+        """Take one Adam step. Weights without a gradient stay unchanged."""
         reached = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
         moments = Moments(*([part[i] for i in reached] for part in self.moments))
         adam([self.parameters[i] for i in reached], self.gradients(), moments, learning_rate, self.weight_decay)
@@ -115,15 +121,16 @@ class ItemRows:
         self.embedding = embedding
         self.weight_decay = weight_decay
         self.table = embedding.weight
-        self.first = torch.zeros_like(self.table, requires_grad=False)  # moments, [rows, dimension] float32
+        # The first and second moments are [rows, dimension] float32 each.
+        self.first = torch.zeros_like(self.table, requires_grad=False)
         self.second = torch.zeros_like(self.table, requires_grad=False)
         self.steps = torch.zeros((), dtype=torch.float32)
 
     @contextmanager
     def gathered_rows(self, rows: Tensor | None) -> Iterator[Tensor]:
-        """Replace the encoder's item embeddings with those of `rows` [n] int64, in that order, inside the `with` block.
+        """Replace the encoder's item embedding table with the rows `rows` [n] int64 of it, inside the `with` block.
 
-        Yields the gathered rows, [n, dimension] float32; with `rows` None, the whole table.
+        Yields the gathered rows, [n, dimension] float32. With `rows` None, the encoder keeps the whole table.
         """
         gathered = self._gather(rows)
         self.embedding.weight = gathered
@@ -136,7 +143,10 @@ class ItemRows:
         return self.table if rows is None else nn.Parameter(self.table.detach().index_select(0, rows))
 
     def update(self, rows: Tensor | None, gathered: Tensor, learning_rate: float) -> None:
-        """Take one Adam step on the gathered rows and scatter them back into the table."""
+        """Take one Adam step on the gathered rows, and scatter the new values into the table.
+
+        `rows` [n] int64 are the indices of `gathered` [n, dimension] float32, or None for the whole table.
+        """
         gradient = gradient_of(gathered)
         first = self.first if rows is None else self.first.index_select(0, rows)
         second = self.second if rows is None else self.second.index_select(0, rows)
@@ -147,7 +157,7 @@ class ItemRows:
             scatter_rows(self.second, rows, second)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the moments and step count by name; the table itself belongs to the encoder's weights."""
+        """Return the moments and the step count by name. The table is part of the encoder's weights instead."""
         return {"first": self.first, "second": self.second, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -156,24 +166,33 @@ class ItemRows:
             value.copy_(state[name])
 
     def full_state_dict(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """Return an encoder's weights with the full table; here they contain it already."""
+        """Return the encoder's state dict with the full table. `weights` already contains the full table here."""
         return weights
 
     def load_shard(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """Load this process's shard of an encoder's weights; return those for the encoder to load, here all."""
+        """Load this process's shard of the table, and return the state dict for the encoder to load.
+
+        Without sharding, the result is `weights`.
+        """
         return weights
 
     @property
     def sharded_counts(self) -> RankCounts | None:
-        """A function that ranks validation targets among this process's rows; None if the encoder has all rows."""
+        """Return a function that ranks validation targets among the rows of all shards.
+
+        Return None without sharding, because the encoder has all rows.
+        """
         return None
 
     def finalize(self) -> None:
-        """Give the encoder a full table after training, so that weights can be loaded; here it has one already."""
+        """Give the encoder a full table after training, into which weights can be loaded.
+
+        Without sharding, the encoder already has a full table.
+        """
 
 
 def gradient_of(gathered: Tensor) -> Tensor:
-    """Return the gradient of gathered rows after the backward pass. [n, dimension] float32."""
+    """Return the gradient of `gathered` after the backward pass. [n, dimension] float32."""
     assert gathered.grad is not None, "the backward pass did not reach the item embeddings"
     return gathered.grad
 
@@ -182,7 +201,10 @@ _ROWS_AT_ONCE: Final = 65_536
 
 
 class MovingAverage:
-    """Moving average of an encoder's weights, with the step of the last update of each item row."""
+    """Exponential moving average of an encoder's weights, with lazy updates of the item embeddings.
+
+    For each row of the item embeddings, `last_updated` records the step of the last update.
+    """
 
     def __init__(self, encoder: SessionEncoder, decay: float) -> None:
         self.decay = decay
@@ -193,12 +215,16 @@ class MovingAverage:
         self.last_updated = torch.zeros(len(self.table), dtype=torch.int64, device=self.table.device)
 
     def update(self, encoder: SessionEncoder, rows: Tensor | None, before: Tensor | None) -> None:
-        """Update the average after a step.
+        """Update the average after a training step.
 
-        `rows` [n] int64 were changed by the step and had the values `before` [n, dimension] float32; None: all rows.
+        Args:
+            encoder: The encoder after the step.
+            rows: [n] int64, the rows of the item embeddings that the step changed, or None for all rows.
+            before: [n, dimension] float32, the values of `rows` before the step, or None for all rows.
+
         """
         self.steps += 1
-        share = 1.0 if self.steps == 1 else 1.0 - self.decay  # the first step's weights start the average
+        share = 1.0 if self.steps == 1 else 1.0 - self.decay  # the average starts as the weights after the first step
         averages, new = self._others(self.encoder), self._others(encoder)
         torch._foreach_lerp_(averages, new, share)
         weights = encoder.item_embeddings.weight.detach()
@@ -211,7 +237,10 @@ class MovingAverage:
         self.last_updated.index_fill_(0, rows, self.steps)
 
     def materialize(self, encoder: SessionEncoder) -> SessionEncoder:
-        """Return the encoder with averaged weights, after updating the rows that recent steps did not touch."""
+        """Return an encoder with the averaged weights, after all pending updates of item rows.
+
+        `encoder` is the encoder in training.
+        """
         weights = encoder.item_embeddings.weight.detach()
         for start in range(0, len(self.table), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
@@ -220,7 +249,7 @@ class MovingAverage:
         return self.encoder
 
     def state_dict(self) -> dict[str, object]:
-        """Return the averaged weights, the step count and the last update of each row."""
+        """Return the averaged weights, the step count and the step of the last update of each row."""
         return {"encoder": self.encoder.state_dict(), "steps": self.steps, "last_updated": self.last_updated}
 
     def load_state_dict(self, state: dict[str, object]) -> None:

@@ -1,18 +1,22 @@
-"""The dataset folder: what `prepare` and `simulate` write, and what training and evaluation read.
+"""The dataset folder: write, open and verify datasets, and split them for training and evaluation.
+
+The commands `prepare` and `simulate` write a dataset folder. Training and evaluation read it. The folder contains:
 
     sessions.parquet   session_id string, rows list<int32>, skipped list<bool>, started_at datetime (ms, UTC) or null
-    catalogue.parquet  the tracks (segue.catalogue); rows from 1 on by falling number of plays, then by track id
-    dataset.json       what the data is and where it came from (`Facts`)
+    catalogue.parquet  the tracks (segue.catalogue); rows start at 1, sorted by descending plays, then by track id
+    dataset.json       the source, options and size of the data (`Facts`)
 
-The same plays give the same files, byte for byte, on the same version of polars; the fingerprint depends on the plays
-alone. Plays of a large dataset are mapped from files (training.data.sessions_parquet) and never completely in memory.
+With the same version of Polars, the same plays give identical files, byte for byte. The fingerprint depends only on the
+plays. The plays of a large dataset are memory-mapped (training.data.sessions_parquet) and are never loaded completely.
 
-A split divides a dataset into training, validation and test, by position as in the paper or by whole sessions:
+A split divides a dataset into training, validation and test data:
 
-    last-play     the last play of a session is its test target, the last but one its validation target, and the
-                  others are training data (paper, section 4.1.1)
-    new-sessions  a hash of its id assigns a whole session to one part: 10 % validation, 20 % test; the target is its
-                  last play. Training never sees these sessions, as in serving
+    last-play     The last play of each session is the test target, the second to last play is the validation target,
+                  and the other plays are training data (paper, section 4.1.1). Sessions with fewer than three plays are
+                  only training data.
+    new-sessions  A hash of the session id assigns the whole session to one part: 10 % validation, 20 % test, the rest
+                  training. The target is the last play of a session. As in serving, the model has not been trained on
+                  the sessions for which it predicts.
 """
 
 import hashlib
@@ -49,9 +53,9 @@ from training.data.sessions_parquet import (
 FORMAT_VERSION: Final = 1
 FACTS_FILE: Final = "dataset.json"
 CATALOGUE_FILE: Final = "catalogue.parquet"
-MAPPED_FROM: Final = 4_000_000  # plays; of fewer, the arrays are read into memory
+MAPPED_FROM: Final = 4_000_000  # plays; the arrays of a smaller dataset are read into memory
 
-_IDS_PER_UPDATE: Final = 1_000_000  # ids joined into one text at a time
+_IDS_PER_UPDATE: Final = 1_000_000  # track ids joined into one string per update of the hash
 
 
 class Counts(BaseModel):
@@ -82,29 +86,29 @@ class Facts(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A dataset, verified: its catalogue in memory, its sessions in memory or mapped."""
+    """A verified dataset. The catalogue is in memory; the sessions are in memory or memory-mapped."""
 
     path: Path
     facts: Facts
     catalogue: Catalogue
-    sessions: Sessions  # rows int64, or int32 where they are mapped
+    sessions: Sessions  # rows are int64 in memory and int32 if memory-mapped
 
     @cached_property
     def session_ids(self) -> pl.Series:
-        """The session ids in the order of the sessions, read on first use. [sessions] string."""
+        """Return the session ids in the order of the sessions, read on first use. [sessions] string."""
         return _session_ids(self.path)
 
 
 @dataclass(frozen=True, eq=False)
 class RawInteractions:
-    """The plays of a dataset before its tracks have rows. Session i is the slice offsets[i]:offsets[i + 1]."""
+    """The plays of a dataset before rows are assigned to tracks. Session i is the slice offsets[i]:offsets[i + 1]."""
 
-    tracks: pl.DataFrame  # track_id, optional title and artist; every one enters the catalogue, played or not
+    tracks: pl.DataFrame  # columns track_id, title and artist (optional); the catalogue includes unplayed tracks too
     codes: NDArray[np.integer[Any]]  # [plays], positions in `tracks`
     skipped: Bool  # [plays]
     offsets: Int  # [sessions + 1]
     session_ids: pl.Series  # [sessions] string
-    started_at: pl.Series | None = None  # [sessions] datetime (ms, UTC); None where no time is known
+    started_at: pl.Series | None = None  # [sessions] datetime (ms, UTC); None if the start times are unknown
 
 
 def write_listening(
@@ -118,7 +122,8 @@ def write_listening(
 ) -> Dataset:
     """Write a dataset folder atomically and open it.
 
-    Raises BadDataset for invalid plays, and InputError if `path` exists (`overwrite` replaces a dataset).
+    With `overwrite`, an existing dataset at `path` is replaced. Otherwise an existing `path` raises InputError. Raises
+    BadDataset for invalid plays.
     """
     _check(listening)
     catalogue, row_of_code = _build_catalogue(listening)
@@ -134,9 +139,10 @@ def write_listening(
 
 
 def open_dataset(path: Path) -> Dataset:
-    """Open a dataset folder and verify it. Raises BadDataset if it is missing, damaged or too new.
+    """Open a dataset folder and verify it.
 
-    With MAPPED_FROM plays or more, its arrays are memory-mapped files, created in the folder on first use.
+    If the dataset has at least MAPPED_FROM plays, its arrays are memory-mapped files, created in the folder on first
+    use. Raises BadDataset if the folder is missing or damaged, or has an unsupported format version.
     """
     facts = _read_facts(path)
     try:
@@ -156,9 +162,10 @@ def open_dataset(path: Path) -> Dataset:
 
 
 def fingerprint(catalogue: Catalogue, sessions: Sessions) -> str:
-    """sha256 over the track ids in the order of their rows, the rows, the skip flags and the offsets, in hexadecimal.
+    """Return the sha256 of the track ids (ordered by row), rows, skip flags and offsets, in hexadecimal.
 
-    Numbers count as little-endian int32 (rows), uint8 (flags) and int64 (offsets). Paths and times play no part.
+    Rows are hashed as little-endian int32, skip flags as uint8 and offsets as little-endian int64. Paths and times do
+    not affect the fingerprint.
     """
     sha = hashlib.sha256()
     ids = catalogue.frame["track_id"]
@@ -190,7 +197,10 @@ def _check(listening: RawInteractions) -> None:
 
 
 def _build_catalogue(listening: RawInteractions) -> tuple[Catalogue, Int]:
-    """The catalogue by falling plays, then by id, and the row of every code. [tracks] int64."""
+    """Build the catalogue, sorted by descending number of plays, then by track id.
+
+    Returns the catalogue and the row of each code, [tracks] int64.
+    """
     count = len(listening.tracks)
     plays = counts(listening.codes, count)
     skips = counts(listening.codes, count, where=listening.skipped)
@@ -219,7 +229,10 @@ def _facts(catalogue: Catalogue, sessions: Sessions, source: str, options: dict[
 
 
 def _to_rows(listening: RawInteractions, row_of_code: Int, flat: Path) -> Sessions:
-    """The sessions in rows of the catalogue; of many plays, as mapped files of the folder `flat`."""
+    """Return the sessions with codes replaced by catalogue rows.
+
+    If there are at least MAPPED_FROM plays, the arrays are memory-mapped files in the folder `flat`.
+    """
     codes, skipped = listening.codes, listening.skipped
     if len(codes) < MAPPED_FROM:
         return Sessions(row_of_code[codes], skipped, listening.offsets)
@@ -272,21 +285,21 @@ Part: TypeAlias = Literal["validation", "test"]
 
 _VALIDATION_PERCENT: Final = 10
 _TEST_PERCENT: Final = 20
-# A shorter session would have no play left to train on without its targets: all of it is training data.
+# A shorter session would have no training play left besides its two targets, so all its plays are training data.
 _SHORTEST_WITH_TARGETS: Final = 3
 
 
 class Examples(NamedTuple):
-    """Evaluation examples: the plays of each session before its target, and the target."""
+    """Evaluation examples. Each example is the plays of a session before its target, and the target."""
 
     inputs: SessionViews
     targets: Int  # [sessions] int64, rows of the dataset's catalogue
     target_skipped: Bool  # [sessions] bool
-    sessions: Int  # [sessions] int64, number of the session in the dataset
+    sessions: Int  # [sessions] int64, index of the session in the dataset
 
 
 def training_part(dataset: Dataset, split: Split) -> SessionViews:
-    """Return the training part of each session."""
+    """Return the training data of a split, as views of the sessions."""
     sessions = dataset.sessions
     starts, ends = sessions.offsets[:-1], sessions.offsets[1:]
     if split == "last-play":
@@ -298,7 +311,7 @@ def training_part(dataset: Dataset, split: Split) -> SessionViews:
 
 
 def examples(dataset: Dataset, split: Split, part: Part) -> Examples:
-    """Return the examples of a part, in the order of the sessions."""
+    """Return the examples of the validation or test part of a split, in the order of the sessions."""
     sessions = dataset.sessions
     starts, ends = sessions.offsets[:-1], sessions.offsets[1:]
     if split == "last-play":
@@ -320,8 +333,9 @@ _TEST_BUCKETS: Final = (_VALIDATION_PERCENT, _VALIDATION_PERCENT + _TEST_PERCENT
 def _buckets(dataset: Dataset) -> Int:
     """Hash each session id to a bucket from 0 to 99. [sessions] int64.
 
-    A grown dataset keeps its parts where the log names its sessions, but not where they are made from a listener's
-    plays and numbered; the pieces of a session that was cut have a number each.
+    If the log contains session ids, a session stays in the same bucket when the dataset grows. If `prepare` splits the
+    plays of a listener into numbered sessions, the numbers can change and so can the buckets. If a long session is cut
+    into pieces, each piece has its own id and its own bucket.
     """
     ids = (zlib.crc32(session_id.encode()) % 100 for session_id in dataset.session_ids)
     return np.fromiter(ids, dtype=np.int64, count=len(dataset.sessions))

@@ -1,13 +1,14 @@
-"""The data loader: session views, the order of an epoch, batches, and the training steps made of them.
+"""The data loader: epoch order, batches and training steps.
 
-A view is the start and end of a part of a session, so plays are copied only when a batch is built. The dataset may be
-mapped from a file larger than memory. On a GPU, a thread prepares the next steps while one runs.
+Sessions are represented as views, the start and end of a part of a session. Plays are copied only when a batch is
+built, so the dataset may be mapped from a file larger than memory. On a GPU, a thread prepares the next steps during
+the current one.
 
-An epoch takes its sessions in random order. For data that does not fit in memory this would read, for every session,
-the megabytes that the disk reads ahead (seen: 500 batches of 64 sessions read a file of 500 MB completely). Beyond
-WHOLE_UP_TO plays, an epoch therefore takes chunks of neighbouring sessions in random order, 64 at a time, and shuffles
-the sessions within these. Every session occurs once, and every epoch has another order. Both orders depend only on the
-seed, the epoch and the number of sessions and plays, not on the machine.
+An epoch visits all sessions once, in random order. For a dataset larger than memory, a random order is slow: the disk
+reads ahead megabytes for every session (measured: 500 batches of 64 sessions read a 500 MB file completely). For
+datasets of more than WHOLE_UP_TO plays, the loader therefore shuffles chunks of neighbouring sessions. Then it takes 64
+chunks at a time and shuffles the sessions within them. Every epoch has a different order. The order depends only on the
+seed, the epoch, and the numbers of sessions and plays. The machine has no effect.
 """
 
 from collections import deque
@@ -25,13 +26,16 @@ from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW
 from segue.window import Sessions, SessionViews, distinct, to_windows
 from training.options import NeuralOptions
 
-WHOLE_UP_TO: Final = 1_000_000_000  # plays; 5 bytes each where they are mapped
-CHUNK: Final = 65_536  # neighbouring sessions read together: 5 MB
-CHUNKS_AT_ONCE: Final = 64  # chunks shuffled with each other: 4 million sessions
+WHOLE_UP_TO: Final = 1_000_000_000  # plays; a mapped play takes 5 bytes
+CHUNK: Final = 65_536  # neighbouring sessions in a chunk, about 5 MB
+CHUNKS_AT_ONCE: Final = 64  # chunks whose sessions are shuffled together, about 4 million sessions
 
 
 def epoch_order(seed: int, epoch: int, sessions: int, plays: int) -> Int:
-    """Return all session indices in the order of an epoch, [sessions] int64; `plays` is the size of the dataset."""
+    """Return all session indices in the order of an epoch. [sessions] int64.
+
+    `sessions` and `plays` are the numbers of sessions and plays in the dataset.
+    """
     rng = np.random.default_rng((seed, epoch))
     return rng.permutation(sessions) if plays <= WHOLE_UP_TO else chunked_permutation(rng, sessions)
 
@@ -53,23 +57,23 @@ def chunked_permutation(
 
 
 class Batch(NamedTuple):
-    """The sessions of one training step, padded with PAD_ROW; a play and its target are in the same column."""
+    """The sessions of one training step, padded with PAD_ROW. A play and its target are in the same column."""
 
     plays: Tensor  # int64 [batch, window + 1], the last plays of each session
     plays_skipped: Tensor  # bool [batch, window + 1]
-    targets: Tensor  # int64 [batch, window], what the NLL term predicts after each play but the last
-    positives: Tensor  # int64 [batch, window], the next track that was not skipped: the InfoNCE term's positive
-    session_skips: Tensor  # int64 [batch, window + 1], the distinct skipped tracks: the InfoNCE term's negatives
+    targets: Tensor  # int64 [batch, window], targets of the NLL term for all plays except the last
+    positives: Tensor  # int64 [batch, window], positives of the InfoNCE term: the next track that was not skipped
+    session_skips: Tensor  # int64 [batch, window + 1], negatives of the InfoNCE term: the distinct skipped tracks
     session_tracks: Tensor  # int64 [batch, window + 1], the distinct tracks of the session
 
     @property
     def tracks(self) -> Tensor:
-        """The plays before the last column: the input of a causal encoder. [batch, window] int64."""
+        """Return the plays without the last column, the input of a causal encoder. [batch, window] int64."""
         return self.plays[:, :-1]
 
     @property
     def skipped(self) -> Tensor:
-        """The skip flags of `tracks`. [batch, window] bool."""
+        """Return the skip flags of `tracks`. [batch, window] bool."""
         return self.plays_skipped[:, :-1]
 
     def to(self, device: torch.device) -> "Batch":
@@ -78,10 +82,14 @@ class Batch(NamedTuple):
 
 
 def make_batch(sessions: Sessions, window: int, objective: Literal["next", "next-played"]) -> Batch:
-    """Build the batch of these sessions from their last window + 1 plays."""
+    """Build a batch from the last window + 1 plays of each session.
+
+    The targets are the next tracks for the objective "next", and the next tracks that were not skipped for
+    "next-played".
+    """
     plays = to_windows(sessions, window + 1)
     following, following_skipped = plays.tracks[:, 1:], plays.skipped[:, 1:]
-    # A session shorter than the window leaves its first play as a "next" of padding: nothing predicts it.
+    # In a session shorter than the window, the first play follows padding. Such a play is not a target.
     predicts = plays.tracks[:, :-1] != PAD_ROW
     positives = np.where(predicts, next_played(following, following_skipped), PAD_ROW)
     targets = positives if objective == "next-played" else np.where(predicts, following, PAD_ROW)
@@ -97,10 +105,14 @@ def make_batch(sessions: Sessions, window: int, objective: Literal["next", "next
 
 
 def next_played(following: Int, following_skipped: Bool) -> Int:
-    """Return for each step the first track from there on that was not skipped, or PAD_ROW. [batch, window] int64."""
+    """Return for each column the first track, in that column or later, that was not skipped. [batch, window] int64.
+
+    `following` [batch, window] int64 are tracks, `following_skipped` [batch, window] bool their skip flags. A column
+    without such a track gets PAD_ROW.
+    """
     window = following.shape[1]
     played = (following != PAD_ROW) & ~following_skipped
-    # The column of the first played track at or after each column: a running minimum from the right.
+    # `first` is the column of the first played track at or after each column: a running minimum from the right.
     columns = np.where(played, np.arange(window), window)
     first = np.minimum.accumulate(columns[:, ::-1], axis=1)[:, ::-1]
     padded = np.concatenate([following, np.full((len(following), 1), PAD_ROW, dtype=following.dtype)], axis=1)
@@ -114,7 +126,7 @@ def epoch_batches(
     objective: Literal["next", "next-played"],
     order: Int,
 ) -> Iterator[Batch]:
-    """Yield batches of the sessions in the given order; the last one may be smaller."""
+    """Yield batches of the sessions with the indices `order` [n] int64. The last batch may be smaller."""
     for start in range(0, len(order), batch_size):
         with record_function("segue: data"):
             batch = make_batch(sessions.select(order[start : start + batch_size]), window, objective)
@@ -122,9 +134,9 @@ def epoch_batches(
 
 
 def trainable(sessions: Sessions | SessionViews, window: int) -> SessionViews:
-    """Return sessions of two or more plays, split into pieces of at most window + 1 plays that overlap by one play.
+    """Return views of the sessions with at least two plays, split into pieces of at most window + 1 plays.
 
-    The overlap has the effect that every play but a session's first is predicted once.
+    Consecutive pieces overlap by one play. As a result, every play except the first of a session is a target once.
     """
     views = SessionViews.of(sessions)
     starts, ends = views.starts, views.ends
@@ -137,7 +149,7 @@ def trainable(sessions: Sessions | SessionViews, window: int) -> SessionViews:
 
 
 _PREFETCHED_STEPS: Final = 4
-_NEGATIVES: Final = 1  # distinguishes their random stream from those of the order and of dropout
+_NEGATIVES: Final = 1  # part of the seed: separates the random stream of the negatives from the other random streams
 
 Made = TypeVar("Made")
 
@@ -146,9 +158,9 @@ class Step(NamedTuple):
     """The input of one training step."""
 
     batch: Batch  # this process's shard of the sessions
-    negatives: Tensor  # [n] int64, of all processes
-    rows: Tensor | None  # [n] int64, the touched rows that batch and negatives then index; None: all rows
-    sessions: int  # of all processes
+    negatives: Tensor  # [negatives] int64, the same in all processes
+    rows: Tensor | None  # [n] int64, the touched rows, which `batch` and `negatives` index; None for all rows
+    sessions: int  # number of sessions in the shards of all processes
 
     def to(self, device: torch.device) -> "Step":
         """Return the step on another device; pinned tensors are copied asynchronously."""
@@ -163,12 +175,15 @@ class Step(NamedTuple):
 
 
 def touched_rows(batch: Batch, negatives: Tensor) -> Tensor:
-    """Return the sorted rows that a step reads, with PAD_ROW first. [n] int64 on the CPU."""
+    """Return the sorted distinct rows that a step reads, including PAD_ROW. [n] int64 on the CPU."""
     return torch.from_numpy(np.unique(np.concatenate([[PAD_ROW], batch.plays.numpy().ravel(), negatives.numpy()])))
 
 
 def remap_rows(batch: Batch, negatives: Tensor, rows: Tensor) -> tuple[Batch, Tensor]:
-    """Replace rows in a batch and its negatives with positions in `rows`; PAD_ROW stays PAD_ROW. All on the CPU."""
+    """Replace the rows in a batch and its negatives with their positions in `rows` [n] int64.
+
+    PAD_ROW stays PAD_ROW. All tensors must be on the CPU.
+    """
     flags = {name: getattr(batch, name) for name in ("plays_skipped",)}
     tracks = {name: tensor for name, tensor in batch._asdict().items() if name not in flags}
     places = {name: _positions(tensor, rows) for name, tensor in tracks.items()}
@@ -189,9 +204,17 @@ def steps(
     *,
     pinned: bool,
 ) -> Iterator[Step]:
-    """Yield the steps of an epoch from `at` (epoch, step) on, over the session indices `remaining` in that order.
+    """Yield the steps of an epoch, starting at `at` (epoch, step).
 
-    `shard` returns this process's shard of a batch. With `pinned` the steps are in pinned memory, for a GPU.
+    Args:
+        sessions: The training sessions.
+        remaining: [n] int64, indices of the sessions to visit, in order.
+        num_rows: Number of rows of the item embeddings.
+        options: The training options.
+        at: Index of the epoch, and index of the first step to yield.
+        shard: Returns this process's shard of a batch.
+        pinned: Whether to put the steps into pinned memory, for a GPU.
+
     """
     epoch, first = at
     batches = epoch_batches(sessions, options.batch_size, options.window, options.objective, remaining)
@@ -207,7 +230,7 @@ def steps(
 
 
 def prefetch(made: Iterator[Made]) -> Iterator[Made]:
-    """Yield the same items in the same order, computed ahead by a thread."""
+    """Yield the items of `made` in order, computed in advance by a thread."""
     with ThreadPoolExecutor(1, "segue-steps") as thread:
         waiting = deque(thread.submit(next, made, None) for _ in range(_PREFETCHED_STEPS))
         while True:

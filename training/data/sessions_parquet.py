@@ -1,9 +1,14 @@
-"""sessions.parquet: written block by block, and read into flat arrays in memory or in mapped .npy files.
+"""Write sessions.parquet in blocks, and read it into flat arrays in memory or in memory-mapped .npy files.
 
-flat/rows.npy      int32 [plays]          Derived from sessions.parquet and mapped: training takes no memory for plays
-flat/skipped.npy   bool [plays]           that it does not read. The folder is created if it is missing or belongs to
-flat/offsets.npy   int64 [sessions + 1]   another sessions.parquet; a dataset is complete without it.
-flat/flat.json     the sha256 of the sessions.parquet that the arrays were derived from
+The mapped files are in the folder `flat` next to sessions.parquet:
+
+    flat/rows.npy      int32 [plays]
+    flat/skipped.npy   bool [plays]
+    flat/offsets.npy   int64 [sessions + 1]
+    flat/flat.json     the sha256 of the sessions.parquet that the arrays were derived from
+
+Training on mapped arrays loads only the plays that it reads. The folder is a cache: a dataset is complete without the
+folder. The folder is created if it is missing or was derived from another sessions.parquet.
 """
 
 import hashlib
@@ -24,13 +29,16 @@ from segue.errors import BadDataset, InputError
 from segue.safe_files import new_folder
 from segue.window import Sessions
 
-BLOCK: Final = 4_000_000  # elements that are worked on at a time
+BLOCK: Final = 4_000_000  # elements processed at a time
 
-_HEADER_BYTES: Final = 128  # what NumPy takes for any array of one dimension
+_HEADER_BYTES: Final = 128  # the size of the .npy header of any one-dimensional array
 
 
 class GrowingArray:
-    """An .npy file that is appended to; it can be read once the block has ended without an error."""
+    """An .npy file to which elements are appended.
+
+    The file is readable after the `with` block has ended without an error.
+    """
 
     def __init__(self, path: Path, dtype: DTypeLike) -> None:
         self.dtype = np.dtype(dtype)
@@ -39,20 +47,20 @@ class GrowingArray:
         self._file.write(b"\0" * _HEADER_BYTES)
 
     def __len__(self) -> int:
-        """Elements written so far."""
+        """Return the number of elements written so far."""
         return self._length
 
     def append(self, values: NDArray[Any]) -> None:
-        """Write more elements; they must fit the file's dtype."""
+        """Append elements to the file. The values must fit the file's dtype."""
         self._file.write(np.ascontiguousarray(values.astype(self.dtype, copy=False)).data)
         self._length += len(values)
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Return this array, ready for `append`."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        """Write the header, which says how many elements there are."""
+        """Write the header with the number of elements, unless the block raised an error. Close the file."""
         with self._file:
             if kind is None:
                 self._file.seek(0)
@@ -62,25 +70,29 @@ class GrowingArray:
 
 
 def mapped(path: Path, dtype: DTypeLike) -> NDArray[Any]:
-    """The array of an .npy file, memory-mapped and read-only. Raises ValueError or OSError where it is none of `dtype`.
+    """Return the one-dimensional array of an .npy file, memory-mapped and read-only.
 
-    It stays readable when the file is renamed or deleted.
+    The array stays readable after the file is renamed or deleted. Raises OSError if the file cannot be read, and
+    ValueError if the file is not a one-dimensional array of `dtype`.
     """
     array = np.lib.format.open_memmap(path, mode="r")
     if array.ndim != 1 or array.dtype != np.dtype(dtype):
         raise ValueError(f"{path} holds {array.ndim}-dimensional {array.dtype}, expected one dimension of {dtype}")
-    # A plain array that keeps the map: np.memmap takes longer to index.
+    # Indexing a plain array is faster than indexing np.memmap. The plain array keeps the map open.
     return np.asarray(array)
 
 
 def blocks(length: int, size: int = BLOCK) -> Iterator[slice]:
-    """Slices that cover range(length), in order."""
+    """Yield slices of at most `size` elements that cover range(length), in order."""
     for start in range(0, length, size):
         yield slice(start, min(start + size, length))
 
 
 def counts(values: NDArray[Any], count: int, where: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
-    """How often each number below `count` is among `values` (where `where` holds). [count] int64."""
+    """Count the occurrences of each integer below `count` in `values`. [count] int64.
+
+    With the mask `where`, only the selected values are counted.
+    """
     found = np.zeros(count, dtype=np.int64)
     for part in blocks(len(values)):
         found += np.bincount(values[part] if where is None else values[part][where[part]], minlength=count)
@@ -102,7 +114,11 @@ _DTYPES: Final = {"rows": np.dtype("<i4"), "skipped": np.dtype(np.bool_), "offse
 
 
 def write_sessions(file: Path, sessions: Sessions, session_ids: pl.Series, started_at: pl.Series | None) -> None:
-    """Write sessions.parquet; the same sessions give the same bytes, whatever they are held in."""
+    """Write sessions.parquet.
+
+    `session_ids` [sessions] string, `started_at` [sessions] datetime or None. The same sessions give the same bytes,
+    for arrays in memory and for mapped arrays.
+    """
 
     def parts(
         columns: list[str] | None, _predicate: pl.Expr | None, _rows: int | None, _size: int | None
@@ -117,9 +133,10 @@ def write_sessions(file: Path, sessions: Sessions, session_ids: pl.Series, start
 
 
 def read_sessions(file: Path) -> Sessions:
-    """The flat arrays in memory, read one column at a time: a column's lists are gone before the next column is read.
+    """Read sessions.parquet into arrays in memory. Rows are int64.
 
-    Raises BadDataset, and what Polars raises for a damaged file.
+    The columns are read one after the other, to limit memory use. Raises BadDataset for invalid sessions, and a Polars
+    error for a damaged file.
     """
     rows, lengths = _flat(pl.read_parquet(file, columns=["rows"])["rows"], file)
     skipped, other = _flat(pl.read_parquet(file, columns=["skipped"])["skipped"], file)
@@ -128,10 +145,11 @@ def read_sessions(file: Path) -> Sessions:
 
 
 def mapped_sessions(file: Path) -> Sessions:
-    """The flat arrays as mapped files beside sessions.parquet, made first where they are not there. Rows are int32.
+    """Open sessions.parquet as memory-mapped arrays. Rows are int32.
 
-    Where the folder cannot be written, the arrays are made in the system's folder for temporary files, and are gone
-    when the process ends. Raises as `read_sessions`.
+    The arrays are files in the folder `flat` next to sessions.parquet, and are created if they are missing. If the
+    folder is not writable, the arrays are created in the system's temporary folder and disappear when the process ends.
+    Raises BadDataset for invalid sessions, and a Polars error for a damaged file.
     """
     digest = _sha256(file)
     folder = file.parent / FLAT_FOLDER
@@ -139,10 +157,10 @@ def mapped_sessions(file: Path) -> Sessions:
         if json.loads((folder / FLAT_FILE).read_bytes()) == {"sessions_sha256": digest}:
             return _mapped(folder)
     except (OSError, ValueError):
-        pass  # not there, or not whole: made again
+        pass  # missing or incomplete: create the arrays again
     try:
         with new_folder(folder, overwrite=folder.exists(), marker=FLAT_FILE, private=True) as unfinished:
-            sessions = _made(file, unfinished, digest)  # mapped before another process can replace the folder
+            sessions = _made(file, unfinished, digest)  # map the files before another process can replace the folder
     except (InputError, OSError) as error:
         if isinstance(error, BadDataset):
             raise
@@ -152,14 +170,15 @@ def mapped_sessions(file: Path) -> Sessions:
 
 
 def keep_flat(file: Path, folder: Path) -> None:
-    """Say that the arrays in `folder`, written by `flat_writer`, are those of the sessions.parquet `file`."""
+    """Record in `folder` that its arrays, written by `flat_sessions`, match the sessions.parquet `file`."""
     (folder / FLAT_FILE).write_text(json.dumps({"sessions_sha256": _sha256(file)}) + "\n", encoding="utf-8")
 
 
 def flat_sessions(folder: Path, parts: Iterator[tuple[NDArray[Any], NDArray[Any], Int]]) -> Sessions:
-    """Write rows, skip flags and lengths of sessions, a part at a time, as the arrays of `folder`; mapped.
+    """Write sessions part by part into the array files of `folder`, and return the arrays memory-mapped.
 
-    Lengths may come later than the plays that they cut into sessions.
+    Each part is the rows and skip flags of plays, and the lengths of sessions. The lengths may be in a later part than
+    the plays of their sessions.
     """
     folder.mkdir(parents=True, exist_ok=True)
     reached = 0
@@ -197,7 +216,10 @@ def _parts_of(file: Path) -> Iterator[tuple[NDArray[Any], NDArray[Any], Int]]:
 
 
 def _flat(lists: pl.Series, file: Path) -> tuple[NDArray[Any], Int]:
-    """A column of lists as its values, one after another, and the lengths of its lists."""
+    """Return the concatenated values of a column of lists, and the length of each list.
+
+    Raises BadDataset if a list is missing or empty, or if a value is missing.
+    """
     lengths = lists.list.len()
     if lists.null_count() or lengths.min() == 0:
         raise BadDataset(f"{file.name} has a session without plays in column {lists.name}")

@@ -1,20 +1,21 @@
-"""Synthetic sessions with a known rule, for tests, the demo and measurements at scale: the right answer is known.
+"""Generate synthetic sessions from a known model, for tests, the demo and benchmarks at scale.
 
-The world, all of it drawn from one seed:
+One seed determines the whole simulation:
 
-- Every artist has one genre and about 20 tracks. A track's popularity falls with its rank (Zipf).
-- A playlist is an ordered list of 18 to 30 tracks of two or three genres, irregularly interleaved; one genre leads.
-  Nearly every track is in some playlist, popular ones in several.
-- A session is one listener with one playlist, popular playlists more often. The listener has one favourite genre,
-  the taste, out of those of the playlist, likelier the leading one. From one play to the next the player goes on in
-  the playlist's order in half of the cases, and otherwise jumps to another place in it. From there it
-  passes over what the session holds already, until the playlist is heard through.
-- The listener skips a track of another genre than the taste with probability 0.9, a track of that genre with 0.05.
+- Every artist has one genre and about 20 tracks. Track popularity follows a Zipf distribution.
+- A playlist is an ordered list of tracks of two or three genres in random order. One genre leads.
+  A playlist is generated with 22 to 30 places. Repeated tracks are then removed, so the final playlist is often a few
+  tracks shorter, rarely with fewer than 18. Nearly every track is in a playlist. Popular tracks are in several.
+- A session is one listener with one playlist. Popular playlists have more sessions. The listener has one favourite
+  genre, the taste. The taste is drawn from the genres of the playlist, in proportion to their expected shares.
+- After each play, the player moves to the next place in the playlist with probability 0.5. Otherwise the player jumps
+  to a random other place. If the session has already played the track there, the player advances to the next unplayed
+  track. After the whole playlist has been played, all tracks can be played again.
+- The listener skips a track with probability 0.05 if the track's genre is the taste, and with probability 0.9 if not.
 
-What follows from it: the playlist and the latest track tell what the player presents next, and nothing about the order
-of play depends on the taste. The taste shows in what was skipped alone. A model of the next track, whatever its
-outcome, ranks the fitting and the unfitting tracks of a playlist alike; one that raises what is played next and
-lowers what was skipped can tell them apart.
+The playlist and the latest track determine the distribution of the next track. The order of the tracks does not depend
+on the taste: only the skips reveal the taste. A next-track model that ignores outcomes therefore gives equal ranks to
+tracks that match the taste and tracks that do not. A model that learns from skips can separate the two groups.
 """
 
 from dataclasses import dataclass
@@ -39,14 +40,14 @@ GO_ON_IN_ORDER: Final = 0.5
 _TRACKS_AN_ARTIST: Final = 20
 _PLAYLIST_LENGTHS: Final = (22, 30)
 _SESSION_LENGTHS: Final = (10, 20)
-_PLAYLISTS_A_TRACK: Final = 1.5  # places in playlists for each track, so that one in three goes by popularity
+_PLAYLISTS_A_TRACK: Final = 1.5  # playlist places per track; about a third of all places are filled by popularity
 _SHARE_OF_THREE_GENRES: Final = 0.25
-# Shares of the genres in a playlist, and so the chances of each to be the taste of its listener.
+# Expected shares of the genres in a playlist. The same shares are the probabilities of the listener's taste.
 _TWO_GENRES: Final = (0.65, 0.35, 0.0)
 _THREE_GENRES: Final = (0.55, 0.25, 0.20)
 _TRACK_ZIPF: Final = 0.9
 _PLAYLIST_ZIPF: Final = 0.7
-_ZIPF_SHIFT: Final = 10  # flattens the very top, so that no one track is everywhere
+_ZIPF_SHIFT: Final = 10  # added to each rank: flattens the head of the distribution, so that no single track dominates
 
 _FIRST_WORDS: Final = """
     Amber Autumn Blue Borrowed Broken Burning Copper Crooked Distant Electric Empty Endless Faded Golden Hollow
@@ -67,37 +68,40 @@ _FORENAMES: Final = """
 
 @dataclass(frozen=True, eq=False)
 class SyntheticData:
-    """The plays and the truth behind them. Tracks have numbers from 0; the id of track 42 is `t0000042`."""
+    """Simulated plays with their ground truth. Tracks are numbered from 0; the id of track 42 is `t0000042`."""
 
     seed: int
-    genre: Int  # [tracks], genre of a track
-    artist: Int  # [tracks], artist of a track
-    playlist_tracks: Int  # [places], numbers of tracks; playlist p is the slice playlist_offsets[p]:[p + 1]
+    genre: Int  # [tracks], genre of each track
+    artist: Int  # [tracks], artist of each track
+    playlist_tracks: Int  # [places], track numbers; playlist p is the slice playlist_offsets[p]:playlist_offsets[p + 1]
     playlist_offsets: Int  # [playlists + 1]
-    session_playlist: Int  # [sessions]
-    session_taste: Int  # [sessions], the favourite genre
-    track: Int  # [plays], numbers of tracks; session s is the slice offsets[s]:offsets[s + 1]
+    session_playlist: Int  # [sessions], playlist of each session
+    session_taste: Int  # [sessions], favourite genre of each listener
+    track: Int  # [plays], track numbers; session s is the slice offsets[s]:offsets[s + 1]
     skipped: Bool  # [plays]
     offsets: Int  # [sessions + 1]
 
     @property
     def fits(self) -> Bool:
-        """Whether a play's track is of the listener's favourite genre. [plays] bool."""
+        """Return whether the genre of each play's track is the listener's favourite genre. [plays] bool."""
         return np.equal(self.genre[self.track], np.repeat(self.session_taste, np.diff(self.offsets)))
 
     @property
     def track_ids(self) -> pl.Series:
-        """The ids by number of the track. [tracks] string."""
+        """Return the track ids in order of track number. [tracks] string."""
         return _ids("t", len(self.genre))
 
     @property
     def session_ids(self) -> pl.Series:
-        """The ids by number of the session. [sessions] string."""
+        """Return the session ids in order of session number. [sessions] string."""
         return _ids("s", len(self.session_taste))
 
     @property
     def plays(self) -> pl.DataFrame:
-        """One row a play, in order: session_id, track_id, skipped, fits, genre of the track, taste of the session."""
+        """Return one row per play, in play order.
+
+        The columns are session_id, track_id, skipped, fits, genre (of the track) and taste (of the session).
+        """
         session = np.repeat(np.arange(len(self.session_taste)), np.diff(self.offsets))
         return pl.DataFrame(
             {
@@ -112,9 +116,10 @@ class SyntheticData:
 
 
 def simulate(tracks: int, sessions: int, out: Path, seed: int = 0, *, overwrite: bool = False) -> Dataset:
-    """Write a dataset of `sessions` synthetic sessions over a catalogue of `tracks` tracks, played or not.
+    """Write a dataset of `sessions` synthetic sessions to `out` and return the dataset.
 
-    Raises BadOption for numbers out of range, and InputError where `out` is taken.
+    The catalogue has `tracks` tracks and includes tracks that no session plays. Raises BadOption if `tracks`,
+    `sessions` or `seed` is out of range, and InputError if `out` exists and `overwrite` is false.
     """
     world = simulate_sessions(tracks, sessions, seed)
     listening = RawInteractions(
@@ -129,7 +134,10 @@ def simulate(tracks: int, sessions: int, out: Path, seed: int = 0, *, overwrite:
 
 
 def simulate_sessions(tracks: int, sessions: int, seed: int = 0) -> SyntheticData:
-    """The world of `seed` with so many tracks, and sessions in it. Raises BadOption for numbers out of range."""
+    """Simulate `sessions` sessions over a catalogue of `tracks` tracks.
+
+    `seed` determines the result. Raises BadOption if an argument is out of range.
+    """
     for name, value, low, high in (
         ("tracks", tracks, MIN_TRACKS, MAX_TRACKS),
         ("sessions", sessions, 1, MAX_SESSIONS),
@@ -156,7 +164,10 @@ def simulate_sessions(tracks: int, sessions: int, seed: int = 0) -> SyntheticDat
 
 
 def _playlist_shapes(rng: np.random.Generator, tracks: int, genres: int) -> tuple[Int, Int, Int]:
-    """Genres of playlists ([playlists, 3], the third -1 where there are two), genre of every place, and offsets."""
+    """Draw the genres of each playlist, the genre of each place, and the playlist offsets.
+
+    The shapes are [playlists, 3], [places] and [playlists + 1], all int64. The third genre is -1 if there are only two.
+    """
     shortest, longest = _PLAYLIST_LENGTHS
     count = round(tracks * _PLAYLISTS_A_TRACK / ((shortest + longest) / 2))
     lead = rng.integers(genres, size=count)
@@ -173,7 +184,10 @@ def _playlist_shapes(rng: np.random.Generator, tracks: int, genres: int) -> tupl
 
 
 def _which_genre(rng: np.random.Generator, three: Bool) -> Int:
-    """0, 1 or 2: one of a playlist's genres by its share. [n] int64."""
+    """Draw the index (0, 1 or 2) of one genre of each playlist, with the genre shares as probabilities. [n] int64.
+
+    `three` [n] bool marks the playlists with three genres.
+    """
     bounds = np.cumsum([_TWO_GENRES, _THREE_GENRES], axis=1)
     draw = rng.random(len(three))
     kind = three.astype(np.int64)
@@ -187,8 +201,11 @@ def _tastes(rng: np.random.Generator, genres_of_playlist: Int) -> Int:
 
 
 def _fill(rng: np.random.Generator, genre: Int, place_genre: Int, genres: int) -> Int:
-    """A track of the right genre for every place: first each track of the genre once, then by popularity. [places]."""
-    by_genre = np.argsort(genre + rng.random(len(genre)))  # tracks by genre, in random order within it
+    """Draw a track of the required genre for every place. [places] int64.
+
+    The places of a genre first take each track of the genre once. The remaining places draw tracks by popularity.
+    """
+    by_genre = np.argsort(genre + rng.random(len(genre)))  # tracks grouped by genre, in random order within each genre
     ends = np.cumsum(np.bincount(genre, minlength=genres))
     starts = ends - np.bincount(genre, minlength=genres)
     weight = (rng.permutation(len(genre)) + _ZIPF_SHIFT) ** -_TRACK_ZIPF
@@ -205,7 +222,7 @@ def _fill(rng: np.random.Generator, genre: Int, place_genre: Int, genres: int) -
 
 
 def _without_repeats(tracks: Int, offsets: Int) -> tuple[Int, Int]:
-    """The playlists without a track's second place in one."""
+    """Remove repeated tracks from each playlist; the first place of each track is kept. Return tracks and offsets."""
     playlist = np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets))
     order = np.lexsort((tracks, playlist))
     repeated = np.zeros(len(tracks), dtype=np.bool_)
@@ -216,14 +233,14 @@ def _without_repeats(tracks: Int, offsets: Int) -> tuple[Int, Int]:
 
 
 def _zipf(rng: np.random.Generator, count: int, exponent: float, draws: int) -> Int:
-    """Numbers below `count`, small ones more often. [draws] int64."""
+    """Draw integers below `count` from a Zipf distribution. Small integers are more frequent. [draws] int64."""
     reached = np.cumsum((np.arange(count) + _ZIPF_SHIFT) ** -exponent)
     drawn: Int = np.searchsorted(reached, rng.random(draws) * reached[-1], side="right").astype(np.int64)
     return drawn
 
 
 def _walk(rng: np.random.Generator, tracks: Int, offsets: Int, playlist: Int) -> tuple[Int, Int]:
-    """The tracks that the player presents in every session, one after another, and the sessions' offsets."""
+    """Draw the tracks of every session in play order. Return the tracks [plays] and the offsets [sessions + 1]."""
     shortest, longest = _SESSION_LENGTHS
     lengths = rng.integers(shortest, longest, size=len(playlist), endpoint=True)
     starts, size = offsets[playlist], np.diff(offsets)[playlist]
@@ -234,8 +251,10 @@ def _walk(rng: np.random.Generator, tracks: Int, offsets: Int, playlist: Int) ->
     for step in range(longest):
         heard[:, step] = tracks[starts + place]
         visited[everyone, place] = True
-        visited[visited.sum(axis=1) == size] = False  # heard through: it starts again
-        jump = 1 + rng.integers(size - 1)  # never back to the same place
+        visited[visited.sum(axis=1) == size] = (
+            False  # the whole playlist was played: all its tracks can be played again
+        )
+        jump = 1 + rng.integers(size - 1)  # from 1 to size - 1: a jump never returns to the same place
         place = (place + np.where(rng.random(len(place)) < GO_ON_IN_ORDER, 1, jump)) % size
         while (again := np.flatnonzero(visited[everyone, place])).size:
             place[again] = (place[again] + 1) % size[again]
@@ -248,8 +267,8 @@ def _ids(letter: str, count: int) -> pl.Series:
 
 
 def _names(world: SyntheticData) -> dict[str, pl.Series]:
-    """Invented titles and artists; titles repeat, as they do."""
-    rng = np.random.default_rng([world.seed, 1])  # so that names never change what is played
+    """Return random titles and artist names, one of each per track. Titles may repeat, as in a real catalogue."""
+    rng = np.random.default_rng([world.seed, 1])  # a separate generator: names do not affect the simulated plays
     tracks, artists = len(world.genre), int(world.artist.max()) + 1
 
     def drawn(words: str | tuple[str, ...], count: int) -> pl.Series:

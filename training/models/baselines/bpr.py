@@ -1,20 +1,28 @@
-"""BPR: factors of sessions and tracks that rank a session's tracks above others, by stochastic gradient descent.
+"""BPR: matrix factorisation with a pairwise ranking loss, trained by stochastic gradient descent.
 
-The loss of a draw (session u, its track i, another track j), with x_ui = p_u . q_i + b_i (Rendle, Freudenthaler,
+Session and track factors are trained to rank a session's tracks above other tracks. A training sample is a triple of a
+session u, a positive track i and a negative track j. With x_ui = p_u . q_i + b_i, its loss is (Rendle, Freudenthaler,
 Gantner and Schmidt-Thieme, UAI 2009, https://arxiv.org/abs/1205.2618):
 
     -log sigmoid(x_ui - x_uj)  +  regularization / 2 (|p_u|^2 + |q_i|^2 + |q_j|^2 + b_i^2 + b_j^2)
 
-The versions are those of Wen, Yang and Estrin (training/models/baselines/wrmf.py says what C+, C- and S_u are):
+C is the set of all (session, track) pairs. C+ are the pairs with at least one completed play. C- are the pairs with
+skips only. S_u is the set of all tracks in session u. The three versions come from Wen, Yang and Estrin (RecSys 2019,
+https://dl.acm.org/doi/10.1145/3298689.3347037):
 
-    orig   i uniform from C, j outside S_u
-    bl     i uniform from C+, j outside S_u
-    nr     a share `skip_share` of the draws: i uniform from C+, j uniform from C- of the same session; the rest as bl
+    orig   (u, i) uniform from C, j outside S_u
+    bl     (u, i) uniform from C+, j outside S_u
+    nr     for a share `skip_share` of the samples: (u, i) uniform from C+, j uniform from the tracks of u in C-;
+           for the other samples: the same as bl
 
-A track outside S_u is drawn uniformly, as in the paper, and drawn anew where S_u holds it; or by popularity, as
-`implicit` does: bpr_update in implicit/cpu/bpr.pyx (https://github.com/benfred/implicit) draws it from all pairs of the
-matrix, and the whole draw is dropped where S_u holds it. Starting values and steps are those of `implicit` too; there,
-a step follows every draw, here one follows a batch, summed.
+The option `negative_sampling` determines how a track outside S_u is drawn:
+
+    uniform   as in the paper: all tracks are equally likely, and a track in S_u is drawn again
+    popular   as bpr_update in implicit/cpu/bpr.pyx (https://github.com/benfred/implicit): the track of a random pair
+              from C, and the sample is dropped if the track is in S_u
+
+The initial values and the gradient steps also follow `implicit`. The difference is the batch size: `implicit` updates
+the factors after every sample, this module after every batch, with the summed gradient.
 """
 
 from collections.abc import Callable
@@ -33,46 +41,51 @@ from training.models.baselines.wrmf import Pairs, Version, distinct_outcomes, di
 from training.models.encoders.encoder import Encoder
 from training.options import BprOptions
 
-_ROUNDS: Final = 10  # of drawing a uniform track anew where S_u holds it; what is left then is dropped
-_RIDGE: Final = 1e-3  # of the fold-in's regression, as a share of the mean square of its inputs
+_ROUNDS: Final = 10  # attempts to replace a uniform negative that is in S_u; after these the sample is dropped
+_RIDGE: Final = 1e-3  # regularization of the fold-in regression, relative to the mean diagonal of the Gram matrix
 
 
 class Draws(NamedTuple):
-    """What the loss is made of, one draw a line. [draws] int64 each."""
+    """Training samples, one per index. Each array is [draws] int64."""
 
     sessions: Int
-    liked: Int  # rows of tracks
-    others: Int  # rows of tracks
+    liked: Int  # rows of the positive tracks
+    others: Int  # rows of the negative tracks
 
 
 class Factors(NamedTuple):
-    """What training yields."""
+    """Trained factors of sessions and tracks."""
 
-    sessions: Tensor  # [sessions, dimension + 1] float32, the last column 1
-    tracks: Tensor  # [num_rows, dimension + 1] float32, the last column the bias
+    sessions: Tensor  # [sessions, dimension + 1] float32, the last column is 1
+    tracks: Tensor  # [num_rows, dimension + 1] float32, the last column is the item bias
 
 
 class Sampler:
-    """Draws of one version from the pairs of all sessions."""
+    """Samples training triples for one version of BPR from the pairs of all sessions."""
 
     def __init__(self, pairs: Pairs, num_rows: int, options: BprOptions, version: Version) -> None:
-        """Raises BadDataset where no draw is possible."""
+        """Prepare sampling from `pairs`. Raises BadDataset if no sample is possible."""
         self._pairs = pairs
         self._num_rows = num_rows
         self._popular = options.negative_sampling == "popular"
-        self._keys = pairs.sessions * num_rows + pairs.tracks  # sorted, as the pairs are
+        self._keys = pairs.sessions * num_rows + pairs.tracks  # sorted, because `pairs` is sorted
         self._skipped = np.flatnonzero(~pairs.played)
         self._skips = np.bincount(pairs.sessions[self._skipped], minlength=int(pairs.sessions.max(initial=0)) + 1)
-        self._first_skip = np.cumsum(self._skips) - self._skips  # places in _skipped
+        self._first_skip = (
+            np.cumsum(self._skips) - self._skips
+        )  # per session: index into _skipped of its first skipped pair
         liked = np.ones_like(pairs.played) if version == "orig" else pairs.played
         not_all = np.bincount(pairs.sessions) < num_rows - FIRST_TRACK_ROW
-        self._open = np.flatnonzero(liked & not_all[pairs.sessions])  # pairs of sessions with something outside
+        self._open = np.flatnonzero(liked & not_all[pairs.sessions])  # positives for which some track is outside S_u
         self._contrasted = np.flatnonzero(liked & (self._skips > 0)[pairs.sessions])
         self.draws = int(liked.sum())
         self._contrasts = self._number_of_contrasts(options.skip_share if version == "nr" else 0.0)
 
     def _number_of_contrasts(self, share: float) -> int:
-        """How many draws of an epoch are played against skipped; all or none where only one kind is possible."""
+        """Return the number of samples per epoch that rank a played track above a skipped one.
+
+        If only one kind of sample is possible, the number is `self.draws` or 0.
+        """
         if len(self._open) and len(self._contrasted):
             return round(share * self.draws)
         if len(self._open) or (len(self._contrasted) and share > 0):
@@ -80,7 +93,7 @@ class Sampler:
         raise BadDataset("BPR finds no track to prefer over another: it needs played tracks, and tracks beside them")
 
     def epoch(self, rng: np.random.Generator) -> Draws:
-        """About `draws` draws in random order."""
+        """Return about `self.draws` samples in random order."""
         contrasts = self._contrast(rng, self._contrasts)
         outside = self._outside(rng, self.draws - self._contrasts)
         order = rng.permutation(len(contrasts.liked) + len(outside.liked))
@@ -122,7 +135,10 @@ def factorise(
     options: BprOptions,
     report: Callable[[int, int], None] | None = None,
 ) -> Factors:
-    """Gradient descent from small uniform factors; the seed decides the result."""
+    """Train factors by gradient descent, starting from small uniform values. The seed determines the result.
+
+    After each epoch, `report` is called with the number of completed epochs and the total number of epochs.
+    """
     rng = np.random.default_rng(options.seed)
     shapes = ((num_sessions, options.dimension + 1), (num_rows, options.dimension + 1))
     factors = Factors(*(torch.from_numpy((rng.random(s, np.float32) - 0.5) / options.dimension) for s in shapes))
@@ -139,35 +155,36 @@ def factorise(
 
 
 def descend(factors: Factors, draws: Draws, learning_rate: float, regularization: float) -> None:
-    """One step down the summed loss of the draws. Changes `factors`, the looked-up rows alone."""
+    """Take one gradient step on the summed loss of `draws`. Updates the rows of `factors` in `draws` in place."""
     sessions, liked, others = (torch.from_numpy(column) for column in draws)
     session, better, worse = factors.sessions[sessions], factors.tracks[liked], factors.tracks[others]
     difference = better - worse  # [draws, dimension + 1]
     wrong = torch.sigmoid(-(session * difference).sum(dim=1, keepdim=True))  # [draws, 1]
     pull = wrong * session
     step = wrong * difference - regularization * session
-    step[:, -1] = 0.0  # what the biases are multiplied by
+    step[:, -1] = 0.0  # the last session column stays 1, as the factor of the item bias
     _add_rows(factors.sessions, sessions, learning_rate * step)
     _add_rows(factors.tracks, liked, learning_rate * (pull - regularization * better))
     _add_rows(factors.tracks, others, learning_rate * (-pull - regularization * worse))
 
 
 def _add_rows(matrix: Tensor, rows: Tensor, change: Tensor) -> None:
-    # On a CPU four times as fast as index_add_.
+    # scatter_add_ is four times as fast as index_add_ on a CPU.
     matrix.scatter_add_(0, rows[:, None].expand_as(change), change)
 
 
 class Bpr(Encoder):
-    """Factors and biases of tracks; a session's factors are a linear map of the means over its tracks' factors.
+    """Encoder that computes session factors from the mean track factors of a window by a linear map.
 
-    The map (`fold`) is the ridge regression of the trained factors of the training sessions on those means, so that
-    what is folded in has the length and the direction that the biases were trained beside. Means are over the played
-    tracks, for orig over all tracks; nr has a second mean, over the skipped ones, with a map of its own. A window's
-    older plays count less in the means (`half_life`). A mean over no track is zero.
+    The map (`fold`) is a ridge regression from mean track factors to the trained factors of the training sessions. The
+    regression gives a new session factors of the same scale as the trained ones, which keeps the item biases
+    calibrated. The mean includes all tracks for orig, and only the played tracks for bl and nr. The version nr adds a
+    second mean, over the skipped tracks, with its own part of the map. The weight of a play in the means halves
+    every `half_life` plays. A mean over no tracks is zero.
     """
 
     options: BprOptions
-    fold: Tensor  # [means * dimension, dimension] float32, means is 2 for nr and else 1
+    fold: Tensor  # [means * dimension, dimension] float32; `means` is 2 for nr, otherwise 1
 
     def __init__(self, num_rows: int, options: BprOptions, version: Version) -> None:
         super().__init__()
@@ -178,18 +195,28 @@ class Bpr(Encoder):
         self.register_buffer("fold", torch.zeros(means * options.dimension, options.dimension))
 
     def set_factors(self, tracks: Tensor, fold: Tensor) -> None:
-        """Take the factors of all tracks, [num_rows, dimension + 1] with the bias last, and the map."""
+        """Set the track factors and the fold-in map.
+
+        Args:
+            tracks: [num_rows, dimension + 1] float32, the item bias in the last column.
+            fold: [means * dimension, dimension] float32.
+
+        """
         with torch.no_grad():
             self.item_embeddings.weight.copy_(tracks)
             self.fold.copy_(fold)
 
     def query(self, tracks: Tensor, skipped: Tensor) -> Tensor:
-        """Return the query vector of each window; its last column is 1, the factor of the item biases."""
+        """Return the query vector of each window. [batch, dimension + 1] float32.
+
+        The last column is 1, the factor of the item bias. `tracks` [batch, window] int64, `skipped` [batch, window]
+        bool.
+        """
         factors = self.means(tracks, skipped) @ self.fold
         return torch.cat([factors, torch.ones_like(factors[:, :1])], dim=1)
 
     def means(self, tracks: Tensor, skipped: Tensor) -> Tensor:
-        """Weighted means of the window's factors. [batch, means * dimension] float32."""
+        """Return the weighted mean track factors of each window. [batch, means * dimension] float32."""
         factors = self.item_embeddings(tracks)[:, :, :-1]  # [batch, window, dimension]
         fresh = freshness(tracks.shape[1], self.options.half_life, factors)
         played, only_skipped = distinct_outcomes(tracks, skipped)
@@ -198,7 +225,10 @@ class Bpr(Encoder):
 
 
 def _mean(weights: Tensor, factors: Tensor) -> Tensor:
-    """Means by `weights` [batch, window] of `factors` [batch, window, dimension]; zero where no column counts."""
+    """Return the weighted means over the window, zero if all weights are zero. [batch, dimension] float32.
+
+    `weights` [batch, window], `factors` [batch, window, dimension].
+    """
     total = weights.sum(dim=1, keepdim=True)
     shares = weights / torch.where(total > 0, total, 1.0)
     return (shares[:, None, :] @ factors)[:, 0]
@@ -211,9 +241,10 @@ def fit_bpr(
     version: Version,
     report: Callable[[int, int], None] | None = None,
 ) -> Bpr:
-    """Factorise the sessions. `report` is told the epochs done and all epochs.
+    """Train BPR on `sessions` and return the model in evaluation mode. The seed determines the result.
 
-    The seed decides the result. Raises BadDataset where no track can be preferred over another.
+    After each epoch, `report` is called with the number of completed epochs and the total number of epochs.
+    Raises BadDataset if `sessions` gives no training sample.
     """
     pairs = distinct_pairs(sessions, num_rows)
     sampler = Sampler(pairs, num_rows, options, version)
@@ -224,7 +255,10 @@ def fit_bpr(
 
 
 def fold_map(pairs: Pairs, factors: Factors, version: Version) -> Tensor:
-    """The ridge regression that Bpr folds in with, over sessions with a positive. [means * dimension, dimension]."""
+    """Fit the fold-in map of Bpr by ridge regression. [means * dimension, dimension] float32.
+
+    The regression uses the sessions with at least one positive pair.
+    """
     kinds = {"orig": [pairs.played | True], "bl": [pairs.played], "nr": [pairs.played, ~pairs.played]}[version]
     trained = np.unique(pairs.sessions[kinds[0]])
     means = np.concatenate([_session_means(pairs, kind, factors)[trained] for kind in kinds], axis=1)
@@ -236,7 +270,10 @@ def fold_map(pairs: Pairs, factors: Factors, version: Version) -> Tensor:
 
 
 def _session_means(pairs: Pairs, kind: Bool, factors: Factors) -> Float32:
-    """Means of the factors of each session's tracks of a kind, zero for none. [sessions, dimension] float32."""
+    """Return the mean track factors of each session, zero for a session without tracks. [sessions, dimension] float32.
+
+    The mean includes only the pairs that the mask `kind` [pairs] bool selects.
+    """
     sessions, tracks = pairs.sessions[kind], pairs.tracks[kind]
     shares = (1.0 / np.bincount(sessions, minlength=1)[sessions]).astype(np.float32)
     shape = (len(factors.sessions), len(factors.tracks))

@@ -1,20 +1,23 @@
 """Session kNN: recommend the tracks of the training sessions that share recent tracks with the current one.
 
-VMIS-kNN (Kersbergen, Sprangers and Schelter, Serenade, SIGMOD 2022, https://doi.org/10.1145/3514221.3517901), which is
-the session kNN with position weights of Ludewig and Jannach (User Modeling and User-Adapted Interaction 28, 2018,
-https://arxiv.org/abs/1803.09587) over an index of tracks. For a window:
+This module implements VMIS-kNN (Kersbergen, Sprangers and Schelter, Serenade, SIGMOD 2022,
+https://doi.org/10.1145/3514221.3517901). VMIS-kNN is session kNN with position weights (Ludewig and Jannach, User
+Modeling and User-Adapted Interaction 28, 2018, https://arxiv.org/abs/1803.09587), computed with an index from tracks to
+sessions. The ranking for a window has three steps:
 
-1. Its distinct tracks weigh decay^age, with age 0 for the newest play, times idf(track) = log(1 + sessions / sessions
-   with the track) where `idf` is set.
-2. Of each track the `sample` most recent training sessions are candidates. A candidate's similarity is the sum of the
-   weights of the tracks that it shares; the `neighbours` most similar stay, the more recent of equals.
-3. A neighbour adds its similarity to each of its tracks, times a factor for where it holds the track: with d plays
-   from the window's newest track that it shares to this one, exp(-(d - 1) / reach) behind it (as the third factor of
-   STAN, Garg et al., SIGIR 2019, https://doi.org/10.1145/3331184.3331322), `before` times exp(-(d - 1) / reach)
-   ahead of it, and 0 at the shared track itself.
+1. Weight each distinct track of the window by decay^age. The newest play has age 0. If `idf` is set, multiply the
+   weight by idf(track) = log(1 + sessions / sessions with the track).
+2. For each track of the window, take the `sample` most recent training sessions with the track as candidates. The
+   similarity of a candidate is the sum of the weights of the tracks that it shares with the window. Keep the
+   `neighbours` most similar candidates. Ties go to the more recent session.
+3. Score each track by the sum over all neighbours of similarity times a position factor. The anchor of a neighbour is
+   the shared track that the window played last. Let d be the distance in plays from the anchor to the scored track in
+   the neighbour. The factor is exp(-(d - 1) / reach) if the scored track comes after the anchor (as the third factor
+   of STAN, Garg et al., SIGIR 2019, https://doi.org/10.1145/3331184.3331322). If the scored track comes before the
+   anchor, the factor is `before` times exp(-(d - 1) / reach). The factor is 0 for the anchor itself.
 
-Tracks in no neighbour follow, ordered by popularity. A session is more recent the later it is in the dataset. A track
-that a session contains twice counts at its last position. Outcomes are ignored.
+Tracks that are in no neighbour rank last, by popularity. Sessions later in the dataset count as more recent. A
+repeated track of a session counts at its last position. Skips are treated like other plays.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,21 +34,21 @@ from segue.release import Release
 from segue.window import Sessions, Windows, distinct
 from training.options import VmisKnnOptions, check_options
 
-_BATCH: Final = 64  # windows at a time, so that memory stays near 64 * window * sample candidates
-_POPULARITY_WEIGHT: Final = 1e-9  # breaks ties between neighbour scores, and is far below them
+_BATCH: Final = 64  # windows per batch, so that a batch has at most 64 * window * sample candidates in memory
+_POPULARITY_WEIGHT: Final = 1e-9  # breaks ties between neighbour scores; far smaller than any of them
 
 
 class Neighbours(NamedTuple):
-    """The neighbours of a batch of windows: one session per entry."""
+    """The neighbours of all windows of a batch. Each entry is a pair of a window and a training session."""
 
-    windows: Int  # [found] int64, number of the window in the batch
-    sessions: Int  # [found] int64
-    similarities: Float64  # [found]
-    places: Int  # [found] int64, where the session holds the newest track that both hold
+    windows: Int  # [found] int64, index of the window in the batch
+    sessions: Int  # [found] int64, index of the training session
+    similarities: Float64  # [found] float64
+    places: Int  # [found] int64, position in the session of the shared track that the window played last
 
 
 class VmisKnn:
-    """Ranks by the neighbours of a window. Its six arrays map sessions to tracks, and tracks to sessions."""
+    """Session kNN ranker. Six arrays map training sessions to tracks, and tracks to training sessions."""
 
     files = tuple(
         f"knn_{name}.npy"
@@ -53,10 +56,16 @@ class VmisKnn:
     )
 
     def __init__(self, arrays: Mapping[str, Int], plays: Int, options: VmisKnnOptions) -> None:
-        """`arrays` by file name, as `arrays()` gives them; `plays` [num_rows] int64.
+        """Create the ranker from stored arrays.
 
-        All are int64. Session i holds tracks [pairs] at places [pairs], from offsets[i] to offsets[i + 1]; track t is
-        held by recent_sessions [entries] at recent_places [entries], from recent_offsets[t] to recent_offsets[t + 1].
+        Args:
+            arrays: Six int64 arrays by file name, in the format of `arrays()`. The slice offsets[i]:offsets[i + 1] of
+                tracks [pairs] and places [pairs] gives the tracks of session i and their positions in the session. The
+                slice recent_offsets[t]:recent_offsets[t + 1] of recent_sessions [entries] and recent_places [entries]
+                gives the most recent sessions with track t and the positions of the track in them.
+            plays: [num_rows] int64, the number of plays of each track.
+            options: The hyperparameters.
+
         """
         self._arrays = dict(arrays)
         self._tracks, self._places, self._offsets, *recent = (self._arrays[name] for name in self.files)
@@ -70,15 +79,18 @@ class VmisKnn:
 
     @classmethod
     def fit(cls, sessions: Sessions, num_rows: int, plays: Int, options: VmisKnnOptions) -> Self:
-        """Index the training sessions; the later ones of the dataset are the more recent."""
+        """Index the training sessions. Sessions later in the dataset count as more recent.
+
+        `plays` [num_rows] int64 is the number of plays of each track.
+        """
         usable = sessions.usable()
         session = np.repeat(np.arange(len(usable), dtype=np.int64), usable.lengths)
         place = np.arange(len(usable.rows), dtype=np.int64) - usable.offsets[session]
         _, from_end = np.unique((session * num_rows + usable.rows)[::-1], return_index=True)
-        kept = np.sort(len(session) - 1 - from_end)  # the last place of each track in each session
+        kept = np.sort(len(session) - 1 - from_end)  # the last position of each track in each session
         tracks, places = usable.rows[kept], place[kept]
         offsets = np.searchsorted(session[kept], np.arange(len(usable) + 1, dtype=np.int64))
-        by_track = np.argsort(tracks, kind="stable")  # within a track by session
+        by_track = np.argsort(tracks, kind="stable")  # sorted by track, then by session
         ends = np.searchsorted(tracks[by_track], np.arange(num_rows, dtype=np.int64), side="right")
         recent = by_track[ends[tracks[by_track]] - np.arange(len(by_track)) <= options.sample]
         recent_offsets = np.searchsorted(tracks[recent], np.arange(num_rows + 1, dtype=np.int64))
@@ -96,7 +108,7 @@ class VmisKnn:
         return self._arrays
 
     def rank(self, windows: Windows, k: int) -> Ranked:
-        """Return the k best tracks for each window by the sum over its neighbours, then by popularity."""
+        """Return the `k` best tracks for each window, with scores. Ties between neighbour scores go by popularity."""
         k = min(k, len(self._share) - FIRST_TRACK_ROW)
         popular = self._popularity.rank(windows.select(slice(0, 1)), len(self._share)).rows
         lines = [
@@ -108,7 +120,10 @@ class VmisKnn:
         return Ranked(rows, np.array([scores for _, scores in lines], dtype=np.float32).reshape(rows.shape))
 
     def _best(self, reached: Int, values: Float64, popular: Int, k: int) -> tuple[Int, Float32]:
-        """The k best of the reached tracks and the most popular others."""
+        """Return the `k` best tracks of one window and their scores.
+
+        The candidates are the tracks of the neighbours (`reached`, with scores `values`) and the most popular others.
+        """
         others = popular[: k + len(reached)]
         rows = np.concatenate([reached, others[~np.isin(others, reached)]])
         scores = self._share[rows]
@@ -118,7 +133,10 @@ class VmisKnn:
         return rows[best], rounded[best]
 
     def scores(self, windows: Windows, rows: Int) -> Float32:
-        """Return the scores of given tracks. `rows` [batch, candidates] int64 -> the same shape, float32."""
+        """Return the scores of given tracks for each window. [batch, candidates] float32.
+
+        `rows` [batch, candidates] int64 are the tracks to score.
+        """
         result = self._share[rows]
         for number, found in enumerate(self._scored(windows)):
             lines = slice(number * _BATCH, number * _BATCH + found.shape[0])
@@ -141,14 +159,16 @@ class VmisKnn:
             yield found
 
     def _neighbours(self, windows: Windows) -> Neighbours:
-        """The most similar candidates of each window, the newest session first among equals."""
+        """Return the most similar candidates of each window. Ties go to the more recent session."""
         tracks = windows.tracks[:, ::-1]  # the newest in column 0
         window, age = np.nonzero(distinct(tracks))
         track = tracks[window, age]
         line, entry = _spans(self._recent_offsets, track)
         session = self._recent_sessions[entry]
         pair = window[line] * len(self._offsets) + session  # one number for each window and session
-        order = np.argsort(pair * tracks.shape[1] + age[line])  # by pair, the newest shared track first
+        order = np.argsort(
+            pair * tracks.shape[1] + age[line]
+        )  # sorted by pair, then from the newest shared track to the oldest
         firsts = np.flatnonzero(np.diff(pair[order], prepend=-1))
         weights = (self._options.decay**age * self._weight[track])[line[order]]
         similarities = np.add.reduceat(weights, firsts) if len(firsts) else weights
@@ -160,7 +180,7 @@ class VmisKnn:
 
 
 def _most_similar(found: Neighbours, k: int) -> Neighbours:
-    """The first k of each window by similarity, then by recency."""
+    """Return the first `k` neighbours of each window, by similarity, then by recency."""
     order = np.lexsort((-found.sessions, -found.similarities, found.windows))
     windows = found.windows[order]
     kept = order[np.arange(len(order)) - np.searchsorted(windows, windows) < k]
@@ -168,7 +188,10 @@ def _most_similar(found: Neighbours, k: int) -> Neighbours:
 
 
 def _spans(offsets: Int, which: Int) -> tuple[Int, Int]:
-    """All positions of the spans offsets[i]:offsets[i + 1] for i in `which`: the place in `which`, and the position."""
+    """Return all positions in the slices offsets[i]:offsets[i + 1] for i in `which`.
+
+    For each position, the first array gives the index into `which`, the second array the position. [n] int64 each.
+    """
     starts, lengths = offsets[which], offsets[which + 1] - offsets[which]
     line = np.repeat(np.arange(len(which), dtype=np.int64), lengths)
     shift = starts - (np.cumsum(lengths) - lengths)

@@ -1,10 +1,13 @@
-"""Rankers by counts: popularity, and the first-order Markov chain.
+"""Count-based rankers: popularity and a first-order Markov chain.
 
-Popularity recommends the most played tracks to every session, in the same order. The Markov chain recommends the tracks
-that followed the newest play, whether played or skipped.
+Popularity recommends the most played tracks in the same order to every session. The Markov chain recommends the tracks
+that most often followed the newest track in the training sessions. Played and skipped tracks both count. The score of
+track j after track i is
 
-score(j | i) = count(i -> j) + plays(j) / (plays of all tracks + 1): the chain's count decides, popularity only orders
-tracks that the chain has seen equally often, and serves where the newest track never had a successor.
+    score(j | i) = count(i -> j) + plays(j) / (plays of all tracks + 1)
+
+The second term is below 1. Popularity therefore only breaks ties between equal transition counts, and ranks the tracks
+that never followed track i.
 """
 
 from typing import Self
@@ -20,30 +23,37 @@ from training.options import Options
 
 
 class Popularity(PopularityRanker):
-    """A release of it needs no file of its own, because the catalogue contains the counts."""
+    """Popularity ranker. A release of this model has no model file, because the catalogue contains the play counts."""
 
     @classmethod
     def fit(cls, _sessions: Sessions, _num_rows: int, plays: Int, _options: Options) -> Self:
-        """`plays` [num_rows] int64 are the counts of the training sessions."""
+        """Create the ranker from `plays` [num_rows] int64, the play counts of the training sessions."""
         return cls(plays)
 
     @classmethod
     def of_release(cls, release: Release) -> Self:
-        """Open a release."""
+        """Create the ranker from the play counts in the catalogue of a release."""
         return cls(release.catalogue.plays)
 
     def arrays(self) -> dict[str, Int]:
-        """What a release stores, by file name."""
+        """Return the arrays to store in a release, by file name: none."""
         return {}
 
 
 class MarkovRanker:
-    """Ranks by the transition counts of the newest play. Three arrays, row by row (CSR): offsets, followers, counts."""
+    """Ranks tracks by the number of transitions from the newest track of a window.
+
+    The transition counts are a sparse matrix in CSR format, in three arrays: offsets, followers and counts.
+    """
 
     files = ("markov_offsets.npy", "markov_followers.npy", "markov_counts.npy")
 
     def __init__(self, offsets: Int, followers: Int, counts: Int, plays: Int) -> None:
-        """`offsets` [num_rows + 1], `followers` and `counts` [transitions], `plays` [num_rows], all int64."""
+        """Create the ranker from the transition counts and the play counts.
+
+        The shapes are [num_rows + 1] for `offsets`, [transitions] for `followers` and `counts`, and [num_rows] for
+        `plays`. All arrays are int64.
+        """
         self._offsets = offsets
         self._followers = followers
         self._counts = counts
@@ -52,10 +62,13 @@ class MarkovRanker:
 
     @classmethod
     def fit(cls, sessions: Sessions, num_rows: int, plays: Int, _options: Options | None = None) -> Self:
-        """Count the transitions between neighbouring plays of the same session."""
+        """Count the transitions between consecutive plays of each session.
+
+        `plays` [num_rows] int64 are the play counts of the training sessions.
+        """
         first = np.ones(len(sessions.rows), dtype=np.bool_)
         first[sessions.offsets[:-1][sessions.lengths > 0]] = False
-        to = np.flatnonzero(first)  # every play that is not its session's first
+        to = np.flatnonzero(first)  # all plays except the first of each session
         pairs = sessions.rows[to - 1] * num_rows + sessions.rows[to]
         distinct, counts = np.unique(pairs, return_counts=True)
         offsets = np.searchsorted(distinct, np.arange(num_rows + 1, dtype=np.int64) * num_rows)
@@ -72,7 +85,7 @@ class MarkovRanker:
         return dict(zip(self.files, (self._offsets, self._followers, self._counts), strict=True))
 
     def rank(self, windows: Windows, k: int) -> Ranked:
-        """Return the k best tracks for each window by transition counts, then by popularity."""
+        """Return the k best tracks for each window, by transition count, then by popularity."""
         k = min(k, len(self._share) - FIRST_TRACK_ROW)
         rows = np.empty((len(windows), k), dtype=np.int64)
         popular = self._popularity.rank(Windows(windows.tracks[:1], windows.skipped[:1]), len(self._share)).rows
@@ -84,7 +97,10 @@ class MarkovRanker:
         return Ranked(rows, self.scores(windows, rows))
 
     def scores(self, windows: Windows, rows: Int) -> Float32:
-        """Return the scores of given tracks. `rows` [batch, candidates] int64 -> the same shape, float32."""
+        """Return the scores of given tracks for each window. [batch, candidates] float32.
+
+        `rows` [batch, candidates] int64 are the tracks to score.
+        """
         result = self._share[rows]
         for line, newest in enumerate(windows.tracks[:, -1]):
             followers, scores = self._followers_of(newest)

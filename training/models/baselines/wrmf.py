@@ -1,13 +1,13 @@
-"""WRMF: weighted least squares on the matrix of sessions and tracks, and a ridge solve that folds a session in.
+"""WRMF: weighted matrix factorisation of sessions and tracks by alternating least squares.
 
 WRMF and BPR factorise the same matrix, in the three versions of Wen, Yang and Estrin (Leveraging post-click feedback
-for content recommendations, RecSys 2019, https://dl.acm.org/doi/10.1145/3298689.3347037). A session is a user there. A
-cell has one value: a track that is played several times in a session counts once, and as played if it was played at
-least once. C is the set of (session, track) pairs. The versions differ in what a skip teaches:
+for content recommendations, RecSys 2019, https://dl.acm.org/doi/10.1145/3298689.3347037). Their users correspond to
+sessions here. C is the set of distinct (session, track) pairs. A pair is played if at least one of its plays was not
+skipped. Otherwise the pair is skipped. The versions treat skips differently:
 
-    orig   ignores outcomes: every pair of C is a positive
-    bl     a skipped track is neither a positive nor a missing pair
-    nr     a skipped track is a negative
+    orig   outcomes are ignored: every pair in C is a positive
+    bl     a skipped pair is excluded: it is neither positive nor missing
+    nr     a skipped pair is a negative
 
 The loss over the factors p_u of sessions and q_i of tracks (Hu, Koren and Volinsky, ICDM 2008,
 https://doi.org/10.1109/ICDM.2008.22):
@@ -19,15 +19,18 @@ https://doi.org/10.1109/ICDM.2008.22):
     skipped in u          y = 1, w = positive    w = 0                  y = 0, w = skip_weight
     not in u (missing)    y = 0, w = 1           y = 0, w = 1           y = 0, w = 1
 
-It is what the sampling of Wen, Yang and Estrin minimises in expectation: a share
-lp of the draws spread over |C| positives and the rest over M missing pairs weigh a positive lp / (1 - lp) * M / |C|
-times as much as a missing one. Differences from theirs: L2 is charged once a row instead of once a draw, and
-there are no biases, which exact alternating least squares has no place for.
+In expectation, the sampling of Wen, Yang and Estrin minimises this loss. They draw a share lp of the samples from the
+|C| positive pairs and the rest from the M missing pairs. A positive pair therefore weighs lp / (1 - lp) * M / |C|
+times as much as a missing pair. This module differs from theirs in two points. L2 regularization applies once per row
+instead of once per sample. There are no biases, because exact alternating least squares does not support them.
 
-Alternating least squares comes from `implicit` (https://github.com/benfred/implicit), whose matrix of confidences means
-exactly this loss: user_linear_equation in implicit/cpu/als.py adds (|confidence| - 1) q q^T to the normal equations
-for every stored cell, and confidence * q to their right-hand side where the confidence is above 0. A negative
-confidence is therefore y = 0 with that weight, and a stored zero is weight 0: the pair takes no part, as bl wants it.
+The package `implicit` (https://github.com/benfred/implicit) runs the alternating least squares. The package takes a
+sparse matrix of confidences. For every stored cell, user_linear_equation in implicit/cpu/als.py adds
+(|confidence| - 1) q q^T to the normal equations. If the confidence is above 0, the function also adds confidence * q to
+the right-hand side. A negative confidence -w therefore means y = 0 with weight w. A stored zero means weight 0, which
+excludes a pair from the loss, as bl requires.
+
+A session that was not in the training data gets its factors from a ridge regression on the track factors (`Wrmf`).
 """
 
 from collections.abc import Callable
@@ -50,15 +53,15 @@ Version: TypeAlias = Literal["orig", "bl", "nr"]
 
 
 class Pairs(NamedTuple):
-    """Distinct pairs of a session and a track, sorted by session, then by track."""
+    """Distinct (session, track) pairs, sorted by session, then by track."""
 
     sessions: Int  # [pairs] int64
     tracks: Int  # [pairs] int64 rows
-    played: Bool  # [pairs] bool, whether the session played the track at least once
+    played: Bool  # [pairs] bool, whether at least one play of the pair was not skipped
 
 
 def distinct_pairs(sessions: Sessions, num_rows: int) -> Pairs:
-    """The pairs of all sessions; plays of tracks outside the catalogue are ignored."""
+    """Return the distinct pairs of all sessions. Plays of tracks outside the catalogue are ignored."""
     usable = sessions.usable()
     session = np.repeat(np.arange(len(usable), dtype=np.int64), usable.lengths)
     keys, pair = np.unique(session * num_rows + usable.rows, return_inverse=True)
@@ -67,14 +70,15 @@ def distinct_pairs(sessions: Sessions, num_rows: int) -> Pairs:
 
 
 def distinct_outcomes(tracks: Tensor, skipped: Tensor) -> tuple[Tensor, Tensor]:
-    """Mark the last position of each distinct track in a window: of tracks played in it, and of tracks only skipped.
+    """Mark the last position of each distinct track of a window, with one mask for each outcome.
 
     Args:
         tracks: [batch, window] int64 rows.
         skipped: [batch, window] bool.
 
     Returns:
-        Two disjoint masks [batch, window] bool; PAD_ROW and repetitions are in neither.
+        Two masks, [batch, window] bool each. The first marks the tracks with at least one play that was not skipped.
+        The second marks the tracks with skipped plays only. Neither marks PAD_ROW or an earlier play of a track.
 
     """
     same = tracks[:, :, None] == tracks[:, None, :]  # [batch, window, window]
@@ -85,7 +89,7 @@ def distinct_outcomes(tracks: Tensor, skipped: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def freshness(window: int, half_life: float, like: Tensor) -> Tensor:
-    """Return the weight of each column of a window: 1 for the newest, halved every `half_life` plays. [window].
+    """Return the weight of each window column: 1 for the newest play, halved every `half_life` plays. [window].
 
     All weights are 1 if `half_life` is 0. The dtype and the device are those of `like`.
     """
@@ -93,11 +97,14 @@ def freshness(window: int, half_life: float, like: Tensor) -> Tensor:
     return torch.exp2(-age / half_life) if half_life else torch.ones_like(age)
 
 
-MISSING: Final = -1.0  # a missing pair as implicit's matrix would hold it
+MISSING: Final = -1.0  # the confidence that stands for a missing pair in implicit's matrix: y = 0 with weight 1
 
 
 class Wrmf(Encoder):
-    """Factors of tracks; a session's factors are the minimum of its part of the loss, given those of the tracks."""
+    """Encoder that computes the session factors of a window from fixed track factors.
+
+    The session factors minimise the session's part of the WRMF loss.
+    """
 
     options: WrmfOptions
     inverse: Tensor  # [dimension, dimension] float32, (Q^T Q + regularization I)^-1, symmetric
@@ -110,7 +117,7 @@ class Wrmf(Encoder):
         self.register_buffer("inverse", torch.eye(options.dimension))
 
     def set_factors(self, tracks: Float32) -> None:
-        """Set the factors of all tracks, [num_rows, dimension] float32; the padding row becomes zero."""
+        """Set the track factors to `tracks` [num_rows, dimension] float32 and the padding row to zero."""
         with torch.no_grad():
             self.item_embeddings.weight.copy_(torch.from_numpy(tracks))
             self.item_embeddings.weight[PAD_ROW] = 0.0
@@ -121,11 +128,12 @@ class Wrmf(Encoder):
     def query(self, tracks: Tensor, skipped: Tensor) -> Tensor:
         """Return the session factors that minimise the window's part of the loss. [batch, dimension] float32.
 
-        An older play counts as a mixture of itself and a missing pair (`half_life`). By Woodbury's identity the system
-        to solve has the size of the window.
-        With A = Q^T Q + regularization I, E the window's factors, W its weights (1 where a column takes no part) and
-        r = W y, the session's factors (A + E^T (W - I) E)^-1 E^T r are A^-1 E^T v, where v solves
-        (I + (W - I) E A^-1 E^T) v = r.
+        `tracks` [batch, window] int64, `skipped` [batch, window] bool. With age, the weight and the target of a play
+        decay from their own values to the values of a missing pair, with the half-life `half_life`.
+
+        Woodbury's identity reduces the linear system to the size of the window. Let A = Q^T Q + regularization I. Let
+        E be the factors of the window's tracks, W their weights (1 for an unused column) and r = W y. The session
+        factors (A + E^T (W - I) E)^-1 E^T r are equal to A^-1 E^T v, where v solves (I + (W - I) E A^-1 E^T) v = r.
         """
         weights, wanted = self._weights(tracks, skipped)
         factors: Tensor = self.item_embeddings(tracks)  # [batch, window, dimension]
@@ -135,7 +143,7 @@ class Wrmf(Encoder):
         return (solve(system, wanted)[:, None, :] @ solved)[:, 0]
 
     def _weights(self, tracks: Tensor, skipped: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weight w of each column (1 if unused) and w y. [batch, window] float32 each."""
+        """Return the weight w of each column (1 for an unused column) and w y. [batch, window] float32 each."""
         played, only_skipped = distinct_outcomes(tracks, skipped)
         of_played, of_skipped = cell_values(self.options, self.version)
         missing = torch.full_like(tracks, MISSING, dtype=self.item_embeddings.weight.dtype)
@@ -145,17 +153,21 @@ class Wrmf(Encoder):
 
 
 def cell_values(options: WrmfOptions, version: Version) -> tuple[float, float]:
-    """What implicit's matrix holds for a played and for a skipped pair: the weight, below 0 where y is 0."""
+    """Return the confidences of a played and of a skipped pair in implicit's matrix.
+
+    A confidence is the weight of the pair. The confidence is negative if y is 0.
+    """
     positive = options.positive_weight
     return positive, {"orig": positive, "bl": 0.0, "nr": -options.skip_weight}[version]
 
 
 def solve(system: Tensor, right: Tensor) -> Tensor:
-    """Solutions of small linear systems by Gauss-Jordan elimination without pivoting, in operations that ONNX has.
+    """Solve small linear systems by Gauss-Jordan elimination, with operations that ONNX supports.
 
-    `system` [batch, n, n] and `right` [batch, n] float32 -> [batch, n]. For the systems here no pivot is needed: each
-    leading minor of I + (W - I) E A^-1 E^T is the ratio of the determinants of two positive definite matrices, the
-    normal equations with the first columns of the window and those with none.
+    `system` [batch, n, n] and `right` [batch, n] float32 -> [batch, n] float32. Pivoting is not needed for the systems
+    of `Wrmf.query`, because all leading minors of I + (W - I) E A^-1 E^T are positive. Each of them is the ratio of the
+    determinants of two positive definite matrices: the normal equations with the first columns of the window, and the
+    normal equations without any column.
     """
     n = right.shape[1]
     lines = torch.cat([system, right[:, :, None]], dim=2)  # [batch, n, n + 1]
@@ -173,12 +185,14 @@ def fit_wrmf(
     version: Version,
     report: Callable[[int, int], None] | None = None,
 ) -> Wrmf:
-    """Factorise the sessions. `report` is told the rounds done and all rounds.
+    """Train WRMF on `sessions` and return the model in evaluation mode.
 
-    The result depends on the seed and the sessions alone, however many threads there are: rows are solved one by one.
+    After each iteration, `report` is called with the number of completed iterations and the total number of iterations.
+    The result depends on the seed and the sessions. The number of threads has no effect, because each row is solved
+    separately.
     """
     cells = confidences(distinct_pairs(sessions, num_rows), len(sessions), num_rows, cell_values(options, version))
-    with threadpool_limits(1, "blas"):  # implicit has threads of its own, and asks for this
+    with threadpool_limits(1, "blas"):  # implicit has its own threads and recommends one BLAS thread
         als = AlternatingLeastSquares(
             factors=options.dimension,
             regularization=options.regularization,
@@ -193,7 +207,10 @@ def fit_wrmf(
 
 
 def confidences(pairs: Pairs, num_sessions: int, num_rows: int, values: tuple[float, float]) -> scipy.sparse.csr_matrix:
-    """The matrix that implicit factorises. [num_sessions, num_rows - FIRST_TRACK_ROW] float32, zeros stored."""
+    """Return the confidence matrix for implicit. [num_sessions, num_rows - FIRST_TRACK_ROW] float32.
+
+    `values` are the confidences of a played and of a skipped pair. Confidences of 0 are stored explicitly.
+    """
     played, skipped = values
     cells = np.where(pairs.played, played, skipped).astype(np.float32)
     ends = np.searchsorted(pairs.sessions, np.arange(num_sessions + 1)).astype(np.int32)

@@ -1,9 +1,11 @@
-"""BERT4Rec: bidirectional attention over a session with masked plays (Sun et al., CIKM 2019).
+"""BERT4Rec: bidirectional self-attention over a session with masked plays (Sun et al., CIKM 2019).
 
-Source: https://arxiv.org/abs/1904.06690. A mask token appended to the window asks for the next track (paper, section
-4.1.1). Training replaces the last play with that token, and other plays with probability `masking`. Each step has
-`duplication_factor` copies of a session, each truncated after a different play, so that the model learns to predict
-after every play. Early copies are short and fill only part of the window, so they cost less.
+To predict the next track, the encoder appends a mask token to the window (paper, section 4.1.1). In training, the mask
+token replaces the last play, and each other play with probability `masking`. The first play of a session is never
+masked. A training step uses `duplication_factor` copies of each session, truncated after different plays. The model
+therefore learns to predict after early and late plays. Truncated copies are shorter, which reduces their cost.
+
+Source: https://arxiv.org/abs/1904.06690
 """
 
 from typing import NamedTuple
@@ -18,18 +20,18 @@ from training.models.encoders.encoder import SessionEncoder, dropout
 from training.models.encoders.transformer import Block, build_attention_mask
 from training.options import Bert4RecOptions
 
-WIDENING = 4  # of the feed-forward layer, as in the original
+WIDENING = 4  # width of the feed-forward layer relative to `dimension`, as in the original
 
 
 class _Masked(NamedTuple):
-    """A batch whose masked plays are replaced by mask tokens."""
+    """A batch with masked plays as its only targets."""
 
     batch: Batch
-    masked: Tensor  # [batch, window + 1] bool
+    masked: Tensor  # [batch, window + 1] bool, True for the masked plays
 
 
 class Bert4Rec(SessionEncoder):
-    """Item, position, skip and mask embeddings, self-attention in both directions, and a projection."""
+    """Bidirectional self-attention over item, position, skip and mask embeddings, followed by a projection."""
 
     def __init__(self, num_rows: int, options: Bert4RecOptions) -> None:
         super().__init__(num_rows, options)
@@ -42,16 +44,16 @@ class Bert4Rec(SessionEncoder):
         self.projection_norm = nn.LayerNorm(options.dimension)
 
     def forward(self, tracks: Tensor, skipped: Tensor, masked: Tensor, *, newest: bool = False) -> Tensor:
-        """Predict the track behind every mask token.
+        """Return the predicted embedding of every masked track.
 
         Args:
-            tracks: [batch, n] int64 rows, PAD_ROW on the left; n is at most window + 1.
+            tracks: [batch, n] int64 rows, PAD_ROW on the left. n is at most window + 1.
             skipped: [batch, n] bool.
-            masked: [batch, n] bool, True where the encoder sees neither the track nor the outcome.
-            newest: return only the last column, [batch, 1, dimension].
+            masked: [batch, n] bool, True for plays whose track and outcome are hidden from the encoder.
+            newest: Whether to return only the last column, [batch, 1, dimension].
 
         Returns:
-            [batch, n, dimension] float32, a prediction only where `masked`.
+            [batch, n, dimension] float32. Only the columns in `masked` are predictions.
 
         """
         states = torch.where(masked[..., None], self.mask_token, self.embed(tracks, skipped))
@@ -71,7 +73,10 @@ class Bert4Rec(SessionEncoder):
         return self(tracks, skipped, masked, newest=True)[:, -1]  # type: ignore[no-any-return]
 
     def predict(self, batch: Batch) -> tuple[Tensor, Batch]:
-        """Predict masked plays from the plays before and after them, in `copies` truncated copies of the batch."""
+        """Predict masked plays in `duplication_factor` truncated copies of the batch.
+
+        Returns the predicted embeddings, [copies * batch, window, dimension] float32, and the concatenated copies.
+        """
         predicted, asked = zip(
             *(self._predict(random_truncate(batch, i, self.copies)) for i in range(self.copies)), strict=True
         )
@@ -79,17 +84,20 @@ class Bert4Rec(SessionEncoder):
 
     def _predict(self, batch: Batch) -> tuple[Tensor, Batch]:
         hidden, masked = self._mask(batch)
-        empty = int((hidden.plays == PAD_ROW).all(dim=0).sum())  # columns, all on the left
+        empty = int(
+            (hidden.plays == PAD_ROW).all(dim=0).sum()
+        )  # number of columns on the left with padding in all sessions
         seen = (hidden.plays[:, empty:], hidden.plays_skipped[:, empty:], masked[:, empty:])
         return F.pad(self(*seen), (0, 0, empty, 0))[:, 1:], hidden
 
     def _mask(self, batch: Batch) -> _Masked:
-        """Mask the last play and a random share of the others, but never a session's first play."""
-        maskable = batch.targets != PAD_ROW  # [batch, window], of the plays from the second column on
+        """Mask the last play of each session and a random share of the other plays, but never the first play."""
+        maskable = batch.targets != PAD_ROW  # [batch, window], for the plays from the second column on
         chosen = torch.rand(maskable.shape, device=maskable.device) < self.masking
         chosen[:, -1] = True
         chosen = chosen & maskable
-        # The next played track after a masked play is visible, except at the end: only there is it a positive.
+        # The encoder can see the next played track after a masked play, except at the end of the session. Only the last
+        # column therefore has a positive.
         last = torch.zeros_like(chosen)
         last[:, -1] = True
         shown_alone = batch._replace(
@@ -99,15 +107,17 @@ class Bert4Rec(SessionEncoder):
 
 
 def random_truncate(batch: Batch, part: int, parts: int) -> Batch:
-    """Truncate every session after a random play, drawn uniformly from one of `parts` equal parts of its plays.
+    """Truncate every session after a random play.
 
-    `part` counts from 0. The session's first play is never drawn; over all parts, all others are equally likely.
+    The plays of a session are divided into `parts` equal parts. The play is drawn uniformly from the part with the
+    index `part`, from 0 to `parts` - 1. The first play of a session is never drawn. Over all parts, all other plays are
+    equally likely.
     """
     window = batch.targets.shape[1]
     steps = (batch.plays[:, 1:] != PAD_ROW).logical_and(batch.plays[:, :-1] != PAD_ROW).sum(dim=1, keepdim=True)
-    share = (part + torch.rand(steps.shape, device=steps.device)) / parts  # share of the steps to keep, below 1
-    dropped = steps - 1 - (share * steps).long().clamp(max=steps - 1)  # newest plays removed
-    source = torch.arange(window + 1, device=steps.device) - dropped.clamp(min=0)  # the source of each column
+    share = (part + torch.rand(steps.shape, device=steps.device)) / parts  # random share of the steps to keep, below 1
+    dropped = steps - 1 - (share * steps).long().clamp(max=steps - 1)  # number of newest plays to remove
+    source = torch.arange(window + 1, device=steps.device) - dropped.clamp(min=0)  # source column of each column
     inside = source >= 0
 
     def shifted(tensor: Tensor, fill: int) -> Tensor:

@@ -11,7 +11,7 @@ from training.options import SasRecOptions
 
 
 class SasRec(CausalEncoder):
-    """Item, position and skip embeddings, then causal self-attention."""
+    """Causal self-attention over the sum of item, position and skip embeddings."""
 
     def __init__(self, num_rows: int, options: SasRecOptions) -> None:
         super().__init__(num_rows, options)
@@ -21,7 +21,11 @@ class SasRec(CausalEncoder):
         self.blocks = nn.ModuleList(Block(options) for _ in range(options.blocks))
 
     def forward(self, tracks: Tensor, skipped: Tensor, *, newest: bool = False) -> Tensor:
-        """Predict the next track at every step; with `newest` only at the last one, [batch, 1, dimension]."""
+        """Return the predicted embedding of the next track at every step. [batch, window, dimension] float32.
+
+        `tracks` [batch, window] int64, `skipped` [batch, window] bool. With `newest`, only the prediction at the last
+        step is returned, [batch, 1, dimension]. In training mode, `newest` is ignored.
+        """
         if self.training:
             return self._packed(tracks, skipped)
         states: Tensor = self.input_norm(self.embed(tracks, skipped) + self.positions.weight)
@@ -31,7 +35,10 @@ class SasRec(CausalEncoder):
         return states
 
     def _packed(self, tracks: Tensor, skipped: Tensor) -> Tensor:
-        """The same on concatenated non-padding steps: padding can be a third of the columns."""
+        """Compute `forward` in training mode. [batch, window, dimension] float32.
+
+        The non-padding steps of all sessions are concatenated, because up to a third of the columns can be padding.
+        """
         window = tracks.shape[1]
         non_padding = tracks != PAD_ROW
         layout = PackedLayout(non_padding, build_attention_mask(non_padding, causal=True), self.heads)
@@ -43,5 +50,5 @@ class SasRec(CausalEncoder):
         return layout.scatter_to_padded(states).view(*tracks.shape, -1)
 
     def encode(self, tracks: Tensor, skipped: Tensor) -> Tensor:
-        """Return the prediction at the newest play. [batch, dimension] float32."""
+        """Return the predicted embedding of the next track after the newest play. [batch, dimension] float32."""
         return self(tracks, skipped, newest=True)[:, -1]  # type: ignore[no-any-return]

@@ -1,8 +1,9 @@
-"""Transformer blocks (Vaswani et al., 2017, https://arxiv.org/abs/1706.03762) on sessions without padding.
+"""Transformer blocks (Vaswani et al., 2017, https://arxiv.org/abs/1706.03762) for padded and for concatenated sessions.
 
-The steps of all sessions are concatenated, [steps, width]. Attention diagonal needs sessions padded to the longest one,
-by heads: one gather builds them and one scatter returns the steps. The gradient is written by hand, so no intermediate
-of these is stored, copied or filled with zeros; on a CPU these took as long as the matrix products.
+In training, the non-padding steps of all sessions can be concatenated to [steps, width], so that linear layers do not
+compute padding. Only the attention needs padded sessions, separated by heads. One gather builds the padded tensors, and
+one gather returns to the concatenated steps. The backward pass of the attention is written by hand. With autograd, the
+storing, copying and zero-filling of intermediate tensors took as long on a CPU as the matrix products.
 """
 
 import math
@@ -20,54 +21,70 @@ _PARTS = 3  # query, key, value
 
 
 class PackedLayout:
-    """The positions of a batch's non-padding steps, with indices that gather them by heads and scatter them back."""
+    """The positions of the non-padding steps of a batch.
+
+    The layout has the indices that gather concatenated steps into padded tensors by heads, and the indices back.
+    """
 
     def __init__(self, non_padding: Tensor, attention_mask: Tensor, heads: int) -> None:
-        """`non_padding` [batch, n] bool; `attention_mask` [batch, 1, n, n] bool, in which every step attends to itself.
+        """Compute the layout of a batch.
 
-        A non-padding step must attend only to non-padding steps. Padding is restricted to itself, so neither its values
-        nor its gradients reach other steps.
+        Args:
+            non_padding: [batch, n] bool, True for the steps of a session.
+            attention_mask: [batch, 1, n, n] bool. Every step must attend to itself. A non-padding step must attend only
+                to non-padding steps. A padding step attends only to itself here, with any mask, so that the values and
+                gradients of padding do not reach other steps.
+            heads: The number of attention heads.
+
         """
         self.sessions, self.length = non_padding.shape
         self.heads = heads
         flat = non_padding.flatten()
         self.of_real = flat.nonzero()[:, 0]  # [steps] int64
-        # Padding gets the values of some step; no other step attends to it.
+        # Padding gets the values of an arbitrary step. No other step attends to padding.
         self.sources = (flat.cumsum(0) - 1).clamp_(min=0)  # [batch * n] int64
         alone = torch.eye(self.length, dtype=torch.bool, device=non_padding.device)
         hidden = torch.where(attention_mask & (non_padding[:, None, :, None] | alone), 0.0, -torch.inf)
         self.hidden = hidden.expand(-1, heads, -1, -1).flatten(0, 1)  # [batch * heads, n, n], added to the scores
         head = torch.arange(heads, device=non_padding.device)
         part = torch.arange(_PARTS, device=non_padding.device)
-        # A row is one head's slice of a step: of the query, key or value, or of the attended value.
+        # A row is the slice of one head and one step, of the query, key, value or attention output.
         rows = self.sources.view(1, self.sessions, 1, self.length) * heads
-        self.to_heads = (rows + head[:, None]).flatten()  # by session, head
-        self.to_parts = (rows * _PARTS + (part[:, None] * heads + head)[:, None, :, None]).flatten()  # by part too
+        self.to_heads = (
+            rows + head[:, None]
+        ).flatten()  # [batch * heads * n], indices of rows in order of session, head, step
+        self.to_parts = (
+            rows * _PARTS + (part[:, None] * heads + head)[:, None, :, None]
+        ).flatten()  # [3 * batch * heads * n], in order of part, session, head, step
         session, column = self.of_real // self.length, self.of_real % self.length
         positions = ((session * heads)[:, None] + head) * self.length + column[:, None]  # [steps, heads]
         self.of_heads = positions.flatten()
         self.of_parts = (positions[:, None, :] + part[:, None] * (self.sessions * heads * self.length)).flatten()
 
     def scatter_to_padded(self, rows: Tensor) -> Tensor:
-        """Scatter steps to padded positions. [steps, width] -> [batch * n, width]; values in padding are arbitrary."""
+        """Scatter concatenated steps to their positions in the padded batch. [steps, width] -> [batch * n, width].
+
+        The values of padding positions are arbitrary.
+        """
         return scatter_to_padded(rows, self.sources, self.of_real)
 
     def attend(self, inputs: Tensor, share: float) -> Tensor:
-        """Multi-head attention of concatenated query, key and value. [steps, 3 * width] -> [steps, width].
+        """Compute multi-head attention. [steps, 3 * width] -> [steps, width].
 
-        `share` is the dropout rate of the attention weights.
+        `inputs` are the query, key and value of each step, concatenated along the last dimension. `share` is the
+        dropout rate of the attention weights.
         """
         found: Tensor = _Attend.apply(inputs, self, share)  # type: ignore[no-untyped-call]
         return found
 
 
 class _Attend(torch.autograd.Function):
-    """softmax(query key^T / sqrt(width) + hidden) value, of every head (Vaswani et al., 2017, equation 1)."""
+    """Compute softmax(query key^T / sqrt(width) + hidden) value for every head (Vaswani et al., 2017, equation 1)."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, layout: PackedLayout, share: float) -> Tensor:
         width = inputs.shape[1] // (_PARTS * layout.heads)
-        if not len(inputs):  # a batch, or a process's share of one, without a step
+        if not len(inputs):  # a batch, or one process's shard of a batch, without any step
             ctx.layout = None
             return inputs.new_zeros(0, layout.heads * width)
         rows = inputs.reshape(-1, width).index_select(0, layout.to_parts)
@@ -105,8 +122,8 @@ class _Attend(torch.autograd.Function):
 class Block(nn.Module):
     """Multi-head self-attention and a position-wise feed-forward layer, each with dropout, residual and layer norm.
 
-    The feed-forward layer is as wide as the states, with ReLU (SASRec), or `widening` times as wide, with GELU
-    (BERT4Rec). Pre-norm: https://arxiv.org/abs/2002.04745.
+    The feed-forward layer is `widening` times as wide as the states. The activation is ReLU for `widening` 1 (SASRec),
+    and GELU otherwise (BERT4Rec). Pre-norm blocks follow Xiong et al., 2020, https://arxiv.org/abs/2002.04745.
     """
 
     def __init__(self, options: TransformerOptions, widening: int = 1) -> None:
@@ -124,17 +141,17 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(dimension)
 
     def forward(self, states: Tensor, attention_mask: Tensor, *, newest: bool = False) -> Tensor:
-        """Transform states [batch, n, dimension] under `attention_mask` [batch, 1, n, n] bool; the shape is unchanged.
+        """Transform states. [batch, n, dimension] -> [batch, n, dimension]. `attention_mask` [batch, 1, n, n] bool.
 
-        With `newest` it returns only the last state, [batch, 1, dimension], at a fraction of the cost: a query needs no
-        other state of the last block.
+        With `newest`, only the last state is computed, [batch, 1, dimension]. This is much cheaper, and sufficient for
+        the last block of an encoder that computes a query vector.
         """
         return self._residual_block(
             states[:, -1:] if newest else states, states, lambda seen: self._attend(seen, attention_mask, newest=newest)
         )
 
     def packed(self, states: Tensor, layout: PackedLayout) -> Tensor:
-        """Transform the concatenated non-padding steps, [steps, dimension]."""
+        """Transform concatenated non-padding steps. [steps, dimension] -> [steps, dimension]."""
         share = self.dropout if self.training else 0.0
         return self._residual_block(
             states, states, lambda seen: self._output_projection(layout.attend(self.attention_input(seen), share))
@@ -149,7 +166,7 @@ class Block(nn.Module):
         return normed
 
     def _residual_add(self, steps: Tensor, change: Tensor) -> Tensor:
-        """Add `change` after dropout to `steps`."""
+        """Apply dropout to `change` and add the result to `steps`."""
         factors = dropout_mask(change, self.dropout) if self.training else None
         return steps + change if factors is None else torch.addcmul(steps, change, factors)
 
@@ -168,15 +185,22 @@ class Block(nn.Module):
         return self._output_projection(self._attention([query, *key_and_value], attention_mask[:, :, -1:]))
 
     def _by_heads(self, inputs: Tensor) -> list[Tensor]:
-        """[batch, n, k * dimension] -> k of [batch, heads, n, dimension / heads]."""
+        """Split a tensor into parts and heads.
+
+        [batch, n, k * dimension] -> k tensors of [batch, heads, n, dimension / heads].
+        """
         parts = torch.split(inputs, self.attention_output.in_features, dim=-1)
         return [part.view(*part.shape[:-1], self.heads, -1).transpose(1, 2) for part in parts]
 
     def _attention(self, parts: list[Tensor], attention_mask: Tensor) -> Tensor:
-        """Scaled dot-product attention of query, key and value by heads. Returns [batch, n, dimension]."""
+        """Compute scaled dot-product attention. [batch, n, dimension].
+
+        `parts` are the query, key and value, [batch, heads, n, dimension / heads] each.
+        """
         query, key, value = parts
         if self.training and self.dropout:
-            # Scale and mask inside the matrix product: this saves three passes over the weights, forward and backward.
+            # baddbmm scales and masks within the matrix product, which saves three passes over the attention weights in
+            # the forward and backward passes.
             hidden = torch.where(attention_mask, query.new_zeros(()), -torch.inf).expand(-1, self.heads, -1, -1)
             query, key = query.flatten(0, 1), key.flatten(0, 1)
             scale = 1 / math.sqrt(query.shape[-1])
@@ -195,10 +219,10 @@ class Block(nn.Module):
 
 
 def build_attention_mask(non_padding: Tensor, *, causal: bool) -> Tensor:
-    """Build an attention mask: each step attends to the non-padding steps up to it if `causal`, else to all of them.
+    """Build an attention mask from `non_padding` [batch, n] bool. [batch, 1, n, n] bool.
 
-    `non_padding` [batch, n] bool -> [batch, 1, n, n] bool. Every step attends to itself, padding too, so that no row of
-    the softmax is empty.
+    If `causal`, each step attends to all non-padding steps up to and including itself. Otherwise, each step attends to
+    all non-padding steps. A padding step also attends to itself, because the softmax of an empty row is undefined.
     """
     length = non_padding.shape[1]
     diagonal = torch.eye(length, dtype=torch.bool, device=non_padding.device)

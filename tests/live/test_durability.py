@@ -91,7 +91,7 @@ def test_a_redis_that_evicts_is_refused_at_the_start(
     service.stop()
     [line] = [line for line in service.output if "maxmemory" in line]
     assert f"Redis has maxmemory 67,108,864 and maxmemory-policy {policy}" in line
-    assert "set maxmemory-policy noeviction there" in line
+    assert "set maxmemory-policy noeviction" in line
 
 
 @pytest.mark.parametrize("workers", [1, 2])

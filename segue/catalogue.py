@@ -103,7 +103,7 @@ class Catalogue:
 
     @classmethod
     def map(cls, folder: Path) -> "Catalogue":
-        """Memory-map the files that `write_mapped` wrote. Raises BadRelease if the files are damaged or inconsistent."""
+        """Memory-map the files that `write_mapped` wrote. Raises BadRelease for inconsistent or damaged files."""
         return cls(_Mapped(folder))
 
     @staticmethod

@@ -68,7 +68,7 @@ def reciprocal_rank(ranks: Float64, k: int) -> Float64:
 
 
 def ndcg(ranks: Float64, k: int) -> Float64:
-    """Return NDCG@k (Jarvelin and Kekalainen, 2002) for each target: 1 / log2(rank + 1) if the rank is at most k, else 0.
+    """Return NDCG@k (Jarvelin and Kekalainen, 2002) for each target: 1 / log2(rank + 1) if rank <= k, else 0.
 
     `ranks` [n] float64. Returns [n] float64.
     """

@@ -268,7 +268,10 @@ class ReleaseRegistry:
         return ReleaseList(items=listed[:_MAX_LISTED], can_swap=True, current=current.folder, before=before)
 
     def _before(self, folder: ReleasesFolder, name: str) -> str | None:
-        """Return the folder name of the release for a rollback from `name`, or None if that folder does not exist."""
+        """Return the folder name of the release for a rollback from `name`.
+
+        Return None if that release is not in the folder of releases.
+        """
         seen, live = folder.look(), self.current.live
         if seen is not None and seen.name == name:
             return seen.before

@@ -69,9 +69,9 @@ _CROSS_SITE: Final = problem_response(
 
 
 def is_needed(settings: Settings) -> bool:
-    """Return True if the `Host` check is needed: if SEGUE_ALLOWED_HOSTS is set or clients are not authenticated.
+    """Return True if the `Host` check is needed.
 
-    The check is not needed if the setting `allow_unauthenticated` is true.
+    The check is needed if `allowed_hosts` is set, or if there are no API keys and `allow_unauthenticated` is false.
     """
     return bool(settings.allowed_hosts) or (settings.api_keys is None and not settings.allow_unauthenticated)
 

@@ -256,7 +256,7 @@ class Threads:
                 if paused > period:  # the process was paused or got no CPU time, so the call did not cause the delay
                     worker.extend(paused)
                 if now < worker.until:
-                    continue  # idle or within its deadline. No lock is needed: the methods below check again under the lock
+                    continue  # idle or within its deadline; the methods below check again under the lock
                 if late := worker.interrupt_late_call(now):
                     self._on_timeout()
                     self._log_timeout(late)

@@ -186,7 +186,8 @@ def _too_much(kind: str, found: str, expected: str) -> RequestValidationError:
 def _values(body: bytes | bytearray, most: int) -> int:
     """Estimate the number of values in a JSON text.
 
-    A comma, `[` or `{` precedes each value, so these characters are counted, except within strings. If the text has clearly more than `most` values, the result may be imprecise, but it is larger than `most`. The
+    A comma, `[` or `{` precedes each value, so these characters are counted, except within strings.
+    If the text has clearly more than `most` values, the result may be imprecise, but it is larger than `most`. The
     estimate is much faster than parsing the text.
     """
     bare = body.replace(b"\\\\", b"").replace(b'\\"', b"")

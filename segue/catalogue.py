@@ -2,14 +2,11 @@
 
 The catalogue converts between a TrackId (the string in logs and requests) and a Row (the integer index of the track in
 every array). Row 0 is reserved for padding. Tracks have the rows from 1, in the order of the catalogue file.
-
 `Catalogue.read_parquet` reads a catalogue into memory. `Catalogue.map` memory-maps the files that `write_mapped`
 writes. Mapped files need no parsing, and all worker processes of a service share one copy in memory:
 
-    track_ids.bin      UTF-8 ids, concatenated
-    track_id_ends.npy  [num_rows] int64, end of each row's id in track_ids.bin, in bytes
-    track_json.bin     JSON members of each track, without the braces, concatenated
-    track_json_ends.npy [num_rows] int64, end of each row's text in track_json.bin, in bytes
+    track_ids.bin      UTF-8 ids, concatenated. track_id_ends.npy: [num_rows] int64, end of each id, in bytes
+    track_json.bin     JSON members of each track, without braces. track_json_ends.npy: [num_rows] int64, ends in bytes
     rows_by_id.npy     [tracks] int32, rows sorted by the UTF-8 bytes of their ids
     rows_by_plays.npy  [tracks] int32, rows by descending play count, ties by row
     plays.npy          [num_rows] float32, play counts in the training data
@@ -59,10 +56,9 @@ _REMEMBERED: Final = 100_000  # size of a mapped catalogue's id cache; a few tra
 
 
 class Catalogue:
-    """The tracks of a dataset or release. Thread-safe.
+    """The tracks of a dataset or release, in memory or memory-mapped. Thread-safe.
 
-    An in-memory catalogue and a memory-mapped catalogue have the same methods. Only an in-memory catalogue has `frame`
-    and `track_ids`.
+    Only an in-memory catalogue has `frame` and `track_ids`.
     """
 
     def __init__(self, tracks: "_InMemory | _Mapped") -> None:
@@ -115,18 +111,12 @@ class Catalogue:
 
     @property
     def frame(self) -> pl.DataFrame:
-        """The tracks in row order: `row`, `track_id`, `plays`, `skips`, `title`, `artist`.
-
-        Raises TypeError for a memory-mapped catalogue.
-        """
+        """All tracks in row order, with the columns of _SCHEMA. Raises TypeError for a memory-mapped catalogue."""
         return self._in_memory.frame
 
     @property
     def track_ids(self) -> list[str]:
-        """All track ids in row order. Position 0 is the id of FIRST_TRACK_ROW.
-
-        Raises TypeError for a memory-mapped catalogue.
-        """
+        """All track ids in row order, from FIRST_TRACK_ROW. Raises TypeError for a memory-mapped catalogue."""
         return self._in_memory.track_ids
 
     @property
@@ -208,11 +198,7 @@ class Catalogue:
         return self._tracks.json(row)
 
     def search(self, query: str, limit: int) -> list[Row]:
-        """Return at most `limit` rows of tracks that match `query`, by descending play count.
-
-        A track matches if each word of `query` occurs in its title, artist or id, ignoring case. An empty `query`
-        matches all tracks.
-        """
+        """Return at most `limit` rows of tracks with each word of `query` in title, artist or id, most played first."""
         matching = self._tracks.searchable
         for word in query.lower().split():
             matching = matching.filter(pl.col("text").str.contains(word, literal=True))
@@ -276,8 +262,7 @@ class _Mapped:
         self._by_id = _array(folder / _BY_ID)
         self.by_plays: Int = _array(folder / _BY_PLAYS)
         self.plays: Float32 = _array(folder / _PLAYS)
-        # Polars opens the file for every search. A path through the file descriptor always leads to this file, even
-        # if the folder has been replaced since.
+        # Polars opens the file for every search. The path of a file descriptor stays valid if the folder is replaced.
         search = os.open(folder / _SEARCH, os.O_RDONLY)
         weakref.finalize(self, os.close, search)
         self.searchable = pl.scan_ipc(f"/dev/fd/{search}")
@@ -343,8 +328,7 @@ class _Texts:
     def __init__(self, file: Path, ends: Path) -> None:
         self._bytes = _mapped(file)
         self.ends = _array(ends)
-        # Reading a single number is faster from a memoryview than from an array. `_Mapped._validate` rejects other
-        # dtypes.
+        # A memoryview reads a single number faster than an array. `_Mapped._validate` rejects other dtypes.
         self._end: Any = self.ends.data if self.ends.dtype == np.int64 else self.ends
 
     def of(self, row: Row) -> bytes:
@@ -379,7 +363,7 @@ class _Finder:
 
 
 def _as_json(part: pl.DataFrame) -> pl.Series:
-    """Return the JSON members of each track, without the braces and without unknown titles and artists.
+    """Return the JSON members of each track, without braces and without null titles and artists.
 
     JSON escapes quotes in values, so the text `,"title":null` can only be a member.
     """

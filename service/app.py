@@ -107,7 +107,7 @@ def create_app(settings: Settings) -> FastAPI:
     if settings.cors_origins:
         app.add_middleware(CrossOrigin, origins=settings.cors_origins)
     if tracing is not None:
-        from service.ops.tracing import Traced  # noqa: PLC0415 (see _tracing_class)
+        from service.ops.tracing import Traced  # noqa: PLC0415 (an optional dependency)
 
         app.add_middleware(Traced, tracer=tracing.tracer)
     _describe(app)

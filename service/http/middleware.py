@@ -1,9 +1,8 @@
 """Middleware for all requests: request ids, metrics, the `Host` check, CORS, and response headers.
 
-The `Host` check protects a service without API keys against DNS rebinding. Other machines cannot reach a service on
-loopback, but web pages in a browser on the same machine can. If the domain of a page resolves to 127.0.0.1, the browser
-treats the page and the service as the same origin. The browser still sends the domain of the page in `Host`, so the
-check detects such requests. A service with API keys does not need the check.
+The `Host` check protects a service without API keys against DNS rebinding. If the domain of a web page resolves to
+127.0.0.1, a browser treats the page and a service on the same machine as the same origin. The browser still sends the
+domain of the page in `Host`, so the check detects such requests. A service with API keys does not need the check.
 
 CORS is off unless SEGUE_CORS_ORIGINS is set. Credentials are not allowed: Segue uses no cookies, and a page sends its
 API key itself. https://fetch.spec.whatwg.org/#http-cors-protocol (2026)
@@ -69,10 +68,7 @@ _CROSS_SITE: Final = problem_response(
 
 
 def is_needed(settings: Settings) -> bool:
-    """Return True if the `Host` check is needed.
-
-    The check is needed if `allowed_hosts` is set, or if there are no API keys and `allow_unauthenticated` is false.
-    """
+    """Return True if `allowed_hosts` is set, or if there are no API keys and `allow_unauthenticated` is false."""
     return bool(settings.allowed_hosts) or (settings.api_keys is None and not settings.allow_unauthenticated)
 
 
@@ -104,11 +100,10 @@ class HostCheckMiddleware:
         await self._app(scope, receive, send)
 
     def _is_cross_site(self, scope: Scope) -> bool:
-        """Return True if a web page of another site sent the request and its origin is not allowed.
+        """Return True if a page of another site sent the request, except for allowed origins and links to our pages.
 
-        Links to the pages of the service are allowed. Browsers report the origin in Fetch Metadata headers
-        (https://www.w3.org/TR/fetch-metadata/, 2025). A page of another site cannot read the response, but without
-        this check its request would still be executed.
+        Browsers report the site in Fetch Metadata headers (https://www.w3.org/TR/fetch-metadata/, 2025). The other page
+        cannot read the response, but without this check its request would be executed.
         """
         sent: dict[bytes, bytes] = {}
         for name, value in scope["headers"]:
@@ -209,8 +204,8 @@ class Preflight(CrossOrigin):
 
 _log = structlog.get_logger()
 
-# Only the response times of these routes adapt the concurrency limit. The response times of other routes depend on
-# their parameters too much. Recommendations with explanations are excluded, because they cost as much as many lists.
+# Only the response times of these routes, without explanations, adapt the concurrency limit. The response times of
+# other requests depend too much on their parameters.
 _LOAD_ROUTES = ("/recommendations", "/sessions/{session_id}/events")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:/+=-]{1,128}")
 CLIENT_CLOSED = 499  # the client disconnected before the response; nginx uses this status too. Only for metrics
@@ -272,10 +267,7 @@ class Measured:
             self._record(scope, method, status, time.perf_counter() - began)
 
     def _app_for(self, scope: Scope) -> ASGIApp:
-        """Return the app for a request. Paths with a trailing newline get a 404.
-
-        The regular expressions of routes end with `$`, which would also match before a trailing newline.
-        """
+        """Return the app, or a 404 for a path with a trailing newline, which the `$` of route patterns would accept."""
         if scope["path"].endswith("\n"):
             return problem_response(404, "the path ends with a newline: remove it")
         return self._app
@@ -299,11 +291,7 @@ class Measured:
 
 
 def without_range(app: ASGIApp) -> ASGIApp:
-    """Wrap an app so that it ignores the `Range` header.
-
-    Starlette answers an invalid range in plain text instead of a problem document. The files are small, so clients do
-    not need ranges.
-    """
+    """Wrap an app so that it ignores `Range`, because Starlette does not answer an invalid range as a problem document."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         headers = [line for line in scope["headers"] if line[0] != b"range"]
@@ -315,9 +303,8 @@ def without_range(app: ASGIApp) -> ASGIApp:
 class HotRoutes:
     """Answers the most frequent requests without the overhead of FastAPI's routing and dependency injection.
 
-    The app also has these routes as ordinary FastAPI routes, so openapi.yaml describes them. This layer calls the same
-    functions with the same parameters, which pydantic's `validate_call` validates. benchmarks/README.md reports the
-    speed-up.
+    The app also has these routes as FastAPI routes, so openapi.yaml describes them. This layer calls the same functions
+    and validates parameters with pydantic's `validate_call`. benchmarks/README.md reports the speed-up.
     """
 
     def __init__(self, app: ASGIApp, routes: Sequence[APIRoute]) -> None:
@@ -361,10 +348,7 @@ class _HotRoute:
         return answer
 
     def _read_query(self, query: bytes) -> dict[str, Any]:
-        """Return the declared query parameters. The last value of a repeated parameter is used, as in FastAPI.
-
-        List parameters collect all their values.
-        """
+        """Return the declared query parameters. As in FastAPI, the last value counts, except for list parameters."""
         text = query.decode("latin-1")
         if "%" in text or "+" in text:
             pairs = parse_qsl(text, keep_blank_values=True)
@@ -392,10 +376,7 @@ def _is_query(annotation: Any) -> bool:
 
 
 class DisconnectAware:
-    """Wraps an app so that sending to a disconnected client raises ClientDisconnect.
-
-    service/http/protocol.py uses this class.
-    """
+    """Wraps an app so that sending to a disconnected client raises ClientDisconnect. For service/http/protocol.py."""
 
     __slots__ = ("_app", "_cycle")
 

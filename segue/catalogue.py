@@ -56,10 +56,7 @@ _REMEMBERED: Final = 100_000  # size of a mapped catalogue's id cache; a few tra
 
 
 class Catalogue:
-    """The tracks of a dataset or release, in memory or memory-mapped. Thread-safe.
-
-    Only an in-memory catalogue has `frame` and `track_ids`.
-    """
+    """The tracks of a dataset or release. Thread-safe. Only an in-memory catalogue has `frame` and `track_ids`."""
 
     def __init__(self, tracks: "_InMemory | _Mapped") -> None:
         """Create a catalogue. Call `from_frame`, `read_parquet` or `map` instead of this constructor."""
@@ -70,9 +67,8 @@ class Catalogue:
     def from_frame(cls, tracks: pl.DataFrame) -> "Catalogue":
         """Create a catalogue from a data frame. The order of the lines determines the rows.
 
-        `tracks` needs the column `track_id` and may have `plays`, `skips`, `title` and `artist`. `plays` counts all
-        plays of a track, including skipped plays. `skips` counts the skipped plays. In a release, both count only the
-        training data. Raises InputError for missing or duplicate ids.
+        `tracks` needs the column `track_id` and may have `title`, `artist`, `plays` (including skipped plays) and
+        `skips`. In a release, the counts are from the training data. Raises InputError for missing or duplicate ids.
         """
         if "track_id" not in tracks.columns:
             raise InputError(f"a catalogue needs a column track_id, found {', '.join(tracks.columns)}")
@@ -266,8 +262,7 @@ class _Mapped:
         search = os.open(folder / _SEARCH, os.O_RDONLY)
         weakref.finalize(self, os.close, search)
         self.searchable = pl.scan_ipc(f"/dev/fd/{search}")
-        # The cache must not refer to the catalogue. A reference cycle would keep a replaced release in memory, because
-        # the garbage collector of the service rarely runs (service/app.py).
+        # The cache must not refer to the catalogue: the service rarely collects reference cycles (service/app.py).
         self.find = lru_cache(maxsize=_REMEMBERED)(_Finder(self._ids, self._by_id).find)
         self.track_id = self._ids.text
         self.json = self._json.of

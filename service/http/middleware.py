@@ -291,7 +291,7 @@ class Measured:
 
 
 def without_range(app: ASGIApp) -> ASGIApp:
-    """Wrap an app so that it ignores `Range`, because Starlette does not answer an invalid range as a problem document."""
+    """Wrap an app so that it ignores `Range`, because Starlette answers an invalid range in plain text."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         headers = [line for line in scope["headers"] if line[0] != b"range"]

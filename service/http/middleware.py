@@ -55,9 +55,8 @@ _HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?
 _MAX_KNOWN_HOSTS: Final = 64
 _MAX_SHOWN: Final = 80
 _FETCH_METADATA: Final = frozenset({b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest", b"origin"})
-_TRUSTED_SITES: Final = frozenset(
-    {b"same-origin", b"same-site", b"none"}
-)  # `none`: the user made the request, for example with a bookmark
+# `none` means that the user made the request, for example with a bookmark.
+_TRUSTED_SITES: Final = frozenset({b"same-origin", b"same-site", b"none"})
 _PAGES: Final = frozenset({"/", "/docs", "/ops"})
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
 _CROSS_SITE: Final = problem_response(

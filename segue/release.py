@@ -40,10 +40,8 @@ SAMPLE_TRACKS: Final = "sample_tracks.npy"
 SAMPLE_SKIPPED: Final = "sample_skipped.npy"
 INDEX: Final = "index.faiss"
 INDEX_FACTS: Final = "index.json"
-_INDEX_FILES: Final = (
-    INDEX,
-    INDEX_FACTS,
-)  # `segue index` replaces these files; the release's name does not depend on them
+# `segue index` replaces these files, so the name of a release does not depend on them.
+_INDEX_FILES: Final = (INDEX, INDEX_FACTS)
 
 
 class _Frozen(BaseModel):

@@ -54,9 +54,7 @@ def private_folder(path: Path, *, shareable: bool = True, own: Sequence[str] = (
     was_open = _close(path, shareable=shareable)
     for file in path.iterdir():
         if any(file.match(name) for name in own) and file.is_file() and not file.is_symlink():
-            with contextlib.suppress(
-                FileNotFoundError, PermissionError
-            ):  # the mode of the folder denies access to the file
+            with contextlib.suppress(FileNotFoundError, PermissionError):  # the folder denies access anyway
                 _set_mode(file, file_mode(path))
     return was_open
 
@@ -71,9 +69,7 @@ def private_file(path: Path) -> Path:
     mode = file_mode(path.parent)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, mode)
     try:
-        if (
-            stat.S_IMODE(os.fstat(descriptor).st_mode) != mode
-        ):  # because of the umask, or because the file already existed
+        if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:  # due to the umask, or the file already existed
             os.fchmod(descriptor, mode)
     finally:
         os.close(descriptor)

@@ -128,9 +128,7 @@ def validated(model: type[Body], body: bytes | bytearray) -> Body:
         found = error.errors(include_url=False)[:MAX_LISTED_ERRORS]
         errors = [{**one, "loc": ("body", *one["loc"])} for one in found]
         if found and found[0]["type"] == "json_invalid":
-            errors[0]["input"] = body[:_LONGEST_INVALID].decode(
-                "utf-8", "replace"
-            )  # text instead of the repr of a bytes object
+            errors[0]["input"] = body[:_LONGEST_INVALID].decode("utf-8", "replace")  # text, not a bytes repr
         raise RequestValidationError(errors) from error
 
 

@@ -1,6 +1,6 @@
-"""The shared vocabulary: what training and serving must agree on."""
+"""Definitions that training and serving share: tracks, plays, session windows, releases, metrics and errors."""
 
 import os
 
-# ONNX Runtime tells its makers how it is used unless told not to, and asks only when it is first imported.
+# ONNX Runtime sends usage data to its developers unless this variable is set before its first import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,4 +1,4 @@
-"""Array types used across the packages, so that signatures state their dtypes; and arrays from files."""
+"""Type aliases for NumPy arrays, which state dtypes in signatures, and a safe reader for .npy files."""
 
 import tokenize
 from pathlib import Path
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from segue.errors import BadRelease
 
-# What NumPy raises for a header that lies depends on how it lies.
+# The exceptions that NumPy raises for invalid .npy headers.
 _LIES: Final = (
     ValueError,
     TypeError,
@@ -29,10 +29,11 @@ Float64: TypeAlias = NDArray[np.float64]
 
 
 def mapped_array(path: Path, largest_header: int = 10_000) -> NDArray[Any]:
-    """The array of an .npy file, memory-mapped and read-only. Raises BadRelease with one line.
+    """Memory-map the array in an .npy file, read-only. Raises BadRelease with a one-line message.
 
-    A shape that the file has no bytes for is refused, so a header cannot ask for memory; so are pickled objects, and
-    headers of more characters than `largest_header` (a record has one that grows with its fields).
+    Files shorter than their header states, pickled objects, and headers of more than `largest_header` characters are
+    rejected, so that a damaged header cannot cause a large memory allocation. The header of a structured array grows
+    with its number of fields.
     """
     try:
         return np.lib.format.open_memmap(path, mode="r", max_header_size=largest_header)

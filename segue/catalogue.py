@@ -1,16 +1,16 @@
-"""The catalogue: TrackId (the outside string) <-> Row (the integer row of every array), and what a track is called.
+"""The catalogue: the list of tracks, with their metadata and play counts.
 
-Row 0 is reserved for padding and never names a track; tracks take the rows from 1 on, in the order of the file.
+The catalogue converts between a TrackId (the string in logs and requests) and a Row (the integer index of the track in
+every array). Row 0 is reserved for padding. Tracks have the rows from 1, in the order of the catalogue file.
+`Catalogue.read_parquet` reads a catalogue into memory. `Catalogue.map` memory-maps the files that `write_mapped`
+writes. Mapped files need no parsing, and all worker processes of a service share one copy in memory:
 
-`Catalogue.read_parquet` reads a catalogue into memory. `Catalogue.map` maps the files that `write_mapped` makes of it:
-all workers of a service share them, and opening parses nothing.
-
-    track_ids.bin    UTF-8 ids, one after another        track_id_ends.npy    [num_rows] int64, where each row's ends
-    track_json.bin   the inside of each track's JSON     track_json_ends.npy  [num_rows] int64
-    rows_by_id.npy   [tracks] int32, rows in the order of their ids' bytes
-    rows_by_plays.npy [tracks] int32, most played first, equal ones by row
-    plays.npy        [num_rows] float32, presentations in the training part
-    search.arrow     Arrow IPC, uncompressed: row, text (title, artist, id in lower case); most played first
+    track_ids.bin      UTF-8 ids, concatenated. track_id_ends.npy: [num_rows] int64, end of each id, in bytes
+    track_json.bin     JSON members of each track, without braces. track_json_ends.npy: [num_rows] int64, ends in bytes
+    rows_by_id.npy     [tracks] int32, rows sorted by the UTF-8 bytes of their ids
+    rows_by_plays.npy  [tracks] int32, rows by descending play count, ties by row
+    plays.npy          [num_rows] float32, play counts in the training data
+    search.arrow       Arrow IPC, uncompressed: row, text (title, artist and id in lower case), by descending play count
 """
 
 import bisect
@@ -51,27 +51,24 @@ _JSON, _JSON_ENDS = "track_json.bin", "track_json_ends.npy"
 _BY_ID, _BY_PLAYS, _PLAYS, _SEARCH = "rows_by_id.npy", "rows_by_plays.npy", "plays.npy", "search.arrow"
 MAPPED_FILES: Final = (_IDS, _ID_ENDS, _JSON, _JSON_ENDS, _BY_ID, _BY_PLAYS, _PLAYS, _SEARCH)
 
-_TRACKS_AT_ONCE: Final = 500_000  # while the files are written
-_REMEMBERED: Final = 100_000  # ids whose rows a mapped catalogue caches: plays follow Zipf's law
+_TRACKS_AT_ONCE: Final = 500_000  # tracks per chunk when the files are written
+_REMEMBERED: Final = 100_000  # size of a mapped catalogue's id cache; a few tracks get most plays (Zipf's law)
 
 
 class Catalogue:
-    """The tracks of a dataset or release. Safe to use from several threads at once.
-
-    A catalogue in memory and a mapped one answer alike. Only the one in memory has `frame` and `track_ids`.
-    """
+    """The tracks of a dataset or release. Thread-safe. Only an in-memory catalogue has `frame` and `track_ids`."""
 
     def __init__(self, tracks: "_InMemory | _Mapped") -> None:
-        """Use `from_frame`, `read_parquet` or `map` instead."""
+        """Create a catalogue. Call `from_frame`, `read_parquet` or `map` instead of this constructor."""
         self._tracks = tracks
         self._find: Callable[[str], Row] = tracks.find
 
     @classmethod
     def from_frame(cls, tracks: pl.DataFrame) -> "Catalogue":
-        """Take `track_id` and optionally `plays`, `skips`, `title`, `artist`; the order of the lines gives the rows.
+        """Create a catalogue from a data frame. The order of the lines determines the rows.
 
-        `plays` and `skips` count presentations and skips in the data that the catalogue was made from; in a release
-        that is the training part alone. Raises InputError for missing or repeated ids.
+        `tracks` needs the column `track_id` and may have `title`, `artist`, `plays` (including skipped plays) and
+        `skips`. In a release, the counts are from the training data. Raises InputError for missing or duplicate ids.
         """
         if "track_id" not in tracks.columns:
             raise InputError(f"a catalogue needs a column track_id, found {', '.join(tracks.columns)}")
@@ -87,7 +84,7 @@ class Catalogue:
 
     @classmethod
     def read_parquet(cls, path: Path) -> "Catalogue":
-        """Read `catalogue.parquet` into memory. Raises InputError with one line."""
+        """Read `catalogue.parquet` into memory. Raises InputError with a one-line message."""
         with _readable(path):
             frame = pl.read_parquet(path, memory_map=True)
             if "row" in frame.columns:
@@ -98,24 +95,24 @@ class Catalogue:
 
     @classmethod
     def map(cls, folder: Path) -> "Catalogue":
-        """Map the files that `write_mapped` wrote. Raises BadRelease for files that do not fit each other."""
+        """Memory-map the files that `write_mapped` wrote. Raises BadRelease for inconsistent or damaged files."""
         return cls(_Mapped(folder))
 
     @staticmethod
     def count(path: Path) -> int:
-        """How many tracks `catalogue.parquet` holds, without reading them. Raises InputError."""
+        """Return the number of tracks in `catalogue.parquet` without reading the tracks. Raises InputError."""
         with _readable(path):
             tracks: int = pl.scan_parquet(path).select(pl.len()).collect().item()
             return tracks
 
     @property
     def frame(self) -> pl.DataFrame:
-        """The tracks by row: `row`, `track_id`, `plays`, `skips`, `title`, `artist`. TypeError if mapped."""
+        """All tracks in row order, with the columns of _SCHEMA. Raises TypeError for a memory-mapped catalogue."""
         return self._in_memory.frame
 
     @property
     def track_ids(self) -> list[str]:
-        """All ids in the order of their rows; position 0 belongs to FIRST_TRACK_ROW. TypeError if mapped."""
+        """All track ids in row order, from FIRST_TRACK_ROW. Raises TypeError for a memory-mapped catalogue."""
         return self._in_memory.track_ids
 
     @property
@@ -125,11 +122,11 @@ class Catalogue:
         raise TypeError("a mapped catalogue has neither frame nor track_ids: read catalogue.parquet")
 
     def write_parquet(self, path: Path) -> None:
-        """Write `catalogue.parquet`."""
+        """Write the catalogue to `path` as Parquet, in the format that `read_parquet` reads."""
         self.frame.write_parquet(path, compression="zstd")
 
     def write_mapped(self, folder: Path) -> None:
-        """Write the files that `map` reads into `folder`."""
+        """Write the memory-mappable files, which `map` reads, into `folder`."""
         frame = self.frame
         ids = [part["track_id"] for part in frame.iter_slices(_TRACKS_AT_ONCE)]
         _write_texts(folder, _IDS, _ID_ENDS, ids)
@@ -144,27 +141,27 @@ class Catalogue:
         self._tracks.searchable.collect().write_ipc(folder / _SEARCH, compression="uncompressed")
 
     def with_counts(self, plays: Int, skips: Int) -> "Catalogue":
-        """The same tracks with other counts; both arrays are [num_rows] int64 and indexed by row."""
+        """Return a copy of the catalogue with new counts. `plays` and `skips` are [num_rows] int64, indexed by row."""
         counted = self.frame.with_columns(
             pl.Series("plays", plays[FIRST_TRACK_ROW:]), pl.Series("skips", skips[FIRST_TRACK_ROW:])
         )
         return Catalogue.from_frame(counted)
 
     def __len__(self) -> int:
-        """The number of tracks."""
+        """Return the number of tracks."""
         return len(self._tracks)
 
     @property
     def num_rows(self) -> int:
-        """The number of rows of an array indexed by row, the reserved row included."""
+        """The length of an array that is indexed by row: the number of tracks plus one for the padding row."""
         return len(self) + FIRST_TRACK_ROW
 
     def __contains__(self, track_id: str) -> bool:
-        """Whether the catalogue holds the track."""
+        """Return True if the catalogue contains the track."""
         return self._find(track_id) != PAD_ROW
 
     def row(self, track_id: str) -> Row:
-        """The row of a track. Raises UnknownTrack."""
+        """Return the row of a track. Raises UnknownTrack."""
         row = self._find(track_id)
         if row == PAD_ROW:
             raise UnknownTrack(
@@ -173,31 +170,31 @@ class Catalogue:
         return row
 
     def rows(self, track_ids: Sequence[str]) -> Int:
-        """Rows of many tracks, PAD_ROW for those outside the catalogue. [n] int64."""
+        """Return the row of each track, or PAD_ROW for a track outside the catalogue. [n] int64."""
         return np.fromiter(map(self._find, track_ids), dtype=np.int64, count=len(track_ids))
 
     def track_id(self, row: Row) -> str:
-        """The id of a row. Raises IndexError for the reserved row and rows beyond the last."""
+        """Return the track id of a row. Raises IndexError for the padding row and for rows beyond the last row."""
         if row < FIRST_TRACK_ROW:
             raise IndexError(f"row {row} is reserved and names no track")
         return self._tracks.track_id(row)
 
     @property
     def plays(self) -> NDArray[Any]:
-        """Presentations of each track, skipped ones included. [num_rows] int64 or, mapped, float32; by row."""
+        """Play counts, including skipped plays, indexed by row. [num_rows] int64 in memory, float32 if mapped."""
         return self._tracks.plays
 
     @property
     def by_plays(self) -> Int:
-        """Rows of the tracks, most played first, equal ones by row. [tracks] int32."""
+        """Rows of all tracks by descending play count, ties by row. [tracks] int32."""
         return self._tracks.by_plays
 
     def json(self, row: Row) -> bytes:
-        """What a JSON object says of a track, without its braces: `"track_id":"x","title":"y"`. UTF-8."""
+        """Return the JSON members of a track, without the braces, in UTF-8: `"track_id":"x","title":"y"`."""
         return self._tracks.json(row)
 
     def search(self, query: str, limit: int) -> list[Row]:
-        """Rows whose title, artist or id hold every word of `query`, most played first; all tracks for no word."""
+        """Return at most `limit` rows of tracks with each word of `query` in title, artist or id, most played first."""
         matching = self._tracks.searchable
         for word in query.lower().split():
             matching = matching.filter(pl.col("text").str.contains(word, literal=True))
@@ -206,7 +203,7 @@ class Catalogue:
 
 
 class _InMemory:
-    """The tracks of a frame with the columns of _SCHEMA, by row. What is derived from it is made when first used."""
+    """Tracks in a data frame with the columns of _SCHEMA, in row order. Lookup tables are built at their first use."""
 
     def __init__(self, frame: pl.DataFrame) -> None:
         self.frame = frame
@@ -215,7 +212,7 @@ class _InMemory:
         return len(self.frame)
 
     def find(self, track_id: str) -> Row:
-        """The row of a track or PAD_ROW."""
+        """Return the row of a track, or PAD_ROW if the track is unknown."""
         return self._row_of.get(track_id, PAD_ROW)
 
     def track_id(self, row: Row) -> str:
@@ -253,7 +250,7 @@ class _InMemory:
 
 
 class _Mapped:
-    """The tracks of the files in a folder."""
+    """Tracks in memory-mapped files of a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._ids = _Texts(folder / _IDS, folder / _ID_ENDS)
@@ -261,12 +258,11 @@ class _Mapped:
         self._by_id = _array(folder / _BY_ID)
         self.by_plays: Int = _array(folder / _BY_PLAYS)
         self.plays: Float32 = _array(folder / _PLAYS)
-        # Polars opens the file for every search. By its descriptor it is this one, whatever the folder holds by then.
+        # Polars opens the file for every search. The path of a file descriptor stays valid if the folder is replaced.
         search = os.open(folder / _SEARCH, os.O_RDONLY)
         weakref.finalize(self, os.close, search)
         self.searchable = pl.scan_ipc(f"/dev/fd/{search}")
-        # Each catalogue has its cache, which must not refer to the catalogue: a release that is swapped away shall be
-        # freed at once, and the garbage collector hardly ever looks (service/app.py).
+        # The cache must not refer to the catalogue: the service rarely collects reference cycles (service/app.py).
         self.find = lru_cache(maxsize=_REMEMBERED)(_Finder(self._ids, self._by_id).find)
         self.track_id = self._ids.text
         self.json = self._json.of
@@ -276,7 +272,7 @@ class _Mapped:
         return len(self._by_id)
 
     def _validate(self, folder: Path) -> None:
-        """Raise BadRelease unless every row leads somewhere in every file; three tracks are looked up."""
+        """Raise BadRelease unless the shapes, dtypes and rows of all files are valid. Also look up three tracks."""
         tracks = len(self)
         for name, found, shape, dtype in (
             (_ID_ENDS, self._ids.ends, (tracks + 1,), np.int64),
@@ -313,7 +309,7 @@ class _Mapped:
         try:
             if self.searchable.collect_schema() != {"row": pl.Int32, "text": pl.String}:
                 raise BadRelease(f"{folder / _SEARCH} has other columns than row and text: write the release again")
-            # The length of each text, as Polars checks a text only when it is asked for something of it.
+            # Polars validates a text only when an expression reads it, so the query computes the text lengths.
             lengths = pl.col("text").str.len_bytes()
             return self.searchable.select("row", lengths).collect()["row"].to_numpy()
         except UNREADABLE as error:
@@ -322,26 +318,26 @@ class _Mapped:
 
 
 class _Texts:
-    """A text for each row: the bytes of a file, and where each ends."""
+    """One text per row: a file of concatenated texts, and an array of their end positions."""
 
     def __init__(self, file: Path, ends: Path) -> None:
         self._bytes = _mapped(file)
         self.ends = _array(ends)
-        # A memory view reads one number faster than an array does. Another dtype is refused later (_Mapped._validate).
+        # A memoryview reads a single number faster than an array. `_Mapped._validate` rejects other dtypes.
         self._end: Any = self.ends.data if self.ends.dtype == np.int64 else self.ends
 
     def of(self, row: Row) -> bytes:
-        """The text of a row, UTF-8."""
+        """Return the text of a row as UTF-8 bytes."""
         text: bytes = self._bytes[self._end[row - 1] : self._end[row]]
         return text
 
     def text(self, row: Row) -> str:
-        """The text of a row."""
+        """Return the text of a row as a string."""
         text: str = self._bytes[self._end[row - 1] : self._end[row]].decode()
         return text
 
     def fit(self) -> bool:
-        """Whether the ends lie in the bytes, in their order."""
+        """Return True if the end positions are ascending and cover the whole file."""
         ends = self.ends
         return ends[0] == 0 and ends[-1] == len(self._bytes) and bool((ends[1:] >= ends[:-1]).all())
 
@@ -352,7 +348,7 @@ class _Finder:
         self._by_id = by_id
 
     def find(self, track_id: str) -> Row:
-        """The row of a track or PAD_ROW, by bisection."""
+        """Return the row of a track by binary search, or PAD_ROW if the track is unknown."""
         wanted = track_id.encode(errors="surrogatepass")
         at = bisect.bisect_left(self._by_id, wanted, key=self._ids.of)
         if at == len(self._by_id):
@@ -362,7 +358,10 @@ class _Finder:
 
 
 def _as_json(part: pl.DataFrame) -> pl.Series:
-    """Inside an object, absent where unknown. A quote within a value is escaped, so `,"title":null` is a field."""
+    """Return the JSON members of each track, without braces and without null titles and artists.
+
+    JSON escapes quotes in values, so the text `,"title":null` can only be a member.
+    """
     whole = part.select(pl.struct("track_id", "title", "artist").struct.json_encode()).to_series()
     for name in ("title", "artist"):
         whole = whole.str.replace(f',"{name}":null', "", literal=True)
@@ -379,7 +378,7 @@ def _write_texts(folder: Path, texts: str, ends: str, parts: Sequence[pl.Series]
 
 
 def _mapped(file: Path) -> Any:
-    """The bytes of a file, mapped; slices are bytes."""
+    """Memory-map a file. A slice of the result is a bytes object."""
     with file.open("rb") as stream:
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if file.stat().st_size else b""
 
@@ -390,7 +389,7 @@ def _array(file: Path) -> NDArray[Any]:
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn what Polars says of a damaged file, a panic of its own included, into InputError with one line."""
+    """Convert errors and panics of Polars for a damaged file to InputError with a one-line message."""
     try:
         check_footer(path)
         yield

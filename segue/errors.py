@@ -1,33 +1,33 @@
-"""The error tree: what can go wrong, and what a user or client then sees.
+"""The exception classes of Segue, with the exit code and HTTP status of each.
 
 ===================  =========  ===========  ==================================================
 error                exit code  HTTP status  raised by
 ===================  =========  ===========  ==================================================
-InputError           2          422          any wrong input that has no class of its own
+InputError           2          422          any invalid input without a more specific class
 BadLog               2          -            reading listening logs (`segue prepare`)
 BadDataset           2          -            opening a dataset
 BadRelease           2          -            opening, writing or serving a release
 BadOption            2          -            recipes, `--set`, settings
 UnknownTrack         2          404          asking for a track outside the catalogue
-UnknownSession       2          404          asking for a session that holds no plays
-UnknownRelease       2          404          asking for a release that is not there
+UnknownSession       2          404          asking for a session without plays
+UnknownRelease       2          404          asking for a release that does not exist
 SwapRefused          1          409          swapping without a folder, or while another swap runs
 ReleasesUnavailable  1          503          the folder of releases cannot be written
 StoreUnavailable     1          503          Redis cannot be reached or refuses writes
-Overloaded           1          503          asking for more than can be answered in time
-ModelUnavailable     1          503          a call of the model that does not return in time
-OutOfMemory          1          -            training what does not fit into memory
-ProcessLost          1          -            training by several processes, one of which has ended
+Overloaded           1          503          load shedding: the request cannot be answered in time
+ModelUnavailable     1          503          a model call that exceeds its deadline
+OutOfMemory          1          -            training that needs more memory than available
+ProcessLost          1          -            multi-process training, after one process has ended
 ===================  =========  ===========  ==================================================
 
-A message is one line: the value, what was expected, what to do.
+A message is one line with the invalid value, the expected value and the remedy.
 """
 
 from typing import ClassVar
 
 
 class SegueError(Exception):
-    """Anything that Segue itself reports; its text is meant for the user."""
+    """Base class of all errors that Segue raises. The message is written for the user."""
 
     exit_code: ClassVar[int] = 1
     http_status: ClassVar[int] = 500
@@ -47,11 +47,11 @@ class BadLog(InputError):
 
 
 class BadDataset(InputError):
-    """A dataset folder is damaged, of another version or not a dataset."""
+    """A dataset folder is damaged, has another format version, or is not a dataset."""
 
 
 class BadRelease(InputError):
-    """A release folder is damaged, of another version or unfit for what is asked of it."""
+    """A release folder is damaged, has another format version, or does not support the requested operation."""
 
 
 class BadOption(InputError):
@@ -66,14 +66,14 @@ class UnknownTrack(InputError):
 
 
 class UnknownSession(InputError):
-    """A session holds no plays: it never did, expired or was erased."""
+    """A session has no plays: it never had any, it expired, or it was erased."""
 
     http_status = 404
     title = "Unknown session"
 
 
 class UnknownRelease(InputError):
-    """No release goes by a name."""
+    """There is no release with the given name."""
 
     http_status = 404
     title = "Unknown release"
@@ -87,7 +87,7 @@ class UnknownMap(InputError):
 
 
 class SwapRefused(SegueError):
-    """The service cannot swap releases, or not at this moment."""
+    """The service cannot swap releases, or another swap is in progress."""
 
     http_status = 409
     title = "Swap refused"
@@ -101,36 +101,39 @@ class ReleasesUnavailable(SegueError):
 
 
 class StoreUnavailable(SegueError):
-    """The session store cannot be reached or refuses writes; trying again later may help."""
+    """The session store cannot be reached or refuses writes. A later retry may succeed."""
 
     http_status = 503
     title = "Session store unavailable"
 
     def __init__(self, text: str, reason: str | None = None) -> None:
-        """`text` is for clients; `reason`, which may say where the store is, for the log. They are often the same."""
+        """Create the error. Clients see `text`. The log contains `reason`, which may include the store's address.
+
+        `reason` defaults to `text`.
+        """
         super().__init__(text)
         self.reason = reason if reason is not None else text
 
 
 class Overloaded(SegueError):
-    """More is asked for than can be answered in time; trying again a moment later helps."""
+    """The service is overloaded and rejects the request (load shedding). Retry after a short delay."""
 
     http_status = 503
     title = "Overloaded"
 
 
 class ModelUnavailable(SegueError):
-    """Encoder or index did not answer within the deadline, for one question or for all."""
+    """The encoder or the index did not respond within the deadline, for one request or for all requests."""
 
     http_status = 503
     title = "Model unavailable"
 
 
 class OutOfMemory(SegueError):
-    """Training needs more memory than there is."""
+    """Training needs more memory than is available."""
 
     title = "Out of memory"
 
 
 class ProcessLost(SegueError):
-    """One of the processes that train together has ended; started again, they go on from the last checkpoint."""
+    """A process of a multi-process training has ended. A restart resumes from the last checkpoint."""

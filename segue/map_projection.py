@@ -1,7 +1,7 @@
-"""Places on the map of a release's tracks: points of a plane in which tracks with like embeddings lie near each other.
+"""Positions on the 2D map of a release's tracks. Tracks with similar embeddings are close to each other on the map.
 
-`map.npy` holds them (docs/release-format.md); training/track_map.py draws the map. What is no point of the map itself,
-a track that was not drawn with the others or the encoder's query, lies among its nearest points.
+`map.npy` contains the positions (docs/release-format.md). training/track_map.py computes the map. The position of a
+query, or of a track that was left out of that computation, is interpolated from the positions of its nearest tracks.
 """
 
 from pathlib import Path
@@ -13,15 +13,16 @@ from segue.arrays import Float32
 from segue.catalogue import FIRST_TRACK_ROW
 from segue.errors import BadRelease
 
-NEAREST: Final = 5  # points that a place lies among
+NEAREST: Final = 5  # number of nearest tracks with a nonzero weight
 
 
 def among(scores: Float32, places: Float32) -> Float32:
-    """The weighted mean of the places of each line's nearest points. [n, 2] float32.
+    """Return the weighted mean position of each query's nearest tracks. [n, 2] float32.
 
-    `scores` [n, k] float32 in falling order say how near the points are, `places` [n, k, 2] where they lie. The last
-    point counts nothing and the others by what they are nearer than it, so that a place does not jump as a point comes
-    in. Where all are equally near, it is their middle.
+    `scores` [n, k] float32 are the scores of the nearest tracks in descending order. `places` [n, k, 2] float32 are the
+    positions of these tracks. The weight of a track is the difference between its score and the last score. The last
+    track therefore has the weight 0, so the mean moves continuously when another track becomes one of the nearest. If
+    all scores are equal, all weights are equal.
     """
     weights = scores - scores[:, -1:]
     sums = weights.sum(axis=1, keepdims=True)
@@ -32,9 +33,12 @@ def among(scores: Float32, places: Float32) -> Float32:
 
 
 def validate_map(file: Path, places: Float32, tracks: int) -> None:
-    """Raise BadRelease unless `places` has a place from -1 to 1 for each track and the padding before them."""
+    """Raise BadRelease unless `places` is a valid map: [tracks + 1, 2] float32, values from -1 to 1.
+
+    The first row is padding. `file` is the path for the error message.
+    """
     expected = (tracks + FIRST_TRACK_ROW, 2)
     if places.shape != expected or places.dtype != np.float32 or not places.flags.c_contiguous:
         raise BadRelease(f"{file} is {places.dtype} {places.shape}, the manifest asks for float32 {expected}")
-    if not (np.abs(places) <= 1).all():  # NaN is not either
+    if not (np.abs(places) <= 1).all():  # also False for NaN
         raise BadRelease(f"{file} holds what is no place from -1 to 1: train the release again")

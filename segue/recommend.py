@@ -1,6 +1,6 @@
-"""The recommendation step: sessions in, ranked tracks out. The service and the evaluator share it.
+"""The recommendation step: rank the next tracks for sessions. The service and the evaluator use the same code.
 
-It does not depend on HTTP, Redis, ONNX or FAISS: the encoder and the index are parameters.
+This module does not depend on HTTP, Redis, ONNX or FAISS: the encoder and the index are parameters.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,15 +35,18 @@ class NearestTracks(Protocol):
     """Finds the tracks whose embeddings have the largest inner product with a query."""
 
     def search(self, queries: Float32, k: int) -> Ranked:
-        """Return the k best tracks for each of `queries` [batch, dimension] float32; an index may miss some."""
+        """Return the k best tracks for each query in `queries` [batch, dimension] float32.
+
+        An approximate index may miss some of the best tracks and may find fewer than k tracks.
+        """
         ...
 
 
 class Ranker(Protocol):
-    """Anything that orders tracks for a window: an encoder with an index, popularity, a Markov chain."""
+    """Ranks tracks for windows. Examples are an encoder with an index, popularity, and a Markov chain."""
 
     def rank(self, windows: Windows, k: int) -> Ranked:
-        """Return the k best tracks for each window, at least min(k, tracks). Rows and scores [batch, k]."""
+        """Return the k best tracks for each window, or all tracks if there are fewer. Rows and scores [batch, k]."""
         ...
 
     def scores(self, windows: Windows, rows: Int) -> Float32:
@@ -55,14 +58,17 @@ class EncoderRanker:
     """Ranks by inner product between the encoder's query and the item embeddings, through an index."""
 
     def __init__(self, encoder: QueryEncoder, index: NearestTracks, exact: NearestTracks, embeddings: Float32) -> None:
-        """`exact` is the fallback when `index` finds fewer than k tracks; `embeddings` [num_rows, dim] float32."""
+        """Create a ranker that falls back to `exact` if `index` finds fewer than k tracks for a query.
+
+        `embeddings` [num_rows, dimension] float32 are the item embeddings.
+        """
         self._encoder = encoder
         self._index = index
         self._exact = exact
         self._embeddings = embeddings
 
     def rank(self, windows: Windows, k: int) -> Ranked:
-        """Return the k best tracks for each window, by search in the index and, if it finds too few, exact search."""
+        """Return the k best tracks for each window. Queries for which the index finds too few use exact search."""
         queries = self._encoder.encode(windows)
         k = min(k, len(self._embeddings) - FIRST_TRACK_ROW)
         found = self._index.search(queries, k)
@@ -75,7 +81,10 @@ class EncoderRanker:
         return found
 
     def scores(self, windows: Windows, rows: Int) -> Float32:
-        """Return the inner products of each query with given tracks. `rows` [batch, candidates] int64, float32 out."""
+        """Return the inner product of each query and the embedding of each candidate track.
+
+        `rows` [batch, candidates] int64 are the candidates. Returns [batch, candidates] float32.
+        """
         queries = self._encoder.encode(windows)
         scores: Float32 = np.einsum("bd,bcd->bc", queries, self._embeddings[rows])
         return scores
@@ -85,7 +94,10 @@ class PopularityRanker:
     """Ranks tracks by their number of plays, then by row; every session gets the same list."""
 
     def __init__(self, plays: Int | Float32, order: Int | None = None) -> None:
-        """`plays` [num_rows], indexed by row; `order` [tracks], rows by descending plays, computed if not given."""
+        """Create a ranker from play counts `plays` [num_rows], indexed by row.
+
+        `order` [tracks] contains the rows by descending play count. It is computed if it is None.
+        """
         self._plays = plays.astype(np.float32, copy=False)
         self._order = order if order is not None else np.argsort(-plays[FIRST_TRACK_ROW:], kind="stable") + 1
 
@@ -95,7 +107,7 @@ class PopularityRanker:
         return Ranked(best, self._plays[best])
 
     def scores(self, windows: Windows, rows: Int) -> Float32:  # noqa: ARG002 (every session gets the same scores)
-        """Return the plays of given tracks. `rows` [batch, candidates] int64 -> [batch, candidates] float32."""
+        """Return the play counts of the given tracks. `rows` [batch, candidates] int64 -> the same shape, float32."""
         return self._plays[rows]
 
 
@@ -112,7 +124,7 @@ class Recommendation:
 
 @dataclass(frozen=True, slots=True)
 class Recommender:
-    """Recommends with a ranker, or by popularity for sessions without a known track in the last `window` plays."""
+    """Recommends with `ranker`. Sessions without a play of a catalogue track get the most popular tracks instead."""
 
     ranker: Ranker
     popularity: PopularityRanker
@@ -128,9 +140,10 @@ class Recommender:
     ) -> list[Recommendation]:
         """Recommend the next tracks for each session, best first.
 
-        `excluded` lists, for each session, rows that must not appear. `exclude_heard` also excludes the session's own
-        tracks. `k` and `exclude_heard` are one value, or one per session. Exclusions shorten a list only if the
-        catalogue has no other tracks, and the list of a session does not depend on the other sessions.
+        `excluded` contains, for each session, the rows to exclude. `exclude_heard` also excludes the tracks of the
+        session itself. `k` and `exclude_heard` are either one value for all sessions or one value per session. A list
+        has fewer than k tracks only if the catalogue has fewer tracks that are not excluded. The result for a session
+        does not depend on the other sessions in the batch.
         """
         count = len(sessions)
         k_per_session = [k] * count if isinstance(k, int) else k
@@ -155,7 +168,10 @@ class Recommender:
         ]
 
     def scores(self, sessions: Sessions, rows: Int) -> Float32:
-        """Return each session's scores of given tracks. `rows` [batch, candidates] int64 -> the same shape, float32."""
+        """Return the scores of the given tracks for each session.
+
+        `rows` [batch, candidates] int64 are the tracks. Returns [batch, candidates] float32.
+        """
         windows = to_windows(sessions, self.window)
         result = np.empty(rows.shape, dtype=np.float32)
         for _, ranker, which in self._by_source(windows):
@@ -163,7 +179,7 @@ class Recommender:
         return result
 
     def _by_source(self, windows: Windows) -> Iterator[tuple[Source, Ranker, Int]]:
-        """Assign windows with at least one known track to the model, and the others to popularity."""
+        """Yield source, ranker and window indices: the model for windows with a known track, popularity for others."""
         usable = (windows.tracks != PAD_ROW).any(axis=1)
         assignments: tuple[tuple[Source, Ranker, Int], ...] = (
             ("model", self.ranker, np.flatnonzero(usable)),
@@ -174,7 +190,7 @@ class Recommender:
 
 _NO_ROWS: Int = np.empty(0, dtype=np.int64)
 _NO_SCORES: Float32 = np.empty(0, dtype=np.float32)
-_MIN_FETCH: Final = 48  # k = 20 and a window of 20 excluded plays
+_MIN_FETCH: Final = 48  # enough for k = 20 and a window of 20 excluded plays
 
 
 def _excluded_rows(sessions: Sessions, i: int, excluded: Sequence[Int] | None, heard: bool) -> set[Row]:
@@ -187,7 +203,10 @@ def _excluded_rows(sessions: Sessions, i: int, excluded: Sequence[Int] | None, h
 
 
 def _overfetch(k: int, excluded: int) -> int:
-    """Return how many tracks to rank so that k remain: one of few sizes, so that sessions share a search."""
+    """Return how many tracks to rank so that at least k tracks remain after `excluded` rows are removed.
+
+    The result is rounded up to one of a few sizes, so that sessions with similar needs share one search.
+    """
     if not excluded:
         return k
     size = _MIN_FETCH
@@ -197,7 +216,7 @@ def _overfetch(k: int, excluded: int) -> int:
 
 
 def _top_k(k: int, rows: Int, scores: Float32, excluded_rows: set[Row]) -> tuple[Int, Float32]:
-    """Return the first k tracks of a ranking that are not excluded."""
+    """Return the rows and scores of the first k tracks of a ranking that are not excluded."""
     if not excluded_rows:
         rows, scores = rows[:k], scores[:k]
         keep = rows != PAD_ROW

@@ -1,7 +1,8 @@
-"""A release: one immutable folder with everything that serving needs. docs/release-format.md describes format 1.
+"""A release: an immutable folder with a trained model and everything else that serving needs.
 
-Written beside its final name and renamed; opening verifies version, sizes, hashes and shapes. No pickle anywhere;
-arrays are memory-mapped, so that several processes share one copy.
+docs/release-format.md describes the file format. A release is written to a temporary folder, which is renamed when it
+is complete. Opening a release verifies the format version, file sizes, hashes and array shapes. No file is a pickle.
+Arrays are memory-mapped, so that several processes share one copy in memory.
 """
 
 import hashlib
@@ -39,7 +40,8 @@ SAMPLE_TRACKS: Final = "sample_tracks.npy"
 SAMPLE_SKIPPED: Final = "sample_skipped.npy"
 INDEX: Final = "index.faiss"
 INDEX_FACTS: Final = "index.json"
-_INDEX_FILES: Final = (INDEX, INDEX_FACTS)  # what `segue index` replaces: no part of the release's name
+# `segue index` replaces these files, so the name of a release does not depend on them.
+_INDEX_FILES: Final = (INDEX, INDEX_FACTS)
 
 
 class _Frozen(BaseModel):
@@ -47,14 +49,14 @@ class _Frozen(BaseModel):
 
 
 class FileFacts(_Frozen):
-    """What a file must be to be trusted."""
+    """The expected size and hash of a file."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
 
 
 class DatasetFacts(_Frozen):
-    """What the release was trained on."""
+    """The dataset that the release was trained on."""
 
     fingerprint: str
     source: str
@@ -72,13 +74,13 @@ class Loss(_Frozen):
 
 
 class WindowFacts(_Frozen):
-    """How much of a session the encoder sees."""
+    """The number of latest plays that the encoder uses."""
 
     length: int = Field(ge=1, le=10_000)
 
 
 class Manifest(_Frozen):
-    """`manifest.json`."""
+    """The contents of `manifest.json`."""
 
     format_version: Literal[1] = FORMAT_VERSION
     name: str = Field(
@@ -100,7 +102,7 @@ class Manifest(_Frozen):
 
 
 class ReleaseMetadata(BaseModel):
-    """What a trainer knows of a release before its files are written; the fields of Manifest."""
+    """The fields of Manifest that are known before the files of the release are written."""
 
     model: str
     options: dict[str, Any]
@@ -121,27 +123,30 @@ class Release:
 
     @property
     def name(self) -> str:
-        """What answers and logs call this release."""
+        """The name of this release in responses and logs."""
         return self.manifest.name
 
     @property
     def has_encoder(self) -> bool:
-        """Whether the release can be served; a baseline can only be evaluated."""
+        """Whether the release has an encoder. A release without an encoder can be evaluated but not served."""
         return ENCODER in self.manifest.files
 
     @property
     def has_index(self) -> bool:
-        """Whether `segue index` has built a FAISS index; without one, search is exact."""
+        """Whether the release has a FAISS index (`segue index` builds one). Without an index, search is exact."""
         return INDEX in self.manifest.files
 
     @cached_property
     def catalogue(self) -> Catalogue:
-        """The tracks in memory, with counts of the training part."""
+        """The catalogue in memory. Its play and skip counts are those of the training data."""
         return Catalogue.read_parquet(self.path / CATALOGUE)
 
     @cached_property
     def mapped_catalogue(self) -> Catalogue:
-        """The same tracks from mapped files, for serving; an older release without them gets a temporary copy."""
+        """The catalogue from memory-mapped files, for serving.
+
+        If the release does not contain these files, they are written to a temporary folder.
+        """
         if set(MAPPED_FILES) <= set(self.manifest.files):
             return Catalogue.map(self.path)
         folder = Path(tempfile.mkdtemp(prefix="segue-tracks-"))
@@ -150,34 +155,40 @@ class Release:
         return Catalogue.map(folder)
 
     def array(self, file: str) -> NDArray[Any]:
-        """An array of the release, memory-mapped and read-only. Raises BadRelease for a file that is not one."""
+        """Memory-map the array in `file`, read-only. Raises BadRelease if `file` is missing or not an array."""
         if file not in self.manifest.files:
             raise BadRelease(f"{self.path} holds no {file}: it was trained as {self.manifest.model}")
         return mapped_array(self.path / file)
 
     @cached_property
     def item_embeddings(self) -> Float32:
-        """The matrix M that queries are compared with. [num_rows, dimension] float32; row 0 is padding."""
+        """The item embeddings. [num_rows, dimension] float32; row 0 is padding.
+
+        The score of a track is the inner product of its item embedding and the query.
+        """
         return self.array(ITEM_EMBEDDINGS)
 
     @cached_property
     def track_map(self) -> Float32 | None:
-        """Each track's place on the map (segue.map_projection), [num_rows, 2] float32; None without a map."""
+        """The position of each track on the 2D map, [num_rows, 2] float32. None if the release has no map."""
         return np.asarray(self.array(TRACK_MAP)) if TRACK_MAP in self.manifest.files else None
 
     @property
     def sample_windows(self) -> Windows:
-        """Real windows from validation, for tuning an index and for comparing runtimes; see Windows."""
+        """Windows of validation sessions, for tuning an index and for comparing the outputs of model runtimes."""
         return Windows(self.array(SAMPLE_TRACKS).astype(np.int64), self.array(SAMPLE_SKIPPED).astype(np.bool_))
 
 
 def sample_arrays(windows: Windows) -> dict[str, NDArray[Any]]:
-    """Windows as the arrays that a release keeps, by file name."""
+    """Convert sample windows to the arrays that a release stores, by file name."""
     return {SAMPLE_TRACKS: windows.tracks.astype(np.int32), SAMPLE_SKIPPED: windows.skipped}
 
 
 def open_release(path: Path) -> Release:
-    """Open a release and verify it: format version, files, sizes, hashes, shapes. Raises BadRelease with one line."""
+    """Open a release and verify its format version, file sizes, hashes and array shapes.
+
+    Raises BadRelease with a one-line message.
+    """
     manifest = read_manifest(path)
     for name, facts in manifest.files.items():
         _verify(path, name, facts)
@@ -198,7 +209,7 @@ def open_release(path: Path) -> Release:
             raise BadRelease(
                 f"{path}: {ITEM_EMBEDDINGS} is {found.dtype} {found.shape}, the manifest asks for float32 {expected}"
             )
-        if not np.isfinite(found[PAD_ROW]).all():  # the tracks' own are looked at by whoever searches them
+        if not np.isfinite(found[PAD_ROW]).all():  # the index checks the embeddings of the tracks
             raise BadRelease(f"{path}: the item embedding of row {PAD_ROW} is not finite: train the release again")
     if release.track_map is not None:
         validate_map(path / TRACK_MAP, release.track_map, tracks)
@@ -218,9 +229,10 @@ def write_release(
     overwrite: bool = False,
     check: Callable[[Path], object] | None = None,
 ) -> Release:
-    """Write a release whole or not at all, and open it. `arrays` go by file name, each to its own .npy file.
+    """Write a release atomically and open it. `arrays` maps each file name to the array for that .npy file.
 
-    `check` is given the folder before it takes its name; what it raises leaves nothing behind.
+    `check` is called with the temporary folder before the folder is renamed to `path`. If `check` raises, the
+    temporary folder is deleted and no release is written.
     """
     with new_folder(path, overwrite=overwrite, marker=MANIFEST) as folder:
         catalogue.write_parquet(folder / CATALOGUE)
@@ -246,9 +258,9 @@ def write_release(
 
 
 def with_index(release: Release, index: bytes | None, facts: Mapping[str, Any]) -> Release:
-    """Replace the release by one with another index; the other files stay as they are.
+    """Replace the index of a release and open the result. All other files stay unchanged.
 
-    `index` is the content of index.faiss, None for exact search; `facts` is the content of index.json.
+    `index` is the content of index.faiss, or None for exact search. `facts` is the content of index.json.
     """
     with new_folder(release.path, overwrite=True, marker=MANIFEST) as folder:
         for name in release.manifest.files:
@@ -270,7 +282,7 @@ def _name(model: str, files: Mapping[str, FileFacts]) -> str:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest alone, unverified against the files. Raises BadRelease with one line."""
+    """Read the manifest of a release without checking the other files. Raises BadRelease with a one-line message."""
     file = path / MANIFEST
     if not file.is_file():
         raise BadRelease(f"{path} is not a release: it holds no {MANIFEST} (segue train writes one)")
@@ -282,7 +294,7 @@ def read_manifest(path: Path) -> Manifest:
     if version != FORMAT_VERSION or type(version) is not int:
         raise BadRelease(f"{file} has format version {version!r}, this Segue reads {FORMAT_VERSION}: train it again")
     try:
-        # From JSON, as strictness then still takes text for a time; nothing else is converted.
+        # Strict validation of JSON text accepts a string for `created`; strict validation of Python objects does not.
         return Manifest.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
@@ -300,7 +312,10 @@ def _facts_of(folder: Path, only: tuple[str, ...] | None = None) -> dict[str, Fi
 
 
 def _check_no_unlisted_files(path: Path, manifest: Manifest) -> None:
-    """Raise BadRelease for what the manifest does not vouch for: encoder.onnx may refer to any file beside it."""
+    """Raise BadRelease if the folder has a file that the manifest does not list.
+
+    encoder.onnx can refer to other files in its folder, so unlisted files would be read without a check.
+    """
     for file in path.iterdir():
         if file.name != MANIFEST and file.name not in manifest.files:
             raise BadRelease(f"{path} holds {file.name!r}, which its manifest does not list: take it away")

@@ -1,16 +1,17 @@
 """Safe reading and writing of files: atomic and private folders, strict JSON, and a check of Parquet footers.
 
-A new folder appears complete or not at all. Listening data is private: `private_folder` and `new_folder(private=True)`
-give folders the mode 0700 and files the mode 0600, whatever the umask is. A folder with the set-group-ID bit
-(`chmod g+s`) is shared with its group: its mode is 2750, its files have 0640, and new folders in it inherit the bit.
+`new_folder` creates a folder atomically: other processes see the complete folder or no folder. Listening data is
+private: `private_folder` and `new_folder(private=True)` set the mode 0700 for folders and 0600 for files, regardless of
+the umask. A folder with the set-group-ID bit (`chmod g+s`) is shared with its group. Such a folder has the mode 2750,
+its files have the mode 0640, and new subfolders inherit the bit.
 
-`read_json` rejects JSON that parsers could read in two ways.
+`read_json` rejects ambiguous JSON, which parsers may read in different ways.
 
-`check_footer` runs before Polars opens a Parquet file that may be damaged. A footer states how many columns and row
-groups follow. Polars allocates memory for that number before it reads them, and if the memory is not there, it ends the
-process instead of raising. One damaged byte in a file of the event log could so end every service that reads it. The
-check walks the footer (Thrift's compact protocol) and compares each number of elements with the bytes that remain, as
-every element takes at least one byte.
+`check_footer` runs before Polars opens a Parquet file that may be damaged. A Parquet footer states the number of
+columns and row groups. Polars allocates memory for that number before it reads the elements. If the allocation fails,
+Polars aborts the process instead of raising an exception, so one damaged byte in an event log file could crash every
+service that reads the file. The check walks through the footer (Thrift's compact protocol) and compares each number of
+elements with the number of remaining bytes, because each element takes at least one byte.
 https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md (2026)
 """
 
@@ -28,8 +29,8 @@ import polars as pl
 
 from segue.errors import InputError
 
-CHECKPOINT_SUFFIX: Final = ".training"  # of the folder beside a release to be that holds its checkpoint
-RUN_SUFFIX: Final = ".run"  # of the folder beside a release that says how it was trained
+CHECKPOINT_SUFFIX: Final = ".training"  # suffix of the folder with the checkpoint of an unfinished release
+RUN_SUFFIX: Final = ".run"  # suffix of the folder that records how a release was trained
 
 
 _PRIVATE: Final = 0o700
@@ -37,38 +38,38 @@ _OF_A_GROUP: Final = 0o2750
 
 
 def private_folder(path: Path, *, shareable: bool = True, own: Sequence[str] = ("*",)) -> bool:
-    """Make the folder, with those above it that are missing, and close it and its files to other users.
+    """Create the folder and its missing parents, and deny other users access to the folder and its files.
 
-    Answers whether an existing folder could be entered by others before. Raises PermissionError where it belongs to
-    somebody else and they can enter it. With `shareable=False`, the set-group-ID bit does not count. Only files whose
-    names match one of `own` are closed. Raises InputError for a folder that all users of the machine share.
+    Return True if the folder already existed and other users had access to it. `shareable=False` ignores the
+    set-group-ID bit. Only files whose names match a pattern in `own` get a new mode. Raises PermissionError if the mode
+    must change but the folder belongs to another user, and InputError for a folder with the sticky bit, such as /tmp.
     """
     if path.is_dir() and path.stat().st_mode & stat.S_ISVTX:
         raise InputError(f"{path} is shared by all users of this machine: choose a folder of its own")
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     for folder in reversed(missing):
-        with contextlib.suppress(FileExistsError):  # another process has made it
+        with contextlib.suppress(FileExistsError):  # another process has created the folder
             folder.mkdir(mode=_PRIVATE)
         _close(folder)
     was_open = _close(path, shareable=shareable)
     for file in path.iterdir():
         if any(file.match(name) for name in own) and file.is_file() and not file.is_symlink():
-            with contextlib.suppress(FileNotFoundError, PermissionError):  # the folder keeps others out of it
+            with contextlib.suppress(FileNotFoundError, PermissionError):  # the folder denies access anyway
                 _set_mode(file, file_mode(path))
     return was_open
 
 
 def file_mode(folder: Path) -> int:
-    """The mode of files in a private folder."""
+    """Return the mode for files in a private folder: 0640 if the folder is shared with its group, otherwise 0600."""
     return 0o640 if folder.stat().st_mode & stat.S_ISGID else 0o600
 
 
 def private_file(path: Path) -> Path:
-    """Create the file if it is missing, and give it the mode of files in a private folder."""
+    """Create the file if it is missing, set its mode to `file_mode` of its folder, and return the path."""
     mode = file_mode(path.parent)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, mode)
     try:
-        if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:  # by the umask, or as the file was there
+        if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:  # due to the umask, or the file already existed
             os.fchmod(descriptor, mode)
     finally:
         os.close(descriptor)
@@ -76,7 +77,7 @@ def private_file(path: Path) -> Path:
 
 
 def _close(folder: Path, *, shareable: bool = True) -> bool:
-    """Let nobody in but the owner, and the group of a shared folder; answers whether others could enter."""
+    """Set the mode of a private folder. Return True if other users had access to the folder before."""
     mode = stat.S_IMODE(folder.stat().st_mode)
     shared = shareable and mode & stat.S_ISGID
     wanted = _OF_A_GROUP | (mode & stat.S_IWGRP) if shared else _PRIVATE
@@ -90,7 +91,7 @@ def _set_mode(path: Path, mode: int) -> None:
 
 
 def check_output_free(path: Path, *, overwrite: bool, marker: str) -> None:
-    """Raise InputError if `path` is taken; with `overwrite`, only a folder that holds the file `marker` may go."""
+    """Raise InputError if `path` exists. With `overwrite`, an existing folder with the file `marker` is allowed."""
     if not path.exists():
         return
     if not overwrite:
@@ -101,10 +102,11 @@ def check_output_free(path: Path, *, overwrite: bool, marker: str) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path, *, overwrite: bool = False, marker: str, private: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` that takes the name `path` when the block ends without an error.
+    """Yield a temporary folder next to `path`, and rename it to `path` if the block ends without an error.
 
-    `marker` is the file that tells a folder of this kind (`dataset.json`, `manifest.json`): with `overwrite`, only
-    a folder that holds it is replaced. `private` is for what holds sessions of listeners.
+    `marker` is the file that identifies a folder of the expected kind, such as `dataset.json` or `manifest.json`.
+    `overwrite` replaces an existing folder at `path` only if it contains `marker`. Set `private` for listening data.
+    Raises InputError if `path` exists and must not be replaced.
     """
     check_output_free(path, overwrite=overwrite, marker=marker)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,10 +155,10 @@ MOST_BYTES: Final = 16 * 2**20
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises ValueError with one line.
+    """Read a JSON file. Raises ValueError with a one-line message.
 
-    Refused are links, files over MOST_BYTES, a name that an object holds twice (of which readers take the first or the
-    last), numbers that JSON does not know, and what is nested too deeply.
+    The following are rejected: links, files larger than MOST_BYTES, duplicate names in an object, the constants NaN and
+    Infinity, which are not valid JSON, and too many nested levels.
     """
     try:
         if path.is_symlink():
@@ -184,7 +186,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 _MAGIC: Final = b"PAR1"
-_TAIL: Final = 8  # the footer's length, and the magic again
+_TAIL: Final = 8  # bytes at the end of the file: length of the footer and _MAGIC
 _DEEPEST: Final = 64
 _STOP, _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 0, 1, 2, 3, 7, 8, 9, 10, 11, 12
 _VARINTS: Final = (4, 5, 6)
@@ -192,17 +194,17 @@ _FIXED: Final = {_BYTE: 1, _DOUBLE: 8}
 
 
 class DamagedFile(ValueError):
-    """A file that is not to be given to Polars."""
+    """A file that is unsafe to open with Polars."""
 
 
-# What a damaged Parquet or Arrow file may raise: Polars' errors, a panic of its own included, and those of this module.
+# The exceptions that reading a damaged Parquet or Arrow file may raise, including panics of Polars.
 UNREADABLE: Final = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, DamagedFile)
 
 
 def check_footer(path: Path) -> None:
-    """Raise DamagedFile where Polars would follow the footer of `path` too far; what else is wrong, it says itself.
+    """Raise DamagedFile if the footer of the Parquet file states more elements than it contains.
 
-    Raises OSError for a file that cannot be read.
+    Polars itself reports other damage, so this function ignores it. Raises OSError if the file cannot be read.
     """
     with path.open("rb") as stream:
         size = stream.seek(0, 2)
@@ -219,14 +221,14 @@ def check_footer(path: Path) -> None:
 
 
 class _ThriftWalker:
-    """Goes through values without keeping any."""
+    """Walks through values in Thrift's compact protocol and checks their sizes, without decoding them."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
         self._at = 0
 
     def value(self, kind: int, depth: int) -> None:
-        """One value of a type."""
+        """Skip one value of type `kind` at nesting level `depth`. Raises DamagedFile for an invalid value."""
         if depth > _DEEPEST:
             raise DamagedFile("its footer is nested too deeply")
         if kind in _VARINTS:
@@ -251,8 +253,8 @@ class _ThriftWalker:
     def _struct(self, depth: int) -> None:
         while (head := self._byte()) != _STOP:
             if head >> 4 == 0:
-                self._varint()  # the field's number
-            if head & 15 not in (_TRUE, _FALSE):  # which are in the head itself
+                self._varint()  # the field id
+            if head & 15 not in (_TRUE, _FALSE):  # a boolean is stored in the type bits of the head
                 self.value(head & 15, depth + 1)
 
     def _elements(self, count: int, kinds: tuple[int, ...], depth: int) -> None:

@@ -1,8 +1,8 @@
-"""Events, and how they become the plays of a session.
+"""Events, plays, and the rule that turns the events of a session into plays.
 
-A client reports what a listener did: a track started (`play`) or was skipped (`skip`). The rule that turns events into
-plays is in docs/session-semantics.md. This is the reference in plain Python: the Redis script
-service/sessions/append_events.lua follows it, and a property test compares the two.
+A client reports two types of events: a track started (`play`), or a track was skipped (`skip`).
+docs/session-semantics.md describes the rule. This module is the reference implementation in Python. The Redis script
+service/sessions/append_events.lua implements the same rule, and a property test compares the two implementations.
 """
 
 import enum
@@ -23,14 +23,14 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
-# Text without control characters (C0, DEL, C1), line separators or lone surrogates; outer blanks count. Catalogues
-# written by `segue prepare` keep to the same rule.
+# Text without control characters (C0, DEL, C1), line separators or lone surrogates. Leading and trailing spaces are
+# significant. `segue prepare` applies the same rule to catalogues.
 CONTROL_CHARACTERS: Final = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
 TEXT_PATTERN = rf"^[^{CONTROL_CHARACTERS}]+$"
 MAX_ID_LENGTH = 256
 SESSION_ID_PATTERN: Final = r"^[A-Za-z0-9._~-]{1,128}$"
 
-# `date-time` of RFC 3339, section 5.6, in upper case, without leap seconds and with at most nine digits of a second.
+# `date-time` of RFC 3339, section 5.6, in upper case, without leap seconds, with at most nine fractional digits.
 TIME_PATTERN: Final = (
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?"
     r"(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
@@ -39,9 +39,9 @@ TIME_EXPECTED: Final = "Input should be an RFC 3339 time with an offset, such as
 
 
 def _time_schema(source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-    """A time in JSON is of that form: by itself pydantic takes more, such as digits as seconds since 1970.
+    """Return a schema that accepts only TIME_PATTERN in JSON. pydantic alone also accepts, for example, Unix times.
 
-    A Python function alone would be half as fast.
+    The schema is about twice as fast as a validator function in Python.
     """
     text = core_schema.str_schema(pattern=TIME_PATTERN, max_length=40)
     in_json = core_schema.no_info_after_validator_function(datetime.fromisoformat, text)
@@ -67,7 +67,7 @@ def whole_number(value: object) -> object:
 
 
 class EventType(enum.StrEnum):
-    """The kinds of event."""
+    """The type of an event."""
 
     PLAY = "play"
     SKIP = "skip"
@@ -96,12 +96,12 @@ class Event(BaseModel):
 
 
 def play(track_id: str, at: datetime | None = None) -> Event:
-    """The event that `track_id` started."""
+    """Create the event that the track started."""
     return Event(type=EventType.PLAY, track_id=track_id, at=at)
 
 
 def skip(track_id: str, at: datetime | None = None) -> Event:
-    """The event that `track_id` was skipped."""
+    """Create the event that the track was skipped."""
     return Event(type=EventType.SKIP, track_id=track_id, at=at)
 
 
@@ -113,7 +113,7 @@ class Outcome(enum.StrEnum):
 
 
 class Play(NamedTuple):
-    """One presentation of a track in a session."""
+    """One play of a track in a session, skipped or not."""
 
     track_id: str
     outcome: Outcome = Outcome.PLAYED
@@ -129,8 +129,8 @@ class Play(NamedTuple):
 def apply_event(plays: list[Play], event: Event) -> None:
     """Apply one event to the plays of a session, in place.
 
-    A `play` appends a played track. A `skip` of the latest track, if that still counts as played, turns it into a
-    skip; any other `skip` appends a skipped track.
+    A `play` event appends a play with the outcome PLAYED. A `skip` event changes the latest play to SKIPPED if that
+    play is of the same track and not yet skipped. Any other `skip` event appends a play with the outcome SKIPPED.
     """
     at_ms = None if event.at is None else round(event.at.timestamp() * 1000)
     latest = plays[-1] if plays else None
@@ -145,7 +145,7 @@ def apply_event(plays: list[Play], event: Event) -> None:
 
 
 def plays_of(events: Iterable[Event]) -> list[Play]:
-    """The plays that a sequence of events amounts to, oldest first. An id that came before has no effect again."""
+    """Return the plays that result from a sequence of events, oldest first. Events with a repeated id are ignored."""
     plays: list[Play] = []
     seen: set[str] = set()
     for event in events:
@@ -157,10 +157,10 @@ def plays_of(events: Iterable[Event]) -> list[Play]:
 
 
 def events_of(plays: Sequence[Play]) -> list[Event]:
-    """Events that rebuild exactly these plays: `plays_of(events_of(plays))` has the same tracks and outcomes.
+    """Return events that result in `plays`: `plays_of(events_of(plays))` has the same tracks and outcomes.
 
-    A skipped play is sent as `play` and then `skip`: a lone `skip` of a track that was just played would turn
-    that earlier play into a skip instead of adding one.
+    A skipped play becomes a `play` event and a `skip` event. A `skip` event alone could change the previous play
+    instead of adding a play.
     """
     events: list[Event] = []
     for heard in plays:

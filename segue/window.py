@@ -1,7 +1,7 @@
-"""Turn plays into arrays. Training, evaluation and serving all use this one definition of the session window.
+"""Convert plays to arrays. Training, evaluation and serving all use this definition of the session window.
 
-A window holds the last plays of a session, oldest first, padded on the left with PAD_ROW, so that the newest play
-is always in the last column. Plays of tracks outside the catalogue are ignored: they take no column.
+A window contains the last plays of a session, oldest first, padded on the left with PAD_ROW. The newest play is
+therefore always in the last column. Plays of tracks outside the catalogue are ignored and take no column.
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,11 +47,11 @@ class Sessions:
         return Sessions(self.rows[positions].astype(np.int64, copy=False), self.skipped[positions], offsets)
 
     def usable(self) -> "Sessions":
-        """Return the sessions without plays of tracks outside the catalogue."""
+        """Return all sessions without their plays of tracks outside the catalogue."""
         return self._filter(self.rows != PAD_ROW)
 
     def played(self) -> "Sessions":
-        """Return the sessions without skipped plays."""
+        """Return all sessions without their skipped plays."""
         return self._filter(~self.skipped)
 
     def _filter(self, kept: Bool) -> "Sessions":
@@ -63,38 +63,38 @@ class Sessions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SessionViews:
-    """Session i is the plays starts[i]:ends[i] of `whole`, oldest play first; views may overlap."""
+    """Sessions as slices of `whole`: session i has the plays starts[i]:ends[i], oldest first. Slices may overlap."""
 
     whole: Sessions
     starts: Int  # [sessions] int64
-    ends: Int  # [sessions] int64, not below `starts`
+    ends: Int  # [sessions] int64, ends[i] >= starts[i]
 
     @classmethod
     def of(cls, sessions: "Sessions | SessionViews") -> "SessionViews":
-        """Views of all of them."""
+        """Return views of all `sessions`."""
         if isinstance(sessions, SessionViews):
             return sessions
         return cls(sessions, sessions.offsets[:-1], sessions.offsets[1:])
 
     def __len__(self) -> int:
-        """The number of sessions."""
+        """Return the number of sessions."""
         return len(self.starts)
 
     @property
     def lengths(self) -> Int:
-        """Plays in each session. [sessions] int64."""
+        """The number of plays in each session. [sessions] int64."""
         return self.ends - self.starts
 
     def select(self, which: Int | slice) -> Sessions:
-        """A copy of the sessions with these numbers (or of this slice of them), in that order."""
+        """Return a copy of the sessions with these indices, or of this slice, in that order."""
         return self.whole.cut(self.starts[which], self.ends[which])
 
     def gathered(self) -> Sessions:
-        """A copy of all of them."""
+        """Return a copy of all sessions."""
         return self.select(slice(None))
 
     def blocks(self) -> Iterator[Sessions]:
-        """All of them in order, copied a few million plays at a time."""
+        """Yield copies of all sessions in order, in blocks of a few million plays."""
         reached = np.cumsum(self.lengths)
         start = 0
         while start < len(self):
@@ -104,7 +104,7 @@ class SessionViews:
             start = end
 
     def played(self) -> "SessionViews":
-        """The same sessions without the plays that were skipped: a copy, in the dtype of the plays."""
+        """Return a copy of all sessions without their skipped plays. The dtype of the rows stays the same."""
         kept = [block.played() for block in self.blocks()]
         if not kept:
             return self
@@ -116,7 +116,7 @@ class SessionViews:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Windows:
-    """The windows of a batch of sessions: the input of an encoder."""
+    """The windows of a batch of sessions. They are the input of an encoder."""
 
     tracks: Int  # [batch, window] int64, PAD_ROW on the left
     skipped: Bool  # [batch, window] bool, False in padding
@@ -157,7 +157,7 @@ def to_windows(sessions: Sessions, length: int) -> Windows:
 
 
 def distinct(tracks: Int) -> Int:
-    """The tracks of each session, each once, PAD_ROW in place of its repetitions. [batch, n] -> [batch, n]."""
+    """Replace repeated tracks in each row by PAD_ROW; the first occurrence stays. [batch, n] int64 -> [batch, n]."""
     earlier = np.tril(np.ones((tracks.shape[1], tracks.shape[1]), dtype=np.bool_), k=-1)
     repeated = ((tracks[:, :, None] == tracks[:, None, :]) & earlier).any(axis=2)
     return np.where(repeated, PAD_ROW, tracks)

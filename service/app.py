@@ -1,7 +1,7 @@
-"""The app of one worker: what is opened, in which order, and who closes it.
+"""Build the FastAPI app of one worker process.
 
-Its lifespan opens the release, a client of Redis and the event log. Nothing is opened or read at import. What starts
-workers is service/server.py.
+The lifespan of the app opens the release, a Redis client and the event log, and closes them at shutdown. Importing this
+module opens and reads nothing. service/server.py starts the worker processes.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ _log = structlog.get_logger()
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The app for these settings. What it needs is opened when it starts and closed when it ends."""
+    """Create the app for `settings`. Its lifespan opens all resources at startup and closes them at shutdown."""
     tracing_class = _tracing_class(settings)
     tracing = tracing_class() if tracing_class is not None else None
     telemetry = Telemetry(tracing.span if tracing is not None else None)
@@ -72,9 +72,9 @@ def create_app(settings: Settings) -> FastAPI:
                     opened.push_async_callback(BlockingCalls("traces"), tracing.end)
                 app.state.service = await _open(settings, telemetry, opened)
                 _freeze_gc()
-                yield {"admission_control": admission_control}  # for service/http/protocol.py
+                yield {"admission_control": admission_control}  # service/http/protocol.py reads it
         except SegueError as error:
-            app.state.failure = error  # for `serve`, which says it in one line
+            app.state.failure = error  # `serve` reports it in one line
             raise
 
     app = FastAPI(
@@ -107,7 +107,7 @@ def create_app(settings: Settings) -> FastAPI:
     if settings.cors_origins:
         app.add_middleware(CrossOrigin, origins=settings.cors_origins)
     if tracing is not None:
-        from service.ops.tracing import Traced  # noqa: PLC0415 (see _tracing_class)
+        from service.ops.tracing import Traced  # noqa: PLC0415 (an optional dependency)
 
         app.add_middleware(Traced, tracer=tracing.tracer)
     _describe(app)
@@ -115,18 +115,21 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _tracing_class(settings: Settings) -> "type[Tracing] | None":
-    """What traces, if it is asked for: OpenTelemetry is an extra. Raises BadOption where it is not installed."""
+    """Return the class that records traces, or None if tracing is off.
+
+    Tracing needs the extra `segue[tracing]`. Raises BadOption if tracing is on but the extra is not installed.
+    """
     if not settings.tracing:
         return None
     try:
-        from service.ops.tracing import Tracing  # noqa: PLC0415 (see above)
+        from service.ops.tracing import Tracing  # noqa: PLC0415 (an optional dependency)
     except ModuleNotFoundError as error:
         raise BadOption(f"SEGUE_TRACING=true: {error.name} is missing; pip install 'segue[tracing]'") from error
     return Tracing
 
 
 def create_app_from_environment() -> FastAPI:
-    """The app for the settings in the environment; how uvicorn's workers make theirs."""
+    """Create the app from settings in environment variables. uvicorn calls this function in each worker process."""
     terminate_with_parent()
     settings = read_settings()
     configure_logging(settings.log_level, settings.log_hash_key)
@@ -134,7 +137,7 @@ def create_app_from_environment() -> FastAPI:
 
 
 async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.AsyncExitStack) -> AppState:
-    """Open the parts; `opened` closes them in the opposite order."""
+    """Open all resources of the app. `opened` closes them in reverse order."""
     if settings.redis_url is None:
         url = opened.enter_context(embedded_redis(**settings.embedded_redis))
         settings = settings.model_copy(update={"redis_url": url})
@@ -173,7 +176,10 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
 
 
 def _freeze_gc() -> None:
-    """Keep the garbage collector off what lives as long as the process: going through it stops requests for 50 ms."""
+    """Exclude all current objects from garbage collection and make collections rare.
+
+    These objects live as long as the process. Scanning them would delay requests by 50 ms.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
@@ -191,7 +197,7 @@ async def _running(run: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) ->
 
 
 def check_settings(settings: Settings) -> None:
-    """Raise BadRelease or BadOption for what can be seen to be wrong before anything is opened or made."""
+    """Raise BadRelease or BadOption for invalid settings, without opening or creating anything."""
     check_servable(settings)
     auth.check(settings)
     _tracing_class(settings)
@@ -200,9 +206,10 @@ def check_settings(settings: Settings) -> None:
 
 
 def check_startup(settings: Settings) -> None:
-    """The same, and open the releases and Redis: for a process that ends then.
+    """Run `check_settings`, load the releases and check Redis, in a child process that exits afterwards.
 
-    Workers cannot say why they fail to start.
+    The server calls this function before it starts workers, because a worker cannot report why it fails to start.
+    Raises the SegueError that would prevent the start.
     """
     check_settings(settings)
     ReleaseRegistry(settings, Threads(1), Telemetry())
@@ -219,7 +226,10 @@ def check_startup(settings: Settings) -> None:
 
 
 async def _check_durability(client: "Redis | RedisCluster", settings: Settings) -> None:
-    """Raise BadOption if Redis keeps less than SEGUE_DURABILITY says. One that is away is asked again by readiness."""
+    """Raise BadOption if Redis is less durable than SEGUE_DURABILITY requires.
+
+    If Redis is unreachable, log a warning. The readiness check repeats the test later.
+    """
     try:
         await DurabilityCheck(client, settings.durability).check()
     except StoreUnavailable as error:
@@ -227,7 +237,7 @@ async def _check_durability(client: "Redis | RedisCluster", settings: Settings) 
 
 
 def _describe(app: FastAPI) -> None:
-    """Add to the OpenAPI document what FastAPI cannot know."""
+    """Add problem responses, access rules and the schemas of request bodies to the OpenAPI document."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -248,8 +258,8 @@ def _describe(app: FastAPI) -> None:
 
 
 def openapi_yaml() -> str:
-    """`openapi.yaml`: what the app says of itself; the same text each time."""
-    import yaml  # noqa: PLC0415 (needed by this command alone)
+    """Return the contents of `openapi.yaml`, the API description of the app. The output is deterministic."""
+    import yaml  # noqa: PLC0415 (only this function needs it)
 
     app = create_app(Settings(release=Path("release")))
     text: str = yaml.safe_dump(app.openapi(), sort_keys=False, allow_unicode=True, width=120)

@@ -1,7 +1,7 @@
-"""The server process: starts the embedded Redis, binds the port, and serves in this process or in worker processes.
+"""The server process: start the embedded Redis, bind the port, and serve in this process or in worker processes.
 
-A supervisor of workers loads no release and imports none of the serving code, because that would cost the memory of one
-more worker. Therefore some imports are within functions.
+With several workers, this process only supervises them. It does not load a release or import the serving code, because
+that would use as much memory as one more worker. Some imports are therefore inside functions.
 """
 
 import contextlib
@@ -35,15 +35,15 @@ from service.settings import Settings, as_environment
 from service.shutdown import CLOSING_S, end_in_time
 from service.telemetry import MULTIPROCESS_DIR, configure_logging
 
-_OTHER_FILES: Final = 256  # open files of the release, the event log and connections to Redis
+_OTHER_FILES: Final = 256  # file descriptors for the release, the event log and connections to Redis
 
 
 def serve(settings: Settings, workers: int = 1, *, open_player: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT. Prints the line `http://host:port` once the service is ready.
+    """Serve until SIGTERM or SIGINT. Print the line `http://host:port` when the service is ready.
 
-    `open_player` then opens the player page in the user's browser.
+    `open_player` opens the player page in the user's browser when the service is ready.
 
-    Raises BadOption, BadRelease or StoreUnavailable with one line if it cannot start.
+    Raises BadOption, BadRelease or StoreUnavailable with a one-line message if the service cannot start.
     """
     configure_logging(settings.log_level, settings.log_hash_key)
     _raise_file_limit(settings.max_connections)
@@ -62,7 +62,10 @@ def serve(settings: Settings, workers: int = 1, *, open_player: bool = False) ->
 
 
 def _raise_file_limit(number: int) -> None:
-    """Raise the limit of open files for `number` connections. The usual default is 1,024. Raises BadOption."""
+    """Raise the limit of open files so that `number` connections fit. Raises BadOption if the hard limit is too low.
+
+    The usual default of the limit is 1,024 files.
+    """
     needed = number + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
@@ -76,7 +79,7 @@ def _raise_file_limit(number: int) -> None:
 
 def _check_settings(settings: Settings, workers: int) -> None:
     if workers == 1:
-        from service import app  # noqa: PLC0415 (see above)
+        from service import app  # noqa: PLC0415 (a supervisor must not import it)
 
         app.check_settings(settings)
         return
@@ -93,7 +96,7 @@ def _check_settings(settings: Settings, workers: int) -> None:
 
 
 def _check_in_child(settings: Settings) -> None:
-    from service import app  # noqa: PLC0415 (see above)
+    from service import app  # noqa: PLC0415 (a supervisor must not import it)
 
     terminate_with_parent()
     configure_logging(settings.log_level, settings.log_hash_key)
@@ -101,10 +104,11 @@ def _check_in_child(settings: Settings) -> None:
 
 
 def _serve_in_process(settings: Settings, listening: socket.socket) -> None:
-    from service.app import create_app  # noqa: PLC0415 (see above)
+    from service.app import create_app  # noqa: PLC0415 (a supervisor must not import it)
 
     app = create_app(settings)
-    # A startup failure is raised below and reported in one line. Without the filter, uvicorn also logs its traceback.
+    # The code below raises a startup failure again, and the command reports it in one line. Without this filter,
+    # uvicorn would also log the traceback.
     logging.getLogger("uvicorn.error").addFilter(lambda _: not hasattr(app.state, "failure"))
     try:
         uvicorn.Server(_uvicorn_config(settings, app)).run(sockets=[listening])
@@ -123,7 +127,7 @@ def _serve_with_workers(
     os.environ.update(as_environment(settings), **{MULTIPROCESS_DIR: metrics_folder})
     config = _uvicorn_config(settings, "service.app:create_app_from_environment", factory=True, workers=workers)
     supervisor = Multiprocess(config, sockets=[listening])
-    end_in_time(settings.shutdown_grace_s + CLOSING_S + 1)  # longer than the workers' own limit
+    end_in_time(settings.shutdown_grace_s + CLOSING_S + 1)  # one second more than the limit of the workers
     supervisor.run()
 
 
@@ -150,7 +154,7 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, UnicodeError) as error:  # UnicodeError: a part of the name has over 63 characters
+    except (OSError, UnicodeError) as error:  # UnicodeError: a label of the host name has more than 63 characters
         reason = error.strerror if isinstance(error, OSError) else "not a valid host name"
         raise BadOption(f"cannot listen on {shown}: {reason}; {_remedy(error, host, port)}") from error
     listening.set_inheritable(True)
@@ -158,7 +162,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _remedy(error: OSError | UnicodeError, host: str, port: int) -> str:
-    """The remedy for an address that cannot be bound. Only some errors are caused by the port."""
+    """Return advice for the error message if the address cannot be bound. The host or the port may be the cause."""
     if isinstance(error, UnicodeError | socket.gaierror):
         return f"{host!r} is not an address of this machine: set --host to one, or to 127.0.0.1"
     if error.errno == errno.EADDRINUSE:
@@ -181,7 +185,10 @@ def _address(listening: socket.socket) -> str:
 
 @contextlib.contextmanager
 def _announce_address(address: str, *, open_player: bool) -> Iterator[None]:
-    """Print the address as soon as the service responds. uvicorn does not report when its workers are ready."""
+    """Print the address as soon as the service responds. `open_player` also opens the address in a browser.
+
+    A thread polls the service, because uvicorn does not report when its workers are ready.
+    """
     leaving = threading.Event()
     unspecified = {"http://0.0.0.0:": "http://127.0.0.1:", "http://[::]:": "http://[::1]:"}
     target = address
@@ -220,7 +227,7 @@ def _is_live(address: str) -> bool:
 
 @contextlib.contextmanager
 def _exit_on_signals() -> Iterator[None]:
-    """Raise SystemExit on SIGTERM and SIGINT, so that all resources are closed."""
+    """Convert SIGTERM and SIGINT to SystemExit within the block, so that all context managers close their resources."""
 
     def leave(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 (the signature of signal handlers)
         raise SystemExit(0)

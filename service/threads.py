@@ -1,15 +1,16 @@
 """Thread pools for calls that would block the event loop. Each call has a deadline.
 
-Calls into ONNX Runtime, FAISS and file systems may never return. ONNX Runtime can be interrupted: a call registers its
-RunOptions, and the watchdog sets `terminate` on them at the deadline. FAISS has only one interrupt callback per
-process, so an interrupt would also end other searches. A call that cannot be interrupted is abandoned: its caller gets
-an error, and its thread is replaced. After `MAX_STUCK` replacements, calls are rejected until an abandoned one returns.
+Calls into ONNX Runtime, FAISS and file systems may never return. A call into ONNX Runtime can be interrupted: the call
+registers its RunOptions, and the watchdog thread sets `terminate` in the RunOptions at the deadline. FAISS has only one
+interrupt callback per process, so an interrupt would also end other searches. A call that cannot be interrupted is
+abandoned: its caller gets an error, and a new thread replaces the stuck thread. While `MAX_STUCK` threads are stuck,
+the pool rejects all calls.
 
-Deadlines count only the time in which the process runs. If it was paused, for example by a debugger or a virtual
-machine host, the watchdog wakes up late and extends all deadlines by the pause.
+Deadlines exclude pauses of the process. If the process was paused, for example by a debugger or a virtual machine host,
+the watchdog wakes up late and extends all deadlines by the duration of the pause.
 
-All threads are daemons, so no thread is joined at exit. One watchdog thread checks the running calls a few times per
-second. A call therefore needs no timer, only two assignments under a lock.
+All threads are daemon threads, so the interpreter does not join them at exit. One watchdog thread per pool checks the
+running calls several times per deadline. A call therefore needs no timer of its own, only two assignments under a lock.
 """
 
 import asyncio
@@ -33,9 +34,9 @@ from segue.errors import ModelUnavailable
 P = ParamSpec("P")
 T = TypeVar("T")
 
-MAX_STUCK: Final = 4  # each may keep a core busy
-LONG: Final = 5  # factor on the deadline for calls that rank about a hundred times
-GRACE_S: Final = 0.1  # from the interrupt until a call is abandoned
+MAX_STUCK: Final = 4  # maximum number of stuck threads; each of them may keep a CPU core busy
+LONG: Final = 5  # deadline factor for calls that rank about a hundred times
+GRACE_S: Final = 0.1  # time between the interrupt and the abandonment of a call
 _CHECKS_PER_DEADLINE: Final = 20
 _MIN_LOG_INTERVAL_S: Final = 1.0
 
@@ -44,13 +45,16 @@ _this_thread = threading.local()
 
 
 class Interruptible(Protocol):
-    """Ends a C++ call once `terminate` is set, like onnxruntime.RunOptions."""
+    """An object that ends a running C++ call when `terminate` is set to True, such as onnxruntime.RunOptions."""
 
     terminate: bool
 
 
 def interrupt_of_this_thread(make: Callable[[], Interruptible]) -> Interruptible | None:
-    """The object that interrupts this thread's call at its deadline. None in a thread without deadlines."""
+    """Return the object that interrupts the current call of this thread at its deadline.
+
+    `make` creates the object at the first call in a thread. Returns None in a thread outside the pools.
+    """
     worker: _Worker | None = getattr(_this_thread, "worker", None)
     if worker is None:
         return None
@@ -68,10 +72,10 @@ class _Call:
     seconds: float
 
     def settle(self, result: Any, error: BaseException | None) -> None:
-        """Set the result or the error of the future. Thread-safe."""
+        """Set the result of the future, or its exception if `error` is not None. Thread-safe."""
         try:
             self.loop.call_soon_threadsafe(self._settle, result, error)
-        except RuntimeError:  # the loop is closed: nobody waits for the result
+        except RuntimeError:  # the event loop is closed, so no caller waits for the result
             return
 
     def _settle(self, result: Any, error: BaseException | None) -> None:
@@ -84,7 +88,7 @@ class _Call:
 
 
 class _Worker:
-    """A thread and its current call."""
+    """A thread of a pool and its current call."""
 
     def __init__(self, owner: "Threads") -> None:
         self.lock = threading.Lock()
@@ -125,12 +129,15 @@ class _Worker:
             call.settle(result, error)
 
     def extend(self, seconds: float) -> None:
-        """Extend the deadline by a pause of the process."""
+        """Extend the deadline of the current call by the duration of a process pause."""
         with self.lock:
             self.until += seconds
 
     def interrupt_late_call(self, now: float) -> _Call | None:
-        """Interrupt the call if its deadline has just passed, and return it."""
+        """Interrupt the current call if it has passed its deadline and is not interrupted yet.
+
+        Return the interrupted call, or None.
+        """
         with self.lock:
             if self.call is None or self.expired or now < self.until:
                 return None
@@ -140,7 +147,10 @@ class _Worker:
             return self.call
 
     def abandon_stuck_call(self, now: float) -> _Call | None:
-        """Abandon the call if the interrupt did not end it, and return it. The thread ends when the call returns."""
+        """Abandon the current call if it is still running GRACE_S after its deadline.
+
+        Return the abandoned call, or None. The thread ends when the abandoned call returns.
+        """
         with self.lock:
             if self.call is None or now < self.until + GRACE_S:
                 return None
@@ -152,7 +162,7 @@ _stuck_workers: Final[set[_Worker]] = set()
 
 
 class Threads:
-    """A thread pool with a fixed number of threads. Each call has a deadline of `timeout_s`."""
+    """A thread pool with a fixed number of threads. Each call has a deadline of `timeout_s` seconds."""
 
     def __init__(
         self,
@@ -162,10 +172,10 @@ class Threads:
         on_timeout: Callable[[], None] = lambda: None,
         on_stuck: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """At most `number` calls run concurrently; further calls are queued.
+        """Create a pool of `number` threads. Further calls are queued.
 
-        `on_timeout` is called for each interrupted call. `on_stuck` is called with 1 when a thread is abandoned, and
-        with -1 when it returns. Both are called from other threads.
+        The pool calls `on_timeout` for each call that exceeds its deadline. The pool calls `on_stuck` with 1 when it
+        abandons a thread, and with -1 when an abandoned thread returns. Both callbacks run in other threads.
         """
         self.name = name
         self.calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
@@ -181,15 +191,18 @@ class Threads:
         self._logged_at = -math.inf
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `function` and return its result. Raises ModelUnavailable if it exceeds the deadline."""
+        """Run `function` in the pool and return its result. Raises ModelUnavailable if it exceeds the deadline."""
         return await self._submit(partial(function, *args, **kwargs), self.timeout_s)
 
     async def run_long(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a function that ranks many times, with `LONG` times the deadline. Raises ModelUnavailable."""
+        """Run a function that ranks many times, with a deadline that is `LONG` times longer.
+
+        Raises ModelUnavailable if `function` exceeds the longer deadline.
+        """
         return await self._submit(partial(function, *args, **kwargs), self.timeout_s * LONG)
 
     def separate_pool(self, number: int) -> "Threads":
-        """Create a second pool with the same deadline. It is closed together with this one."""
+        """Create a second pool of `number` threads with the same deadline. `close` closes both pools."""
         other = Threads(number, self.timeout_s, f"{self.name}-separate", self._on_timeout, self._on_stuck)
         self._separate.append(other)
         return other
@@ -200,14 +213,14 @@ class Threads:
         return self._stuck >= MAX_STUCK
 
     def check_capacity(self) -> None:
-        """Raise ModelUnavailable if calls are rejected."""
+        """Raise ModelUnavailable if the pool rejects calls because too many threads are stuck."""
         if self.exhausted:
             raise ModelUnavailable(
                 f"{self._stuck} model calls hang: restart the service, and roll back to an earlier release"
             )
 
     def close(self) -> None:
-        """Stop accepting calls. Idle threads end now, busy threads after their call."""
+        """Stop all threads of the pool. Idle threads end now. Busy threads end after their current call."""
         self._closed.set()
         for other in self._separate:
             other.close()
@@ -220,7 +233,7 @@ class Threads:
             self._start()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        call = partial(contextvars.copy_context().run, function)  # keeps the request id for log lines
+        call = partial(contextvars.copy_context().run, function)  # log lines of the call contain the request id
         self.calls.put(_Call(call, future, loop, seconds))
         return future
 
@@ -240,10 +253,10 @@ class Threads:
             paused = now - checked - period
             checked = now
             for worker in tuple(self._workers):
-                if paused > period:  # the process was paused or got no core, which is not the call's fault
+                if paused > period:  # the process was paused or got no CPU time, so the call did not cause the delay
                     worker.extend(paused)
                 if now < worker.until:
-                    continue  # idle or within its deadline; no lock is needed, the calls below check again
+                    continue  # idle or within its deadline; the methods below check again under the lock
                 if late := worker.interrupt_late_call(now):
                     self._on_timeout()
                     self._log_timeout(late)
@@ -265,7 +278,7 @@ class Threads:
                 waiting.settle(None, timed_out(waiting.seconds))
 
     def has_returned(self, worker: _Worker) -> None:
-        """Record that a stuck thread has returned. It ends."""
+        """Record that the call of an abandoned thread has returned. The thread ends afterwards."""
         with self._lock:
             self._stuck -= 1
             _stuck_workers.discard(worker)
@@ -279,13 +292,16 @@ class Threads:
 
 
 def timed_out(seconds: float) -> ModelUnavailable:
-    """The error for the caller of a call that exceeded its deadline."""
+    """Create the error for a call that exceeded its deadline of `seconds`."""
     return ModelUnavailable(f"the model did not respond within {seconds:g} s: try again in a minute")
 
 
 @atexit.register
 def _exit_despite_stuck_threads() -> None:
-    """Exit without finalising Python: a thread that returns from C++ during finalisation would abort the process."""
+    """Exit without finalising Python if threads are stuck.
+
+    A stuck thread that returns from C++ code during finalisation would abort the process.
+    """
     if not _stuck_workers:
         return
     sys.stdout.flush()
@@ -294,13 +310,16 @@ def _exit_despite_stuck_threads() -> None:
 
 
 class BlockingCalls:
-    """Runs blocking disk calls, each in its own daemon thread and with a time limit.
+    """Runs blocking disk calls. Each call has its own daemon thread and a time limit.
 
-    `asyncio.to_thread` is no alternative: its threads block the exit of the process.
+    `asyncio.to_thread` is not suitable, because the process cannot exit while one of its threads is blocked.
     """
 
     def __init__(self, resource: str, limit_s: float = math.inf, max_calls: int = 8) -> None:
-        """At most `max_calls` calls run concurrently, including those that hang. `resource` is named in errors."""
+        """Allow at most `max_calls` concurrent calls, including calls that hang, with `limit_s` seconds for each.
+
+        Error messages contain the name `resource`.
+        """
         self._resource = resource
         self._limit_s = limit_s
         self._max_calls = max_calls
@@ -308,7 +327,10 @@ class BlockingCalls:
         self._lock = threading.Lock()
 
     async def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `function` and return its result. Raises TimeoutError after the limit, or if too many calls hang."""
+        """Run `function` in a thread and return its result.
+
+        Raises TimeoutError if the call exceeds the time limit, or if too many calls are already running.
+        """
         if self._running >= self._max_calls:
             raise TimeoutError(f"{self._resource}: {self._running} calls have not returned")
         loop = asyncio.get_running_loop()
@@ -333,5 +355,5 @@ class BlockingCalls:
                 return await future
         except TimeoutError:
             if future.done() and not future.cancelled():
-                raise  # the function's own
+                raise  # `function` itself raised this TimeoutError
             raise TimeoutError(f"{self._resource}: no response within {self._limit_s:g} s") from None

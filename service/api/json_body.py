@@ -1,8 +1,8 @@
-"""Read a JSON body: check its headers and its size, then validate its content once.
+"""Read a JSON request body: check its headers and size, and validate its content.
 
-Validation runs on the event loop, so an invalid body with a hundred thousand errors must not cost more than a valid
-one. Two rules bound the work. A body with more values than the largest valid request is rejected before it is parsed.
-If there are many errors, only their number is reported.
+Validation runs on the event loop, so a body with a hundred thousand errors must not take more time than a valid body.
+Two rules limit the work. A body with more JSON values than the largest valid request is rejected before it is parsed.
+If validation finds too many errors, only their number is reported.
 """
 
 from collections.abc import Sequence
@@ -19,36 +19,37 @@ from service.problems import MAX_COUNTED_ERRORS, MAX_LISTED_ERRORS
 _JSON: Final = b"application/json"
 _BODY_HEADERS: Final = frozenset({b"content-type", b"content-length", b"content-encoding", b"content-range"})
 _LONGEST_SHOWN: Final = 80
-_LONGEST_INVALID: Final = 400  # of a text that is not JSON; 80 characters of it are shown
-_ITEMS_IN_LIMIT: Final = 100  # SEGUE_MAX_REQUEST_BYTES is for a body of this many events
-_UNCOUNTED_BYTES: Final = 16_384  # a body of this size is validated within a few milliseconds, whatever its content
-# An event has up to five members. A comma, `[` or `{` precedes each value. The rest is for the outer object.
+_LONGEST_INVALID: Final = 400  # bytes of invalid JSON to keep; responses show 80 characters of them
+_ITEMS_IN_LIMIT: Final = 100  # SEGUE_MAX_REQUEST_BYTES is the limit for a body with this number of events
+_UNCOUNTED_BYTES: Final = 16_384  # validating a body of up to this size takes at most a few milliseconds
+# An event has up to five members, each with one value, and the event itself is one more value. _OUTER_VALUES are the
+# values of the outer object.
 _VALUES_PER_ITEM: Final = 6
 _OUTER_VALUES: Final = 20
 
 
 class JsonBody(BaseModel):
-    """A request body. Unknown members are errors; numbers must be numbers and text must be text.
+    """Base class of request bodies. Unknown members are errors, and values are not converted to other types.
 
-    With the default of 256 KiB for SEGUE_MAX_REQUEST_BYTES every valid body fits if it is sent as UTF-8: an event has
-    two ids of 256 characters, of four bytes each, and about 130 bytes besides.
+    The default of 256 KiB for SEGUE_MAX_REQUEST_BYTES is enough for every valid body in unescaped UTF-8: an event has
+    two ids of up to 256 characters with up to four bytes each, and about 130 further bytes.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    max_items: ClassVar[int]  # events
-    max_other_values: ClassVar[int] = 0  # of other lists
-    max_bytes: ClassVar[int | None] = None  # if it does not depend on the number of events
-    remedy: ClassVar[str]  # what to do about a body that is too large
+    max_items: ClassVar[int]  # maximum number of events
+    max_other_values: ClassVar[int] = 0  # maximum number of values in other lists
+    max_bytes: ClassVar[int | None] = None  # maximum size; None if it depends on the number of events
+    remedy: ClassVar[str]  # advice in the error message for a body that is too large
 
     @classmethod
     def max_values(cls) -> int:
-        """The number of JSON values in the largest valid body, roughly: never too small."""
+        """Return an upper bound of the number of JSON values in a valid body."""
         return cls.max_items * _VALUES_PER_ITEM + cls.max_other_values + _OUTER_VALUES
 
     @classmethod
     def bytes_limit(cls, max_request_bytes: int) -> int:
-        """The largest body in bytes, given SEGUE_MAX_REQUEST_BYTES."""
+        """Return the maximum body size in bytes. `max_request_bytes` is SEGUE_MAX_REQUEST_BYTES."""
         if cls.max_bytes is not None:
             return min(max_request_bytes, cls.max_bytes)
         return max_request_bytes * cls.max_items // _ITEMS_IN_LIMIT
@@ -58,21 +59,24 @@ Body = TypeVar("Body", bound=JsonBody)
 
 
 class BodyTooLarge(SegueError):
-    """The request's body is larger than the service accepts."""
+    """The request body is larger than the service accepts."""
 
     http_status: ClassVar[int] = 413
     title: ClassVar[str] = "Body too large"
 
 
 class WrongMediaType(SegueError):
-    """The request's body is not plain JSON in UTF-8, or its headers do not say so."""
+    """The request body is not declared as uncompressed JSON in UTF-8."""
 
     http_status: ClassVar[int] = 415
     title: ClassVar[str] = "Unsupported media type"
 
 
 def described_body(model: type[JsonBody]) -> dict[str, Any]:
-    """`openapi_extra` of a route that reads this body itself. service/app.py adds the model to the schemas."""
+    """Return the `openapi_extra` of a route that reads its JSON body with this module instead of FastAPI.
+
+    service/app.py adds the schema of `model` to the OpenAPI document.
+    """
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
@@ -80,10 +84,10 @@ def described_body(model: type[JsonBody]) -> dict[str, Any]:
 async def read_json(
     model: type[Body], headers: Sequence[tuple[bytes, bytes]], receive: Receive, max_request_bytes: int
 ) -> Body:
-    """The body as `model`. `max_request_bytes` is SEGUE_MAX_REQUEST_BYTES.
+    """Read and validate a request body as `model`. `max_request_bytes` is SEGUE_MAX_REQUEST_BYTES.
 
-    Raises WrongMediaType, BodyTooLarge, RequestValidationError, and ClientDisconnect if the client leaves before the
-    body is complete.
+    Raises WrongMediaType, BodyTooLarge and RequestValidationError for invalid bodies, and ClientDisconnect if the
+    client disconnects before the body is complete.
     """
     max_bytes = model.bytes_limit(max_request_bytes)
     _check_headers(model, headers, max_bytes)
@@ -101,7 +105,10 @@ async def read_json(
 
 
 def validated(model: type[Body], body: bytes | bytearray) -> Body:
-    """The body as `model`, without conversions. Raises RequestValidationError with at most 100 errors."""
+    """Parse and validate `body` as `model`, without type conversions.
+
+    Raises RequestValidationError with at most MAX_LISTED_ERRORS errors.
+    """
     if len(body) > _UNCOUNTED_BYTES and _values(body, model.max_values()) > model.max_values():
         raise _too_much(
             "too_many_values",
@@ -121,15 +128,16 @@ def validated(model: type[Body], body: bytes | bytearray) -> Body:
         found = error.errors(include_url=False)[:MAX_LISTED_ERRORS]
         errors = [{**one, "loc": ("body", *one["loc"])} for one in found]
         if found and found[0]["type"] == "json_invalid":
-            errors[0]["input"] = body[:_LONGEST_INVALID].decode("utf-8", "replace")  # not as Python writes bytes
+            errors[0]["input"] = body[:_LONGEST_INVALID].decode("utf-8", "replace")  # text, not a bytes repr
         raise RequestValidationError(errors) from error
 
 
 def _check_headers(model: type[JsonBody], headers: Sequence[tuple[bytes, bytes]], max_bytes: int) -> None:
-    """Refuse what these headers say of the body, as far as they can tell.
+    """Raise WrongMediaType or BodyTooLarge if the headers of the body are not acceptable.
 
-    Whatever a browser sends for a page of another site without asking first says that it is something else than JSON,
-    or nothing (https://fetch.spec.whatwg.org/#cors-safelisted-request-header, 2026).
+    This check also blocks cross-site requests. A browser sends a request of another site's page without a CORS
+    preflight only if its Content-Type is not JSON or is missing
+    (https://fetch.spec.whatwg.org/#cors-safelisted-request-header, 2026).
     """
     found: dict[bytes, bytes] = {}
     for name, value in headers:
@@ -152,7 +160,7 @@ def _check_headers(model: type[JsonBody], headers: Sequence[tuple[bytes, bytes]]
 
 
 def _is_json(kind: bytes) -> bool:
-    """Whether a Content-Type is JSON in UTF-8, the only charset that JSON has (RFC 8259, 8.1, 2017)."""
+    """Return True if a Content-Type is JSON in UTF-8, the only charset for JSON (RFC 8259, 8.1, 2017)."""
     media_type, *parameters = (part.strip().lower() for part in kind.split(b";"))
     charsets = [
         value.strip(b'"') for name, _, value in (one.partition(b"=") for one in parameters) if name == b"charset"
@@ -174,9 +182,11 @@ def _too_much(kind: str, found: str, expected: str) -> RequestValidationError:
 
 
 def _values(body: bytes | bytearray, most: int) -> int:
-    """About how many values a JSON text has, exact where it has at most `most`; commas in strings do not count.
+    """Estimate the number of values in a JSON text.
 
-    Two passes and a split by quotes: a small part of what it takes to parse the text.
+    A comma, `[` or `{` precedes each value, so these characters are counted, except within strings.
+    If the text has clearly more than `most` values, the result may be imprecise, but it is larger than `most`. The
+    estimate is much faster than parsing the text.
     """
     bare = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     quotes = bare.count(b'"')

@@ -1,8 +1,8 @@
-"""Middleware of every request: request id and metrics, the `Host` check, CORS, and the headers of all responses.
+"""Middleware for all requests: request ids, metrics, the `Host` check, CORS, and response headers.
 
-The `Host` check applies to a service without keys. Other machines cannot reach a service on loopback, but pages in this
-machine's browser can: a site whose name resolves to 127.0.0.1 (DNS rebinding) has the same origin as the service. The
-browser still sends the site's own name in `Host`, so the check detects it. A service with keys does not need it.
+The `Host` check protects a service without API keys against DNS rebinding. If the domain of a web page resolves to
+127.0.0.1, a browser treats the page and a service on the same machine as the same origin. The browser still sends the
+domain of the page in `Host`, so the check detects such requests. A service with API keys does not need the check.
 
 CORS is off unless SEGUE_CORS_ORIGINS is set. Credentials are not allowed: Segue uses no cookies, and a page sends its
 API key itself. https://fetch.spec.whatwg.org/#http-cors-protocol (2026)
@@ -36,7 +36,7 @@ from service.problems import invalid_request_response, problem_response, respons
 from service.settings import Settings
 from service.telemetry import Telemetry, request_id
 
-# uvicorn sends these with every response, including its own.
+# uvicorn adds these headers to every response, including responses that uvicorn itself creates.
 RESPONSE_HEADERS: Final[list[tuple[str, str]]] = [
     (
         "content-security-policy",
@@ -55,7 +55,8 @@ _HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?
 _MAX_KNOWN_HOSTS: Final = 64
 _MAX_SHOWN: Final = 80
 _FETCH_METADATA: Final = frozenset({b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest", b"origin"})
-_TRUSTED_SITES: Final = frozenset({b"same-origin", b"same-site", b"none"})  # `none`: the user, for example a bookmark
+# `none` means that the user made the request, for example with a bookmark.
+_TRUSTED_SITES: Final = frozenset({b"same-origin", b"same-site", b"none"})
 _PAGES: Final = frozenset({"/", "/docs", "/ops"})
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
 _CROSS_SITE: Final = problem_response(
@@ -66,24 +67,24 @@ _CROSS_SITE: Final = problem_response(
 
 
 def is_needed(settings: Settings) -> bool:
-    """Whether to check `Host`: if allowed names are set, or if nothing authenticates clients."""
+    """Return True if `allowed_hosts` is set, or if there are no API keys and `allow_unauthenticated` is false."""
     return bool(settings.allowed_hosts) or (settings.api_keys is None and not settings.allow_unauthenticated)
 
 
 class HostCheckMiddleware:
-    """Middleware that rejects requests whose `Host` is neither loopback nor allowed, and cross-site requests."""
+    """Rejects cross-site requests, and requests whose `Host` is neither loopback nor an allowed name."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._names = frozenset(name.lower() for name in (*settings.allowed_hosts, settings.host))
         self._origins = frozenset(settings.cors_origins)
-        self._known: set[bytes] = set()  # accepted headers: a cache
+        self._known: set[bytes] = set()  # a cache of accepted Host headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Check one request, and pass it to the app or reject it."""
         if scope["type"] == "http":
             sent = next((value for name, value in scope["headers"] if name == b"host"), None)
-            if sent is None:  # only HTTP/1.0 may omit it (service/http/protocol.py); health probes do
+            if sent is None:  # HTTP/1.0 may omit Host (service/http/protocol.py), and health probes do
                 if not scope["path"].startswith("/health/"):
                     await problem_response(421, "the Host header is missing: send the name of this service")(
                         scope, receive, send
@@ -98,10 +99,10 @@ class HostCheckMiddleware:
         await self._app(scope, receive, send)
 
     def _is_cross_site(self, scope: Scope) -> bool:
-        """Whether a page of another site sent the request, without permission and not as a link to a page.
+        """Return True if a page of another site sent the request, except for allowed origins and links to our pages.
 
-        Browsers send this in headers (https://www.w3.org/TR/fetch-metadata/, 2025). Such a page could not read the
-        response, but the request would take effect.
+        Browsers report the site in Fetch Metadata headers (https://www.w3.org/TR/fetch-metadata/, 2025). The other page
+        cannot read the response, but without this check its request would be executed.
         """
         sent: dict[bytes, bytes] = {}
         for name, value in scope["headers"]:
@@ -124,7 +125,7 @@ class HostCheckMiddleware:
 
 
 def names(header: bytes, allowed: Iterable[str] = ()) -> bool:
-    """Whether a Host header names loopback or one of `allowed` (lower case), with or without a port."""
+    """Return True if a Host header is a loopback name or one of `allowed` (lower case), with or without a port."""
     found = _HOST.fullmatch(header.decode("latin-1").lower())
     if found is None:
         return False
@@ -154,7 +155,7 @@ _EXPOSED_HEADERS: Final = ("Retry-After", "X-Request-ID", "ETag", "Segue-Release
 
 
 class CrossOrigin(CORSMiddleware):
-    """Adds CORS headers to every response. The outermost layer, so errors have them too."""
+    """Adds CORS headers to every response. It is the outermost of these layers, so error responses have them too."""
 
     def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
         super().__init__(
@@ -167,7 +168,7 @@ class CrossOrigin(CORSMiddleware):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Pass one request to the app and add CORS headers to the response."""
         if scope["type"] == "http":
             await self.simple_response(scope, receive, send, request_headers=Headers(scope=scope))
         else:
@@ -175,10 +176,10 @@ class CrossOrigin(CORSMiddleware):
 
 
 class Preflight(CrossOrigin):
-    """Answers preflight requests, which have no key. Inside Measured, so they appear in the metrics."""
+    """Answers CORS preflight requests, which have no API key. It runs inside Measured, so metrics include them."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Answer a preflight request, or pass any other request to the app."""
         if scope["type"] == "http" and scope["method"] == "OPTIONS":
             headers = Headers(scope=scope)
             if "origin" in headers and "access-control-request-method" in headers:
@@ -187,7 +188,7 @@ class Preflight(CrossOrigin):
         await self.app(scope, receive, send)
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """The response to a preflight request. A rejection is a problem document."""
+        """Return the response to a preflight request. A rejection is a problem document."""
         answer = super().preflight_response(request_headers)
         if answer.status_code < 400:
             return answer
@@ -202,18 +203,18 @@ class Preflight(CrossOrigin):
 
 _log = structlog.get_logger()
 
-# Only response times of these calls adapt the concurrency limit. Those of other calls depend on their parameters, and a
-# list with explanations costs as much as many lists.
+# Only the response times of these routes, without explanations, adapt the concurrency limit. The response times of
+# other requests depend too much on their parameters.
 _LOAD_ROUTES = ("/recommendations", "/sessions/{session_id}/events")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:/+=-]{1,128}")
-CLIENT_CLOSED = 499  # the client disconnected before the response (status of nginx); only in metrics
+CLIENT_CLOSED = 499  # the client disconnected before the response; nginx uses this status too. Only for metrics
 
 
 class Measured:
-    """Gives every request an id, records metrics and answers 500 to unexpected errors.
+    """Assigns an id to every request, records metrics, and answers 500 after unexpected exceptions.
 
-    The id is the `X-Request-ID` of the client or proxy, or a new one. Responses and log lines contain it. This layer
-    tells admission control when a request is answered.
+    The request id is the `X-Request-ID` header of the client or proxy, or a new id. Responses and log lines contain the
+    request id. This layer also notifies admission control when a request ends.
     """
 
     def __init__(self, app: ASGIApp, telemetry: Telemetry, admission_control: AdmissionControl) -> None:
@@ -224,7 +225,7 @@ class Measured:
         self._numbers = itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Pass one request to the app, and record its status and duration."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -234,7 +235,7 @@ class Measured:
         request_id.set(id_.decode())
         method = scope["method"]
         is_head = method == "HEAD"
-        if is_head:  # same as GET, without the body (RFC 9110, 9.3.2, 2022)
+        if is_head:  # HEAD is GET without the response body (RFC 9110, 9.3.2, 2022)
             scope["method"] = "GET"
 
         async def send_noting_status(message: Message) -> None:
@@ -244,7 +245,7 @@ class Measured:
                 message["headers"] = [*message["headers"], (b"x-request-id", id_)]
                 scope["method"] = method
                 await send(message)
-                if is_head:  # at once, because a stream does not end
+                if is_head:  # end the response now, because a stream may never end
                     await send({"type": "http.response.body"})
             elif not is_head:
                 await send(message)
@@ -265,7 +266,7 @@ class Measured:
             self._record(scope, method, status, time.perf_counter() - began)
 
     def _app_for(self, scope: Scope) -> ASGIApp:
-        """The app that answers. Route expressions end with `$`, which ignores a final newline."""
+        """Return the app, or a 404 for a path with a trailing newline, which the `$` of route patterns would accept."""
         if scope["path"].endswith("\n"):
             return problem_response(404, "the path ends with a newline: remove it")
         return self._app
@@ -282,14 +283,14 @@ class Measured:
         is_typical = route in _LOAD_ROUTES and b"explain=" not in scope["query_string"]
         self._admission_control.leave(scope, learn=is_typical and status < 400)
         if route == "none" or status == 405:
-            method = "any"  # a client may send any method, which would create labels
+            method = "any"  # clients may send arbitrary methods, which would create an unlimited number of labels
         self._telemetry.requests.labels(method, route, str(status)).inc()
         self._telemetry.request_seconds.labels(method, route).observe(seconds)
         _log.debug("request", method=method, route=route, status=status, ms=round(seconds * 1000, 3))
 
 
 def without_range(app: ASGIApp) -> ASGIApp:
-    """The same app, ignoring `Range`. Starlette answers an invalid one in plain text, and files are small."""
+    """Wrap an app so that it ignores `Range`, because Starlette answers an invalid range in plain text."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         headers = [line for line in scope["headers"] if line[0] != b"range"]
@@ -299,19 +300,19 @@ def without_range(app: ASGIApp) -> ASGIApp:
 
 
 class HotRoutes:
-    """Answers the most frequent calls without the routing and dependencies of FastAPI.
+    """Answers the most frequent requests without the overhead of FastAPI's routing and dependency injection.
 
-    The calls are ordinary routes of the app, which describes them in openapi.yaml. This layer calls the same functions
-    with the same declared parameters, read by pydantic's `validate_call`: benchmarks/README.md has the gain.
+    The app also has these routes as FastAPI routes, so openapi.yaml describes them. This layer calls the same functions
+    and validates parameters with pydantic's `validate_call`. benchmarks/README.md reports the speed-up.
     """
 
     def __init__(self, app: ASGIApp, routes: Sequence[APIRoute]) -> None:
-        """The functions of the routes take a `request`, path parameters and query parameters."""
+        """Answer `routes` directly. Their functions may have only `request`, path parameters and query parameters."""
         self._app = app
         self._routes = [_HotRoute(route) for route in routes]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Answer one request if it matches a hot route, otherwise pass it to the app."""
         if scope["type"] == "http":
             for hot in self._routes:
                 if scope["method"] in hot.methods and (found := hot.path(scope["path"])):
@@ -333,7 +334,7 @@ class _HotRoute:
         self._lists = frozenset(name for name, kind in query.items() if str(get_args(kind)[0]).startswith("list"))
 
     async def answer(self, path: dict[str, Any], request: Request) -> Response:
-        """The response. A problem document if the request is invalid or fails."""
+        """Return the response to a request. If the request is invalid or fails, return a problem document."""
         try:
             arguments = {**self._read_query(request.scope["query_string"]), **path}
             answer: Response = await self._call(request=request, **arguments)
@@ -346,7 +347,7 @@ class _HotRoute:
         return answer
 
     def _read_query(self, query: bytes) -> dict[str, Any]:
-        """The declared parameters. If one is sent twice, the last counts, as in FastAPI."""
+        """Return the declared query parameters. As in FastAPI, the last value counts, except for list parameters."""
         text = query.decode("latin-1")
         if "%" in text or "+" in text:
             pairs = parse_qsl(text, keep_blank_values=True)
@@ -361,7 +362,7 @@ class _HotRoute:
         return found
 
     def _located(self, error: Any) -> dict[str, Any]:
-        """Convert an error of `validate_call` to the form of FastAPI."""
+        """Convert an error of `validate_call` to the format of FastAPI's validation errors."""
         name = error["loc"][0]
         located = {**error, "loc": ("query" if name in self._query else "path", *error["loc"])}
         if error["type"].startswith("missing"):
@@ -374,7 +375,7 @@ def _is_query(annotation: Any) -> bool:
 
 
 class DisconnectAware:
-    """Wraps an app: sending to a disconnected client raises ClientDisconnect. For service/http/protocol.py."""
+    """Wraps an app so that sending to a disconnected client raises ClientDisconnect. For service/http/protocol.py."""
 
     __slots__ = ("_app", "_cycle")
 
@@ -383,11 +384,11 @@ class DisconnectAware:
         self._cycle = cycle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 (replaced)
-        """One request."""
+        """Pass one request to the app, and end quietly if the client disconnects."""
         try:
             await self._app(scope, receive, self._send)
         except ClientDisconnect:
-            self._cycle.disconnected = True  # otherwise uvicorn logs that there is no response
+            self._cycle.disconnected = True  # otherwise uvicorn logs an error about a missing response
 
     def _send(self, message: Message) -> Awaitable[None]:
         cycle = self._cycle

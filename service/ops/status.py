@@ -1,10 +1,11 @@
-"""The state of the service for operators: metrics, releases, Redis and the event log. Body of `GET /operations`.
+"""The state of the service for operators (`GET /operations`) and the readiness check (`GET /health/ready`).
 
-Every part has a time limit, so that there is a response whatever fails.
+The state covers metrics, releases, Redis and the event log. Each part has a time limit, so that the service responds
+even if Redis or the disk fails.
 
-`Readiness` is the check behind `GET /health/ready`: Redis must respond, accept a write and be as durable as required,
-and each live release must rank a question in time. The event log's writer is not checked, because unwritten events
-stay in Redis and an alert reports them.
+The readiness check requires that Redis responds, accepts a write and is as durable as configured, and that each live
+release ranks a question in time. The check does not cover the writer of the event log, because unwritten events stay in
+Redis and an alert reports them.
 """
 
 import asyncio
@@ -35,12 +36,15 @@ from service.telemetry import SECONDS, Telemetry
 from service.threads import BlockingCalls, Threads
 
 LIMIT_S: Final = 1.0
-_RANK_INTERVAL_S: Final = 1.0  # minimum time between two model checks, because each ranks
-_PROBE_TRACKS: Final = 64  # tracks to try in turn after a failure
+_RANK_INTERVAL_S: Final = 1.0  # minimum time between two model checks, because each check runs the model
+_PROBE_TRACKS: Final = 64  # number of different tracks that the model check tries, one after another, after failures
 
 
 class RedisState(BaseModel):
-    """The session store. Server fields are absent if it is unreachable or its user lacks the permission `+info`."""
+    """The state of Redis, the session store.
+
+    Fields about the server are absent if Redis is unreachable or if the Redis user lacks the permission `+info`.
+    """
 
     reachable: bool = Field(description="Whether it responded within a second")
     detail: str | None = Field(default=None, description="The problem, or why fields are absent")
@@ -67,7 +71,7 @@ class LogFile(BaseModel):
 
 
 class EventLogState(BaseModel):
-    """The event log."""
+    """The state of the event log."""
 
     kept: bool = Field(description="Whether events are logged")
     written_here: bool = Field(description="Whether this service writes the log's files")
@@ -109,7 +113,7 @@ class Operations(BaseModel):
 
 @dataclass(slots=True)
 class RedisSnapshot:
-    """The result of one Redis status query. `facts` are fields of RedisState, empty if unknown."""
+    """The result of one status query to Redis. `facts` contains fields of RedisState and is empty if unknown."""
 
     reachable: bool
     detail: str | None
@@ -119,7 +123,7 @@ class RedisSnapshot:
 
 
 class RedisStatus:
-    """Queries the status of Redis. For one event loop."""
+    """Queries the status of Redis. Use an instance in one event loop only."""
 
     def __init__(self, client: "Redis | RedisCluster") -> None:
         self._client = client
@@ -150,7 +154,7 @@ class RedisStatus:
         return RedisSnapshot(reachable=True, detail=None, facts=redis_facts(nodes))
 
     async def _streams(self) -> tuple[int, float | None]:
-        """The number of entries in the event streams, and the age of the oldest in seconds."""
+        """Return the number of entries in the event streams, and the age of the oldest entry in seconds."""
         pipeline = self._client.pipeline(transaction=False)
         for stream in map(stream_of, range(BUCKETS)):
             pipeline.xlen(stream)
@@ -161,7 +165,7 @@ class RedisStatus:
 
 
 def redis_facts(nodes: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """Compute fields of RedisState from the INFO reply of each primary."""
+    """Compute fields of RedisState from the INFO replies of all primaries. `nodes` has one reply per primary."""
     limits = [int(node.get("maxmemory", 0)) for node in nodes]
     return {
         "version": str(nodes[0]["redis_version"]),
@@ -179,7 +183,7 @@ def redis_facts(nodes: list[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 class EventLogFiles:
-    """The latest file of the event log. The folder is listed only if it has changed."""
+    """Finds the latest file of the event log. The folder is listed only if it has changed since the last call."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -187,14 +191,17 @@ class EventLogFiles:
         self._latest: LogFile | None = None
 
     def latest(self) -> LogFile | None:
-        """The file with the latest time in its name; None if there is none. Blocks: call it off the event loop."""
+        """Return the file with the latest time in its name, or None if there are no files.
+
+        This method does blocking disk I/O. Do not call it on the event loop.
+        """
         try:
             changed_ns = self._path.stat().st_mtime_ns
             if changed_ns != self._changed_ns:
                 name = max((file.name for file in self._path.glob("events-*.parquet")), default=None)
                 self._latest = self._facts(name) if name is not None else None
                 self._changed_ns = changed_ns
-        except OSError:  # removed in the meantime: an erasure deletes files
+        except OSError:  # an erasure may delete files or the folder at any time
             return None
         return self._latest
 
@@ -204,7 +211,7 @@ class EventLogFiles:
 
 
 class ServiceStatus:
-    """Combines metrics, Redis status, the event log's folder and the releases. For one event loop."""
+    """Combines metrics, Redis status, event log files and releases. Use an instance in one event loop only."""
 
     def __init__(self, store: RedisStatus, releases: ReleaseRegistry, settings: Settings, telemetry: Telemetry) -> None:
         self._store = store
@@ -218,7 +225,7 @@ class ServiceStatus:
         )
 
     async def look(self) -> Operations:
-        """The state of the service. Takes little more than the time limit of RedisStatus, whatever fails."""
+        """Return the state of the service. Each step has the time limit LIMIT_S, so the call always ends."""
         store = await self._store.look()
         at = time.time()
         numbers = MetricsSnapshot(await self._reading(self._telemetry.families))
@@ -278,10 +285,16 @@ class ServiceStatus:
 
 
 class Readiness:
-    """Readiness of one worker. A check takes about the longer deadline of Redis and the model. For one event loop."""
+    """The readiness check of one worker. Use an instance in one event loop only.
+
+    Redis and the model are checked concurrently, so a check takes at most about the longer of their two deadlines.
+    """
 
     def __init__(self, store: SessionStore, releases: ReleaseRegistry, threads: Threads) -> None:
-        """`threads` rank for requests. The check has a separate pool, so that it does not queue behind requests."""
+        """Create the check. `threads` is the pool that ranks for requests.
+
+        The check uses a separate pool with the same deadline, so that it does not queue behind requests.
+        """
         self._releases = releases
         self._threads = threads
         self._own_threads = threads.separate_pool(2)  # at most two releases are live
@@ -302,8 +315,8 @@ class Readiness:
     async def _rank_by(self, live: LoadedRelease) -> None:
         try:
             await self._own_threads.run(live.answer, [_question(live, self._turn)])
-        except Exception as error:  # ONNX Runtime's and FAISS's errors share no class of their own
-            self._turn += 1  # the track may be the cause: the next check takes another one
+        except Exception as error:  # exceptions of ONNX Runtime and FAISS have no common base class
+            self._turn += 1  # the track may be the cause, so the next check uses another track
             if isinstance(error, SegueError):
                 raise
             raise ModelUnavailable(f"{live.name} fails to rank: roll back to an earlier release") from error
@@ -335,7 +348,7 @@ async def _error_of(check: Coroutine[Any, Any, None]) -> SegueError | None:
 
 
 def _question(live: LoadedRelease, turn: int) -> Question:
-    """A question with one play of a track of the release, or without plays if its catalogue is empty."""
+    """Return a question with one play of a track that depends on `turn`, or without plays if there are no tracks."""
     tracks = len(live.catalogue)
     if not tracks:
         return Question((), 1)

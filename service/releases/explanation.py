@@ -1,13 +1,15 @@
 """Explain an answer: contributions of plays, ranks without skips, excluded tracks, positions on the map.
 
-The score of a track is the inner product of its embedding and the encoder's query, and a query can be made of any part
-of a session's plays. So the plays are players of a game whose outcome is the score, and the contribution of a play is
-its Shapley value: what it adds to the plays before it, on average over the orders of the plays. Contributions add up
-to the score, and a play that changes nothing has 0. Orders are drawn in pairs of reverses, for a smaller variance.
+The score of a track is the inner product of the track's embedding and the encoder's query. The encoder can compute a
+query for any subset of a session's plays. The contribution of a play is therefore defined as its Shapley value: the
+play is added to the plays before it in an ordering, and the change of the score is averaged over many orderings. The
+contributions of all plays add up to the score. A play that never changes the score has the contribution 0. Random
+orderings are sampled in pairs, each with its reverse, to reduce the variance.
 
 Source: Shapley, "A value for n-person games", 1953; Strumbelj and Kononenko, "Explaining prediction models and
 individual predictions with feature contributions", Knowledge and Information Systems 2014,
-https://doi.org/10.1007/s10115-013-0679-x; pairs of orders: Mitchell et al., JMLR 2022, https://arxiv.org/abs/2104.12199.
+https://doi.org/10.1007/s10115-013-0679-x; antithetic sampling of orderings: Mitchell et al., JMLR 2022,
+https://arxiv.org/abs/2104.12199.
 """
 
 import itertools
@@ -31,39 +33,39 @@ RANKED_AGAIN: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class ExcludedTrack:
-    """A track that was excluded from an answer, although it would rank within it."""
+    """A track that would appear in the answer if it were not excluded."""
 
     track: Track
-    rank: int  # among all tracks, from 1
-    heard: bool  # excluded as heard in the session, otherwise as one that the client excludes
+    rank: int  # rank among all tracks; 1 is the best
+    heard: bool  # True: excluded because the session contains the track. False: excluded by the client
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
     """Positions of a session and its next tracks on the map, each [n, 2] float32."""
 
-    path: Float32  # every play of the session, oldest first; NaN if the track is not in the catalogue
+    path: Float32  # all plays of the session, oldest first; NaN for a track outside the catalogue
     plays: Float32  # the plays in the window, oldest first
-    items: Float32  # the next tracks, best first
-    query: Float32 | None  # [2] float32, the query vector; None if there is none
+    items: Float32  # the recommended tracks, best first
+    query: Float32 | None  # [2] float32, position of the query vector; None if the session has no query
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why the tracks of an answer have their ranks."""
+    """The reasons for the ranks of the tracks in an answer."""
 
-    plays: list[tuple[Track, bool]]  # the plays in the window, oldest first, and whether they were skipped
-    contributions: Float32  # [tracks, plays] float32, a row adds up to its track's score
-    ranks_without_skips: list[int | None]  # of each track, if no play had been skipped; None beyond RANKED_AGAIN
+    plays: list[tuple[Track, bool]]  # (track, skipped) for each play in the window, oldest first
+    contributions: Float32  # [tracks, plays] float32; each row adds up to the score of its track
+    ranks_without_skips: list[int | None]  # rank of each track if skipped plays are removed; None beyond RANKED_AGAIN
     filtered: list[ExcludedTrack]
     places: Places | None  # None if the release has no map
 
 
 def explain_answer(live: LoadedRelease, question: Question, answer: RecommendResult) -> Explanation:
-    """Explain the answer of `live` to `question`. Runs the encoder some hundred times."""
+    """Explain the answer of `live` to `question`. The encoder runs on up to a few hundred windows."""
     catalogue, recommender = live.catalogue, live.recommender
     heard = set(catalogue.rows([play.track_id for play in question.plays]).tolist() if question.exclude_heard else [])
-    # Popularity uses no plays, whether the session has none or the model failed.
+    # A popularity answer does not depend on the plays, so they are not explained.
     sessions = to_sessions([question.plays if answer.source == "model" else ()], catalogue)
     window = to_windows(sessions, live.release.manifest.window.length)
     seen = np.flatnonzero(window.tracks[0] != PAD_ROW)
@@ -104,27 +106,28 @@ def _places(
     return Places(path, positions[plays or empty], positions[items or empty], query)
 
 
-ORDERS: Final = 16  # orders of the plays that are averaged over; all of them where there are no more
+ORDERS: Final = 16  # number of orderings to average over; all orderings are used if there are at most this many
 _WINDOWS_AT_ONCE: Final = 256
 
 
 def contributions(encoder: QueryEncoder, window: Windows, targets: Float32, orders: int = ORDERS) -> Float32:
-    """What each play of one window contributes to the score of each target track. [targets, plays] float32.
+    """Return the contribution of each play in a window to the score of each target track. [targets, plays] float32.
 
-    `window` [1, window] holds the plays, of which padding is none; `targets` [targets, dimension] float32 are
-    embeddings. A line adds up to the score of its track. The same window has the same contributions always.
+    `window` [1, window] contains the plays; padding is ignored. `targets` [targets, dimension] float32 are the
+    embeddings of the target tracks. Each row of the result adds up to the score of its track. The result is
+    deterministic.
     """
     places = np.flatnonzero(window.tracks[0] != PAD_ROW)
     count = len(places)
     if not count:
         return np.zeros((len(targets), 0), dtype=np.float32)
     drawn = _orders(count, orders)
-    # joined[order, step, play]: whether the play has come in after so many steps.
+    # joined[order, step, play]: True if the play is among the first `step + 1` plays of the ordering.
     joined = np.argsort(drawn, axis=1)[:, None, :] <= np.arange(count)[None, :, None]
     parts, which = np.unique(joined.reshape(-1, count), axis=0, return_inverse=True)
     scores = (_queries(encoder, window, places, parts).astype(np.float64) @ targets.T.astype(np.float64))[which]
     scores = scores.reshape(len(drawn), count, len(targets))
-    added = np.diff(scores, axis=1, prepend=0.0)  # without any play there is no query, and no score
+    added = np.diff(scores, axis=1, prepend=0.0)  # the score without plays is 0
     total: Float64 = np.zeros((count, len(targets)))
     for order, steps in zip(drawn, added, strict=True):
         total[order] += steps
@@ -132,19 +135,22 @@ def contributions(encoder: QueryEncoder, window: Windows, targets: Float32, orde
 
 
 def _orders(count: int, most: int) -> Int:
-    """Orders of `count` plays, drawn in pairs of reverses, or all of them. [orders, count] int64."""
+    """Return orderings of `count` plays: all of them, or a sample in pairs of reverses. [orders, count] int64."""
     if math.factorial(count) <= most:
         return np.array(list(itertools.permutations(range(count))), dtype=np.int64)
-    rng = np.random.default_rng(count)  # one seed: who asks again is told the same
+    rng = np.random.default_rng(count)  # a fixed seed makes the contributions deterministic
     half = np.array([rng.permutation(count) for _ in range(-(-most // 2))], dtype=np.int64)
     return np.concatenate([half, half[:, ::-1]])
 
 
 def _queries(encoder: QueryEncoder, window: Windows, places: Int, parts: Bool) -> Float32:
-    """The encoder's queries for windows that hold a part of the plays, padded anew. [parts, dimension] float32."""
+    """Return the encoder's query for each subset of the plays. [parts, dimension] float32.
+
+    `places` [plays] are the columns of the plays in `window`. `parts` [parts, plays] marks the plays of each subset.
+    """
     length = window.tracks.shape[1]
     tracks, skipped = window.tracks[0, places], window.skipped[0, places]
-    # Where each kept play goes: as many columns from the right as kept plays follow it.
+    # The column of each selected play: the plays of a subset fill the window from the right, without gaps.
     columns = length - np.cumsum(parts[:, ::-1], axis=1)[:, ::-1]
     lines, plays = np.nonzero(parts)
     shown = Windows(

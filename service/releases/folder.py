@@ -1,8 +1,8 @@
-"""The folder of releases: one folder per release, and the pointer `current` to the live one. Facts about releases.
+"""The folder of releases, and the response models that describe releases.
 
-The pointer is a small file. It contains the folder name of the live release and, on an optional second line, that of
-the previous one for a rollback. All workers and replicas that share the folder follow the pointer, so writing it swaps
-the release everywhere.
+The folder contains one subfolder per release, and a pointer file named `current`. The pointer contains the folder name
+of the live release. An optional second line contains the folder name of the previous release, for a rollback. All
+workers and replicas that share the folder watch the pointer, so writing the pointer swaps the release in all of them.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _MAX_POINTER_BYTES: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class PointerState:
-    """The pointer and its target at one point in time. Equal states mean that nothing has changed."""
+    """A snapshot of the pointer and of the release that it names. Two equal snapshots mean that nothing changed."""
 
     name: str
     written_ns: int
@@ -39,10 +39,13 @@ class PointerState:
 
 
 class ReleasesFolder:
-    """Finds releases by folder name, reads and writes the pointer. Methods block: call them off the event loop."""
+    """Finds releases by folder name, and reads and writes the pointer.
+
+    All methods do blocking disk I/O. Do not call them on the event loop.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Raises BadOption if `path` is not a folder."""
+        """Use the folder `path`. Raises BadOption if `path` is not a folder."""
         if not path.is_dir():
             raise BadOption(
                 f"SEGUE_RELEASES_DIR is {path}, which is not a folder: create it, with one folder per release"
@@ -50,7 +53,10 @@ class ReleasesFolder:
         self._path = path
 
     def find(self, name: str) -> Path:
-        """The folder of a release. Raises UnknownRelease, and BadRelease for a link, which might lead anywhere."""
+        """Return the path of a release. Raises UnknownRelease if the folder does not exist.
+
+        Raises BadRelease for a symbolic link, because a link may point outside the folder of releases.
+        """
         path = self._path / name
         if not re.fullmatch(FOLDER_NAME_PATTERN, name) or name == POINTER or not path.is_dir():
             raise UnknownRelease(
@@ -61,7 +67,10 @@ class ReleasesFolder:
         return path
 
     def folders(self) -> list[Path]:
-        """The folders that may be releases, sorted by name. Content is not checked. Raises ReleasesUnavailable."""
+        """Return all subfolders that may be releases, sorted by name, without checking their contents.
+
+        Raises ReleasesUnavailable.
+        """
         try:
             return sorted(
                 path
@@ -74,11 +83,11 @@ class ReleasesFolder:
             ) from error
 
     def holds(self, path: Path) -> bool:
-        """Whether a release's folder is in this folder."""
+        """Return True if `path` is a direct subfolder of this folder."""
         return path.absolute().parent.resolve() == self._path.resolve()
 
     def look(self) -> PointerState | None:
-        """Read the pointer. None if it does not exist or is empty. Raises ReleasesUnavailable."""
+        """Read the pointer. Return None if it does not exist or is empty. Raises ReleasesUnavailable."""
         file = self._path / POINTER
         try:
             if not file.is_file():
@@ -95,15 +104,16 @@ class ReleasesFolder:
         return PointerState(name, written_ns, self._files(name), known) if name else None
 
     def point(self, name: str, before: str | None = None) -> PointerState:
-        """Atomically write the pointer: the live release and the one `before` it.
+        """Write the pointer atomically, and return its new state.
 
-        Raises ReleasesUnavailable if it cannot be written.
+        `name` is the folder name of the live release, and `before` that of the previous release. Raises
+        ReleasesUnavailable if the pointer cannot be written.
         """
         files = self._files(name)
         unfinished = self._path / f".{POINTER}.{uuid.uuid4().hex[:8]}"
         try:
             unfinished.write_text("".join(f"{line}\n" for line in (name, before) if line), encoding="utf-8")
-            # Read before the rename: afterwards, another process may already have replaced the pointer.
+            # The state is read before the rename, because another process may replace the pointer right after it.
             seen = PointerState(name, unfinished.stat().st_mtime_ns, files, before)
             unfinished.replace(self._path / POINTER)
         except OSError as error:
@@ -116,7 +126,10 @@ class ReleasesFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """A lock for swaps among all services that share the folder. Raises SwapRefused during another swap."""
+        """Lock the folder during a swap, across all services that share the folder.
+
+        Raises SwapRefused if another swap is in progress, and ReleasesUnavailable if the folder is not writable.
+        """
         try:
             lock = (self._path / f".{POINTER}.lock").open("w")
         except OSError as error:
@@ -144,7 +157,7 @@ class ReleasesFolder:
 
 
 class ReleaseBody(BaseModel):
-    """Facts about a release, from its manifest."""
+    """A release as the API describes it, with facts from its manifest."""
 
     name: str = Field(description="Name of the release in responses")
     folder: str = Field(description="Its folder name, for `PUT /releases/current`")
@@ -160,7 +173,7 @@ class ReleaseBody(BaseModel):
 
     @classmethod
     def of(cls, live: LoadedRelease) -> Self:
-        """The body for a release."""
+        """Create the response model for a loaded release."""
         manifest = live.release.manifest
         return cls(
             name=manifest.name,
@@ -178,7 +191,7 @@ class ReleaseBody(BaseModel):
 
 
 class ListedRelease(BaseModel):
-    """A folder in `SEGUE_RELEASES_DIR`, by its manifest. Its other files were not checked."""
+    """A folder in `SEGUE_RELEASES_DIR`, described by its manifest. Its other files were not checked."""
 
     folder: str = Field(description="Folder name, for `PUT /releases/current`")
     name: str | None = Field(default=None, description="Name of the release in responses")

@@ -1,6 +1,6 @@
-"""A loaded release: encoder, index, catalogue, and the Recommender that uses them.
+"""A loaded release: its encoder, index and catalogue, and the Recommender that uses them.
 
-Independent of HTTP and Redis: `segue recommend` and `segue evaluate` use it too.
+This module does not depend on HTTP or Redis. `segue recommend` and `segue evaluate` use it too.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from service.threads import interrupt_of_this_thread
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """A track in an answer; `score` is None if it was not ranked."""
+    """A track in a response. `score` is None if the track was not ranked."""
 
     track_id: str
     title: str | None
@@ -48,7 +48,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class RecommendResult:
-    """The next tracks of one session, best first, and their source."""
+    """The recommended next tracks of one session, best first, and their source."""
 
     release: "LoadedRelease"
     source: Source
@@ -59,13 +59,13 @@ class RecommendResult:
 
     @property
     def tracks(self) -> list[Track]:
-        """The tracks with titles and artists."""
+        """The recommended tracks with titles, artists and scores, best first."""
         scored = zip(self.rows, self.scores.tolist(), strict=True)
         return [self.release.track(row, score) for row, score in scored]
 
 
 class TrackMap:
-    """Positions of the tracks of a release, [tracks, 2] float32. Points are in the order of play counts."""
+    """The 2D map of a release's tracks. The points of the map are numbered from 0 by descending play count."""
 
     def __init__(self, release: Release) -> None:
         assert release.track_map is not None, release.name
@@ -73,11 +73,11 @@ class TrackMap:
         self._order = release.mapped_catalogue.by_plays
 
     def points(self, limit: int) -> bytes:
-        """The most played tracks' points, two little-endian float32 each."""
+        """Return the positions of the `limit` most played tracks, as pairs of little-endian float32 values."""
         return self.positions[self._order[:limit]].astype("<f4").tobytes()
 
     def row(self, position: int) -> int:
-        """The catalogue row of a point. Raises UnknownTrack."""
+        """Return the catalogue row of the point with number `position`. Raises UnknownTrack."""
         if position >= len(self._order):
             raise UnknownTrack(
                 f"point {position} is not on the map of {len(self._order):,} tracks, which counts from 0"
@@ -86,10 +86,10 @@ class TrackMap:
 
 
 class StepTimer(Protocol):
-    """Returns a context that measures a step: `encode` or `search`."""
+    """Measures the duration of a ranking step, `encode` or `search`."""
 
     def __call__(self, step: str, /) -> AbstractContextManager[Any]:
-        """Start measuring."""
+        """Return a context manager that measures the duration of its block."""
         ...
 
 
@@ -98,13 +98,13 @@ def _no_timer(_: str) -> AbstractContextManager[Any]:
 
 
 class LoadedRelease:
-    """Recommends with one release. Immutable, and safe to use from several threads."""
+    """Recommends with one release. Immutable and thread-safe."""
 
     def __init__(self, release: Release, encoder: QueryEncoder, index: NearestTracks, exact: NearestTracks) -> None:
         self.release = release
         self.name = release.name  # in answers and logs
         self.catalogue = release.mapped_catalogue
-        # Read now: the folder may be replaced while this release is served.
+        # These facts are read now, because the folder may be replaced while this release is live.
         facts = read_facts(release)
         self._index_facts = {"kind": "exact"} if facts is None else facts.model_dump(mode="json", exclude={"tried"})
         self._map = TrackMap(release) if release.track_map is not None else None
@@ -121,7 +121,7 @@ class LoadedRelease:
         return self.release.path.absolute().name
 
     def answer(self, questions: Sequence[Question]) -> list[RecommendResult]:
-        """The next tracks of each session. An answer does not depend on the other questions."""
+        """Recommend the next tracks for each question. An answer does not depend on the other questions."""
         found = self.recommender.recommend(
             to_sessions([question.plays for question in questions], self.catalogue),
             [question.k for question in questions],
@@ -136,12 +136,12 @@ class LoadedRelease:
     def recommend(
         self, plays: Sequence[Play], k: int, exclude: Sequence[str] = (), *, exclude_heard: bool = True
     ) -> RecommendResult:
-        """The k next tracks of one session; see Question."""
+        """Recommend the `k` next tracks for one session. The parameters are the fields of Question."""
         [answer] = self.answer([Question(plays, k, exclude, exclude_heard)])
         return answer
 
     def popular(self, question: Question) -> RecommendResult:
-        """The most played tracks, without encoder and index, for a question that the model cannot answer."""
+        """Recommend the most played tracks, without the encoder and the index. The fallback if the model fails."""
         heard = [play.track_id for play in question.plays] if question.exclude_heard else []
         [answer] = self.answer([Question((), question.k, [*question.exclude, *heard])])
         return answer
@@ -153,43 +153,46 @@ class LoadedRelease:
 
     @property
     def map(self) -> TrackMap:
-        """The map of the tracks. Raises UnknownMap."""
+        """The map of the tracks. Raises UnknownMap if the release has no map."""
         if self._map is None:
             raise UnknownMap(f"{self.name} has no map: train it again to get one")
         return self._map
 
     def similar(self, track_id: str, k: int) -> list[Track]:
-        """The k tracks most similar to a track, by inner product, without itself. Raises UnknownTrack."""
+        """Return the `k` most similar tracks by inner product, without the track itself. Raises UnknownTrack."""
         row = self.catalogue.row(track_id)
         rows, scores = self.nearest(self.release.item_embeddings[row][None], min(k + 1, len(self.catalogue)))
         found = zip(rows[0].tolist(), scores[0].tolist(), strict=True)
         return [self.track(near, score) for near, score in found if near not in (row, PAD_ROW)][:k]
 
     def search(self, query: str, limit: int) -> list[Track]:
-        """Tracks with every word of `query` in title, artist or id, most played first."""
+        """Return at most `limit` tracks with every word of `query` in title, artist or id, most played first."""
         return [self.track(row) for row in self.catalogue.search(query, limit)]
 
     def unknown(self, track_ids: Sequence[str]) -> list[str]:
-        """Those that are not in the catalogue, each once, in order."""
+        """Return the ids in `track_ids` that are not in the catalogue, without duplicates, in order."""
         return list(dict.fromkeys(track_id for track_id in track_ids if track_id not in self.catalogue))
 
     def index_facts(self) -> dict[str, Any]:
-        """The contents of `index.json`, or exact search if the release has no index."""
+        """Return the contents of `index.json`, or `{"kind": "exact"}` if the release has no such file."""
         return self._index_facts
 
     def nearest(self, queries: Float32, k: int) -> Ranked:
-        """The k tracks nearest to queries [batch, dimension] float32: exactly, where the index finds fewer."""
+        """Return the `k` nearest tracks for each query. `queries` [batch, dimension] float32.
+
+        If the index finds fewer than `k` tracks for a query, the whole batch uses exact search.
+        """
         found = self._index.search(queries, k)
         return self._exact.search(queries, k) if (found.rows == PAD_ROW).any() else found
 
     def track(self, row: Row, score: float | None = None) -> Track:
-        """The track in a row of the catalogue."""
+        """Return the track in a row of the catalogue, with an optional score."""
         facts: dict[str, str] = json.loads(b"{%b}" % self.catalogue.json(row))
         return Track(facts["track_id"], facts.get("title"), facts.get("artist"), score)
 
 
 _INPUTS = {"tracks": "tensor(int64)", "skipped": "tensor(bool)"}
-# ONNX Runtime's fused sum and layer norm takes five times as long on a CPU as the two apart.
+# The fused add-and-layer-norm kernel of ONNX Runtime is five times slower on a CPU than two separate kernels.
 _SLOWER = ["SkipLayerNormFusion"]
 _OUTPUTS = {"query": "tensor(float)"}
 
@@ -198,18 +201,18 @@ class OnnxEncoder:
     """Implements segue.recommend.QueryEncoder. Safe to call from several threads at once."""
 
     def __init__(self, path: Path, threads: int = 1) -> None:
-        """Load `encoder.onnx`; `threads` work on one call. Raises BadRelease for a file that is no such encoder."""
+        """Load `encoder.onnx`. Each call uses `threads` threads. Raises BadRelease for an invalid file."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors; warnings about the graph are the exporter's business
-        # Spinning threads would take the other requests' core while they wait for work.
+        options.log_severity_level = 3  # errors only: users cannot act on warnings about the graph
+        # Threads that spin while they wait for work would slow down other requests.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(
                 path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER
             )
-        except Exception as error:  # ONNX Runtime's errors share no class of their own
+        except Exception as error:  # the exceptions of ONNX Runtime have no common base class
             raise BadRelease(
                 f"{path} is not an encoder that ONNX Runtime can run: {_first_line(error)}; export it again"
             ) from error
@@ -222,7 +225,7 @@ class OnnxEncoder:
                 raise BadRelease(f"{path} has the {kind} {types}, expected {expected}: export it again")
 
     def encode(self, windows: Windows) -> Float32:
-        """Query vectors of windows [batch, window]. [batch, dimension] float32."""
+        """Return the query vector of each window. `windows` has [batch, window] arrays. [batch, dimension] float32."""
         inputs = {"tracks": np.ascontiguousarray(windows.tracks), "skipped": np.ascontiguousarray(windows.skipped)}
         queries: Float32 = self._session.run(["query"], inputs, interrupt_of_this_thread(_run_options))[0]
         return queries
@@ -230,7 +233,7 @@ class OnnxEncoder:
 
 def _run_options() -> Any:
     options = onnxruntime.RunOptions()
-    options.log_severity_level = 4  # fatal: that a call was interrupted is logged by whoever did it
+    options.log_severity_level = 4  # fatal only: the watchdog in service/threads.py logs interrupted calls
     return options
 
 
@@ -259,9 +262,9 @@ class _TimedIndex:
 
 
 def recommender_of(release: Release, *, exact: bool = False, threads: int = 1) -> Recommender:
-    """The service's recommender, for the evaluator; `exact` searches exactly even if there is an index.
+    """Create the same recommender as the service, for offline evaluation. Raises BadRelease if there is no encoder.
 
-    Raises BadRelease for a release without an encoder.
+    `exact` uses exact search even if the release has an index. `threads` is the number of threads per encoder call.
     """
     encoder = OnnxEncoder(_encoder_file(release), threads)
     exactly = ExactIndex(release.item_embeddings)
@@ -270,9 +273,10 @@ def recommender_of(release: Release, *, exact: bool = False, threads: int = 1) -
 
 
 def load_release(path: Path, device: str = "cpu", threads: int = 1, timed: StepTimer = _no_timer) -> LoadedRelease:
-    """Open and verify a release, and recommend once, so that everything is loaded before the first request.
+    """Open and verify a release, and run every kind of query once as a warm-up before the first request.
 
-    `device` of the index: cpu or gpu. `threads`: for one encoding. Raises BadRelease with one line.
+    `device` of the index is `cpu` or `gpu`. `threads` is the number of threads per encoder call. `timed` measures the
+    ranking steps. Raises BadRelease with a one-line message.
     """
     release = open_release(path)
     encoder = _TimedEncoder(OnnxEncoder(_encoder_file(release), threads), timed)
@@ -293,11 +297,11 @@ def _encoder_file(release: Release) -> Path:
 
 def _warm_up(live: LoadedRelease, encoder: QueryEncoder) -> None:
     manifest = live.release.manifest
-    shape = (2, manifest.window.length)  # two, as a graph may be made for one alone
+    shape = (2, manifest.window.length)  # a batch of two: an exported graph may accept only batches of one
     first = np.full(shape, FIRST_TRACK_ROW if len(live.catalogue) else PAD_ROW, dtype=np.int64)
     try:
         query = encoder.encode(Windows(first, np.zeros(shape, dtype=np.bool_)))
-    except Exception as error:  # ONNX Runtime's errors share no class of their own
+    except Exception as error:  # the exceptions of ONNX Runtime have no common base class
         reason = str(error).splitlines()[0][:200]
         raise BadRelease(f"{live.release.path}: the encoder fails on a window of {shape[1]}: {reason}") from error
     if query.shape != (2, manifest.dimension):

@@ -1,9 +1,10 @@
-"""Batched ranking in which a question that hangs the model does not affect the others.
+"""Batched ranking that isolates questions on which the model hangs, so that other questions are not affected.
 
-If a batch fails or times out, its questions are retried one by one in a separate pool. If a question times out there,
-each track of its window is ranked alone. Tracks that time out again are blocked for a while; if there are none, the
-window is blocked if it times out again. A single timeout blocks nothing, because the machine may have caused it.
-Questions with a blocked track are rejected immediately, so that they occupy no thread, and get the fallback.
+If a batch fails or times out, its questions are retried one by one in a separate thread pool. If a question times out
+in that pool, each track of its window is ranked in a window of its own. Tracks that time out again are blocked for a
+while. If no single track times out, the whole window is tried once more and is blocked if it times out again. A single
+timeout blocks nothing, because a busy machine may have caused the timeout. Questions with a blocked track or window are
+rejected immediately, so that they use no thread. The service answers these questions with the fallback.
 """
 
 import asyncio
@@ -20,34 +21,40 @@ from service.telemetry import Telemetry
 from service.threads import Threads, timed_out
 
 BLOCK_S: Final = 60.0  # how long a track or window is blocked before it is tried again
-_MAX_ALONE: Final = 4 * MAX_BATCH_SIZE  # questions queued for the separate pool
-_MAX_REMEMBERED: Final = 10_000  # tracks, and windows
-_MAX_CULPRITS: Final = 2  # per window; each of them costs a whole deadline
+_MAX_ALONE: Final = 4 * MAX_BATCH_SIZE  # maximum number of questions queued for the separate pool
+_MAX_REMEMBERED: Final = 10_000  # maximum number of suspect tracks, and of suspect windows
+_MAX_CULPRITS: Final = 2  # per window; finding each of them takes a full deadline
 
 _Window: TypeAlias = tuple[tuple[str, bool], ...]  # (track id, skipped) pairs
 _TRY_ALONE: Final = -math.inf
 
 
 class _AskAlone(Exception):
-    """The question's batch failed. Retry the question alone."""
+    """The batch of a question failed. The caller must retry the question alone."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
 
 class Ranking:
-    """Ranks questions with one release. For one event loop."""
+    """Ranks questions with one release. Use an instance in one event loop only."""
 
     def __init__(
         self, live: LoadedRelease, threads: Threads, alone: Threads, max_concurrent_batches: int, telemetry: Telemetry
     ) -> None:
-        """At most `max_concurrent_batches` batches run in `threads`. Questions retried alone run in `alone`."""
-        # Two objects without a reference cycle, so that a replaced release is freed with its last request.
+        """Run at most `max_concurrent_batches` batches concurrently in the pool `threads`.
+
+        The pool `alone` ranks questions that are retried alone.
+        """
+        # These objects have no reference cycle, so a replaced release is freed when its last request ends.
         self._ranker = _Ranker(live, threads, alone, telemetry)
         self._batched = MicroBatch(self._ranker.rank, max_concurrent_batches)
 
     async def __call__(self, question: Question) -> RecommendResult:
-        """Recommend the next tracks. Raises the model's error for this question, ModelUnavailable if it hangs."""
+        """Recommend the next tracks for one question. Raises ModelUnavailable if the model hangs on the question.
+
+        Any other exception of the model for this question is raised unchanged.
+        """
         if self._ranker.is_suspect(question):
             return await self._ranker.ask_alone(question, timed_out(self._ranker.timeout_s))
         try:
@@ -67,14 +74,15 @@ class _Ranker:
         self._lane = asyncio.Lock()
         self._waiting = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        # What may hang the model, and until when it is blocked. Both are empty until the first timeout.
+        # Tracks and windows that may hang the model, with the time until which they are blocked. Both dictionaries are
+        # empty until the first timeout.
         self._tracks: dict[str, float] = {}
-        self._windows: dict[_Window, float] = {}  # windows that hang although none of their tracks does
+        self._windows: dict[_Window, float] = {}  # windows that hang although no single track of them hangs
 
     async def rank(self, questions: list[Question]) -> Sequence[RecommendResult | BaseException]:
-        """The result or the error of each question; _AskAlone if it must be retried alone."""
+        """Return the result or the exception for each question. _AskAlone means that the caller must retry it alone."""
         suspect = [self.is_suspect(question) for question in questions]
-        if any(suspect):  # they became suspect while they were queued
+        if any(suspect):  # some questions became suspect while they were queued
             again = _AskAlone(timed_out(self.timeout_s))
             others = [question for question, is_suspect in zip(questions, suspect, strict=True) if not is_suspect]
             answers = iter(await self.rank(others))
@@ -84,7 +92,7 @@ class _Ranker:
         self._batch_sizes.observe(len(questions))
         try:
             return await self._threads.run(self._live.answer, questions)
-        except Exception as error:  # noqa: BLE001 (ONNX Runtime's and FAISS's errors share no class of their own)
+        except Exception as error:  # noqa: BLE001 (exceptions of ONNX Runtime and FAISS have no common base class)
             if isinstance(error, ModelUnavailable):
                 if self._threads.exhausted:
                     return [error] * len(questions)
@@ -97,7 +105,7 @@ class _Ranker:
             return [_AskAlone(error) for _ in questions]
 
     async def ask_alone(self, question: Question, error: Exception) -> RecommendResult:
-        """The result of one question. Raises `error` if too many are queued."""
+        """Rank one question alone and return the result. Raises `error` if too many questions are queued."""
         self._check_blocked(question)
         if self._waiting >= _MAX_ALONE:
             raise error
@@ -110,11 +118,11 @@ class _Ranker:
         try:
             async with self._lane:
                 if answer.done():
-                    return  # its client has disconnected
+                    return  # the client has disconnected
                 try:
                     self._check_blocked(question)
                     [found] = await self._alone.run(self._live.answer, [question])
-                except Exception as error:  # noqa: BLE001 (as above)
+                except Exception as error:  # noqa: BLE001 (exceptions of ONNX Runtime and FAISS have no common base class)
                     if not answer.done():
                         answer.set_exception(error)
                     if isinstance(error, ModelUnavailable) and not self._is_blocked(question):
@@ -127,13 +135,13 @@ class _Ranker:
             self._waiting -= 1
 
     async def _examine(self, question: Question) -> None:
-        """Find the culprits of a question that was alone in its batch."""
+        """Find the tracks that hang the model, for a question that was alone in its batch."""
         async with self._lane:
             if not self._is_blocked(question):
                 await self._find_culprits(question)
 
     async def _find_culprits(self, question: Question) -> None:
-        """Rank each track of a window alone. Block the tracks that hang, otherwise the window."""
+        """Rank each track of a window alone. Block the tracks that hang, or the window if no single track hangs."""
         window = self._window(question)
         culprits = 0
         for track_id, play in {play.track_id: play for play in window}.items():
@@ -164,7 +172,7 @@ class _Ranker:
     # --- suspects ---
 
     def _window(self, question: Question) -> list[Play]:
-        """The plays in the encoder's window, latest first."""
+        """Return the plays in the encoder's window, latest first."""
         length, catalogue = self._live.release.manifest.window.length, self._live.catalogue
         seen: list[Play] = []
         for play in reversed(question.plays):
@@ -175,14 +183,14 @@ class _Ranker:
         return seen
 
     def is_suspect(self, question: Question) -> bool:
-        """Whether the question must be ranked alone."""
+        """Return True if the question must be ranked alone."""
         if not self._windows and not (self._tracks and any(play.track_id in self._tracks for play in question.plays)):
             return False
         window = self._window(question)
         return _as_key(window) in self._windows or any(play.track_id in self._tracks for play in window)
 
     def _is_blocked(self, question: Question) -> bool:
-        """Whether the question has a blocked track or window."""
+        """Return True if the question has a blocked track or window."""
         now = time.monotonic()
         window = self._window(question)
         return self._windows.get(_as_key(window), _TRY_ALONE) > now or any(
@@ -194,7 +202,10 @@ class _Ranker:
             raise timed_out(self.timeout_s)
 
     def _suspect(self, question: Question) -> None:
-        """Rank every question with a track of this one alone, until one of them succeeds."""
+        """Mark the tracks of a question as suspect.
+
+        Questions with a suspect track are ranked alone. A track is no longer suspect after one of them succeeds.
+        """
         for play in self._window(question):
             _remember(self._tracks, play.track_id, self._tracks.get(play.track_id, _TRY_ALONE))
 
@@ -209,7 +220,7 @@ Cause = TypeVar("Cause", str, _Window)
 
 
 def _remember(causes: dict[Cause, float], cause: Cause, until: float) -> None:
-    """Add a cause as the latest one. The oldest is dropped at the limit."""
+    """Add or update a cause as the latest entry. Drop the oldest entry if there are too many."""
     causes.pop(cause, None)
     causes[cause] = until
     if len(causes) > _MAX_REMEMBERED:

@@ -1,7 +1,7 @@
-"""Live releases: which one serves a session (hot swap, A/B test), and the attribution of plays and skips.
+"""Live releases: hot swap, A/B test, and the attribution of plays and skips to releases.
 
-A request takes one ActiveRelease and uses no other, so no response mixes two releases. A replaced release is freed with
-the last request that uses it, by Python's reference counts.
+A request gets one ActiveRelease and uses only that release, so no response mixes two releases. Reference counting frees
+a replaced release when the last request that uses the release ends.
 """
 
 import asyncio
@@ -44,14 +44,14 @@ _DISK_TIMEOUT_S: Final = 5.0  # the folder of releases may be on a network
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActiveRelease:
-    """A release and its ranking."""
+    """A live release and the object that ranks questions with it."""
 
     live: LoadedRelease
     ranking: Ranking
 
 
 def check_servable(settings: Settings) -> None:
-    """Raise BadRelease if there is no release to start with. Reads only manifests and creates nothing."""
+    """Raise BadRelease if the service has no release to start with. Reads only manifests and creates nothing."""
     if settings.releases_dir is not None:
         folder = ReleasesFolder(settings.releases_dir)
         with contextlib.suppress(SegueError):
@@ -85,54 +85,57 @@ def _listed(path: Path) -> ListedRelease:
 
 
 class SessionSampler:
-    """A random share of the sessions: `session_id in sampler`, in about a microsecond.
+    """Selects a random share of all sessions. `session_id in sampler` takes about a microsecond.
 
-    A sampler gives the same answer in every worker, on every machine and after every restart, and a larger share
-    contains all sessions of a smaller one. Samplers of different purposes, and the buckets of the session store, are
-    independent: the hash is a keyed BLAKE2, because a prefix would only permute the buckets of a linear hash such as
-    the store's CRC.
+    The result is the same in every worker, on every machine and after every restart. A sample with a larger share
+    contains the sample with a smaller share. Samples for different purposes are independent of each other and of the
+    buckets of the session store. The hash is a keyed BLAKE2. A prefix is not enough with a linear hash such as the CRC
+    of the session store, because it would only permute the buckets.
     """
 
     def __init__(self, purpose: str, share: float) -> None:
-        """`purpose` makes the sample independent of others; `share` is 0 to 1."""
+        """Create a sampler. `purpose` is the key of the hash. `share` is the share of sessions, from 0 to 1."""
         self._key = blake2b(purpose.encode(), digest_size=32).digest()
         self._end = int(share * 2**64)
 
     def __contains__(self, session_id: str) -> bool:
-        """Whether the session is in the sample."""
+        """Return True if the session is in the sample."""
         if not self._end:
             return False
         return int.from_bytes(blake2b(session_id.encode(), digest_size=8, key=self._key).digest(), "big") < self._end
 
 
-_MAX_STORING: Final = 200  # lists on their way to Redis; if it lags, further lists are dropped
+_MAX_STORING: Final = 200  # lists being written to Redis; if Redis is slow, further lists are dropped
 
 
 class Attribution:
-    """Attribution: count the plays and skips of recommended tracks by release, for a sample of the sessions.
+    """Counts the plays and skips of recommended tracks by release, for a sample of the sessions.
 
-    A recommended list is stored in Redis with the session, because the worker that answers a list seldom receives the
-    event that follows it. Storing is not awaited: the command goes out after the response, in the next pipeline. The
-    script that stores an event reads the list together with the session. Whole sessions are sampled, so the rates are
-    unbiased. For one event loop.
+    Each recommended list is stored in Redis with its session, because another worker usually receives the events that
+    follow. The response does not wait for Redis: the write is part of the next command pipeline. The Redis script that
+    stores an event reads the list together with the session. The sampling unit is the session, so the play and skip
+    rates are unbiased. Use an instance in one event loop only.
     """
 
     def __init__(self, store: SessionStore, share: float, telemetry: Telemetry) -> None:
-        """`share` of the sessions, 0 to 1, is sampled."""
+        """Create the attribution. `share` is the share of sessions in the sample, from 0 to 1."""
         self._store = store
         self._sample = SessionSampler("credits", share)
         self._telemetry = telemetry
         self._tasks: set[asyncio.Task[None]] = set()
 
     def remember(self, session_id: str, answer: RecommendResult) -> None:
-        """Store a recommended list if the session is in the sample. Returns before it is stored."""
+        """Start to store a recommended list if the session is in the sample. Does not wait until it is stored."""
         if session_id in self._sample and len(self._tasks) < _MAX_STORING:
             task = asyncio.create_task(self._remember(session_id, answer))
             self._tasks.add(task)  # asyncio itself keeps no reference
             task.add_done_callback(self._tasks.discard)
 
     def count(self, attributions: Iterable[str]) -> None:
-        """Count the attributions that the store returned for events. append_events.lua describes their format."""
+        """Count the attributions that the session store returned for events.
+
+        service/sessions/append_events.lua describes the format of an attribution.
+        """
         for attribution in attributions:
             kind, _, release = attribution.partition("\t")
             if kind != "L":
@@ -147,15 +150,19 @@ class Attribution:
 
 
 class ReleaseRegistry:
-    """The releases of one worker. For one event loop; `current` is replaced by a single assignment."""
+    """The live releases of one worker. Use an instance in one event loop only.
+
+    A swap replaces the attribute `current` in a single assignment.
+    """
 
     def __init__(self, settings: Settings, threads: Threads, telemetry: Telemetry) -> None:
-        """Load the first release. Takes long: call it off the event loop.
+        """Load the releases to start with. Loading is slow and blocks: do not call this on the event loop.
 
-        Raises BadRelease or UnknownRelease with one line, BadOption for an experiment without a folder of releases.
+        Raises BadRelease or UnknownRelease with a one-line message, and BadOption if the settings have an experiment
+        but no folder of releases.
         """
         self._threads = threads
-        self._isolated_threads = threads.separate_pool(1)  # for questions that may hang
+        self._isolated_threads = threads.separate_pool(1)  # ranks questions that may hang the model
         self._telemetry = telemetry
         self._max_concurrent_batches = settings.ranking_threads
         self._poll_s = settings.releases_poll_interval_s
@@ -173,42 +180,46 @@ class ReleaseRegistry:
         self._opening = BlockingCalls("a release")  # validation has its own time limit
         self._reading = BlockingCalls("the folder of releases", _DISK_TIMEOUT_S)
         self._challenger: ActiveRelease | None = None
-        self._share = 0.0  # of the sessions that the challenger serves
+        self._share = 0.0  # the share of sessions that the challenger serves
         self.current = self._served(self._first(settings.release))
         if settings.experiment is not None:
             name, self._share = settings.experiment
             if self._folder is None:
                 raise BadOption("an experiment needs a folder of releases: set SEGUE_RELEASES_DIR")
             self._challenger = self._served(self._validate_and_open(self._folder.find(name)))
-            # The name is part of the hash, so that each experiment samples other sessions.
+            # The name is part of the hash, so that the samples of different experiments are independent.
             self._experiment_sample = SessionSampler(f"experiment {name}", self._share)
         self._update_in_use()
 
     def for_session(self, session_id: str) -> ActiveRelease:
-        """The release for a session. It stays the same while releases, experiment and share are unchanged."""
+        """Return the release that serves a session.
+
+        A session keeps its release while the live releases, the experiment and its share stay the same.
+        """
         if self._challenger is not None and session_id in self._experiment_sample:
             return self._challenger
         return self.current
 
     def live(self) -> list[tuple[ActiveRelease, float]]:
-        """The live releases, the current one first, each with its share of the sessions."""
+        """Return the live releases with their shares of the sessions. The current release is first."""
         if self._challenger is None or self._challenger.live.name == self.current.live.name:
             return [(self.current, 1.0)]
         return [(self.current, 1.0 - self._share), (self._challenger, self._share)]
 
     def named(self, name: str | None) -> ActiveRelease:
-        """The live release of this name; the current one for None. Raises UnknownRelease."""
+        """Return the live release with this name, or the current release for None. Raises UnknownRelease."""
         for served, _ in self.live():
             if name in (None, served.live.name):
                 return served
-        # The message must not list the live releases: that needs another scope.
+        # The message must not list the live releases: clients need another scope of the API key to read them.
         raise UnknownRelease(f"{name!r} is not live here: GET /releases/current names the releases that are")
 
     async def swap(self, name: str) -> ActiveRelease:
-        """Swap to the release in the folder `name`, here and, through the pointer, wherever the folder is watched.
+        """Swap to the release in the folder `name`, and write the pointer so that other workers and replicas follow.
 
-        Raises SwapRefused during another swap or without a folder of releases, UnknownRelease, BadRelease, and
-        ReleasesUnavailable if the pointer cannot be written. After an error, the previous release stays live.
+        Raises SwapRefused if another swap is in progress or if there is no folder of releases. Raises UnknownRelease,
+        BadRelease, and ReleasesUnavailable if the pointer cannot be written. After an error, the previous release stays
+        live.
         """
         folder = self._folder
         if folder is None:
@@ -240,7 +251,7 @@ class ReleaseRegistry:
         return self._challenger
 
     async def listing(self) -> ReleaseList:
-        """The releases in the folder, from their manifests only. Raises ReleasesUnavailable."""
+        """Return the releases in the folder. Reads only their manifests. Raises ReleasesUnavailable."""
         try:
             return await self._reading(self._listing)
         except TimeoutError as error:
@@ -257,7 +268,10 @@ class ReleaseRegistry:
         return ReleaseList(items=listed[:_MAX_LISTED], can_swap=True, current=current.folder, before=before)
 
     def _before(self, folder: ReleasesFolder, name: str) -> str | None:
-        """The release to roll back to from `name`; None if it is not in the folder of releases."""
+        """Return the folder name of the release for a rollback from `name`.
+
+        Return None if that release is not in the folder of releases.
+        """
         seen, live = folder.look(), self.current.live
         if seen is not None and seen.name == name:
             return seen.before
@@ -266,14 +280,17 @@ class ReleaseRegistry:
         return live.folder if folder.holds(live.release.path) and live.folder != name else None
 
     async def watch(self, leaving: asyncio.Event) -> None:
-        """Follow the pointer until `leaving` is set. A rejected release is retried only after it has changed."""
+        """Swap releases when the pointer changes, until `leaving` is set.
+
+        A rejected release is loaded again only after the pointer or the files of the release have changed.
+        """
         while self._folder is not None and not leaving.is_set():
             try:
                 await self._follow(self._folder)
             except (SegueError, TimeoutError) as error:
                 _log.error("release_pointer_unreadable", reason=str(error))
-            except Exception:  # noqa: BLE001 (see below)
-                # Nothing awaits this background task: it must survive unexpected errors.
+            except Exception:  # noqa: BLE001 (the task must not end)
+                # No code awaits this background task, so it must survive unexpected errors.
                 _log.exception("release_pointer_unreadable")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(leaving.wait(), self._poll_s)
@@ -282,14 +299,14 @@ class ReleaseRegistry:
         before = self._seen
         seen = await self._reading(folder.look)
         if seen is None or seen == before or self._swapping or self._seen is not before:
-            return  # `seen` is stale if a swap was requested in the meantime
+            return  # if a swap was requested during the read, `seen` is stale
         with self._exclusive_swap():
             self._seen = seen
             with contextlib.suppress(SegueError), self._count_rejections(seen.name):
                 self._replace(await self._opening(lambda: self._validate_and_open(folder.find(seen.name))))
 
     def _first(self, release: Path) -> LoadedRelease:
-        """The release that the pointer names; the configured one if that fails."""
+        """Load the release that the pointer names. If that fails, load `release`."""
         with contextlib.suppress(SegueError):
             if self._folder is not None and (seen := self._folder.look()) is not None:
                 self._seen = seen
@@ -298,7 +315,10 @@ class ReleaseRegistry:
         return self._open(release)
 
     def _validate_and_open(self, path: Path) -> LoadedRelease:
-        """Validate a release in a child process, which may crash, then load it here."""
+        """Validate a release in a child process, then load it in this process.
+
+        A damaged release may crash the process that loads it. The child process isolates such a crash.
+        """
         validate_in_child(path, self._validation_timeout_s, self._leaving)
         return self._open(path)
 
@@ -332,7 +352,7 @@ class ReleaseRegistry:
 
     @contextlib.contextmanager
     def _count_rejections(self, name: str) -> Iterator[None]:
-        """Log and count a rejected release."""
+        """Log and count the InputError of a rejected release, and raise it again."""
         try:
             yield
         except InputError as error:

@@ -1,10 +1,10 @@
 """Validation of a release in a child process, before a worker loads it.
 
-The encoder and the index are read by C++ code (ONNX Runtime, FAISS). A malicious or damaged file may crash the process
-that loads it, or hang it. Validation confines that to a child process with limits on time and memory.
+C++ libraries (ONNX Runtime, FAISS) read the encoder and the index. A malicious or damaged file may crash or hang the
+process that loads the file. Validation therefore runs in a child process with time and memory limits.
 
-The child is forked from Python's `forkserver`, which has the libraries loaded and starts with the first validation.
-Validation therefore takes about as long as loading the release.
+Python's `forkserver` forks the child process. The fork server starts with the first validation and has already imported
+all libraries, so validation takes about as long as loading the release.
 """
 
 import contextlib
@@ -27,13 +27,13 @@ from service.batching import MAX_BATCH_SIZE
 from service.releases.loaded import LoadedRelease, Question, load_release
 from service.sessions.embedded_redis import terminate_with_parent
 
-_SPARE_BYTES: Final = 2 * 2**30  # in addition to the memory mapped before loading
-_SIZE_FACTOR: Final = 4  # memory per byte of the release: mapped, read, and converted by ONNX Runtime
+_SPARE_BYTES: Final = 2 * 2**30  # memory on top of the address space in use before loading
+_SIZE_FACTOR: Final = 4  # bytes of memory per byte of the release, for mapped files, copies and ONNX Runtime
 _MAX_LINE: Final = 4096
 _MAX_REASON: Final = 200
 _STDERR_BYTES: Final = 65_536  # capacity of a pipe
-_POLL_INTERVAL_S: Final = 0.1  # for the shutdown of the service
-_K: Final = 100  # maximum of a request
+_POLL_INTERVAL_S: Final = 0.1  # how often to check if the service shuts down
+_K: Final = 100  # maximum k of a request
 _SESSION_PLAYS: Final = 1000  # default of SEGUE_MAX_SESSION_PLAYS
 _TRACKS_READ: Final = 10_000  # tracks whose metadata is read
 _VALID: Final = b"valid"
@@ -43,10 +43,10 @@ _context.set_forkserver_preload([__name__])
 
 
 def validate_in_child(path: Path, limit_s: float, leaving: threading.Event | None = None) -> None:
-    """Load a release and query it in a child process, within `limit_s` seconds. Blocks until that is done.
+    """Load a release in a child process and run test queries, within `limit_s` seconds. Blocks until the child ends.
 
-    The index is always searched on the CPU. Raises BadRelease with one line, and SwapRefused as soon as `leaving` is
-    set.
+    The child always searches the index on the CPU. Raises BadRelease with a one-line message if the release is invalid,
+    and SwapRefused as soon as `leaving` is set.
     """
     receiver, sender = _context.Pipe(duplex=False)
     errors, stderr = _context.Pipe(duplex=False)
@@ -56,7 +56,7 @@ def validate_in_child(path: Path, limit_s: float, leaving: threading.Event | Non
             child.start()
         try:
             reply = receiver.recv_bytes(_MAX_LINE) if _wait_for_reply(receiver, limit_s, leaving) else None
-        except (EOFError, OSError):  # no reply, or one from a compromised child
+        except (EOFError, OSError):  # the child sent no reply or an invalid reply
             reply = b""
         finally:
             child.kill()
@@ -77,7 +77,7 @@ def validate_in_child(path: Path, limit_s: float, leaving: threading.Event | Non
 
 
 def _wait_for_reply(receiver: Connection, limit_s: float, leaving: threading.Event | None) -> bool:
-    """Whether a reply arrives in time. Raises SwapRefused if the service shuts down."""
+    """Return True if a reply arrives within `limit_s` seconds. Raises SwapRefused if the service shuts down."""
     until = time.monotonic() + limit_s
     while (left_s := until - time.monotonic()) > 0:
         if leaving is not None and leaving.is_set():
@@ -88,21 +88,21 @@ def _wait_for_reply(receiver: Connection, limit_s: float, leaving: threading.Eve
 
 
 def _exit_text(code: int | None) -> str:
-    if code is not None and code < 0 and -code != signal.SIGKILL:  # SIGKILL is also what this module sends
+    if code is not None and code < 0 and -code != signal.SIGKILL:  # this module itself sends SIGKILL
         return signal.Signals(-code).name
     return "killed" if code is not None and code < 0 else f"exit code {code}"
 
 
 def _likely_cause(code: int | None) -> str:
-    """The likely cause if the child wrote nothing."""
+    """Return the likely cause of a crash if the child wrote nothing to stderr."""
     if code is not None and code > 0:
         return "the error is on stderr of the service"
     return "it is damaged or does not fit into memory"
 
 
 def _last_line(errors: Connection) -> str:
-    """The last line that the exited child wrote to stderr; empty if there is none."""
-    os.set_blocking(errors.fileno(), False)  # a process started by the child may still have the other end open
+    """Return the last line that the child wrote to stderr before it exited, or an empty string."""
+    os.set_blocking(errors.fileno(), False)  # a process that the child started may keep the pipe open
     try:
         lines = os.read(errors.fileno(), _STDERR_BYTES).decode(errors="replace").split("\n")
     except BlockingIOError:
@@ -112,7 +112,7 @@ def _last_line(errors: Connection) -> str:
 
 def _try(path: Path, sender: Connection, stderr: Connection, limit_s: float) -> None:
     terminate_with_parent()
-    os.set_blocking(stderr.fileno(), False)  # once the pipe is full, lines are dropped
+    os.set_blocking(stderr.fileno(), False)  # if the pipe is full, further lines are dropped
     os.dup2(stderr.fileno(), 2)
     _set_limits(path, limit_s)
     try:
@@ -127,12 +127,12 @@ def _try(path: Path, sender: Connection, stderr: Connection, limit_s: float) -> 
 
 
 def _set_limits(path: Path, limit_s: float) -> None:
-    """Limit the child's CPU time and memory, lower its priority below that of requests, and discard its stdout."""
+    """Limit the CPU time and memory of the child process, lower its priority, and discard its stdout."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     seconds = int(limit_s) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))  # in case the parent has exited
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))  # ends the child even if the parent process has exited
     os.environ["POLARS_MAX_THREADS"] = "1"  # each thread reserves address space, which RLIMIT_AS counts
-    with contextlib.suppress(OSError):  # not on Linux
+    with contextlib.suppress(OSError):  # /proc exists only on Linux
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         size = sum(file.stat().st_size for file in path.iterdir())
         limit = mapped + _SPARE_BYTES + _SIZE_FACTOR * size
@@ -143,7 +143,7 @@ def _set_limits(path: Path, limit_s: float) -> None:
 
 
 def _query(live: LoadedRelease) -> None:
-    """Query what requests query: batches of sessions, the longest session, similar tracks, text search."""
+    """Run all kinds of queries that requests run: batches, the longest session, similar tracks and text search."""
     tracks = len(live.catalogue)
     for row in _rows(tracks, _TRACKS_READ):
         live.track(row)
@@ -160,6 +160,6 @@ def _query(live: LoadedRelease) -> None:
 
 
 def _rows(tracks: int, max_rows: int) -> list[int]:
-    """At most `max_rows` rows, spread evenly over the catalogue."""
+    """Return at most `max_rows` rows, evenly spaced over the catalogue."""
     rows: list[int] = np.unique(np.linspace(FIRST_TRACK_ROW, tracks, min(tracks, max_rows), dtype=np.int64)).tolist()
     return rows

@@ -46,7 +46,7 @@ def redis_server_binary(program: Path | None = None) -> Path:
     if program is not None:
         version = version_of(program)
         if version is None or version < MIN_VERSION:
-            found = "not an executable redis-server" if version is None else f"version {format_version(version)}"
+            found = "not a redis-server" if version is None else f"version {format_version(version)}"
             raise BadOption(
                 f"SEGUE_REDIS_SERVER={program} is {found}: set it to a redis-server or valkey-server of version "
                 f"{format_version(MIN_VERSION)} or later"

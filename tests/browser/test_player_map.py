@@ -75,7 +75,7 @@ def test_the_path_is_that_of_the_whole_session(page: "Page", map_: "Locator", ru
         playwright.expect(page.locator("#session li")).to_have_count(WINDOW + 4)
         playwright.expect(map_).to_have_attribute("data-path", str(WINDOW + 3))
         playwright.expect(map_).to_have_attribute("data-seen", str(WINDOW))
-        playwright.expect(page.locator("#map-words")).to_contain_text("The path: Song 36 (played)")
+        playwright.expect(page.locator("#map-words")).to_contain_text("Path of the session: Song 36 (played)")
         assert painted(map_, LEFT) > before
         page.reload()
 

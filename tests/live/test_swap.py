@@ -313,7 +313,7 @@ def test_an_experiment_answers_its_share_of_sessions_and_no_other(
     ("settings", "message"),
     [
         ({"experiment": "third:0.5"}, "'third' is not a folder in"),
-        ({"experiment": "second:0.5", "releases_dir": None}, "set SEGUE_RELEASES_DIR too"),
+        ({"experiment": "second:0.5", "releases_dir": None}, "set SEGUE_RELEASES_DIR"),
     ],
 )
 def test_an_experiment_that_cannot_be_is_told_at_the_start(

@@ -1,16 +1,19 @@
 """The command line: help at once, one clear line and exit code 2 for a wrong input, never a traceback."""
 
+import ast
 import os
 import re
 import socket
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from segue.cli import main, segue
+from segue import cli
+from segue.cli import _EXTRA_OF, main, segue
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -99,6 +102,23 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "pip install 'segue[training]'" in done.stderr
+
+
+def test_every_optional_package_has_its_extra() -> None:
+    """Or a command that needs the package would end in a traceback."""
+    base = {re.split(r"[^\w.-]", line)[0] for line in metadata.requires("segue") or [] if "extra ==" not in line}
+    of_module = metadata.packages_distributions()
+    imported = set()
+    for package in ("segue", "service", "training", "index"):
+        for file in (Path(cli.__file__).parents[2] / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Import):
+                    imported |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom):
+                    imported.add((node.module or "").partition(".")[0])
+    optional = {name for name in imported & of_module.keys() if not base & set(of_module[name])}
+    optional -= {"segue", "service", "training", "index"}
+    assert " ".join(sorted(optional - _EXTRA_OF.keys() - {"pydantic_core"})) == ""  # pydantic installs it
 
 
 def test_help_imports_no_station() -> None:

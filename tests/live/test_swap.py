@@ -196,7 +196,7 @@ def test_a_release_that_was_made_to_harm_ends_no_worker(start_service: StartServ
     hostile = Hostile(write_plain_release(releases_dir / "plain"))
     hostile.with_encoder(releases_dir / "endless", endless_encoder())
     hostile.with_index(releases_dir / "astray", "ivf-pq4", centroids(5000))
-    service = start_service(releases_dir=releases_dir, releases_poll_interval_s=0.1, release_validation_timeout_s=2)
+    service = start_service(releases_dir=releases_dir, releases_poll_interval_s=0.1, release_validation_timeout_s=5)
     with service.client() as client:
         listener = Listener(client.base_url, 0, {client.get("/releases/current").json()["name"]: ""})
         listener.start()

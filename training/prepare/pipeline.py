@@ -22,16 +22,14 @@ sessions are numbered (`s00000001`), so a dataset never contains user ids. Sessi
 is split, the second piece has the suffix `~2`, the third piece `~3`, and so on.
 
 The pipeline consists of tasks, similar to MapReduce:
-
     read each input split -> merge the tracks of each partition -> sessions of each partition -> filters
 
-Read tasks partition the lines by owner (user or session) and the tracks by track key. All lines of an owner are in the
-same partition. Blocks are merged in the order of the splits, so the result does not depend on the number of splits.
-Between the tasks, the main process counts, sorts, samples and writes. The main process stores a few integers per play
-and the catalogue, but no lines of the log.
-
-A `TaskRunner` runs the tasks: in memory (this module), on disk (training.prepare.disk_engine) or on Ray
-(training.prepare.ray_engine). The in-memory engine uses one partition. All engines give byte-identical datasets.
+Read tasks partition the lines by owner (user or session) and the tracks by track key. All lines of an owner are in
+the same partition. Blocks are merged in the order of the splits, so the result does not depend on the number of
+splits. Between the tasks, the main process counts, sorts, samples and writes. The main process stores a few integers
+per play and the catalogue, but no lines of the log. A `TaskRunner` runs the tasks: in memory (this module), on disk
+(training.prepare.disk_engine) or on Ray (training.prepare.ray_engine). The in-memory engine uses one partition. All
+engines give byte-identical datasets.
 """
 
 import functools
@@ -127,13 +125,11 @@ def prepare(
 ) -> PrepareReport:
     """Convert the logs in `sources` (files, folders and globs) to a dataset in the folder `out`.
 
-    The default engine runs in the memory of this process. It needs at most about 100 bytes per line for integer
-    columns, and memory for the distinct ids and names. The text of the log is not kept in memory.
+    The default engine needs about 100 bytes of memory per line, and memory for the distinct ids and names.
 
     Raises:
         BadLog: The log is missing, damaged or of another kind, or no play remains after the rules.
-        BadOption: An option is invalid for this kind of log.
-        InputError: `out` exists and `overwrite` is false, or the existing folder is not a dataset.
+        BadOption, InputError: An option is invalid; `out` exists and `overwrite` is false, or it is not a dataset.
 
     """
     options = options_of_kind(kind, PrepareOptions() if options is None else options)
@@ -162,10 +158,7 @@ class TaskRunner(Protocol):
     """Runs functions, possibly in parallel and in other processes."""
 
     def start(self, function: Callable[..., Any], *arguments: Any, returns: int = 1) -> list[Any]:
-        """Schedule a function call and return references to its `returns` results.
-
-        A reference can be an argument of another call.
-        """
+        """Schedule a call. Return references to its `returns` results, which can be arguments of other calls."""
         ...
 
     def share(self, value: Any) -> Any:
@@ -189,10 +182,7 @@ class SerialTasks:
     """Runs functions in this process one after another, when their results are needed. Results are stored in memory."""
 
     def start(self, function: Callable[..., Any], *arguments: Any, returns: int = 1) -> list[Reference]:
-        """Return references to the `returns` results of a function call. The call runs when a result is needed.
-
-        The memory of a result is freed with its reference. The memory of the arguments is freed after the call.
-        """
+        """Return references to the `returns` results of a function call. The call runs when a result is needed."""
         references = [Reference() for _ in range(returns)]
         needed = [weakref.ref(reference) for reference in references]
 
@@ -211,10 +201,7 @@ class SerialTasks:
         return Reference(self.stored(value))
 
     def result(self, reference: Any) -> Any:
-        """Return the value of `reference`, and run its function call first if necessary.
-
-        A value that is not a reference is returned unchanged.
-        """
+        """Return the value of `reference`, after its call if necessary; return any other value unchanged."""
         if not isinstance(reference, Reference):
             return reference
         if reference.run is not None:
@@ -241,11 +228,7 @@ def run_tasks(
 ) -> PrepareResult:
     """Apply rules 1 to 6 to a log and return the interactions of the dataset.
 
-    Tasks write temporary copies to the folder `scratch`. If `scratch` is None, tasks use the temporary folder of their
-    machine.
-
-    Raises:
-        BadLog: The log cannot be read, or no play remains after a rule.
+    Tasks write temporary copies to `scratch`, or to the temporary folder of their machine if it is None. Raises BadLog.
 
     """
     log, blocks, track_blocks = _read(tasks, job, splits, partitions, scratch)
@@ -299,11 +282,7 @@ def _sampled(
 def _read(
     tasks: TaskRunner, job: PrepareJob, splits: Sequence[InputSplit], partitions: int, scratch: Path | None
 ) -> tuple["ReadStats", list[list[Any]], list[list[Any]]]:
-    """Apply rule 1: start one read task per split and wait for the line counts.
-
-    Return the statistics of all lines, references to lines and references to tracks. Both lists of references are
-    indexed by split and next by partition.
-    """
+    """Apply rule 1. Return statistics of all lines, and references to lines and tracks by split and partition."""
     started = [
         tasks.start(read_split, split, job.kind, job.options, scratch, partitions, returns=1 + 2 * partitions)
         for split in splits

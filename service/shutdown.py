@@ -1,4 +1,4 @@
-"""Shutdown within a limit, whatever hangs.
+"""Shut down within a time limit, even if a call hangs.
 
 Closing waits for requests, for the event log's last file and for Redis. A disk or a library that never returns would
 keep the process running, so the first signal starts a timer that ends it.

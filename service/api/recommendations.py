@@ -168,7 +168,8 @@ class WhatIfRequest(JsonBody):
     remedy = f"send at most {MAX_HYPOTHETICAL_EVENTS} events, and {MAX_TRACKS} tracks in exclude"
 
     events: list[Event] = Field(
-        max_length=MAX_HYPOTHETICAL_EVENTS, description="Events in order. They form one session, whatever their times"
+        max_length=MAX_HYPOTHETICAL_EVENTS,
+        description="Events in order. They form one session, even with long pauses",
     )
     k: int = Field(default=DEFAULT_K, ge=1, le=MAX_TRACKS, description="Number of tracks to return")
     exclude: list[TrackId] = Field(default_factory=list, max_length=MAX_TRACKS, description="Tracks not to return")

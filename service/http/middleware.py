@@ -1,13 +1,14 @@
 """Middleware for all requests: request ids, metrics, the `Host` check, CORS, and response headers.
 
 The `Host` check protects a service without API keys against DNS rebinding. If the domain of a web page resolves to
-127.0.0.1, a browser treats the page and a service on the same machine as the same origin. The browser still sends the
-domain of the page in `Host`, so the check detects such requests. A service with API keys does not need the check.
+127.0.0.1, a browser treats the page and a local service as the same origin, but sends the domain of the page in `Host`.
+A service with API keys does not need the check.
 
 CORS is off unless SEGUE_CORS_ORIGINS is set. Credentials are not allowed: Segue uses no cookies, and a page sends its
 API key itself. https://fetch.spec.whatwg.org/#http-cors-protocol (2026)
 """
 
+import functools
 import inspect
 import ipaddress
 import itertools
@@ -15,7 +16,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Iterable, Sequence
-from typing import Any, Final, get_args
+from typing import Any, Final, get_args, get_origin
 from urllib.parse import parse_qsl
 
 import structlog
@@ -327,19 +328,29 @@ class _HotRoute:
         self.route = route
         self.methods = frozenset(route.methods or ())
         self.path = route.path_regex.fullmatch
-        self._call = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(route.endpoint)
+
+        @functools.wraps(route.endpoint)
+        def bind(**arguments: Any) -> Any:
+            return route.endpoint(**arguments)  # a coroutine that has not started
+
+        self._bind = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(bind)
         declared = inspect.signature(route.endpoint).parameters
-        query = {name: one.annotation for name, one in declared.items() if _is_query(one.annotation)}
+        metadata = {name: getattr(one.annotation, "__metadata__", ()) for name, one in declared.items()}
+        query = {
+            name: declared[name].annotation for name, of in metadata.items() if any(isinstance(m, Query) for m in of)
+        }
         self._query = frozenset(query)
-        self._lists = frozenset(name for name, kind in query.items() if str(get_args(kind)[0]).startswith("list"))
+        self._lists = frozenset(name for name, kind in query.items() if get_origin(get_args(kind)[0]) is list)
 
     async def answer(self, path: dict[str, Any], request: Request) -> Response:
         """Return the response to a request. If the request is invalid or fails, return a problem document."""
+        arguments = {**self._read_query(request.scope["query_string"]), **path}
         try:
-            arguments = {**self._read_query(request.scope["query_string"]), **path}
-            answer: Response = await self._call(request=request, **arguments)
-        except ValidationError as error:
+            call = self._bind(request=request, **arguments)
+        except ValidationError as error:  # of the parameters: one from the endpoint itself is a fault of the service
             return invalid_request_response(RequestValidationError([self._located(one) for one in error.errors()]))
+        try:
+            answer: Response = await call
         except RequestValidationError as error:
             return invalid_request_response(error)
         except SegueError as error:
@@ -364,14 +375,8 @@ class _HotRoute:
     def _located(self, error: Any) -> dict[str, Any]:
         """Convert an error of `validate_call` to the format of FastAPI's validation errors."""
         name = error["loc"][0]
-        located = {**error, "loc": ("query" if name in self._query else "path", *error["loc"])}
-        if error["type"].startswith("missing"):
-            located |= {"type": "missing", "msg": "Field required"}
-        return located
-
-
-def _is_query(annotation: Any) -> bool:
-    return any(isinstance(one, Query) for one in getattr(annotation, "__metadata__", ()))
+        missing = {"type": "missing", "msg": "Field required"} if error["type"].startswith("missing") else {}
+        return {**error, **missing, "loc": ("query" if name in self._query else "path", *error["loc"])}
 
 
 class DisconnectAware:

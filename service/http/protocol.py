@@ -2,7 +2,7 @@
 
 This subclass of uvicorn's protocol (httptools) adds five rules, in one state machine:
 
-- The head, the chunk framing and the trailers of a request have size limits. So has a body that nobody reads.
+- The head, the chunk framing and the trailers of a request have size limits. The unread part of a body has one too.
 - Trailers are ignored. Only fields of the head are headers (RFC 9110, 6.5.1, 2022).
 - `Upgrade` is ignored (RFC 9110, 7.8), so the body is still parsed as a body. CONNECT is rejected.
 - A client has a deadline for the whole request. All connections together hold a limited number of unfinished bytes.

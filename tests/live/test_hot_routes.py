@@ -1,16 +1,21 @@
 """The two hot calls: answered without FastAPI's machinery, as FastAPI's own routes would answer them."""
 
+import asyncio
 import contextlib
 import json
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 from uuid import uuid4
 
 import httpx
 import pytest
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.routing import APIRoute
+from pydantic import TypeAdapter, ValidationError
 
 from segue.release import Release
+from service.http.middleware import HotRoutes
 from tests.conftest import ServiceProcess, track_ids
 
 IDS = track_ids()
@@ -181,3 +186,23 @@ def test_metrics_name_the_hot_routes(running: httpx.Client) -> None:
     metrics = running.get("/metrics").text
     assert 'segue_http_requests_total{method="GET",route="/recommendations",status="200"}' in metrics
     assert 'segue_http_requests_total{method="POST",route="/sessions/{session_id}/events",status="200"}' in metrics
+
+
+def test_an_endpoint_that_fails_its_own_validation_is_a_fault_of_the_service() -> None:
+    """It must not be reported as an invalid request."""
+
+    async def fails(request: Request, k: Annotated[int, Query(ge=1)] = 1) -> Response:
+        return Response(TypeAdapter(int).validate_python(f"not a number, {k}, {request.method}"))
+
+    app = FastAPI()
+    app.add_api_route("/fails", fails)
+    [route] = [one for one in app.routes if isinstance(one, APIRoute)]
+
+    async def ask(query: str) -> int:
+        transport = httpx.ASGITransport(HotRoutes(app, [route]))
+        async with httpx.AsyncClient(transport=transport, base_url="http://hot") as client:
+            return (await client.get(f"/fails?{query}")).status_code
+
+    assert asyncio.run(ask("k=0")) == 422
+    with pytest.raises(ValidationError, match="not a number"):
+        asyncio.run(ask("k=2"))

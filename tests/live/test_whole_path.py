@@ -1,4 +1,4 @@
-"""From synthetic sessions to a running service: what is measured offline is what is served."""
+"""From synthetic sessions to a running service: offline evaluation and the service give the same recommendations."""
 
 import json
 import subprocess

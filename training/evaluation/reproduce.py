@@ -139,13 +139,13 @@ def _options(name: str, wanted: Wanted, seed: int) -> Options:
     return options
 
 
-Told: TypeAlias = Callable[[str, int, int], None]  # name of the finished run, finished runs, total runs
+OnProgress: TypeAlias = Callable[[str, int, int], None]  # name of the finished run, finished runs, total runs
 
 
-def run_plan(plan: Plan, jobs: int, told: Told) -> list[Path]:
+def run_plan(plan: Plan, jobs: int, on_progress: OnProgress) -> list[Path]:
     """Execute all unfinished runs, `jobs` at a time, and return the result files of all runs.
 
-    `told` is called once at the start and after each finished run.
+    `on_progress` is called once at the start and after each finished run.
 
     Raises:
         BadOption: The folder contains a run with other options or of another dataset.
@@ -157,7 +157,7 @@ def run_plan(plan: Plan, jobs: int, told: Told) -> list[Path]:
     todo = [run for run in plan.runs if not all(run.result(protocol).is_file() for protocol in plan.protocols)]
     commands = _Commands(os.environ.get("OMP_NUM_THREADS") or str(max((os.cpu_count() or 1) // jobs, 1)))
     done = len(plan.runs) - len(todo)
-    told("", done, len(plan.runs))
+    on_progress("", done, len(plan.runs))
     with ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(_do, run, plan.protocols, commands): run for run in todo}
         try:
@@ -167,7 +167,7 @@ def run_plan(plan: Plan, jobs: int, told: Told) -> list[Path]:
                 for future in finished:
                     future.result()
                     done += 1
-                    told(f"{futures[future].split} {futures[future].name}", done, len(plan.runs))
+                    on_progress(f"{futures[future].split} {futures[future].name}", done, len(plan.runs))
         except BaseException:
             commands.stop()
             pool.shutdown(cancel_futures=True)

@@ -74,7 +74,7 @@ class StudySpec:
         object.__setattr__(self, "identity", {key: str(value) for key, value in (named | fixed).items()})
 
 
-Told: TypeAlias = Callable[[FrozenTrial, Study], None]
+OnProgress: TypeAlias = Callable[[FrozenTrial, Study], None]
 
 
 def changed(options: Options, values: Mapping[str, Any]) -> Options:
@@ -87,11 +87,11 @@ def changed(options: Options, values: Mapping[str, Any]) -> Options:
     return check_options(type(options), {**options.model_dump(), **values})
 
 
-def tune(tuning: StudySpec, told: Told) -> Study:
+def tune(tuning: StudySpec, on_progress: OnProgress) -> Study:
     """Run trials until the study has `tuning.trials` finished trials, and write the best options as a recipe.
 
-    To resume an interrupted search, repeat the call. An interrupted trial resumes from its checkpoint. `told` is called
-    after every finished trial.
+    To resume an interrupted search, repeat the call. An interrupted trial resumes from its checkpoint. `on_progress` is
+    called after every finished trial.
 
     Raises:
         BadOption: The folder contains a study with other settings, or no trial produced a release.
@@ -107,7 +107,7 @@ def tune(tuning: StudySpec, told: Told) -> Study:
         study.optimize(
             lambda trial: _value(trial, tuning),
             n_trials=remaining,
-            callbacks=[lambda study, trial: _keep(study, trial, tuning, told)],
+            callbacks=[lambda study, trial: _keep(study, trial, tuning, on_progress)],
         )
     write_best(study, tuning)
     return study
@@ -201,8 +201,8 @@ def _value(trial: Trial, tuning: StudySpec) -> float:
     return float(release.manifest.evaluation["validation"]["HR@10"])
 
 
-def _keep(study: Study, trial: FrozenTrial, tuning: StudySpec, told: Told) -> None:
-    """Delete the releases and logs of all trials except the best trial, update best.toml and call `told`."""
+def _keep(study: Study, trial: FrozenTrial, tuning: StudySpec, on_progress: OnProgress) -> None:
+    """Delete the releases and logs of all trials except the best trial, update best.toml and call `on_progress`."""
     folder = tuning.out / f"trial-{trial.user_attrs.get('folder', trial.number)}"
     if trial.state is TrialState.PRUNED:
         shutil.rmtree(folder.with_name(f"{folder.name}.training"), ignore_errors=True)
@@ -212,7 +212,7 @@ def _keep(study: Study, trial: FrozenTrial, tuning: StudySpec, told: Told) -> No
             if release.stem != best:  # `stem` also matches the best trial's `.run` folder
                 shutil.rmtree(release)
         write_best(study, tuning)
-    told(trial, study)
+    on_progress(trial, study)
 
 
 class _Pruning:

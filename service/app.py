@@ -29,7 +29,7 @@ from service.api.state import AppState
 from service.api.stream import SessionStreams
 from service.http import auth, middleware
 from service.http.admission_control import AdmissionControl
-from service.http.middleware import CrossOrigin, HotRoutes, Measured, Preflight, without_range
+from service.http.middleware import CrossOrigin, HotRoutes, Measured, Preflight
 from service.ops.status import Readiness, RedisStatus, ServiceStatus
 from service.problems import answer_problems, describe_problems
 from service.releases.registry import Attribution, ReleaseRegistry, check_servable
@@ -90,8 +90,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     for router in ROUTERS:
         app.include_router(router)
-    app.mount("/web", without_range(StaticFiles(directory=operations.WEB)), name="web")
-    app.mount("/docs/files", without_range(operations.ViewerFiles()), name="docs")
+    app.mount("/web", operations.without_range(StaticFiles(directory=operations.WEB)), name="web")
+    app.mount("/docs/files", operations.without_range(operations.ViewerFiles()), name="docs")
     answer_problems(app, [*app.router.routes, *(route for router in ROUTERS for route in router.routes)])
     known = [route for router in ROUTERS for route in router.routes]
     app.add_middleware(

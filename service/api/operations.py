@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.state import Service
 from service.ops.status import Operations
@@ -97,3 +98,13 @@ class ViewerFiles(StaticFiles):
     def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
         """The file of a path. Files that the page does not load are not found."""
         return super().lookup_path(path) if path in _FILES else ("", None)
+
+
+def without_range(app: ASGIApp) -> ASGIApp:
+    """Wrap an app so that it ignores `Range`, because Starlette answers an invalid range in plain text."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [line for line in scope["headers"] if line[0] != b"range"]
+        await app({**scope, "headers": headers}, receive, send)
+
+    return answer

@@ -290,16 +290,6 @@ class Measured:
         _log.debug("request", method=method, route=route, status=status, ms=round(seconds * 1000, 3))
 
 
-def without_range(app: ASGIApp) -> ASGIApp:
-    """Wrap an app so that it ignores `Range`, because Starlette answers an invalid range in plain text."""
-
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [line for line in scope["headers"] if line[0] != b"range"]
-        await app({**scope, "headers": headers}, receive, send)
-
-    return answer
-
-
 class HotRoutes:
     """Answers the most frequent requests without the overhead of FastAPI's routing and dependency injection.
 

@@ -87,6 +87,6 @@ def test_a_table_of_a_recipe_is_for_the_model_of_its_name(tmp_path: Path) -> Non
 
 
 def test_a_model_that_sees_no_skips_has_no_skip_loss() -> None:
-    with pytest.raises(BadOption, match="plays=played leaves no skips"):
+    with pytest.raises(BadOption, match="plays=played removes the skips"):
         check_options(NeuralOptions, {"plays": "played"})
     assert check_options(NeuralOptions, {"plays": "played", "beta": 0}).plays == "played"

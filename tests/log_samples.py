@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import zstandard
 
-from training.prepare.sources import LogKind
+from training.prepare.options import LogKind
 
 START: Final = 1_700_000_000
 _MSSD_HEADER: Final = "session_id,session_position,track_id_clean,skip_1,skip_2,skip_3,hour_of_day,date"

@@ -17,7 +17,7 @@ from segue.cli.terminal import escaped, plain_lines, say, titled
 from segue.sessions import TIME_EXPECTED, Event, play
 from service.api.recommendations import WhatIfRequest
 from service.api.sessions import EventsRequest
-from training.prepare.columns import track_ids
+from training.prepare.ids import track_ids
 
 MODELS = (EventsRequest, WhatIfRequest)
 CSI, NEL, APC, OVERRIDE, ISOLATE = "\x9b", "\x85", "\x9f", "\u202e", "\u2066"

@@ -13,8 +13,8 @@ import zstandard
 
 from segue.errors import BadLog, BadOption, InputError
 from training.data.dataset import Dataset
+from training.prepare.options import LogKind
 from training.prepare.pipeline import PrepareReport, prepare, prepare_options
-from training.prepare.sources import LogKind
 
 MSSD_HEADER = (
     "session_id,session_position,session_length,track_id_clean,skip_1,skip_2,skip_3,not_skipped,context_switch,"

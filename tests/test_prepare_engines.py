@@ -15,9 +15,9 @@ from segue.errors import BadLog
 from tests.log_samples import SAMPLES, Sample
 from tests.prepare_runs import assert_same, needs_ray, ray_of_two
 from training.prepare import disk_engine as disk
-from training.prepare.columns import partitions_of
 from training.prepare.disk_engine import DiskTasks, disk_engine, split_bytes_of
 from training.prepare.formats import PROBLEMS
+from training.prepare.ids import partitions_of
 from training.prepare.pipeline import (
     Engine,
     PrepareJob,
@@ -28,7 +28,8 @@ from training.prepare.pipeline import (
     run_tasks,
 )
 from training.prepare.ray_engine import ray_engine
-from training.prepare.sessionize import FilteredPartition, StepCount
+from training.prepare.report import StepCount
+from training.prepare.sessionize import FilteredPartition
 from training.prepare.sources import FileSlice, input_splits, opened
 
 

@@ -32,8 +32,8 @@ from tests.fuzzing.mutations import damaged, text
 from tests.fuzzing.requests import RELEASE
 from tests.sealing import sealed
 from training.data.dataset import open_dataset
+from training.prepare.options import LogKind
 from training.prepare.pipeline import prepare
-from training.prepare.sources import LogKind
 
 
 @contextlib.contextmanager

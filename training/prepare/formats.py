@@ -8,98 +8,16 @@ LFM-2b (Schedl et al. 2022, https://doi.org/10.1145/3498366.3505791), Yambda (ht
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias
+from typing import Final, NamedTuple
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from segue.errors import BadLog, BadOption
-from segue.safe_files import UNREADABLE
-from training.prepare.columns import LogTable, split_lines
-from training.prepare.sources import (
-    KINDS,
-    MAX_EXAMPLES,
-    FileSlice,
-    LinesRead,
-    LogKind,
-    MalformedLine,
-    inner_suffix,
-    opened,
-    rows_of_slice,
-)
-
-# Options without an effect on a kind of log are rejected, not ignored.
-NO_EFFECT: Final[dict[LogKind, tuple[str, ...]]] = {
-    "mssd": ("idle_gap_s", "skip_within_s", "played_ratio_pct"),
-    "lfm1k": ("skip_flag", "played_ratio_pct"),
-    "lfm2b": ("skip_flag", "played_ratio_pct"),
-    "yambda": ("skip_flag", "skip_within_s"),
-    "events": ("skip_flag", "played_ratio_pct"),
-}
-
-
-SkipFlag: TypeAlias = Literal["skip_1", "skip_2", "skip_3"]
-
-
-class PrepareOptions(BaseModel):
-    """Options of `prepare`. The defaults are those of the paper (section 4.2)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    idle_gap_s: float = Field(default=1200, gt=0, description="A session ends after this many seconds of inactivity")
-    skip_within_s: float = Field(
-        default=30, ge=0, description="A play is skipped if the next one of its session starts within this many seconds"
-    )
-    min_session_plays: int = Field(default=5, ge=1, description="Sessions with fewer plays are dropped")
-    max_session_plays: int = Field(
-        default=20, ge=1, description="Longer sessions are split into consecutive ones of at most this many plays"
-    )
-    min_track_plays: int = Field(default=0, ge=0, description="Plays of tracks with fewer plays are dropped")
-    sample_half_skips: bool | None = Field(
-        default=None,
-        description="Sample as many sessions without a skip as with one; by default only for lfm1k",
-    )
-    max_sessions: int | None = Field(default=None, ge=1, description="Randomly sample at most this many sessions")
-    skip_flag: SkipFlag = Field(default="skip_2", description="MSSD only: the column that marks a skip")
-    played_ratio_pct: int = Field(
-        default=50, ge=1, description="Yambda only: plays heard for less than this percentage are skips"
-    )
-    seed: int = Field(default=0, ge=0, lt=2**31, description="Random seed for session sampling")
-
-    @model_validator(mode="after")
-    def _possible_lengths(self) -> Self:
-        if self.min_session_plays > self.max_session_plays:
-            raise ValueError(
-                f"min_session_plays is {self.min_session_plays}, expected at most max_session_plays, "
-                f"which is {self.max_session_plays}"
-            )
-        return self
-
-
-def prepare_options(**values: Any) -> PrepareOptions:
-    """Options by name. Raises BadOption with one line if a name is unknown or a value is out of range."""
-    try:
-        return PrepareOptions(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        what = f"{name} is {first['input']!r}: " if name else ""
-        raise BadOption(f"{what}{first['msg'].removeprefix('Value error, ')}") from error
-
-
-def options_of_kind(kind: LogKind, options: PrepareOptions) -> PrepareOptions:
-    """The options with the kind's defaults. Raises BadOption for an option without an effect."""
-    if kind not in KINDS:
-        raise BadOption(f"there are no logs of kind {kind!r}: expected one of {', '.join(KINDS)}")
-    for name in NO_EFFECT[kind]:
-        if getattr(options, name) != PrepareOptions.model_fields[name].default:
-            raise BadOption(f"{name} has no effect on logs of kind {kind}: leave it out")
-    if options.sample_half_skips is None:
-        return options.model_copy(update={"sample_half_skips": kind == "lfm1k"})
-    return options
-
+from segue.errors import BadLog
+from training.prepare.options import LogKind, SkipFlag
+from training.prepare.sources import inner_suffix
+from training.prepare.tables import LogTable, split_lines
 
 PROBLEMS: Final = (
     "",
@@ -310,74 +228,3 @@ def _lines(frame: pl.LazyFrame, fields: _Fields, text: pl.Expr) -> pl.LazyFrame:
 
 def _first_text(table: LogTable, names: Sequence[str]) -> pl.Expr | None:
     return next((table.text_of(name) for name in names if name in table.schema), None)
-
-
-_EXAMPLE_CHARACTERS: Final = 120
-_ENCODED: Final = ("owner", "track", "title", "artist")
-
-
-@dataclass
-class LogReader:
-    """Reads the files of one input split. Texts become categorical columns, so memory holds each of them once."""
-
-    kind: LogKind
-    options: PrepareOptions
-    scratch: Path  # the folder for temporary copies, one at a time
-    counts: LinesRead = field(default_factory=LinesRead)
-    frames: list[pl.DataFrame] = field(default_factory=list)
-    forms: list[LogFormat] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        # One set of categories per column and split: all its files share the codes. Unlike hashes, codes are exact.
-        self.categories = {name: pl.Categorical(pl.Categories.random()) for name in _ENCODED}
-
-    def read(self, slice_: FileSlice) -> None:
-        """Add the lines of a file or slice. Raises BadLog if it cannot be read."""
-        file = slice_.file
-        with opened(slice_, self.kind, self.scratch) as plain:
-            log = read_lines(
-                self.kind,
-                plain,
-                name=str(file),
-                skip_flag=self.options.skip_flag,
-                played_ratio_pct=self.options.played_ratio_pct,
-            )
-            self.forms.append(log.form)
-            check_same_format(file, log.form, self.forms[0])
-            columns = [pl.col(name).cast(self.categories.get(name, dtype)) for name, dtype in LINE_COLUMNS.items()]
-            try:
-                lines = rows_of_slice(slice_, log.frame)
-                frame = lines.select("problem", *columns).collect(engine="streaming")
-                self._count_malformed(file, lines, frame["problem"])
-            except UNREADABLE as error:
-                raise BadLog(f"{file} cannot be read: {str(error).strip().splitlines()[0]}") from error
-        self.counts.lines += len(frame)
-        if frame["problem"].max():
-            frame = frame.filter(pl.col("problem") == 0)
-        self.frames.append(frame.drop("problem", *(c.name for c in frame if c.null_count() == len(frame))))
-
-    def result(self) -> pl.DataFrame:
-        """The good lines of all files in their order. A column without any value is missing."""
-        lines = pl.concat(self.frames, how="diagonal")
-        self.frames.clear()
-        return lines
-
-    def _count_malformed(self, file: Path, lines: pl.LazyFrame, problem: pl.Series) -> None:
-        numbers = (problem > 0).arg_true()
-        counts = self.counts
-        counts.reasons.update(
-            {PROBLEMS[code]: count for code, count in problem.gather(numbers).value_counts().iter_rows()}
-        )
-        shown = numbers.head(MAX_EXAMPLES - len(counts.examples))
-        if shown.is_empty():
-            return
-        last = int(shown[-1])
-        texts = lines.select("text").head(last + 1).collect(engine="streaming")["text"].gather(shown)
-        for code, text in zip(problem.gather(shown), texts, strict=True):
-            counts.examples.append(MalformedLine(file, PROBLEMS[code], (text or "")[:_EXAMPLE_CHARACTERS]))
-
-
-def check_same_format(file: Path, form: LogFormat, first: LogFormat) -> None:
-    """Raise BadLog if the format of a file is not that of the first file."""
-    if form != first:
-        raise BadLog(f"{file} has other columns than the first file: give logs of one form at a time")

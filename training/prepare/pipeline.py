@@ -33,7 +33,6 @@ engines give byte-identical datasets.
 """
 
 import functools
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -46,31 +45,23 @@ import polars as pl
 from segue.arrays import Int
 from segue.safe_files import check_output_free
 from training.data.dataset import FACTS_FILE, Dataset, RawInteractions, write_listening
-from training.prepare.columns import TRACK_NAMES, EncodedLines, encode, first_names, partitioned, played_tracks, recode
-from training.prepare.formats import (
-    NO_EFFECT,
-    LogFormat,
-    LogReader,
-    PrepareOptions,
-    check_same_format,
-    options_of_kind,
-    prepare_options,
-)
+from training.prepare.formats import LogFormat
+from training.prepare.ids import EncodedLines, first_names, played_tracks, recode
+from training.prepare.options import NO_EFFECT, LogKind, PrepareOptions, options_of_kind, prepare_options
+from training.prepare.reading import LinesRead, MalformedLine, ReadStats, check_same_format, read_split
+from training.prepare.report import FilterStep, record_step, summed_steps
 from training.prepare.sessionize import (
     FilteredPartition,
-    FilterStep,
     OrderedSessions,
     Plays,
     filter_sessions,
     in_order,
-    record_step,
     sample_sessions,
     session_ids,
     sessionize,
     start_times,
-    summed_steps,
 )
-from training.prepare.sources import InputSplit, LinesRead, LogKind, MalformedLine, find_files, input_splits
+from training.prepare.sources import InputSplit, find_files, input_splits
 
 __all__ = ["PrepareJob", "PrepareOptions", "PrepareReport", "PrepareResult", "prepare", "prepare_options"]
 
@@ -248,7 +239,7 @@ def run_tasks(
     del made
     found = [one for one in _results(tasks, job, filtered, "making sessions") if one is not None]
     del filtered
-    steps = summed_steps(log.read, found)
+    steps = summed_steps(log.read, [one.counts for one in found])
     sessions = in_order(found)
     del found
     tracks = [tasks.result(tracks) for _, tracks in merged]
@@ -304,48 +295,6 @@ def _results(tasks: TaskRunner, job: PrepareJob, references: Sequence[Any], what
     for number, reference in enumerate(references):
         job.on_progress(f"{what}, {number} of {len(references)}", len(job.files), len(job.files) + 2)
         yield tasks.result(reference)
-
-
-class ReadStats(NamedTuple):
-    """Statistics of the lines of a split or of the whole log."""
-
-    read: LinesRead
-    first_file: Path
-    form: LogFormat
-    columns: frozenset[str]  # columns with a value in at least one valid line
-    has_skips: bool  # whether every valid line has a skip flag
-
-    def add(self, later: "ReadStats") -> "ReadStats":
-        """Return the statistics including the lines of the next split `later`. Change `read` in place."""
-        self.read.add(later.read)
-        return self._replace(columns=self.columns | later.columns, has_skips=self.has_skips and later.has_skips)
-
-
-def read_split(
-    split: InputSplit, kind: LogKind, options: PrepareOptions, scratch: Path | None, partitions: int
-) -> tuple[Any, ...]:
-    """Read a split and partition its lines and tracks. This function is a task.
-
-    Return a tuple of the ReadStats, the lines of each partition and the tracks of each partition. Lines are
-    EncodedLines. Tracks are a data frame of `first_names`. An empty partition has None for both.
-    """
-    log = LogReader(kind, options, scratch=scratch or Path(tempfile.gettempdir()))
-    for slice_ in split:
-        log.read(slice_)
-    lines = log.result()
-    stats = ReadStats(
-        read=log.counts,
-        first_file=split[0].file,
-        form=log.forms[0],
-        columns=frozenset(lines.columns),
-        has_skips=lines.is_empty() or ("skipped" in lines.columns and lines["skipped"].null_count() == 0),
-    )
-    if lines.is_empty():
-        return (stats, *[None] * (2 * partitions))
-    tracks = first_names(lines)
-    lines = lines.drop(TRACK_NAMES, strict=False)
-    blocks = [None if part is None else encode(part) for part in partitioned(lines, "owner", partitions)]
-    return (stats, *blocks, *partitioned(tracks, "track", partitions))
 
 
 def merge_tracks(*blocks: pl.DataFrame | None) -> tuple[pl.Series, pl.DataFrame]:

@@ -14,19 +14,15 @@ import gzip
 import mmap
 import tempfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import Final, NamedTuple, TypeAlias
 
 import polars as pl
 import zstandard
 
 from segue.errors import BadLog
-
-LogKind: TypeAlias = Literal["mssd", "lfm1k", "lfm2b", "yambda", "events"]
-KINDS: Final[tuple[LogKind, ...]] = get_args(LogKind)
+from training.prepare.options import LogKind
 
 COMPRESSIONS: Final = (".gz", ".bz2", ".zst")
 _COPY_BYTES: Final = 1 << 20
@@ -257,50 +253,3 @@ def _line_from(text: mmap.mmap, place: int) -> int:
 def _copy_bytes(text: mmap.mmap, start: int, end: int, write: Callable[[bytes], object]) -> None:
     for place in range(start, end, _COPY_BYTES):
         write(text[place : min(place + _COPY_BYTES, end)])
-
-
-MAX_EXAMPLES: Final = 5
-
-
-class MalformedLine(NamedTuple):
-    """A line that could not be parsed."""
-
-    file: Path
-    reason: str
-    text: str  # the first 120 characters
-
-
-@dataclass
-class LinesRead:
-    """The number of lines read, and the lines that could not be parsed."""
-
-    lines: int = 0  # includes malformed lines, excludes blank lines and headers
-    reasons: Counter[str] = field(default_factory=Counter)
-    examples: list[MalformedLine] = field(default_factory=list)  # the first MAX_EXAMPLES malformed lines
-
-    @property
-    def malformed(self) -> int:
-        """Return the number of malformed lines."""
-        return self.reasons.total()
-
-    def add(self, later: "LinesRead") -> None:
-        """Add the counts of later lines of the log in place."""
-        self.lines += later.lines
-        self.reasons.update(later.reasons)
-        self.examples.extend(later.examples[: MAX_EXAMPLES - len(self.examples)])
-
-    def require_lines(self, kind: LogKind, files: int) -> None:
-        """Check that at least one line could be parsed. `files` is the number of files, for the error message.
-
-        Raises:
-            BadLog: There are no lines, or all lines are malformed.
-
-        """
-        if self.lines == 0:
-            raise BadLog(f"no line in {files:,} files: expected a log of kind {kind}")
-        if self.malformed == self.lines:
-            first = self.examples[0]
-            raise BadLog(
-                f"none of {self.lines:,} lines can be read as {kind}: {first.reason} in {first.text!r} "
-                f"({first.file}): check the kind of log"
-            )

@@ -1,0 +1,177 @@
+"""Read the lines of an input split, and count those that cannot be parsed."""
+
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import polars as pl
+
+from segue.errors import BadLog
+from segue.safe_files import UNREADABLE
+from training.prepare.formats import LINE_COLUMNS, PROBLEMS, LogFormat, read_lines
+from training.prepare.ids import TRACK_NAMES, encode, first_names, partitioned
+from training.prepare.options import LogKind, PrepareOptions
+from training.prepare.sources import FileSlice, InputSplit, opened, rows_of_slice
+
+MAX_EXAMPLES: Final = 5
+
+
+class MalformedLine(NamedTuple):
+    """A line that could not be parsed."""
+
+    file: Path
+    reason: str
+    text: str  # the first 120 characters
+
+
+@dataclass
+class LinesRead:
+    """The number of lines read, and the lines that could not be parsed."""
+
+    lines: int = 0  # includes malformed lines, excludes blank lines and headers
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: list[MalformedLine] = field(default_factory=list)  # the first MAX_EXAMPLES malformed lines
+
+    @property
+    def malformed(self) -> int:
+        """Return the number of malformed lines."""
+        return self.reasons.total()
+
+    def add(self, later: "LinesRead") -> None:
+        """Add the counts of later lines of the log in place."""
+        self.lines += later.lines
+        self.reasons.update(later.reasons)
+        self.examples.extend(later.examples[: MAX_EXAMPLES - len(self.examples)])
+
+    def require_lines(self, kind: LogKind, files: int) -> None:
+        """Check that at least one line could be parsed. `files` is the number of files, for the error message.
+
+        Raises:
+            BadLog: There are no lines, or all lines are malformed.
+
+        """
+        if self.lines == 0:
+            raise BadLog(f"no line in {files:,} files: expected a log of kind {kind}")
+        if self.malformed == self.lines:
+            first = self.examples[0]
+            raise BadLog(
+                f"none of {self.lines:,} lines can be read as {kind}: {first.reason} in {first.text!r} "
+                f"({first.file}): check the kind of log"
+            )
+
+
+_EXAMPLE_CHARACTERS: Final = 120
+
+
+_ENCODED: Final = ("owner", "track", "title", "artist")
+
+
+@dataclass
+class LogReader:
+    """Reads the files of one input split. Texts become categorical columns, so memory holds each of them once."""
+
+    kind: LogKind
+    options: PrepareOptions
+    scratch: Path  # the folder for temporary copies, one at a time
+    counts: LinesRead = field(default_factory=LinesRead)
+    frames: list[pl.DataFrame] = field(default_factory=list)
+    forms: list[LogFormat] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # One set of categories per column and split: all its files share the codes. Unlike hashes, codes are exact.
+        self.categories = {name: pl.Categorical(pl.Categories.random()) for name in _ENCODED}
+
+    def read(self, slice_: FileSlice) -> None:
+        """Add the lines of a file or slice. Raises BadLog if it cannot be read."""
+        file = slice_.file
+        with opened(slice_, self.kind, self.scratch) as plain:
+            log = read_lines(
+                self.kind,
+                plain,
+                name=str(file),
+                skip_flag=self.options.skip_flag,
+                played_ratio_pct=self.options.played_ratio_pct,
+            )
+            self.forms.append(log.form)
+            check_same_format(file, log.form, self.forms[0])
+            columns = [pl.col(name).cast(self.categories.get(name, dtype)) for name, dtype in LINE_COLUMNS.items()]
+            try:
+                lines = rows_of_slice(slice_, log.frame)
+                frame = lines.select("problem", *columns).collect(engine="streaming")
+                self._count_malformed(file, lines, frame["problem"])
+            except UNREADABLE as error:
+                raise BadLog(f"{file} cannot be read: {str(error).strip().splitlines()[0]}") from error
+        self.counts.lines += len(frame)
+        if frame["problem"].max():
+            frame = frame.filter(pl.col("problem") == 0)
+        self.frames.append(frame.drop("problem", *(c.name for c in frame if c.null_count() == len(frame))))
+
+    def result(self) -> pl.DataFrame:
+        """The good lines of all files in their order. A column without any value is missing."""
+        lines = pl.concat(self.frames, how="diagonal")
+        self.frames.clear()
+        return lines
+
+    def _count_malformed(self, file: Path, lines: pl.LazyFrame, problem: pl.Series) -> None:
+        numbers = (problem > 0).arg_true()
+        counts = self.counts
+        counts.reasons.update(
+            {PROBLEMS[code]: count for code, count in problem.gather(numbers).value_counts().iter_rows()}
+        )
+        shown = numbers.head(MAX_EXAMPLES - len(counts.examples))
+        if shown.is_empty():
+            return
+        last = int(shown[-1])
+        texts = lines.select("text").head(last + 1).collect(engine="streaming")["text"].gather(shown)
+        for code, text in zip(problem.gather(shown), texts, strict=True):
+            counts.examples.append(MalformedLine(file, PROBLEMS[code], (text or "")[:_EXAMPLE_CHARACTERS]))
+
+
+def check_same_format(file: Path, form: LogFormat, first: LogFormat) -> None:
+    """Raise BadLog if the format of a file is not that of the first file."""
+    if form != first:
+        raise BadLog(f"{file} has other columns than the first file: give logs of one form at a time")
+
+
+class ReadStats(NamedTuple):
+    """Statistics of the lines of a split or of the whole log."""
+
+    read: LinesRead
+    first_file: Path
+    form: LogFormat
+    columns: frozenset[str]  # columns with a value in at least one valid line
+    has_skips: bool  # whether every valid line has a skip flag
+
+    def add(self, later: "ReadStats") -> "ReadStats":
+        """Return the statistics including the lines of the next split `later`. Change `read` in place."""
+        self.read.add(later.read)
+        return self._replace(columns=self.columns | later.columns, has_skips=self.has_skips and later.has_skips)
+
+
+def read_split(
+    split: InputSplit, kind: LogKind, options: PrepareOptions, scratch: Path | None, partitions: int
+) -> tuple[Any, ...]:
+    """Read a split and partition its lines and tracks. This function is a task.
+
+    Return a tuple of the ReadStats, the lines of each partition and the tracks of each partition. Lines are
+    EncodedLines. Tracks are a data frame of `first_names`. An empty partition has None for both.
+    """
+    log = LogReader(kind, options, scratch=scratch or Path(tempfile.gettempdir()))
+    for slice_ in split:
+        log.read(slice_)
+    lines = log.result()
+    stats = ReadStats(
+        read=log.counts,
+        first_file=split[0].file,
+        form=log.forms[0],
+        columns=frozenset(lines.columns),
+        has_skips=lines.is_empty() or ("skipped" in lines.columns and lines["skipped"].null_count() == 0),
+    )
+    if lines.is_empty():
+        return (stats, *[None] * (2 * partitions))
+    tracks = first_names(lines)
+    lines = lines.drop(TRACK_NAMES, strict=False)
+    blocks = [None if part is None else encode(part) for part in partitioned(lines, "owner", partitions)]
+    return (stats, *blocks, *partitioned(tracks, "track", partitions))

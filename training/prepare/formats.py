@@ -15,9 +15,10 @@ from typing import Final, NamedTuple
 import polars as pl
 
 from segue.errors import BadLog
+from training.prepare.content import PlainFile
 from training.prepare.options import LogKind, SkipFlag
 from training.prepare.sources import inner_suffix
-from training.prepare.tables import LogTable, split_lines
+from training.prepare.tables import LogTable
 
 PROBLEMS: Final = (
     "",
@@ -90,18 +91,18 @@ def read_lines(kind: LogKind, file: Path, *, name: str, skip_flag: SkipFlag, pla
         raise BadLog(f"{name} is Parquet, expected text: logs of kind {kind} are published as text")
     if not parquet and kind == "yambda":
         raise BadLog(f"{name} is no Parquet file, expected the listens.parquet of Yambda")
+    plain = PlainFile(file, "parquet" if parquet else "text", name)
     if kind == "lfm1k":
-        return _lfm1k(file)
+        return _lfm1k(LogTable.open(plain, quoted=False, names=_LFM1K_FIELDS))
     if kind == "mssd":
-        return _mssd(LogTable.of_text(file, name, quoted=False), skip_flag)
+        return _mssd(LogTable.open(plain, quoted=False), skip_flag)
     if kind == "lfm2b":
-        return _lfm2b(LogTable.of_text(file, name, quoted=False))
-    table = LogTable.of_parquet(file, name) if parquet else LogTable.of_text(file, name, quoted=True)
+        return _lfm2b(LogTable.open(plain, quoted=False))
+    table = LogTable.open(plain)
     return _yambda(table, played_ratio_pct) if kind == "yambda" else _events(table)
 
 
-def _lfm1k(file: Path) -> LogLines:
-    frame, complete, text = split_lines(file, "\t", _LFM1K_FIELDS, skip_lines=0)
+def _lfm1k(table: LogTable) -> LogLines:
     title, artist, mbid = pl.col("title"), pl.col("artist"), pl.col("track_mbid")
     # A field contains no tab, so no two pairs of artist and title share a key.
     described = pl.when(title != "").then(pl.concat_str(artist, title, separator="\t"))
@@ -111,9 +112,10 @@ def _lfm1k(file: Path) -> LogLines:
         at=pl.col("time").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_unit="ms", strict=False).dt.epoch("ms"),
         title=title,
         artist=artist,
-        complete=complete,
+        complete=table.complete,
     )
-    return LogLines(_lines(frame, fields, text), LogFormat(whole_sessions=False, by_position=False, newest_first=True))
+    form = LogFormat(whole_sessions=False, by_position=False, newest_first=True)
+    return LogLines(_lines(table.frame, fields, table.text_line), form)
 
 
 def _mssd(table: LogTable, skip_flag: SkipFlag) -> LogLines:
@@ -123,30 +125,30 @@ def _mssd(table: LogTable, skip_flag: SkipFlag) -> LogLines:
         date = pl.col("date").str.strip_chars()
         # %d-%m-%y first: %Y-%m-%d would parse 15-07-18 as a day in the year 15.
         day = pl.coalesce(date.str.to_date("%d-%m-%y", strict=False), date.str.to_date("%Y-%m-%d", strict=False))
-        hour = table.whole_number("hour_of_day")
+        hour = table.whole_number("hour_of_day").value
         at = day.cast(pl.Datetime("ms")).dt.epoch("ms") + hour * 3_600_000
     fields = _Fields(
         owner=pl.col("session_id"),
         track=pl.col("track_id_clean"),
         at=at,
         time_given=pl.lit(at is not None),
-        position=table.whole_number("session_position"),
-        skipped=table.parse_bool(skip_flag),
+        position=table.whole_number("session_position").value,
+        skipped=table.parse_bool(skip_flag).value,
         complete=table.complete,
     )
-    return LogLines(_lines(table.frame, fields, table.text), LogFormat(whole_sessions=True, by_position=True))
+    return LogLines(_lines(table.frame, fields, table.text_line), LogFormat(whole_sessions=True, by_position=True))
 
 
 def _lfm2b(table: LogTable) -> LogLines:
     fields = _Fields(
         owner=pl.col(table.one_of(_LFM2B_NAMES["user"])),
         track=pl.col(table.one_of(_LFM2B_NAMES["track"])),
-        at=table.time_ms(table.one_of(_LFM2B_NAMES["time"])),
+        at=table.time_ms(table.one_of(_LFM2B_NAMES["time"])).value,
         title=_first_text(table, _LFM2B_NAMES["title"]),
         artist=_first_text(table, _LFM2B_NAMES["artist"]),
         complete=table.complete,
     )
-    return LogLines(_lines(table.frame, fields, table.text), LogFormat(whole_sessions=False, by_position=False))
+    return LogLines(_lines(table.frame, fields, table.text_line), LogFormat(whole_sessions=False, by_position=False))
 
 
 def _yambda(table: LogTable, played_ratio_pct: int) -> LogLines:
@@ -156,10 +158,10 @@ def _yambda(table: LogTable, played_ratio_pct: int) -> LogLines:
     fields = _Fields(
         owner=pl.col("uid").cast(pl.String),
         track=pl.col("item_id").cast(pl.String),
-        at=table.time_ms("timestamp"),
+        at=table.time_ms("timestamp").value,
         skipped=pl.col("played_ratio_pct") < played_ratio_pct,
     )
-    return LogLines(_lines(table.frame, fields, table.text), LogFormat(whole_sessions=False, by_position=False))
+    return LogLines(_lines(table.frame, fields, table.text_line), LogFormat(whole_sessions=False, by_position=False))
 
 
 def _events(table: LogTable) -> LogLines:
@@ -171,24 +173,22 @@ def _events(table: LogTable) -> LogLines:
             table.expected("track_id with session_id, skipped and position or timestamp, or with user_id, timestamp")
         )
     has_time = "timestamp" in columns
-    owner, track = table.text_of("session_id" if whole else "user_id"), table.text_of("track_id")
-    time_given = table.is_present("timestamp") if has_time else pl.lit(value=False)
-    assert owner is not None
-    assert track is not None
+    owner, track = table.id("session_id" if whole else "user_id").value, table.id("track_id").value
+    time = table.time_ms("timestamp") if has_time else None
     fields = _Fields(
         owner=owner,
         track=track,
-        at=table.time_ms("timestamp") if has_time else None,
-        time_given=time_given if whole and by_position else None,
-        position=table.whole_number("position") if whole and by_position else None,
-        skipped=table.parse_bool("skipped") if "skipped" in columns else None,
-        title=table.text_of("title"),
-        artist=table.text_of("artist"),
+        at=time.value if time else None,
+        time_given=(time.faults[0].where if time else pl.lit(value=False)) if whole and by_position else None,
+        position=table.whole_number("position").value if whole and by_position else None,
+        skipped=table.parse_bool("skipped").value if "skipped" in columns else None,
+        title=_first_text(table, ("title",)),
+        artist=_first_text(table, ("artist",)),
         written_at=_written_at(table),
         complete=table.complete,
     )
     form = LogFormat(whole_sessions=whole, by_position=whole and by_position)
-    return LogLines(_lines(table.frame, fields, table.text), form)
+    return LogLines(_lines(table.frame, fields, table.text_line), form)
 
 
 def _written_at(table: LogTable) -> pl.Expr | None:
@@ -196,7 +196,7 @@ def _written_at(table: LogTable) -> pl.Expr | None:
         return None
     if isinstance(table.schema["written_at"], pl.Datetime):
         return pl.col("written_at").dt.epoch("us")
-    return table.time_ms("written_at") * 1000
+    return table.time_ms("written_at").value * 1000
 
 
 def _lines(frame: pl.LazyFrame, fields: _Fields, text: pl.Expr) -> pl.LazyFrame:
@@ -227,4 +227,4 @@ def _lines(frame: pl.LazyFrame, fields: _Fields, text: pl.Expr) -> pl.LazyFrame:
 
 
 def _first_text(table: LogTable, names: Sequence[str]) -> pl.Expr | None:
-    return next((table.text_of(name) for name in names if name in table.schema), None)
+    return next((table.text(name).value for name in names if name in table.schema), None)

@@ -13,6 +13,8 @@ import polars as pl
 
 from segue.errors import BadLog
 from segue.safe_files import UNREADABLE, check_footer
+from training.prepare.content import PlainFile
+from training.prepare.values import FLAGS_ACCEPTED, NUMBERS_ACCEPTED, TIMES_ACCEPTED, Fault, Value
 
 # No column of a log has these names.
 _LINE, _PARTS, _COMPLETE, _OVERFLOW = "\x00line", "\x00parts", "\x00complete", "\x00overflow"
@@ -24,17 +26,35 @@ _EPOCH_LIMITS: Final = ((1e11, 1000.0), (1e14, 1.0), (1e17, 1e-3))
 
 @dataclass(frozen=True)
 class LogTable:
-    """The columns of one file, by their names in lower case."""
+    """The columns of one file, by their names in lower case. Fields of JSON objects in objects have dotted names.
+
+    The methods that give values may add columns to `frame`: take it after the last of them.
+    """
 
     frame: pl.LazyFrame
     schema: dict[str, pl.DataType]
-    text: pl.Expr
+    text_line: pl.Expr
     name: str
     complete: pl.Expr | None = None
 
     @classmethod
-    def of_parquet(cls, file: Path, name: str) -> "LogTable":
-        """A Parquet file. Only its schema is read. Raises BadLog."""
+    def open(cls, plain: PlainFile, *, quoted: bool = True, names: Sequence[str] = ()) -> "LogTable":
+        """The table in a file. Raises BadLog.
+
+        Args:
+            plain: The file.
+            quoted: Whether a field of a text file may be in double quotes. The separator of a file without quotes is
+                the tab, if its first line has one.
+            names: The names of the columns of a text file that need not have a header. Whether it has one is told
+                from its first line. Without `names`, the first line must be a header.
+
+        """
+        if plain.content == "parquet":
+            return cls._of_parquet(plain.path, plain.name)
+        return cls._of_text(plain.path, plain.name, quoted=quoted, names=names)
+
+    @classmethod
+    def _of_parquet(cls, file: Path, name: str) -> "LogTable":
         try:
             check_footer(file)
             frame = pl.scan_parquet(file, glob=False)
@@ -51,11 +71,10 @@ class LogTable:
         return cls(frame, schema, text, name)
 
     @classmethod
-    def of_text(cls, file: Path, name: str, *, quoted: bool) -> "LogTable":
-        """A tab- or comma-separated text file with a header. `quoted`: a field may be in double quotes, on one line."""
-        header, separator = _header(file, name)
+    def _of_text(cls, file: Path, name: str, *, quoted: bool, names: Sequence[str]) -> "LogTable":
+        header, separator = (list(names), "\t") if names else _header(file, name)
         split = split_quoted_lines if quoted and _holds_quotes(file) else split_lines
-        frame, complete, text = split(file, separator, header, skip_lines=1)
+        frame, complete, text = split(file, separator, header, skip_lines=0 if names else 1)
         return cls(frame, dict.fromkeys(header, pl.String()), text, name, complete)
 
     def require(self, *names: str) -> None:
@@ -76,46 +95,75 @@ class LogTable:
         found = ", ".join(repr(name)[1:-1] for name in self.schema)
         return f"{self.name} has the columns {found[:300]}; expected {what}"
 
-    def text_of(self, name: str) -> pl.Expr | None:
-        """A column as text, empty where a value is missing; None if the file has no such column."""
-        return pl.col(name).cast(pl.String).fill_null("") if name in self.schema else None
+    def text(self, name: str) -> Value:
+        """A column as text, null where a value is missing."""
+        return Value(pl.col(name).cast(pl.String))
 
-    def is_present(self, name: str) -> pl.Expr:
-        """Whether a line has a value in the column."""
-        column = pl.col(name)
-        return column.fill_null("").str.strip_chars() != "" if self.schema[name] == pl.String else column.is_not_null()
+    def id(self, name: str) -> Value:
+        """The ids in a column as text, null where a value is missing. Raises BadLog for a type that is no id."""
+        text = pl.col(name).cast(pl.String)
+        return Value(pl.when(text != "").then(text))
 
-    def time_ms(self, name: str) -> pl.Expr:
-        """A time in milliseconds since 1970, from a date-time (UTC unless it has a zone) or an epoch."""
+    def time_ms(
+        self, name: str, *, time_format: str | None = None, time_zone: str | None = None, plausible: bool = True
+    ) -> Value:
+        """Times in milliseconds since 1970 UTC.
+
+        Args:
+            name: The column.
+            time_format: The form of the times, as for strftime. Without it, all forms that are not ambiguous are read.
+            time_zone: The zone of times that name none.
+            plausible: Whether a time before 1990 or after tomorrow is a fault.
+
+        """
+        del time_format, time_zone, plausible
         dtype, column = self.schema[name], pl.col(name)
         if dtype == pl.String:
-            return _time_of_text(column)
-        if dtype == pl.Date or isinstance(dtype, pl.Datetime):
-            return column.cast(pl.Datetime("ms")).cast(pl.Int64) if dtype == pl.Date else column.dt.epoch("ms")
-        if dtype.is_numeric():
-            return _time_of_epoch(column.cast(pl.Float64))
-        raise BadLog(f"{self.name}: {name} is of type {dtype}, expected a date-time, text or a number")
+            value = _time_of_text(column)
+        elif dtype == pl.Date or isinstance(dtype, pl.Datetime):
+            value = column.cast(pl.Datetime("ms")).cast(pl.Int64) if dtype == pl.Date else column.dt.epoch("ms")
+        elif dtype.is_numeric():
+            value = _time_of_epoch(column.cast(pl.Float64))
+        else:
+            raise BadLog(f"{self.name}: {name} is of type {dtype}, expected a date-time, text or a number")
+        return self._value(name, value, "is no time", TIMES_ACCEPTED)
 
-    def whole_number(self, name: str) -> pl.Expr:
-        """A whole number, null where the value is not one."""
+    def whole_number(self, name: str) -> Value:
+        """Whole numbers as int64."""
         dtype, column = self.schema[name], pl.col(name)
         if dtype == pl.String:
-            return column.str.strip_chars().cast(pl.Int64, strict=False)
-        if dtype.is_numeric():
-            return _whole(column)
-        raise BadLog(f"{self.name}: {name} is of type {dtype}, expected a whole number")
+            value = column.str.strip_chars().cast(pl.Int64, strict=False)
+        elif dtype.is_numeric():
+            value = _whole(column)
+        else:
+            raise BadLog(f"{self.name}: {name} is of type {dtype}, expected a whole number")
+        return self._value(name, value, "is no whole number", NUMBERS_ACCEPTED)
 
-    def parse_bool(self, name: str) -> pl.Expr:
-        """True for true and 1, False for false and 0, in upper or lower case; otherwise null."""
+    def parse_bool(self, name: str, *, inverted: bool = False) -> Value:
+        """Flags as Booleans. `inverted`: true means the opposite, such as a track that was played to its end."""
         dtype, column = self.schema[name], pl.col(name)
         if dtype == pl.Boolean:
-            return column
+            return Value(column ^ inverted)
         if dtype.is_numeric():
             column = _whole(column).cast(pl.String)
         elif dtype != pl.String:
             raise BadLog(f"{self.name}: {name} is of type {dtype}, expected true or false")
         column = column.str.strip_chars().str.to_lowercase()
-        return pl.when(column.is_in(["true", "1"])).then(True).when(column.is_in(["false", "0"])).then(False)
+        yes, no = column.is_in(["true", "1"]), column.is_in(["false", "0"])
+        value = pl.when(yes).then(not inverted).when(no).then(inverted)
+        return self._value(name, value, "is no flag", FLAGS_ACCEPTED)
+
+    def line_of(self, rows: Sequence[int]) -> list[int]:
+        """The numbers, from 1, of the lines at which rows of the frame begin. In Parquet, those of the rows."""
+        return [row + 2 for row in rows]
+
+    def _value(self, name: str, value: pl.Expr, reason: str, accepted: str) -> Value:
+        where = self._is_present(name) & value.is_null()
+        return Value(value, (Fault(where, reason, name, accepted),))
+
+    def _is_present(self, name: str) -> pl.Expr:
+        column = pl.col(name)
+        return column.fill_null("").str.strip_chars() != "" if self.schema[name] == pl.String else column.is_not_null()
 
 
 def _whole(column: pl.Expr) -> pl.Expr:

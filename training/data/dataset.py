@@ -4,7 +4,7 @@ The commands `prepare` and `simulate` write a dataset folder. Training and evalu
 
     sessions.parquet   session_id string, rows list<int32>, skipped list<bool>, started_at datetime (ms, UTC) or null
     catalogue.parquet  the tracks (segue.catalogue); rows start at 1, sorted by descending plays, then by track id
-    dataset.json       the source, options and size of the data (`Facts`)
+    dataset.json       the source, options and size of the data (`Facts`), and facts about the log (`LogFacts`)
 
 With the same version of Polars, the same plays give identical files, byte for byte. The fingerprint depends only on the
 plays. The plays of a large dataset are memory-mapped (training.data.sessions_parquet) and are never loaded completely.
@@ -38,6 +38,7 @@ from segue.catalogue import FIRST_TRACK_ROW, Catalogue
 from segue.errors import BadDataset, InputError
 from segue.safe_files import UNREADABLE, check_footer, new_folder
 from segue.window import Sessions, SessionViews
+from training.data.log_facts import LogFacts
 from training.data.sessions_parquet import (
     FLAT_FOLDER,
     SESSIONS_FILE,
@@ -82,6 +83,7 @@ class Facts(BaseModel):
     session_lengths: dict[int, int] = Field(description="Number of sessions by their number of plays")
     malformed_lines: int = Field(ge=0, description="Lines of the log that could not be read and were ignored")
     fingerprint: str = Field(description="sha256 of track ids, rows, skip flags and offsets, in hexadecimal")
+    log: LogFacts | None = Field(default=None, description="The log: null for simulated and older datasets")
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +120,7 @@ def write_listening(
     options: Mapping[str, Any] | None = None,
     *,
     malformed_lines: int = 0,
+    log: LogFacts | None = None,
     overwrite: bool = False,
 ) -> Dataset:
     """Write a dataset folder atomically and open it.
@@ -133,7 +136,7 @@ def write_listening(
         write_sessions(folder / SESSIONS_FILE, sessions, listening.session_ids, listening.started_at)
         if (folder / FLAT_FOLDER).exists():
             keep_flat(folder / SESSIONS_FILE, folder / FLAT_FOLDER)
-        facts = _facts(catalogue, sessions, source, dict(options or {}), malformed_lines)
+        facts = _facts(catalogue, sessions, source, dict(options or {}), malformed_lines, log)
         (folder / FACTS_FILE).write_text(facts.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return open_dataset(path)
 
@@ -214,7 +217,14 @@ def _build_catalogue(listening: RawInteractions) -> tuple[Catalogue, Int]:
         raise BadDataset(str(error)) from error
 
 
-def _facts(catalogue: Catalogue, sessions: Sessions, source: str, options: dict[str, Any], malformed: int) -> Facts:
+def _facts(
+    catalogue: Catalogue,
+    sessions: Sessions,
+    source: str,
+    options: dict[str, Any],
+    malformed: int,
+    log: LogFacts | None,
+) -> Facts:
     lengths, numbers = np.unique(sessions.lengths, return_counts=True)
     plays, skips = len(sessions.rows), int(sessions.skipped.sum())
     return Facts(
@@ -225,6 +235,7 @@ def _facts(catalogue: Catalogue, sessions: Sessions, source: str, options: dict[
         session_lengths=dict(zip(lengths.tolist(), numbers.tolist(), strict=True)),
         malformed_lines=malformed,
         fingerprint=fingerprint(catalogue, sessions),
+        log=log,
     )
 
 

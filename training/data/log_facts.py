@@ -1,0 +1,63 @@
+"""The field `log` of dataset.json: what `segue prepare` read in the log, and what a person must know about it.
+
+Simulated datasets, and those of earlier versions, have no such field. The fingerprint does not depend on it.
+"""
+
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MOST_FILES: Final = 1_000  # files that dataset.json lists
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataWarning(_Part):
+    """Something about the data that may spoil what is learned from it."""
+
+    code: str = Field(description="Name of the kind of warning, as in docs/how-to/check-your-log.md")
+    message: str = Field(description="One or two sentences: what was found, and what to do")
+
+
+class LogFile(_Part):
+    """One file of the log."""
+
+    name: str = Field(description="Name of the file, with the name inside the archive if there is one")
+    plays: int = Field(ge=0, description="Plays read from the file")
+    skips: int = Field(ge=0, description="Plays of the file that were skipped")
+
+
+class SkipSources(_Part):
+    """Number of plays by the source of their outcome (played or skipped)."""
+
+    flag: int = Field(default=0, ge=0, description="A skip flag of the log")
+    end_reason: int = Field(default=0, ge=0, description="The reason why the play ended")
+    played_duration: int = Field(default=0, ge=0, description="How long the track was heard")
+    time: int = Field(default=0, ge=0, description="Inferred from the start of the next play")
+
+
+class PrepareStep(_Part):
+    """What one rule of `segue prepare` removed, and what remained."""
+
+    step: str = Field(description="The rule")
+    removed: int = Field(ge=0, description="Plays that the rule removed")
+    plays: int = Field(ge=0, description="Plays that remained")
+    sessions: int | None = Field(default=None, ge=0, description="Sessions that remained; null before sessions exist")
+    option: str | None = Field(default=None, description="The option that governs the rule")
+
+
+class LogFacts(_Part):
+    """The field `log` of dataset.json."""
+
+    files: list[LogFile] = Field(default=[], description=f"The files of the log, at most {MOST_FILES:,}")
+    skips_from: SkipSources = Field(default=SkipSources(), description="Plays by the source of their outcome")
+    unknown_outcomes: int = Field(default=0, ge=0, description="Plays whose outcome cannot be known")
+    merged: int = Field(default=0, ge=0, description="Repeated reports of a play that were merged")
+    conflicts: int = Field(default=0, ge=0, description="Merged reports that contradicted each other")
+    ignored: dict[str, int] = Field(default={}, description="Ignored lines by reason")
+    columns: dict[str, str] = Field(default={}, description="The column that was read for each role")
+    unused_columns: list[str] = Field(default=[], description="Columns that were not used")
+    steps: list[PrepareStep] = Field(default=[], description="The rules in their order")
+    warnings: list[DataWarning] = Field(default=[], description="What to look at before training")

@@ -31,7 +31,8 @@ from segue.cli.train import open_recommender
 from segue.release import Release, open_release
 from segue.window import to_windows
 from service.releases.loaded import OnnxEncoder
-from training.data.dataset import Dataset, Examples, RawInteractions, examples, open_dataset, write_listening
+from training.data.dataset import Dataset, RawInteractions, open_dataset, write_listening
+from training.data.splits import Examples, examples
 from training.data.synthetic import simulate_sessions
 from training.evaluation.evaluate import LocalRecommender, Question, evaluate
 from training.options import SasRecOptions, read_options

@@ -1,6 +1,6 @@
 """Datasets for tests, written from plays as a frame."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from training.data.dataset import Dataset, RawInteractions, write_listening
+from training.data.log_facts import LogFacts
 
 
 def write_dataset(
@@ -17,6 +18,8 @@ def write_dataset(
     options: Mapping[str, Any] | None = None,
     *,
     malformed_lines: int = 0,
+    last_known: Sequence[bool] | None = None,
+    log: LogFacts | None = None,
     overwrite: bool = False,
 ) -> Dataset:
     """Write a dataset from one row a play, in order: `session_id`, `track_id`, `skipped`, optional `title`, `artist`.
@@ -39,5 +42,8 @@ def write_dataset(
         skipped=coded["skipped"].to_numpy(),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         session_ids=sessions["session_id"],
+        last_known=None if last_known is None else np.array(last_known, dtype=np.bool_),
     )
-    return write_listening(path, listening, source, options, malformed_lines=malformed_lines, overwrite=overwrite)
+    return write_listening(
+        path, listening, source, options, malformed_lines=malformed_lines, log=log, overwrite=overwrite
+    )

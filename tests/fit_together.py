@@ -15,7 +15,7 @@ import torch
 from segue.errors import BadOption
 from segue.window import Sessions, SessionViews
 from training.checkpoint import Checkpoints
-from training.data.dataset import Examples
+from training.data.splits import Examples
 from training.distributed import init_distributed
 from training.models.encoders.encoder import SessionEncoder
 from training.models.encoders.gru4rec import Gru4Rec

@@ -11,13 +11,8 @@ from hypothesis import strategies as st
 
 from segue.errors import BadDataset, InputError
 from tests.datasets import write_dataset
-from training.data.dataset import (
-    CATALOGUE_FILE,
-    FACTS_FILE,
-    RawInteractions,
-    open_dataset,
-    write_listening,
-)
+from training.data.dataset import CATALOGUE_FILE, FACTS_FILE, RawInteractions, open_dataset, write_listening
+from training.data.log_facts import LogFacts, SkipSources
 from training.data.sessions_parquet import SESSIONS_FILE
 
 PLAYS = pl.DataFrame(
@@ -52,6 +47,46 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     assert dataset.session_ids.to_list() == ["b", "a"]
     assert dataset.catalogue.plays.tolist() == [0, 3, 1, 1]
     assert dataset.catalogue.frame["skips"].to_list() == [1, 1, 1]
+
+
+def test_last_plays_of_unknown_outcome_are_read_back_and_change_no_fingerprint(tmp_path: Path) -> None:
+    played = PLAYS.with_columns(skipped=pl.lit(value=False))
+    unknown = write_dataset(tmp_path / "unknown", played, "test", last_known=[False, True])
+    assert unknown.last_known is not None
+    assert unknown.last_known.tolist() == [False, True]
+    known = write_dataset(tmp_path / "known", played, "test", last_known=[True, True])
+    assert known.last_known is None
+    assert (tmp_path / "known" / SESSIONS_FILE).read_bytes() == _bytes_without(tmp_path / "plain", played)
+    assert unknown.facts.fingerprint == known.facts.fingerprint
+
+
+def _bytes_without(path: Path, plays: pl.DataFrame) -> bytes:
+    write_dataset(path, plays, "test")
+    return (path / SESSIONS_FILE).read_bytes()
+
+
+def test_a_last_play_of_unknown_outcome_is_not_a_skip(tmp_path: Path) -> None:
+    with pytest.raises(BadDataset, match="its skip flag must be false"):
+        write_dataset(tmp_path / "d", PLAYS, "test", last_known=[True, False])
+
+
+@pytest.mark.parametrize("values", [[None, True], ["yes", "no"]])
+def test_a_damaged_column_of_known_outcomes_is_refused(tmp_path: Path, values: list[object]) -> None:
+    write_dataset(tmp_path / "d", PLAYS, "test")
+    file = tmp_path / "d" / SESSIONS_FILE
+    pl.read_parquet(file).with_columns(pl.Series("last_known", values)).write_parquet(file)
+    with pytest.raises(BadDataset, match="last_known"):
+        open_dataset(tmp_path / "d")
+
+
+def test_the_facts_of_the_log_are_kept_and_older_datasets_have_none(tmp_path: Path) -> None:
+    log = LogFacts(skips_from=SkipSources(flag=3, time=2), unknown_outcomes=1, ignored={"podcasts": 4})
+    assert write_dataset(tmp_path / "d", PLAYS, "test", log=log).facts.log == log
+    file = tmp_path / "d" / FACTS_FILE
+    older = json.loads(file.read_text())
+    del older["log"]
+    file.write_text(json.dumps(older))
+    assert open_dataset(tmp_path / "d").facts.log is None
 
 
 def test_a_track_is_called_what_it_was_called_first(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Evaluation: splits, both protocols, groups, other datasets; against numbers by hand and theory."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,32 @@ from segue.arrays import Float32, Int
 from segue.errors import BadOption, InputError
 from segue.recommend import PopularityRanker, Ranked, Recommender
 from segue.release import DatasetFacts, Release, ReleaseMetadata, WindowFacts, write_release
-from segue.window import Sessions, Windows
+from segue.window import Sessions, SessionViews, Windows
 from tests.datasets import write_dataset
-from training.data.dataset import Dataset, examples, training_part
+from training.data.dataset import Dataset
+from training.data.splits import Part, Targets, examples, training_part
 from training.evaluation.evaluate import HttpRecommender, LocalRecommender, Question, evaluate, sample_candidates
 from training.models.baselines.markov import MarkovRanker
 
 
-def dataset(path: Path, sessions: dict[str, str]) -> Dataset:
-    """Sessions as text: `s1: "ab-c"` reads a played, b skipped, c played."""
+def dataset(path: Path, sessions: dict[str, str], **facts: Any) -> Dataset:
+    """Sessions as text: `s1: "ab-c?"` reads a played, b skipped, c with an unknown outcome."""
+    known = [not text.endswith("?") for text in sessions.values()]
+    sessions = {session: text.removesuffix("?") for session, text in sessions.items()}
     lines = [
         {"session_id": session, "track_id": track, "skipped": text[i + 1 : i + 2] == "-"}
         for session, text in sessions.items()
         for i, track in enumerate(text)
         if track != "-"
     ]
-    return write_dataset(path, pl.DataFrame(lines), "by hand")
+    return write_dataset(path, pl.DataFrame(lines), "by hand", last_known=known, **facts)
+
+
+def texts(data: Dataset, views: SessionViews) -> list[str]:
+    """The tracks of each session, without skips."""
+    part = views.gathered()
+    names = ["", *data.catalogue.track_ids]
+    return ["".join(names[row] for row in part.rows[a:b]) for a, b in pairwise(part.offsets.tolist())]
 
 
 def baseline(path: Path, data: Dataset, model: str = "popularity", split: Any = "last-play") -> Release:
@@ -76,6 +87,48 @@ class TestSplits:
         assert [name(row) for row in test.targets] == ["d"]
         assert test.target_skipped.tolist() == [True]
         assert test.sessions.tolist() == [0]
+
+    @pytest.mark.parametrize(
+        ("targets", "trained", "validation", "test"),
+        [
+            # Held out are the last two plays. Of `bc?` too little is left, and the unknown c is not trained on.
+            ("last", ["ab", "ab", "b"], [("ab", "c-"), ("ab", "c")], [("abc", "d?"), ("abc", "d")]),
+            ("known", ["a", "ab", "b"], [("a", "b"), ("ab", "c")], [("ab", "c-"), ("abc", "d")]),
+        ],
+    )
+    def test_last_plays_of_unknown_outcome_by_hand(
+        self,
+        targets: Targets,
+        trained: list[str],
+        validation: list[tuple[str, str]],
+        test: list[tuple[str, str]],
+        tmp_path: Path,
+    ) -> None:
+        data = dataset(tmp_path / "d", {"s1": "abc-d?", "s2": "abcd", "s3": "bc?", "s4": "c?"})
+        assert texts(data, training_part(data, "last-play", targets)) == trained
+        expected_of: dict[Part, list[tuple[str, str]]] = {"validation": validation, "test": test}
+        for part, expected in expected_of.items():
+            asked = examples(data, "last-play", part, targets)
+            assert asked.target_known is not None
+            shown = zip(asked.targets, asked.target_skipped, asked.target_known, strict=True)
+            marked = [
+                data.catalogue.track_id(row) + ("?" if not known else "-" if skips else "")
+                for row, skips, known in shown
+            ]
+            assert list(zip(texts(data, asked.inputs), marked, strict=True)) == expected
+
+    def test_new_sessions_without_their_last_play_if_its_outcome_is_unknown(self, tmp_path: Path) -> None:
+        data = dataset(tmp_path / "d", {f"s{i}": "abc-d?" for i in range(600)})
+        assert set(texts(data, training_part(data, "new-sessions"))) == {"abc"}
+        last, known = (examples(data, "new-sessions", "test", targets) for targets in ("last", "known"))
+        assert last.sessions.tolist() == known.sessions.tolist()
+        assert set(texts(data, last.inputs)) == {"abc"}
+        assert set(texts(data, known.inputs)) == {"ab"}
+        assert last.target_known is not None
+        assert not last.target_known.any()
+        assert known.target_known is not None
+        assert known.target_known.all()
+        assert known.target_skipped.all()
 
     def test_new_sessions_are_never_trained_on_and_fall_into_parts_by_their_id(self, tmp_path: Path) -> None:
         data = dataset(tmp_path / "d", {f"s{i}": "abc" for i in range(600)})

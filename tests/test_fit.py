@@ -19,7 +19,7 @@ from tests.stopped_training import Killed, KilledAfter, Silent  # noqa: E402
 from training import losses as objective  # noqa: E402
 from training import trainer as training_fit  # noqa: E402
 from training.checkpoint import Checkpoints, Interrupted  # noqa: E402
-from training.data.dataset import Examples  # noqa: E402
+from training.data.splits import Examples  # noqa: E402
 from training.models.encoders.sasrec import SasRec  # noqa: E402
 from training.options import SasRecOptions  # noqa: E402
 from training.processes import Processes  # noqa: E402

@@ -19,16 +19,7 @@ from segue.release import MANIFEST  # noqa: E402
 from segue.window import Sessions, SessionViews  # noqa: E402
 from training.checkpoint import Checkpoints  # noqa: E402
 from training.data import dataset as datasets  # noqa: E402
-from training.data.dataset import (  # noqa: E402  # noqa: E402
-    CATALOGUE_FILE,
-    FACTS_FILE,
-    Dataset,
-    Part,
-    Split,
-    examples,
-    open_dataset,
-    training_part,
-)
+from training.data.dataset import CATALOGUE_FILE, FACTS_FILE, Dataset, open_dataset  # noqa: E402
 from training.data.loader import (  # noqa: E402
     chunked_permutation,
     epoch_batches,
@@ -36,6 +27,7 @@ from training.data.loader import (  # noqa: E402
     trainable,
 )
 from training.data.sessions_parquet import FLAT_FOLDER, SESSIONS_FILE, GrowingArray, blocks, counts, mapped  # noqa: E402
+from training.data.splits import Part, Split, examples, training_part  # noqa: E402
 from training.data.synthetic import simulate  # noqa: E402
 from training.models.encoders.sasrec import SasRec  # noqa: E402
 from training.options import SasRecOptions  # noqa: E402
@@ -52,7 +44,7 @@ import sys, threading, time
 from pathlib import Path
 import numpy as np, polars as pl
 from training.data.dataset import RawInteractions, open_dataset, write_listening
-from training.data.dataset import examples, training_part
+from training.data.splits import examples, training_part
 from training.data.loader import trainable
 
 def anonymous():

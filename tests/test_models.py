@@ -11,7 +11,8 @@ pytest.importorskip("torch")
 from segue.errors import BadRelease
 from segue.release import Release
 from segue.sessions import Outcome, Play
-from training.data.dataset import Dataset, examples
+from training.data.dataset import Dataset
+from training.data.splits import examples
 from training.data.synthetic import simulate
 from training.evaluation.evaluate import LocalRecommender, Question, evaluate
 from training.options import check_options

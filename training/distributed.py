@@ -30,8 +30,8 @@ from torch.nn.parallel import DistributedDataParallel
 from segue.catalogue import PAD_ROW
 from segue.errors import BadOption, ProcessLost
 from segue.window import SessionViews
-from training.data.dataset import Examples
 from training.data.loader import Batch
+from training.data.splits import Examples
 from training.losses import Terms
 from training.models.encoders.encoder import Encoder, RankCounts, SessionEncoder, scatter_rows
 from training.optimizer import ItemRows, Moments, adam, gradient_of

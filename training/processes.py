@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from training.data.dataset import Examples
+from training.data.splits import Examples
 from training.options import NeuralOptions
 
 if TYPE_CHECKING:

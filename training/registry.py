@@ -22,7 +22,7 @@ from segue.recommend import Ranker
 from segue.release import Release
 from segue.window import Sessions, SessionViews
 from training.checkpoint import Checkpoints
-from training.data.dataset import Examples
+from training.data.splits import Examples
 from training.options import (
     Bert4RecOptions,
     BprOptions,

@@ -32,7 +32,8 @@ from segue.release import (
 from segue.safe_files import CHECKPOINT_SUFFIX, RUN_SUFFIX, check_output_free
 from segue.window import SessionViews, to_windows
 from training.checkpoint import Checkpoints
-from training.data.dataset import Dataset, Split, examples, training_part
+from training.data.dataset import Dataset
+from training.data.splits import Split, examples, training_part
 from training.options import NeuralOptions, Options
 from training.processes import Processes, is_distributed
 from training.registry import MODELS, ModelJob, TrainedModel

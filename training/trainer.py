@@ -18,8 +18,8 @@ from torch.profiler import record_function
 
 from segue.window import Sessions, SessionViews
 from training.checkpoint import Checkpoints, Interrupted, Progress, StopSignal, stopping_on_signals
-from training.data.dataset import Examples
 from training.data.loader import Batch, Step, epoch_order, prefetch, steps, trainable
+from training.data.splits import Examples
 from training.distributed import ShardedRows
 from training.losses import Terms, step_terms
 from training.models.encoders.encoder import SessionEncoder

@@ -13,7 +13,7 @@ from segue.catalogue import FIRST_TRACK_ROW
 from segue.ranking_metrics import LIST_LENGTH, hit, mean_rank, rank_in_list, reciprocal_rank
 from segue.recommend import Ranker
 from segue.window import Windows, to_windows
-from training.data.dataset import Examples
+from training.data.splits import Examples
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from training.data.dataset import examples, open_dataset, training_part
+from training.data.dataset import open_dataset
+from training.data.splits import examples, training_part
 
 
 def main(dataset: str, out: str) -> None:

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.training import bound
 from segue.window import Sessions, SessionViews
 from training.checkpoint import Checkpoints
-from training.data.dataset import Examples
+from training.data.splits import Examples
 from training.models.encoders.sasrec import SasRec
 from training.options import SasRecOptions
 from training.processes import Processes

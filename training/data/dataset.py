@@ -1,32 +1,23 @@
-"""The dataset folder: write, open and verify datasets, and split them for training and evaluation.
+"""The dataset folder: write, open and verify datasets. training.data.splits divides them into parts.
 
 The commands `prepare` and `simulate` write a dataset folder. Training and evaluation read it. The folder contains:
 
-    sessions.parquet   session_id string, rows list<int32>, skipped list<bool>, started_at datetime (ms, UTC) or null
+    sessions.parquet   session_id string, rows list<int32>, skipped list<bool>, started_at datetime (ms, UTC) or null,
+                       and last_known bool if the outcome of some last play is unknown (its skip flag is then false)
     catalogue.parquet  the tracks (segue.catalogue); rows start at 1, sorted by descending plays, then by track id
     dataset.json       the source, options and size of the data (`Facts`), and facts about the log (`LogFacts`)
 
 With the same version of Polars, the same plays give identical files, byte for byte. The fingerprint depends only on the
 plays. The plays of a large dataset are memory-mapped (training.data.sessions_parquet) and are never loaded completely.
-
-A split divides a dataset into training, validation and test data:
-
-    last-play     The last play of each session is the test target, the second to last play is the validation target,
-                  and the other plays are training data (paper, section 4.1.1). Sessions with fewer than three plays are
-                  only training data.
-    new-sessions  A hash of the session id assigns the whole session to one part: 10 % validation, 20 % test, the rest
-                  training. The target is the last play of a session. As in serving, the model has not been trained on
-                  the sessions for which it predicts.
 """
 
 import hashlib
 import json
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal
 
 import numpy as np
 import polars as pl
@@ -37,7 +28,7 @@ from segue.arrays import Bool, Int
 from segue.catalogue import FIRST_TRACK_ROW, Catalogue
 from segue.errors import BadDataset, InputError
 from segue.safe_files import UNREADABLE, check_footer, new_folder
-from segue.window import Sessions, SessionViews
+from segue.window import Sessions
 from training.data.log_facts import LogFacts
 from training.data.sessions_parquet import (
     FLAT_FOLDER,
@@ -47,6 +38,7 @@ from training.data.sessions_parquet import (
     flat_sessions,
     keep_flat,
     mapped_sessions,
+    read_last_known,
     read_sessions,
     write_sessions,
 )
@@ -94,6 +86,7 @@ class Dataset:
     facts: Facts
     catalogue: Catalogue
     sessions: Sessions  # rows are int64 in memory and int32 if memory-mapped
+    last_known: Bool | None = None  # [sessions], whether the outcome of the last play is known; None: of all of them
 
     @cached_property
     def session_ids(self) -> pl.Series:
@@ -111,6 +104,7 @@ class RawInteractions:
     offsets: Int  # [sessions + 1]
     session_ids: pl.Series  # [sessions] string
     started_at: pl.Series | None = None  # [sessions] datetime (ms, UTC); None if the start times are unknown
+    last_known: Bool | None = None  # [sessions], whether the outcome of the last play is known; None: of all of them
 
 
 def write_listening(
@@ -133,7 +127,8 @@ def write_listening(
     with new_folder(path, overwrite=overwrite, marker=FACTS_FILE, private=True) as folder:
         catalogue.write_parquet(folder / CATALOGUE_FILE)
         sessions = _to_rows(listening, row_of_code, folder / FLAT_FOLDER)
-        write_sessions(folder / SESSIONS_FILE, sessions, listening.session_ids, listening.started_at)
+        last_known = None if listening.last_known is None or listening.last_known.all() else listening.last_known
+        write_sessions(folder / SESSIONS_FILE, sessions, listening.session_ids, listening.started_at, last_known)
         if (folder / FLAT_FOLDER).exists():
             keep_flat(folder / SESSIONS_FILE, folder / FLAT_FOLDER)
         facts = _facts(catalogue, sessions, source, dict(options or {}), malformed_lines, log)
@@ -153,6 +148,7 @@ def open_dataset(path: Path) -> Dataset:
         check_footer(path / SESSIONS_FILE)
         read = mapped_sessions if facts.counts.plays >= MAPPED_FROM else read_sessions
         sessions = read(path / SESSIONS_FILE)
+        last_known = read_last_known(path / SESSIONS_FILE)
     except (InputError, *UNREADABLE) as error:
         raise BadDataset(f"{path} is damaged: {_one_line(error)}: write it again with `segue prepare`") from error
     found = fingerprint(catalogue, sessions)
@@ -161,7 +157,7 @@ def open_dataset(path: Path) -> Dataset:
             f"{path} is damaged: its fingerprint is {found[:12]}…, {FACTS_FILE} says {facts.fingerprint[:12]}…: "
             "write it again with `segue prepare`"
         )
-    return Dataset(path, facts, catalogue, sessions)
+    return Dataset(path, facts, catalogue, sessions, last_known)
 
 
 def fingerprint(catalogue: Catalogue, sessions: Sessions) -> str:
@@ -193,6 +189,11 @@ def _check(listening: RawInteractions) -> None:
             f"{plays:,} plays in {sessions:,} sessions need as many skip flags and session ids, found "
             f"{len(listening.skipped):,} and {len(listening.session_ids):,}"
         )
+    if listening.last_known is not None:
+        if len(listening.last_known) != sessions:
+            raise BadDataset(f"last_known has {len(listening.last_known):,} values for {sessions:,} sessions")
+        if listening.skipped[listening.offsets[1:] - 1][~listening.last_known].any():
+            raise BadDataset("a last play of unknown outcome is flagged as skipped: its skip flag must be false")
     if listening.session_ids.null_count() or listening.session_ids.n_unique() != sessions:
         raise BadDataset("session ids are missing or repeated: name every session once")
     if listening.codes.min() < 0 or listening.codes.max() >= len(listening.tracks):
@@ -289,64 +290,3 @@ def _session_ids(path: Path) -> pl.Series:
 
 def _one_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-Split: TypeAlias = Literal["last-play", "new-sessions"]
-Part: TypeAlias = Literal["validation", "test"]
-
-_VALIDATION_PERCENT: Final = 10
-_TEST_PERCENT: Final = 20
-# A shorter session would have no training play left besides its two targets, so all its plays are training data.
-_SHORTEST_WITH_TARGETS: Final = 3
-
-
-class Examples(NamedTuple):
-    """Evaluation examples. Each example is the plays of a session before its target, and the target."""
-
-    inputs: SessionViews
-    targets: Int  # [sessions] int64, rows of the dataset's catalogue
-    target_skipped: Bool  # [sessions] bool
-    sessions: Int  # [sessions] int64, index of the session in the dataset
-
-
-def training_part(dataset: Dataset, split: Split) -> SessionViews:
-    """Return the training data of a split, as views of the sessions."""
-    sessions = dataset.sessions
-    starts, ends = sessions.offsets[:-1], sessions.offsets[1:]
-    if split == "last-play":
-        trained_ends = np.where(sessions.lengths >= _SHORTEST_WITH_TARGETS, ends - 2, ends)
-        return SessionViews(sessions, starts, trained_ends)
-    buckets = _buckets(dataset)
-    trained = np.flatnonzero((buckets >= _VALIDATION_PERCENT + _TEST_PERCENT) | (sessions.lengths < 2))
-    return SessionViews(sessions, starts[trained], ends[trained])
-
-
-def examples(dataset: Dataset, split: Split, part: Part) -> Examples:
-    """Return the examples of the validation or test part of a split, in the order of the sessions."""
-    sessions = dataset.sessions
-    starts, ends = sessions.offsets[:-1], sessions.offsets[1:]
-    if split == "last-play":
-        asked = np.flatnonzero(sessions.lengths >= _SHORTEST_WITH_TARGETS)
-        target = ends[asked] - (1 if part == "test" else 2)
-    else:
-        buckets = _buckets(dataset)
-        lowest, beyond = (0, _VALIDATION_PERCENT) if part == "validation" else _TEST_BUCKETS
-        asked = np.flatnonzero((buckets >= lowest) & (buckets < beyond) & (sessions.lengths >= 2))
-        target = ends[asked] - 1
-    inputs = SessionViews(sessions, starts[asked], target)
-    targets = sessions.rows[target].astype(np.int64, copy=False)
-    return Examples(inputs, targets, sessions.skipped[target], asked)
-
-
-_TEST_BUCKETS: Final = (_VALIDATION_PERCENT, _VALIDATION_PERCENT + _TEST_PERCENT)
-
-
-def _buckets(dataset: Dataset) -> Int:
-    """Hash each session id to a bucket from 0 to 99. [sessions] int64.
-
-    If the log contains session ids, a session stays in the same bucket when the dataset grows. If `prepare` splits the
-    plays of a listener into numbered sessions, the numbers can change and so can the buckets. If a long session is cut
-    into pieces, each piece has its own id and its own bucket.
-    """
-    ids = (zlib.crc32(session_id.encode()) % 100 for session_id in dataset.session_ids)
-    return np.fromiter(ids, dtype=np.int64, count=len(dataset.sessions))

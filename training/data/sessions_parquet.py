@@ -110,14 +110,21 @@ _SCHEMA: Final = {
     "skipped": pl.List(pl.Boolean),
     "started_at": pl.Datetime("ms", "UTC"),
 }
+_LAST_KNOWN: Final = "last_known"  # an optional column
 _DTYPES: Final = {"rows": np.dtype("<i4"), "skipped": np.dtype(np.bool_), "offsets": np.dtype("<i8")}
 
 
-def write_sessions(file: Path, sessions: Sessions, session_ids: pl.Series, started_at: pl.Series | None) -> None:
+def write_sessions(
+    file: Path,
+    sessions: Sessions,
+    session_ids: pl.Series,
+    started_at: pl.Series | None,
+    last_known: NDArray[np.bool_] | None = None,
+) -> None:
     """Write sessions.parquet.
 
-    `session_ids` [sessions] string, `started_at` [sessions] datetime or None. The same sessions give the same bytes,
-    for arrays in memory and for mapped arrays.
+    `session_ids` [sessions] string, `started_at` [sessions] datetime or None, `last_known` [sessions] bool or None. The
+    same sessions give the same bytes, for arrays in memory and for mapped arrays.
     """
 
     def parts(
@@ -126,9 +133,12 @@ def write_sessions(file: Path, sessions: Sessions, session_ids: pl.Series, start
         for start in range(0, len(sessions), _SESSIONS_A_BLOCK):
             which = slice(start, min(start + _SESSIONS_A_BLOCK, len(sessions)))
             frame = _frame(sessions, session_ids, started_at, which)
+            if last_known is not None:
+                frame = frame.with_columns(pl.Series(_LAST_KNOWN, last_known[which]))
             yield frame if columns is None else frame.select(columns)
 
-    source = register_io_source(parts, schema=_SCHEMA)
+    schema = _SCHEMA if last_known is None else {**_SCHEMA, _LAST_KNOWN: pl.Boolean()}
+    source = register_io_source(parts, schema=schema)
     source.sink_parquet(file, compression="zstd", row_group_size=_SESSIONS_A_BLOCK)
 
 
@@ -142,6 +152,19 @@ def read_sessions(file: Path) -> Sessions:
     skipped, other = _flat(pl.read_parquet(file, columns=["skipped"])["skipped"], file)
     _equal(lengths, other, file)
     return Sessions(rows.astype(np.int64), skipped.astype(np.bool_), _offsets(lengths))
+
+
+def read_last_known(file: Path) -> NDArray[np.bool_] | None:
+    """Return whether the outcome of each session's last play is known, [sessions] bool. None: of all of them.
+
+    Raises BadDataset for invalid values, and a Polars error for a damaged file.
+    """
+    if _LAST_KNOWN not in pl.read_parquet_schema(file):
+        return None
+    found = pl.read_parquet(file, columns=[_LAST_KNOWN])[_LAST_KNOWN]
+    if found.dtype != pl.Boolean or found.null_count():
+        raise BadDataset(f"{file.name} has a column {_LAST_KNOWN} of other values than true and false")
+    return found.to_numpy().astype(np.bool_)
 
 
 def mapped_sessions(file: Path) -> Sessions:

@@ -30,7 +30,8 @@ from segue.recommend import Recommender
 from segue.release import Release
 from segue.sessions import Outcome, Play, events_of
 from segue.window import Sessions, SessionViews
-from training.data.dataset import Dataset, Examples, Part, Split, examples
+from training.data.dataset import Dataset
+from training.data.splits import Examples, Part, Split, examples
 from training.registry import system_name
 
 Protocol_: TypeAlias = Literal["full", "sampled"]

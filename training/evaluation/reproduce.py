@@ -22,7 +22,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from segue.errors import BadOption, SegueError
 from segue.release import read_manifest
-from training.data.dataset import Split
+from training.data.splits import Split
 from training.options import NeuralOptions, Options, read_options
 from training.registry import MODELS, system_name
 

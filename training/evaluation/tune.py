@@ -28,7 +28,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from segue.errors import BadOption, BadRelease
-from training.data.dataset import Dataset, Split
+from training.data.dataset import Dataset
+from training.data.splits import Split
 from training.options import Options, check_options
 from training.registry import MODELS
 from training.run import TrainingJob, train

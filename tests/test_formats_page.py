@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from segue.cli import main
 from segue.errors import BadLog
+from training.prepare.content import PlainFile
 from training.prepare.formats import PROBLEMS, read_lines
 
 PAGE = Path(__file__).parents[1] / "docs" / "timestamps-and-formats.md"
@@ -47,7 +48,8 @@ def read(tmp_path: Path, content: "str | pl.DataFrame") -> pl.DataFrame:
         file.write_text(content, encoding="utf-8")
     else:
         content.write_parquet(file)
-    lines = read_lines("events", file, name=file.name, skip_flag="skip_2", played_ratio_pct=50)
+    plain = PlainFile(file, "text" if isinstance(content, str) else "parquet", file.name)
+    lines = read_lines("events", plain, skip_flag="skip_2", played_ratio_pct=50)
     return lines.frame.collect()
 
 
@@ -115,7 +117,7 @@ def test_times_of_lfm1k_have_one_form(tmp_path: Path) -> None:
     file = tmp_path / "log.tsv"
     times = ("2009-05-04T23:08:57Z", "2009-05-04T23:08:57+00:00", "2009-05-04 23:08:57", "1241478537")
     file.write_text("".join(f"u\t{at}\t\tArtist\tm\tTitle\n" for at in times), encoding="utf-8")
-    lines = read_lines("lfm1k", file, name="log.tsv", skip_flag="skip_2", played_ratio_pct=50)
+    lines = read_lines("lfm1k", PlainFile(file, "text", "log.tsv"), skip_flag="skip_2", played_ratio_pct=50)
     assert lines.frame.collect()["problem"].to_list() == [0, 4, 4, 4]
     assert times[0] in TEXT
 

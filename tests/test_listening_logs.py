@@ -555,7 +555,7 @@ class TestSources:
         with pytest.raises(BadLog, match="is no Parquet file"):
             run("yambda", "a,b\n1,2\n")
         with pytest.raises(BadLog, match="cannot be read as Parquet"):
-            run("events", b"no parquet at all", suffix=".parquet")
+            run("events", b"PAR1 and no more", suffix=".parquet")
         with pytest.raises(BadLog, match="names every column once"):
             run("events", "track_id,track_id\n1,2\n")
 

@@ -30,7 +30,7 @@ from training.prepare.pipeline import (
 from training.prepare.ray_engine import ray_engine
 from training.prepare.report import StepCount
 from training.prepare.sessionize import FilteredPartition
-from training.prepare.sources import FileSlice, input_splits, opened
+from training.prepare.sources import FileSlice, LogFile, input_splits, opened
 
 
 class PickledTasks(SerialTasks):
@@ -45,7 +45,7 @@ class PickledTasks(SerialTasks):
 
 def pickled(job: PrepareJob, split_bytes: int) -> PrepareResult:
     """The engine of PickledTasks, with as many partitions as splits."""
-    splits = input_splits(job.files, split_bytes)
+    splits = input_splits(job.files, split_bytes, job.kind)
     return run_tasks(PickledTasks(), job, splits, len(splits), job.scratch)
 
 
@@ -245,20 +245,20 @@ class TestSplits:
             for slices in range(2, 12):
                 texts = []
                 for number in range(slices):
-                    with opened(FileSlice(file, number, slices), "mssd", tmp_path) as plain:
-                        texts.append(plain.read_text())
+                    with opened(FileSlice(LogFile(file), number, slices), "mssd", tmp_path) as plain:
+                        texts.append(plain.path.read_text())
                 assert all(text.startswith(lines[0]) for text in texts)
                 head = len(lines[0]) + (len(lines) > 1)
                 assert "".join(text[head:] for text in texts) == file.read_text()[head:]
 
     def test_small_files_are_grouped_and_large_ones_sliced(self, tmp_path: Path) -> None:
         sizes = {"a": 40, "b": 40, "c": 40, "d": 250, "e.gz": 250, "f": 40}
-        files = [tmp_path / name for name in sizes]
+        files = [LogFile(tmp_path / name) for name in sizes]
         for file in files:
-            file.write_bytes(b"x" * sizes[file.name])
+            file.path.write_bytes(b"x" * sizes[file.name])
 
         def found(*, slice_files: bool) -> list[list[tuple[str, int, int]]]:
-            splits = input_splits(files, 100, slice_files=slice_files)
+            splits = input_splits(files, 100, "mssd", slice_files=slice_files)
             return [[(one.file.name, one.number, one.of) for one in split] for split in splits]
 
         grouped = [[("a", 0, 1), ("b", 0, 1)], [("c", 0, 1)]]
@@ -269,10 +269,10 @@ class TestSplits:
     def test_a_large_log_has_not_too_many_splits(self, tmp_path: Path) -> None:
         files = []
         for number in range(3):
-            files.append(tmp_path / str(number))
-            with files[-1].open("wb") as file:
+            files.append(LogFile(tmp_path / str(number)))
+            with files[-1].path.open("wb") as file:
                 file.truncate(100 << 30)  # a sparse file
-        assert len(input_splits(files, split_bytes_of(files))) <= 1003
+        assert len(input_splits(files, split_bytes_of(files), "mssd")) <= 1003
 
     def test_a_partition_is_the_same_on_every_machine(self) -> None:
         # The CRC-32 of a is 3904355907.

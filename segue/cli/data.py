@@ -106,6 +106,8 @@ def prepare(
             progress=on_progress,
             engine=_engine(engine, ray_address),
         )
+    for note in report.not_read:
+        say(f"Not read: {note}")
     _show_malformed(report)
     if as_json:
         print_json(_report_json(report))
@@ -198,6 +200,7 @@ def _report_json(report: "PrepareReport") -> dict[str, Any]:
         "lines": report.lines,
         "malformed": report.malformed,
         "malformed_reasons": report.malformed_reasons,
+        "not_read": list(report.not_read),
         "steps": [step._asdict() for step in report.steps],
         "path": str(report.dataset.path),
         **report.dataset.facts.model_dump(mode="json"),

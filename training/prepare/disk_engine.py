@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from training.prepare.pipeline import Engine, PrepareJob, PrepareResult, SerialTasks, run_tasks
-from training.prepare.sources import input_splits
+from training.prepare.sources import LogFile, input_splits
 
 SPLIT_BYTES: Final = 64 << 20
 # Also the number of splits, if all files can be sliced. The shuffle has a block for each pair of both.
@@ -26,16 +26,17 @@ _DISK_SPLIT_BYTES: Final = 256 << 20  # one split is in memory at a time; a part
 _IN_MEMORY_BYTES: Final = 1 << 14  # smaller results stay in memory
 
 
-def split_bytes_of(files: Sequence[Path]) -> int:
+def split_bytes_of(files: Sequence[LogFile]) -> int:
     """The size of the input splits, so that there are not too many of them."""
-    return max(SPLIT_BYTES, -(-sum(file.stat().st_size for file in files) // MAX_PARTITIONS))
+    return max(SPLIT_BYTES, -(-sum(file.size() for file in files) // MAX_PARTITIONS))
 
 
 def disk_engine(split_bytes: int | None = None) -> Engine:
     """An engine for training.prepare.pipeline.prepare with input splits of `split_bytes`."""
 
     def engine(job: PrepareJob) -> PrepareResult:
-        splits = input_splits(job.files, split_bytes or max(split_bytes_of(job.files), _DISK_SPLIT_BYTES))
+        size = split_bytes or max(split_bytes_of(job.files), _DISK_SPLIT_BYTES)
+        splits = input_splits(job.files, size, job.kind)
         with tempfile.TemporaryDirectory(dir=job.scratch, prefix=".log-") as folder:
             tasks = DiskTasks(Path(folder))
             return run_tasks(tasks, job, splits, min(len(splits), MAX_PARTITIONS), scratch=Path(folder))

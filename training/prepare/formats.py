@@ -9,7 +9,6 @@ LFM-2b (Schedl et al. 2022, https://doi.org/10.1145/3498366.3505791), Yambda (ht
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import polars as pl
@@ -17,7 +16,6 @@ import polars as pl
 from segue.errors import BadLog
 from training.prepare.content import PlainFile
 from training.prepare.options import LogKind, SkipFlag
-from training.prepare.sources import inner_suffix
 from training.prepare.tables import LogTable
 
 PROBLEMS: Final = (
@@ -84,14 +82,13 @@ class _Fields:
     complete: pl.Expr | None = None  # the line has the expected number of fields
 
 
-def read_lines(kind: LogKind, file: Path, *, name: str, skip_flag: SkipFlag, played_ratio_pct: int) -> LogLines:
-    """The lines of an uncompressed file. Error messages call it `name`. Raises BadLog."""
-    parquet = inner_suffix(file) == ".parquet"
+def read_lines(kind: LogKind, plain: PlainFile, *, skip_flag: SkipFlag, played_ratio_pct: int) -> LogLines:
+    """The lines of a file. Raises BadLog."""
+    name, parquet = plain.name, plain.content == "parquet"
     if parquet and kind in ("mssd", "lfm1k", "lfm2b"):
         raise BadLog(f"{name} is Parquet, expected text: logs of kind {kind} are published as text")
     if not parquet and kind == "yambda":
         raise BadLog(f"{name} is no Parquet file, expected the listens.parquet of Yambda")
-    plain = PlainFile(file, "parquet" if parquet else "text", name)
     if kind == "lfm1k":
         return _lfm1k(LogTable.open(plain, quoted=False, names=_LFM1K_FIELDS))
     if kind == "mssd":

@@ -61,7 +61,7 @@ from training.prepare.sessionize import (
     sessionize,
     start_times,
 )
-from training.prepare.sources import InputSplit, find_files, input_splits
+from training.prepare.sources import InputSplit, LogFile, find_files, input_splits, scratch_folder
 
 __all__ = ["PrepareJob", "PrepareOptions", "PrepareReport", "PrepareResult", "prepare", "prepare_options"]
 
@@ -73,7 +73,7 @@ class PrepareJob(NamedTuple):
     """The input of an engine: the log files, the options and a folder for temporary files."""
 
     kind: LogKind
-    files: Sequence[Path]
+    files: Sequence[LogFile]
     options: PrepareOptions
     scratch: Path  # a folder for temporary copies, on the same disk as the new dataset
     on_progress: OnProgress  # the total is len(files) + 2 steps: one per file, one for sessions, one for writing
@@ -100,6 +100,7 @@ class PrepareReport:
     malformed: int
     malformed_reasons: dict[str, int]
     malformed_examples: tuple[MalformedLine, ...]  # the first five malformed lines
+    not_read: tuple[str, ...]  # a line for each group of files in `sources` that were not read, and why
     steps: tuple[FilterStep, ...]
     dataset: Dataset
 
@@ -125,10 +126,11 @@ def prepare(
     """
     options = options_of_kind(kind, PrepareOptions() if options is None else options)
     check_output_free(out, overwrite=overwrite, marker=FACTS_FILE)
-    files = find_files(kind, sources)
     on_progress = progress or (lambda _what, _finished, _steps: None)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    read, interactions, steps = (engine or in_memory_engine)(PrepareJob(kind, files, options, out.parent, on_progress))
+    with scratch_folder(out) as scratch:
+        files, not_read = find_files(kind, sources, scratch)
+        job = PrepareJob(kind, files, options, scratch, on_progress)
+        read, interactions, steps = (engine or in_memory_engine)(job)
     on_progress("writing the dataset", len(files) + 1, len(files) + 2)
     settings = options.model_dump(exclude=set(NO_EFFECT[kind]))
     dataset = write_listening(out, interactions, kind, settings, malformed_lines=read.malformed, overwrite=overwrite)
@@ -140,6 +142,7 @@ def prepare(
         malformed=read.malformed,
         malformed_reasons=dict(read.reasons),
         malformed_examples=tuple(read.examples),
+        not_read=tuple(not_read),
         steps=tuple(steps),
         dataset=dataset,
     )
@@ -210,7 +213,7 @@ class SerialTasks:
 
 def in_memory_engine(job: PrepareJob) -> PrepareResult:
     """Run all tasks in the memory of this process, with one partition."""
-    splits = input_splits(job.files, _MEMORY_SPLIT_BYTES, slice_files=False)
+    splits = input_splits(job.files, _MEMORY_SPLIT_BYTES, job.kind, slice_files=False)
     return run_tasks(SerialTasks(), job, splits, partitions=1, scratch=job.scratch)
 
 

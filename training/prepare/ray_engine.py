@@ -63,8 +63,9 @@ def ray_engine(address: str | None = None, *, split_bytes: int | None = None) ->
 
     def engine(job: PrepareJob) -> PrepareResult:
         # Tasks do not run in the current folder of this process, so all paths must be absolute.
-        job = job._replace(files=[file.absolute() for file in job.files], scratch=job.scratch.absolute())
-        splits = input_splits(job.files, split_bytes or split_bytes_of(job.files))
+        files = [file._replace(path=file.path.absolute()) for file in job.files]
+        job = job._replace(files=files, scratch=job.scratch.absolute())
+        splits = input_splits(job.files, split_bytes or split_bytes_of(job.files), job.kind)
         partitions = min(len(splits), MAX_PARTITIONS)
         with (
             _scratch_folder(job, address) as scratch,

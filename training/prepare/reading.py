@@ -13,7 +13,7 @@ from segue.safe_files import UNREADABLE
 from training.prepare.formats import LINE_COLUMNS, PROBLEMS, LogFormat, read_lines
 from training.prepare.ids import TRACK_NAMES, encode, first_names, partitioned
 from training.prepare.options import LogKind, PrepareOptions
-from training.prepare.sources import FileSlice, InputSplit, opened, rows_of_slice
+from training.prepare.sources import FileSlice, InputSplit, LogFile, opened, rows_of_slice
 
 MAX_EXAMPLES: Final = 5
 
@@ -21,7 +21,7 @@ MAX_EXAMPLES: Final = 5
 class MalformedLine(NamedTuple):
     """A line that could not be parsed."""
 
-    file: Path
+    file: LogFile
     reason: str
     text: str  # the first 120 characters
 
@@ -90,7 +90,6 @@ class LogReader:
             log = read_lines(
                 self.kind,
                 plain,
-                name=str(file),
                 skip_flag=self.options.skip_flag,
                 played_ratio_pct=self.options.played_ratio_pct,
             )
@@ -114,7 +113,7 @@ class LogReader:
         self.frames.clear()
         return lines
 
-    def _count_malformed(self, file: Path, lines: pl.LazyFrame, problem: pl.Series) -> None:
+    def _count_malformed(self, file: LogFile, lines: pl.LazyFrame, problem: pl.Series) -> None:
         numbers = (problem > 0).arg_true()
         counts = self.counts
         counts.reasons.update(
@@ -129,7 +128,7 @@ class LogReader:
             counts.examples.append(MalformedLine(file, PROBLEMS[code], (text or "")[:_EXAMPLE_CHARACTERS]))
 
 
-def check_same_format(file: Path, form: LogFormat, first: LogFormat) -> None:
+def check_same_format(file: LogFile, form: LogFormat, first: LogFormat) -> None:
     """Raise BadLog if the format of a file is not that of the first file."""
     if form != first:
         raise BadLog(f"{file} has other columns than the first file: give logs of one form at a time")
@@ -139,7 +138,7 @@ class ReadStats(NamedTuple):
     """Statistics of the lines of a split or of the whole log."""
 
     read: LinesRead
-    first_file: Path
+    first_file: LogFile
     form: LogFormat
     columns: frozenset[str]  # columns with a value in at least one valid line
     has_skips: bool  # whether every valid line has a skip flag

@@ -22,6 +22,7 @@ import polars as pl
 import zstandard
 
 from segue.errors import BadLog
+from training.prepare.content import HEAD_BYTES, PlainFile, content_of
 from training.prepare.options import LogKind
 
 COMPRESSIONS: Final = (".gz", ".bz2", ".zst")
@@ -38,16 +39,52 @@ _IN_FOLDERS: Final[dict[LogKind, tuple[str, ...]]] = {
 _NOT_IN_FOLDERS: Final[dict[LogKind, str]] = {"mssd": "tf_*", "lfm1k": "userid-profile*"}
 
 
-def find_files(kind: LogKind, sources: Sequence[Path | str]) -> list[Path]:
+class LogFile(NamedTuple):
+    """A file of a log. Its text form is its name for messages, without control characters."""
+
+    path: Path
+    member: str = ""  # the name inside a zip or tar archive
+    shown: str = ""  # the name for messages, if it is not that of the path and member
+    stated_bytes: int | None = None  # the uncompressed size that an archive states
+
+    @property
+    def name(self) -> str:
+        """The last part of the name."""
+        return str(self).rpartition("/")[2]
+
+    def size(self) -> int:
+        """Return the size in bytes: for a member of an archive, the size that the archive states."""
+        return self.path.stat().st_size if self.stated_bytes is None else self.stated_bytes
+
+    def __str__(self) -> str:
+        return printable(self.shown or (f"{self.path}: {self.member}" if self.member else str(self.path)))
+
+
+class FoundFiles(NamedTuple):
+    """The files of a log, and what was found beside them."""
+
+    files: list[LogFile]
+    notes: list[str]  # a line for each group of files that are not read, and why
+
+
+def printable(text: str) -> str:
+    """Return text with its control characters escaped."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )
+
+
+def find_files(kind: LogKind, sources: Sequence[Path | str], scratch: Path) -> FoundFiles:
     """Return the distinct files in `sources`, which are files, folders and globs.
 
     The files of a folder or glob are sorted by name. In a folder, hidden files and files without a log name of this
-    `kind` are ignored.
+    `kind` are ignored. Copies of files that cannot be read where they are remain in the folder `scratch`.
 
     Raises:
         BadLog: A source does not exist or contains no log, or a file is empty.
 
     """
+    del scratch
     if not sources:
         raise BadLog("no log is named: name at least one file or folder")
     unique: dict[Path, Path] = {}
@@ -57,12 +94,15 @@ def find_files(kind: LogKind, sources: Sequence[Path | str]) -> list[Path]:
     for file in unique.values():
         if file.stat().st_size == 0:
             raise BadLog(f"{file} is empty: expected a log of kind {kind}")
-    return list(unique.values())
+    return FoundFiles([LogFile(file) for file in unique.values()], [])
 
 
-def inner_suffix(file: Path) -> str:
-    """Return the file suffix in lower case without the compression suffix, such as `.csv` for `log.csv.gz`."""
-    return _inner_name(file).suffix.lower()
+@contextlib.contextmanager
+def scratch_folder(out: Path) -> Iterator[Path]:
+    """Yield an empty folder on the disk of `out`, which need not exist yet, and delete the folder at the end."""
+    above = next(folder for folder in out.absolute().parents if folder.is_dir())
+    with tempfile.TemporaryDirectory(dir=above, prefix=".log-") as folder:
+        yield Path(folder)
 
 
 @contextlib.contextmanager
@@ -158,7 +198,7 @@ _WITHOUT_HEADER: Final[tuple[LogKind, ...]] = ("lfm1k",)
 class FileSlice(NamedTuple):
     """One slice of a file. `number` is the index of the slice from 0, and `of` is the number of slices."""
 
-    file: Path
+    file: LogFile
     number: int = 0
     of: int = 1
 
@@ -166,18 +206,26 @@ class FileSlice(NamedTuple):
 InputSplit: TypeAlias = tuple[FileSlice, ...]
 
 
-def input_splits(files: Sequence[Path], split_bytes: int, *, slice_files: bool = True) -> list[InputSplit]:
+def input_splits(
+    files: Sequence[LogFile],
+    split_bytes: int,
+    kind: LogKind,
+    encoding: str | None = None,
+    *,
+    slice_files: bool = True,
+) -> list[InputSplit]:
     """Divide files into splits of at most about `split_bytes` bytes, and keep the order of the files.
 
     Compressed files are never sliced. If `slice_files` is false, no file is sliced. A file that is not sliced can be
     larger than `split_bytes`.
     """
+    del kind, encoding
     splits: list[InputSplit] = []
     small: list[FileSlice] = []
     small_bytes = 0
     for file in files:
-        size = file.stat().st_size
-        whole = not slice_files or file.suffix.lower() in COMPRESSIONS
+        size = file.size()
+        whole = not slice_files or file.path.suffix.lower() in COMPRESSIONS
         slices = 1 if whole else -(-size // split_bytes)
         if small and (slices > 1 or small_bytes + size > split_bytes or len(small) == _MAX_FILES_PER_SPLIT):
             splits.append(tuple(small))
@@ -191,26 +239,52 @@ def input_splits(files: Sequence[Path], split_bytes: int, *, slice_files: bool =
 
 
 @contextlib.contextmanager
-def opened(slice_: FileSlice, kind: LogKind, scratch: Path) -> Iterator[Path]:
-    """Yield the path of an uncompressed file with the lines of a slice.
+def opened(slice_: FileSlice, kind: LogKind, scratch: Path, encoding: str | None = None) -> Iterator[PlainFile]:
+    """Yield an uncompressed file with the lines of a slice.
 
     For a Parquet file, yield the whole file; `rows_of_slice` selects the rows of the slice. Temporary copies are
-    written to the folder `scratch` and deleted at the end.
+    written to the folder `scratch` and deleted at the end. `encoding` is that of text without a byte order mark, UTF-8
+    if it is None.
 
     Raises:
         BadLog: The file cannot be read, or the compressed data is damaged.
 
     """
+    del encoding
+    file = slice_.file
     if slice_.of == 1:
-        with uncompressed(slice_.file, scratch) as plain:
-            yield plain
+        with uncompressed(file.path, scratch) as path:
+            yield _plain(path, str(file))
     elif _is_parquet(slice_):
-        yield slice_.file
+        yield _plain(file.path, str(file))
     else:
         with tempfile.TemporaryDirectory(dir=scratch, prefix=".log-") as folder:
-            copy = Path(folder) / slice_.file.name
+            copy = Path(folder) / file.path.name
             _copy_lines(slice_, copy, headed=kind not in _WITHOUT_HEADER)
-            yield copy
+            yield _plain(copy, str(file))
+
+
+def _plain(path: Path, name: str) -> PlainFile:
+    with path.open("rb") as stream:
+        return PlainFile(path, content_of(stream.read(HEAD_BYTES)), name)
+
+
+def first_line(slice_: FileSlice, kind: LogKind) -> int:
+    """Return the number in its file of the first line of a slice after the header, or of its first row in Parquet.
+
+    Numbers count from 1. This reads the part of the file before the slice.
+    """
+    if _is_parquet(slice_):
+        rows = int(pl.scan_parquet(slice_.file.path, glob=False).select(pl.len()).collect().item())
+        return 1 + (rows * slice_.number // slice_.of)
+    headers = int(kind not in _WITHOUT_HEADER)
+    if slice_.number == 0:
+        return 1 + headers
+    with slice_.file.path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        first = _line_from(text, 1) if headers else 0
+        start = max(first, _line_from(text, len(text) * slice_.number // slice_.of))
+        blocks = range(0, start, _COPY_BYTES)
+        return 1 + sum(text[place : min(place + _COPY_BYTES, start)].count(b"\n") for place in blocks)
 
 
 def rows_of_slice(slice_: FileSlice, lines: pl.LazyFrame) -> pl.LazyFrame:
@@ -223,13 +297,16 @@ def rows_of_slice(slice_: FileSlice, lines: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def _is_parquet(slice_: FileSlice) -> bool:
-    return inner_suffix(slice_.file) == ".parquet"
+    if slice_.file.member:
+        return False
+    with slice_.file.path.open("rb") as stream:
+        return content_of(stream.read(HEAD_BYTES)) == "parquet"
 
 
 def _copy_lines(slice_: FileSlice, copy: Path, *, headed: bool) -> None:
     try:
         with (
-            slice_.file.open("rb") as stream,
+            slice_.file.path.open("rb") as stream,
             mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text,
             copy.open("wb") as out,
         ):

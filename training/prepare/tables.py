@@ -3,9 +3,8 @@
 Log formats are not known here: training.prepare.formats says what each column means.
 """
 
-import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -14,11 +13,9 @@ import polars as pl
 from segue.errors import BadLog
 from segue.safe_files import UNREADABLE, check_footer
 from training.prepare.content import PlainFile
+from training.prepare.delimited import header, holds_quotes, split_lines, split_quoted_lines
+from training.prepare.json_objects import VALID, Shape, json_frame, line_numbers, shape_of
 from training.prepare.values import FLAGS_ACCEPTED, NUMBERS_ACCEPTED, TIMES_ACCEPTED, Fault, Value
-
-# No column of a log has these names.
-_LINE, _PARTS, _COMPLETE, _OVERFLOW = "\x00line", "\x00parts", "\x00complete", "\x00overflow"
-_HEADER_BYTES: Final = 1 << 20
 
 # An epoch is in s, ms, us or ns. Each limit is after the year 5000 in its unit and before 1975 in the next one.
 _EPOCH_LIMITS: Final = ((1e11, 1000.0), (1e14, 1.0), (1e17, 1e-3))
@@ -36,6 +33,8 @@ class LogTable:
     text_line: pl.Expr
     name: str
     complete: pl.Expr | None = None
+    plain: PlainFile | None = None
+    json_types: dict[str, frozenset[type]] = field(default_factory=dict)  # of the values of each field of JSON
 
     @classmethod
     def open(cls, plain: PlainFile, *, quoted: bool = True, names: Sequence[str] = ()) -> "LogTable":
@@ -51,6 +50,8 @@ class LogTable:
         """
         if plain.content == "parquet":
             return cls._of_parquet(plain.path, plain.name)
+        if plain.content != "text":
+            return cls._of_json(plain)
         return cls._of_text(plain.path, plain.name, quoted=quoted, names=names)
 
     @classmethod
@@ -72,10 +73,28 @@ class LogTable:
 
     @classmethod
     def _of_text(cls, file: Path, name: str, *, quoted: bool, names: Sequence[str]) -> "LogTable":
-        header, separator = (list(names), "\t") if names else _header(file, name)
-        split = split_quoted_lines if quoted and _holds_quotes(file) else split_lines
-        frame, complete, text = split(file, separator, header, skip_lines=0 if names else 1)
-        return cls(frame, dict.fromkeys(header, pl.String()), text, name, complete)
+        columns, separator = (list(names), "\t") if names else header(file, name)
+        split = split_quoted_lines if quoted and holds_quotes(file) else split_lines
+        frame, complete, text = split(file, separator, columns, skip_lines=0 if names else 1)
+        return cls(frame, dict.fromkeys(columns, pl.String()), text, name, complete)
+
+    @classmethod
+    def _of_json(cls, plain: PlainFile) -> "LogTable":
+        shape = shape_of(plain)
+        if dict not in shape.types:
+            raise BadLog(f"{plain.name} holds no JSON object, expected one for each play")
+        columns: dict[str, tuple[str, ...]] = {}
+        shapes: dict[str, Shape] = {}
+        for path, inner in shape.leaves():
+            column = ".".join(path).strip().lower()
+            if column in columns and len(path) == 1:
+                raise BadLog(f"{plain.name} has fields whose names differ in capitals alone, expected every name once")
+            if column and column not in columns:
+                columns[column], shapes[column] = path, inner
+        frame = json_frame(plain, columns)
+        types = {column: frozenset(inner.types) for column, inner in shapes.items()}
+        schema: dict[str, pl.DataType] = dict.fromkeys(columns, pl.String())
+        return cls(frame, schema, pl.lit(""), plain.name, pl.col(VALID), plain, types)
 
     def require(self, *names: str) -> None:
         """Raise BadLog if one of these columns is missing."""
@@ -153,9 +172,19 @@ class LogTable:
         value = pl.when(yes).then(not inverted).when(no).then(inverted)
         return self._value(name, value, "is no flag", FLAGS_ACCEPTED)
 
+    @property
+    def unit(self) -> str:
+        """What `line_of` numbers: "line" or, in Parquet and JSON arrays, "row"."""
+        return "row" if self.complete is None or (self.plain and self.plain.content == "json") else "line"
+
     def line_of(self, rows: Sequence[int]) -> list[int]:
-        """The numbers, from 1, of the lines at which rows of the frame begin. In Parquet, those of the rows."""
-        return [row + 2 for row in rows]
+        """The numbers, from 1, of the lines at which rows of the frame begin, or of the rows where `unit` is "row".
+
+        Rows are in ascending order.
+        """
+        if self.plain and self.plain.content == "json_lines":
+            return line_numbers(self.plain.path, list(rows))
+        return [row + (1 if self.unit == "row" else 2) for row in rows]
 
     def _value(self, name: str, value: pl.Expr, reason: str, accepted: str) -> Value:
         where = self._is_present(name) & value.is_null()
@@ -170,78 +199,6 @@ def _whole(column: pl.Expr) -> pl.Expr:
     """Numbers as int64, null where they are not whole."""
     number = column.cast(pl.Int64, strict=False)
     return pl.when(number == column).then(number)
-
-
-def split_lines(
-    file: Path, separator: str, names: Sequence[str], *, skip_lines: int
-) -> tuple[pl.LazyFrame, pl.Expr, pl.Expr]:
-    """The fields of lines without quotes, whether a line has all of them, and the text of the line."""
-    # The CSV reader pads short lines, and padding cannot be distinguished from empty fields.
-    fields = pl.col(_LINE).str.split_exact(separator, len(names)).struct.rename_fields([*names, _OVERFLOW])
-    complete = pl.col(names[-1]).is_not_null() & pl.col(_OVERFLOW).is_null()
-    return _lines(file, skip_lines).select(_LINE, fields.alias("fields")).unnest("fields"), complete, pl.col(_LINE)
-
-
-def split_quoted_lines(
-    file: Path, separator: str, names: Sequence[str], *, skip_lines: int
-) -> tuple[pl.LazyFrame, pl.Expr, pl.Expr]:
-    """The same for lines whose fields may be in double quotes, with quotes inside them doubled (RFC 4180).
-
-    A line is a record. If a quoted field does not end on its line, the line is malformed.
-    """
-    # The CSV reader would read the rest of the file as one field after a title such as 12" mix.
-    line, parts = pl.col(_LINE), pl.col(_PARTS)
-    field = f'{separator}(?:"(?:[^"]|"")*"|[^"{separator}][^{separator}]*|)'
-    found = _lines(file, skip_lines).with_columns((pl.lit(separator) + line).str.extract_all(field).alias(_PARTS))
-    # After a closing quote only a separator may follow. Other text belongs to no field, so the lengths differ.
-    complete = (parts.list.len() == len(names)) & (parts.list.join("").str.len_bytes() == line.str.len_bytes() + 1)
-    fields = [_unquoted(parts.list.get(place, null_on_oob=True), separator) for place in range(len(names))]
-    named = [value.alias(name) for value, name in zip(fields, names, strict=True)]
-    return found.select(_LINE, complete.alias(_COMPLETE), *named), pl.col(_COMPLETE), line
-
-
-def _unquoted(part: pl.Expr, separator: str) -> pl.Expr:
-    value = part.str.strip_prefix(separator)
-    inner = value.str.strip_prefix('"').str.strip_suffix('"').str.replace_all('""', '"', literal=True)
-    return pl.when(value.str.starts_with('"')).then(inner).otherwise(value)
-
-
-def _lines(file: Path, skip_lines: int) -> pl.LazyFrame:
-    """The lines of a text file that are not blank. Bytes that are not UTF-8 are replaced."""
-    return pl.scan_csv(
-        file,
-        has_header=False,
-        skip_lines=skip_lines,
-        separator="\x01",  # occurs in no log, so a line is one field
-        quote_char=None,
-        schema={_LINE: pl.String},
-        encoding="utf8-lossy",
-        empty_string_is_null=False,
-        extra_columns="ignore",
-        missing_columns="insert",
-        raise_if_empty=False,
-        glob=False,
-    ).filter(pl.col(_LINE) != "")
-
-
-def _holds_quotes(file: Path) -> bool:
-    with file.open("rb") as stream:
-        stream.readline(_HEADER_BYTES)  # the header is parsed by `_header`
-        return any(b'"' in block for block in iter(lambda: stream.read(_HEADER_BYTES), b""))
-
-
-def _header(file: Path, name: str) -> tuple[list[str], str]:
-    with file.open("rb") as stream:
-        line = stream.readline(_HEADER_BYTES)
-    text = line.decode("utf-8-sig", errors="replace").rstrip("\r\n")
-    separator = "\t" if "\t" in text else ","
-    try:
-        header = [column.strip().lower() for column in next(csv.reader([text], delimiter=separator), [])]
-    except csv.Error:  # a line break within the line, or a name of 128 KiB
-        header = [""]
-    if len(set(header)) < len(header) or "" in header:
-        raise BadLog(f"{name} begins with {text[:120]!r}, expected a header that names every column once")
-    return header, separator
 
 
 def _time_of_text(text: pl.Expr) -> pl.Expr:

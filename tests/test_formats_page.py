@@ -14,6 +14,7 @@ from segue.cli import main
 from segue.errors import BadLog
 from training.prepare.content import PlainFile
 from training.prepare.formats import PROBLEMS, read_lines
+from training.prepare.options import PrepareOptions
 
 PAGE = Path(__file__).parents[1] / "docs" / "timestamps-and-formats.md"
 if not PAGE.exists():
@@ -49,7 +50,7 @@ def read(tmp_path: Path, content: "str | pl.DataFrame") -> pl.DataFrame:
     else:
         content.write_parquet(file)
     plain = PlainFile(file, "text" if isinstance(content, str) else "parquet", file.name)
-    lines = read_lines("events", plain, skip_flag="skip_2", played_ratio_pct=50)
+    lines = read_lines("events", plain, PrepareOptions())
     return lines.frame.collect()
 
 
@@ -117,7 +118,7 @@ def test_times_of_lfm1k_have_one_form(tmp_path: Path) -> None:
     file = tmp_path / "log.tsv"
     times = ("2009-05-04T23:08:57Z", "2009-05-04T23:08:57+00:00", "2009-05-04 23:08:57", "1241478537")
     file.write_text("".join(f"u\t{at}\t\tArtist\tm\tTitle\n" for at in times), encoding="utf-8")
-    lines = read_lines("lfm1k", PlainFile(file, "text", "log.tsv"), skip_flag="skip_2", played_ratio_pct=50)
+    lines = read_lines("lfm1k", PlainFile(file, "text", "log.tsv"), PrepareOptions())
     assert lines.frame.collect()["problem"].to_list() == [0, 4, 4, 4]
     assert times[0] in TEXT
 

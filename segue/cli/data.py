@@ -22,7 +22,7 @@ SPLIT = click.Choice(["last-play", "new-sessions"])
     short_help="Convert listening logs to a dataset.",
     epilog=example("segue prepare events logs/*.csv.gz --out data/mine"),
 )
-@click.argument("kind", metavar="{events|mssd|lfm1k|lfm2b|yambda}")
+@click.argument("kind", metavar="KIND")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option("--out", type=FOLDER, required=True, metavar="FOLDER", help="Folder to write the dataset to.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing dataset.")
@@ -64,6 +64,63 @@ SPLIT = click.Choice(["last-play", "new-sessions"])
     metavar="PCT",
     help="yambda only: plays heard for less than PCT percent count as skips.  [default: 50]",
 )
+@click.option(
+    "--columns",
+    multiple=True,
+    metavar="NAME=COLUMN,...",
+    help="events only: names of columns, such as track_id=trackId,timestamp=played_at. May be repeated.",
+)
+@click.option(
+    "--timestamp-is",
+    type=click.Choice(["start", "end"]),
+    help="Whether a timestamp is the start or the end of a play. An end needs ms_played.  [default: start]",
+)
+@click.option(
+    "--time-format", metavar="FORMAT", help="Form of the times, such as '%m/%d/%Y %H:%M'.  [default: told from the log]"
+)
+@click.option(
+    "--time-zone", metavar="ZONE", help="Time zone of times without one, such as Europe/Berlin.  [default: UTC]"
+)
+@click.option("--encoding", metavar="NAME", help="Encoding of text files, such as latin-1.  [default: utf-8]")
+@click.option(
+    "--max-malformed",
+    "max_malformed_pct",
+    type=float,
+    metavar="PCT",
+    help="Refuse a log with more than PCT percent malformed lines.  [default: 5]",
+)
+@click.option(
+    "--no-skips", is_flag=True, default=None, help="The log holds no skip signal: count every play as played."
+)
+@click.option(
+    "--skip-after",
+    "skip_after_s",
+    type=float,
+    metavar="S",
+    help="Infer no skip if the next play starts less than S seconds later.  [default: 0]",
+)
+@click.option(
+    "--skip-below-seconds",
+    "skip_below_s",
+    type=float,
+    metavar="S",
+    help="Count a play as skipped if it was heard for less than S seconds (ms_played).",
+)
+@click.option(
+    "--skip-below-ratio",
+    "skip_below_ratio_pct",
+    type=float,
+    metavar="PCT",
+    help="Count a play as skipped if less than PCT percent of the track were heard (ms_played, duration_ms).",
+)
+@click.option(
+    "--merge-within",
+    "merge_within_s",
+    type=float,
+    metavar="S",
+    help="Merge plays of a track that the same listener starts again within S seconds.  [default: 0]",
+)
+@click.option("--include-private", is_flag=True, default=None, help="spotify only: keep plays of private sessions.")
 @click.option("--seed", type=int, metavar="N", help="Random seed for session sampling.  [default: 0]")
 @click.option(
     "--engine",
@@ -95,7 +152,7 @@ def prepare(
     from training.prepare.pipeline import prepare as prepare_logs
     from training.prepare.pipeline import prepare_options
 
-    options = prepare_options(**{name: value for name, value in given.items() if value is not None})
+    options = prepare_options(**{name: value for name, value in given.items() if value not in (None, ())})
     with counting_steps() as on_progress:
         report = prepare_logs(
             kind,  # type: ignore[arg-type]  # prepare_logs rejects other kinds

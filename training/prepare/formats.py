@@ -15,7 +15,7 @@ import polars as pl
 
 from segue.errors import BadLog
 from training.prepare.content import PlainFile
-from training.prepare.options import LogKind, SkipFlag
+from training.prepare.options import LogKind, PrepareOptions, SkipFlag
 from training.prepare.tables import LogTable
 
 PROBLEMS: Final = (
@@ -29,15 +29,20 @@ PROBLEMS: Final = (
 )
 
 LINE_COLUMNS: Final = {
-    "owner": pl.String,  # the id of the user or, in a log of whole sessions, of the session
-    "at": pl.Int64,  # milliseconds since 1970-01-01 UTC, null where unknown
+    "owner": pl.String,  # of the user; in a log with sessions, of the session: its id, or its id, tab, id of the user
+    "at": pl.Int64,  # start of the play, milliseconds since 1970-01-01 UTC, null where unknown
+    "end": pl.Int64,  # end of the play, milliseconds since 1970-01-01 UTC, null where unknown
     "position": pl.Int64,  # of the play in its session, null where unknown
     "track": pl.String,  # the key of the track: its id or, if it has none, artist, tab, title
-    "skipped": pl.Boolean,  # null where it must be inferred
+    "skipped": pl.Boolean,  # null where it must be inferred from time
+    "evidence": pl.UInt8,  # position in EVIDENCE of what `skipped` comes from, null where it must be inferred
     "title": pl.String,
     "artist": pl.String,
     "written_at": pl.Int64,  # microseconds since 1970-01-01 UTC; the newest report of a play counts
+    "file": pl.UInt32,  # number of the file in the log, null in a log of one file
 }
+
+EVIDENCE: Final = ("", "flag", "end reason", "played duration")
 
 _LFM1K_FIELDS: Final = ("user", "time", "artist_mbid", "artist", "track_mbid", "title")
 
@@ -53,9 +58,8 @@ _LFM2B_NAMES: Final = {
 class LogFormat(NamedTuple):
     """Facts that are true for all lines of a log."""
 
-    whole_sessions: bool  # owners are sessions, and the log has skips
+    sessions_given: bool  # owners are sessions
     by_position: bool  # plays have positions in their session
-    newest_first: bool = False  # the lines of an owner are in reverse order
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,16 @@ class _Fields:
     time_given: pl.Expr | None = None  # where false, the time may be missing; None: every line needs a time
     position: pl.Expr | None = None
     skipped: pl.Expr | None = None
+    end: pl.Expr | None = None
+    evidence: pl.Expr | None = None
+    file: pl.Expr | None = None
     title: pl.Expr | None = None
     artist: pl.Expr | None = None
     written_at: pl.Expr | None = None
     complete: pl.Expr | None = None  # the line has the expected number of fields
 
 
-def read_lines(kind: LogKind, plain: PlainFile, *, skip_flag: SkipFlag, played_ratio_pct: int) -> LogLines:
+def read_lines(kind: LogKind, plain: PlainFile, options: PrepareOptions) -> LogLines:
     """The lines of a file. Raises BadLog."""
     name, parquet = plain.name, plain.content == "parquet"
     if parquet and kind in ("mssd", "lfm1k", "lfm2b"):
@@ -92,11 +99,11 @@ def read_lines(kind: LogKind, plain: PlainFile, *, skip_flag: SkipFlag, played_r
     if kind == "lfm1k":
         return _lfm1k(LogTable.open(plain, quoted=False, names=_LFM1K_FIELDS))
     if kind == "mssd":
-        return _mssd(LogTable.open(plain, quoted=False), skip_flag)
+        return _mssd(LogTable.open(plain, quoted=False), options.skip_flag)
     if kind == "lfm2b":
         return _lfm2b(LogTable.open(plain, quoted=False))
     table = LogTable.open(plain)
-    return _yambda(table, played_ratio_pct) if kind == "yambda" else _events(table)
+    return _yambda(table, options.played_ratio_pct) if kind == "yambda" else _events(table)
 
 
 def _lfm1k(table: LogTable) -> LogLines:
@@ -111,7 +118,7 @@ def _lfm1k(table: LogTable) -> LogLines:
         artist=artist,
         complete=table.complete,
     )
-    form = LogFormat(whole_sessions=False, by_position=False, newest_first=True)
+    form = LogFormat(sessions_given=False, by_position=False)
     return LogLines(_lines(table.frame, fields, table.text_line), form)
 
 
@@ -133,7 +140,7 @@ def _mssd(table: LogTable, skip_flag: SkipFlag) -> LogLines:
         skipped=table.parse_bool(skip_flag).value,
         complete=table.complete,
     )
-    return LogLines(_lines(table.frame, fields, table.text_line), LogFormat(whole_sessions=True, by_position=True))
+    return LogLines(_lines(table.frame, fields, table.text_line), LogFormat(sessions_given=True, by_position=True))
 
 
 def _lfm2b(table: LogTable) -> LogLines:
@@ -145,7 +152,7 @@ def _lfm2b(table: LogTable) -> LogLines:
         artist=_first_text(table, _LFM2B_NAMES["artist"]),
         complete=table.complete,
     )
-    return LogLines(_lines(table.frame, fields, table.text_line), LogFormat(whole_sessions=False, by_position=False))
+    return LogLines(_lines(table.frame, fields, table.text_line), LogFormat(sessions_given=False, by_position=False))
 
 
 def _yambda(table: LogTable, played_ratio_pct: int) -> LogLines:
@@ -158,7 +165,7 @@ def _yambda(table: LogTable, played_ratio_pct: int) -> LogLines:
         at=table.time_ms("timestamp").value,
         skipped=pl.col("played_ratio_pct") < played_ratio_pct,
     )
-    return LogLines(_lines(table.frame, fields, table.text_line), LogFormat(whole_sessions=False, by_position=False))
+    return LogLines(_lines(table.frame, fields, table.text_line), LogFormat(sessions_given=False, by_position=False))
 
 
 def _events(table: LogTable) -> LogLines:
@@ -184,7 +191,7 @@ def _events(table: LogTable) -> LogLines:
         written_at=_written_at(table),
         complete=table.complete,
     )
-    form = LogFormat(whole_sessions=whole, by_position=whole and by_position)
+    form = LogFormat(sessions_given=whole, by_position=whole and by_position)
     return LogLines(_lines(table.frame, fields, table.text_line), form)
 
 
@@ -202,6 +209,8 @@ def _lines(frame: pl.LazyFrame, fields: _Fields, text: pl.Expr) -> pl.LazyFrame:
         name: pl.lit(None, dtype=dtype) if (found := getattr(fields, name)) is None else found.cast(dtype)
         for name, dtype in LINE_COLUMNS.items()
     }
+    if fields.skipped is not None:
+        columns["evidence"] = pl.when(fields.skipped.is_not_null()).then(pl.lit(1, dtype=pl.UInt8))
     for name in ("title", "artist"):
         columns[name] = pl.when(columns[name] != "").then(columns[name])
     complete = pl.lit(value=True) if fields.complete is None else fields.complete

@@ -268,7 +268,7 @@ def _sampled(
         codes=codes,
         skipped=plays.skipped,
         offsets=plays.offsets,
-        session_ids=session_ids(sessions.owner[kept], plays.piece, sessions.owners if form.whole_sessions else None),
+        session_ids=session_ids(sessions.owner[kept], plays.piece, sessions.owners if form.sessions_given else None),
         started_at=start_times(None if sessions.starts is None else sessions.starts[kept]),
     )
 

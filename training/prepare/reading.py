@@ -10,9 +10,10 @@ import polars as pl
 
 from segue.errors import BadLog
 from segue.safe_files import UNREADABLE
+from training.prepare.exports import read_export
 from training.prepare.formats import LINE_COLUMNS, PROBLEMS, LogFormat, read_lines
 from training.prepare.ids import TRACK_NAMES, encode, first_names, partitioned
-from training.prepare.options import LogKind, PrepareOptions
+from training.prepare.options import EXPORTS, LogKind, PrepareOptions
 from training.prepare.sources import FileSlice, InputSplit, LogFile, opened, rows_of_slice
 
 MAX_EXAMPLES: Final = 5
@@ -87,15 +88,12 @@ class LogReader:
         """Add the lines of a file or slice. Raises BadLog if it cannot be read."""
         file = slice_.file
         with opened(slice_, self.kind, self.scratch) as plain:
-            log = read_lines(
-                self.kind,
-                plain,
-                skip_flag=self.options.skip_flag,
-                played_ratio_pct=self.options.played_ratio_pct,
-            )
+            log = (read_export if self.kind in EXPORTS else read_lines)(self.kind, plain, self.options)
             self.forms.append(log.form)
             check_same_format(file, log.form, self.forms[0])
+            log_file = pl.lit(slice_.file_number, dtype=pl.UInt32).alias("file")
             columns = [pl.col(name).cast(self.categories.get(name, dtype)) for name, dtype in LINE_COLUMNS.items()]
+            columns[list(LINE_COLUMNS).index("file")] = log_file
             try:
                 lines = rows_of_slice(slice_, log.frame)
                 frame = lines.select("problem", *columns).collect(engine="streaming")

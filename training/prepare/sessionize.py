@@ -12,6 +12,7 @@ the log contains session ids. The rules follow section 4.2 of the paper. The pap
   fewer than `min_session_plays` plays.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -146,8 +147,8 @@ def sessionize(lines: pl.DataFrame, form: LogFormat, options: PrepareOptions, *,
     sessions are sorted by owner code. If `has_skips` is true, every line of the log has a skip flag. Otherwise the
     skips are inferred.
     """
-    if form.newest_first:  # if two plays have the same time, the later line is the earlier play
-        lines = lines.reverse()
+    if not form.by_position:
+        lines = oldest_first(lines)
     owner = lines["owner"].to_numpy()
     order = _order(owner, lines, form)
     owner = owner[order]
@@ -156,7 +157,7 @@ def sessionize(lines: pl.DataFrame, form: LogFormat, options: PrepareOptions, *,
         newest = np.append((owner[1:] != owner[:-1]) | (position[1:] != position[:-1]), True)
         order, owner = order[newest], owner[newest]
     at = lines["at"].fill_null(UNKNOWN_TIME).to_numpy()[order] if "at" in lines.columns else None
-    if form.whole_sessions or at is None:
+    if form.sessions_given or at is None:
         first = first_of_owner(owner)
     else:
         first = first_of_session(owner, at, options.idle_gap_s)
@@ -174,6 +175,28 @@ def sessionize(lines: pl.DataFrame, form: LogFormat, options: PrepareOptions, *,
         owner=owner[offsets[:-1]].astype(np.int64),
         piece=np.zeros(len(offsets) - 1, dtype=np.int64),
     )
+
+
+def oldest_first(lines: pl.DataFrame) -> pl.DataFrame:
+    """Reverse the lines of every owner and file whose times fall more often than they rise.
+
+    Afterwards the later of two lines with the same time is the later play. The order of the lines of different owners
+    and files can change.
+    """
+    keys = [name for name in ("owner", "file") if name in lines.columns]
+    order = lines.select(pl.arg_sort_by(keys, maintain_order=True)).to_series().to_numpy()
+    changes = [lines[name].to_numpy()[order] for name in keys]
+    first = np.ones(len(lines), dtype=np.bool_)
+    first[1:] = functools.reduce(np.logical_or, (values[1:] != values[:-1] for values in changes))
+    at = lines["at"].fill_null(UNKNOWN_TIME).to_numpy()[order]
+    step = np.zeros(len(lines), dtype=np.int64)
+    step[1:] = np.where(first[1:], 0, np.sign(at[1:].astype(np.float64) - at[:-1]).astype(np.int64))
+    starts = np.flatnonzero(first)
+    ends = np.append(starts[1:], len(lines))
+    falls = np.add.reduceat(step, starts) < 0
+    place = np.arange(len(lines))
+    mirrored = np.repeat(starts + ends - 1, ends - starts) - place
+    return lines[order[np.where(np.repeat(falls, ends - starts), mirrored, place)]]
 
 
 def _order(owner: NDArray[np.uint32], lines: pl.DataFrame, form: LogFormat) -> Int:

@@ -201,6 +201,7 @@ class FileSlice(NamedTuple):
     file: LogFile
     number: int = 0
     of: int = 1
+    file_number: int | None = None  # the index of the file in the log from 0, None in a log of one file
 
 
 InputSplit: TypeAlias = tuple[FileSlice, ...]
@@ -223,7 +224,8 @@ def input_splits(
     splits: list[InputSplit] = []
     small: list[FileSlice] = []
     small_bytes = 0
-    for file in files:
+    for place, file in enumerate(files):
+        file_number = place if len(files) > 1 else None
         size = file.size()
         whole = not slice_files or file.path.suffix.lower() in COMPRESSIONS
         slices = 1 if whole else -(-size // split_bytes)
@@ -231,9 +233,9 @@ def input_splits(
             splits.append(tuple(small))
             small, small_bytes = [], 0
         if slices > 1:
-            splits.extend((FileSlice(file, number, slices),) for number in range(slices))
+            splits.extend((FileSlice(file, number, slices, file_number),) for number in range(slices))
         else:
-            small.append(FileSlice(file))
+            small.append(FileSlice(file, file_number=file_number))
             small_bytes += size
     return [*splits, tuple(small)] if small else splits
 

@@ -27,7 +27,7 @@ KINDS: Final[tuple[LogKind, ...]] = get_args(LogKind)
 # What other people's services export, each in its own form (see training.prepare.exports).
 EXPORTS: Final[tuple[LogKind, ...]] = ("spotify", "spotify-account", "lastfm", "listenbrainz", "apple-music", "rockbox")
 
-_INFERRED: Final[tuple[LogKind, ...]] = ("events", "lastfm", "listenbrainz", "apple-music", "lfm1k", "lfm2b")
+_INFERRED: Final[tuple[LogKind, ...]] = ("events", "spotify", "lastfm", "listenbrainz", "apple-music", "lfm1k", "lfm2b")
 _WITH_DURATIONS: Final[tuple[LogKind, ...]] = ("events", "spotify", "spotify-account", "listenbrainz", "apple-music")
 
 # The kinds on which an option has an effect. An option that is not listed has an effect on every kind.
@@ -38,12 +38,12 @@ EFFECTIVE_ON: Final[dict[str, tuple[LogKind, ...]]] = {
     "no_skips": ("events", "lastfm", "listenbrainz", "lfm1k", "lfm2b"),
     "merge_within_s": tuple(kind for kind in KINDS if kind not in ("mssd", "yambda")),
     "skip_below_s": _WITH_DURATIONS,
-    "skip_below_ratio_pct": ("events", "apple-music"),
+    "skip_below_ratio_pct": ("events",),
     "columns": ("events",),
     "encoding": tuple(kind for kind in KINDS if kind != "yambda"),
     "time_format": ("events", "lastfm", "lfm2b"),
-    "time_zone": ("events", "spotify-account", "lastfm", "rockbox"),
-    "timestamp_is": ("events", "listenbrainz"),
+    "time_zone": ("events", "spotify-account", "lastfm"),
+    "timestamp_is": ("events",),
     "include_private": ("spotify",),
     "skip_flag": ("mssd",),
     "played_ratio_pct": ("yambda",),

@@ -44,6 +44,11 @@ def told(dataset: Dataset) -> dict[str, str]:
     }
 
 
+def told_steps(report: PrepareReport) -> list[tuple[str, int, int, int | None, str | None]]:
+    """The steps: their name, what they removed, the plays and sessions that remain, and their option."""
+    return [(step.step, step.removed, step.plays, step.sessions, step.option) for step in report.steps]
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., PrepareReport]:
     """Prepare texts, bytes or frames as files of a log."""
@@ -100,11 +105,11 @@ class TestListeners:
 
     def test_the_report_says_what_each_rule_left(self, run: Run) -> None:
         report = run("lfm1k", LFM1K + "cut short\n", sample_half_skips=False)
-        assert [tuple(step) for step in report.steps] == [
-            ("lines read", 11, None),
-            ("malformed lines left out", 10, None),
-            ("sessions made", 10, 3),
-            ("sessions of fewer than 5 plays dropped", 5, 1),
+        assert told_steps(report) == [
+            ("lines read", 0, 11, None, None),
+            ("malformed lines", 1, 10, None, "--max-malformed 5"),
+            ("sessions", 0, 10, 3, "--idle-gap 1200"),
+            ("short sessions", 5, 5, 1, "--min-session-plays 5"),
         ]
         assert (report.kind, report.files, report.lines, report.malformed) == ("lfm1k", 1, 11, 1)
 
@@ -266,7 +271,7 @@ class TestEventLogOfTheService:
         log = self.rows((0, "a", True, 9), (0, "a", False, 1), (1, "b", False, 2), (1, "b", True, 3))
         report = run("events", log, min_session_plays=1)
         assert told(report.dataset) == {"s": "a* b*"}
-        assert ("repeated reports of one play merged", 2, None) in [tuple(step) for step in report.steps]
+        assert ("repeated reports", 2, 2, None, None) in told_steps(report)
 
     def test_without_the_time_of_writing_the_last_row_counts(self, run: Run) -> None:
         log = self.rows((0, "a", True, 9), (0, "a", False, 1), (1, "b", False, 2)).drop("written_at")
@@ -300,7 +305,12 @@ class TestRules:
         report = run("events", log, min_track_plays=3, min_session_plays=3)
         # a and b have three plays each, all others fewer.
         assert told(report.dataset) == {"s1": "a a b", "s2": "a b b"}
-        assert [tuple(step)[1:] for step in report.steps] == [(10, None), (10, 3), (6, 3), (6, 2)]
+        assert told_steps(report) == [
+            ("lines read", 0, 10, None, None),
+            ("sessions", 0, 10, 3, None),
+            ("rare tracks", 4, 6, 3, "--min-track-plays 3"),
+            ("short sessions", 0, 6, 2, "--min-session-plays 3"),
+        ]
 
     def test_dropping_a_track_changes_no_outcome(self, run: Run) -> None:
         lines = [("10:00:00", "a"), ("10:00:10", "rare"), ("10:05:00", "a"), ("10:10:00", "a")]
@@ -337,7 +347,7 @@ class TestRules:
         assert len(drawn[0]) == 10
 
     def test_where_nothing_is_left_the_message_says_which_rule_took_it(self, run: Run) -> None:
-        with pytest.raises(BadLog, match="sessions made: 3 plays; sessions of fewer than 5 plays dropped: 0 plays"):
+        with pytest.raises(BadLog, match=r"the longest session has 3 plays: lower --min-session-plays \(5\)"):
             run("events", events({"s": "a b c"}))
 
 

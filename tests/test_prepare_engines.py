@@ -27,9 +27,11 @@ from training.prepare.pipeline import (
     prepare_options,
     run_tasks,
 )
+from training.prepare.play_order import Repeats
 from training.prepare.ray_engine import ray_engine
 from training.prepare.report import StepCount
-from training.prepare.sessionize import FilteredPartition
+from training.prepare.session_filters import FilteredPartition
+from training.prepare.sessionize import Counts
 from training.prepare.sources import FileSlice, LogFile, input_splits, opened
 
 
@@ -100,17 +102,20 @@ def test_the_samples_have_every_error_and_apply_every_rule(tmp_path: Path) -> No
     for number, sample in enumerate(SAMPLES.values()):
         files = sample.write(tmp_path / f"log{number}")
         report = prepare(sample.kind, files, tmp_path / f"out{number}", prepare_options(**sample.options))
-        rules.update(step.rule.partition(" of ")[0] for step in report.steps)
+        rules.update(step.step + (step.option or "").partition(" ")[0] for step in report.steps)
         reasons.update(report.malformed_reasons)
     assert reasons == set(PROBLEMS[1:])
     assert rules >= {
-        "malformed lines left out",
+        "malformed lines--max-malformed",
         "repeated reports",
-        "plays",
-        "sessions cut into pieces",
+        "repeated reports--merge-within",
         "sessions",
-        "all sessions with a skip kept, and as many without one drawn",
-        "at most 50 sessions drawn",
+        "sessions--idle-gap",
+        "rare tracks--min-track-plays",
+        "split sessions--max-session-plays",
+        "short sessions--min-session-plays",
+        "sampled sessions--balance-skips",
+        "sampled sessions--max-sessions",
     }
 
 
@@ -217,19 +222,22 @@ class TestTaskRunners:
             starts=None,
             lengths=numbers,
             track=numbers,
-            skipped=numbers > 1,
-            counts=[StepCount("sessions made", 3, 1, always_reported=True)],
+            outcome=numbers.astype(np.uint8),
+            steps=[StepCount("sessions", 3, 1)],
+            counts=Counts(3, Repeats(merged=1), 0, numbers.astype(np.int64), numbers.astype(np.int64)),
         )
         tasks = DiskTasks(tmp_path)
         reference = tasks.share(value)
         found = tasks.result(reference)
         assert isinstance(found, FilteredPartition)
-        assert len(list(tmp_path.iterdir())) == 6
+        assert len(list(tmp_path.iterdir())) == 8
         assert found.owners.to_list() == ["a", "é", None]
         assert found.starts is None
-        assert found.counts == value.counts
+        assert found.steps == value.steps
+        assert found.counts.repeats == value.counts.repeats
+        assert found.counts.file_plays.tolist() == [0, 1, 2]
         assert found.track.dtype == np.uint32
-        assert found.skipped.tolist() == [False, False, True]
+        assert found.outcome.tolist() == [0, 1, 2]
 
 
 class TestSplits:

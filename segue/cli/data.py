@@ -1,6 +1,5 @@
 """`segue prepare` and `segue simulate`: create datasets."""
 
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,7 +168,10 @@ def prepare(
     if as_json:
         print_json(_report_json(report))
         return
-    print_table(steps_table(f"{kind}: {report.lines:,} lines in {_count(report.files, 'file')}", report))
+    title = f"{kind}: {_count(report.lines, 'line')} in {_count(report.files, 'file')}"
+    print_table(steps_table(title, report))
+    print_table(log_table(report))
+    _show_notes(report)
     _print_dataset(report.dataset)
 
 
@@ -231,16 +233,40 @@ def _count(number: int, noun: str) -> str:
 
 
 def steps_table(title: str, report: "PrepareReport") -> Table:
-    """Return a row for each step: how many plays it removed, and what remains."""
+    """Return a row for each step: the option that governs it, how many plays it removed, and what remains."""
     table = titled(title)
-    table.add_column("step")
-    for name in ("removed plays", "remaining plays", "remaining sessions"):
+    table.add_column("step", no_wrap=True)
+    for name in ("removed", "remaining plays", "remaining sessions"):
         table.add_column(name, justify="right")
-    removed = [0, *(before.plays - after.plays for before, after in pairwise(report.steps))]
-    for step, plays in zip(report.steps, removed, strict=True):
+    for step in report.steps:
         sessions = "-" if step.sessions is None else f"{step.sessions:,}"
-        table.add_row(step.rule, f"{plays:,}", f"{step.plays:,}", sessions)
+        name = step.step if step.option is None else f"{step.step} ({step.option})"
+        table.add_row(name, f"{step.removed:,}", f"{step.plays:,}", sessions)
     return table
+
+
+def log_table(report: "PrepareReport") -> Table:
+    """Return what was read of the log: its columns, and where the outcomes of the plays come from."""
+    log, shown = report.log, dict[str, str]()
+    if log.columns:
+        shown["columns"] = ", ".join(
+            column if column == role else f"{role}: {column}" for role, column in log.columns.items()
+        )
+    if log.unused_columns:
+        shown["columns not used"] = ", ".join(log.unused_columns)
+    sources = log.skipped_by.model_dump().items()
+    skips = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in sources if number)
+    shown["skips from"] = skips or "none"
+    if log.unknown_outcomes:
+        shown["unknown outcomes"] = f"{log.unknown_outcomes:,} of {_count(report.dataset.facts.counts.plays, 'play')}"
+    return facts_table("log", shown)
+
+
+def _show_notes(report: "PrepareReport") -> None:
+    for note in report.log.notes:
+        say(f"Note: {note}.", wrap=True)
+    for warning in report.log.warnings:
+        say(f"Warning: {warning.message}.", wrap=True)
 
 
 def _show_malformed(report: "PrepareReport") -> None:
@@ -258,7 +284,7 @@ def _report_json(report: "PrepareReport") -> dict[str, Any]:
         "malformed": report.malformed,
         "malformed_reasons": report.malformed_reasons,
         "not_read": list(report.not_read),
-        "steps": [step._asdict() for step in report.steps],
+        "steps": [step.model_dump() for step in report.steps],
         "path": str(report.dataset.path),
         **report.dataset.facts.model_dump(mode="json"),
     }

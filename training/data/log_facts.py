@@ -25,7 +25,7 @@ class LogFile(_Part):
     """One file of the log."""
 
     name: str = Field(description="Name of the file, with the name inside the archive if there is one")
-    plays: int = Field(ge=0, description="Plays read from the file")
+    plays: int = Field(ge=0, description="Plays of the file, without repeated reports and before any filter")
     skips: int = Field(ge=0, description="Plays of the file that were skipped")
 
 
@@ -53,11 +53,17 @@ class LogFacts(_Part):
 
     files: list[LogFile] = Field(default=[], description=f"The files of the log, at most {MOST_FILES:,}")
     skips_from: SkipSources = Field(default=SkipSources(), description="Plays by the source of their outcome")
+    skipped_by: SkipSources = Field(default=SkipSources(), description="Skipped plays by the source of their outcome")
     unknown_outcomes: int = Field(default=0, ge=0, description="Plays whose outcome cannot be known")
+    same_second_skips: int = Field(
+        default=0, ge=0, description="Skips inferred from time whose next play begins in the same second"
+    )
+    sessions_given: bool = Field(default=False, description="Whether the sessions are those of the log")
     merged: int = Field(default=0, ge=0, description="Repeated reports of a play that were merged")
     conflicts: int = Field(default=0, ge=0, description="Merged reports that contradicted each other")
     ignored: dict[str, int] = Field(default={}, description="Ignored lines by reason")
     columns: dict[str, str] = Field(default={}, description="The column that was read for each role")
     unused_columns: list[str] = Field(default=[], description="Columns that were not used")
     steps: list[PrepareStep] = Field(default=[], description="The rules in their order")
+    notes: list[str] = Field(default=[], description="How the log was understood, one sentence each")
     warnings: list[DataWarning] = Field(default=[], description="What to look at before training")

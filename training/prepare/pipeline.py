@@ -3,23 +3,23 @@
 The columns of a log are defined in training.prepare.formats, and the session rules in training.prepare.sessionize. The
 pipeline applies these rules in order. The report contains the number of remaining plays after each rule:
 
-1. Malformed lines are dropped and counted, and the report shows the first five. A line is malformed if it has a wrong
-   number of fields, lacks a user, session or track, or has an invalid time, position or skip flag. Each line is one
-   record: a quoted field cannot contain a line break.
-2. Several lines with the same session and position describe the same play and are merged. The line with the latest
-   `written_at` remains. If the log has no such column, the last line in the order of files and lines remains. A log
-   can therefore contain duplicates, and later corrections such as a skip flag. Sessions without positions are sorted
-   by `timestamp`, and their lines are not merged.
-3. The plays of a user are split into sessions at idle gaps, and skips are inferred. Logs with session ids (MSSD, and
-   events with a `session_id`) keep their sessions.
-4. Plays of tracks with fewer than `min_track_plays` plays are dropped. Plays are counted after rule 3.
-5. Sessions with more than `max_session_plays` plays are split into pieces. Afterwards, sessions and pieces with fewer
+1. Malformed lines are dropped and counted, and the report shows the first five. Rows of other kinds are ignored and
+   counted. A log with more malformed lines than `max_malformed_pct` is refused.
+2. The lines of an owner (user, or session where the log has sessions) are ordered, and several lines that describe the
+   same play are merged (training.prepare.play_order). So a log can contain a play twice, also in different files, and
+   later corrections such as a skip flag.
+3. The plays of a user are split into sessions at idle gaps. A log with session ids keeps its sessions.
+4. A play has the outcome that the log gives: a flag, the reason why it ended, or the played duration. Where the log
+   gives none, it is inferred from the start of the next play (training.prepare.sessionize).
+5. Plays of tracks with fewer than `min_track_plays` plays are dropped. Plays are counted after rule 4.
+6. Sessions with more than `max_session_plays` plays are split into pieces. Afterwards, sessions and pieces with fewer
    than `min_session_plays` plays are dropped.
-6. Sessions are sampled, first by `sample_half_skips` and second by `max_sessions`.
+7. Sessions are sampled, first by `sample_half_skips` and second by `max_sessions`.
 
-Sessions are sorted by the id of their user or session in the log, and next by time. If the log has no session ids, the
-sessions are numbered (`s00000001`), so a dataset never contains user ids. Session ids of the log are kept. If a session
-is split, the second piece has the suffix `~2`, the third piece `~3`, and so on.
+Sessions are sorted by the id of their user in the log, next by their session id in the log, and next by time. If the
+log has no session ids, the sessions are numbered (`s00000001`), so a dataset never contains user ids. Session ids of
+the log are kept, with the suffix `#2`, `#3` and so on if several users have the same one. If a session is split, the
+second piece has the suffix `~2`, the third piece `~3`, and so on.
 
 The pipeline consists of tasks, similar to MapReduce:
     read each input split -> merge the tracks of each partition -> sessions of each partition -> filters
@@ -43,24 +43,25 @@ import numpy as np
 import polars as pl
 
 from segue.arrays import Int
+from segue.errors import BadLog, BadOption
 from segue.safe_files import check_output_free
 from training.data.dataset import FACTS_FILE, Dataset, RawInteractions, write_listening
+from training.data.log_facts import LogFacts, PrepareStep
 from training.prepare.formats import LogFormat
 from training.prepare.ids import EncodedLines, first_names, played_tracks, recode
 from training.prepare.options import NO_EFFECT, LogKind, PrepareOptions, options_of_kind, prepare_options
 from training.prepare.reading import LinesRead, MalformedLine, ReadStats, check_same_format, read_split
-from training.prepare.report import FilterStep, record_step, summed_steps
-from training.prepare.sessionize import (
+from training.prepare.report import Steps, log_counts, log_facts, plausible
+from training.prepare.session_filters import (
     FilteredPartition,
-    OrderedSessions,
-    Plays,
+    Partition,
     filter_sessions,
     in_order,
     sample_sessions,
     session_ids,
-    sessionize,
     start_times,
 )
+from training.prepare.sessionize import Counts, is_skip, last_known, sessionize, time_facts
 from training.prepare.sources import InputSplit, LogFile, find_files, input_splits, scratch_folder
 
 __all__ = ["PrepareJob", "PrepareOptions", "PrepareReport", "PrepareResult", "prepare", "prepare_options"]
@@ -80,11 +81,11 @@ class PrepareJob(NamedTuple):
 
 
 class PrepareResult(NamedTuple):
-    """The output of an engine: line counts, the interactions, and the remaining plays after each rule."""
+    """The output of an engine: line counts, the interactions, and facts about the log."""
 
     read: LinesRead
     interactions: RawInteractions
-    steps: list[FilterStep]
+    log: LogFacts
 
 
 Engine: TypeAlias = Callable[[PrepareJob], PrepareResult]
@@ -92,7 +93,7 @@ Engine: TypeAlias = Callable[[PrepareJob], PrepareResult]
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """The result of `prepare`: line counts, the remaining plays and sessions after each rule, and the dataset."""
+    """The result of `prepare`: line counts, facts about the log, and the dataset."""
 
     kind: LogKind
     files: int
@@ -101,8 +102,18 @@ class PrepareReport:
     malformed_reasons: dict[str, int]
     malformed_examples: tuple[MalformedLine, ...]  # the first five malformed lines
     not_read: tuple[str, ...]  # a line for each group of files in `sources` that were not read, and why
-    steps: tuple[FilterStep, ...]
     dataset: Dataset
+
+    @property
+    def log(self) -> LogFacts:
+        """What was found in the log."""
+        assert self.dataset.facts.log is not None
+        return self.dataset.facts.log
+
+    @property
+    def steps(self) -> list[PrepareStep]:
+        """What each rule removed, and what remained."""
+        return self.log.steps
 
 
 def prepare(
@@ -130,10 +141,12 @@ def prepare(
     with scratch_folder(out) as scratch:
         files, not_read = find_files(kind, sources, scratch)
         job = PrepareJob(kind, files, options, scratch, on_progress)
-        read, interactions, steps = (engine or in_memory_engine)(job)
+        read, interactions, log = (engine or in_memory_engine)(job)
     on_progress("writing the dataset", len(files) + 1, len(files) + 2)
     settings = options.model_dump(exclude=set(NO_EFFECT[kind]))
-    dataset = write_listening(out, interactions, kind, settings, malformed_lines=read.malformed, overwrite=overwrite)
+    dataset = write_listening(
+        out, interactions, kind, settings, malformed_lines=read.malformed, log=log, overwrite=overwrite
+    )
     on_progress("done", len(files) + 2, len(files) + 2)
     return PrepareReport(
         kind=kind,
@@ -143,7 +156,6 @@ def prepare(
         malformed_reasons=dict(read.reasons),
         malformed_examples=tuple(read.examples),
         not_read=tuple(not_read),
-        steps=tuple(steps),
         dataset=dataset,
     )
 
@@ -220,7 +232,7 @@ def in_memory_engine(job: PrepareJob) -> PrepareResult:
 def run_tasks(
     tasks: TaskRunner, job: PrepareJob, splits: Sequence[InputSplit], partitions: int, scratch: Path | None
 ) -> PrepareResult:
-    """Apply rules 1 to 6 to a log and return the interactions of the dataset.
+    """Apply rules 1 to 7 to a log and return the interactions of the dataset.
 
     Tasks write temporary copies to `scratch`, or to the temporary folder of their machine if it is None. Raises BadLog.
 
@@ -238,39 +250,52 @@ def run_tasks(
     if job.options.min_track_plays > 1:
         counted = _results(tasks, job, [count for _, count in made], "counting plays")
         track_plays = tasks.share(functools.reduce(np.add, (count for count in counted if count is not None)))
-    filtered = [tasks.start(filter_partition, job.options, partition, track_plays)[0] for partition, _ in made]
+    filtered = [
+        tasks.start(filter_partition, log.form, job.options, partition, track_plays)[0] for partition, _ in made
+    ]
     del made
     found = [one for one in _results(tasks, job, filtered, "making sessions") if one is not None]
     del filtered
-    steps = summed_steps(log.read, [one.counts for one in found])
-    sessions = in_order(found)
-    del found
+    steps = Steps(log.read, job.options)
+    steps.add_partitions([one.steps for one in found])
+    counts = [one.counts for one in found]
     tracks = [tasks.result(tracks) for _, tracks in merged]
-    return PrepareResult(log.read, _sampled(sessions, tracks, job.options, log.form, steps), steps)
+    return _sampled(job, log, found, tracks, counts, steps)
 
 
 def _sampled(
-    sessions: OrderedSessions,
+    job: PrepareJob,
+    log: ReadStats,
+    found: list[FilteredPartition],
     all_tracks: Sequence[pl.DataFrame],
-    options: PrepareOptions,
-    form: LogFormat,
-    steps: list[FilterStep],
-) -> RawInteractions:
-    """Apply rule 6, and return the remaining sessions with their ids and tracks. Append to `steps` in place."""
+    counts: Sequence[Counts],
+    steps: Steps,
+) -> PrepareResult:
+    """Order the sessions and apply rule 7. Return the remaining sessions with their ids and tracks."""
+    sessions = in_order(found)
+    found.clear()
     plays = sessions.plays
-    for rule, sampled in sample_sessions(plays, options):
-        record_step(steps, FilterStep(rule, len(sampled.track), len(sampled)))
+    for step, sampled in sample_sessions(plays, job.options):
+        steps.add(step)
         plays = sampled
-    kept = plays.owner
     tracks, codes = played_tracks(all_tracks, plays.track)
-    return RawInteractions(
+    kept = plays.owner
+    starts = None if sessions.starts is None else sessions.starts[kept]
+    interactions = RawInteractions(
         tracks=tracks,
         codes=codes,
-        skipped=plays.skipped,
+        skipped=is_skip(plays.outcome),
         offsets=plays.offsets,
-        session_ids=session_ids(sessions.owner[kept], plays.piece, sessions.owners if form.sessions_given else None),
-        started_at=start_times(None if sessions.starts is None else sessions.starts[kept]),
+        session_ids=session_ids(
+            sessions.owner[kept], plays.piece, sessions.owners if log.form.sessions_given else None
+        ),
+        started_at=None if starts is None else start_times(starts, plausible(starts)),
+        last_known=last_known(plays),
     )
+    files = [file.name for file in job.files]
+    all_counts = log_counts(log, counts, plays, starts, files, job.options)
+    facts = log_facts(job.kind, job.options, log.read, all_counts, steps, tracks["track_id"])
+    return PrepareResult(log.read, interactions, facts)
 
 
 def _read(
@@ -290,7 +315,22 @@ def _read(
         log = stats if log is None else log.add(stats)
     assert log is not None
     log.read.require_lines(job.kind, files)
+    _check_outcomes(log, job.options)
     return log, [given[1 : 1 + partitions] for given in started], [given[1 + partitions :] for given in started]
+
+
+def _check_outcomes(log: ReadStats, options: PrepareOptions) -> None:
+    """Refuse options that contradict the log, and a log that gives no outcomes and none can be inferred from."""
+    if log.form.by_position and options.merge_within_s:
+        raise BadOption(
+            f"--merge-within {options.merge_within_s:g} has no effect on a log with positions, which tell its plays "
+            "apart: omit it"
+        )
+    if not options.no_skips and not {"skipped", "at"} & log.columns:
+        raise BadLog(
+            f"{log.first_file} has neither skips nor times to infer them from: name the column with --columns "
+            "skipped=COLUMN, or count every play as played with --no-skips"
+        )
 
 
 def _results(tasks: TaskRunner, job: PrepareJob, references: Sequence[Any], what: str) -> Iterator[Any]:
@@ -312,17 +352,10 @@ def merge_tracks(*blocks: pl.DataFrame | None) -> tuple[pl.Series, pl.DataFrame]
     return tracks["track"], tracks
 
 
-class Partition(NamedTuple):
-    """The sessions of a partition before the filters. `plays.owner` contains indices into `owners`."""
-
-    owners: pl.Series  # string, sorted owner ids
-    plays: Plays
-
-
 def make_sessions(
     log: ReadStats, options: PrepareOptions, splits: int, *blocks_and_keys: Any
 ) -> tuple[Partition | None, Int | None]:
-    """Apply rules 2 and 3 to a partition. This function is a task.
+    """Apply rules 2 to 4 to a partition. This function is a task.
 
     `blocks_and_keys` contains the lines of the partition from each of the `splits` splits, followed by the track keys
     of every partition. Return the sessions of the partition and the number of plays of each track [tracks] int64. The
@@ -336,17 +369,18 @@ def make_sessions(
     lines = recode(blocks, owners, tracks)
     if "at" in log.columns and "at" not in lines.columns:
         lines = lines.with_columns(at=pl.lit(None, pl.Int64))
-    plays = sessionize(lines, log.form, options, has_skips=log.has_skips)
+    times = time_facts(log.times, options) if "at" in log.columns else None
+    plays, counts = sessionize(lines, log.form, options, times)
     track_plays = np.bincount(plays.track, minlength=len(tracks)) if options.min_track_plays > 1 else None
-    return Partition(owners, plays), track_plays
+    return Partition(owners, plays, counts), track_plays
 
 
 def filter_partition(
-    options: PrepareOptions, partition: Partition | None, track_plays: Int | None
+    form: LogFormat, options: PrepareOptions, partition: Partition | None, track_plays: Int | None
 ) -> FilteredPartition | None:
-    """Apply rules 4 and 5 to a partition. This function is a task.
+    """Apply rules 5 and 6 to a partition. This function is a task.
 
     `track_plays` [tracks] int64 is the number of plays of each track in the whole log, or None to keep all tracks.
     Return None if `partition` is None.
     """
-    return None if partition is None else filter_sessions(partition.owners, partition.plays, options, track_plays)
+    return None if partition is None else filter_sessions(partition, form, options, track_plays)

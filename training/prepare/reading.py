@@ -1,11 +1,13 @@
 """Read the lines of an input split, and count those that cannot be parsed."""
 
+import math
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import polars as pl
 
 from segue.errors import BadLog
@@ -34,6 +36,10 @@ class LinesRead:
     lines: int = 0  # includes malformed lines, excludes blank lines and headers
     reasons: Counter[str] = field(default_factory=Counter)
     examples: list[MalformedLine] = field(default_factory=list)  # the first MAX_EXAMPLES malformed lines
+    ignored: Counter[str] = field(default_factory=Counter)  # lines of other kinds, by what they are
+    columns: dict[str, str] = field(default_factory=dict)  # the column that was read for each role
+    unused_columns: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # how values were understood, one sentence each
 
     @property
     def malformed(self) -> int:
@@ -45,6 +51,10 @@ class LinesRead:
         self.lines += later.lines
         self.reasons.update(later.reasons)
         self.examples.extend(later.examples[: MAX_EXAMPLES - len(self.examples)])
+        self.ignored.update(later.ignored)
+        self.columns = later.columns | self.columns
+        self.unused_columns.extend(name for name in later.unused_columns if name not in self.unused_columns)
+        self.notes.extend(note for note in later.notes if note not in self.notes)
 
     def require_lines(self, kind: LogKind, files: int) -> None:
         """Check that at least one line could be parsed. `files` is the number of files, for the error message.
@@ -64,9 +74,35 @@ class LinesRead:
 
 
 _EXAMPLE_CHARACTERS: Final = 120
+_TIMES_A_BLOCK: Final = 1 << 16
 
 
 _ENCODED: Final = ("owner", "track", "title", "artist")
+
+
+class FileTimes(NamedTuple):
+    """The times of a file or of several files."""
+
+    resolution_ms: int = 0  # the greatest common divisor of all times; 1000 if it is smaller, 0 if all times are 0
+    times: int = 0  # the number of times
+
+    def add(self, other: "FileTimes") -> "FileTimes":
+        """Return the times of both."""
+        if self.times == 0 or other.times == 0:
+            return self if other.times == 0 else other
+        resolution = math.gcd(self.resolution_ms, other.resolution_ms)
+        return FileTimes(max(resolution, 1000) if resolution else 0, self.times + other.times)
+
+
+def times_of(at: pl.Series) -> FileTimes:
+    """The resolution of times in ms since 1970."""
+    known = at.drop_nulls().to_numpy()
+    resolution = 0
+    for start in range(0, len(known), _TIMES_A_BLOCK):
+        resolution = math.gcd(resolution, int(np.gcd.reduce(known[start : start + _TIMES_A_BLOCK])))
+        if 0 < resolution <= 1000:  # most logs end here: the rest cannot make it coarser
+            return FileTimes(1000, len(known))
+    return FileTimes(resolution, len(known))
 
 
 @dataclass
@@ -79,6 +115,7 @@ class LogReader:
     counts: LinesRead = field(default_factory=LinesRead)
     frames: list[pl.DataFrame] = field(default_factory=list)
     forms: list[LogFormat] = field(default_factory=list)
+    times: dict[int, FileTimes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # One set of categories per column and split: all its files share the codes. Unlike hashes, codes are exact.
@@ -103,6 +140,8 @@ class LogReader:
         self.counts.lines += len(frame)
         if frame["problem"].max():
             frame = frame.filter(pl.col("problem") == 0)
+        number = slice_.file_number or 0
+        self.times[number] = self.times.get(number, FileTimes()).add(times_of(frame["at"]))
         self.frames.append(frame.drop("problem", *(c.name for c in frame if c.null_count() == len(frame))))
 
     def result(self) -> pl.DataFrame:
@@ -139,12 +178,15 @@ class ReadStats(NamedTuple):
     first_file: LogFile
     form: LogFormat
     columns: frozenset[str]  # columns with a value in at least one valid line
-    has_skips: bool  # whether every valid line has a skip flag
+    times: dict[int, FileTimes]  # by the number of the file
 
     def add(self, later: "ReadStats") -> "ReadStats":
         """Return the statistics including the lines of the next split `later`. Change `read` in place."""
         self.read.add(later.read)
-        return self._replace(columns=self.columns | later.columns, has_skips=self.has_skips and later.has_skips)
+        times = dict(self.times)
+        for file, found in later.times.items():
+            times[file] = times.get(file, FileTimes()).add(found)
+        return self._replace(columns=self.columns | later.columns, times=times)
 
 
 def read_split(
@@ -164,7 +206,7 @@ def read_split(
         first_file=split[0].file,
         form=log.forms[0],
         columns=frozenset(lines.columns),
-        has_skips=lines.is_empty() or ("skipped" in lines.columns and lines["skipped"].null_count() == 0),
+        times=log.times,
     )
     if lines.is_empty():
         return (stats, *[None] * (2 * partitions))

@@ -1,30 +1,54 @@
-"""Session rules: build sessions from the lines of a log, and filter, sort and sample the sessions.
+"""Build sessions from the lines of a log, and infer outcomes: rules 3 and 4 of training.prepare.pipeline.
 
-This module implements rules 2 to 6 of training.prepare.pipeline on flat arrays of integer codes. Rules 2 to 5 are
-applied to each partition separately. A partition contains all plays of its owners. An owner is a user, or a session if
-the log contains session ids. The rules follow section 4.2 of the paper. The paper does not specify these details:
+The functions work on flat arrays of integer codes, of one partition at a time. A partition contains all plays of its
+owners. An owner is a user, or a session if the log contains session ids. The rules follow section 4.2 of the paper. The
+paper does not specify these details:
 
-- A session ends if the next play of the same user starts more than `idle_gap_s` seconds later. A gap of exactly
-  `idle_gap_s` seconds does not end the session.
-- A play is skipped if the next play of the same session starts at most `skip_within_s` seconds later. The last play of
-  a session is never skipped. Skips are inferred once, before plays are dropped or sessions are split.
-- Long sessions are split into consecutive sessions of `max_session_plays` plays. The last piece is dropped if it has
-  fewer than `min_session_plays` plays.
+- A session ends if the next play of the same user starts more than `idle_gap_s` seconds after the end of a play, or
+  after its start if the end is unknown. A pause of exactly `idle_gap_s` seconds does not end the session.
+- A play whose outcome the log gives has this outcome. Any other play is skipped if the next play of the same session
+  starts at most `skip_within_s` seconds later, and at least `skip_after_s` seconds later. The outcome is unknown if the
+  play is the last one of its session, if one of the two times is unknown, or if they are coarser than `skip_within_s`.
+  A play with an unknown outcome counts as played. Outcomes are inferred once, before plays are dropped or sessions are
+  split.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from segue.arrays import Bool, Int
+from training.data.log_facts import MOST_FILES
 from training.prepare.formats import LogFormat
 from training.prepare.options import PrepareOptions
-from training.prepare.report import StepCount
+from training.prepare.play_order import UNKNOWN_TIME, OrderedPlays, Repeats, ordered_plays
+from training.prepare.reading import FileTimes
+
+# The outcome of a play is one byte: whether it was skipped (bit 0), where the outcome comes from (bits 1 to 3, 0 if it
+# is unknown; 1 to 3 are those of EVIDENCE), and whether the next play began in the same second (bit 4, if skipped).
+SKIPPED: Final = 1
+TIME: Final = 4
+SAME_SECOND: Final = 1 << 4
+
+Outcomes = NDArray[np.uint8]
+
+_DAY_MS: Final = 86_400_000
+_TIMES_TO_JUDGE: Final = 10  # fewer times can all be whole minutes by chance
+
+
+def sources_of(outcome: Outcomes) -> NDArray[np.uint8]:
+    """Return where each outcome comes from: 0 if it is unknown, 1 to 3 as in EVIDENCE, or TIME. [plays] uint8."""
+    return ((outcome >> 1) & 7).astype(np.uint8, copy=False)
+
+
+def is_skip(outcome: Outcomes) -> Bool:
+    """Return whether each play was skipped. [plays] bool."""
+    return (outcome & SKIPPED).astype(np.bool_)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +56,7 @@ class Plays:
     """The plays of many sessions. The plays of session i are offsets[i]:offsets[i + 1], oldest play first."""
 
     track: NDArray[np.uint32]  # [plays], track codes
-    skipped: Bool  # [plays]
+    outcome: Outcomes  # [plays]
     at: Int | None  # [plays] int64, ms since 1970; UNKNOWN_TIME for a missing time, None if all times are missing
     offsets: Int  # [sessions + 1] int64
     owner: Int  # [sessions] int64, owner codes
@@ -51,7 +75,7 @@ class Plays:
         """Return only the plays with a true value in `kept` [plays] bool. Sessions can become empty."""
         offsets = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])[self.offsets]
         at = None if self.at is None else self.at[kept]
-        return replace(self, track=self.track[kept], skipped=self.skipped[kept], at=at, offsets=offsets)
+        return replace(self, track=self.track[kept], outcome=self.outcome[kept], at=at, offsets=offsets)
 
     def keep_sessions(self, kept: Bool) -> "Plays":
         """Return only the sessions with a true value in `kept` [sessions] bool."""
@@ -60,7 +84,39 @@ class Plays:
         return replace(fewer, offsets=offsets, owner=self.owner[kept], piece=self.piece[kept])
 
 
-UNKNOWN_TIME = np.iinfo(np.int64).min
+def last_known(plays: Plays) -> Bool:
+    """Return whether the outcome of the last play of each session is known. [sessions] bool."""
+    return sources_of(plays.outcome[plays.offsets[1:] - 1]) > 0
+
+
+class TimeFacts(NamedTuple):
+    """What is known of the times of a log. A resolution is the greatest common divisor of times, in ms."""
+
+    resolution_ms: int  # of all times, 1000 if it is a second or less, or if there are too few times to judge
+    coarse_files: tuple[int, ...] = ()  # numbers of the files whose times are too coarse to infer skips
+
+
+def time_facts(times: Mapping[int, FileTimes], options: PrepareOptions) -> TimeFacts:
+    """Summarise the times of the files of a log. `times` is by the number of the file."""
+    found = functools.reduce(FileTimes.add, times.values(), FileTimes())
+    judged = {number: one for number, one in times.items() if one.times >= _TIMES_TO_JUDGE}
+    coarse = sorted(number for number, one in judged.items() if too_coarse(one.resolution_ms, options))
+    return TimeFacts(found.resolution_ms if found.times >= _TIMES_TO_JUDGE else 1000, tuple(coarse))
+
+
+def too_coarse(resolution_ms: int, options: PrepareOptions) -> bool:
+    """Return whether no skip can be inferred from times with this resolution."""
+    return resolution_ms > max(options.skip_within_s * 1000, 1000)
+
+
+class Counts(NamedTuple):
+    """What the rules found in the lines of a partition."""
+
+    lines: int
+    repeats: Repeats
+    long_sessions: int  # given sessions that last longer than a day
+    file_plays: Int  # [files] int64, plays of each of the first MOST_FILES files; the last ones can be missing
+    file_skips: Int  # [files] int64, the same for skips
 
 
 def offsets_where(first: Bool) -> Int:
@@ -75,274 +131,107 @@ def first_of_owner(owner: NDArray[Any]) -> Bool:
     return first
 
 
-def first_of_session(owner: NDArray[Any], at: Int, idle_gap_s: float) -> Bool:
+def first_of_session(owner: NDArray[Any], at: Int, end: Int | None, idle_gap_s: float) -> Bool:
     """Return whether each play begins a new session. [plays] bool.
 
-    The plays must be sorted by `owner` [plays], and by time `at` [plays] in ms.
+    The plays must be sorted by `owner` [plays], and by their start `at` [plays] in ms. `end` [plays] is their end in
+    ms, or UNKNOWN_TIME; None if all ends are unknown.
     """
     first = first_of_owner(owner)
-    first[1:] |= np.diff(at) > idle_gap_s * 1000
+    since = at if end is None else np.maximum(at, end)
+    first[1:] |= at[1:] - since[:-1] > idle_gap_s * 1000
     return first
 
 
-def inferred_skips(at: Int, first: Bool, skip_within_s: float) -> Bool:
-    """Return whether the next play of the same session starts within `skip_within_s` seconds. [plays] bool.
+def infer_outcomes(outcome: Outcomes, at: Int, first: Bool, options: PrepareOptions, fine: Bool | None) -> None:
+    """Infer the unknown outcomes in place from the start of the next play of the same session.
 
-    `at` [plays] is the start in ms. `first` [plays] bool is true for the first play of each session.
+    `at` [plays] is the start in ms, or UNKNOWN_TIME. `first` [plays] bool is true for the first play of each session.
+    `fine` [plays] bool is false for plays whose time is too coarse; None if no time is.
     """
-    skipped = np.zeros(len(at), dtype=np.bool_)
-    skipped[:-1] = ~first[1:] & (np.diff(at) <= skip_within_s * 1000)
-    return skipped
+    gap = np.diff(at)
+    open_ = ~first[1:] & (outcome[:-1] <= SKIPPED) & (gap >= 0)  # positions can contradict times
+    open_ &= (at[1:] != UNKNOWN_TIME) & (at[:-1] != UNKNOWN_TIME)
+    if fine is not None:
+        open_ &= fine[1:] & fine[:-1]
+    skipped = open_ & (gap <= options.skip_within_s * 1000)
+    if options.skip_after_s:
+        skipped &= gap >= options.skip_after_s * 1000
+    inferred = open_.astype(np.uint8)
+    inferred *= TIME << 1
+    inferred[skipped] |= SKIPPED
+    inferred[skipped & (gap < 1000)] |= SAME_SECOND
+    outcome[:-1] |= inferred
 
 
-def drop_rare_tracks(plays: Plays, min_track_plays: int, track_plays: Int) -> Plays:
-    """Drop the plays of tracks with fewer than `min_track_plays` plays.
-
-    `track_plays` [tracks] int64 is the number of plays of each track in the whole log.
-    """
-    return plays.keep_plays(track_plays[plays.track] >= min_track_plays)
-
-
-def split_long_sessions(plays: Plays, max_session_plays: int) -> Plays:
-    """Split sessions into consecutive pieces of at most `max_session_plays` plays."""
-    pieces = np.maximum(-(-plays.lengths // max_session_plays), 1)
-    first_piece = np.cumsum(pieces) - pieces
-    piece = np.arange(pieces.sum(), dtype=np.int64) - np.repeat(first_piece, pieces)
-    starts = np.repeat(plays.offsets[:-1], pieces) + piece * max_session_plays
-    offsets = np.concatenate([starts, plays.offsets[-1:]]).astype(np.int64)
-    return replace(plays, offsets=offsets, owner=np.repeat(plays.owner, pieces), piece=piece)
-
-
-def drop_short_sessions(plays: Plays, min_session_plays: int) -> Plays:
-    """Drop sessions with fewer than `min_session_plays` plays."""
-    return plays.keep_sessions(plays.lengths >= min_session_plays)
-
-
-def balance_by_skip(plays: Plays, rng: np.random.Generator) -> Plays:
-    """Keep all sessions with a skip, and sample an equal number of sessions without a skip.
-
-    If there are fewer sessions without a skip, keep all of them.
-    """
-    skips_before = np.concatenate([[0], np.cumsum(plays.skipped, dtype=np.int64)])[plays.offsets]
-    kept = np.diff(skips_before) > 0
-    without = np.flatnonzero(~kept)
-    sampled = rng.choice(without, size=min(int(kept.sum()), len(without)), replace=False, shuffle=False)
-    kept[sampled] = True
-    return plays.keep_sessions(kept)
-
-
-def limit_sessions(plays: Plays, max_sessions: int, rng: np.random.Generator) -> Plays:
-    """Sample at most `max_sessions` sessions. The order of the sessions does not change."""
-    if len(plays) <= max_sessions:
-        return plays
-    kept = np.zeros(len(plays), dtype=np.bool_)
-    kept[rng.choice(len(plays), size=max_sessions, replace=False, shuffle=False)] = True
-    return plays.keep_sessions(kept)
-
-
-def sessionize(lines: pl.DataFrame, form: LogFormat, options: PrepareOptions, *, has_skips: bool) -> Plays:
+def sessionize(
+    lines: pl.DataFrame, form: LogFormat, options: PrepareOptions, times: TimeFacts | None
+) -> tuple[Plays, Counts]:
     """Build sessions from all plays of some owners, without any filter.
 
     `lines` has the columns `owner` and `track` (uint32), and the other columns of LINE_COLUMNS that the log has. The
-    sessions are sorted by owner code. If `has_skips` is true, every line of the log has a skip flag. Otherwise the
-    skips are inferred.
+    sessions are sorted by owner code. `times` is None if the log has no times.
     """
-    if not form.by_position:
-        lines = oldest_first(lines)
-    owner = lines["owner"].to_numpy()
-    order = _order(owner, lines, form)
-    owner = owner[order]
+    found = ordered_plays(lines, by_position=form.by_position, merge_within_ms=options.merge_within_s * 1000)
+    line, owner = found.line, found.owner
+    at: Int | None = found.place
     if form.by_position:
-        position = lines["position"].to_numpy()[order]
-        newest = np.append((owner[1:] != owner[:-1]) | (position[1:] != position[:-1]), True)
-        order, owner = order[newest], owner[newest]
-    at = lines["at"].fill_null(UNKNOWN_TIME).to_numpy()[order] if "at" in lines.columns else None
+        at = _values(lines, "at", line) if times is not None else None
     if form.sessions_given or at is None:
         first = first_of_owner(owner)
     else:
-        first = first_of_session(owner, at, options.idle_gap_s)
-    if has_skips:
-        skipped = lines["skipped"].to_numpy()[order]
-    else:
-        assert at is not None
-        skipped = inferred_skips(at, first, options.skip_within_s)
+        first = first_of_session(owner, at, _values(lines, "end", line), options.idle_gap_s)
+    outcome = _given_outcomes(lines, line, options)
+    if times is not None and at is not None and not options.no_skips:
+        infer_outcomes(outcome, at, first, options, _fine(lines, line, times, options))
     offsets = offsets_where(first)
-    return Plays(
-        track=lines["track"].to_numpy()[order],
-        skipped=skipped,
+    plays = Plays(
+        track=lines["track"].to_numpy()[line],
+        outcome=outcome,
         at=at,
         offsets=offsets,
         owner=owner[offsets[:-1]].astype(np.int64),
         piece=np.zeros(len(offsets) - 1, dtype=np.int64),
     )
+    return plays, _counts(lines, found, plays, form)
 
 
-def oldest_first(lines: pl.DataFrame) -> pl.DataFrame:
-    """Reverse the lines of every owner and file whose times fall more often than they rise.
-
-    Afterwards the later of two lines with the same time is the later play. The order of the lines of different owners
-    and files can change.
-    """
-    keys = [name for name in ("owner", "file") if name in lines.columns]
-    order = lines.select(pl.arg_sort_by(keys, maintain_order=True)).to_series().to_numpy()
-    changes = [lines[name].to_numpy()[order] for name in keys]
-    first = np.ones(len(lines), dtype=np.bool_)
-    first[1:] = functools.reduce(np.logical_or, (values[1:] != values[:-1] for values in changes))
-    at = lines["at"].fill_null(UNKNOWN_TIME).to_numpy()[order]
-    step = np.zeros(len(lines), dtype=np.int64)
-    step[1:] = np.where(first[1:], 0, np.sign(at[1:].astype(np.float64) - at[:-1]).astype(np.int64))
-    starts = np.flatnonzero(first)
-    ends = np.append(starts[1:], len(lines))
-    falls = np.add.reduceat(step, starts) < 0
-    place = np.arange(len(lines))
-    mirrored = np.repeat(starts + ends - 1, ends - starts) - place
-    return lines[order[np.where(np.repeat(falls, ends - starts), mirrored, place)]]
+def _values(lines: pl.DataFrame, name: str, line: NDArray[np.uint32]) -> Int | None:
+    """The times of a column, UNKNOWN_TIME where missing. [plays] int64. None if the log has no such column."""
+    return lines[name].fill_null(UNKNOWN_TIME).to_numpy()[line] if name in lines.columns else None
 
 
-def _order(owner: NDArray[np.uint32], lines: pl.DataFrame, form: LogFormat) -> Int:
-    """Return the sorted order of the lines. [lines] int64 line numbers.
-
-    Lines are sorted by owner, and next by position or time. Several lines of the same play are sorted by `written_at`,
-    so the newest line is the last. Lines that are equal in all keys keep their order.
-    """
-    keys = pl.DataFrame({"owner": owner}).with_columns(lines["position" if form.by_position else "at"].alias("place"))
-    if form.by_position and "written_at" in lines.columns:
-        keys = keys.with_columns(lines["written_at"])  # a line without this time is treated as the oldest
-    return keys.select(pl.arg_sort_by(keys.columns, nulls_last=False, maintain_order=True)).to_series().to_numpy()
-
-
-class Filter(NamedTuple):
-    """A rule that is applied to each session independently."""
-
-    rule: str
-    apply: Callable[[Plays], Plays]
-    always_reported: bool = True
+def _given_outcomes(lines: pl.DataFrame, line: NDArray[np.uint32], options: PrepareOptions) -> Outcomes:
+    """The outcomes that the log gives, 0 for the others. [plays]."""
+    if options.no_skips or "skipped" not in lines.columns:
+        return np.zeros(len(line), dtype=np.uint8)
+    skipped = pl.col("skipped")
+    evidence = pl.col("evidence") if "evidence" in lines.columns else pl.lit(1, dtype=pl.UInt8)
+    given = pl.when(skipped.is_not_null()).then(evidence * 2 + skipped.cast(pl.UInt8)).otherwise(0)
+    outcome: Outcomes = lines.select(given.cast(pl.UInt8)).to_series().to_numpy()[line]
+    return outcome
 
 
-def session_filters(options: PrepareOptions, track_plays: Int | None) -> list[Filter]:
-    """Return the filters of rules 4 and 5 in order.
-
-    `track_plays` [tracks] int64 is the number of plays of each track, or None to keep all tracks.
-    """
-    min_track, max_session, min_session = options.min_track_plays, options.max_session_plays, options.min_session_plays
-    found = []
-    if track_plays is not None:
-        rule = f"plays of tracks with fewer than {min_track} plays dropped"
-        found.append(Filter(rule, lambda plays: drop_rare_tracks(plays, min_track, track_plays)))
-    rule = f"sessions cut into pieces of at most {max_session} plays"
-    found.append(Filter(rule, lambda plays: split_long_sessions(plays, max_session), always_reported=False))
-    rule = f"sessions of fewer than {min_session} plays dropped"
-    found.append(Filter(rule, lambda plays: drop_short_sessions(plays, min_session)))
-    return found
-
-
-class FilteredPartition(NamedTuple):
-    """The sessions of a partition after rules 2 to 5. Sessions of the same owner are adjacent, oldest first."""
-
-    owners: pl.Series  # string, the ids of the owners that still have sessions
-    owner: NDArray[np.uint32]  # [sessions], indices into `owners`
-    piece: NDArray[np.uint32]  # [sessions], as in Plays
-    starts: Int | None  # [sessions] int64, ms since 1970 or UNKNOWN_TIME; None if all times are missing
-    lengths: NDArray[np.uint32]  # [sessions], number of plays
-    track: NDArray[np.uint32]  # [plays], indices into all tracks of the log
-    skipped: Bool  # [plays]
-    counts: list[StepCount]  # one entry per rule; all partitions of a log have the same rules
-
-
-def filter_sessions(
-    owners: pl.Series, plays: Plays, options: PrepareOptions, track_plays: Int | None
-) -> FilteredPartition:
-    """Apply the filters of rules 4 and 5 to the sessions of a partition.
-
-    `plays.owner` contains indices into `owners`. `track_plays` is as in `session_filters`.
-    """
-    counts = [
-        StepCount("repeated reports of one play merged", len(plays.track), None, always_reported=False),
-        StepCount("sessions made", len(plays.track), len(plays), always_reported=True),
-    ]
-    for rule, apply, always_reported in session_filters(options, track_plays):
-        plays = apply(plays)
-        counts.append(StepCount(rule, len(plays.track), len(plays), always_reported))
-    used, owner = np.unique(plays.owner, return_inverse=True)
-    return FilteredPartition(
-        owners=owners.gather(used),
-        owner=owner.astype(np.uint32),
-        piece=plays.piece.astype(np.uint32),
-        starts=None if plays.at is None else plays.at[plays.offsets[:-1]],
-        lengths=plays.lengths.astype(np.uint32),
-        track=plays.track,
-        skipped=plays.skipped,
-        counts=counts,
-    )
-
-
-class OrderedSessions(NamedTuple):
-    """The sessions of all partitions, in the order in which they are written to the dataset."""
-
-    plays: Plays  # `plays.owner` is the index of the session, `plays.at` is None
-    owner: Int  # [sessions] int64, indices into `owners`
-    owners: pl.Series  # string, sorted owner ids
-    starts: Int | None  # [sessions], as in FilteredPartition
-
-
-def in_order(partitions: Sequence[FilteredPartition]) -> OrderedSessions:
-    """Sort the sessions of all partitions by owner id. The sessions of each owner keep their order."""
-    owners = pl.concat([one.owners for one in partitions])
-    by_id = owners.arg_sort().to_numpy()
-    rank = np.empty(len(owners), dtype=np.int64)
-    rank[by_id] = np.arange(len(owners))
-    first = np.cumsum([0, *(len(one.owners) for one in partitions)])
-    owner = np.concatenate([rank[start + one.owner] for start, one in zip(first[:-1], partitions, strict=True)])
-    order = np.argsort(owner, kind="stable")
-    lengths = np.concatenate([one.lengths for one in partitions]).astype(np.int64)
-    begins = (np.cumsum(lengths) - lengths)[order]
-    lengths = lengths[order]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    place = np.repeat(begins - offsets[:-1], lengths)
-    place += np.arange(len(place))
-    plays = Plays(
-        track=np.concatenate([one.track for one in partitions])[place],
-        skipped=np.concatenate([one.skipped for one in partitions])[place],
-        at=None,
-        offsets=offsets,
-        owner=np.arange(len(order)),
-        piece=np.concatenate([one.piece for one in partitions])[order].astype(np.int64),
-    )
-    starts = [one.starts for one in partitions if one.starts is not None]
-    return OrderedSessions(plays, owner[order], owners.gather(by_id), np.concatenate(starts)[order] if starts else None)
-
-
-def sample_sessions(plays: Plays, options: PrepareOptions) -> Iterator[tuple[str, Plays]]:
-    """Apply rule 6 to all sessions of a log.
-
-    For each sampling rule in `options`, yield the description of the rule and the remaining sessions.
-    """
-    rng = np.random.default_rng(options.seed)
-    if options.sample_half_skips:
-        plays = balance_by_skip(plays, rng)
-        yield "all sessions with a skip kept, and as many without one drawn", plays
-    if options.max_sessions is not None:
-        plays = limit_sessions(plays, options.max_sessions, rng)
-        yield f"at most {options.max_sessions:,} sessions drawn", plays
-
-
-def session_ids(owner: Int, piece: Int, owners: pl.Series | None) -> pl.Series:
-    """Return the ids of sessions as strings.
-
-    If the log has session ids, `owners` contains the session ids. If a session is split, the second piece has the
-    suffix `~2`, the third piece `~3`, and so on. If `owners` is None, the sessions are numbered from `s00000001`.
-    """
-    if owners is None:
-        numbers = pl.int_range(1, len(owner) + 1, eager=True).cast(pl.String).str.zfill(8)
-        return ("s" + numbers).alias("session_id")
-    ids = pl.DataFrame({"id": owners.gather(owner), "piece": piece})
-    text = pl.format("{}~{}", "id", pl.col("piece") + 1)
-    return ids.select(session_id=pl.when(pl.col("piece") == 0).then("id").otherwise(text)).to_series()
-
-
-def start_times(starts: Int | None) -> pl.Series | None:
-    """Convert session starts from ms since 1970 to UTC date-times. Unknown times become null."""
-    if starts is None:
+def _fine(lines: pl.DataFrame, line: NDArray[np.uint32], times: TimeFacts, options: PrepareOptions) -> Bool | None:
+    """Whether skips can be inferred from the time of each play. [plays] bool. None if they can from all times."""
+    if too_coarse(times.resolution_ms, options):
+        return np.zeros(len(line), dtype=np.bool_)
+    if not times.coarse_files or "file" not in lines.columns:
         return None
-    at = pl.Series("started_at", starts)
-    return at.to_frame().select(pl.when(at != UNKNOWN_TIME).then(at)).to_series().cast(pl.Datetime("ms", "UTC"))
+    return ~np.isin(lines["file"].to_numpy()[line], times.coarse_files)
+
+
+def _counts(lines: pl.DataFrame, found: OrderedPlays, plays: Plays, form: LogFormat) -> Counts:
+    long_sessions = 0
+    if form.sessions_given and plays.at is not None and len(plays.at):
+        earliest = np.minimum.reduceat(plays.at, plays.offsets[:-1])
+        latest = np.maximum.reduceat(plays.at, plays.offsets[:-1])
+        long_sessions = int(((earliest != UNKNOWN_TIME) & (latest - earliest > _DAY_MS)).sum())
+    skips = is_skip(plays.outcome)
+    if "file" in lines.columns:
+        file = lines["file"].to_numpy()[found.line]
+        listed = file < MOST_FILES
+        file_plays, file_skips = np.bincount(file[listed]), np.bincount(file[listed & skips])
+    else:
+        file_plays, file_skips = np.array([len(skips)]), np.array([skips.sum()])
+    return Counts(len(lines), found.repeats, long_sessions, file_plays, file_skips)

@@ -211,8 +211,10 @@ class TimeReader:
         month = name_of_month.replace(_MONTHS, [str(place) for place in range(1, 13)])
         day = pl.concat_str(part["year"], month, part["day"], separator="-").str.to_date("%Y-%m-%d", strict=False)
         half = part["half"].str.to_lowercase()
-        hour = pl.when(half.is_null()).then(number["hour"])
-        hour = hour.when(number["hour"].is_between(1, 12)).then(number["hour"] % 12 + 12 * (half == "p").cast(pl.Int64))
+        of_half = pl.when(number["hour"].is_between(1, 12)).then(
+            number["hour"] % 12 + pl.when(half == "p").then(12).otherwise(0)
+        )
+        hour = pl.when(half.is_null()).then(number["hour"]).otherwise(of_half)
         second = hour * 3600 + number["minute"] * 60 + number["second"]
         possible = (number["minute"] < 60) & (number["second"] <= 60) & (second <= 86_400)
         milliseconds = part["fraction"].str.slice(0, 3).str.pad_end(3, "0").cast(pl.Int64).fill_null(0)
@@ -250,18 +252,21 @@ def _codes(where: pl.Series, code: int) -> pl.Series:
     return where.cast(pl.UInt8) * pl.Series([code], dtype=pl.UInt8)
 
 
+# Limits of an epoch in s, ms and us, and its microseconds. Each is after the year 5000 in its unit and before 1975 in
+# the next one.
+_LIMITS: Final = ((10**11, 1_000_000), (10**14, 1000), (10**17, 1))
+
+
 def _epoch_ms(number: pl.Series) -> pl.Series:
     """Epochs in s, ms, us or ns as milliseconds, rounded down."""
-    # Each limit is after the year 5000 in its unit and before 1975 in the next one.
     value = pl.col("number")
     frame = pl.DataFrame({"number": number.cast(pl.Float64 if number.dtype.is_float() else pl.Int64, strict=False)})
     if not number.dtype.is_float():
-        steps = pl.when(value.abs() < 10**11).then(value * 1000).when(value.abs() < 10**14).then(value)
-        steps = steps.when(value.abs() < 10**17).then(value // 1000).otherwise(value // 1_000_000)
-        return frame.select(steps).to_series()
+        below = [pl.when(value.abs() < limit).then(value * many // 1000) for limit, many in _LIMITS]
+        return frame.select(pl.coalesce(*below, value // 1_000_000)).to_series()
     # Rounded to microseconds: 1709287200.123 is 1709287200122.9999 ms.
-    micro = pl.when(value.abs() < 1e11).then(value * 1e6).when(value.abs() < 1e14).then(value * 1e3)
-    micro = micro.when(value.abs() < 1e17).then(value).otherwise(value * 1e-3)
+    below = [pl.when(value.abs() < limit).then(value * many) for limit, many in _LIMITS]
+    micro = pl.coalesce(*below, value * 1e-3)
     return frame.select(micro.round().cast(pl.Int64, strict=False) // 1000).to_series()
 
 

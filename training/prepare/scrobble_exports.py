@@ -1,0 +1,143 @@
+"""The histories of services and players that collect scrobbles: plays with a time and, except for Rockbox, no skips."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+import polars as pl
+
+from segue.errors import BadLog
+from training.prepare.content import PlainFile
+from training.prepare.delimited import not_utf8
+from training.prepare.export_rows import DURATION, FLAG, ExportRows, Rule, any_given, described, missing, text_of
+from training.prepare.options import PrepareOptions
+from training.prepare.tables import LogTable
+
+_LASTFM_TIMES: Final = ("uts", "date.uts", "listened_at", "timestamp", "played_at", "date", "utc_time", "time")
+_LASTFM_ARTISTS: Final = ("artist", "artist_name", "artist.#text", "artist.name")
+_LASTFM_TITLES: Final = ("track", "track_name", "title", "name", "song")
+
+
+def lastfm(table: LogTable, options: PrepareOptions) -> ExportRows:
+    """The scrobbles of Last.fm in the forms of several tools. The track that is now playing has no time."""
+    times = (*_LASTFM_TIMES, *(name for name in table.schema if name.startswith("date#")))
+    found = [
+        next((name for name in names if name in table.schema), "") for names in (times, _LASTFM_ARTISTS, _LASTFM_TITLES)
+    ]
+    if not all(found):
+        raise BadLog(
+            table.expected("a time (uts or date), artist and track, or artist, album, track and date without a header")
+        )
+    time, artist, title = found
+    at = table.time_ms(time, time_format=options.time_format, time_zone=options.time_zone)
+    artists, titles = text_of(table, artist), text_of(table, title)
+    return ExportRows(
+        frame=table.frame,
+        complete=table.complete,
+        track=described(artists, titles),
+        title=titles,
+        artist=artists,
+        at=at.value,
+        faults=(*at.faults, *missing(table, artist, title)),
+        ignored={"now playing": ~any_given(table, time)},
+        notes=("Last.fm keeps plays of more than half a track or 4 minutes, so scrobbles have few skips",),
+    )
+
+
+def lastfm_json(plain: PlainFile) -> LogTable:
+    """The tracks in answers of Last.fm's API and in what tools make of them: pages, lists of pages, lists of tracks."""
+    try:
+        whole = json.loads(plain.path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise not_utf8(plain) from error
+    except (ValueError, RecursionError) as error:
+        raise BadLog(f"{plain.name} is no complete JSON: {str(error).splitlines()[0]}") from error
+    names = [*_LASTFM_TIMES, *_LASTFM_ARTISTS, *_LASTFM_TITLES]
+    columns: dict[str, list[str | None]] = {name: [] for name in names}
+    for track in _json_tracks(whole):
+        outer = {name.lower(): value for name, value in track.items()}
+        fields = outer | {
+            f"{name}.{inner}": value
+            for name, values in outer.items()
+            if isinstance(values, dict)
+            for inner, value in values.items()
+        }
+        for name, values in columns.items():
+            value = fields.get(name)
+            values.append(str(value) if isinstance(value, str | int | float) else None)
+    given = {name: values for name, values in columns.items() if any(value is not None for value in values)}
+    frame = pl.LazyFrame(given, schema=dict.fromkeys(given, pl.String))
+    return LogTable(frame, dict.fromkeys(given, pl.String()), pl.lit(""), plain.name)
+
+
+def _json_tracks(value: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
+    """The objects in nested lists, and in the lists of pages."""
+    if isinstance(value, list) and depth < _MOST_NESTED:
+        for inner in value:
+            yield from _json_tracks(inner, depth + 1)
+    elif isinstance(value, dict):
+        lists = [
+            value[name] for name in ("scrobbles", "recenttracks", "track") if isinstance(value.get(name), dict | list)
+        ]
+        if lists:
+            yield from _json_tracks(lists[0], depth + 1)
+        else:
+            yield value
+
+
+_MOST_NESTED: Final = 8
+
+
+_LISTENBRAINZ: Final = "track_metadata.additional_info"
+
+
+def listenbrainz(table: LogTable, options: PrepareOptions) -> ExportRows:
+    """The listens of ListenBrainz. The importer of Spotify's history takes the end of a stream for its time."""
+    title, artist = "track_metadata.track_name", "track_metadata.artist_name"
+    table.require("listened_at", title, artist)
+    at = table.time_ms("listened_at")
+    artists, titles = text_of(table, artist), text_of(table, title)
+    played = pl.lit(None, dtype=pl.Int64)
+    if (name := f"{_LISTENBRAINZ}.ms_played") in table.schema:
+        played = table.whole_number(name).value
+    imported = (text_of(table, f"{_LISTENBRAINZ}.music_service") == "spotify.com") & (played >= 0)
+    rules: list[Rule] = []
+    if options.skip_below_s is not None:
+        least_ms = options.skip_below_s * 1000
+        rules = [(played < least_ms, True, DURATION), (played >= least_ms, False, DURATION)]
+    return ExportRows(
+        frame=table.frame,
+        complete=table.complete,
+        track=described(artists, titles),
+        title=titles,
+        artist=artists,
+        at=pl.when(imported).then(at.value - played).otherwise(at.value),
+        end=pl.when(imported).then(at.value),
+        outcome=rules,
+        faults=(*at.faults, *missing(table, "listened_at", title, artist)),
+        notes=(
+            "listens imported from Spotify carry the time of their end: they start ms_played earlier",
+            "ListenBrainz keeps plays of more than half a track or 4 minutes, so listens have few skips",
+        ),
+    )
+
+
+ROCKBOX_FIELDS: Final = ("artist", "album", "title", "number", "length", "rating", "time", "mbid")
+
+
+def rockbox(table: LogTable, options: PrepareOptions) -> ExportRows:
+    """The .scrobbler.log of Rockbox and other players, whose rating says whether a track was skipped (S)."""
+    del options
+    artist, title, rating = (text_of(table, name) for name in ("artist", "title", "rating"))
+    at = table.time_ms("time")
+    is_header = pl.col("artist").str.starts_with("#") & pl.col("album").is_null()
+    return ExportRows(
+        frame=table.frame,
+        track=described(artist, title),
+        title=title,
+        artist=artist,
+        at=at.value,
+        outcome=((rating == "S", True, FLAG), (rating == "L", False, FLAG)),
+        faults=(*at.faults, *missing(table, "title", "time")),
+        ignored={"header line": is_header},
+    )

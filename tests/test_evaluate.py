@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -192,6 +192,89 @@ class TestFull:
         question = Question(data, baseline(tmp_path / "r", data), "new-sessions")
         with pytest.raises(InputError, match="was trained with the split last-play"):
             evaluate(question, offline(question))
+
+
+class TestUnknownOutcomes:
+    SESSIONS: Final = {"s1": "abc-a?", "s2": "abba?", "s3": "bbcd-"}
+
+    def test_a_target_of_unknown_outcome_is_neither_played_nor_skipped(self, tmp_path: Path) -> None:
+        data = dataset(tmp_path / "d", self.SESSIONS)
+        question = Question(data, baseline(tmp_path / "r", data), "last-play")
+        result = evaluate(question, offline(question))
+        assert [result["groups"][group]["sessions"] for group in ("all", "played", "skipped")] == [3, 0, 1]
+        assert result["groups"]["played"]["HR@1"] is None
+        assert result["unknown_targets"] == 2
+        assert result["target_known"] == [False, False, True]
+        assert result["notes"][0].startswith(
+            "Skips were inferred from time, so the last play of a session has no known outcome: 2 of 3 targets count "
+            "neither as played nor as skipped, which leaves 1 skipped target."
+        )
+
+    def test_known_targets_are_the_last_plays_with_an_outcome(self, tmp_path: Path) -> None:
+        data = dataset(tmp_path / "d", self.SESSIONS)
+        question = Question(data, baseline(tmp_path / "r", data), "last-play", targets="known")
+        result = evaluate(question, offline(question))
+        assert [result["groups"][group]["sessions"] for group in ("all", "played", "skipped")] == [3, 1, 2]
+        assert result["session_length"] == [2, 2, 3]
+        assert result["unknown_targets"] == 0
+        assert result["targets"] == "known"
+        assert result["notes"][0].startswith("2 of 3 targets were validation targets of the training")
+
+    def test_known_validation_targets_of_a_training_on_all_plays_are_not_asked_for(self, tmp_path: Path) -> None:
+        data = dataset(tmp_path / "d", self.SESSIONS)
+        question = Question(data, baseline(tmp_path / "r", data), "last-play", "validation", targets="known")
+        with pytest.raises(InputError, match="was trained without --targets known"):
+            evaluate(question, offline(question))
+
+    def test_a_log_without_outcomes_has_no_known_targets(self, tmp_path: Path) -> None:
+        data = dataset(tmp_path / "d", {"s1": "abca?", "s2": "abba?"}, options={"no_skips": True})
+        release = baseline(tmp_path / "r", data)
+        question = Question(data, release, "last-play", targets="known")
+        with pytest.raises(BadOption, match="no play has a known outcome"):
+            evaluate(question, offline(question))
+        last = Question(data, release, "last-play")
+        result = evaluate(last, offline(last))
+        assert result["notes"][0].startswith("The log does not tell skipped from played tracks, so all 2 targets")
+        assert [result["groups"][group]["sessions"] for group in ("all", "played", "skipped")] == [2, 0, 0]
+
+
+class TestConditions:
+    def test_a_dataset_of_other_tracks_is_refused(self, tmp_path: Path) -> None:
+        home = dataset(tmp_path / "home", {"s1": "abc"})
+        away = dataset(tmp_path / "away", {"s1": "xyz", "s2": "zyx"})
+        question = Question(away, baseline(tmp_path / "r", home), "last-play")
+        with pytest.raises(InputError, match=r"0 of 3 tracks of .*away are in .*r,"):
+            evaluate(question, offline(question))
+
+    @pytest.mark.parametrize(
+        ("tracks", "constant"),
+        [
+            (1, ["HR@1", "HR@5", "HR@10", "HR@20", "MAP@10", "MRR@10", "NDCG@10"]),
+            (2, ["HR@5", "HR@10", "HR@20"]),
+            (10, ["HR@10", "HR@20"]),
+            (11, ["HR@20"]),
+            (21, []),
+        ],
+    )
+    @pytest.mark.parametrize("protocol", ["full", "sampled"])
+    def test_metrics_of_a_small_catalogue_are_constant(
+        self, tracks: int, constant: list[str], protocol: Any, tmp_path: Path
+    ) -> None:
+        names = "abcdefghijklmnopqrstuvwxyz"[:tracks]
+        data = dataset(tmp_path / "d", {"s1": names * 4, "s2": names[::-1] * 3 + names[0] * 2})
+        question = Question(data, baseline(tmp_path / "r", data, "markov"), "last-play", protocol=protocol)
+        result = evaluate(question, offline(question))
+        assert result["by_construction"] == constant
+        assert all(value(result, "all", metric) == 1 for metric in constant)
+        assert any("by construction" in note for note in result["notes"]) == bool(constant)
+
+    def test_one_target_describes_one_session(self, tmp_path: Path) -> None:
+        data = dataset(tmp_path / "d", {"s1": "abcab", "s2": "ab"})
+        question = Question(data, baseline(tmp_path / "r", data), "last-play")
+        assert (
+            "There is 1 test target: the metrics describe one session only"
+            in evaluate(question, offline(question))["notes"][-1]
+        )
 
 
 class RandomRanker:

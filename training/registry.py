@@ -59,7 +59,7 @@ class ModelJob:
 class TrainedModel(NamedTuple):
     """A trained model, and the training facts for the manifest of its release."""
 
-    evaluation: dict[str, object]  # written to the manifest
+    evaluation: dict[str, Any]  # written to the manifest
     encoder: "Encoder | None"  # None for a ranker without embeddings
     arrays: Mapping[str, NDArray[Any]]  # arrays of a ranker without embeddings, by file name
     history: Sequence[dict[str, float]] = ()  # one entry per epoch
@@ -248,7 +248,7 @@ def _member(module: str, name: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _facts(hr10: float, seconds: float, **more: int) -> dict[str, object]:
+def _facts(hr10: float, seconds: float, **more: int) -> dict[str, Any]:
     """Return the validation result, the training time and the peak resident memory of this process."""
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     cost = {"seconds": round(seconds, 2), "peak_memory_bytes": peak_kib * 1024, **more}

@@ -6,11 +6,11 @@ This module does not import torch. The modules that need torch are imported when
 import importlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
@@ -33,7 +33,8 @@ from segue.safe_files import CHECKPOINT_SUFFIX, RUN_SUFFIX, check_output_free
 from segue.window import SessionViews, to_windows
 from training.checkpoint import Checkpoints
 from training.data.dataset import Dataset
-from training.data.splits import Split, examples, training_part
+from training.data.splits import Split, Targets, examples, training_part
+from training.notes import training_notes
 from training.options import NeuralOptions, Options
 from training.processes import Processes, is_distributed
 from training.registry import MODELS, ModelJob, TrainedModel
@@ -59,6 +60,7 @@ class TrainingJob:
     device: str = "cpu"
     origin: Release | None = None  # the release to fine-tune
     resume: bool = False  # fail if there is no checkpoint
+    targets: Targets = "last"
 
     @property
     def checkpoint_folder(self) -> Path:
@@ -84,20 +86,26 @@ def started_processes(device: str, *, sharded: bool = False) -> AbstractContextM
     return init_distributed(device, sharded=sharded)
 
 
-def train(job: TrainingJob, reporter: "Reporter") -> Release:
+OnNote: TypeAlias = Callable[[str], None]
+
+
+def train(job: TrainingJob, reporter: "Reporter", on_note: OnNote | None = None) -> Release:
     """Train a model in this process and write its release. To resume an interrupted training, repeat the call.
 
-    The errors are those of `train_distributed`.
+    `on_note` and the errors are those of `train_distributed`.
     """
-    release = train_distributed(job, reporter, Processes(job.device))
+    release = train_distributed(job, reporter, Processes(job.device), on_note)
     assert release is not None  # a single process is the main one
     return release
 
 
-def train_distributed(job: TrainingJob, reporter: "Reporter", processes: Processes) -> Release | None:
+def train_distributed(
+    job: TrainingJob, reporter: "Reporter", processes: Processes, on_note: OnNote | None = None
+) -> Release | None:
     """Train a model in one or several processes and write its release. Every process must call this function.
 
-    Return the release in the main process, and None in all other processes.
+    Return the release in the main process, and None in all other processes. Before the training, the main process
+    calls `on_note` with each sentence of `training_notes`. The release keeps them.
 
     Raises:
         BadDataset: No session of the training part has two plays.
@@ -113,7 +121,7 @@ def train_distributed(job: TrainingJob, reporter: "Reporter", processes: Process
     _check_job(job, checkpoints)
     if job.origin is not None:
         job = _with_tracks_of(job.origin, job)
-    part = training_part(job.dataset, job.split)
+    part = training_part(job.dataset, job.split, job.targets)
     if not (part.lengths >= 2).any():
         raise BadDataset(f"{job.dataset.path} leaves no two plays in a row to train on: it needs longer sessions")
     catalogue = _with_training_counts(job.dataset.catalogue, part)
@@ -126,13 +134,17 @@ def train_distributed(job: TrainingJob, reporter: "Reporter", processes: Process
         start = environment() | {"processes": processes.world}
         run = RunFolder(job.run_folder, _identity(job), start, resumed=checkpoints.exist())
         reporters = MultiReporter(run, reporter)
-    validation = examples(job.dataset, job.split, "validation")
+    validation = examples(job.dataset, job.split, "validation", job.targets)
+    notes = training_notes(job.model, job.options, job.dataset, job.split, job.targets)
+    if on_note is not None and processes.is_main:
+        for note in notes:
+            on_note(note)
     work = ModelJob(job.options, part, catalogue, validation, checkpoints, reporters, processes, job.origin)
     release = None
     with oom_hint(job.options, checkpoints, fixed=frozenset({"dimension"} if job.origin else ())):
         trained = model.train(work)
         if processes.is_main:
-            release = _write(job, trained, catalogue)
+            release = _write(job, trained._replace(evaluation=_with_facts(trained, job, catalogue, notes)), catalogue)
     if run is not None and release is not None:
         run.finish(release.name, trained.history)
         checkpoints.remove()
@@ -141,7 +153,7 @@ def train_distributed(job: TrainingJob, reporter: "Reporter", processes: Process
 
 
 def _check_job(job: TrainingJob, checkpoints: Checkpoints) -> None:
-    """Check the options `resume`, `origin` and `epochs` of the job.
+    """Check the options `resume`, `targets`, `origin` and `epochs` of the job.
 
     Raises:
         BadOption: An option is invalid.
@@ -151,6 +163,11 @@ def _check_job(job: TrainingJob, checkpoints: Checkpoints) -> None:
     if job.resume and not checkpoints.exist():
         raise BadOption(
             f"--resume: {checkpoints.folder} holds no checkpoint: leave --resume out to train from the start"
+        )
+    if job.targets == "known" and not job.dataset.has_outcomes:
+        raise BadOption(
+            f"--targets known: {job.dataset.path} does not tell skipped from played tracks, so no play has a known "
+            "outcome: use --targets last"
         )
     if job.origin is not None:
         from training.warm_start import check_can_fine_tune, check_same_split
@@ -169,6 +186,17 @@ def _with_tracks_of(origin: Release, job: TrainingJob) -> TrainingJob:
     return replace(job, dataset=with_tracks_of(origin, job.dataset))
 
 
+def _with_facts(trained: TrainedModel, job: TrainingJob, catalogue: Catalogue, notes: Sequence[str]) -> dict[str, Any]:
+    """Return the training facts of the manifest with the notes, the targets, and the plays and skips trained on."""
+    counted = {"plays": int(catalogue.plays.sum()), "skips": int(catalogue.frame["skips"].sum())}
+    facts = trained.evaluation | {"training": {**trained.evaluation["training"], **counted}}
+    if notes:
+        facts["notes"] = list(notes)
+    if job.targets != "last":
+        facts["targets"] = job.targets
+    return facts
+
+
 def _write(job: TrainingJob, trained: TrainedModel, catalogue: Catalogue) -> Release:
     if trained.encoder is None:
         draft = _draft(job, trained, None)
@@ -182,9 +210,9 @@ def _write_encoder(job: TrainingJob, trained: TrainedModel, encoder: "Encoder", 
     from training.track_map import track_map
     from training.warm_start import ENCODER_WEIGHTS, encoder_weights
 
-    inputs = examples(job.dataset, job.split, "validation").inputs
+    inputs = examples(job.dataset, job.split, "validation", job.targets).inputs
     if len(inputs) == 0:
-        inputs = training_part(job.dataset, job.split)
+        inputs = training_part(job.dataset, job.split, job.targets)
     sample = to_windows(inputs.select(slice(0, SAMPLE_WINDOWS)), job.options.window)
     matrix = item_embeddings(encoder)
     weights = {ENCODER_WEIGHTS: encoder_weights(encoder)} if isinstance(encoder, SessionEncoder) else {}
@@ -224,6 +252,7 @@ def _identity(job: TrainingJob) -> dict[str, object]:
         "split": job.split,
         "device": job.device,
         "from": None if job.origin is None else job.origin.name,
+        **({} if job.targets == "last" else {"targets": job.targets}),
     }
 
 

@@ -19,10 +19,25 @@ if TYPE_CHECKING:
 # The name of each system and its result, as `segue evaluate --output` writes it.
 Results: TypeAlias = Sequence[tuple[str, Mapping[str, Any]]]
 
+# The option of all commands that choose targets. The function of the command has the parameter `targets`.
+TARGETS: Final = click.option(
+    "--targets",
+    type=click.Choice(["last", "known"]),
+    default="last",
+    show_default=True,
+    help="last: the last play of a session is its target. known: the last play with a known outcome; if skips were "
+    "inferred from time, the play after it is left out of training and evaluation.",
+)
 METRIC_COLUMNS: Final = ("HR@1", "HR@10", "MRR@10")
 HIT_RATES: Final = ("HR@1", "HR@5", "HR@10", "HR@20")
 _STYLES: Final = {"played": "green", "skipped": "yellow"}
 _BAR_WIDTHS: Final = (24, 16, 12, 8)  # the widest that the terminal has room for
+
+
+def say_notes(notes: Sequence[str]) -> None:
+    """Print sentences about what a training or an evaluation rests on."""
+    for note in notes:
+        say(f"Note: {note}", wrap=True)
 
 
 def evaluation_table(title: str, results: Results, room: int | None = None) -> Table:
@@ -43,7 +58,7 @@ def _evaluation_table(title: str, results: Results, columns: Sequence[str]) -> T
     for group in ("all", "played", "skipped"):
         for system, result in results:
             measured = result["groups"][group]
-            cells = [f"{measured[name]:,}" if name == "sessions" else _estimate(measured[name]) for name in columns]
+            cells = [f"{measured[name]:,}" if name == "sessions" else _cell(result, group, name) for name in columns]
             table.add_row(Text(system), Text(group, style=_STYLES.get(group, "")), *cells)
         if len(results) > 1:
             table.add_section()
@@ -64,10 +79,11 @@ def _hit_rates(results: Results, width: int) -> Table:
         table.add_column("", no_wrap=True)
     for metric in HIT_RATES:
         for system, result in results:
-            cells: list[str | Text] = [metric.partition("@")[2], Text(system)]
+            k = metric.partition("@")[2]
+            cells: list[str | Text] = [f"{k} (1 by construction)" if _is_constant(result, metric) else k, Text(system)]
             for group, style in _STYLES.items():
                 estimate = result["groups"][group][metric]
-                cells.append(_value(estimate))
+                cells.append(_value(estimate) if estimate is not None else _missing(result))
                 cells.append(bar(estimate["value"], width, style) if estimate is not None else Text())
             table.add_row(*cells)
         if len(results) > 1:
@@ -78,7 +94,9 @@ def _hit_rates(results: Results, width: int) -> Table:
 def other_metrics(results: Results) -> Table:
     """Return the difference between played and skipped targets, coverage@20, and the share of unseen targets."""
     notes = "coverage@20: share of the catalogue in any top-20 list. unseen: targets without a play in training."
-    table = titled("Other metrics", f"{notes} -: no targets, or not measured.")
+    is_unknown = any(result.get("unknown_targets") for _, result in results)
+    unknown = " not measurable: the outcome of targets is unknown." if is_unknown else ""
+    table = titled("Other metrics", f"{notes} -: no targets, or not measured.{unknown}")
     table.add_column("system", no_wrap=True)
     for name in ("MRR@10 played - skipped", "coverage@20", "unseen"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -86,22 +104,39 @@ def other_metrics(results: Results) -> Table:
         coverage = result.get("catalogue_coverage@20")
         table.add_row(
             Text(system),
-            _estimate(result["skip_down_ranking"]["MRR@10 played - skipped"]),
+            _estimate(result["skip_down_ranking"]["MRR@10 played - skipped"], _missing(result)),
             f"{coverage:.1%}" if coverage is not None else "-",
             f"{result['unseen_targets']:.1%}",
         )
     return table
 
 
-def _estimate(estimate: Mapping[str, float] | None) -> Text:
+def _cell(result: Mapping[str, Any], group: str, metric: str) -> Text:
+    estimate = result["groups"][group][metric]
+    if estimate is not None and _is_constant(result, metric):
+        return Text.assemble((_value(estimate), "bold"), (" by construction", "dim"))
+    return _estimate(estimate, _missing(result))
+
+
+def _is_constant(result: Mapping[str, Any], metric: str) -> bool:
+    """Whether a metric is 1 for each target in the catalogue, because the catalogue is that small."""
+    return metric in result.get("by_construction", ())
+
+
+def _missing(result: Mapping[str, Any]) -> str:
+    """The text for a value without targets. If outcomes of targets are unknown, there may be some."""
+    return "not measurable" if result.get("unknown_targets") else "-"
+
+
+def _estimate(estimate: Mapping[str, float] | None, missing: str = "-") -> Text:
     if estimate is None:
-        return Text("-")
+        return Text(missing)
     interval = f" [{estimate['low']:.3f}, {estimate['high']:.3f}]"
     return Text.assemble((_value(estimate), "bold"), (interval, "dim"))
 
 
-def _value(estimate: Mapping[str, float] | None) -> str:
-    return "-" if estimate is None else f"{estimate['value']:.3f}"
+def _value(estimate: Mapping[str, float]) -> str:
+    return f"{estimate['value']:.3f}"
 
 
 @click.command(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segue.cli.data import FOLDER, SPLIT
-from segue.cli.evaluate import show
+from segue.cli.evaluate import TARGETS, say_notes, show
 from segue.cli.terminal import counting_steps, example, facts_table, print_json, print_table, say
 from segue.errors import BadOption
 
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="last-play: validate on the last plays of each session. new-sessions: on sessions not used in training.",
 )
+@TARGETS
 @click.option(
     "--trials",
     type=click.IntRange(1),
@@ -79,6 +80,7 @@ def tune(
     settings: tuple[str, ...],
     searched: tuple[str, ...],
     split: str,
+    targets: str,
     trials: int,
     out: Path,
     as_json: bool,
@@ -91,12 +93,14 @@ def tune(
     from training.data.dataset import open_dataset
     from training.evaluation.tune import BEST, StudySpec
     from training.evaluation.tune import tune as tune_model
+    from training.notes import training_notes
     from training.registry import model_named
 
     model = model_named(model)
     options = options_of(model, recipe, settings, no_nce=no_nce)
     space = _space(options.model_dump(), searched, no_nce=no_nce)
-    tuning = StudySpec(model, options, space, open_dataset(dataset), split, out, trials)  # type: ignore[arg-type]
+    tuning = StudySpec(model, options, space, open_dataset(dataset), split, out, trials, targets)  # type: ignore[arg-type]
+    say_notes(training_notes(model, options, tuning.dataset, tuning.split, tuning.targets))
     study = tune_model(tuning, _report_trial)
     best = {"validation HR@10": study.best_value, **study.best_params, "recipe": out / BEST}
     if as_json:
@@ -189,6 +193,7 @@ def _plain(text: str) -> Any:
     show_default=True,
     help="full: rank all tracks. sampled: rank each target among 1,000 sampled tracks.",
 )
+@TARGETS
 @click.option(
     "--jobs", type=click.IntRange(1), metavar="N", help="Number of parallel trainings.  [default: one per core]"
 )
@@ -201,6 +206,7 @@ def reproduce(
     seeds: int,
     split: str,
     protocol: str,
+    targets: str,
     jobs: int | None,
 ) -> None:
     """Train and evaluate all systems of the paper on each DATASET, and write a report that compares them.
@@ -208,7 +214,7 @@ def reproduce(
     This takes hours on a large dataset. If you interrupt the command, run it again to resume.
     """
     from training.data.dataset import open_dataset
-    from training.evaluation.reproduce import SYSTEMS, Wanted, plan
+    from training.evaluation.reproduce import SYSTEMS, Wanted, plan, plan_notes
 
     wanted = Wanted(
         systems=systems or tuple(SYSTEMS),
@@ -217,13 +223,16 @@ def reproduce(
         protocols=("full", "sampled") if protocol == "both" else (protocol,),  # type: ignore[arg-type]
         recipe=recipe,
         settings=settings,
+        targets=targets,  # type: ignore[arg-type]
     )
     if len({dataset.name for dataset in datasets}) < len(datasets):
         raise BadOption("two datasets have the same folder name and would share a folder in --out: rename one of them")
-    plans = [
-        (dataset.name, plan(wanted, dataset, open_dataset(dataset).facts.fingerprint, out / dataset.name))
-        for dataset in datasets
-    ]
+    plans = []
+    for dataset in datasets:
+        opened = open_dataset(dataset)
+        planned = plan(wanted, dataset, opened.facts.fingerprint, out / dataset.name)
+        say_notes([f"{dataset.name}: {note}" for note in plan_notes(planned, opened)])
+        plans.append((dataset.name, planned))
     for name, planned in plans:
         report(_carry_out(name, planned, jobs or os.cpu_count() or 1), out / name)
 

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 
 from segue.cli.data import FOLDER, SPLIT
-from segue.cli.evaluate import evaluation_table, hit_rates, other_metrics
+from segue.cli.evaluate import TARGETS, evaluation_table, hit_rates, other_metrics, say_notes
 from segue.cli.terminal import TrainingProgress, counting, example, facts_table, print_json, print_table, say
 from segue.errors import BadOption, BadRelease, InputError
 
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="last-play: hold out the last plays of each session. new-sessions: hold out whole sessions.",
 )
+@TARGETS
 @click.option(
     "--out",
     type=FOLDER,
@@ -82,6 +83,7 @@ def train(
     recipe: str | None,
     settings: tuple[str, ...],
     split: str,
+    targets: str,
     out: Path,
     overwrite: bool,
     resume: bool,
@@ -118,12 +120,13 @@ def train(
         _torch_device(device),
         release,
         resume,
+        targets,  # type: ignore[arg-type]  # click checks it
     )
     with started_processes(job.device, sharded=sharded) as processes, contextlib.ExitStack() as stack:
         console = Console(stderr=True, quiet=not processes.is_main)
         progress = stack.enter_context(TrainingProgress(getattr(options, "epochs", 1), console))
         reporter = MultiReporter(progress, *map(stack.enter_context, boards if processes.is_main else ()))
-        trained = train_distributed(job, reporter, processes)
+        trained = train_distributed(job, reporter, processes, lambda note: say_notes([note]))
     if trained is not None:
         _print_release(trained, dataset, as_json=as_json)
 
@@ -177,6 +180,7 @@ def _torch_device(device: str) -> str:
 
 
 def _print_release(release: "Release", dataset: Path, *, as_json: bool) -> None:
+    from training.notes import by_construction
     from training.registry import system_name
 
     manifest = release.manifest
@@ -184,12 +188,13 @@ def _print_release(release: "Release", dataset: Path, *, as_json: bool) -> None:
         print_json({"path": str(release.path), **manifest.model_dump(mode="json")})
         return
     validation = manifest.evaluation.get("validation")
+    constant = " (1 by construction)" if "HR@10" in by_construction(manifest.tracks) else ""
     facts = {
         "release": release.name,
         "folder": release.path,
         "tracks": manifest.tracks,
         "best epoch": manifest.evaluation.get("best_epoch", "-"),
-        "validation HR@10": f"{validation['HR@10']:.4f}" if validation else "-",
+        "validation HR@10": f"{validation['HR@10']:.4f}{constant}" if validation else "-",
         "size": f"{sum(file.bytes for file in manifest.files.values()) / 1e6:,.1f} MB",
     }
     print_table(facts_table(f"trained {system_name(manifest.model, manifest.options)}", facts))
@@ -215,6 +220,7 @@ def _print_release(release: "Release", dataset: Path, *, as_json: bool) -> None:
 @click.option(
     "--split", type=SPLIT, default="last-play", show_default=True, help="Split that the release was trained with."
 )
+@TARGETS
 @click.option(
     "--protocol",
     type=click.Choice(["full", "sampled"]),
@@ -244,6 +250,7 @@ def evaluate(
     dataset: Path,
     part: str,
     split: str,
+    targets: str,
     protocol: str,
     seed: int,
     url: str | None,
@@ -272,6 +279,7 @@ def evaluate(
         "validation" if part == "validation" else "test",
         "sampled" if protocol == "sampled" else "full",
         seed,
+        "known" if targets == "known" else "last",
     )
     with counting("evaluating") as advance:
         result = measure(question, answers_of(question, url, exact=exact), advance)
@@ -279,6 +287,7 @@ def evaluate(
         unfinished = output.with_name(f"{output.name}.unfinished")
         unfinished.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         unfinished.rename(output)
+    say_notes(result["notes"])
     if as_json:
         print_json(result)
     else:
@@ -319,9 +328,8 @@ def open_recommender(release: "Release", *, exact: bool = False) -> Any:
 
 def print_evaluations(question: "Question", results: list[tuple[str, Any]]) -> None:
     """Print the tables of one or more systems with the same evaluation settings."""
-    title = (
-        f"{question.dataset.facts.source}: {question.part} targets, {question.split} split, {question.protocol} ranking"
-    )
+    targets = f"{question.part} targets{' of known outcome' if question.targets == 'known' else ''}"
+    title = f"{question.dataset.facts.source}: {targets}, {question.split} split, {question.protocol} ranking"
     print_table(partial(evaluation_table, title, results))
     print_table(partial(hit_rates, results))
     print_table(other_metrics(results))

@@ -88,6 +88,14 @@ class Dataset:
     sessions: Sessions  # rows are int64 in memory and int32 if memory-mapped
     last_known: Bool | None = None  # [sessions], whether the outcome of the last play is known; None: of all of them
 
+    @property
+    def has_outcomes(self) -> bool:
+        """Whether the log tells played from skipped tracks. If it does not, all plays count as played."""
+        if self.last_known is None or self.last_known.any():
+            return True
+        unknown = 0 if self.facts.log is None else self.facts.log.unknown_outcomes
+        return not self.facts.options.get("no_skips") and unknown < self.facts.counts.plays
+
     @cached_property
     def session_ids(self) -> pl.Series:
         """Return the session ids in the order of the sessions, read on first use. [sessions] string."""

@@ -8,7 +8,8 @@
                   the sessions for which it predicts.
 
 If skips were inferred from time, the last play of a session has no known outcome (`Dataset.last_known`): no play
-follows it. Training never uses such a play, as it would count as played. What evaluation does with it is a choice:
+follows it. Training never uses such a play, as it would count as played. (If the log has no outcome at all,
+`Dataset.has_outcomes` is false, and all plays count as played.) What evaluation does with it is a choice:
 
     last          The last play is the target, whatever its outcome.
     known         The last play with a known outcome is the target, and the play after it does not exist for any part.
@@ -73,22 +74,19 @@ def examples(dataset: Dataset, split: Split, part: Part, targets: Targets = "las
         asked = np.flatnonzero((buckets >= lowest) & (buckets < beyond) & (ends - starts >= 2))
     target = ends[asked] - before
     known = None
-    if dataset.last_known is not None:
+    if not dataset.has_outcomes:
+        known = np.zeros(len(asked), dtype=np.bool_)
+    elif dataset.last_known is not None:
         known = dataset.last_known[asked] | (target < sessions.offsets[1:][asked] - 1)
     inputs = SessionViews(sessions, starts[asked], target)
     rows = sessions.rows[target].astype(np.int64, copy=False)
     return Examples(inputs, rows, sessions.skipped[target], asked, known)
 
 
-def unknown_last_plays(dataset: Dataset) -> int:
-    """Return the number of sessions whose last play has no known outcome."""
-    return 0 if dataset.last_known is None else int((~dataset.last_known).sum())
-
-
 def _ends(dataset: Dataset, targets: Targets) -> Int:
     """Return the end of each session, before a last play of unknown outcome if `targets` is "known". [sessions]."""
     ends = dataset.sessions.offsets[1:]
-    if targets == "last" or dataset.last_known is None:
+    if targets == "last" or dataset.last_known is None or not dataset.has_outcomes:
         return ends
     return ends - ~dataset.last_known
 

@@ -31,7 +31,8 @@ from segue.release import Release
 from segue.sessions import Outcome, Play, events_of
 from segue.window import Sessions, SessionViews
 from training.data.dataset import Dataset
-from training.data.splits import Examples, Part, Split, examples
+from training.data.splits import Examples, Part, Split, Targets, examples
+from training.notes import by_construction, construction_note, one_target_note, outcomes_note, release_notes
 from training.registry import system_name
 
 Protocol_: TypeAlias = Literal["full", "sampled"]
@@ -125,7 +126,7 @@ class HttpRecommender:
 
 @dataclass(frozen=True)
 class Question:
-    """The settings of an evaluation: dataset, release, split, protocol and seed."""
+    """The settings of an evaluation: dataset, release, split, protocol, seed and targets."""
 
     dataset: Dataset
     release: Release
@@ -133,24 +134,83 @@ class Question:
     part: Part = "test"
     protocol: Protocol_ = "full"
     seed: int = 0
+    targets: Targets = "last"
 
     def examples(self) -> Examples:
         """Return the sessions and targets to evaluate.
 
         Raises:
-            InputError: There are no targets, or the release was trained on another split of the same dataset.
+            BadOption: The targets are `known`, but the log has no outcome.
+            InputError: There are no targets, the release was trained on some of them, or it has none of their tracks.
 
         """
-        trained = self.release.manifest.dataset
-        if trained.fingerprint == self.dataset.facts.fingerprint and trained.split != self.split:
-            raise InputError(
-                f"{self.release.path} was trained with the split {trained.split}, so the {self.split} split would ask "
-                "for plays that it was trained on: train with the split that you evaluate"
+        self._check_not_trained_on()
+        if self.targets == "known" and not self.dataset.has_outcomes:
+            raise BadOption(
+                f"--targets known: {self.dataset.path} does not tell skipped from played tracks, so no play has a "
+                "known outcome: use --targets last"
             )
-        asked = examples(self.dataset, self.split, self.part)
+        asked = examples(self.dataset, self.split, self.part, self.targets)
         if not len(asked.targets):
             raise InputError(f"{self.dataset.path} has no {self.part} target in the split {self.split}: too few plays")
+        if (self.to_release() == PAD_ROW).all():
+            raise InputError(
+                f"0 of {len(self.dataset.catalogue):,} tracks of {self.dataset.path} are in {self.release.path}, so "
+                "nothing can be recommended: evaluate on a log with the track ids that the release was trained on"
+            )
         return asked
+
+    def _check_not_trained_on(self) -> None:
+        manifest = self.release.manifest
+        if not self._same_dataset:
+            return
+        if manifest.dataset.split != self.split:
+            raise InputError(
+                f"{self.release.path} was trained with the split {manifest.dataset.split}, so the {self.split} split "
+                "would ask for plays that it was trained on: train with the split that you evaluate"
+            )
+        if self._moves_targets and self.part == "validation":
+            raise InputError(
+                f"{self.release.path} was trained without --targets known, so it was trained on validation targets of "
+                "--targets known: train with --targets known, or evaluate the part test"
+            )
+
+    @property
+    def _same_dataset(self) -> bool:
+        return self.release.manifest.dataset.fingerprint == self.dataset.facts.fingerprint
+
+    @property
+    def _moves_targets(self) -> bool:
+        """Whether some targets of the last-play split are one play earlier than those of the training."""
+        trained = self.release.manifest.evaluation.get("targets", "last")
+        unknown = self.dataset.last_known is not None
+        return unknown and self.split == "last-play" and self.targets == "known" and trained != "known"
+
+    def notes(self, asked: Examples) -> list[str]:
+        """Return sentences about what the evaluation cannot measure, and what holds by construction."""
+        notes = [
+            outcomes_note(self.dataset, asked),
+            self._selection_note(asked),
+            construction_note(self.candidates),
+            one_target_note(len(asked.targets), self.part),
+            *release_notes(self.release.manifest),
+        ]
+        return [note for note in notes if note is not None]
+
+    @property
+    def candidates(self) -> int:
+        """The number of tracks that a target is ranked among, or that the sampled protocol samples from."""
+        return len(self.release.catalogue if self.protocol == "full" else self.dataset.catalogue)
+
+    def _selection_note(self, asked: Examples) -> str | None:
+        if not self._same_dataset or not self._moves_targets:
+            return None
+        assert self.dataset.last_known is not None
+        seen = int((~self.dataset.last_known[asked.sessions]).sum())
+        return (
+            f"{seen:,} of {len(asked.targets):,} targets were validation targets of the training, which may have chosen "
+            "its epoch or options with them: train with --targets known for a test that it never saw."
+        )
 
     def to_release(self) -> Int:
         """Return the release row of each dataset row, matched by track id. [dataset rows] int64.
@@ -169,8 +229,8 @@ def evaluate(question: Question, answers: RecommenderUnderTest, advance: Advance
     `advance` is called after every batch of sessions.
 
     Raises:
-        BadOption: The protocol is `sampled`, but `answers` is a service.
-        InputError: There are no targets, or the release was trained on another split of the same dataset.
+        BadOption: The protocol is `sampled`, but `answers` is a service, or the targets do not fit the log.
+        InputError: There are no targets, the release was trained on some of them, or it has none of their tracks.
 
     """
     asked, to_release = question.examples(), question.to_release()
@@ -195,14 +255,20 @@ def evaluate(question: Question, answers: RecommenderUnderTest, advance: Advance
         "split": question.split,
         "part": question.part,
         "protocol": question.protocol,
+        "targets": question.targets,
         "evaluation_seed": question.seed,
-        **summary(ranks, asked.target_skipped, question.seed),
+        "notes": question.notes(asked),
+        "by_construction": by_construction(question.candidates),
+        "unknown_targets": 0 if asked.target_known is None else int((~asked.target_known).sum()),
+        **summary(ranks, asked.target_skipped, question.seed, asked.target_known),
         "unseen_targets": float((target_plays == 0).mean()),
     }
     if question.protocol == "full":
         result["catalogue_coverage@20"] = len(covered) / max(len(question.release.catalogue), 1)
     result["ranks"] = [rank if np.isfinite(rank) else None for rank in ranks.tolist()]
     result["target_skipped"] = asked.target_skipped.tolist()
+    if asked.target_known is not None:
+        result["target_known"] = asked.target_known.tolist()
     result["target_plays"] = target_plays.tolist()
     result["session_length"] = asked.inputs.lengths.tolist()
     result["session_skip_rate"] = [round(rate, 4) for rate in skip_rates(asked.inputs).tolist()]
@@ -218,13 +284,15 @@ def skip_rates(sessions: SessionViews) -> Float64:
     return np.concatenate(rates)
 
 
-def summary(ranks: Float64, target_skipped: Bool, seed: int) -> dict[str, Any]:
+def summary(ranks: Float64, target_skipped: Bool, seed: int, target_known: Bool | None = None) -> dict[str, Any]:
     """Return all metrics with 95 % confidence intervals for the groups `all`, `played` and `skipped` of targets.
 
     `skip_down_ranking` contains the MRR@10 of skipped targets, and the difference in MRR@10 between played and skipped
-    targets. `ranks` is [sessions] float64 and `target_skipped` is [sessions] bool. `seed` initialises the bootstrap.
+    targets. `ranks` is [sessions] float64, `target_skipped` and `target_known` are [sessions] bool. Targets of unknown
+    outcome are in the group `all` only. `seed` initialises the bootstrap.
     """
-    groups = {"all": ranks, "played": ranks[~target_skipped], "skipped": ranks[target_skipped]}
+    known = np.ones_like(target_skipped) if target_known is None else target_known
+    groups = {"all": ranks, "played": ranks[known & ~target_skipped], "skipped": ranks[known & target_skipped]}
     rng = np.random.default_rng(seed)
     measured: dict[str, Any] = {
         name: {"sessions": len(members)}

@@ -22,7 +22,9 @@ from typing import Any, Final, Literal, TypeAlias
 
 from segue.errors import BadOption, SegueError
 from segue.release import read_manifest
-from training.data.splits import Split
+from training.data.dataset import Dataset
+from training.data.splits import Split, Targets
+from training.notes import training_notes
 from training.options import NeuralOptions, Options, read_options
 from training.registry import MODELS, system_name
 
@@ -63,6 +65,7 @@ class Run:
     dataset: Path
     fingerprint: str
     folder: Path
+    targets: Targets = "last"
 
     @property
     def name(self) -> str:
@@ -102,6 +105,7 @@ class Wanted:
     protocols: Sequence[Protocol]
     recipe: str | None
     settings: Sequence[str] = ()
+    targets: Targets = "last"
 
 
 def plan(wanted: Wanted, dataset: Path, fingerprint: str, folder: Path) -> Plan:
@@ -117,13 +121,29 @@ def plan(wanted: Wanted, dataset: Path, fingerprint: str, folder: Path) -> Plan:
     if unknown:
         raise BadOption(f"--system {unknown[0]!r}: expected one of {', '.join(SYSTEMS)}")
     runs = [
-        Run(name, _options(name, wanted, seed), split, dataset, fingerprint, folder)
+        Run(name, _options(name, wanted, seed), split, dataset, fingerprint, folder, wanted.targets)
         for split in wanted.splits
         for seed in wanted.seeds
         for name in dict.fromkeys(wanted.systems)
         if seed == wanted.seeds[0] or MODELS[SYSTEMS[name].model].seeded
     ]
     return Plan(runs, wanted.protocols)
+
+
+def plan_notes(plan: Plan, dataset: Dataset) -> list[str]:
+    """Return what the data do not support in the trainings of a plan, for a system with the skip loss if there is one.
+
+    `dataset` is the opened dataset of the plan.
+    """
+    by_split: dict[Split, Run] = {}
+    for run in sorted(plan.runs, key=lambda run: not getattr(run.options, "beta", 0)):
+        by_split.setdefault(run.split, run)
+    notes = [
+        note
+        for run in by_split.values()
+        for note in training_notes(SYSTEMS[run.system].model, run.options, dataset, run.split, run.targets)
+    ]
+    return list(dict.fromkeys(notes))
 
 
 def _options(name: str, wanted: Wanted, seed: int) -> Options:
@@ -176,23 +196,27 @@ def run_plan(plan: Plan, jobs: int, on_progress: OnProgress) -> list[Path]:
 
 
 def _check_same_run(run: Run) -> None:
-    """Check that existing files of `run` have the same options and dataset.
+    """Check that existing files of `run` have the same options, targets and dataset.
 
     Raises:
-        BadOption: The options or the dataset differ.
+        BadOption: The options, the targets or the dataset differ.
 
     """
-    found: list[tuple[Path, Any, Any]] = []
+    found: list[tuple[Path, Any, Any, Any]] = []
     if run.release.exists():
         manifest = read_manifest(run.release)
-        found.append((run.release, manifest.options, manifest.dataset.fingerprint))
+        trained = manifest.evaluation.get("targets", "last")
+        found.append((run.release, manifest.options, manifest.dataset.fingerprint, trained))
     for file in run.folder.glob(f"{run.split}/{run.name}.*.json"):
         content = json.loads(file.read_text(encoding="utf-8"))
-        found.append((file, content["options"], content["dataset"]["fingerprint"]))
+        asked = content.get("targets", "last")
+        found.append((file, content["options"], content["dataset"]["fingerprint"], asked))
     expected = run.options.model_dump()
-    for path, options, fingerprint in found:
+    for path, options, fingerprint, targets in found:
         if fingerprint != run.fingerprint:
             raise BadOption(f"{path} was made from another dataset: choose another --out")
+        if targets != run.targets:
+            raise BadOption(f"{path} was made with --targets {targets}, here {run.targets}: choose another --out")
         differing = sorted(key for key in expected | options if expected.get(key) != options.get(key))
         if differing:
             what = ", ".join(f"{key} {options.get(key)!r} there, {expected.get(key)!r} here" for key in differing[:3])
@@ -200,7 +224,7 @@ def _check_same_run(run: Run) -> None:
 
 
 def _do(run: Run, protocols: Sequence[Protocol], commands: "_Commands") -> None:
-    split = ["--split", run.split]
+    split = ["--split", run.split, "--targets", run.targets]
     run.release.parent.mkdir(parents=True, exist_ok=True)
     log = run.release.with_name(f"{run.name}.log")
     if not run.release.exists():

@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from segue.errors import BadOption, BadRelease
 from training.data.dataset import Dataset
-from training.data.splits import Split
+from training.data.splits import Split, Targets
 from training.options import Options, check_options
 from training.registry import MODELS
 from training.run import TrainingJob, train
@@ -57,6 +57,7 @@ class StudySpec:
     split: Split
     out: Path
     trials: int
+    targets: Targets = "last"
     identity: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,6 +72,7 @@ class StudySpec:
                 changed(self.options, {name: value})
         named: dict[str, Any] = {"model": self.model, "dataset": self.dataset.facts.fingerprint, "split": self.split}
         named |= {f"--search {name}": ",".join(map(str, values)) for name, values in self.space.items()}
+        named |= {} if self.targets == "last" else {"targets": self.targets}
         fixed = {key: value for key, value in self.options.model_dump().items() if key not in self.space}
         object.__setattr__(self, "identity", {key: str(value) for key, value in (named | fixed).items()})
 
@@ -191,8 +193,9 @@ def _value(trial: Trial, tuning: StudySpec) -> float:
         if earlier.params == params and earlier.value is not None:
             return earlier.value
     folder = tuning.out / f"trial-{trial.user_attrs['folder']}"
+    options = changed(tuning.options, params)
     job = TrainingJob(
-        tuning.model, changed(tuning.options, params), tuning.dataset, tuning.split, folder, overwrite=True
+        tuning.model, options, tuning.dataset, tuning.split, folder, overwrite=True, targets=tuning.targets
     )
     try:
         release = train(job, _Pruning(trial))

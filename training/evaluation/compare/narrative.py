@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from segue.arrays import Bool, Float64
-from segue.ranking_metrics import hit
+from segue.ranking_metrics import Estimate, hit
 from training.evaluation.compare.statistics import Difference, Pair
 from training.evaluation.compare.tables import ComparisonData
 
@@ -78,6 +78,8 @@ def answer(measured: ComparisonData) -> tuple[str, str]:
 def _best(measured: ComparisonData) -> str:
     best, group = best_system(measured), wanted_group(measured)
     top = measured.estimates[best, group, "HR@10"]
+    if len(measured.asked.systems) == 1:
+        return _only(best, len(measured.asked.systems[best].ranks), group, top)
     beside = [
         system
         for system in measured.asked.systems
@@ -87,10 +89,22 @@ def _best(measured: ComparisonData) -> str:
     if beside:
         near = f"There is no clear winner: the interval{'s' * (len(beside) > 1)} of {listed(beside)} "
         near += f"overlap{'s' * (len(beside) == 1)} with it."
+    return f"{best} has the highest hit rate: {_in_words(group, top)}. {near}"
+
+
+def _only(system: str, seeds: int, group: str, hit_rate: Estimate) -> str:
+    """The sentence about a comparison of one system."""
+    what = "One result" if seeds == 1 else f"One system ({seeds} seeds)"
     return (
-        f"{best} has the highest hit rate: in {of_sessions(group, f'{100 * top.value:.0f} of 100')}, the next track is "
-        "among the first ten of its list "
-        f"(HR@10 {top.value:.3f}, 95 % interval {top.low:.3f} to {top.high:.3f}). {near}"
+        f"{what}: nothing to compare. {system}: {_in_words(group, hit_rate)}. Add the results of other systems on the "
+        "same dataset, split and targets."
+    )
+
+
+def _in_words(group: str, hit_rate: Estimate) -> str:
+    return (
+        f"in {of_sessions(group, f'{100 * hit_rate.value:.0f} of 100')}, the next track is among the first ten of its "
+        f"list (HR@10 {hit_rate.value:.3f}, 95 % interval {hit_rate.low:.3f} to {hit_rate.high:.3f})"
     )
 
 
@@ -166,11 +180,12 @@ def example(measured: ComparisonData) -> list[str]:
     number = _pick_example(ranks, members)
     length, rank = int(asked.session_length[number]), ranks[number]
     hits, sessions = int(hit(ranks[members], 10).sum()), int(members.sum())
-    outcome = "skipped" if asked.target_skipped[number] else "played"
+    outcome = next((of for of in ("skipped", "played") if asked.members(of)[number]), None)
+    target = f"The target, which the listener {outcome}," if outcome else "The target, whose outcome is unknown,"
     sentences = [
         f"Take session {number + 1:,} of {len(ranks):,}. The system {best} saw its {length} plays before the target, "
-        f"{round(length * float(asked.session_skip_rate[number]))} of them skipped, and ranked all tracks. The target, "
-        f"which the listener {outcome}, has rank {_place(rank)}: {_verdict(rank, 10)} at 10, {_verdict(rank, 1)} at 1.",
+        f"{round(length * float(asked.session_skip_rate[number]))} of them skipped, and ranked all tracks. "
+        f"{target} has rank {_place(rank)}: {_verdict(rank, 10)} at 10, {_verdict(rank, 1)} at 1.",
         f"There is a hit at 10 in {of_sessions(group, f'{hits:,} of the {sessions:,}')}: "
         f"HR@10 = {hits:,} / {sessions:,} = {hits / sessions:.3f}.",
     ]

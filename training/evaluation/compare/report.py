@@ -62,15 +62,18 @@ class ReportSection:
     @property
     def heading(self) -> str:
         """The title of the section."""
-        whole = "sessions that training never saw" if self.split == "new-sessions" else "last play of each session"
-        return f"{self.source}: {whole} ({self.split} split, {self.part} targets)"
+        question = narrative.chosen(self.by_protocol).asked.question
+        known = " of known outcome" if question.targets == "known" else ""
+        last = f"last play{known} of each session"
+        whole = "sessions that training never saw" if self.split == "new-sessions" else last
+        return f"{self.source}: {whole} ({self.split} split, {self.part} targets{known})"
 
 
 def measure(paths: Sequence[Path], permutations: int = PERMUTATIONS) -> list[ReportSection]:
     """Read result files and compute all statistics. Raises InputError."""
     compared = read_results(paths)
     sections = []
-    for key, questions in groupby(compared, key=lambda q: (q.source, q.fingerprint, q.part, q.split)):
+    for key, questions in groupby(compared, key=lambda q: (q.source, q.fingerprint, q.part, q.split, q.targets)):
         by_protocol = {
             question.protocol: ComparisonData(
                 compared[question],
@@ -103,7 +106,7 @@ def _section(source: str, split: str, part: str, by_protocol: Mapping[str, Compa
 def sentences(by_protocol: Mapping[str, ComparisonData]) -> list[str]:
     """The findings in words, from the full ranking if it was measured, else from the first protocol."""
     measured = narrative.chosen(by_protocol)
-    found = list(narrative.answer(measured))
+    found = [*narrative.answer(measured), *measured.asked.notes]
     for metric in ("HR@1", "HR@10"):
         behind = not_better_than_markov(measured, metric)
         if "markov" in measured.asked.systems and any(name.startswith(NEURAL) for name in measured.asked.systems):
@@ -126,6 +129,7 @@ def as_json(sections: Sequence[ReportSection]) -> dict[str, Any]:
         "questions": [
             {
                 **measured.asked.question._asdict(),
+                "notes": measured.asked.notes,
                 "sessions": {group: int(measured.asked.members(group).sum()) for group in ("all", "played", "skipped")},
                 "systems": {system: _system_json(measured, system) for system in measured.asked.systems},
                 "differences": [
@@ -210,7 +214,7 @@ def _part(section: ReportSection, anchor: str) -> dict[str, Any]:
         "hits": round(100 * measured.estimates[narrative.best_system(measured), group, "HR@10"].value),
         "of_100": narrative.of_sessions(group, "100"),
         "sessions": len(asked.target_skipped),
-        "skipped": 100 * float(asked.target_skipped.mean()),
+        "skipped": 100 * float(asked.members("skipped").mean()),
     }
 
 

@@ -28,10 +28,12 @@ class Question(NamedTuple):
     split: str
     part: str
     protocol: str
+    targets: str = "last"
 
     def __str__(self) -> str:
         """The name in titles of tables."""
-        return f"{self.part} targets, {self.split} split, {self.protocol} ranking"
+        known = " of known outcome" if self.targets == "known" else ""
+        return f"{self.part} targets{known}, {self.split} split, {self.protocol} ranking"
 
 
 @dataclass
@@ -65,11 +67,14 @@ class EvaluationResults:
     session_skip_rate: Float64  # [sessions]
     drawn: int = 0  # the seed of the sampled tracks, for the protocol `sampled`
     systems: dict[str, SystemResults] = field(default_factory=dict)
+    target_known: Bool | None = None  # [sessions], whether the outcome of the target is known; None: of all of them
+    notes: list[str] = field(default_factory=list)  # what the evaluation cannot measure, and what holds anyway
 
     def members(self, group: str) -> Bool:
         """The sessions of a group of targets, [sessions] bool."""
         every = np.ones_like(self.target_skipped)
-        return {"all": every, "played": ~self.target_skipped, "skipped": self.target_skipped}[group]
+        known = every if self.target_known is None else self.target_known
+        return {"all": every, "played": known & ~self.target_skipped, "skipped": known & self.target_skipped}[group]
 
 
 Comparison: TypeAlias = dict[Question, EvaluationResults]
@@ -86,7 +91,8 @@ def read_results(paths: Sequence[Path]) -> Comparison:
 
 
 def _order(question: Question) -> tuple[Any, ...]:
-    return (question.source, question.fingerprint, question.part, question.split != "last-play", question.protocol)
+    split = question.split != "last-play"
+    return (question.source, question.fingerprint, question.part, split, question.targets, question.protocol)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -102,11 +108,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _add(compared: Comparison, path: Path, content: dict[str, Any]) -> None:
     dataset = content["dataset"]
-    asked_of = (content[key] for key in ("split", "part", "protocol"))
-    question = Question(dataset["source"], dataset["fingerprint"], *asked_of)
+    split, part, protocol = (content[key] for key in ("split", "part", "protocol"))
+    targets = content.get("targets", "last")
+    question = Question(dataset["source"], dataset["fingerprint"], split, part, protocol, targets)
     drawn = content.get("evaluation_seed", 0) if question.protocol == "sampled" else 0
     skipped, plays, length, skip_rate = (np.array(content[key]) for key in _OF_A_SESSION)
     asked = compared.setdefault(question, EvaluationResults(question, skipped, plays, length, skip_rate, drawn))
+    if "target_known" in content:
+        asked.target_known = np.array(content["target_known"])
+    asked.notes += [note for note in content.get("notes", []) if note not in asked.notes]
     if not np.array_equal(asked.target_skipped, skipped) or len(content["ranks"]) != len(skipped):
         raise InputError(f"{path} has other targets than the results before it of the same dataset and split")
     if asked.drawn != drawn:

@@ -1,0 +1,193 @@
+"""What training, tuning and evaluation say about data that do not support a figure, on the terminal and in files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+pytest.importorskip("torch")
+
+from segue.cli import main
+from segue.release import open_release
+from tests.comparison_results import result as result_file
+from tests.datasets import write_dataset
+from training.data.dataset import Dataset
+from training.notes import training_notes
+from training.options import Options, SasRecOptions, WrmfOptions
+
+TRACKS = 30
+
+
+def listened(path: Path, skip_rate: float = 0.3, sessions: int = 40, tracks: int = TRACKS, **unknown: bool) -> Dataset:
+    """Sessions of eight plays. With `inferred` or `no_skips`, last plays have no known outcome."""
+    rng = np.random.default_rng(0)
+    plays = pl.DataFrame(
+        {
+            "session_id": np.repeat(np.arange(sessions), 8).astype(str),
+            "track_id": [f"t{number}" for number in rng.integers(0, tracks, sessions * 8)],
+            "skipped": rng.random(sessions * 8) < skip_rate,
+        }
+    )
+    if any(unknown.values()):
+        plays = plays.with_columns(skipped=pl.col("skipped") & (pl.int_range(pl.len()) % 8 != 7))
+    known = [False] * sessions if any(unknown.values()) else None
+    return write_dataset(path, plays, "tests", {"no_skips": True} if "no_skips" in unknown else None, last_known=known)
+
+
+class TestTrainingNotes:
+    def test_ordinary_data_need_no_note(self, tmp_path: Path) -> None:
+        assert training_notes("sasrec", SasRecOptions(), listened(tmp_path / "d"), "last-play") == []
+
+    def test_a_skip_loss_without_skips_learns_nothing(self, tmp_path: Path) -> None:
+        data = listened(tmp_path / "d", skip_rate=0)
+        [note] = training_notes("sasrec", SasRecOptions(), data, "last-play")
+        assert note.startswith("The training sessions have no skip, so the skip loss has nothing to learn from")
+        assert training_notes("sasrec", SasRecOptions(beta=0), data, "last-play") == []
+        [note] = training_notes("wrmf-nr", WrmfOptions(), data, "new-sessions")
+        assert note.endswith("it is trained as wrmf.")
+        assert training_notes("wrmf", WrmfOptions(), data, "last-play") == []
+
+    def test_skips_that_are_held_out_are_none_to_learn_from(self, tmp_path: Path) -> None:
+        plays = pl.DataFrame({"session_id": ["s"] * 25, "track_id": [f"t{n}" for n in range(25)], "skipped": False})
+        held_out = plays.with_columns(skipped=pl.int_range(pl.len()) >= 23)
+        data = write_dataset(tmp_path / "d", held_out, "tests")
+        skips, one = training_notes("sasrec", SasRecOptions(), data, "last-play")
+        assert "nothing to learn from" in skips
+        assert one == (
+            "There is 1 validation target: the metrics describe one session only, and say nothing about other sessions."
+        )
+
+    @pytest.mark.parametrize(
+        ("split", "targets", "end"),
+        [
+            ("last-play", "last", "With --targets known, training and evaluation leave them out."),
+            ("new-sessions", "last", "they are left out of the training, and remain targets."),
+            ("last-play", "known", "they are left out (--targets known)."),
+        ],
+    )
+    def test_last_plays_of_unknown_outcome(self, split: str, targets: str, end: str, tmp_path: Path) -> None:
+        data = listened(tmp_path / "d", inferred=True)
+        [note] = training_notes("markov", Options(), data, split, targets)  # type: ignore[arg-type]
+        assert note.startswith("Skips were inferred from time, so 40 last plays of 40 sessions have no known outcome")
+        assert note.endswith(end)
+
+    def test_a_small_catalogue(self, tmp_path: Path) -> None:
+        [note] = training_notes("markov", Options(), listened(tmp_path / "d", tracks=20), "last-play")
+        assert note == "The catalogue has 20 tracks, so HR@20 is 1 by construction for each target in it."
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+class TestCommands:
+    def test_inferred_skips_are_told_from_training_to_comparison(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        data, release, file = listened(tmp_path / "d", inferred=True).path, tmp_path / "r", tmp_path / "r.json"
+        code, _, err = run(capsys, "train", data, "--model", "markov", "--out", release)
+        assert code == 0
+        assert err.startswith(
+            "Note: Skips were inferred from time, so 40 last plays of 40 sessions have no known outcome"
+        )
+        code, out, err = run(capsys, "evaluate", release, data, "--output", file)
+        assert code == 0
+        assert "40 of 40 targets count neither as played nor as skipped, which leaves 0 skipped targets" in err
+        assert "markov\tskipped\t0\tnot measurable\tnot measurable\tnot measurable" in out
+        code, _, err = run(capsys, "compare", file)
+        assert code == 0
+        assert "One result: nothing to compare. markov: in " in err
+        assert "40 of 40 targets count neither as played nor as skipped" in err
+
+    def test_known_targets_from_training_to_comparison(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        data, release, file = listened(tmp_path / "d", inferred=True).path, tmp_path / "r", tmp_path / "r.json"
+        code, _, _ = run(capsys, "train", data, "--model", "markov", "--out", release, "--targets", "known")
+        assert code == 0
+        assert open_release(release).manifest.evaluation["targets"] == "known"
+        for part in ("test", "validation"):
+            asked = ("evaluate", release, data, "--targets", "known", "--part", part, "--output", file)
+            code, out, err = run(capsys, *asked)
+            assert (code, "Note: " in err, "not measurable" in out) == (0, False, False)
+            assert f"{part} targets of known outcome" in out
+        other = json.loads(file.read_text())
+        assert other["groups"]["skipped"]["sessions"] > 0
+        _, out, _ = run(capsys, "compare", file, "--json")
+        assert json.loads(out)["questions"][0]["targets"] == "known"
+
+    def test_a_log_without_outcomes_cannot_be_split_by_known_targets(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        data = listened(tmp_path / "d", skip_rate=0, no_skips=True).path
+        asked = ("train", data, "--model", "markov", "--targets", "known", "--out", tmp_path / "r")
+        code, _, err = run(capsys, *asked)
+        assert code == 2
+        assert "--targets known" in err
+        assert not (tmp_path / "r").exists()
+
+    def test_a_release_records_that_there_was_no_skip_to_learn_from(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        data = listened(tmp_path / "d", skip_rate=0).path
+        sizes = ["--set", "epochs=1", "--set", "dimension=8", "--set", "heads=1", "--set", "blocks=1"]
+        code, _, err = run(capsys, "train", data, "--out", tmp_path / "r", *sizes)
+        assert code == 0
+        assert "the skip loss has nothing to learn from" in err
+        facts = open_release(tmp_path / "r").manifest.evaluation
+        assert facts["training"]["skips"] == 0
+        assert facts["training"]["plays"] == 40 * 6
+        assert len(facts["notes"]) == 1
+        _, out, err = run(capsys, "evaluate", tmp_path / "r", data, "--json")
+        assert "learned from sessions without a skip" in err
+        assert "learned from sessions without a skip" in json.loads(out)["notes"][0]
+
+    def test_a_small_catalogue_is_marked(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        data = listened(tmp_path / "d", tracks=10).path
+        code, out, _ = run(capsys, "train", data, "--model", "markov", "--out", tmp_path / "r")
+        assert code == 0
+        assert "validation HR@10\t1.0000 (1 by construction)" in out
+        _, out, _ = run(capsys, "evaluate", tmp_path / "r", data)
+        assert "\t1.000 by construction\t" in out
+        assert "10 (1 by construction)\tmarkov" in out
+
+    def test_other_tracks_are_refused(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        data = listened(tmp_path / "d").path
+        run(capsys, "train", data, "--model", "markov", "--out", tmp_path / "r")
+        plays = pl.DataFrame({"session_id": ["s"] * 5, "track_id": list("abcde"), "skipped": False})
+        write_dataset(tmp_path / "other", plays, "tests")
+        code, out, err = run(capsys, "evaluate", tmp_path / "r", tmp_path / "other")
+        assert (code, out) == (2, "")
+        assert err.startswith("segue: 0 of 5 tracks of ")
+
+    def test_tuning_says_what_its_figure_rests_on(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        data = listened(tmp_path / "d", tracks=10).path
+        search = ("--model", "vmis-knn", "--search", "neighbours=5", "--trials", 1, "--out", tmp_path / "study")
+        code, _, err = run(capsys, "tune", data, *search)
+        assert code == 0
+        assert "HR@10 and HR@20 are 1 by construction" in err
+
+
+class TestComparison:
+    def test_seeds_of_one_system_are_nothing_to_compare(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        files = [result_file(tmp_path / f"{seed}.json", "sasrec", [1.0, 3.0, 12.0, 2.0], seed) for seed in range(2)]
+        code, _, err = run(capsys, "compare", *files)
+        assert code == 0
+        assert "One system (2 seeds): nothing to compare." in err
+
+    def test_results_of_other_targets_are_not_compared(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        files = [
+            result_file(tmp_path / "last.json", "sasrec", [1.0, 3.0, 12.0, 2.0]),
+            result_file(tmp_path / "known.json", "markov", [1.0, 3.0, 12.0, 2.0], targets="known"),
+        ]
+        _, out, err = run(capsys, "compare", *files)
+        assert err.count("One result: nothing to compare.") == 2
+        assert "test targets of known outcome" in out

@@ -208,8 +208,8 @@ class Question:
         assert self.dataset.last_known is not None
         seen = int((~self.dataset.last_known[asked.sessions]).sum())
         return (
-            f"{seen:,} of {len(asked.targets):,} targets were validation targets of the training, which may have chosen "
-            "its epoch or options with them: train with --targets known for a test that it never saw."
+            f"{seen:,} of {len(asked.targets):,} targets were validation targets of the training, which may have "
+            "chosen its epoch or options with them: train with --targets known for a test that it never saw."
         )
 
     def to_release(self) -> Int:

@@ -18,7 +18,6 @@ from training.prepare.scrobble_exports import ROCKBOX_FIELDS, lastfm, lastfm_jso
 from training.prepare.streaming_exports import apple_music, spotify, spotify_account
 from training.prepare.tables import LogTable
 
-_FORM: Final = LogFormat(sessions_given=False, by_position=False)
 _READERS: Final[dict[LogKind, Callable[[LogTable, PrepareOptions], ExportRows]]] = {
     "spotify": spotify,
     "spotify-account": spotify_account,
@@ -54,7 +53,7 @@ def read_export(kind: LogKind, plain: PlainFile, options: PrepareOptions) -> Log
     faults = ((broken, 1), (rows.track.is_null(), 3), (faulty | rows.at.is_null(), 4))
     problem = pl.coalesce(*(pl.when(where).then(pl.lit(code, dtype=pl.UInt8)) for where, code in faults))
     frame = rows.frame.filter(~ignored).select(**columns, text=pl.lit(""), problem=problem.fill_null(0))
-    return LogLines(frame, _FORM)
+    return LogLines(frame, LogFormat(sessions_given=False, by_position=False, by_end=rows.ordered_by_end))
 
 
 def _outcome(rules: Sequence[Rule]) -> tuple[pl.Expr, pl.Expr]:

@@ -60,6 +60,7 @@ class LogFormat(NamedTuple):
 
     sessions_given: bool  # owners are sessions
     by_position: bool  # plays have positions in their session
+    by_end: bool = False  # plays are in the order of their ends: their starts are less exact
 
 
 @dataclass(frozen=True)

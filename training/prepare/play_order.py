@@ -2,12 +2,13 @@
 
 All functions work on flat arrays of the lines of some owners. An owner is a user or a session.
 
-**Order.** Plays are ordered by position, or else by their start, and next by their end. Of plays that are equal in
-these, the later line is the later play, unless the file runs from new to old: if the times of an owner's lines in a
-file fall more often than they rise, the later line is the earlier play. The files of such an owner run from new to old
-as well. A file in which the times of an owner neither fall nor rise more often runs like the owner's other files.
+**Order.** Plays are ordered by position, or else by their start, and next by their end. In a log whose ends are more
+exact than its starts, plays are ordered by their end. Of plays that are equal in these, the later line is the later
+play, unless the file runs from new to old: if the times of an owner's lines in a file fall more often than they rise,
+the later line is the earlier play. The files of such an owner run from new to old as well. A file in which the times
+of an owner neither fall nor rise more often runs like the owner's other files.
 
-**Repeated reports.** Lines with the same owner, place (start or position), track and `detail` are one play, also if
+**Repeated reports.** Lines with the same owner, place (start, end or position), track and `detail` are one play, also if
 they are in different files. With `merge_within_ms`, a line that starts at most so many milliseconds after another one
 of its owner and track is a report of the same play. The play starts with its first report, and stays where that one
 is. The other values are those of the line with the newest `written_at`, or else of the last line in the order of
@@ -48,17 +49,19 @@ class OrderedPlays(NamedTuple):
 
     line: LineNumbers  # [plays], the line that counts
     owner: NDArray[np.uint32]  # [plays]
-    place: Int  # [plays] int64, the position, or the start in ms since 1970
+    place: Int  # [plays] int64, the position, or the start or end in ms since 1970
     repeats: Repeats
 
 
-def ordered_plays(lines: pl.DataFrame, *, by_position: bool, merge_within_ms: float) -> OrderedPlays:
+def ordered_plays(
+    lines: pl.DataFrame, *, by_position: bool, merge_within_ms: float, by_end: bool = False
+) -> OrderedPlays:
     """Order the lines and merge repeated reports.
 
     `lines` has the columns `owner` and `track` (uint32), and the other columns of LINE_COLUMNS that the log has.
     """
     owner = lines["owner"].to_numpy()
-    place = lines["position" if by_position else "at"].fill_null(UNKNOWN_TIME).to_numpy()
+    place = lines["position" if by_position else "end" if by_end else "at"].fill_null(UNKNOWN_TIME).to_numpy()
     line = _by_owner(owner)
     if line is None:
         line = np.arange(len(owner), dtype=np.uint32)

@@ -172,10 +172,11 @@ def sessionize(
     `lines` has the columns `owner` and `track` (uint32), and the other columns of LINE_COLUMNS that the log has. The
     sessions are sorted by owner code. `times` is None if the log has no times.
     """
-    found = ordered_plays(lines, by_position=form.by_position, merge_within_ms=options.merge_within_s * 1000)
+    within_ms = options.merge_within_s * 1000
+    found = ordered_plays(lines, by_position=form.by_position, by_end=form.by_end, merge_within_ms=within_ms)
     line, owner = found.line, found.owner
     at: Int | None = found.place
-    if form.by_position:
+    if form.by_position or form.by_end:
         at = _values(lines, "at", line) if times is not None else None
     if form.sessions_given or at is None:
         first = first_of_owner(owner)

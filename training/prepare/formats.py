@@ -163,7 +163,7 @@ def _yambda(table: LogTable, played_ratio_pct: int) -> LogLines:
     fields = _Fields(
         owner=pl.col("uid").cast(pl.String),
         track=pl.col("item_id").cast(pl.String),
-        at=table.time_ms("timestamp").value,
+        at=table.time_ms("timestamp", plausible=False).value,
         skipped=pl.col("played_ratio_pct") < played_ratio_pct,
     )
     return LogLines(_lines(table.frame, fields, table.text_line), LogFormat(sessions_given=False, by_position=False))
@@ -179,7 +179,7 @@ def _events(table: LogTable) -> LogLines:
         )
     has_time = "timestamp" in columns
     owner, track = table.id("session_id" if whole else "user_id").value, table.id("track_id").value
-    time = table.time_ms("timestamp") if has_time else None
+    time = table.time_ms("timestamp", plausible=not whole) if has_time else None
     fields = _Fields(
         owner=owner,
         track=track,
@@ -201,7 +201,7 @@ def _written_at(table: LogTable) -> pl.Expr | None:
         return None
     if isinstance(table.schema["written_at"], pl.Datetime):
         return pl.col("written_at").dt.epoch("us")
-    return table.time_ms("written_at").value * 1000
+    return table.time_ms("written_at", plausible=False).value * 1000
 
 
 def _lines(frame: pl.LazyFrame, fields: _Fields, text: pl.Expr) -> pl.LazyFrame:

@@ -6,7 +6,6 @@ Log formats are not known here: training.prepare.formats says what each column m
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 import polars as pl
 
@@ -15,25 +14,36 @@ from segue.safe_files import UNREADABLE, check_footer
 from training.prepare.content import PlainFile
 from training.prepare.delimited import header, holds_quotes, split_lines, split_quoted_lines
 from training.prepare.json_objects import VALID, Shape, json_frame, line_numbers, shape_of
-from training.prepare.values import FLAGS_ACCEPTED, NUMBERS_ACCEPTED, TIMES_ACCEPTED, Fault, Value
+from training.prepare.times import TIME_TYPE, TimeReader, time_value
+from training.prepare.values import (
+    FLAGS_ACCEPTED,
+    Fault,
+    Value,
+    flag_of,
+    id_of_binary,
+    id_of_decimal,
+    id_of_float,
+    id_of_text,
+    is_present,
+    whole_number_of,
+)
 
-# An epoch is in s, ms, us or ns. Each limit is after the year 5000 in its unit and before 1975 in the next one.
-_EPOCH_LIMITS: Final = ((1e11, 1000.0), (1e14, 1.0), (1e17, 1e-3))
 
-
-@dataclass(frozen=True)
+@dataclass
 class LogTable:
     """The columns of one file, by their names in lower case. Fields of JSON objects in objects have dotted names.
 
     The methods that give values may add columns to `frame`: take it after the last of them.
     """
 
-    frame: pl.LazyFrame
+    columns: pl.LazyFrame
     schema: dict[str, pl.DataType]
     text_line: pl.Expr
     name: str
     complete: pl.Expr | None = None
     plain: PlainFile | None = None
+    _added: dict[str, pl.Expr] = field(default_factory=dict)
+    _time_readers: list[TimeReader] = field(default_factory=list)
     json_types: dict[str, frozenset[type]] = field(default_factory=dict)  # of the values of each field of JSON
 
     @classmethod
@@ -94,7 +104,7 @@ class LogTable:
         frame = json_frame(plain, columns)
         types = {column: frozenset(inner.types) for column, inner in shapes.items()}
         schema: dict[str, pl.DataType] = dict.fromkeys(columns, pl.String())
-        return cls(frame, schema, pl.lit(""), plain.name, pl.col(VALID), plain, types)
+        return cls(frame, schema, pl.lit(""), plain.name, pl.col(VALID), plain, json_types=types)
 
     def require(self, *names: str) -> None:
         """Raise BadLog if one of these columns is missing."""
@@ -115,62 +125,77 @@ class LogTable:
         return f"{self.name} has the columns {found[:300]}; expected {what}"
 
     def text(self, name: str) -> Value:
-        """A column as text, null where a value is missing."""
-        return Value(pl.col(name).cast(pl.String))
+        """A column as text, null where a value is missing. Raises BadLog for a column of objects."""
+        dtype, column = self.schema[name], pl.col(name)
+        if dtype == pl.List(pl.String):
+            column = column.list.join(", ")
+        elif dtype.is_nested():
+            raise self._wrong_type(name, "text")
+        return Value(column.cast(pl.String))
 
     def id(self, name: str) -> Value:
-        """The ids in a column as text, null where a value is missing. Raises BadLog for a type that is no id."""
-        text = pl.col(name).cast(pl.String)
-        return Value(pl.when(text != "").then(text))
+        """The ids in a column as text. Raises BadLog for a type that is no id."""
+        dtype = self.schema[name]
+        if self.json_types.get(name, {str}) <= {bool, list, dict}:
+            raise BadLog(f"{self.name}: field {name} holds no ids, expected text or whole numbers")
+        if dtype == pl.String or isinstance(dtype, pl.Categorical | pl.Enum):
+            return id_of_text(self._with_column("text", name, pl.col(name).cast(pl.String)))
+        if dtype.is_integer():
+            return Value(pl.col(name).cast(pl.String))
+        if dtype.is_float():
+            return id_of_float(name)
+        if dtype.is_decimal():
+            return id_of_decimal(name)
+        if dtype == pl.Binary:
+            return id_of_binary(name, self.name)
+        raise self._wrong_type(name, "ids: text, integers or categories")
 
     def time_ms(
         self, name: str, *, time_format: str | None = None, time_zone: str | None = None, plausible: bool = True
     ) -> Value:
-        """Times in milliseconds since 1970 UTC.
+        """Times in milliseconds since 1970 UTC. Raises BadLog and BadOption.
 
         Args:
             name: The column.
             time_format: The form of the times, as for strftime. Without it, all forms that are not ambiguous are read.
             time_zone: The zone of times that name none.
-            plausible: Whether a time before 1990 or after tomorrow is a fault.
+            plausible: Whether a time before 1990 or after tomorrow is a fault, and so is a date in digits.
 
         """
-        del time_format, time_zone, plausible
-        dtype, column = self.schema[name], pl.col(name)
-        if dtype == pl.String:
-            value = _time_of_text(column)
-        elif dtype == pl.Date or isinstance(dtype, pl.Datetime):
-            value = column.cast(pl.Datetime("ms")).cast(pl.Int64) if dtype == pl.Date else column.dt.epoch("ms")
-        elif dtype.is_numeric():
-            value = _time_of_epoch(column.cast(pl.Float64))
-        else:
-            raise BadLog(f"{self.name}: {name} is of type {dtype}, expected a date-time, text or a number")
-        return self._value(name, value, "is no time", TIMES_ACCEPTED)
+        dtype = self.schema[name]
+        if not (dtype == pl.String or dtype.is_numeric() or dtype == pl.Date or isinstance(dtype, pl.Datetime)):
+            raise self._wrong_type(name, "a date-time, text or a number")
+        reader = TimeReader(time_format, time_zone, plausible)
+        self._time_readers.append(reader)
+        column = pl.col(name).cast(pl.Float64) if dtype.is_decimal() else pl.col(name)
+        times = column.map_batches(reader.read, return_dtype=TIME_TYPE, is_elementwise=True)
+        return time_value(name, self._with_column("time", name, times), reader)
 
     def whole_number(self, name: str) -> Value:
-        """Whole numbers as int64."""
-        dtype, column = self.schema[name], pl.col(name)
-        if dtype == pl.String:
-            value = column.str.strip_chars().cast(pl.Int64, strict=False)
-        elif dtype.is_numeric():
-            value = _whole(column)
-        else:
-            raise BadLog(f"{self.name}: {name} is of type {dtype}, expected a whole number")
-        return self._value(name, value, "is no whole number", NUMBERS_ACCEPTED)
+        """Whole numbers as int64. Raises BadLog."""
+        dtype = self.schema[name]
+        if dtype != pl.String and not dtype.is_numeric():
+            raise self._wrong_type(name, "whole numbers")
+        column = self._with_column("number", name, whole_number_of(name, dtype))
+        return self._value(name, pl.col(column), "is no whole number", "whole numbers")
 
     def parse_bool(self, name: str, *, inverted: bool = False) -> Value:
-        """Flags as Booleans. `inverted`: true means the opposite, such as a track that was played to its end."""
-        dtype, column = self.schema[name], pl.col(name)
-        if dtype == pl.Boolean:
-            return Value(column ^ inverted)
-        if dtype.is_numeric():
-            column = _whole(column).cast(pl.String)
-        elif dtype != pl.String:
-            raise BadLog(f"{self.name}: {name} is of type {dtype}, expected true or false")
-        column = column.str.strip_chars().str.to_lowercase()
-        yes, no = column.is_in(["true", "1"]), column.is_in(["false", "0"])
-        value = pl.when(yes).then(not inverted).when(no).then(inverted)
-        return self._value(name, value, "is no flag", FLAGS_ACCEPTED)
+        """Flags as Booleans. `inverted`: true means the opposite, such as a track that was heard. Raises BadLog."""
+        dtype = self.schema[name]
+        if dtype not in (pl.String, pl.Boolean) and not dtype.is_numeric():
+            raise self._wrong_type(name, "true or false")
+        flag = pl.col(self._with_column("flag", name, flag_of(name, dtype)))
+        return self._value(name, ~flag if inverted else flag, "is no flag", FLAGS_ACCEPTED)
+
+    @property
+    def frame(self) -> pl.LazyFrame:
+        """The columns of the file, and those that the values of the methods above need."""
+        return self.columns.with_columns(**self._added) if self._added else self.columns
+
+    @property
+    def no_zone(self) -> bool:
+        """Whether a time that was read named no zone, and was read as UTC. Known after the lines were read."""
+        return any(reader.no_zone for reader in self._time_readers)
 
     @property
     def unit(self) -> str:
@@ -187,27 +212,14 @@ class LogTable:
         return [row + (1 if self.unit == "row" else 2) for row in rows]
 
     def _value(self, name: str, value: pl.Expr, reason: str, accepted: str) -> Value:
-        where = self._is_present(name) & value.is_null()
+        where = is_present(name, self.schema[name]) & value.is_null()
         return Value(value, (Fault(where, reason, name, accepted),))
 
-    def _is_present(self, name: str) -> pl.Expr:
-        column = pl.col(name)
-        return column.fill_null("").str.strip_chars() != "" if self.schema[name] == pl.String else column.is_not_null()
+    def _with_column(self, kind: str, name: str, values: pl.Expr) -> str:
+        """The name of a column with these values, which are calculated once for all expressions that use it."""
+        column = f"\x00{kind}:{len(self._added)}:{name}"
+        self._added[column] = values
+        return column
 
-
-def _whole(column: pl.Expr) -> pl.Expr:
-    """Numbers as int64, null where they are not whole."""
-    number = column.cast(pl.Int64, strict=False)
-    return pl.when(number == column).then(number)
-
-
-def _time_of_text(text: pl.Expr) -> pl.Expr:
-    text = text.str.strip_chars()
-    zoned = pl.when(text.str.contains(r"(?:[Zz]|[+-]\d\d:?\d\d)$")).then(text).otherwise(text + "Z")
-    parsed = zoned.str.to_datetime("%+", time_unit="ms", time_zone="UTC", strict=False).dt.epoch("ms")
-    return pl.coalesce(_time_of_epoch(text.cast(pl.Float64, strict=False)), parsed)
-
-
-def _time_of_epoch(number: pl.Expr) -> pl.Expr:
-    scaled = [pl.when(number.abs() < limit).then(number * factor) for limit, factor in _EPOCH_LIMITS]
-    return pl.coalesce(*scaled, number * 1e-6).cast(pl.Int64, strict=False)
+    def _wrong_type(self, name: str, expected: str) -> BadLog:
+        return BadLog(f"{self.name}: column {name} is of type {str(self.schema[name])[:60]}, expected {expected}")

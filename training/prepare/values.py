@@ -1,14 +1,25 @@
-"""Read the values of a column: ids, times, whole numbers and flags, and say which of them cannot be read."""
+"""Read the values of a column: ids, whole numbers and flags, and say which of them cannot be read.
+
+Times are read in training.prepare.times.
+"""
 
 from typing import Final, NamedTuple
 
 import polars as pl
 
-TIMES_ACCEPTED: Final = (
-    "ISO 8601 (Z, +hh:mm, or no zone for UTC), or seconds, ms, us or ns since 1970; --time-format for others"
-)
+from segue.errors import BadLog
+
+# What databases, pandas and R write for a missing value.
+MISSING_WORDS: Final = ("", "\\N", "NULL", "null", "None", "NaN", "nan", "NA", "<NA>")
+_LONGEST_WORD: Final = max(map(len, MISSING_WORDS))
+
 FLAGS_ACCEPTED: Final = "true or false, t or f, yes or no, y or n, 1 or 0"
-NUMBERS_ACCEPTED: Final = "a whole number"
+
+EXACT: Final = 1 << 53  # whole numbers from here on are not exact as floating-point numbers
+
+_TRUE: Final = ("true", "t", "yes", "y", "1")
+_FALSE: Final = ("false", "f", "no", "n", "0")
+_ROUNDED: Final = r"^[0-9](?:[.,][0-9]+)?[eE]\+?[0-9]+$"
 
 
 class Fault(NamedTuple):
@@ -16,9 +27,9 @@ class Fault(NamedTuple):
 
     where: pl.Expr  # Boolean, never null: whether the value of a line has this fault
     reason: str  # such as "is no time"
-    column: str
+    column: str  # empty if the line as a whole cannot be read
     accepted: str
-    note: pl.Expr | None = None  # String: what the value was read as, for an example
+    note: pl.Expr | None = None  # String: what is told about an example, such as the time that it was read as
 
 
 class Value(NamedTuple):
@@ -26,3 +37,122 @@ class Value(NamedTuple):
 
     value: pl.Expr  # null where the value is missing or at fault
     faults: tuple[Fault, ...] = ()  # of values that are present; a line has at most one of them
+
+
+class IdFacts(NamedTuple):
+    """Whether the ids of a log look damaged by a program that took them for numbers."""
+
+    ids: int = 0
+    whole_floats: int = 0  # such as 12.0
+    rounded: int = 0  # such as 8.00000E+14
+
+    def add(self, other: "IdFacts") -> "IdFacts":
+        """The facts about the ids of two parts of a log."""
+        return IdFacts(*(mine + yours for mine, yours in zip(self, other, strict=True)))
+
+
+def id_facts(ids: pl.Series) -> IdFacts:
+    """The facts about these ids (String), each of which is given once."""
+    found = ids.drop_nulls()
+    whole_floats = found.str.contains(r"^[0-9]+\.0$").sum()
+    return IdFacts(len(found), int(whole_floats), int(found.str.contains(_ROUNDED).sum()))
+
+
+def without_missing(text: pl.Series) -> pl.Series:
+    """The texts, null instead of MISSING_WORDS."""
+    length = text.str.len_bytes()
+    empty = length == 0
+    short = (length <= _LONGEST_WORD) & ~empty
+    missing = empty
+    if short.any():  # most ids are longer, and comparing lengths is much faster than comparing texts
+        places = short.arg_true()
+        words = places.filter(text.gather(places).is_in(MISSING_WORDS))
+        missing = empty.scatter(words, values=True) if len(words) else empty
+    if not missing.any():
+        return text
+    return text.zip_with(~missing.fill_null(value=False), pl.Series([None], dtype=pl.String))
+
+
+def id_of_text(name: str) -> Value:
+    """Ids that are text."""
+    return Value(pl.col(name).map_batches(without_missing, return_dtype=pl.String, is_elementwise=True))
+
+
+def id_of_binary(name: str, file: str) -> Value:
+    """Ids that are UTF-8 in a column of bytes. The expression raises BadLog for other bytes."""
+
+    def read(values: pl.Series) -> pl.Series:
+        try:
+            return without_missing(values.cast(pl.String))
+        except pl.exceptions.ComputeError as error:
+            raise BadLog(f"{file}: column {name} has bytes that are no UTF-8 text, expected ids") from error
+
+    return Value(pl.col(name).map_batches(read, return_dtype=pl.String, is_elementwise=True))
+
+
+def id_of_float(name: str) -> Value:
+    """Ids that a program has stored as floating-point numbers: 1.0 is the id 1."""
+    column = pl.col(name).cast(pl.Float64)
+    exact = (column.abs() < EXACT) & (column == column.round())
+    where = (exact.not_() & column.is_not_nan()).fill_null(value=False)
+    accepted = "text or integers; ids in a floating-point column are exact only if they are whole and below 2^53"
+    value = pl.when(exact).then(column).cast(pl.Int64).cast(pl.String)
+    return Value(value, (Fault(where, "is no exact id", name, accepted),))
+
+
+def id_of_decimal(name: str) -> Value:
+    """Ids that are decimal numbers without a fraction."""
+    text = pl.col(name).cast(pl.String).str.replace(r"\.0+$", "")
+    where = text.str.contains(".", literal=True).fill_null(value=False)
+    accepted = "text or whole numbers"
+    return Value(pl.when(~where).then(text), (Fault(where, "is no whole number", name, accepted),))
+
+
+def whole_number_of(name: str, dtype: pl.DataType) -> pl.Expr:
+    """Whole numbers as int64, null where the value is missing or none."""
+    column = pl.col(name)
+    if dtype == pl.String:
+        return column.map_batches(_whole_of_text, return_dtype=pl.Int64, is_elementwise=True)
+    number = column.cast(pl.Int64, strict=False)
+    return number if dtype.is_integer() else pl.when(number == column).then(number)
+
+
+def flag_of(name: str, dtype: pl.DataType) -> pl.Expr:
+    """Flags as Booleans, null where the value is missing or none."""
+    column = pl.col(name)
+    if dtype == pl.Boolean:
+        return column
+    if dtype == pl.String:
+        return column.map_batches(_flag_of_text, return_dtype=pl.Boolean, is_elementwise=True)
+    return pl.when(column == 1).then(True).when(column == 0).then(False)
+
+
+def is_present(name: str, dtype: pl.DataType) -> pl.Expr:
+    """Whether a line has a value in the column. Never null."""
+    column = pl.col(name)
+    if dtype == pl.String:
+        return column.map_batches(_is_present, return_dtype=pl.Boolean, is_elementwise=True)
+    return column.is_not_null() & column.is_not_nan() if dtype.is_float() else column.is_not_null()
+
+
+def _is_present(text: pl.Series) -> pl.Series:
+    return without_missing(text.str.strip_chars()).is_not_null()
+
+
+def _whole_of_text(text: pl.Series) -> pl.Series:
+    number = text.cast(pl.Int64, strict=False)
+    if number.null_count() == text.null_count():
+        return number
+    number = text.str.strip_chars().cast(pl.Int64, strict=False)
+    real = text.str.strip_chars().cast(pl.Float64, strict=False)
+    exact = pl.when((real.abs() < EXACT) & (real == real.round())).then(real).cast(pl.Int64)
+    return pl.select(pl.coalesce(number, exact)).to_series()
+
+
+def _flag_of_text(text: pl.Series) -> pl.Series:
+    word = text.str.strip_chars().str.to_lowercase()
+    true, false = word.is_in(_TRUE), word.is_in(_FALSE)
+    if not (true | false | word.is_null()).all():
+        number = word.cast(pl.Float64, strict=False)  # 1.0 and 0.0
+        true, false = true | (number == 1).fill_null(value=False), false | (number == 0).fill_null(value=False)
+    return pl.select(pl.when(true).then(True).when(false).then(False)).to_series()

@@ -29,7 +29,7 @@ def lastfm(table: LogTable, options: PrepareOptions) -> ExportRows:
             table.expected("a time (uts or date), artist and track, or artist, album, track and date without a header")
         )
     time, artist, title = found
-    at = table.time_ms(time, time_format=options.time_format, time_zone=options.time_zone)
+    at = table.time_ms(time, time_format=options.time_format or None, time_zone=options.time_zone or None)
     artists, titles = text_of(table, artist), text_of(table, title)
     return ExportRows(
         frame=table.frame,

@@ -80,7 +80,7 @@ def spotify_account(table: LogTable, options: PrepareOptions) -> ExportRows:
             "read it with segue prepare spotify"
         )
     table.require("endtime", "artistname", "trackname", "msplayed")
-    end = table.time_ms("endtime", time_zone=options.time_zone)
+    end = table.time_ms("endtime", time_zone=options.time_zone or None)
     played = table.whole_number("msplayed")
     artist, title = text_of(table, "artistname"), text_of(table, "trackname")
     brief = played.value < 1000 * (PLAYED_S if options.skip_below_s is None else options.skip_below_s)

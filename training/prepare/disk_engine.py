@@ -36,7 +36,7 @@ def disk_engine(split_bytes: int | None = None) -> Engine:
 
     def engine(job: PrepareJob) -> PrepareResult:
         size = split_bytes or max(split_bytes_of(job.files), _DISK_SPLIT_BYTES)
-        splits = input_splits(job.files, size, job.kind)
+        splits = input_splits(job.files, size, job.kind, job.options.encoding)
         with tempfile.TemporaryDirectory(dir=job.scratch, prefix=".log-") as folder:
             tasks = DiskTasks(Path(folder))
             return run_tasks(tasks, job, splits, min(len(splits), MAX_PARTITIONS), scratch=Path(folder))

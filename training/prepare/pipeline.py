@@ -47,6 +47,7 @@ from segue.errors import BadLog, BadOption
 from segue.safe_files import check_output_free
 from training.data.dataset import FACTS_FILE, Dataset, RawInteractions, write_listening
 from training.data.log_facts import LogFacts, PrepareStep
+from training.prepare.finding import find_files, scratch_folder
 from training.prepare.formats import LogFormat
 from training.prepare.ids import EncodedLines, first_names, played_tracks, recode
 from training.prepare.options import NO_EFFECT, LogKind, PrepareOptions, options_of_kind, prepare_options
@@ -62,7 +63,7 @@ from training.prepare.session_filters import (
     start_times,
 )
 from training.prepare.sessionize import Counts, is_skip, last_known, sessionize, time_facts
-from training.prepare.sources import InputSplit, LogFile, find_files, input_splits, scratch_folder
+from training.prepare.sources import InputSplit, LogFile, input_splits
 
 __all__ = ["PrepareJob", "PrepareOptions", "PrepareReport", "PrepareResult", "prepare", "prepare_options"]
 
@@ -225,7 +226,7 @@ class SerialTasks:
 
 def in_memory_engine(job: PrepareJob) -> PrepareResult:
     """Run all tasks in the memory of this process, with one partition."""
-    splits = input_splits(job.files, _MEMORY_SPLIT_BYTES, job.kind, slice_files=False)
+    splits = input_splits(job.files, _MEMORY_SPLIT_BYTES, job.kind, job.options.encoding, slice_files=False)
     return run_tasks(SerialTasks(), job, splits, partitions=1, scratch=job.scratch)
 
 

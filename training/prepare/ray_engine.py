@@ -62,10 +62,14 @@ def ray_engine(address: str | None = None, *, split_bytes: int | None = None) ->
     """
 
     def engine(job: PrepareJob) -> PrepareResult:
+        if address is not None and (copied := next((file for file in job.files if file.shown), None)) is not None:
+            raise BadOption(
+                f"{copied} is a copy on this machine alone: give files that all machines of the cluster see"
+            )
         # Tasks do not run in the current folder of this process, so all paths must be absolute.
         files = [file._replace(path=file.path.absolute()) for file in job.files]
         job = job._replace(files=files, scratch=job.scratch.absolute())
-        splits = input_splits(job.files, split_bytes or split_bytes_of(job.files), job.kind)
+        splits = input_splits(job.files, split_bytes or split_bytes_of(job.files), job.kind, job.options.encoding)
         partitions = min(len(splits), MAX_PARTITIONS)
         with (
             _scratch_folder(job, address) as scratch,

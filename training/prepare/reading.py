@@ -124,7 +124,7 @@ class LogReader:
     def read(self, slice_: FileSlice) -> None:
         """Add the lines of a file or slice. Raises BadLog if it cannot be read."""
         file = slice_.file
-        with opened(slice_, self.kind, self.scratch) as plain:
+        with opened(slice_, self.kind, self.scratch, self.options.encoding) as plain:
             log = (read_export if self.kind in EXPORTS else read_lines)(self.kind, plain, self.options)
             self.forms.append(log.form)
             check_same_format(file, log.form, self.forms[0])

@@ -1,0 +1,142 @@
+"""Which files of a folder or an archive are logs of a kind, as services export and archives publish them.
+
+The name of a file tells little: several exports lie in one folder, and names have changed before. Where the first bytes
+tell the shape of the rows, they decide.
+"""
+
+import fnmatch
+import re
+from collections.abc import Callable
+from pathlib import PurePath, PurePosixPath
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+from training.prepare.content import content_of, uncompressed_head
+from training.prepare.options import LogKind
+
+_Head: TypeAlias = Callable[[], bytes]
+
+_COMPRESSED: Final = re.compile(r"\.(gz|bz2|zst)$", re.I)
+ARCHIVES: Final = re.compile(r"\.(zip|tar|tgz|tbz2?|tzst|tar\.(gz|bz2|zst))$", re.I)
+
+PATTERNS: Final[dict[LogKind, tuple[str, ...]]] = {
+    "events": ("*.csv", "*.tsv", "*.parquet", "*.jsonl", "*.ndjson", "*.json", "*.inter"),
+    "spotify": ("*.json",),
+    "spotify-account": ("*.json",),
+    "lastfm": ("*.csv", "*.json"),
+    "listenbrainz": ("*.jsonl", "*.json"),
+    "apple-music": ("*.csv",),
+    "rockbox": ("*scrobbler*.log",),
+    "mssd": ("*.csv",),
+    "lfm1k": ("*.tsv",),
+    "lfm2b": ("*listening*events*.tsv", "*listening*events*.csv"),
+    "yambda": ("*listens*.parquet",),
+}
+
+_EXPECTED: Final[dict[LogKind, str]] = {
+    "spotify": "Streaming_History_Audio_*.json or endsong_*.json",
+    "spotify-account": "StreamingHistory*.json",
+    "listenbrainz": "*.jsonl with listens",
+    "apple-music": "Apple Music Play Activity.csv",
+}
+
+# The words that the first rows of an export contain, and no other file of its folder does.
+_SHAPES: Final[dict[LogKind, tuple[bytes, ...]]] = {
+    "spotify": (b'"ts"', b'"ms_played"'),
+    "spotify-account": (b'"endTime"', b'"msPlayed"', b'"trackName"'),
+    "listenbrainz": (b'"listened_at"', b'"track_metadata"'),
+    "apple-music": (b"Event Type", b"Play Duration Milliseconds"),
+}
+
+# Files of the published data sets that hold no plays, by the pattern of their names: what they hold instead.
+_NO_PLAYS: Final[dict[LogKind, tuple[tuple[str, str], ...]]] = {
+    "mssd": (
+        ("tf_*.csv", "features of tracks"),
+        ("log_input_*.csv", "the test set: halves of sessions, without outcomes"),
+        ("log_prehistory_*.csv", "the test set: halves of sessions"),
+    ),
+    "lfm1k": (("userid-profile*", "profiles of listeners"),),
+    "yambda": (
+        *((f"{what}.parquet", f"{what}, not listens") for what in ("likes", "dislikes", "unlikes", "undislikes")),
+    ),
+}
+_YAMBDA_SIZES: Final = ("50m", "500m", "5b")
+
+
+class Role(NamedTuple):
+    """What a file is to a kind of log."""
+
+    use: Literal["log", "if no other", "none"]
+    holds: str = ""  # what a file of no use holds, if this is known
+
+
+LOG: Final = Role("log")
+UNKNOWN: Final = Role("none")
+
+
+def role_of(kind: LogKind, name: PurePath, head: _Head) -> Role:
+    """The role of a file with this name below its folder or archive, and these first bytes."""
+    if is_hidden(name, kind):
+        return UNKNOWN
+    lower = _COMPRESSED.sub("", name.name.lower())
+    holds = next((what for pattern, what in _NO_PLAYS.get(kind, ()) if fnmatch.fnmatchcase(lower, pattern)), "")
+    if holds:
+        return Role("none", holds)
+    if kind == "yambda" and (lower == "multi_event.parquet" or "sequential" in name.parts[:-1]):
+        return Role("if no other", "listens in another form")
+    if not any(fnmatch.fnmatchcase(lower, pattern) for pattern in PATTERNS[kind]):
+        return UNKNOWN
+    if kind in _SHAPES:
+        return _role_of_export(kind, lower, uncompressed_head(head()))
+    one_object = kind == "events" and lower.endswith(".json") and not _is_list(uncompressed_head(head()))
+    return UNKNOWN if one_object else LOG
+
+
+def expected_files(kind: LogKind) -> str:
+    """The files of a kind of log, for messages."""
+    return _EXPECTED.get(kind) or " or ".join(PATTERNS[kind])
+
+
+def is_hidden(name: PurePath, kind: LogKind) -> bool:
+    """Whether a file is hidden, or unfinished."""
+    marks = ("_", ".")
+    return any(part.startswith(marks) for part in name.parts) and not (
+        kind == "rockbox" and not any(part.startswith(marks) for part in name.parts[:-1])
+    )
+
+
+def _role_of_export(kind: LogKind, name: str, head: bytes) -> Role:
+    shape = shape_of(head)
+    if shape == "spotify" and "video" in name:
+        return Role("none", "video, not audio")
+    if shape == kind:
+        return LOG
+    if kind == "spotify" and shape == "spotify-account":
+        return Role(
+            "none",
+            "Spotify account data, with times in whole minutes: read them with `segue prepare spotify-account`, "
+            "or request the extended streaming history",
+        )
+    if kind == "spotify-account" and shape == "spotify":
+        return Role("none", "Spotify's extended streaming history: read it with `segue prepare spotify`")
+    if kind == "spotify-account" and b'"podcastName"' in head:
+        return Role("none", "podcasts")
+    return UNKNOWN
+
+
+def shape_of(head: bytes) -> LogKind | None:
+    """The export whose rows a file holds, from its first bytes without compression."""
+    return next((kind for kind, words in _SHAPES.items() if all(word in head for word in words)), None)
+
+
+def _is_list(head: bytes) -> bool:
+    content = content_of(head)
+    return content == "json_lines" or (content == "json" and head.lstrip().startswith(b"["))
+
+
+def yambda_size(name: PurePath) -> str:
+    """The part of a path that names a size of the data set, such as flat/50m, or an empty text."""
+    parts = name.parts
+    for place, part in enumerate(parts):
+        if part.lower() in _YAMBDA_SIZES:
+            return str(PurePosixPath(*parts[max(place - 1, 0) : place + 1]))
+    return ""

@@ -504,7 +504,7 @@ class TestSources:
         self, run: Run, tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]
     ) -> None:
         with pytest.raises(BadLog, match="cannot be uncompressed"):
-            run("lfm1k", b"no compressed data", suffix=f".tsv{suffix}")
+            run("lfm1k", pack(LFM1K.encode())[:12] + b"no compressed data", suffix=f".tsv{suffix}")
         with pytest.raises(BadLog, match="cannot be uncompressed"):
             run("lfm1k", pack(LFM1K.encode())[:-20], suffix=f".tsv{suffix}")
 
@@ -530,7 +530,7 @@ class TestSources:
         (tmp_path / "nothing.csv").write_bytes(b"")
         for source, message in (
             (tmp_path / "absent.csv", "does not exist"),
-            (tmp_path / "empty", r"holds no log of kind mssd: expected files \*\.csv"),
+            (tmp_path / "empty", r"holds no log of kind mssd: expected files log_\*\.csv"),
             (str(tmp_path / "*.tsv"), "no file matches"),
             (tmp_path / "nothing.csv", "is empty"),
         ):

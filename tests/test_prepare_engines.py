@@ -263,7 +263,7 @@ class TestSplits:
         sizes = {"a": 40, "b": 40, "c": 40, "d": 250, "e.gz": 250, "f": 40}
         files = [LogFile(tmp_path / name) for name in sizes]
         for file in files:
-            file.path.write_bytes(b"x" * sizes[file.name])
+            file.path.write_bytes((b"\x1f\x8b\x08" if file.name == "e.gz" else b"").ljust(sizes[file.name], b"x"))
 
         def found(*, slice_files: bool) -> list[list[tuple[str, int, int]]]:
             splits = input_splits(files, 100, "mssd", slice_files=slice_files)
@@ -279,6 +279,7 @@ class TestSplits:
         for number in range(3):
             files.append(LogFile(tmp_path / str(number)))
             with files[-1].path.open("wb") as file:
+                file.write(b"a,b\n" * (1 << 15))
                 file.truncate(100 << 30)  # a sparse file
         assert len(input_splits(files, split_bytes_of(files), "mssd")) <= 1003
 

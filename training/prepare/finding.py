@@ -74,7 +74,8 @@ class _Finder:
         """Return the result. Raises BadLog if there is no file, or if the files are not one log."""
         if not self._files:
             (place, holds), names = next(iter(self._not_read.items()))
-            raise BadLog(f"{place}/{names[0]} holds {holds}")
+            remedy = "" if ":" in holds else f": expected {expected_files(self._kind)}"
+            raise BadLog(f"{place}/{names[0]} holds {holds}{remedy}")
         if self._kind == "yambda":
             sizes = {size for file in self._files if (size := yambda_size(PurePosixPath(str(file))))}
             if len(sizes) > 1:

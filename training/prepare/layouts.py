@@ -37,6 +37,7 @@ _EXPECTED: Final[dict[LogKind, str]] = {
     "spotify-account": "StreamingHistory*.json",
     "listenbrainz": "*.jsonl with listens",
     "apple-music": "Apple Music Play Activity.csv",
+    "mssd": "log_*.csv of the training set",
 }
 
 # The words that the first rows of an export contain, and no other file of its folder does.
@@ -51,8 +52,8 @@ _SHAPES: Final[dict[LogKind, tuple[bytes, ...]]] = {
 _NO_PLAYS: Final[dict[LogKind, tuple[tuple[str, str], ...]]] = {
     "mssd": (
         ("tf_*.csv", "features of tracks"),
-        ("log_input_*.csv", "the test set: halves of sessions, without outcomes"),
-        ("log_prehistory_*.csv", "the test set: halves of sessions"),
+        ("log_input_*.csv", "halves of sessions (the test set)"),
+        ("log_prehistory_*.csv", "halves of sessions (the test set)"),
     ),
     "lfm1k": (("userid-profile*", "profiles of listeners"),),
     "yambda": (

@@ -415,9 +415,11 @@ class TestMalformedLines:
             ("log1.csv", "three"),
         ]
 
-    def test_bytes_that_are_no_utf8_do_no_harm(self, run: Run) -> None:
-        report = run("lfm1k", LFM1K.encode() + b"u1\t2009-05-04T10:30:00Z\t\tA\t\t\xff\xfe\n", min_session_plays=1)
-        assert report.malformed == 0
+    def test_bytes_that_are_no_utf8_are_refused(self, run: Run) -> None:
+        """Replaced bytes would make one track of several."""
+        line = len(LFM1K.splitlines()) + 1
+        with pytest.raises(BadLog, match=rf"log0.csv, line {line}: byte 0xFF is no UTF-8: .* --encoding latin-1"):
+            run("lfm1k", LFM1K.encode() + b"u1\t2009-05-04T10:30:00Z\t\tA\t\t\xff\xfe\n", min_session_plays=1)
 
     def test_events_may_have_unreadable_positions_flags_and_times(self, run: Run) -> None:
         header = "session_id,position,track_id,skipped,timestamp\n"

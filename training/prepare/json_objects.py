@@ -8,7 +8,7 @@ JSON of the second and third form is converted to lines block by block, so memor
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -105,7 +105,19 @@ def json_frame(plain: PlainFile, columns: dict[str, tuple[str, ...]]) -> pl.Lazy
     return register_io_source(read, schema=schema)
 
 
-def line_numbers(path: Path, rows: list[int]) -> list[int]:
+def begins_with_lines(path: Path) -> bool:
+    """Whether the first line is a JSON object, and other lines follow, of which the second one may be broken."""
+    with path.open("rb") as stream:
+        first = stream.readline(_SAMPLE_BYTES)
+        if not first.lstrip().startswith(b"{") or not stream.read(_SAMPLE_BYTES).strip():
+            return False
+    try:
+        return isinstance(_parsed(first)[0], dict)
+    except UnicodeDecodeError:
+        return False
+
+
+def line_numbers(path: Path, rows: Sequence[int]) -> list[int]:
     """The numbers of the lines, from 1, with these objects, in ascending order."""
     found, wanted, row = [], iter(rows), -1
     current = next(wanted, None)

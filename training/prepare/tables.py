@@ -3,17 +3,18 @@
 Log formats are not known here: training.prepare.formats says what each column means.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 
 import polars as pl
 
 from segue.errors import BadLog
 from segue.safe_files import UNREADABLE, check_footer
+from training.prepare import delimited
 from training.prepare.content import PlainFile
-from training.prepare.delimited import header, holds_quotes, split_lines, split_quoted_lines
-from training.prepare.json_objects import VALID, Shape, json_frame, line_numbers, shape_of
+from training.prepare.json_objects import VALID, Shape, begins_with_lines, json_frame, line_numbers, shape_of
 from training.prepare.times import TIME_TYPE, TimeReader, time_value
 from training.prepare.values import (
     FLAGS_ACCEPTED,
@@ -29,6 +30,14 @@ from training.prepare.values import (
 )
 
 
+def unreadable(plain: PlainFile, error: Exception, lines_before: int = 0) -> BadLog:
+    """The error for a file whose lines Polars cannot read. `lines_before` is that of `delimited.not_utf8`."""
+    reason = str(error).strip().splitlines()[0]
+    if plain.content != "parquet" and re.search(r"(?i)\butf-?8\b", reason):
+        return delimited.not_utf8(plain, lines_before)
+    return BadLog(f"{plain.name} cannot be read: {reason}")
+
+
 @dataclass
 class LogTable:
     """The columns of one file, by their names in lower case. Fields of JSON objects in objects have dotted names.
@@ -37,59 +46,56 @@ class LogTable:
     """
 
     columns: pl.LazyFrame
-    schema: dict[str, pl.DataType]
-    text_line: pl.Expr
-    name: str
-    complete: pl.Expr | None = None
-    plain: PlainFile | None = None
+    schema: dict[str, pl.DataType]  # of the columns that have a name
+    plain: PlainFile
+    complete: pl.Expr | None = None  # Boolean: whether a line can be divided into columns. None: every line can
+    text_line: pl.Expr = field(default_factory=lambda: pl.lit(""))
+    find_lines: Callable[[Sequence[int]], list[int]] | None = None
+    json_types: dict[str, frozenset[type]] = field(default_factory=dict)  # of the values of each field of JSON
     _added: dict[str, pl.Expr] = field(default_factory=dict)
     _time_readers: list[TimeReader] = field(default_factory=list)
-    json_types: dict[str, frozenset[type]] = field(default_factory=dict)  # of the values of each field of JSON
 
     @classmethod
     def open(cls, plain: PlainFile, *, quoted: bool = True, names: Sequence[str] = ()) -> "LogTable":
-        """The table in a file. Raises BadLog.
+        """The table in a file. Its separator is told from the data. Raises BadLog.
 
         Args:
             plain: The file.
-            quoted: Whether a field of a text file may be in double quotes. The separator of a file without quotes is
-                the tab, if its first line has one.
+            quoted: Whether a field of a text file may be in double quotes.
             names: The names of the columns of a text file that need not have a header. Whether it has one is told
                 from its first line. Without `names`, the first line must be a header.
 
         """
         if plain.content == "parquet":
-            return cls._of_parquet(plain.path, plain.name)
+            return cls._of_parquet(plain)
         if plain.content != "text":
             return cls._of_json(plain)
-        return cls._of_text(plain.path, plain.name, quoted=quoted, names=names)
+        layout = delimited.layout_of(plain, quoted=quoted, names=names)
+        fields = delimited.split(plain, layout, quoted=quoted)
+        schema: dict[str, pl.DataType] = {
+            name: pl.String() for name in layout.names if not name.startswith(delimited.UNNAMED)
+        }
+        find_lines = partial(delimited.line_numbers, plain, layout, fields)
+        return cls(fields.frame, schema, plain, fields.complete, fields.line, find_lines)
 
     @classmethod
-    def _of_parquet(cls, file: Path, name: str) -> "LogTable":
+    def _of_parquet(cls, plain: PlainFile) -> "LogTable":
         try:
-            check_footer(file)
-            frame = pl.scan_parquet(file, glob=False)
+            check_footer(plain.path)
+            frame = pl.scan_parquet(plain.path, glob=False)
             columns = frame.collect_schema()
         except UNREADABLE as error:
-            raise BadLog(f"{name} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+            raise BadLog(f"{plain.name} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
         lower = {column: column.strip().lower() for column in columns}
         if len(set(lower.values())) < len(lower):
-            raise BadLog(f"{name} has columns whose names differ in capitals alone, expected every name once")
-        frame = frame.rename(lower)
-        schema = {column.strip().lower(): dtype for column, dtype in columns.items()}
-        plain = [column for column, dtype in schema.items() if not dtype.is_nested() and dtype != pl.Binary]
-        text = pl.concat_str([pl.col(column).cast(pl.String) for column in plain], separator=" ", ignore_nulls=True)
-        return cls(frame, schema, text, name)
-
-    @classmethod
-    def _of_text(cls, file: Path, name: str, *, quoted: bool, names: Sequence[str]) -> "LogTable":
-        columns, separator = (list(names), "\t") if names else header(file, name)
-        split = split_quoted_lines if quoted and holds_quotes(file) else split_lines
-        frame, complete, text = split(file, separator, columns, skip_lines=0 if names else 1)
-        return cls(frame, dict.fromkeys(columns, pl.String()), text, name, complete)
+            raise BadLog(f"{plain.name} has columns whose names differ in capitals alone, expected every name once")
+        schema = {lower[column]: dtype for column, dtype in columns.items()}
+        return cls(frame.rename(lower), schema, plain)
 
     @classmethod
     def _of_json(cls, plain: PlainFile) -> "LogTable":
+        if plain.content == "json" and begins_with_lines(plain.path):
+            plain = plain._replace(content="json_lines")
         shape = shape_of(plain)
         if dict not in shape.types:
             raise BadLog(f"{plain.name} holds no JSON object, expected one for each play")
@@ -104,7 +110,13 @@ class LogTable:
         frame = json_frame(plain, columns)
         types = {column: frozenset(inner.types) for column, inner in shapes.items()}
         schema: dict[str, pl.DataType] = dict.fromkeys(columns, pl.String())
-        return cls(frame, schema, pl.lit(""), plain.name, pl.col(VALID), plain, json_types=types)
+        find_lines = partial(line_numbers, plain.path) if plain.content == "json_lines" else None
+        return cls(frame, schema, plain, pl.col(VALID), find_lines=find_lines, json_types=types)
+
+    @property
+    def name(self) -> str:
+        """The name of the file, for messages."""
+        return self.plain.name
 
     def require(self, *names: str) -> None:
         """Raise BadLog if one of these columns is missing."""
@@ -198,18 +210,25 @@ class LogTable:
         return any(reader.no_zone for reader in self._time_readers)
 
     @property
+    def line_fault(self) -> Fault | None:
+        """The fault of lines that cannot be divided into columns."""
+        if self.complete is None:
+            return None
+        if self.plain.content == "text":
+            return Fault(~self.complete, "has another number of fields than the header", "", "a value for each column")
+        return Fault(~self.complete, "is no JSON object", "", "a JSON object for each play")
+
+    @property
     def unit(self) -> str:
         """What `line_of` numbers: "line" or, in Parquet and JSON arrays, "row"."""
-        return "row" if self.complete is None or (self.plain and self.plain.content == "json") else "line"
+        return "line" if self.find_lines else "row"
 
     def line_of(self, rows: Sequence[int]) -> list[int]:
         """The numbers, from 1, of the lines at which rows of the frame begin, or of the rows where `unit` is "row".
 
         Rows are in ascending order.
         """
-        if self.plain and self.plain.content == "json_lines":
-            return line_numbers(self.plain.path, list(rows))
-        return [row + (1 if self.unit == "row" else 2) for row in rows]
+        return self.find_lines(rows) if self.find_lines else [row + 1 for row in rows]
 
     def _value(self, name: str, value: pl.Expr, reason: str, accepted: str) -> Value:
         where = is_present(name, self.schema[name]) & value.is_null()

@@ -1,6 +1,5 @@
 """Read times: the forms that databases, spreadsheets and programs write, and epochs."""
 
-import math
 import re
 import time
 import zoneinfo
@@ -318,16 +317,3 @@ def time_value(column: str, read: str, reader: TimeReader) -> Value:
         Fault(code == number, reason, column, expected, note) for number, (reason, expected, note) in faults.items()
     )
     return Value(pl.when(code == _OK).then(at), found)
-
-
-def resolution_ms(times: pl.Series) -> int:
-    """The greatest common divisor of times in milliseconds, 0 if there are none. For a log, math.gcd of its parts'."""
-    found = times.drop_nulls()
-    step = 0
-    for part in range(0, len(found), 1 << 20):
-        values = found.slice(part, 1 << 20)
-        # Most values are multiples of the divisor of those before.
-        while step != 1 and len(values):
-            step = math.gcd(step, int(values[0]))
-            values = values.filter(values % step != 0) if step else values.filter(values != 0)
-    return step

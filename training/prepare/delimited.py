@@ -1,7 +1,7 @@
 """Split the lines of a text file into fields: separators and headers are told from the data.
 
-A field may be in double quotes, with quotes inside it doubled and with line breaks (RFC 4180). Not every quote is one of
-these: a title such as 12" mix, or one that only begins with a quote, must not take the lines after it into its field.
+A field may be in double quotes, with quotes inside it doubled and with line breaks (RFC 4180). Not every quote is such
+one: a title such as 12" mix, or one that only begins with a quote, must not take the lines after it into its field.
 """
 
 import csv

@@ -16,7 +16,8 @@ from training.prepare.exports import read_export
 from training.prepare.formats import LINE_COLUMNS, PROBLEMS, LogFormat, read_lines
 from training.prepare.ids import TRACK_NAMES, encode, first_names, partitioned
 from training.prepare.options import EXPORTS, LogKind, PrepareOptions
-from training.prepare.sources import FileSlice, InputSplit, LogFile, opened, rows_of_slice
+from training.prepare.sources import FileSlice, InputSplit, LogFile, first_line, opened, rows_of_slice
+from training.prepare.tables import unreadable
 
 MAX_EXAMPLES: Final = 5
 
@@ -136,7 +137,8 @@ class LogReader:
                 frame = lines.select("problem", *columns).collect(engine="streaming")
                 self._count_malformed(file, lines, frame["problem"])
             except UNREADABLE as error:
-                raise BadLog(f"{file} cannot be read: {str(error).strip().splitlines()[0]}") from error
+                before = first_line(slice_, self.kind) - first_line(slice_._replace(number=0), self.kind)
+                raise unreadable(plain, error, before) from error
         self.counts.lines += len(frame)
         if frame["problem"].max():
             frame = frame.filter(pl.col("problem") == 0)

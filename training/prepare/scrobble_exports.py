@@ -67,7 +67,7 @@ def lastfm_json(plain: PlainFile) -> LogTable:
             values.append(str(value) if isinstance(value, str | int | float) else None)
     given = {name: values for name, values in columns.items() if any(value is not None for value in values)}
     frame = pl.LazyFrame(given, schema=dict.fromkeys(given, pl.String))
-    return LogTable(frame, dict.fromkeys(given, pl.String()), pl.lit(""), plain.name)
+    return LogTable(frame, dict.fromkeys(given, pl.String()), plain)
 
 
 def _json_tracks(value: Any, depth: int = 0) -> Iterator[dict[str, Any]]:

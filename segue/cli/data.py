@@ -273,7 +273,7 @@ def _show_malformed(report: "PrepareReport") -> None:
     if report.malformed:
         say(f"{report.malformed:,} of {_count(report.lines, 'line')} could not be read and were ignored. Examples:")
         for line in report.malformed_examples:
-            say(f"  {line.file}: {line.reason}: {line.text}")
+            say(f"  {line}")
 
 
 def _report_json(report: "PrepareReport") -> dict[str, Any]:

@@ -6,11 +6,9 @@ from typing import Final
 
 import polars as pl
 
+from training.prepare.formats import Rule
 from training.prepare.tables import LogTable
 from training.prepare.values import Fault
-
-Rule = tuple[pl.Expr, bool, int]  # where the rule applies, whether the play was skipped, position in EVIDENCE
-FLAG, END_REASON, DURATION = 1, 2, 3
 
 PLAYED_S: Final = 30  # a play heard for less is a skip where an export has no other sign of one
 

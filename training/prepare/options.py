@@ -107,8 +107,8 @@ class PrepareOptions(BaseModel):
     max_malformed_pct: float = Field(
         default=5, ge=0, le=100, description="A log with a larger percentage of malformed lines is refused"
     )
-    time_format: str = Field(default="", description="The form of the times, such as %m/%d/%Y %H:%M")
-    time_zone: str = Field(default="", description="The zone of times without a zone, such as Europe/Berlin")
+    time_format: str | None = Field(default=None, description="The form of the times, such as %m/%d/%Y %H:%M")
+    time_zone: str | None = Field(default=None, description="The zone of times without a zone, such as Europe/Berlin")
     timestamp_is: Literal["start", "end"] = Field(
         default="start", description="Whether a time is the start or the end of a play"
     )
@@ -145,8 +145,8 @@ class PrepareOptions(BaseModel):
 
     @field_validator("time_zone")
     @classmethod
-    def _known_zone(cls, value: str) -> str:
-        if value:
+    def _known_zone(cls, value: str | None) -> str | None:
+        if value is not None:
             try:
                 ZoneInfo(value)
             except (ZoneInfoNotFoundError, ValueError, OSError) as error:

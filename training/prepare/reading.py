@@ -3,6 +3,7 @@
 import math
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -12,8 +13,10 @@ import polars as pl
 
 from segue.errors import BadLog
 from segue.safe_files import UNREADABLE
+from training.prepare.content import PlainFile, printable
+from training.prepare.events import read_events
 from training.prepare.exports import read_export
-from training.prepare.formats import LINE_COLUMNS, PROBLEMS, LogFormat, read_lines
+from training.prepare.formats import IGNORED, LINE_COLUMNS, MISSING, LogFormat, LogLines, Problem, read_published
 from training.prepare.ids import TRACK_NAMES, encode, first_names, partitioned
 from training.prepare.options import EXPORTS, LogKind, PrepareOptions
 from training.prepare.sources import FileSlice, InputSplit, LogFile, first_line, opened, rows_of_slice
@@ -23,11 +26,32 @@ MAX_EXAMPLES: Final = 5
 
 
 class MalformedLine(NamedTuple):
-    """A line that could not be parsed."""
+    """A line that could not be parsed. Texts of the log are in `value` and `note` alone, and are shortened."""
 
-    file: LogFile
-    reason: str
-    text: str  # the first 120 characters
+    file: str
+    number: int  # of the line in its file, or of the row, from 1
+    unit: str  # "line" or "row"
+    problem: Problem
+    value: str | None
+    note: str | None
+
+    @property
+    def reason(self) -> str:
+        """What is wrong, without the value."""
+        return f"{self.problem.column} {self.problem.reason}".strip()
+
+    def __str__(self) -> str:
+        """Return a line for people, without control characters."""
+        reason, column, accepted = self.problem
+        where = f"{self.file}, {self.unit} {self.number:,}"
+        if not column:
+            return f"{where}: {reason}" + (f"; accepted: {accepted}" if accepted else "")
+        value = None if self.value is None or not self.value.strip() else f"'{printable(self.value)}'"
+        what = f"{value} {reason}" if value else "no value"
+        if value and reason == MISSING:
+            what = f"{value} stands for a missing value"
+        note = f" ({printable(self.note)})" if self.note else ""
+        return f"{where}, {printable(column)}: {what}{note}" + (f"; accepted: {accepted}" if accepted else "")
 
 
 @dataclass
@@ -41,6 +65,7 @@ class LinesRead:
     columns: dict[str, str] = field(default_factory=dict)  # the column that was read for each role
     unused_columns: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # how values were understood, one sentence each
+    counted: Counter[str] = field(default_factory=Counter)  # sums over all lines, by name
 
     @property
     def malformed(self) -> int:
@@ -56,25 +81,45 @@ class LinesRead:
         self.columns = later.columns | self.columns
         self.unused_columns.extend(name for name in later.unused_columns if name not in self.unused_columns)
         self.notes.extend(note for note in later.notes if note not in self.notes)
+        self.counted.update(later.counted)
 
-    def require_lines(self, kind: LogKind, files: int) -> None:
-        """Check that at least one line could be parsed. `files` is the number of files, for the error message.
+    def require_lines(self, kind: LogKind, files: int, max_malformed_pct: float) -> None:
+        """Check that enough lines could be parsed. `files` is the number of files, for the error message.
 
         Raises:
-            BadLog: There are no lines, or all lines are malformed.
+            BadLog: There are no plays, or more than `max_malformed_pct` percent of the lines are malformed.
 
         """
         if self.lines == 0:
             raise BadLog(f"no line in {files:,} files: expected a log of kind {kind}")
-        if self.malformed == self.lines:
-            first = self.examples[0]
+        kept = self.lines - self.ignored.total()
+        if kept == 0:
+            ignored = ", ".join(f"{printable(name)}: {number:,}" for name, number in self.ignored.items())
+            raise BadLog(f"none of {self.lines:,} lines is a play ({ignored}): expected a log of kind {kind}")
+        if self.malformed == kept:
+            raise BadLog(f"none of {kept:,} lines can be read as {kind}; {self.examples[0]}")
+        if self.malformed * 100 > max_malformed_pct * kept:
+            limit = f"more than --max-malformed {max_malformed_pct:g} % allows"
+            raise BadLog(f"{self.malformed:,} of {kept:,} lines cannot be read, {limit}; {self.examples[0]}")
+        if self.counted["sessions begun"]:
+            self._require_whole_sessions()
+
+    def _require_whole_sessions(self) -> None:
+        begun, ended = self.counted["sessions begun"], self.counted["sessions ended"]
+        if ended == 0:
             raise BadLog(
-                f"none of {self.lines:,} lines can be read as {kind}: {first.reason} in {first.text!r} "
-                f"({first.file}): check the kind of log"
+                f"{begun:,} of {begun:,} sessions lack their last plays: {self.lines:,} of "
+                f"{self.counted['plays of sessions']:,} plays are there (session_length). Half sessions "
+                "(log_prehistory) are no log of their own: prepare training_set"
+            )
+        if ended < begun:
+            self.notes.append(
+                f"{begun - ended:,} of {begun:,} sessions lack their last plays (session_length): leave out the half "
+                "sessions of test_set"
             )
 
 
-_EXAMPLE_CHARACTERS: Final = 120
+_VALUE_CHARACTERS: Final = 60
 _TIMES_A_BLOCK: Final = 1 << 16
 
 
@@ -126,20 +171,19 @@ class LogReader:
         """Add the lines of a file or slice. Raises BadLog if it cannot be read."""
         file = slice_.file
         with opened(slice_, self.kind, self.scratch, self.options.encoding) as plain:
-            log = (read_export if self.kind in EXPORTS else read_lines)(self.kind, plain, self.options)
+            log = parsed(self.kind, plain, self.options)
             self.forms.append(log.form)
             check_same_format(file, log.form, self.forms[0])
-            log_file = pl.lit(slice_.file_number, dtype=pl.UInt32).alias("file")
             columns = [pl.col(name).cast(self.categories.get(name, dtype)) for name, dtype in LINE_COLUMNS.items()]
-            columns[list(LINE_COLUMNS).index("file")] = log_file
+            columns[list(LINE_COLUMNS).index("file")] = pl.lit(slice_.file_number, dtype=pl.UInt32).alias("file")
             try:
                 lines = rows_of_slice(slice_, log.frame)
-                frame = lines.select("problem", *columns).collect(engine="streaming")
-                self._count_malformed(file, lines, frame["problem"])
+                frame = lines.select("problem", *log.counted, *columns).collect(engine="streaming")
+                self._count(slice_, log, lines, frame)
             except UNREADABLE as error:
                 before = first_line(slice_, self.kind) - first_line(slice_._replace(number=0), self.kind)
                 raise unreadable(plain, error, before) from error
-        self.counts.lines += len(frame)
+        frame = frame.drop(log.counted)
         if frame["problem"].max():
             frame = frame.filter(pl.col("problem") == 0)
         number = slice_.file_number or 0
@@ -152,25 +196,65 @@ class LogReader:
         self.frames.clear()
         return lines
 
-    def _count_malformed(self, file: LogFile, lines: pl.LazyFrame, problem: pl.Series) -> None:
-        numbers = (problem > 0).arg_true()
-        counts = self.counts
-        counts.reasons.update(
-            {PROBLEMS[code]: count for code, count in problem.gather(numbers).value_counts().iter_rows()}
+    def _count(self, slice_: FileSlice, log: LogLines, lines: pl.LazyFrame, frame: pl.DataFrame) -> None:
+        """Add what was found in a file to `counts`. `lines` are those of `frame`, with values for examples."""
+        counts, problem = self.counts, frame["problem"]
+        found = LinesRead(
+            lines=len(frame),
+            columns=dict(log.columns),
+            unused_columns=list(log.unused_columns),
+            notes=list(log.notes),
+            counted=Counter({name: int(frame[name].sum() or 0) for name in log.counted}),
         )
-        shown = numbers.head(MAX_EXAMPLES - len(counts.examples))
+        if log.table.no_zone:
+            found.notes.append("times without a zone were read as UTC: --time-zone names another zone")
+        if problem.max():
+            for code, number in problem.filter(problem > 0).value_counts().iter_rows():
+                if code >= IGNORED:
+                    found.ignored[log.ignored[code - IGNORED]] += number
+                else:
+                    one = log.problems[code - 1]
+                    found.reasons[f"{one.column} {one.reason}".strip()] += number
+            if len(counts.examples) < MAX_EXAMPLES:
+                found.examples = list(self._examples(slice_, log, lines, problem))
+        counts.add(found)
+
+    def _examples(
+        self, slice_: FileSlice, log: LogLines, lines: pl.LazyFrame, problem: pl.Series
+    ) -> Iterator[MalformedLine]:
+        shown = ((problem > 0) & (problem < IGNORED)).arg_true().head(MAX_EXAMPLES - len(self.counts.examples))
         if shown.is_empty():
             return
-        last = int(shown[-1])
-        texts = lines.select("text").head(last + 1).collect(engine="streaming")["text"].gather(shown)
-        for code, text in zip(problem.gather(shown), texts, strict=True):
-            counts.examples.append(MalformedLine(file, PROBLEMS[code], (text or "")[:_EXAMPLE_CHARACTERS]))
+        texts = lines.select("value", "note").head(int(shown[-1]) + 1).collect(engine="streaming")[shown]
+        before = 0
+        if slice_.number:
+            first = first_line(slice_._replace(number=0), self.kind)
+            before = first_line(slice_, self.kind) - first
+        numbers = log.table.line_of(shown.to_list())
+        for code, number, (value, note) in zip(problem.gather(shown), numbers, texts.iter_rows(), strict=True):
+            yield MalformedLine(
+                file=str(slice_.file),
+                number=number + before,
+                unit=log.table.unit,
+                problem=log.problems[code - 1],
+                value=None if value is None else value[:_VALUE_CHARACTERS],
+                note=note,
+            )
+
+
+def parsed(kind: LogKind, plain: PlainFile, options: PrepareOptions) -> LogLines:
+    """The lines of a file. Raises BadLog."""
+    if kind == "events":
+        return read_events(plain, options)
+    return read_export(kind, plain, options) if kind in EXPORTS else read_published(kind, plain, options)
 
 
 def check_same_format(file: LogFile, form: LogFormat, first: LogFormat) -> None:
     """Raise BadLog if the format of a file is not that of the first file."""
-    if form != first:
-        raise BadLog(f"{file} has other columns than the first file: give logs of one form at a time")
+    for name, what in (("sessions_given", "a session_id"), ("by_position", "positions in sessions")):
+        if getattr(form, name) != getattr(first, name):
+            has, other = ("has", "does not") if getattr(form, name) else ("lacks", "has them")
+            raise BadLog(f"{file} {has} {what}, the first file {other}: give logs of one form at a time")
 
 
 class ReadStats(NamedTuple):

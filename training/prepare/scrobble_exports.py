@@ -9,7 +9,8 @@ import polars as pl
 from segue.errors import BadLog
 from training.prepare.content import PlainFile
 from training.prepare.delimited import not_utf8
-from training.prepare.export_rows import DURATION, FLAG, ExportRows, Rule, any_given, described, missing, text_of
+from training.prepare.export_rows import ExportRows, any_given, described, missing, text_of
+from training.prepare.formats import DURATION, FLAG, Rule
 from training.prepare.options import PrepareOptions
 from training.prepare.tables import LogTable
 

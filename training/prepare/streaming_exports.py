@@ -12,12 +12,8 @@ import polars as pl
 
 from segue.errors import BadLog
 from training.prepare.export_rows import (
-    DURATION,
-    END_REASON,
-    FLAG,
     PLAYED_S,
     ExportRows,
-    Rule,
     any_given,
     described,
     flag_of,
@@ -26,6 +22,7 @@ from training.prepare.export_rows import (
     number_of,
     text_of,
 )
+from training.prepare.formats import DURATION, END_REASON, FLAG, Rule
 from training.prepare.options import PrepareOptions
 from training.prepare.tables import LogTable
 

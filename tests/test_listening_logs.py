@@ -565,7 +565,7 @@ class TestSources:
 
     @pytest.mark.parametrize("header", ["session_id,track\rid,skipped,position", "x" * 200_000, "track_id,,skipped"])
     def test_a_header_that_is_none_is_refused(self, run: Run, header: str) -> None:
-        with pytest.raises(BadLog, match=r"has the columns .*; expected track_id with session_id"):
+        with pytest.raises(BadLog, match=r"has the columns .*; expected"):
             run("events", f"{header}\ns,t,true,0\n")
 
     def test_a_header_alone_is_no_log(self, run: Run) -> None:

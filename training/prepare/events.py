@@ -80,7 +80,7 @@ def columns_of(table: LogTable, options: PrepareOptions) -> dict[Role, str]:
     plain_names: dict[str, list[str]] = {}
     for name in table.schema:
         if name not in taken:
-            plain_names.setdefault(re.sub(r"[^a-z0-9]", "", name), []).append(name)
+            plain_names.setdefault(re.sub(r"[ _-]", "", name), []).append(name)
     for role, names in KNOWN_NAMES.items():
         if role in found:
             continue

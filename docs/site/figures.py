@@ -16,10 +16,11 @@ import numpy as np
 from docs.site.reference import table
 from segue.ranking_metrics import Estimate
 from training.evaluation.compare import charts, narrative, tables
-from training.evaluation.compare.chart_parts import BASELINES, Chart
+from training.evaluation.compare.chart_parts import BASELINES
 from training.evaluation.compare.results import EvaluationResults, Question, SystemResults
 from training.evaluation.compare.statistics import Difference, Pair
 from training.evaluation.compare.tables import ComparisonData
+from training.reports.charts import Chart
 
 _ASKED: Final = re.compile(r"^<!-- results: (\w+) (\w+) -->$", re.MULTILINE)
 _FIELDS: Final = ("source", "fingerprint", "split", "part", "protocol")
@@ -74,7 +75,7 @@ def filled(markdown: str, results: Path, folder: str = "") -> str:
 
 def pictures(results: Path) -> dict[str, str]:
     """Every picture that a document may ask for, as an SVG file in light mode."""
-    css = resources.files("training.evaluation.compare").joinpath("page.css").read_text(encoding="utf-8")
+    css = resources.files("training.reports").joinpath("page.css").read_text(encoding="utf-8")
     colours = css[: css.index("}") + 1]  # the first rule of the page defines the colours of light mode
     found = {}
     for name in ("synthetic", "mssd"):

@@ -17,6 +17,7 @@ import click
 
 from segue.cli.data import prepare, simulate
 from segue.cli.demo import demo
+from segue.cli.describe import describe
 from segue.cli.evaluate import compare
 from segue.cli.experiments import reproduce, tune
 from segue.cli.serve import keys, openapi, recommend, serve
@@ -83,6 +84,7 @@ for _command in (
     demo,
     simulate,
     prepare,
+    describe,
     train,
     tune,
     evaluate,

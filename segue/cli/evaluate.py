@@ -14,7 +14,7 @@ from segue.cli.terminal import bar, example, first_that_fits, print_json, print_
 
 if TYPE_CHECKING:
     from training.evaluation.compare.report import ReportSection
-    from training.evaluation.compare.tables import Table as ComparisonTable
+    from training.reports.tables import Table as ComparisonTable
 
 # The name of each system and its result, as `segue evaluate --output` writes it.
 Results: TypeAlias = Sequence[tuple[str, Mapping[str, Any]]]

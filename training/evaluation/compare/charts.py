@@ -12,27 +12,25 @@ import altair as alt
 
 from segue.ranking_metrics import METRICS, Estimate
 from training import vega
-from training.evaluation.compare.chart_parts import (
+from training.evaluation.compare.chart_parts import cell, family_of, system_fields, value_fields
+from training.evaluation.compare.line_charts import breakdown_chart, hit_curves, training_time
+from training.evaluation.compare.narrative import chosen
+from training.evaluation.compare.results import GROUPS
+from training.evaluation.compare.statistics import Difference
+from training.evaluation.compare.tables import ComparisonData
+from training.reports.charts import (
     ROW,
     Chart,
-    cell,
     colours,
-    family_of,
     interval_rule,
     menu,
     points,
     shapes,
     specification,
-    system_fields,
     tooltip,
-    value_fields,
     with_interval,
 )
-from training.evaluation.compare.line_charts import breakdown_chart, hit_curves, training_time
-from training.evaluation.compare.narrative import chosen
-from training.evaluation.compare.results import GROUPS
-from training.evaluation.compare.statistics import Difference
-from training.evaluation.compare.tables import ComparisonData, Table
+from training.reports.tables import Table
 
 BOTH: Final = "played and skipped"
 _WIDTH: Final = 580

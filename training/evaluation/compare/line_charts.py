@@ -6,23 +6,21 @@ from typing import Any, Final
 import altair as alt
 import numpy as np
 
-from training.evaluation.compare.chart_parts import (
+from training.evaluation.compare.chart_parts import cell, family_of, system_fields, value_fields
+from training.evaluation.compare.statistics import LIST_LENGTHS, Breakdown
+from training.evaluation.compare.tables import ComparisonData
+from training.reports.charts import (
     Chart,
-    cell,
     colours,
-    family_of,
     interval_rule,
     menu,
     points,
     scale,
     specification,
-    system_fields,
     tooltip,
-    value_fields,
     with_interval,
 )
-from training.evaluation.compare.statistics import LIST_LENGTHS, Breakdown
-from training.evaluation.compare.tables import ComparisonData, Table
+from training.reports.tables import Table
 
 BEST: Final = "best of each model"
 EVERY: Final = "every system"

@@ -1,26 +1,18 @@
 """Reports of a comparison: JSON for programs, Markdown for documents, and one HTML page that needs no network.
 
-Without JavaScript, the page shows every table and chart. With it, charts have menus and tooltips, and tables can be
-sorted. The content security policy allows exactly the page's own style sheet and scripts, so Vega interprets the
-expressions of its charts instead of compiling them.
+training.reports.html describes such pages.
 """
 
-import base64
-import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import resources
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from segue.ranking_metrics import METRICS
-from training import vega
 from training.evaluation.compare import narrative
 from training.evaluation.compare.chart_parts import family_of, has_feedback
 from training.evaluation.compare.charts import charts, share_of_100
@@ -36,7 +28,6 @@ from training.evaluation.compare.statistics import (
 )
 from training.evaluation.compare.tables import (
     ComparisonData,
-    Table,
     dataset_of,
     differences_table,
     not_better_than_markov,
@@ -46,6 +37,8 @@ from training.evaluation.compare.tables import (
     table_1,
     table_2,
 )
+from training.reports.html import html_page, write_text
+from training.reports.tables import Table
 
 
 @dataclass(frozen=True)
@@ -161,43 +154,23 @@ def write_report(
 ) -> None:
     """Write the requested files. Each replaces an earlier file only when it is complete."""
     if html is not None:
-        _write(html, page(sections))
+        write_text(html, page(sections))
     if markdown is not None:
-        _write(markdown, as_markdown(sections))
+        write_text(markdown, as_markdown(sections))
     if as_json_file is not None:
-        _write(as_json_file, json.dumps(as_json(sections), indent=1) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.rename(path)
+        write_text(as_json_file, json.dumps(as_json(sections), indent=1) + "\n")
 
 
 def page(sections: Sequence[ReportSection]) -> str:
     """Render the page. The same results give the same text."""
-    environment = Environment(
-        loader=PackageLoader("training.evaluation.compare", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["bold"] = _bold
     parts = [_part(section, f"s{number}") for number, section in enumerate(sections)]
-    specs = {f"{part['anchor']}-{chart.name}": chart.spec for part in parts for chart in part["charts"]}
-    style, script, library = _text("page.css"), _text("page.js"), vega.javascript()
-    return environment.get_template("page.html.jinja").render(
+    return html_page(
+        "training.evaluation.compare",
+        {f"{part['anchor']}-{chart.name}": chart.spec for part in parts for chart in part["charts"]},
         parts=parts,
         example_svg=Markup(share_of_100(parts[0]["hits"])),  # noqa: S704 (rendered by Vega)
         systems={system: narrative.describe_system(system) for part in parts for system in part["systems"]},
         glossary=narrative.GLOSSARY,
-        charts=Markup(_json(specs)),  # noqa: S704 (escaped by _json)
-        style=Markup(style),  # noqa: S704 (a file of this package)
-        script=Markup(script),  # noqa: S704 (a file of this package)
-        library=Markup(library),  # noqa: S704 (from a package, and without `</script`: see training.vega)
-        policy=f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)} {_source(library)}",
     )
 
 
@@ -216,22 +189,3 @@ def _part(section: ReportSection, anchor: str) -> dict[str, Any]:
         "sessions": len(asked.target_skipped),
         "skipped": 100 * float(asked.members("skipped").mean()),
     }
-
-
-def _text(name: str) -> str:
-    return "\n" + resources.files("training.evaluation.compare").joinpath(name).read_text(encoding="utf-8")
-
-
-def _source(text: str) -> str:
-    """The source of a content security policy that allows this text only."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _json(content: Mapping[str, Any]) -> str:
-    """JSON that cannot end the HTML element that contains it."""
-    return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _bold(cell: str) -> Markup:
-    """A cell's text; text between two ** is bold."""
-    return Markup(re.sub(r"\*\*(.*?)\*\*", r"<strong>\1</strong>", str(escape(cell))))  # noqa: S704 (escaped before)

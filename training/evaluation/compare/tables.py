@@ -13,6 +13,7 @@ import numpy as np
 from segue.ranking_metrics import Estimate
 from training.evaluation.compare.results import EvaluationResults
 from training.evaluation.compare.statistics import NEURAL, Breakdown, Difference, Pair, kendall
+from training.reports.tables import Table
 
 METRICS: Final = ("HR@1", "HR@5", "HR@10", "HR@20", "MAP@10")
 # The columns of Table 1 as systems are named here: (family, its versions).
@@ -74,22 +75,6 @@ def dataset_of(source: str) -> str | None:
 
 
 SHOWN: Final = ("HR@1", "HR@10", "MRR@10")
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text; a cell between two ** is bold."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
-
-    def markdown(self) -> str:
-        """The table as Markdown, with title and note."""
-        lines = [f"**{self.title}**", "", f"| {' | '.join(self.columns)} |", "|" + "---|" * len(self.columns)]
-        lines += [f"| {' | '.join(row)} |" for row in self.rows]
-        return "\n".join([*lines, "", self.note, ""] if self.note else [*lines, ""])
 
 
 @dataclass(frozen=True)

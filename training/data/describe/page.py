@@ -1,0 +1,41 @@
+"""The page of `segue describe --html`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from training.data.describe import texts
+from training.data.describe.charts import charts
+from training.data.describe.description import Description
+from training.reports.html import html_page
+from training.reports.tables import Table
+
+
+def page(of: Description) -> str:
+    """Render the page. The same description gives the same text."""
+    drawn = {chart.name: chart for chart in charts(of)}
+    return html_page(
+        "training.data.describe",
+        {f"d-{name}": chart.spec for name, chart in drawn.items()},
+        of=of,
+        name=Path(of.path).name or of.path,
+        charts_of=drawn,
+        no_warnings=texts.NO_WARNINGS,
+        overview=_facts("Size and outcomes", texts.overview(of)),
+        popularity=_facts("Popularity", texts.popularity(of)),
+        top=_top(of),
+        steps=Table("Rules of preparation", texts.STEP_COLUMNS, texts.step_cells(of)),
+        options=_facts("Options of preparation", of.options),
+    )
+
+
+def _facts(title: str, facts: Mapping[str, Any]) -> Table:
+    return Table(title, ("figure", "value"), [(name, str(value)) for name, value in facts.items()])
+
+
+def _top(of: Description) -> Table:
+    rows = []
+    for track in of.popularity.top:
+        name, *rate = texts.rate_cells(track.track_id, track)
+        rows.append((name, track.title or "", track.artist or "", *rate))
+    return Table("Most played tracks", ("track", "title", "artist", "plays", "skips", "skip rate"), rows)

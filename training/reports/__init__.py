@@ -1,0 +1,1 @@
+"""What HTML reports share: charts, tables, style sheet, script, and pages that need no network."""

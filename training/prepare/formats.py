@@ -31,6 +31,7 @@ LINE_COLUMNS: Final = {
     "title": pl.String,
     "artist": pl.String,
     "written_at": pl.Int64,  # microseconds since 1970-01-01 UTC; the newest report of a play counts
+    "detail": pl.UInt32,  # other values of the line, where two plays of a track can have the same time
     "file": pl.UInt32,  # number of the file in the log, null in a log of one file
 }
 
@@ -79,6 +80,7 @@ class Fields:
     title: pl.Expr | None = None
     artist: pl.Expr | None = None
     written_at: pl.Expr | None = None
+    detail: pl.Expr | None = None
     complete: pl.Expr | None = None  # whether a row has all fields; None: as the table says
     faults: Sequence[Fault] = ()
     checks: Sequence[Fault] = ()  # faults that are judged after `faults`, over LINE_COLUMNS
@@ -328,6 +330,7 @@ def _yambda(plain: PlainFile, options: PrepareOptions) -> LogLines:
         at=at.value,
         skipped=ratio < options.played_ratio_pct,
         evidence=pl.when(ratio.is_not_null()).then(pl.lit(DURATION, dtype=pl.UInt8)),
+        detail=_yambda_detail(table),
         faults=(*owner.faults, *track.faults, *at.faults),
         checks=(
             missing("owner", "uid"),
@@ -338,6 +341,17 @@ def _yambda(plain: PlainFile, options: PrepareOptions) -> LogLines:
         ignored=ignored,
     )
     return lines_of(table, fields, LogFormat(sessions_given=False, by_position=False))
+
+
+def _yambda_detail(table: LogTable) -> pl.Expr:
+    """The other columns as one number: times are in steps of 5 s, so two plays of a track can have the same time."""
+    sizes = {"is_organic": 1 << 1, "played_ratio_pct": 1 << 15, "track_length_seconds": 1 << 16}
+    detail: pl.Expr = pl.lit(0, dtype=pl.Int64)
+    for name, size in sizes.items():
+        if name in table.schema and table.schema[name].is_numeric():
+            value = pl.col(name).cast(pl.Int64, strict=False).fill_null(0).clip(0, size - 1)
+            detail = detail * size + value
+    return detail
 
 
 def _first_text(table: LogTable, names: Sequence[str]) -> pl.Expr | None:

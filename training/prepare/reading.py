@@ -187,7 +187,9 @@ class LogReader:
         if frame["problem"].max():
             frame = frame.filter(pl.col("problem") == 0)
         number = slice_.file_number or 0
-        self.times[number] = self.times.get(number, FileTimes()).add(times_of(frame["at"]))
+        self.times[number] = self.times.get(number, FileTimes()).add(
+            times_of(frame["end" if log.form.by_end else "at"])
+        )
         self.frames.append(frame.drop("problem", *(c.name for c in frame if c.null_count() == len(frame))))
 
     def result(self) -> pl.DataFrame:

@@ -16,9 +16,10 @@ from segue.safe_files import UNREADABLE
 from training.prepare.content import PlainFile, printable
 from training.prepare.events import read_events
 from training.prepare.exports import read_export
-from training.prepare.formats import IGNORED, LINE_COLUMNS, MISSING, LogFormat, LogLines, Problem, read_published
+from training.prepare.formats import IGNORED, LINE_COLUMNS, MISSING, LogFormat, LogLines, Problem
 from training.prepare.ids import TRACK_NAMES, encode, first_names, partitioned
 from training.prepare.options import EXPORTS, LogKind, PrepareOptions
+from training.prepare.published import read_published
 from training.prepare.sources import FileSlice, InputSplit, LogFile, first_line, opened, rows_of_slice
 from training.prepare.tables import unreadable
 

@@ -1,6 +1,7 @@
 """Structured JSON logs and Prometheus metrics of the service."""
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -91,6 +92,8 @@ class Telemetry:
     def __init__(self, span: Callable[[str], AbstractContextManager[Any]] | None = None) -> None:
         """`span` returns a context manager that traces the named step."""
         self._span = span
+        # The series of a metric for some label values. Without the cache, finding it takes longer than counting.
+        self.series = functools.cache(lambda metric, *labels: metric.labels(*labels))
         # Identifies one start of the service, all workers included: counters restart from zero with it.
         shared = os.environ.get(MULTIPROCESS_DIR)
         self.instance = Path(shared).name if shared is not None else f"alone-{secrets.token_hex(4)}"
@@ -169,11 +172,11 @@ class Telemetry:
 
     def time_redis(self, operation: str) -> AbstractContextManager[Any]:
         """A context manager that measures one round trip to Redis."""
-        return self._measured(self.redis_seconds.labels(operation), f"redis {operation}")
+        return self._measured(self.series(self.redis_seconds, operation), f"redis {operation}")
 
     def time_ranking(self, step: str, /) -> AbstractContextManager[Any]:
         """A context manager that measures one step of a recommendation: `encode` or `search`."""
-        return self._measured(self.ranking_seconds.labels(step), step)
+        return self._measured(self.series(self.ranking_seconds, step), step)
 
     def _measured(self, seconds: Histogram, step: str) -> AbstractContextManager[Any]:
         if self._span is None:

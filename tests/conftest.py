@@ -291,7 +291,35 @@ def _wait_for(ready: Callable[[], Any]) -> None:
         time.sleep(0.05)
 
 
-@pytest.fixture(scope="session", params=["embedded", pytest.param("cluster", marks=pytest.mark.slow)])
+# The files whose tests depend on how Redis keeps sessions. They run with a cluster too.
+_STORE_TESTS = frozenset(
+    {
+        "test_access_over_http",
+        "test_calls",
+        "test_durability",
+        "test_explain",
+        "test_fuzzing",
+        "test_hot_routes",
+        "test_operations",
+        "test_player",
+        "test_schemathesis",
+        "test_session_semantics",
+        "test_session_stream",
+        "test_shared_session",
+        "test_swap",
+    }
+)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests of the shared service with the embedded Redis and, if they depend on it, with a cluster."""
+    if "running" in metafunc.fixturenames:
+        cluster = [pytest.param("cluster", marks=pytest.mark.slow)]
+        kinds = ["embedded", *(cluster if metafunc.module.__name__.rpartition(".")[2] in _STORE_TESTS else [])]
+        metafunc.parametrize("running", kinds, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def running(
     request: pytest.FixtureRequest, tiny_release: Release, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx.Client]:

@@ -46,7 +46,7 @@ SHOWN_BY: Final[dict[str, tuple[str, ...]]] = {
     "Replicas do not confirm writes": (
         "live/test_durability.py::test_a_write_is_acknowledged_when_the_replica_has_it",
     ),
-    "Redis or its machine crashes": ("faults/test_faults.py::test_redis_is_killed_twenty_times",),
+    "Redis or its machine crashes": ("faults/test_faults.py::test_redis_is_killed_many_times",),
     "The encoder or index raises an error": (
         "live/test_redis_faults.py::test_a_model_that_fails_is_replaced_by_popularity",
         "live/test_redis_faults.py::test_a_model_that_fails_is_an_error_where_no_fallback_is_wanted",

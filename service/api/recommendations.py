@@ -263,7 +263,7 @@ async def recommend(
     release itself.
     """
     answer = await _answer_or_popular(service, active, question)
-    service.telemetry.recommendations.labels(active.live.name, answer.source).inc()
+    service.telemetry.series(service.telemetry.recommendations, active.live.name, answer.source).inc()
     if attributed:
         service.attribution.remember(session_id, answer)
     explanation = await _explanation(service, active, question, answer) if explain else None

@@ -284,8 +284,9 @@ class Measured:
         self._admission_control.leave(scope, learn=is_typical and status < 400)
         if route == "none" or status == 405:
             method = "any"  # clients may send arbitrary methods, which would create an unlimited number of labels
-        self._telemetry.requests.labels(method, route, str(status)).inc()
-        self._telemetry.request_seconds.labels(method, route).observe(seconds)
+        series = self._telemetry.series
+        series(self._telemetry.requests, method, route, str(status)).inc()
+        series(self._telemetry.request_seconds, method, route).observe(seconds)
         _log.debug("request", method=method, route=route, status=status, ms=round(seconds * 1000, 3))
 
 

@@ -28,7 +28,14 @@ def received(address: httpx.URL, content: bytes) -> bytes:
     return answer
 
 
-@pytest.mark.parametrize("cases", [200, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "cases",
+    [
+        200,
+        pytest.param(2000, marks=pytest.mark.slow),
+        pytest.param(5000, marks=[pytest.mark.slow, pytest.mark.nightly]),
+    ],
+)
 def test_whatever_bytes_come_the_service_goes_on(
     running: httpx.Client, cases: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ from service.http.keys import new_key, write_keys
 
 NIGHTLY = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(1500)]
 EXAMPLES = pytest.mark.parametrize(
-    "examples", [15, pytest.param(100, marks=pytest.mark.slow), pytest.param(500, marks=NIGHTLY)]
+    "examples", [15, pytest.param(50, marks=pytest.mark.slow), pytest.param(500, marks=NIGHTLY)]
 )
 
 

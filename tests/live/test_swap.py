@@ -97,7 +97,10 @@ class Listener(threading.Thread):
         self.answers += 1
 
 
-@pytest.mark.parametrize("swaps", [5, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "swaps",
+    [5, pytest.param(25, marks=pytest.mark.slow), pytest.param(100, marks=[pytest.mark.slow, pytest.mark.nightly])],
+)
 def test_swaps_under_load_fail_no_request_and_mix_no_answer(
     start_service: StartService, releases_dir: Path, tiny_release: Release, other_release: Release, swaps: int
 ) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Final
 
 import polars as pl
 
@@ -15,7 +16,7 @@ from segue.safe_files import UNREADABLE, check_footer
 from training.prepare import delimited
 from training.prepare.content import PlainFile
 from training.prepare.json_objects import VALID, Shape, begins_with_lines, json_frame, line_numbers, shape_of
-from training.prepare.times import TIME_TYPE, TimeReader, time_value
+from training.prepare.times import TimeReader, time_value
 from training.prepare.values import (
     FLAGS_ACCEPTED,
     Fault,
@@ -28,6 +29,8 @@ from training.prepare.values import (
     is_present,
     whole_number_of,
 )
+
+_FIRST_ROWS: Final = 100
 
 
 def unreadable(plain: PlainFile, error: Exception, lines_before: int = 0) -> BadLog:
@@ -151,7 +154,7 @@ class LogTable:
         if self.json_types.get(name, {str}) <= {bool, list, dict}:
             raise BadLog(f"{self.name}: field {name} holds no ids, expected text or whole numbers")
         if dtype == pl.String or isinstance(dtype, pl.Categorical | pl.Enum):
-            return id_of_text(self._with_column("text", name, pl.col(name).cast(pl.String)))
+            return id_of_text(name)
         if dtype.is_integer():
             return Value(pl.col(name).cast(pl.String))
         if dtype.is_float():
@@ -179,24 +182,23 @@ class LogTable:
             raise self._wrong_type(name, "a date-time, text or a number")
         reader = TimeReader(time_format, time_zone, plausible)
         self._time_readers.append(reader)
-        column = pl.col(name).cast(pl.Float64) if dtype.is_decimal() else pl.col(name)
-        times = column.map_batches(reader.read, return_dtype=TIME_TYPE, is_elementwise=True)
-        return time_value(name, self._with_column("time", name, times), reader)
+        times = reader.times(name, dtype, self._first_text(name))
+        shown = TimeReader(time_format, time_zone, plausible=False).times(name, dtype)
+        return time_value(name, self._with_column("time", name, times), reader, shown)
 
     def whole_number(self, name: str) -> Value:
         """Whole numbers as int64. Raises BadLog."""
         dtype = self.schema[name]
         if dtype != pl.String and not dtype.is_numeric():
             raise self._wrong_type(name, "whole numbers")
-        column = self._with_column("number", name, whole_number_of(name, dtype))
-        return self._value(name, pl.col(column), "is no whole number", "whole numbers")
+        return self._value(name, whole_number_of(name, dtype), "is no whole number", "whole numbers")
 
     def parse_bool(self, name: str, *, inverted: bool = False) -> Value:
         """Flags as Booleans. `inverted`: true means the opposite, such as a track that was heard. Raises BadLog."""
         dtype = self.schema[name]
         if dtype not in (pl.String, pl.Boolean) and not dtype.is_numeric():
             raise self._wrong_type(name, "true or false")
-        flag = pl.col(self._with_column("flag", name, flag_of(name, dtype)))
+        flag = flag_of(name, dtype)
         return self._value(name, ~flag if inverted else flag, "is no flag", FLAGS_ACCEPTED)
 
     @property
@@ -229,6 +231,16 @@ class LogTable:
         Rows are in ascending order.
         """
         return self.find_lines(rows) if self.find_lines else [row + 1 for row in rows]
+
+    def _first_text(self, name: str) -> str | None:
+        """One of the first texts of a column, None if it has none. Raises BadLog."""
+        if self.schema[name] != pl.String:
+            return None
+        try:
+            found = self.columns.select(name).head(_FIRST_ROWS).collect(engine="streaming").to_series()
+        except UNREADABLE as error:
+            raise unreadable(self.plain, error) from error
+        return next((text for text in found if text), None)
 
     def _value(self, name: str, value: pl.Expr, reason: str, accepted: str) -> Value:
         where = is_present(name, self.schema[name]) & value.is_null()

@@ -3,8 +3,9 @@
 import re
 import time
 import zoneinfo
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 
@@ -14,7 +15,7 @@ from training.prepare.values import MISSING_WORDS, Fault, Value
 TIMES_ACCEPTED: Final = (
     "ISO 8601 (Z, +hh:mm, or no zone for UTC), or seconds, ms, us or ns since 1970; --time-format for others"
 )
-TIME_TYPE: Final = pl.Struct({"at": pl.Int64, "code": pl.UInt8})
+FAULTS: Final = -(1 << 63)  # times from here on are numbers of faults
 _DAY_MS: Final = 86_400_000
 _EARLIEST_MS: Final = 631_152_000_000  # 1990-01-01
 _OK, _NO_TIME, _DATE, _AMBIGUOUS, _IMPLAUSIBLE, _CLOCK_CHANGE = range(6)
@@ -50,15 +51,11 @@ _DATES: Final = (
 )
 _MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
-# Forms that Polars parses fast: their pattern, format, and whether they name a zone. Their values have equal lengths.
-_COMMON: Final = (
-    (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "%Y-%m-%dT%H:%M:%SZ", True),
-    (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "%Y-%m-%d %H:%M:%S", False),
-    (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", "%Y-%m-%dT%H:%M:%S", False),
-    (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", "%Y-%m-%d %H:%M:%S UTC", True),
-    (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{1,9}Z", "%Y-%m-%dT%H:%M:%S%.fZ", True),
-    (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{1,9}", "%Y-%m-%d %H:%M:%S%.f", False),
-    (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{1,9} UTC", "%Y-%m-%d %H:%M:%S%.f UTC", True),
+# Forms that Polars parses fast. All times of most logs have the form of the first one.
+_COMMON: Final = re.compile(
+    r"\d{4}-\d\d-\d\d(?P<gap>[T ])\d\d:\d\d:\d\d(?P<fraction>\.\d{1,9})?"
+    r"(?P<zone> ?(?:Z|UTC|GMT|(?P<sign>[+-])(?P<hours>\d\d):?(?P<minutes>\d\d)?))?",
+    re.ASCII,
 )
 
 
@@ -98,54 +95,103 @@ class TimeReader:
         if self.time_zone is not None:
             check_zone(self.time_zone)
 
-    def read(self, values: pl.Series) -> pl.Series:
-        """The times as a struct of `at` (Int64) and `code` (UInt8, the number of the fault)."""
-        dtype = values.dtype
+    def times(self, name: str, dtype: pl.DataType, first: str | None = None) -> pl.Expr:
+        """The times of a column as Int64, FAULTS + the number of the fault for values that are none.
+
+        Polars reads the values that have the form of `first`, one of the texts of the column, and `read` the others.
+        """
+        column, zoned = pl.col(name), True
+        if dtype.is_decimal():
+            dtype, column = pl.Float64(), column.cast(pl.Float64)
+        fast: pl.Expr = pl.when(column.is_null()).then(pl.lit(None, dtype=pl.Int64))  # none: `read` reads all of them
         if isinstance(dtype, pl.Datetime):
+            fast, zoned = column.dt.epoch("ms"), dtype.time_zone is not None
+        elif dtype.is_numeric() and self.time_format is None:
+            fast = self._epoch(column, is_float=dtype.is_float())
+        elif self.time_format is None and first is not None and (found := self._of_form(column, first)):
+            fast, zoned = found
+        if not zoned and self.time_zone is not None:
+            local = fast.cast(pl.Datetime("ms"))
+            fast = local.dt.replace_time_zone(self.time_zone, ambiguous="null", non_existent="null").dt.epoch("ms")
+
+        def read(columns: Sequence[pl.Series]) -> pl.Series:
+            values, times = columns
+            if not zoned and self.time_zone is None and times.null_count() < len(times):
+                self.no_zone = True
+            times = self._plausible(times)
+            if times.null_count() > values.null_count():
+                left = (times.is_null() & values.is_not_null()).arg_true()
+                times = times.scatter(left, self.read(values.gather(left)))
+            return times
+
+        return pl.map_batches([column, fast], read, return_dtype=pl.Int64, is_elementwise=True)
+
+    def read(self, values: pl.Series) -> pl.Series:
+        """The same for values of any forms."""
+        if isinstance(values.dtype, pl.Datetime):
             at, code = self._of_datetimes(values)
-        elif dtype == pl.Date:
+        elif values.dtype == pl.Date:
             at, code = _nothing(len(values)), _codes(values.is_not_null(), _DATE)
-        elif dtype == pl.String:
-            at, code = self._of_texts(values)
+        elif values.dtype.is_numeric() and self.time_format is None:
+            at, code = self._of_numbers(values.fill_nan(None) if values.dtype.is_float() else values)
         elif self.time_format is not None:
-            at, code = self._of_texts(values.cast(pl.String))
+            at, code = self._of_format(values.cast(pl.String), self.time_format)
         else:
-            at, code = self._of_numbers(values.fill_nan(None) if dtype.is_float() else values)
-        if self.plausible:
-            absurd = (code == _OK) & ((at < _EARLIEST_MS) | (at > self.latest_ms)).fill_null(value=False)
-            if absurd.any():
-                code = code.scatter(absurd.arg_true(), _IMPLAUSIBLE)
-        return pl.select(pl.struct(at.alias("at"), code.alias("code"))).to_series()
+            at, code = self._of_any_form(values.str.strip_chars())
+        wrong = (code != _OK).arg_true()
+        return self._plausible(at).scatter(wrong, code.gather(wrong).cast(pl.Int64) + FAULTS)
+
+    def _of_form(self, column: pl.Expr, first: str) -> tuple[pl.Expr, bool] | None:
+        """The times of the form of `first`, null where a value has another form, and whether the form has a zone."""
+        if re.fullmatch(r"\d+", first, re.ASCII):
+            return self._epoch(column.cast(pl.Int64, strict=False), is_float=False), True
+        if re.fullmatch(r"\d+\.\d+", first, re.ASCII):
+            return self._epoch(column.cast(pl.Float64, strict=False), is_float=True), True
+        match = _COMMON.fullmatch(first)
+        if match is None:
+            return None
+        gap, fraction, zone = match["gap"], match["fraction"], match["zone"]
+        time_format = f"%Y-%m-%d{gap}%H:%M:%S{'%.f' if fraction else ''}{zone or ''}"
+        times = column.str.to_datetime(time_format, time_unit="ms", strict=False).dt.epoch("ms")
+        # The parser also takes other spacings. The other forms decide about those.
+        same = column.str.len_bytes() == len(first)
+        if fraction:
+            same = (column.str.slice(10, 1) == gap) & (column.str.slice(19, 1) == ".")
+        if match["hours"]:
+            offset_ms = int(f"{match['sign']}1") * (int(match["hours"]) * 60 + int(match["minutes"] or 0)) * 60_000
+            times = times - offset_ms if offset_ms else times
+        return pl.when(same).then(times), zone is not None
+
+    def _epoch(self, number: pl.Expr, *, is_float: bool) -> pl.Expr:
+        """Times of numbers, null where they are dates in digits."""
+        if not self.plausible:
+            return _epoch_ms(number, is_float=is_float)
+        return pl.when(~_is_date_digits(number)).then(_epoch_ms(number, is_float=is_float))
+
+    def _plausible(self, at: pl.Series) -> pl.Series:
+        """The times, with a fault instead of those that are before 1990 or after tomorrow."""
+        least: Any = at.min()
+        most: Any = at.max()
+        if not self.plausible or least is None or (least >= _EARLIEST_MS and most <= self.latest_ms):
+            return at
+        absurd = ((at < _EARLIEST_MS) | (at > self.latest_ms)).arg_true()
+        return at.scatter(absurd, FAULTS + _IMPLAUSIBLE)
 
     def _of_datetimes(self, values: pl.Series) -> tuple[pl.Series, pl.Series]:
         at = values.dt.epoch("ms")
-        if values.dtype == pl.Datetime and values.dtype.time_zone is None:  # type: ignore[attr-defined]
+        if isinstance(values.dtype, pl.Datetime) and values.dtype.time_zone is None:
             at = self._from_local(at)
         return at, _codes(at.is_null() & values.is_not_null(), _CLOCK_CHANGE)
 
     def _of_numbers(self, values: pl.Series) -> tuple[pl.Series, pl.Series]:
-        at = _epoch_ms(values)
+        number, is_float = pl.col("number"), values.dtype.is_float()
+        frame = pl.DataFrame({"number": values if is_float else values.cast(pl.Int64, strict=False)})
+        at, dates = frame.select(at=_epoch_ms(number, is_float=is_float), dates=_is_date_digits(number)).get_columns()
         code = _codes(at.is_null() & values.is_not_null(), _NO_TIME)
-        if self.plausible:
-            digits = values.cast(pl.Int64, strict=False)
-            dates = digits.is_between(*_DAY_DIGITS)
-            for least, most in _COMPACT_DIGITS:
-                dates |= digits.is_between(least, most)
-            places = dates.fill_null(value=False).arg_true()
-            if len(places):
-                found, codes = self._of_forms(digits.gather(places).cast(pl.String))
-                at, code = at.scatter(places, found), code.scatter(places, codes)
-        return at, code
-
-    def _of_texts(self, text: pl.Series) -> tuple[pl.Series, pl.Series]:
-        if self.time_format is not None:
-            return self._of_format(text, self.time_format)
-        at = self._of_common_form(text)
-        left = (at.is_null() & text.is_not_null()).arg_true()
-        code = pl.repeat(_OK, len(text), dtype=pl.UInt8, eager=True)
-        if len(left):
-            found, codes = self._of_any_form(text.gather(left).str.strip_chars())
-            at, code = at.scatter(left, found), code.scatter(left, codes)
+        places = dates.fill_null(value=False).arg_true()
+        if self.plausible and len(places):
+            found, codes = self._of_forms(values.gather(places).cast(pl.Int64).cast(pl.String))
+            at, code = at.scatter(places, found), code.scatter(places, codes)
         return at, code
 
     def _of_format(self, text: pl.Series, time_format: str) -> tuple[pl.Series, pl.Series]:
@@ -154,19 +200,6 @@ class TimeReader:
         at, code = self._of_datetimes(parsed)
         unread = parsed.is_null() & ~stripped.is_in(MISSING_WORDS).fill_null(value=True)
         return at, code.scatter(unread.arg_true(), _NO_TIME)
-
-    def _of_common_form(self, text: pl.Series) -> pl.Series:
-        """The times of the form of the first value, null where the value has another form."""
-        place = text.is_not_null().arg_max()
-        first = None if place is None else text[place]
-        for pattern, time_format, zoned in _COMMON:
-            if first is not None and re.fullmatch(pattern, first, re.ASCII):
-                parsed = text.str.to_datetime(time_format, time_unit="ms", strict=False).dt.epoch("ms")
-                # The parser also takes other spacings. The other forms decide about those.
-                same = text.str.len_bytes() == len(first)
-                at = parsed if same.all() else parsed.zip_with(same.fill_null(value=False), _nothing(len(text)))
-                return at if zoned else self._from_local(at)
-        return _nothing(len(text))
 
     def _of_any_form(self, text: pl.Series) -> tuple[pl.Series, pl.Series]:
         at, code = _nothing(len(text)), _codes(~text.is_in(MISSING_WORDS), _NO_TIME)
@@ -251,22 +284,25 @@ def _codes(where: pl.Series, code: int) -> pl.Series:
     return where.cast(pl.UInt8) * pl.Series([code], dtype=pl.UInt8)
 
 
+def _is_date_digits(number: pl.Expr) -> pl.Expr:
+    """Whether a number is a date such as 20240301 or 20240301100000."""
+    return pl.any_horizontal(number.is_between(*limits) for limits in (_DAY_DIGITS, *_COMPACT_DIGITS))
+
+
 # Limits of an epoch in s, ms and us, and its microseconds. Each is after the year 5000 in its unit and before 1975 in
 # the next one.
 _LIMITS: Final = ((10**11, 1_000_000), (10**14, 1000), (10**17, 1))
 
 
-def _epoch_ms(number: pl.Series) -> pl.Series:
+def _epoch_ms(number: pl.Expr, *, is_float: bool) -> pl.Expr:
     """Epochs in s, ms, us or ns as milliseconds, rounded down."""
-    value = pl.col("number")
-    frame = pl.DataFrame({"number": number.cast(pl.Float64 if number.dtype.is_float() else pl.Int64, strict=False)})
-    if not number.dtype.is_float():
-        below = [pl.when(value.abs() < limit).then(value * many // 1000) for limit, many in _LIMITS]
-        return frame.select(pl.coalesce(*below, value // 1_000_000)).to_series()
-    # Rounded to microseconds: 1709287200.123 is 1709287200122.9999 ms.
-    below = [pl.when(value.abs() < limit).then(value * many) for limit, many in _LIMITS]
-    micro = pl.coalesce(*below, value * 1e-3)
-    return frame.select(micro.round().cast(pl.Int64, strict=False) // 1000).to_series()
+    if is_float:
+        # Rounded to microseconds: 1709287200.123 is 1709287200122.9999 ms.
+        below = [pl.when(number.abs() < limit).then(number * micro) for limit, micro in _LIMITS]
+        return pl.coalesce(*below, number * 1e-3).round().cast(pl.Int64, strict=False) // 1000
+    number = number.cast(pl.Int64, strict=False)
+    below = [pl.when(number.abs() < limit).then(number * micro // 1000) for limit, micro in _LIMITS]
+    return pl.coalesce(*below, number // 1_000_000)
 
 
 def checked_format(time_format: str) -> str:
@@ -296,24 +332,30 @@ def check_zone(time_zone: str) -> None:
         raise BadOption(f"there is no time zone {time_zone!r}: expected a name such as Europe/Berlin or UTC") from error
 
 
-def time_value(column: str, read: str, reader: TimeReader) -> Value:
-    """The times of a column, with their faults. `read` is the name of the column that the reader has made."""
-    at, code = pl.col(read).struct.field("at"), pl.col(read).struct.field("code")
-    as_date = pl.format("read as {}", at.cast(pl.Datetime("ms")).dt.to_string("%Y-%m-%d %H:%M:%S"))
+def time_value(name: str, read: str, reader: TimeReader, shown: pl.Expr) -> Value:
+    """The times of a column, with their faults.
+
+    Args:
+        name: The name of the column.
+        read: The name of the column with the times that the reader has read.
+        reader: The reader.
+        shown: The times of a reader that takes all of them for plausible, for examples.
+
+    """
+    times = pl.col(read)
+    read_as = pl.format("read as {}", shown.cast(pl.Datetime("ms")).dt.to_string("%Y-%m-%d %H:%M:%S"))
     others = "ISO 8601, or --time-format '%d/%m/%Y %H:%M:%S' or '%m/%d/%Y %H:%M:%S'"
     accepted = TIMES_ACCEPTED if reader.time_format is None else f"--time-format {reader.time_format!r}"
+    zones = "times with a zone or in UTC"
     faults = {
         _NO_TIME: ("is no time", accepted, None),
         _DATE: ("is a date without a time of day", "times; dates give neither the order of plays nor skips", None),
         _AMBIGUOUS: ("does not say which number is the day", others, None),
-        _IMPLAUSIBLE: ("is no plausible time", "times from 1990 to tomorrow", as_date),
-        _CLOCK_CHANGE: (
-            f"occurs twice or never in {reader.time_zone}, whose clocks change then",
-            "times with a zone or in UTC",
-            None,
-        ),
+        _IMPLAUSIBLE: ("is no plausible time", "times from 1990 to tomorrow", read_as),
+        _CLOCK_CHANGE: (f"occurs twice or never in {reader.time_zone}, whose clocks change then", zones, None),
     }
     found = tuple(
-        Fault(code == number, reason, column, expected, note) for number, (reason, expected, note) in faults.items()
+        Fault(times.eq_missing(FAULTS + code), reason, name, expected, note)
+        for code, (reason, expected, note) in faults.items()
     )
-    return Value(pl.when(code == _OK).then(at), found)
+    return Value(pl.when(times > FAULTS + _CLOCK_CHANGE).then(times), found)

@@ -11,14 +11,13 @@ from segue.errors import BadLog
 
 # What databases, pandas and R write for a missing value.
 MISSING_WORDS: Final = ("", "\\N", "NULL", "null", "None", "NaN", "nan", "NA", "<NA>")
-_LONGEST_WORD: Final = max(map(len, MISSING_WORDS))
 
 FLAGS_ACCEPTED: Final = "true or false, t or f, yes or no, y or n, 1 or 0"
 
 EXACT: Final = 1 << 53  # whole numbers from here on are not exact as floating-point numbers
 
-_TRUE: Final = ("true", "t", "yes", "y", "1")
-_FALSE: Final = ("false", "f", "no", "n", "0")
+_TRUE: Final = ("true", "t", "yes", "y", "1", "1.0")
+_FALSE: Final = ("false", "f", "no", "n", "0", "0.0")
 _ROUNDED: Final = r"^[0-9](?:[.,][0-9]+)?[eE]\+?[0-9]+$"
 
 
@@ -58,24 +57,14 @@ def id_facts(ids: pl.Series) -> IdFacts:
     return IdFacts(len(found), int(whole_floats), int(found.str.contains(_ROUNDED).sum()))
 
 
-def without_missing(text: pl.Series) -> pl.Series:
+def without_missing(text: pl.Expr) -> pl.Expr:
     """The texts, null instead of MISSING_WORDS."""
-    length = text.str.len_bytes()
-    empty = length == 0
-    short = (length <= _LONGEST_WORD) & ~empty
-    missing = empty
-    if short.any():  # most ids are longer, and comparing lengths is much faster than comparing texts
-        places = short.arg_true()
-        words = places.filter(text.gather(places).is_in(MISSING_WORDS))
-        missing = empty.scatter(words, values=True) if len(words) else empty
-    if not missing.any():
-        return text
-    return text.zip_with(~missing.fill_null(value=False), pl.Series([None], dtype=pl.String))
+    return pl.when(~text.is_in(MISSING_WORDS)).then(text)
 
 
 def id_of_text(name: str) -> Value:
-    """Ids that are text."""
-    return Value(pl.col(name).map_batches(without_missing, return_dtype=pl.String, is_elementwise=True))
+    """Ids that are text or categories."""
+    return Value(without_missing(pl.col(name).cast(pl.String)))
 
 
 def id_of_binary(name: str, file: str) -> Value:
@@ -83,11 +72,11 @@ def id_of_binary(name: str, file: str) -> Value:
 
     def read(values: pl.Series) -> pl.Series:
         try:
-            return without_missing(values.cast(pl.String))
+            return values.cast(pl.String)
         except pl.exceptions.ComputeError as error:
             raise BadLog(f"{file}: column {name} has bytes that are no UTF-8 text, expected ids") from error
 
-    return Value(pl.col(name).map_batches(read, return_dtype=pl.String, is_elementwise=True))
+    return Value(without_missing(pl.col(name).map_batches(read, return_dtype=pl.String, is_elementwise=True)))
 
 
 def id_of_float(name: str) -> Value:
@@ -111,10 +100,16 @@ def id_of_decimal(name: str) -> Value:
 def whole_number_of(name: str, dtype: pl.DataType) -> pl.Expr:
     """Whole numbers as int64, null where the value is missing or none."""
     column = pl.col(name)
+    if dtype.is_integer():
+        return column.cast(pl.Int64, strict=False)
     if dtype == pl.String:
-        return column.map_batches(_whole_of_text, return_dtype=pl.Int64, is_elementwise=True)
-    number = column.cast(pl.Int64, strict=False)
-    return number if dtype.is_integer() else pl.when(number == column).then(number)
+        column = column.str.strip_chars()
+        return pl.coalesce(column.cast(pl.Int64, strict=False), _exact(column.cast(pl.Float64, strict=False)))
+    return _exact(column.cast(pl.Float64))
+
+
+def _exact(real: pl.Expr) -> pl.Expr:
+    return pl.when((real.abs() < EXACT) & (real == real.round())).then(real).cast(pl.Int64)
 
 
 def flag_of(name: str, dtype: pl.DataType) -> pl.Expr:
@@ -123,7 +118,8 @@ def flag_of(name: str, dtype: pl.DataType) -> pl.Expr:
     if dtype == pl.Boolean:
         return column
     if dtype == pl.String:
-        return column.map_batches(_flag_of_text, return_dtype=pl.Boolean, is_elementwise=True)
+        word = column.str.strip_chars().str.to_lowercase()
+        return pl.when(word.is_in(_TRUE)).then(True).when(word.is_in(_FALSE)).then(False)
     return pl.when(column == 1).then(True).when(column == 0).then(False)
 
 
@@ -131,28 +127,5 @@ def is_present(name: str, dtype: pl.DataType) -> pl.Expr:
     """Whether a line has a value in the column. Never null."""
     column = pl.col(name)
     if dtype == pl.String:
-        return column.map_batches(_is_present, return_dtype=pl.Boolean, is_elementwise=True)
+        return ~column.str.strip_chars().is_in(MISSING_WORDS).fill_null(value=True)
     return column.is_not_null() & column.is_not_nan() if dtype.is_float() else column.is_not_null()
-
-
-def _is_present(text: pl.Series) -> pl.Series:
-    return without_missing(text.str.strip_chars()).is_not_null()
-
-
-def _whole_of_text(text: pl.Series) -> pl.Series:
-    number = text.cast(pl.Int64, strict=False)
-    if number.null_count() == text.null_count():
-        return number
-    number = text.str.strip_chars().cast(pl.Int64, strict=False)
-    real = text.str.strip_chars().cast(pl.Float64, strict=False)
-    exact = pl.when((real.abs() < EXACT) & (real == real.round())).then(real).cast(pl.Int64)
-    return pl.select(pl.coalesce(number, exact)).to_series()
-
-
-def _flag_of_text(text: pl.Series) -> pl.Series:
-    word = text.str.strip_chars().str.to_lowercase()
-    true, false = word.is_in(_TRUE), word.is_in(_FALSE)
-    if not (true | false | word.is_null()).all():
-        number = word.cast(pl.Float64, strict=False)  # 1.0 and 0.0
-        true, false = true | (number == 1).fill_null(value=False), false | (number == 0).fill_null(value=False)
-    return pl.select(pl.when(true).then(True).when(false).then(False)).to_series()

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -18,7 +19,7 @@ import yaml
 
 pytest.importorskip("material", reason="the documents are not part of the wheel")
 
-from docs.site import figures, hooks, http_reference, plays, reference, walk
+from docs.site import figures, hooks, http_reference, plays, reference, spotify_history, walk
 from segue.cli import segue
 from service.settings import Settings
 from training.registry import MODELS
@@ -195,6 +196,13 @@ class TestFigures:
 class TestTutorial:
     def test_its_log_is_the_invented_one(self) -> None:
         assert plays.CSV.read_text(encoding="utf-8") == plays.plays()
+
+    def test_its_spotify_history_is_the_invented_one(self) -> None:
+        with zipfile.ZipFile(spotify_history.ZIP) as archive:
+            found = {name.rpartition("/")[2]: archive.read(name) for name in archive.namelist()}
+        pdf = found.pop("ReadMeFirst_ExtendedStreamingHistory.pdf")
+        assert pdf.startswith(b"%PDF")
+        assert {name: json.loads(content) for name, content in found.items()} == spotify_history.files()
 
     def test_blocks_are_read(self) -> None:
         document = "text\n```console\n$ one\n1\n2\n$ two\n```\n```sh\nthree\n```\n```console\n$ four\n4\n```\n"

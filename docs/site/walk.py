@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
+LOGS: Final = ("plays.csv", "my_spotify_data.zip")
 PORT: Final = "8000"  # in the document; a free one takes its place
 _BLOCK: Final = re.compile(r"```console\n(.*?)```\n", re.DOTALL)
 
@@ -42,6 +43,7 @@ class Shell:
         return f"{shown}\n".replace(self.port, PORT) if shown else ""
 
     def _serve(self, command: str) -> str:
+        self.end()
         process = subprocess.Popen(
             ["bash", "-c", f"exec {command} --port {self.port}"],
             cwd=self.folder,
@@ -54,6 +56,15 @@ class Shell:
         assert process.stdout is not None
         return process.stdout.readline().replace(self.port, PORT)
 
+    def end(self) -> None:
+        """End the services, as Ctrl-C does."""
+        while self.started:
+            process = self.started.pop()
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+            assert process.stdout is not None
+            process.stdout.close()
+
     def _environment(self) -> dict[str, str]:
         programs = self.folder / "bin"
         # A terminal, as whoever follows the document has one, but without colours and moving bars.
@@ -63,14 +74,15 @@ class Shell:
 
 @contextmanager
 def shell() -> Iterator[Shell]:
-    """A shell in an empty folder with `docs/plays.csv` and this `segue`; what it started is ended."""
+    """A shell in an empty folder with the logs of the tutorial and this `segue`; what it started is ended."""
     with socket.socket() as free, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         free.bind(("127.0.0.1", 0))
         shell = Shell(folder, str(free.getsockname()[1]))
         free.close()
         (folder / "docs").mkdir()
-        (folder / "docs" / "plays.csv").write_bytes((ROOT / "docs" / "plays.csv").read_bytes())
+        for log in LOGS:
+            (folder / "docs" / log).write_bytes((ROOT / "docs" / log).read_bytes())
         (folder / "bin").mkdir()
         program = folder / "bin" / "segue"
         program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m segue "$@"\n')
@@ -78,11 +90,7 @@ def shell() -> Iterator[Shell]:
         try:
             yield shell
         finally:
-            for process in shell.started:
-                process.send_signal(signal.SIGTERM)
-                process.wait(30)
-                assert process.stdout is not None
-                process.stdout.close()
+            shell.end()
 
 
 def blocks(document: str) -> list[list[tuple[str, str]]]:

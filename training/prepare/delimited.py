@@ -34,6 +34,7 @@ _MAX_RECORD: Final = 1 << 16  # in characters
 _SUFFIX: Final = re.compile(r":(?:token|float)(?:_seq)?$")  # the types in the headers of RecBole
 _VALUE: Final = re.compile(
     r"[-+]?[0-9]+(?:[.,][0-9]+)?(?:[eE][-+]?[0-9]+)?|[0-9]{1,4}[-/.][0-9]{1,2}[-/.][0-9]{1,4}(?:\W.*|T.*)?"
+    r"|[0-9]{1,2} [A-Za-z]{3,9} [0-9]{4}(?:\W.*)?"
 )
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import polars as pl
 
-from training.prepare.formats import Rule
+from training.prepare.formats import MISSING, Rule
 from training.prepare.tables import LogTable
 from training.prepare.values import Fault
 
@@ -26,7 +26,10 @@ class ExportRows:
     outcome: Sequence[Rule] = ()  # the first rule that applies counts
     faults: tuple[Fault, ...] = ()
     ignored: dict[str, pl.Expr] = field(default_factory=dict)  # rows that are no plays, by their reason
+    noted: dict[str, pl.Expr] = field(default_factory=dict)  # plays that the report counts, by what they are
     notes: tuple[str, ...] = ()
+    columns: dict[str, str] = field(default_factory=dict)  # the column of each role, for the report
+    also_used: tuple[str, ...] = ()  # other columns that were used
     ordered_by_end: bool = False  # the ends of plays are exact in order, the starts are not
     complete: pl.Expr | None = None  # whether a row has all fields
 
@@ -63,9 +66,7 @@ def described(artist: pl.Expr, title: pl.Expr) -> pl.Expr:
 
 def missing(table: LogTable, *names: str) -> tuple[Fault, ...]:
     """The faults of rows without a value in columns that every play needs."""
-    return tuple(
-        Fault(~any_given(table, name), "is missing", name, "a value") for name in names if name in table.schema
-    )
+    return tuple(Fault(~any_given(table, name), MISSING, name, "") for name in names if name in table.schema)
 
 
 def negative(value: pl.Expr, column: str) -> Fault:

@@ -12,9 +12,9 @@ import polars as pl
 
 from training.prepare.content import PlainFile
 from training.prepare.export_rows import ExportRows
-from training.prepare.formats import Fields, LogFormat, LogLines, lines_of, missing, outcome_of
+from training.prepare.formats import NOTED, Fields, LogFormat, LogLines, lines_of, missing, outcome_of
 from training.prepare.options import LogKind, PrepareOptions
-from training.prepare.scrobble_exports import ROCKBOX_FIELDS, lastfm, lastfm_json, listenbrainz, rockbox
+from training.prepare.scrobble_exports import ROCKBOX_FIELDS, lastfm, lastfm_table, listenbrainz, rockbox
 from training.prepare.streaming_exports import apple_music, spotify, spotify_account
 from training.prepare.tables import LogTable
 
@@ -33,6 +33,10 @@ def read_export(kind: LogKind, plain: PlainFile, options: PrepareOptions) -> Log
     table = _table(kind, plain)
     rows = _READERS[kind](table, options)
     skipped, evidence = outcome_of(rows.outcome)
+    is_play = ~pl.any_horizontal(
+        pl.lit(value=False), *(where.fill_null(value=False) for where in rows.ignored.values())
+    )
+    columns = {role: name for role, name in rows.columns.items() if name in table.schema}
     fields = Fields(
         owner=pl.lit("me"),
         track=rows.track,
@@ -46,6 +50,9 @@ def read_export(kind: LogKind, plain: PlainFile, options: PrepareOptions) -> Log
         faults=rows.faults,
         checks=(missing("track", "track"), missing("at", "time")),
         ignored=rows.ignored,
+        counted={f"{NOTED}{name}": (is_play & where).fill_null(value=False) for name, where in rows.noted.items()},
+        columns=columns,
+        also_used=rows.also_used,
         notes=rows.notes,
     )
     form = LogFormat(sessions_given=False, by_position=False, by_end=rows.ordered_by_end)
@@ -55,6 +62,6 @@ def read_export(kind: LogKind, plain: PlainFile, options: PrepareOptions) -> Log
 def _table(kind: LogKind, plain: PlainFile) -> LogTable:
     if kind == "rockbox":
         return LogTable.open(plain, quoted=False, names=ROCKBOX_FIELDS)
-    if kind == "lastfm" and plain.content == "json":
-        return lastfm_json(plain)
+    if kind == "lastfm":
+        return lastfm_table(plain)
     return LogTable.open(plain)

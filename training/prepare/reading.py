@@ -16,7 +16,7 @@ from segue.safe_files import UNREADABLE
 from training.prepare.content import PlainFile, printable
 from training.prepare.events import read_events
 from training.prepare.exports import read_export
-from training.prepare.formats import IGNORED, LINE_COLUMNS, MISSING, LogFormat, LogLines, Problem
+from training.prepare.formats import IGNORED, LINE_COLUMNS, MISSING, NOTED, LogFormat, LogLines, Problem
 from training.prepare.ids import TRACK_NAMES, encode, first_names, partitioned
 from training.prepare.options import EXPORTS, LogKind, PrepareOptions
 from training.prepare.published import read_published
@@ -67,6 +67,14 @@ class LinesRead:
     unused_columns: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # how values were understood, one sentence each
     counted: Counter[str] = field(default_factory=Counter)  # sums over all lines, by name
+
+    @property
+    def all_notes(self) -> list[str]:
+        """Return `notes`, and those of `counted` with their numbers."""
+        counted = [
+            (name.removeprefix(NOTED), number) for name, number in self.counted.items() if name.startswith(NOTED)
+        ]
+        return [*self.notes, *(f"{name}: {number:,}" for name, number in counted if number)]
 
     @property
     def malformed(self) -> int:

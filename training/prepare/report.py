@@ -191,7 +191,7 @@ def log_facts(
         columns=dict(read.columns),
         unused_columns=list(read.unused_columns),
         steps=steps.done,
-        notes=[*read.notes, *_notes(kind, options, counts)],
+        notes=[*read.all_notes, *_notes(kind, options, counts)],
         warnings=list(_warnings(options, counts, tracks)),
     )
 

@@ -1,6 +1,7 @@
 """The histories of services and players that collect scrobbles: plays with a time and, except for Rockbox, no skips."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -18,12 +19,14 @@ _LASTFM_TIMES: Final = ("uts", "date.uts", "listened_at", "timestamp", "played_a
 _LASTFM_ARTISTS: Final = ("artist", "artist_name", "artist.#text", "artist.name")
 _LASTFM_TITLES: Final = ("track", "track_name", "title", "name", "song")
 
+_TIME: Final = re.compile(r"\b[0-9]{1,2} [A-Za-z]{3,9} [0-9]{4}\b|\b[0-9]{4}-[0-9]{2}-[0-9]{2}\b|\b[0-9]{10,13}\b")
+
 
 def lastfm(table: LogTable, options: PrepareOptions) -> ExportRows:
     """The scrobbles of Last.fm in the forms of several tools. The track that is now playing has no time."""
-    times = (*_LASTFM_TIMES, *(name for name in table.schema if name.startswith("date#")))
     found = [
-        next((name for name in names if name in table.schema), "") for names in (times, _LASTFM_ARTISTS, _LASTFM_TITLES)
+        next((name for name in names if name in table.schema), "")
+        for names in (_LASTFM_TIMES, _LASTFM_ARTISTS, _LASTFM_TITLES)
     ]
     if not all(found):
         raise BadLog(
@@ -42,10 +45,31 @@ def lastfm(table: LogTable, options: PrepareOptions) -> ExportRows:
         faults=(*at.faults, *missing(table, artist, title)),
         ignored={"now playing": ~any_given(table, time)},
         notes=("Last.fm keeps plays of more than half a track or 4 minutes, so scrobbles have few skips",),
+        columns={"timestamp": time, "artist": artist, "title": title},
     )
 
 
-def lastfm_json(plain: PlainFile) -> LogTable:
+def lastfm_table(plain: PlainFile) -> LogTable:
+    """The table in a file of scrobbles. Raises BadLog."""
+    if plain.content == "json":
+        return _lastfm_json(plain)
+    if plain.content == "text" and not _has_header(plain):
+        return LogTable.open(plain, names=("artist", "album", "track", "date"))
+    table = LogTable.open(plain)
+    for name in [name for name in table.schema if name.startswith("date#")]:  # the rest is the name of the user
+        table.columns = table.columns.rename({name: "date"})
+        table.schema["date"] = table.schema.pop(name)
+    return table
+
+
+def _has_header(plain: PlainFile) -> bool:
+    """Whether no field of the first line is a time."""
+    with plain.path.open("rb") as stream:
+        line = stream.readline(1 << 16).decode("utf-8-sig", errors="replace")
+    return _TIME.search(line) is None
+
+
+def _lastfm_json(plain: PlainFile) -> LogTable:
     """The tracks in answers of Last.fm's API and in what tools make of them: pages, lists of pages, lists of tracks."""
     try:
         whole = json.loads(plain.path.read_text(encoding="utf-8-sig"))
@@ -64,11 +88,15 @@ def lastfm_json(plain: PlainFile) -> LogTable:
             for inner, value in values.items()
         }
         for name, values in columns.items():
-            value = fields.get(name)
-            values.append(str(value) if isinstance(value, str | int | float) else None)
+            values.append(_json_text(fields.get(name)))
     given = {name: values for name, values in columns.items() if any(value is not None for value in values)}
     frame = pl.LazyFrame(given, schema=dict.fromkeys(given, pl.String))
     return LogTable(frame, dict.fromkeys(given, pl.String()), plain)
+
+
+def _json_text(value: Any) -> str | None:
+    text = str(value) if isinstance(value, str | int | float) else None
+    return None if text is None or any("\ud800" <= letter <= "\udfff" for letter in text) else text
 
 
 def _json_tracks(value: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
@@ -116,10 +144,17 @@ def listenbrainz(table: LogTable, options: PrepareOptions) -> ExportRows:
         end=pl.when(imported).then(at.value),
         outcome=rules,
         faults=(*at.faults, *missing(table, "listened_at", title, artist)),
-        notes=(
-            "listens imported from Spotify carry the time of their end: they start ms_played earlier",
-            "ListenBrainz keeps plays of more than half a track or 4 minutes, so listens have few skips",
-        ),
+        noted={
+            "listens imported from Spotify, whose time is that of their end: they start ms_played earlier": imported
+        },
+        notes=("ListenBrainz keeps plays of more than half a track or 4 minutes, so listens have few skips",),
+        columns={
+            "timestamp": "listened_at",
+            "artist": artist,
+            "title": title,
+            "ms_played": f"{_LISTENBRAINZ}.ms_played",
+        },
+        also_used=(f"{_LISTENBRAINZ}.music_service",),
     )
 
 
@@ -134,6 +169,7 @@ def rockbox(table: LogTable, options: PrepareOptions) -> ExportRows:
     is_header = pl.col("artist").str.starts_with("#") & pl.col("album").is_null()
     return ExportRows(
         frame=table.frame,
+        complete=is_header | pl.col("time").is_not_null(),  # version 1.0 has no mbid
         track=described(artist, title),
         title=title,
         artist=artist,
@@ -141,4 +177,5 @@ def rockbox(table: LogTable, options: PrepareOptions) -> ExportRows:
         outcome=((rating == "S", True, FLAG), (rating == "L", False, FLAG)),
         faults=(*at.faults, *missing(table, "title", "time")),
         ignored={"header line": is_header},
+        columns={"timestamp": "time", "artist": "artist", "title": "title", "skipped": "rating"},
     )

@@ -26,6 +26,9 @@ from training.prepare.formats import DURATION, END_REASON, FLAG, Rule
 from training.prepare.options import PrepareOptions
 from training.prepare.tables import LogTable
 
+_EPISODE: Final = ("spotify_episode_uri", "episode_name", "episode_show_name")
+_AUDIOBOOK: Final = ("audiobook_uri", "audiobook_title", "audiobook_chapter_uri", "audiobook_chapter_title")
+
 
 def spotify(table: LogTable, options: PrepareOptions) -> ExportRows:
     """The extended streaming history of Spotify."""
@@ -49,8 +52,8 @@ def spotify(table: LogTable, options: PrepareOptions) -> ExportRows:
         rules.append((played.value < least_s * 1000, True, DURATION))
     ignored = {
         "video": pl.lit("video" in table.name.rpartition("/")[2].lower()),
-        "podcast": uri.is_null() & any_given(table, "spotify_episode_uri", "episode_name", "episode_show_name"),
-        "audiobook": uri.is_null() & any_given(table, "audiobook_uri", "audiobook_title", "audiobook_chapter_uri"),
+        "podcast": uri.is_null() & any_given(table, *_EPISODE),
+        "audiobook": uri.is_null() & any_given(table, *_AUDIOBOOK),
         "no track URI": uri.is_null(),
     }
     if not options.include_private:
@@ -66,6 +69,16 @@ def spotify(table: LogTable, options: PrepareOptions) -> ExportRows:
         outcome=rules,
         faults=(*end.faults, *played.faults, *missing(table, "ts", "ms_played"), negative(played.value, "ms_played")),
         ignored=ignored,
+        columns={
+            "timestamp": "ts",
+            "ms_played": "ms_played",
+            "track_id": "spotify_track_uri",
+            "title": "master_metadata_track_name",
+            "artist": "master_metadata_album_artist_name",
+            "skipped": "skipped",
+            "end_reason": "reason_end",
+        },
+        also_used=("incognito_mode", *_EPISODE, *_AUDIOBOOK),
     )
 
 
@@ -103,6 +116,7 @@ def spotify_account(table: LogTable, options: PrepareOptions) -> ExportRows:
             "the order of the file; Spotify's extended streaming history says more",
         ),
         ordered_by_end=True,
+        columns={"timestamp": "endtime", "ms_played": "msplayed", "artist": "artistname", "title": "trackname"},
     )
 
 
@@ -158,6 +172,15 @@ def apple_music(table: LogTable, options: PrepareOptions) -> ExportRows:
         outcome=rules,
         faults=(*starts.faults, *ends.faults),
         ignored={**ignored, "continuation of a paused play": pl.col(_own("continued"))},
+        noted={"plays without an artist, whose track is known by its title alone": artists.is_null()},
+        columns={
+            "timestamp": "event start timestamp",
+            "title": title,
+            "artist": next((name for name in _APPLE_ARTISTS if name in table.schema), ""),
+            "end_reason": "end reason type",
+            "ms_played": "play duration milliseconds",
+        },
+        also_used=("event type", "event end timestamp", "media type", "start position in milliseconds"),
     )
 
 

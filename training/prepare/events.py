@@ -54,17 +54,10 @@ KNOWN_NAMES: Final[dict[Role, tuple[str, ...]]] = {
 _SKIP_REASONS: Final = ("fwdbtn", "skip", "skipped", "next", "forward", "track_skipped_forwards")
 _PLAYED_REASONS: Final = ("trackdone", "done", "completed", "complete", "finished", "ended", "natural_end_of_track")
 
-_IDOMAAR: Final = "event.session"
-_PLAYLIST: Final = {"pid", "tracks", "num_tracks"}
-
 
 def read_events(plain: PlainFile, options: PrepareOptions) -> LogLines:
     """The lines of a file of a log of kind `events`. Raises BadLog."""
-    _refuse_known_formats(plain)
-    table = LogTable.open(plain)
-    if len(_PLAYLIST & set(table.schema)) > 1 or "playlists" in table.schema:
-        raise BadLog(f"{table.name} holds playlists, which have neither listening times nor skips")
-    return _Events(table, options).lines()
+    return _Events(LogTable.open(plain), options).lines()
 
 
 def columns_of(table: LogTable, options: PrepareOptions) -> dict[Role, str]:
@@ -298,16 +291,3 @@ class _Events:
             option = "--skip-below-seconds" if "ms_played" in self.found else "--skip-below-ratio"
             notes.append(f"{' and '.join(durations)} were not used for skips: {option} uses the played duration")
         return notes
-
-
-def _refuse_known_formats(plain: PlainFile) -> None:
-    """Refuse formats without columns. Raises BadLog."""
-    if plain.content != "text":
-        return
-    with plain.path.open("rb") as stream:
-        begin = stream.read(len(_IDOMAAR) + 1).decode(errors="replace")
-    if begin == f"{_IDOMAAR}\t":
-        raise BadLog(
-            f"{plain.name} is in the format idomaar (30Music), which has no columns: write a table with a row for each "
-            "of its objects first (user_id, session_id, timestamp, track_id, skipped)"
-        )

@@ -124,7 +124,9 @@ def _tracing_class(settings: Settings) -> "type[Tracing] | None":
     try:
         from service.ops.tracing import Tracing  # noqa: PLC0415 (an optional dependency)
     except ModuleNotFoundError as error:
-        raise BadOption(f"SEGUE_TRACING=true: {error.name} is missing; pip install 'segue[tracing]'") from error
+        raise BadOption(
+            f"SEGUE_TRACING=true: {error.name} is missing; in your clone of Segue, run `pip install '.[tracing]'`"
+        ) from error
     return Tracing
 
 

@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from segue.errors import SegueError
+from segue.validation_messages import expectation
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
@@ -153,7 +154,13 @@ def invalid_request_response(error: RequestValidationError) -> Response:
 def _invalid_field(error: Mapping[str, Any]) -> InvalidField:
     found = error.get("found") or ("missing" if error["type"] == "missing" else _shown(error.get("input")))
     field = ".".join(str(part)[:_MAX_VALUE] for part in error["loc"])
-    return InvalidField(field=_shortened(ascii(field)[1:-1], _MAX_FIELD), found=found, expected=str(error["msg"]))
+    return InvalidField(field=_shortened(ascii(field)[1:-1], _MAX_FIELD), found=found, expected=_expected(error))
+
+
+def _expected(error: Mapping[str, Any]) -> str:
+    """What was expected. pydantic's message is kept if it says so in plain words."""
+    plain = error["type"] in {"missing", "extra_forbidden", "string_pattern_mismatch"}
+    return expectation(error) if plain else str(error["msg"])
 
 
 def _shown(value: object) -> str:

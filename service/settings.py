@@ -17,6 +17,7 @@ from pydantic import Field, FilePath, ValidationError, field_serializer, field_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from segue.errors import BadOption
+from segue.validation_messages import expectation
 
 PREFIX = "SEGUE_"
 
@@ -25,7 +26,7 @@ FOLDER_NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}$"
 Durability: TypeAlias = Literal["memory", "every-second", "always"]
 # Variables with the prefix that are not settings: they belong to the command line, the build, tests and benchmarks.
 _OTHER_VARIABLES: Final = frozenset(
-    {"SEGUE_API_KEY", "SEGUE_COMMIT", "SEGUE_DATA", "SEGUE_KEY_FILE", "SEGUE_SCREENSHOTS"}
+    {"SEGUE_API_KEY", "SEGUE_AUDIT", "SEGUE_COMMIT", "SEGUE_DATA", "SEGUE_KEY_FILE", "SEGUE_SCREENSHOTS"}
 )
 # Kubernetes sets these in each pod for a service named `segue`.
 _SERVICE_LINK: Final = re.compile(r"SEGUE_SERVICE_(HOST|PORT\w*)|SEGUE_PORT_\w+")
@@ -356,9 +357,10 @@ def check_environment(names: Iterable[str]) -> None:
     """Raise BadOption for the first variable that starts with SEGUE_ but is not a setting."""
     settings = {PREFIX + name.upper() for name in Settings.model_fields}
     for name in sorted(names):
-        if not name.startswith(PREFIX) or name in settings or name in _OTHER_VARIABLES or _SERVICE_LINK.fullmatch(name):
+        upper = name.upper()  # pydantic reads settings in any case
+        if not upper.startswith(PREFIX) or upper in settings | _OTHER_VARIABLES or _SERVICE_LINK.fullmatch(upper):
             continue
-        known = difflib.get_close_matches(name, settings, n=1)
+        known = difflib.get_close_matches(upper, settings, n=1)
         remedy = f"did you mean {known[0]}?" if known else "docs/operations.md lists the settings"
         raise BadOption(f"unknown setting {name}: {remedy}")
 
@@ -380,7 +382,7 @@ def read_settings(**given: Any) -> Settings:
             raise BadOption(f"{name} is missing: set {PREFIX}{name.upper()}, or pass it to `segue serve`") from error
         found = _shown(name, first["input"])
         raise BadOption(
-            f"{name} is {found}: {first['msg'].lower()}; see {PREFIX}{name.upper()} in docs/operations.md"
+            f"{name} is {found}: {expectation(first)}; see {PREFIX}{name.upper()} in docs/operations.md"
         ) from error
 
 

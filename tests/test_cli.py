@@ -42,6 +42,13 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], comma
         (["recommend", "nowhere", "--play", "x"], "nowhere is not a release"),
         (["prepare", "mssd", "nowhere", "--out", "d"], "nowhere does not exist"),
         (["prepare", "tapes", "nowhere", "--out", "d"], "'tapes': expected one of"),
+        (
+            ["prepare", "plays.csv"],
+            "plays.csv is not a kind of log: name the kind first, as in `segue prepare events plays",
+        ),
+        (["prepare", "plays.csv", "--out", "d"], "plays.csv is not a kind of log"),
+        (["prepare", ".", "--out", "d"], ". is not a kind of log"),
+        (["compare", "."], ". is a folder, expected the file of a result: write it with `segue evaluate RELEASE"),
         (["simulate", "--tracks", "3", "--out", "d"], "3"),
         (["serve", "nowhere", "--port", "99999"], "99999"),
     ],
@@ -101,7 +108,7 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "pip install 'segue[training]'" in done.stderr
+    assert "in your clone of Segue, run `pip install '.[training]'`" in done.stderr
 
 
 def test_every_optional_package_has_its_extra() -> None:

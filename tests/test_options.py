@@ -29,11 +29,18 @@ def test_what_is_said_later_wins(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         (["epoch=3"], "unknown option 'epoch', use epochs: this model has alpha, batch_size, beta"),
-        (["epochs=-1"], "option epochs = '-1': Input should be greater than or equal to 0"),
+        (["epochs=-1"], "option epochs = '-1': expected a number of at least 0"),
         (["epochs"], "--set 'epochs': expected key=value"),
-        (["objective=last"], "option objective = 'last': Input should be 'next' or 'next-played'"),
+        (["objective=last"], "option objective = 'last': expected 'next' or 'next-played'"),
         (["alpha=0", "beta=0"], "alpha and beta are both 0"),
         (["temperature=nan"], "temperature"),
+        (["epochs=two"], "option epochs = 'two': expected a whole number$"),
+        (["window=1.5"], r"option window = '1\.5': expected a whole number$"),
+        (["alpha=much"], "option alpha = 'much': expected a number$"),
+        (["log_q=perhaps"], "option log_q = 'perhaps': expected true or false$"),
+        (["dropout=1"], "option dropout = '1': expected a number below 1$"),
+        (["heads=2"], r"unknown option 'heads': .*; heads is an option of sasrec, bert4rec$"),
+        (["decay=0.1"], r"unknown option 'decay', use .*; decay is an option of vmis-knn$"),
     ],
 )
 def test_a_wrong_option_is_one_line(settings: list[str], message: str) -> None:

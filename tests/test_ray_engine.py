@@ -145,7 +145,10 @@ class TestRefusals:
         monkeypatch.setitem(sys.modules, "ray", None)
         code = main(["prepare", "lfm1k", *map(str, files), "--out", str(tmp_path / "out"), "--engine", "ray"])
         assert code == 2
-        assert capsys.readouterr().err == "segue: ray is not installed: run `pip install 'segue[ray]'`\n"
+        assert (
+            capsys.readouterr().err
+            == "segue: ray is not installed: in your clone of Segue, run `pip install '.[ray]'`\n"
+        )
         assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
     @pytest.mark.parametrize("scheme", ["", "ray://"])

@@ -108,7 +108,9 @@ def test_tensorboard_that_is_not_installed_is_one_line_before_anything_is_traine
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == ("segue: tensorboard is not installed: run `pip install 'segue[tensorboard]'`\n")
+    assert done.stderr == (
+        "segue: tensorboard is not installed: in your clone of Segue, run `pip install '.[tensorboard]'`\n"
+    )
 
 
 def test_a_training_without_memory_ends_with_advice_and_its_checkpoint(

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from segue.errors import BadOption
-from service.settings import Settings, as_environment, read_settings
+from service.settings import Settings, as_environment, check_environment, read_settings
+from tests.trips import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -31,11 +32,13 @@ def test_what_is_given_goes_before_the_environment(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"port": "65536"}, "port is '65536': input should be less than or equal to 65535; see SEGUE_PORT"),
-        ({"idle_gap_s": 0}, "idle_gap_s is 0: input should be greater than 0; see SEGUE_IDLE_GAP_S"),
+        ({"port": "65536"}, "port is '65536': expected a number of at most 65535; see SEGUE_PORT"),
+        ({"idle_gap_s": 0}, "idle_gap_s is 0: expected a number above 0; see SEGUE_IDLE_GAP_S"),
         ({"redis_url": "localhost"}, "redis_url is 'localhost'"),
-        ({"log_level": "loud"}, "log_level is 'loud'"),
-        ({"event_log": "perhaps"}, "event_log is 'perhaps'"),
+        ({"log_level": "loud"}, "log_level is 'loud': expected 'debug', 'info', 'warning' or 'error'; see"),
+        ({"event_log": "perhaps"}, "event_log is 'perhaps': expected true or false; see"),
+        ({"redis_connections": "many"}, "redis_connections is 'many': expected a whole number; see"),
+        ({"redis_password_file": "nowhere"}, "redis_password_file is 'nowhere': expected an existing file; see"),
     ],
 )
 def test_a_wrong_setting_is_told_in_one_line(given: dict[str, Any], message: str) -> None:
@@ -69,6 +72,7 @@ def test_workers_read_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None
     [
         ("SEGUE_RELEASE_DIR", "did you mean SEGUE_RELEASES_DIR?"),
         ("SEGUE_PROT", "did you mean SEGUE_PORT?"),
+        ("segue_prot", "did you mean SEGUE_PORT?"),
         ("SEGUE_SHUTDOWN_GRACE", "did you mean SEGUE_SHUTDOWN_GRACE_S?"),
         ("SEGUE_SOMETHING_ELSE_ENTIRELY", "docs/operations.md lists the settings"),
     ],
@@ -78,6 +82,20 @@ def test_an_unknown_setting_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv(name, "1")
     with pytest.raises(BadOption, match=re.escape(f"unknown setting {name}: {remedy}")):
         read_settings()
+
+
+def test_every_variable_of_the_repository_is_known() -> None:
+    """Or a variable for the tests, CI or the benchmarks would keep a service from starting."""
+    read = re.compile(
+        r"""(?:environ(?:\.get\(|\[)|getenv\()\s*["'](SEGUE_[A-Z_]+)["']|\$[({]?(SEGUE_[A-Z_]+)|(SEGUE_[A-Z_]+)="""
+    )
+    used = set()
+    for folder in ("segue", "service", "training", "index", "tests", "benchmarks", "docker", ".ci", "docs"):
+        for file in (ROOT / folder).rglob("*"):
+            if file.is_file() and file.suffix in {"", ".py", ".sh", ".yaml", ".yml", ".md"}:
+                used |= {name for found in read.findall(file.read_text(errors="replace")) for name in found if name}
+    assert {"SEGUE_DATA", "SEGUE_AUDIT", "SEGUE_SCREENSHOTS", "SEGUE_API_KEY", "SEGUE_COMMIT"} <= used
+    check_environment(used)
 
 
 @pytest.mark.parametrize("name", ["SEGUE_API_KEY", "SEGUE_SERVICE_HOST", "SEGUE_PORT_8000_TCP_ADDR", "SEGUELESS"])

@@ -1,6 +1,7 @@
 """What training, tuning and evaluation say about data that do not support a figure, on the terminal and in files."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from tests.comparison_results import result as result_file
 from tests.datasets import write_dataset
 from training.data.dataset import Dataset
 from training.notes import training_notes
-from training.options import Options, SasRecOptions, WrmfOptions
+from training.options import Options, SasRecOptions, VmisKnnOptions, WrmfOptions
 
 TRACKS = 30
 
@@ -191,3 +192,35 @@ class TestComparison:
         _, out, err = run(capsys, "compare", *files)
         assert err.count("One result: nothing to compare.") == 2
         assert "test targets of known outcome" in out
+
+
+class TestWrongArguments:
+    def test_a_swapped_release_and_dataset_are_named(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        data, release = listened(tmp_path / "d").path, tmp_path / "r"
+        run(capsys, "train", data, "--model", "markov", "--out", release)
+        code, _, err = run(capsys, "evaluate", data, release)
+        assert (code, err) == (2, f"segue: RELEASE and DATASET are swapped: run `segue evaluate {release} {data}`\n")
+        code, _, err = run(capsys, "evaluate", data, data)
+        assert code == 2
+        assert f"RELEASE {data} is a dataset" in err
+        code, _, err = run(capsys, "evaluate", release, release)
+        assert code == 2
+        assert f"DATASET {release} is a release" in err
+
+    def test_a_release_is_no_result_to_compare(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        run(capsys, "train", listened(tmp_path / "d").path, "--model", "markov", "--out", tmp_path / "r")
+        code, _, err = run(capsys, "compare", tmp_path / "r")
+        assert code == 2
+        assert f"write it with `segue evaluate {tmp_path / 'r'} DATASET --output FILE`" in err
+
+
+def test_a_recipe_names_what_was_tuned_even_if_it_is_the_default(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    default = VmisKnnOptions().neighbours
+    data, study = listened(tmp_path / "d", sessions=60).path, tmp_path / "study"
+    search = ("--model", "vmis-knn", "--search", f"neighbours={default}", "--set", "sample=500", "--trials", 1)
+    code, _, err = run(capsys, "tune", data, *search, "--split", "new-sessions", "--out", study)
+    assert code == 0
+    assert tomllib.loads((study / "best.toml").read_text()) == {"vmis-knn": {"neighbours": default}}
+    assert f"--recipe {study / 'best.toml'} --split new-sessions --out" in err

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final, Literal, Self, TypeVar
+from typing import Any, ClassVar, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from segue.errors import BadOption
+from segue.validation_messages import expectation
 from segue.window import DEFAULT_LENGTH
 
 _LONGEST_FOLDED_WINDOW: Final = 100  # the solver of WRMF's fold-in is unrolled, one step a column
@@ -129,9 +130,13 @@ class TransformerOptions(NeuralOptions):
 class SasRecOptions(TransformerOptions):
     """SASRec's options: the sizes of its blocks."""
 
+    family: ClassVar[str] = "sasrec"
+
 
 class Bert4RecOptions(TransformerOptions):
     """BERT4Rec's own options; the default of `masking` is the paper's (section 4.1.2)."""
+
+    family: ClassVar[str] = "bert4rec"
 
     masking: float = Field(default=0.2, ge=0, lt=1, description="Share of the plays before the last that are masked")
     duplication_factor: int = Field(
@@ -142,11 +147,15 @@ class Bert4RecOptions(TransformerOptions):
 class Gru4RecOptions(NeuralOptions):
     """GRU4Rec's own sizes."""
 
+    family: ClassVar[str] = "gru4rec"
+
     layers: int = Field(default=1, ge=1, description="Recurrent layers; the authors found one to be best")
 
 
 class CaserOptions(NeuralOptions):
     """Caser's own sizes; the defaults are those of the authors' public code."""
+
+    family: ClassVar[str] = "caser"
 
     order: int = Field(default=5, ge=1, description="Latest plays that the convolutions cover (L in the original)")
     horizontal_filters: int = Field(default=16, ge=1, description="Filters of each height from 1 to `order` plays")
@@ -156,6 +165,8 @@ class CaserOptions(NeuralOptions):
 
 class WrmfOptions(Options):
     """Options of WRMF in all its versions."""
+
+    family: ClassVar[str] = "wrmf"
 
     window: int = Field(
         default=DEFAULT_LENGTH, ge=2, le=_LONGEST_FOLDED_WINDOW, description="Number of latest plays that are folded in"
@@ -177,6 +188,8 @@ class WrmfOptions(Options):
 class BprOptions(Options):
     """Options of BPR in all its versions."""
 
+    family: ClassVar[str] = "bpr"
+
     dimension: int = Field(default=128, ge=1, description="Number of factors, without the bias of a track")
     epochs: int = Field(default=120, ge=1, description="Epochs, each with as many draws as there are positive pairs")
     batch_size: int = Field(default=1000, ge=1, description="Draws per step")
@@ -195,6 +208,8 @@ class BprOptions(Options):
 
 class VmisKnnOptions(Options):
     """Options of VMIS-kNN."""
+
+    family: ClassVar[str] = "vmis-knn"
 
     neighbours: int = Field(default=100, ge=1, description="Number of most similar sessions that a recommendation uses")
     sample: int = Field(default=500, ge=1, description="Most recent sessions of a track that may become neighbours")
@@ -249,13 +264,14 @@ def check_options(kind: type[AnyOptions], values: Mapping[str, Any]) -> AnyOptio
         if key not in kind.model_fields:
             raise BadOption(
                 f"unknown option {key!r}{_suggestion(key, kind)}: this model has {', '.join(sorted(kind.model_fields))}"
+                f"{_models_with(key)}"
             )
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
+        message = expectation(first)
         raise BadOption(f"option {name} = {first['input']!r}: {message}" if name else message) from error
 
 
@@ -264,6 +280,13 @@ def _suggestion(name: str, kind: type[Options]) -> str:
     known = [word for word in _ROUNDS if word in kind.model_fields] if name in _ROUNDS else []
     similar = known or get_close_matches(name, kind.model_fields, n=1)
     return f", use {similar[0]}" if similar else ""
+
+
+def _models_with(name: str) -> str:
+    """A hint: the models that have an option."""
+    kinds = (SasRecOptions, Bert4RecOptions, Gru4RecOptions, CaserOptions, WrmfOptions, BprOptions, VmisKnnOptions)
+    models = [kind.family for kind in kinds if name in kind.model_fields]
+    return f"; {name} is an option of {', '.join(models)}" if models else ""
 
 
 def shipped_recipes() -> list[str]:

@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (one f
         extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
-        return _fail(f"{error.name} is not installed: run `pip install 'segue[{extra}]'`", 2)
+        return _fail(f"{error.name} is not installed: in your clone of Segue, run `pip install '.[{extra}]'`", 2)
     except (click.Abort, KeyboardInterrupt) as stop:
         # training.checkpoint says how to resume
         message = str(stop.__cause__ or "") if isinstance(stop, click.Abort) else str(stop)

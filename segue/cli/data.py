@@ -1,7 +1,7 @@
 """`segue prepare` and `segue simulate`: create datasets."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich.table import Table
@@ -17,11 +17,22 @@ FOLDER = click.Path(path_type=Path)
 SPLIT = click.Choice(["last-play", "new-sessions"])
 
 
+def _not_a_file(_context: click.Context, _parameter: click.Parameter, kind: str) -> str:
+    """Return the kind. Raise BadOption if a file was given in its place."""
+    from training.prepare.options import LogKind
+
+    if kind not in get_args(LogKind) and (Path(kind).suffix or Path(kind).exists() or kind == "-"):
+        raise BadOption(
+            f"{kind} is not a kind of log: name the kind first, as in `segue prepare events {kind} --out DATASET`"
+        )
+    return kind
+
+
 @click.command(
     short_help="Convert listening logs to a dataset.",
     epilog=example("segue prepare events logs/*.csv.gz --out data/mine"),
 )
-@click.argument("kind", metavar="KIND")
+@click.argument("kind", metavar="KIND", callback=_not_a_file)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option("--out", type=FOLDER, required=True, metavar="FOLDER", help="Folder to write the dataset to.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing dataset.")

@@ -107,7 +107,12 @@ def tune(
         print_json(best)
     else:
         print_table(facts_table(f"Best of {len(study.trials)} trials of {model}", best))
-        say(f"Recipe written to {out / BEST}. Next: segue train {dataset} --recipe {out / BEST} --out releases/tuned")
+        same = "" if split == "last-play" else f" --split {split}"
+        same += "" if targets == "last" else f" --targets {targets}"
+        say(
+            f"Recipe written to {out / BEST}. "
+            f"Next: segue train {dataset} --recipe {out / BEST}{same} --out releases/tuned"
+        )
 
 
 def _report_trial(trial: "FrozenTrial", study: "Study") -> None:

@@ -268,6 +268,7 @@ def evaluate(
     from training.evaluation.evaluate import Question
     from training.evaluation.evaluate import evaluate as measure
 
+    _check_order(release, dataset)
     if output is not None and output.is_dir():
         raise InputError(f"--output {output} is a folder: expected a file name")
     if output is not None and not output.parent.is_dir():
@@ -296,6 +297,17 @@ def evaluate(
             say("To compare releases, save each result with --output FILE and run `segue compare FILE FILE`.")
         else:
             say(f"Result written to {output}. Next: segue compare {output} OTHER.json --html comparison.html")
+
+
+def _check_order(release: Path, dataset: Path) -> None:
+    """Raise InputError if a dataset is given as the release, or a release as the dataset."""
+    swapped_release, swapped_dataset = (release / "dataset.json").is_file(), (dataset / "manifest.json").is_file()
+    if swapped_release and swapped_dataset:
+        raise InputError(f"RELEASE and DATASET are swapped: run `segue evaluate {dataset} {release}`")
+    if swapped_release:
+        raise InputError(f"RELEASE {release} is a dataset: give a release of `segue train`, then the dataset")
+    if swapped_dataset:
+        raise InputError(f"DATASET {dataset} is a release: give the release first, then a dataset of `segue prepare`")
 
 
 def answers_of(question: "Question", url: str | None = None, *, exact: bool = False) -> "RecommenderUnderTest":
@@ -390,7 +402,7 @@ def build_index(release: "Release", *, kind: str = "auto", device: str = "cpu", 
     if not release.has_encoder:
         raise BadRelease(f"{release.path} is a {release.manifest.model} model, which has no embeddings to index")
     windows = release.sample_windows
-    say(f"Tuning the search index on {len(windows):,} queries")
+    say(f"Choosing the parameters of the search index on {len(windows):,} sample queries")
     queries = OnnxEncoder(release.path / ENCODER).encode(windows)
     _, facts = index_release(release, queries, kind=kind, device=device, recall_target=recall)
     return dict(facts.model_dump(mode="json"))

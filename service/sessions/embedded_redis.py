@@ -56,7 +56,9 @@ def redis_server_binary(program: Path | None = None) -> Path:
     places = [*_packaged(), *(Path(place) for name in _NAMES if (place := shutil.which(name)) is not None)]
     versions = {place: version for place in places if (version := version_of(place)) is not None}
     if not versions or max(versions.values()) < MIN_VERSION:
-        raise BadOption("no redis-server is installed: install segue[service], or pass --redis-url")
+        raise BadOption(
+            "no redis-server is installed: run `pip install '.[service]'` in your clone of Segue, or pass --redis-url"
+        )
     return max(versions, key=lambda place: versions[place])
 
 

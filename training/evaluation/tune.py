@@ -117,7 +117,9 @@ def tune(tuning: StudySpec, on_progress: OnProgress) -> Study:
 
 
 def write_best(study: Study, tuning: StudySpec) -> Path:
-    """Write best.toml atomically: all options that differ from the model's defaults, except the seed.
+    """Write best.toml atomically: the tuned options, and others that differ from the defaults, except the seed.
+
+    A tuned option is written even if it equals the default, so that the recipe stays the same if a default changes.
 
     Raises:
         BadOption: No trial produced a release.
@@ -128,7 +130,11 @@ def write_best(study: Study, tuning: StudySpec) -> Path:
         raise BadOption(f"none of the choices came to a release ({' '.join(refused[:1])}): choose others to --search")
     best = changed(tuning.options, study.best_params)
     defaults = MODELS[tuning.model].options().model_dump()
-    values = {key: value for key, value in best.model_dump().items() if value != defaults[key] and key != "seed"}
+    values = {
+        key: value
+        for key, value in best.model_dump().items()
+        if key != "seed" and (key in study.best_params or value != defaults[key])
+    }
     header = (
         f"# Chosen by validation HR@10 ({study.best_value:.4f}) among {len(_finished(study))} trials, "
         f"{datetime.now(UTC):%Y-%m-%d}: segue tune, model {tuning.model},\n"

@@ -14,6 +14,7 @@ import numpy as np
 from segue.arrays import Bool, Float64, Int
 from segue.errors import InputError
 from segue.ranking_metrics import METRICS, NOT_FOUND
+from segue.release import MANIFEST
 
 GROUPS: Final = ("all", "played", "skipped")
 _NEEDED: Final = ("system", "train_seed", "dataset", "split", "part", "protocol", "ranks", "target_skipped", "training")
@@ -96,6 +97,12 @@ def _order(question: Question) -> tuple[Any, ...]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        release = path if (path / MANIFEST).is_file() else "RELEASE"
+        raise InputError(
+            f"{path} is a folder, expected the file of a result: write it with `segue evaluate {release} DATASET "
+            "--output FILE`"
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -61,15 +61,25 @@ def week_of_listening(path: Path) -> Dataset:
         ],
         skips_from=SkipSources(flag=1_000, time=plays - 1_000 - int((~known).sum())),
         unknown_outcomes=int((~known).sum()),
+        skipped_by=SkipSources(flag=409, time=103),
+        same_second_skips=31,
         merged=12,
         ignored={"podcast": 3},
         columns={"track": "track_id", "time": "played_at"},
+        unused_columns=["country"],
+        notes=["no zone was given: times were read as UTC"],
         steps=[
             PrepareStep(step="lines read", removed=0, plays=plays + 20),
             PrepareStep(step="malformed lines left out", removed=8, plays=plays + 12, option="--max-malformed"),
             PrepareStep(step="repeated reports merged", removed=12, plays=plays, sessions=120, option="--merge-within"),
         ],
-        warnings=[DataWarning(code="no-time-zone", message="Times have no zone and were read as UTC.")],
+        warnings=[
+            DataWarning(
+                code="started_again",
+                message="the same listener starts the track of 12 plays again within 2 seconds. These are probably "
+                "second reports: --merge-within 2 merges them",
+            )
+        ],
     )
     starts = [datetime.fromtimestamp(first + 3_600 * number, UTC) for number in range(120)]
     options = {"idle_gap_s": 1200, "max_session_plays": 25}

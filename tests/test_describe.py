@@ -181,30 +181,30 @@ class TestWarnings:
     @pytest.mark.parametrize(
         ("code", "sessions", "options"),
         [
-            ("no-skips", played(*ORDINARY), {}),
-            ("high-skip-rate", [[(t, t < 29) for t in range(n, n + 5)] for n in range(26)] * 5, {}),
-            ("one-session", played(25, skip_every=4), {}),
-            ("few-sessions", played(*[3, 4, 5] * 33, skip_every=4), {}),
-            ("equal-lengths", played(*[20] * 100, skip_every=3), {}),
-            ("sessions-cut", played(*[20, 20, 7] * 50, skip_every=3), {"options": {"max_session_plays": 20}}),
-            ("short-sessions", played(*[2, 2, 3] * 50, skip_every=4), {}),
-            ("small-catalogue", played(*ORDINARY, skip_every=4, tracks=19), {"tracks": 19}),
-            ("dominant-track", [[(0, False), *part] for part in played(*ORDINARY, skip_every=4)], {"tracks": 100}),
-            ("rare-tracks", played(*ORDINARY, skip_every=4, tracks=900), {"tracks": 900}),
-            ("float-ids", played(*ORDINARY, skip_every=4), {"tracks": [f"{number}.0" for number in range(30)]}),
-            ("malformed-lines", played(*ORDINARY, skip_every=4), {"malformed_lines": 20}),
+            ("no_skips", played(*ORDINARY), {}),
+            ("many_skips", [[(t, t < 29) for t in range(n, n + 5)] for n in range(26)] * 5, {}),
+            ("one_session", played(25, skip_every=4), {}),
+            ("few_sessions", played(*[3, 4, 5] * 33, skip_every=4), {}),
+            ("equal_lengths", played(*[20] * 100, skip_every=3), {}),
+            ("sessions_cut", played(*[20, 20, 7] * 50, skip_every=3), {"options": {"max_session_plays": 20}}),
+            ("short_sessions", played(*[2, 2, 3] * 50, skip_every=4), {}),
+            ("small_catalogue", played(*ORDINARY, skip_every=4, tracks=19), {"tracks": 19}),
+            ("dominant_track", [[(0, False), *part] for part in played(*ORDINARY, skip_every=4)], {"tracks": 100}),
+            ("rare_tracks", played(*ORDINARY, skip_every=4, tracks=900), {"tracks": 900}),
+            ("float_ids", played(*ORDINARY, skip_every=4), {"tracks": [f"{number}.0" for number in range(30)]}),
+            ("malformed_lines", played(*ORDINARY, skip_every=4), {"malformed_lines": 20}),
             (
-                "implausible-times",
+                "implausible_times",
                 played(*ORDINARY, skip_every=4),
                 {"starts": [datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)] * 200},
             ),
             (
-                "implausible-times",
+                "implausible_times",
                 played(*ORDINARY, skip_every=4),
                 {"starts": [datetime(2025, 1, 2, 0, 0, 1, tzinfo=UTC)] * 200},
             ),
             (
-                "coarse-times",
+                "coarse_times",
                 played(*ORDINARY, skip_every=4),
                 {
                     "starts": [datetime(2024, 1, 1, minute=number % 60, tzinfo=UTC) for number in range(200)],
@@ -212,18 +212,18 @@ class TestWarnings:
                 },
             ),
             (
-                "unknown-last-outcomes",
+                "unknown_last_outcomes",
                 [[*part, (5, False)] for part in played(*ORDINARY, skip_every=4)],
                 {"last_known": [number != 7 for number in range(200)]},
             ),
-            ("last-plays-never-skipped", [[*part, (5, False)] for part in played(*ORDINARY, skip_every=4)], {}),
+            ("last_plays_never_skipped", [[*part, (5, False)] for part in played(*ORDINARY, skip_every=4)], {}),
             (
-                "skips-before-repeats",
+                "skips_before_repeats",
                 [*[[(t, f) for t in range(n, n + 4) for f in (True, False)] for n in range(27)] * 5, *played(3, 4)],
                 {},
             ),
             (
-                "files-differ",
+                "files_differ",
                 played(*ORDINARY, skip_every=4),
                 {
                     "log": LogFacts(
@@ -242,16 +242,16 @@ class TestWarnings:
         ("code", "sessions", "options"),
         [
             # 80 % exactly; 20 tracks; sessions of two lengths below the cut; times of Yambda; a file of 99 plays.
-            ("high-skip-rate", [[(t, t % 5 > 0) for t in range(n, n + 5)] for n in range(25)] * 5, {}),
-            ("small-catalogue", played(*ORDINARY, skip_every=4, tracks=20), {"tracks": 20}),
-            ("sessions-cut", played(*[19, 20, 20] * 50, skip_every=3), {"options": {"max_session_plays": 40}}),
+            ("many_skips", [[(t, t % 5 > 0) for t in range(n, n + 5)] for n in range(25)] * 5, {}),
+            ("small_catalogue", played(*ORDINARY, skip_every=4, tracks=20), {"tracks": 20}),
+            ("sessions_cut", played(*[19, 20, 20] * 50, skip_every=3), {"options": {"max_session_plays": 40}}),
             (
-                "implausible-times",
+                "implausible_times",
                 played(*ORDINARY, skip_every=4),
                 {"starts": [datetime(1970, 1, 1, tzinfo=UTC)] * 200, "source": "yambda"},
             ),
             (
-                "coarse-times",
+                "coarse_times",
                 played(*ORDINARY, skip_every=4),
                 {
                     "starts": [datetime(2024, 1, 1, minute=number % 60, tzinfo=UTC) for number in range(200)],
@@ -259,7 +259,7 @@ class TestWarnings:
                 },
             ),
             (
-                "files-differ",
+                "files_differ",
                 played(*ORDINARY, skip_every=4),
                 {"log": LogFacts(files=[LogFile(name="a", plays=99, skips=99), LogFile(name="b", plays=800, skips=9)])},
             ),
@@ -271,11 +271,11 @@ class TestWarnings:
         assert code not in self.codes(tmp_path, sessions, **options)
 
     def test_those_of_the_log_come_first_and_once(self, tmp_path: Path) -> None:
-        told = [DataWarning(code=code, message=f"{code} as the log says") for code in ("no-time-zone", "no-skips")]
+        told = [DataWarning(code=code, message=f"{code} as the log says") for code in ("no_time_zone", "no_skips")]
         found = describe(written(tmp_path / "d", played(3, 4), log=LogFacts(warnings=told)), NOW).warnings
         assert found[:2] == told
-        assert "few-sessions" in [warning.code for warning in found]
-        assert [warning.code for warning in found].count("no-skips") == 1
+        assert "few_sessions" in [warning.code for warning in found]
+        assert [warning.code for warning in found].count("no_skips") == 1
 
 
 class TestOutput:
@@ -319,7 +319,7 @@ class TestOutput:
         found = json.loads(self.run(capsys, tmp_path / "week", "--json")[1])
         assert found == json.loads(describe(dataset).model_dump_json())
         assert found["times"]["first"] == "2024-03-01T18:00:00Z"
-        assert found["steps"][1]["option"] == "--max-malformed"
+        assert found["log"]["steps"][1]["option"] == "--max-malformed"
 
     def test_control_characters_in_names_are_escaped(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         log = LogFacts(

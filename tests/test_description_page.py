@@ -43,7 +43,7 @@ class TestPage:
         assert "url(" not in own
         assert set(re.findall(r"https?://[^\"'\s<]*", own)) <= NAMES
         assert found.pictures == len(EVERY_CHART)
-        assert found.tags.count("table") == found.tags.count("caption") == len(EVERY_CHART) + 5
+        assert found.tags.count("table") == found.tags.count("caption") == len(EVERY_CHART) + 6
 
     def test_headings_go_down_by_one_level(self, week: Description) -> None:
         levels = [int(tag[1]) for tag in Page(page(week)).tags if re.fullmatch(r"h[1-6]", tag)]
@@ -54,8 +54,8 @@ class TestPage:
         text = page(week)
         for warning in week.warnings:
             assert f"<dt>{warning.code}</dt>" in text
-        assert week.steps is not None
-        for step in week.steps:
+        assert week.log is not None
+        for step in week.log.steps:
             assert f'<th scope="row">{step.step}</th>' in text
         assert "--max-malformed" in text
 

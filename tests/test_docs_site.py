@@ -22,6 +22,7 @@ pytest.importorskip("material", reason="the documents are not part of the wheel"
 from docs.site import figures, hooks, http_reference, plays, reference, spotify_history, walk
 from segue.cli import segue
 from service.settings import Settings
+from training.data.describe.description import Description
 from training.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -151,6 +152,19 @@ class TestReference:
             for option, field in model.options.model_fields.items():
                 rows = re.findall(rf"^\| `{option}` \| [^|]* \| `?([^|`]*)`? \|", text, flags=re.MULTILINE)
                 assert str(field.default).lower() in [row.lower() for row in rows], f"{name} {option}"
+
+    def test_it_has_every_field_of_a_description(self) -> None:
+        page = reference.description()
+        found = Description.model_json_schema(mode="serialization")
+        for name, schema in {"Description": found, **found["$defs"]}.items():
+            if "properties" not in schema:
+                continue  # any JSON value
+            section = page.partition(f"## {name}\n")[2].partition("\n## ")[0]
+            for field, facts in schema["properties"].items():
+                row = re.search(rf"^\| `{field}` \| ([^|]+) \| ([^|]+) \|$", section, re.MULTILINE)
+                assert row, f"{name}.{field}"
+                assert row[1] != "any value", f"{name}.{field}"
+                assert facts.get("description", "") in row[2], f"{name}.{field}"
 
     def test_it_has_every_call_and_every_schema(self) -> None:
         text = (ROOT / "openapi.yaml").read_text()

@@ -26,7 +26,11 @@ PAGES: Final = {
     "benchmarks/peers/README.md": "peers.md",
 }
 # Code that documents refer to, and the page that is made from it.
-SOURCES: Final = {"training/options.py": "reference/options.md", "service/settings.py": "reference/settings.md"}
+SOURCES: Final = {
+    "training/options.py": "reference/options.md",
+    "training/data/describe/description.py": "reference/description.md",
+    "service/settings.py": "reference/settings.md",
+}
 COPIES: Final = {"LICENSE": "LICENSE.txt", "openapi.yaml": "openapi.yaml"}
 RESULTS: Final = "benchmarks/results"
 PICTURES: Final = "results/figures/"
@@ -34,6 +38,7 @@ MADE: Final[dict[str, Callable[[], str]]] = {
     "reference/commands.md": reference.commands,
     "reference/settings.md": reference.settings,
     "reference/options.md": reference.options,
+    "reference/description.md": reference.description,
     "reference/python.md": reference.python,
     "reference/http.md": lambda: http_reference.http((ROOT / "openapi.yaml").read_text(encoding="utf-8")),
 }

@@ -1,17 +1,20 @@
-"""Pages made from the code: commands, settings of the service, options of training, Python."""
+"""Pages made from the code: commands, settings of the service, options of training, JSON of `describe`, Python."""
 
 import inspect
 import re
 import types
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 import annotated_types
 import click
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from segue.cli import segue
 from service.settings import PREFIX, Settings
+from training.data.describe.description import Description
 from training.options import NeuralOptions, Options
 from training.registry import MODELS
 
@@ -145,6 +148,48 @@ def _bounds(metadata: Iterable[Any]) -> list[str]:
             if isinstance(bound, getattr(annotated_types, name.capitalize())):
                 found.append(f"{sign} {getattr(bound, name)}")
     return found
+
+
+def description() -> str:
+    """Every field of `segue describe --json`."""
+    parts = [
+        "# JSON of `segue describe`\n\n`segue describe DATASET --json` prints one object, a `Description`. "
+        "[Check your log](../how-to/check-your-log.md) says how to read the figures. Rates are shares from 0 to 1.\n"
+    ]
+    shown: list[type[BaseModel]] = [Description]
+    for model in shown:  # grows while it is read: a model is shown below the first one that has it as a field
+        rows = []
+        for name, field in model.model_fields.items():
+            shown += [part for part in _models(field.annotation) if part not in shown]
+            rows.append((f"`{name}`", _json_type(field.annotation), field.description or ""))
+        for name, computed in model.model_computed_fields.items():
+            rows.append((f"`{name}`", _json_type(computed.return_type), computed.description or ""))
+        meaning = inspect.cleandoc(model.__doc__ or "")
+        parts += [f"## {model.__name__}\n", f"{meaning}\n", table(("field", "type", "meaning"), rows)]
+    return "\n".join(parts)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def _json_type(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        named = [_json_type(part) for part in arguments if part is not type(None)]
+        return " or ".join([*named, "null"] if type(None) in arguments else named)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin is list:
+        return f"array of {_json_type(arguments[0])}"
+    if origin is dict:
+        return f"object of {_json_type(arguments[1])} by name"
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
+    names = {bool: "true, false", int: "whole number", float: "number", str: "text", datetime: "RFC 3339 time"}
+    return names.get(annotation, "any value")
 
 
 def python() -> str:

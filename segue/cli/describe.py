@@ -1,6 +1,6 @@
 """`segue describe`: the figures of a dataset and its warnings, as tables, JSON or an HTML page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -14,7 +14,6 @@ from segue.cli.terminal import bar, example, facts_table, first_that_fits, print
 
 if TYPE_CHECKING:
     from training.data.describe.description import Description, Rate
-    from training.data.log_facts import DataWarning
 
 FILES_SHOWN: Final = 10
 _BAR_WIDTHS: Final = (40, 32, 24, 16, 8)  # the widest that the terminal has room for
@@ -68,9 +67,12 @@ def show(of: "Description") -> None:
         files = [(file.name, file) for file in of.by_file[:FILES_SHOWN]]
         _print_rates("Skip rate by file", "file", files, f"{more:,} more files: see --json." if more > 0 else None)
     print_table(facts_table("Popularity", texts.popularity(of)))
-    if of.steps is not None:
-        print_table(_steps_table(texts.STEP_COLUMNS, texts.step_cells(of)))
-    print_table(_warnings_table(of.warnings) if of.warnings else facts_table("Warnings", {"none": texts.NO_WARNINGS}))
+    if of.log is not None:
+        print_table(facts_table("Log", texts.reading(of.log)))
+        if of.log.steps:
+            print_table(_steps_table(texts.STEP_COLUMNS, texts.step_cells(of.log)))
+    warnings = {warning.code: texts.sentence(warning.message) for warning in of.warnings}
+    print_table(_warnings_table(warnings) if warnings else facts_table("Warnings", {"none": texts.NO_WARNINGS}))
 
 
 def _print_rates(title: str, column: str, rates: "Sequence[tuple[str, Rate]]", note: str | None = None) -> None:
@@ -111,10 +113,10 @@ def _steps_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table
     return table
 
 
-def _warnings_table(warnings: "Sequence[DataWarning]") -> Table:
+def _warnings_table(warnings: Mapping[str, str]) -> Table:
     table = titled("Warnings", "docs/how-to/check-your-log.md explains each warning.")
     table.add_column("warning", no_wrap=True, style="yellow")
     table.add_column("what was found, what to do")
-    for warning in warnings:
-        table.add_row(Text(warning.code), Text(warning.message))
+    for code, message in warnings.items():
+        table.add_row(Text(code), Text(message))
     return table

@@ -1,7 +1,8 @@
 """The result of `segue describe`, as `--json` prints it.
 
 A rate counts the plays whose outcome is known. The outcome of the last play of a session is unknown if outcomes were
-inferred from the next play (column `last_known` of sessions.parquet).
+inferred from the next play (column `last_known` of sessions.parquet). Datasets do not record other unknown outcomes
+play by play: those count as played.
 """
 
 from datetime import datetime
@@ -9,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, computed_field
 
-from training.data.log_facts import DataWarning, LogFile, PrepareStep, SkipSources
+from training.data.log_facts import DataWarning, LogFacts, LogFile, SkipSources
 
 
 class _Part(BaseModel):
@@ -109,9 +110,9 @@ class Repeats(_Part):
 class TopTrack(Rate):
     """One of the most played tracks."""
 
-    track_id: str
-    title: str | None
-    artist: str | None
+    track_id: str = Field(description="Id of the track")
+    title: str | None = Field(description="Title, null if unknown")
+    artist: str | None = Field(description="Artist, null if unknown")
 
 
 class Lorenz(_Part):
@@ -164,7 +165,7 @@ class Description(_Part):
     repeats: Repeats = Field(description="Repeated tracks")
     popularity: Popularity = Field(description="Plays per track")
     outcomes: Outcomes = Field(description="Sources of outcomes")
-    steps: list[PrepareStep] | None = Field(description="The rules of preparation; null if not recorded")
+    log: LogFacts | None = Field(description="The log, as `segue prepare` read it; null if not recorded")
     warnings: list[DataWarning] = Field(description="What to look at before training")
 
 

@@ -20,11 +20,15 @@ def page(of: Description) -> str:
         of=of,
         name=Path(of.path).name or of.path,
         charts_of=drawn,
+        sentence=texts.sentence,
         no_warnings=texts.NO_WARNINGS,
         overview=_facts("Size and outcomes", texts.overview(of)),
         popularity=_facts("Popularity", texts.popularity(of)),
         top=_top(of),
-        steps=Table("Rules of preparation", texts.STEP_COLUMNS, texts.step_cells(of)),
+        reading=_facts("Log", texts.reading(of.log)) if of.log is not None else None,
+        steps=Table("Rules of preparation", texts.STEP_COLUMNS, texts.step_cells(of.log))
+        if of.log is not None
+        else None,
         options=_facts("Options of preparation", of.options),
     )
 

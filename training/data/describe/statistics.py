@@ -97,7 +97,7 @@ def describe(dataset: Dataset, today: datetime | None = None) -> Description:
         ),
         popularity=_popularity(dataset, counted.track_plays, counted.track_skips),
         outcomes=_outcomes(log),
-        steps=log.steps if log is not None and log.steps else None,
+        log=log,
         warnings=[],
     )
     found = find_warnings(described, dataset.catalogue.frame, today or datetime.now(UTC))

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Final
 
 from training.data.describe.description import Description, Rate
+from training.data.log_facts import MOST_FILES, LogFacts
 
 NO_WARNINGS: Final = "No rule found anything unusual."
 
@@ -77,7 +78,7 @@ def length_cells(of: Description) -> list[tuple[Sequence[str], float]]:
 STEP_COLUMNS: Final = ("step", "removed", "plays left", "sessions left", "option")
 
 
-def step_cells(of: Description) -> list[tuple[str, ...]]:
+def step_cells(log: LogFacts) -> list[tuple[str, ...]]:
     """Return a row for each rule of preparation: see STEP_COLUMNS."""
     return [
         (
@@ -87,8 +88,33 @@ def step_cells(of: Description) -> list[tuple[str, ...]]:
             "-" if step.sessions is None else f"{step.sessions:,}",
             step.option or "",
         )
-        for step in of.steps or []
+        for step in log.steps
     ]
+
+
+def reading(log: LogFacts) -> dict[str, str]:
+    """Return how `segue prepare` read the log, by name. Facts that the log does not have are left out."""
+    files = f"{len(log.files):,}" if len(log.files) < MOST_FILES else f"at least {MOST_FILES:,}"
+    by_time = log.skipped_by.time
+    facts = {
+        "files": files if log.files else "",
+        "sessions": "given by the log" if log.sessions_given else "inferred from pauses",
+        "columns read": ", ".join(
+            column if role == column else f"{role} from {column}" for role, column in log.columns.items()
+        ),
+        "columns not used": ", ".join(log.unused_columns),
+        "lines ignored": ", ".join(f"{reason} {lines:,}" for reason, lines in log.ignored.items()),
+        "repeated reports merged": f"{log.merged:,}",
+        "contradictory reports": f"{log.conflicts:,}",
+        "skips in the same second": counted(log.same_second_skips, by_time) if by_time else "",
+        "notes": " ".join(map(sentence, log.notes)),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def sentence(text: str) -> str:
+    """Return a text with a capital letter and a full stop."""
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
 
 
 def span(first: int, last: int) -> str:

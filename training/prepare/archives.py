@@ -20,12 +20,14 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 import zstandard
 
 from segue.errors import BadLog
-from training.prepare.content import HEAD_BYTES, MAX_LAYERS, ZSTD_STEP_BYTES, archive_of, compression_of, printable
+from training.prepare.content import HEAD_BYTES, Compression, archive_of, compression_of, printable
 
 COPY_BYTES: Final = 1 << 20
 MAX_MEMBERS: Final = 100_000
 _FREE_BYTES: Final = 256 << 20  # a copy leaves as much of the disk free
 _CHECKED_BYTES: Final = 64 << 20  # after as many bytes the free space is checked again
+_MAX_LAYERS: Final = 2  # such as log.csv.gz, once more compressed
+_ZSTD_STEP_BYTES: Final = 1 << 12  # a piece of compressed data that gives at most some 100 MB
 _MAX_TAR_HEADER: Final = 1 << 20  # the longest header of a tar that is read, such as a name
 _ZIP_METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
 _DAMAGE: Final = (
@@ -66,9 +68,29 @@ def damage_told(name: str, *, packed: bool = True) -> Iterator[None]:
         raise BadLog(f"{name} cannot be {what}: {reason}: fetch the file again") from error
 
 
+class Head(NamedTuple):
+    """How a file begins."""
+
+    compression: Compression | None
+    content: bytes  # the first HEAD_BYTES bytes without compression; nothing, if the data are damaged there
+
+
+def head_of(path: Path, name: str) -> Head:
+    """Return how a file begins. Raises BadLog if it cannot be opened."""
+    with damage_told(name, packed=False):
+        stream: Stream = io.BufferedReader(path.open("rb", buffering=0), HEAD_BYTES)
+    with stream:
+        with damage_told(name, packed=False):
+            compression = compression_of(stream.peek(HEAD_BYTES))
+        content = b""
+        with contextlib.suppress(*_DAMAGE):  # told when the file is read
+            content = unpacked(stream).peek(HEAD_BYTES)[:HEAD_BYTES]
+        return Head(compression, content)
+
+
 def unpacked(stream: Stream) -> Stream:
     """Return the uncompressed data of a stream, which is the stream itself if it is not compressed."""
-    for _ in range(MAX_LAYERS):
+    for _ in range(_MAX_LAYERS):
         compression = compression_of(stream.peek(HEAD_BYTES))
         if compression is None:
             break
@@ -237,12 +259,12 @@ class _ZstdFile:
 
 
 def _zstd_blocks(read: Callable[[int], bytes]) -> Iterator[bytes]:
-    rest = read(ZSTD_STEP_BYTES)
+    rest = read(_ZSTD_STEP_BYTES)
     while rest:
         frame = zstandard.ZstdDecompressor().decompressobj()
         while not frame.eof:
             if not rest:
                 raise EOFError("the data end within a frame")
             yield frame.decompress(rest)
-            rest = read(ZSTD_STEP_BYTES) if not frame.eof else frame.unused_data
-        rest = rest or read(ZSTD_STEP_BYTES)
+            rest = read(_ZSTD_STEP_BYTES) if not frame.eof else frame.unused_data
+        rest = rest or read(_ZSTD_STEP_BYTES)

@@ -1,13 +1,9 @@
 """What a file of a log is: told from its first bytes, never from its name."""
 
-import bz2
 import codecs
 import re
-import zlib
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
-
-import zstandard
 
 from segue.errors import BadOption
 
@@ -16,8 +12,6 @@ Compression: TypeAlias = Literal["gzip", "bzip2", "zstd"]
 Archive: TypeAlias = Literal["zip", "tar"]
 
 HEAD_BYTES: Final = 1 << 16  # the functions of this module look at this many bytes
-MAX_LAYERS: Final = 2  # such as log.csv.gz, once more compressed
-ZSTD_STEP_BYTES: Final = 1 << 12  # a piece of compressed data that gives at most some 100 MB
 
 
 class PlainFile(NamedTuple):
@@ -52,33 +46,6 @@ def archive_of(head: bytes) -> Archive | None:
     if head[:4] in (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08"):
         return "zip"
     return "tar" if head[257:262] == b"ustar" else None
-
-
-def uncompressed_head(head: bytes) -> bytes:
-    """The first bytes of a file once uncompressed, as far as they are in its first bytes. Damaged data end them."""
-    try:
-        for _ in range(MAX_LAYERS):
-            compression = compression_of(head)
-            if compression == "gzip":
-                head = zlib.decompressobj(wbits=31).decompress(head, HEAD_BYTES)
-            elif compression == "bzip2":
-                head = bz2.BZ2Decompressor().decompress(head, HEAD_BYTES)
-            elif compression == "zstd":
-                head = _zstd_head(head)
-    except (zlib.error, OSError, zstandard.ZstdError):
-        return b""
-    return head
-
-
-def _zstd_head(head: bytes) -> bytes:
-    found, frame = b"", zstandard.ZstdDecompressor().decompressobj()
-    for place in range(0, len(head), ZSTD_STEP_BYTES):
-        if len(found) >= HEAD_BYTES or frame.eof:
-            break
-        found += frame.decompress(head[place : place + ZSTD_STEP_BYTES])
-    if frame.eof and not found:  # an empty frame, or one to be skipped, before the first one with data
-        return _zstd_head(frame.unused_data) if frame.unused_data else b""
-    return found[:HEAD_BYTES]
 
 
 # UTF-32 first: its mark of small-endian text begins with that of UTF-16.

@@ -16,8 +16,8 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Final, NamedTuple
 
 from segue.errors import BadLog
-from training.prepare.archives import Readable, copy, damage_told, members
-from training.prepare.content import HEAD_BYTES, archive_of, printable, uncompressed_head
+from training.prepare.archives import Head, Member, Readable, copy, members
+from training.prepare.content import archive_of, printable
 from training.prepare.layouts import ARCHIVES, Role, expected_files, is_hidden, role_of, yambda_size
 from training.prepare.options import LogKind
 from training.prepare.sources import LogFile
@@ -118,10 +118,10 @@ class _Finder:
         if not self._is_new(file):
             return
         head = file.head()
-        if archive_of(uncompressed_head(head)) is not None:
+        if archive_of(head.content) is not None:
             self._add_archive(file, head)
             return
-        role = role_of(self._kind, PurePath(file.path.name), lambda: head)
+        role = role_of(self._kind, PurePath(file.path.name), lambda: head.content)
         if role.use == "none" and role.holds:
             self._leave_out(printable(str(file.path.parent)), file.name, role.holds)
         else:
@@ -129,45 +129,54 @@ class _Finder:
 
     def _add_folder(self, folder: Path) -> None:
         names = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
-        roles: dict[PurePath, Role] = {name: role_of(self._kind, name, LogFile(folder / name).head) for name in names}
+        roles: dict[PurePath, Role] = {
+            name: role_of(self._kind, name, LogFile(folder / name).first_bytes) for name in names
+        }
         used = _used(roles)
         if not used:
             used = [name for name in names if ARCHIVES.search(name.name) and not is_hidden(name, self._kind)]
         self._leave_out_others(printable(str(folder)), roles, used)
         for name in used:
             file = LogFile(folder / name)
-            if ARCHIVES.search(name.name) and archive_of(uncompressed_head(file.head())) is not None:
+            if ARCHIVES.search(name.name) and archive_of(file.head().content) is not None:
                 if self._is_new(file):
                     self._add_archive(file, file.head())
             elif self._is_new(file):
                 self._files.append(file)
 
-    def _add_archive(self, file: LogFile, head: bytes, *, nested: bool = False) -> None:
-        if archive_of(head) is None and archive_of(uncompressed_head(head)) == "zip":
+    def _add_archive(self, file: LogFile, head: Head, *, nested: bool = False) -> None:
+        if head.compression is not None and archive_of(head.content) == "zip":
             raise BadLog(f"{file} is a zip archive that is compressed once more: uncompress it first")
-        roles: dict[PurePath, Role] = {}
-        used: dict[PurePath, LogFile] = {}
-        for member in members(file.path, str(file)):
-            name = PurePosixPath(member.name.replace("\\", "/"))
-            stream = functools.cache(member.open)
-            with damage_told(str(file)):
-                roles[name] = role_of(self._kind, name, lambda opened=stream: opened().peek(HEAD_BYTES))  # type: ignore
-            if roles[name].use == "log":
-                used[name] = self._copied(stream(), f"{file}: {name}")
+        roles, used = self._logs_in(file)
         second = [] if used else self._second_choice(roles)
         for member in members(file.path, str(file)) if second else ():
-            name = PurePosixPath(member.name.replace("\\", "/"))
+            name = _path_of(member)
             if name in second:
                 used[name] = self._copied(member.open(), f"{file}: {name}")
         self._leave_out_others(str(file), roles, list(used))
-        for _, copied in sorted(used.items()):
-            head = copied.head()
-            if archive_of(uncompressed_head(head)) is None:
-                self._files.append(copied)
-            elif nested:
-                raise BadLog(f"{copied} is an archive in an archive in an archive: unpack it first")
-            else:
-                self._add_archive(copied, head, nested=True)
+        for _, log in sorted(used.items()):
+            if self._is_new(log):
+                log_head = log.head()
+                if archive_of(log_head.content) is None:
+                    self._files.append(log)
+                elif nested:
+                    raise BadLog(f"{log} is an archive in an archive in an archive: unpack it first")
+                else:
+                    self._add_archive(log, log_head, nested=True)
+
+    def _logs_in(self, file: LogFile) -> tuple[dict[PurePath, Role], dict[PurePath, LogFile]]:
+        """The roles of the members of an archive, and copies of those that are surely logs."""
+        roles: dict[PurePath, Role] = {}
+        logs: dict[PurePath, LogFile] = {}
+        for member in members(file.path, str(file)):
+            name = _path_of(member)
+            copied = functools.cache(lambda one=member, name=name: self._copied(one.open(), f"{file}: {name}"))
+            roles[name] = role_of(self._kind, name, lambda copied=copied: copied().first_bytes())  # type: ignore[misc]
+            if roles[name].use == "log":
+                logs[name] = copied()
+            elif copied.cache_info().currsize:
+                copied().path.unlink()
+        return roles, logs
 
     def _second_choice(self, roles: dict[PurePath, Role]) -> list[PurePath]:
         """The members to read from an archive without a file that is surely a log."""
@@ -189,8 +198,6 @@ class _Finder:
         file = LogFile(self._scratch / f"{next(self._numbers)}", shown)
         with file.path.open("wb") as out:
             copy(stream, out.write, self._scratch, str(file))
-        if file.size() == 0:
-            raise BadLog(f"{file} is empty: expected a log of kind {self._kind}")
         return file
 
     def _leave_out_others(self, place: str, roles: dict[PurePath, Role], used: Sequence[PurePath]) -> None:
@@ -212,3 +219,7 @@ def _used(roles: dict[PurePath, Role]) -> list[PurePath]:
     return [name for name, role in roles.items() if role.use == "log"] or [
         name for name, role in roles.items() if role.use == "if no other"
     ]
+
+
+def _path_of(member: Member) -> PurePosixPath:
+    return PurePosixPath(member.name.replace("\\", "/"))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import PurePath, PurePosixPath
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from training.prepare.content import content_of, uncompressed_head
+from training.prepare.content import content_of
 from training.prepare.options import LogKind
 
 _Head: TypeAlias = Callable[[], bytes]
@@ -75,7 +75,7 @@ UNKNOWN: Final = Role("none")
 
 
 def role_of(kind: LogKind, name: PurePath, head: _Head) -> Role:
-    """The role of a file with this name below its folder or archive, and these first bytes."""
+    """The role of a file with this name below its folder or archive, and these first bytes without compression."""
     if is_hidden(name, kind):
         return UNKNOWN
     lower = _COMPRESSED.sub("", name.name.lower())
@@ -87,8 +87,8 @@ def role_of(kind: LogKind, name: PurePath, head: _Head) -> Role:
     if not any(fnmatch.fnmatchcase(lower, pattern) for pattern in PATTERNS[kind]):
         return UNKNOWN
     if kind in _SHAPES:
-        return _role_of_export(kind, lower, uncompressed_head(head()))
-    one_object = kind == "events" and lower.endswith(".json") and not _is_list(uncompressed_head(head()))
+        return _role_of_export(kind, lower, head())
+    one_object = kind == "events" and lower.endswith(".json") and not _is_list(head())
     return UNKNOWN if one_object else LOG
 
 

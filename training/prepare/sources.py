@@ -19,19 +19,16 @@ from typing import BinaryIO, Final, NamedTuple, TypeAlias
 import polars as pl
 
 from segue.errors import BadLog
-from training.prepare.archives import COPY_BYTES, copy, damage_told, unpacked
+from training.prepare.archives import COPY_BYTES, Head, copy, damage_told, head_of, unpacked
 from training.prepare.content import (
-    HEAD_BYTES,
     Content,
     PlainFile,
     TextForm,
     archive_of,
-    compression_of,
     content_of,
     head_as_utf8,
     printable,
     text_form,
-    uncompressed_head,
     why_unreadable,
 )
 from training.prepare.options import EXPORTS, LogKind
@@ -58,10 +55,13 @@ class LogFile(NamedTuple):
         """Return the size in bytes."""
         return self.path.stat().st_size
 
-    def head(self) -> bytes:
-        """Return the first HEAD_BYTES bytes. Raises BadLog."""
-        with damage_told(str(self), packed=False), self.path.open("rb") as stream:
-            return stream.read(HEAD_BYTES)
+    def head(self) -> Head:
+        """Return how the file begins. Raises BadLog."""
+        return head_of(self.path, str(self))
+
+    def first_bytes(self) -> bytes:
+        """Return the first HEAD_BYTES bytes without compression. Raises BadLog."""
+        return self.head().content
 
     def __str__(self) -> str:
         return printable(self.shown or str(self.path))
@@ -98,15 +98,14 @@ class _Form(NamedTuple):
 
 def _form_of(file: LogFile, encoding: str) -> _Form:
     """How a file is stored. Raises BadLog if no kind of log can be read from it."""
-    head = file.head()
-    inner = uncompressed_head(head)
-    if archive_of(inner) is not None:
+    compression, head = file.head()
+    if archive_of(head) is not None:
         raise BadLog(f"{file} is an archive that was changed meanwhile, or is compressed twice: unpack it first")
-    text = TextForm("utf-8", 0) if inner.startswith(b"PAR1") else text_form(inner, encoding or None)
-    inner = head_as_utf8(inner, text)
-    if (reason := why_unreadable(inner)) is not None:
+    text = TextForm("utf-8", 0) if head.startswith(b"PAR1") else text_form(head, encoding or None)
+    head = head_as_utf8(head, text)
+    if (reason := why_unreadable(head)) is not None:
         raise BadLog(f"{file} {reason}")
-    return _Form(content_of(inner), compression_of(head) is not None, text)
+    return _Form(content_of(head), compression is not None, text)
 
 
 def input_splits(
@@ -181,7 +180,7 @@ def opened(slice_: FileSlice, kind: LogKind, scratch: Path, encoding: str = "") 
                 with damage_told(name, packed=form.compressed), file.path.open("rb") as stream:
                     copy(unpacked(stream), writer.write, scratch, name)
             writer.end()
-        if path.stat().st_size == 0:
+        if path.stat().st_size == 0 and not sliced:
             raise BadLog(f"{name} holds nothing{' once uncompressed' * form.compressed}: expected a log")
         yield PlainFile(path, form.content, name)
 
@@ -208,7 +207,7 @@ def first_line(slice_: FileSlice, kind: LogKind, encoding: str = "") -> int:
 
 def rows_of_slice(slice_: FileSlice, lines: pl.LazyFrame) -> pl.LazyFrame:
     """Return the lines of `slice_` from `lines`, which are the lines of the file that `opened` yielded."""
-    if slice_.of == 1 or not slice_.file.head().startswith(b"PAR1"):
+    if slice_.of == 1 or not slice_.file.first_bytes().startswith(b"PAR1"):
         return lines
     rows = int(lines.select(pl.len()).collect().item())
     start = rows * slice_.number // slice_.of

@@ -106,7 +106,6 @@ def head_as_utf8(head: bytes, form: TextForm) -> bytes:
 
 _ARRAY: Final = re.compile(rb'\s*\[\s*[\[\]{"0-9-]')
 _OBJECT: Final = re.compile(rb'\s*\{\s*["}]')
-_OBJECT_LINES: Final = re.compile(rb"\s*\{[^\n]*[^\s{][^\n]*\n(?:[^\n]*\n)*?\{")  # a second line begins with {
 
 
 def content_of(head: bytes) -> Content:
@@ -116,7 +115,9 @@ def content_of(head: bytes) -> Content:
     if _ARRAY.match(head):
         return "json"
     if _OBJECT.match(head):
-        return "json_lines" if _OBJECT_LINES.match(head) else "json"
+        first, *others = head.lstrip().split(b"\n")
+        is_lines = first.rstrip() != b"{" and any(line.startswith(b"{") for line in others)
+        return "json_lines" if is_lines else "json"
     return "text"
 
 

@@ -259,12 +259,12 @@ class TestCompression:
 
 
 class TestArchives:
-    FILES: Final = {"b/plays.csv": CSV.encode(), "a.csv": CSV[:80].encode(), "b/README.md": b"read me"}
+    FILES: Final = {"b/plays.csv": CSV.encode(), "a.csv": CSV[:83].encode(), "b/README.md": b"read me"}
 
     @pytest.mark.parametrize("name", ARCHIVED)
     def test_the_logs_in_an_archive_are_read_in_the_order_of_their_names(self, folder: Folder, name: str) -> None:
         archive = folder.write(name, ARCHIVED[name](self.FILES))
-        assert folder.read("events", archive) == {f"{name}: a.csv": CSV[:80], f"{name}: b/plays.csv": CSV}
+        assert folder.read("events", archive) == {f"{name}: a.csv": CSV[:83], f"{name}: b/plays.csv": CSV}
         assert folder.find("events", archive).notes == [f"{archive}: b/README.md: no log of kind events"]
 
     def test_an_archive_gives_the_dataset_of_its_folder(self, folder: Folder, tmp_path: Path) -> None:

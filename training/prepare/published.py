@@ -73,43 +73,44 @@ def _mssd(plain: PlainFile, options: PrepareOptions) -> LogLines:
             "(log_input), expected the logs of training_set"
         )
     table.require("session_id", "session_position", "track_id_clean", flag)
-    at, has_time = None, {"date", "hour_of_day"} <= set(table.schema)
-    position, skipped = table.whole_number("session_position"), table.parse_bool(flag)
-    faults = [*position.faults, *skipped.faults]
-    checks = [
-        missing("owner", "session_id"),
-        missing("track", "track_id_clean"),
-        missing("position", "session_position"),
-        missing("skipped", flag),
-    ]
-    if has_time:
+    position, flags = _whole("session_position"), table.parse_bool(flag)
+    at, checks = None, []
+    if {"date", "hour_of_day"} <= set(table.schema):
         date = pl.col("date").str.strip_chars()
         # %d-%m-%y first: %Y-%m-%d would parse 15-07-18 as a day in the year 15.
         day = pl.coalesce(date.str.to_date("%d-%m-%y", strict=False), date.str.to_date("%Y-%m-%d", strict=False))
-        hour = table.whole_number("hour_of_day")
-        at = day.cast(pl.Datetime("ms")).dt.epoch("ms") + hour.value * 3_600_000
-        faults += hour.faults
-        checks.append(Fault(pl.col("at").is_null(), "is no date", "date", "dates such as 2018-07-15 or 15-07-18"))
+        at = day.cast(pl.Datetime("ms")).dt.epoch("ms") + _whole("hour_of_day") * 3_600_000
+        accepted = "2018-07-15 or 15-07-18, and a whole number in hour_of_day"
+        checks = [Fault(pl.col("at").is_null(), "is no date with an hour", "date", accepted)]
     counted = {}
     if "session_length" in table.schema:
-        length = table.whole_number("session_length").value
-        first = position.value == 1
+        first, length = position == 1, _whole("session_length")
         counted = {
             "sessions begun": first.cast(pl.Int64),
-            "sessions ended": (position.value == length).cast(pl.Int64),
+            "sessions ended": (position == length).cast(pl.Int64),
             "plays of sessions": pl.when(first).then(length),
         }
     fields = Fields(
         owner=pl.col("session_id"),
         track=pl.col("track_id_clean"),
         at=at,
-        position=position.value,
-        skipped=skipped.value,
-        faults=faults,
-        checks=checks,
+        position=position,
+        skipped=flags.value,
+        checks=(
+            missing("owner", "session_id"),
+            missing("track", "track_id_clean"),
+            Fault(pl.col("position").is_null(), "is no whole number", "session_position", "whole numbers"),
+            Fault(pl.col("skipped").is_null(), flags.faults[0].reason, flag, flags.faults[0].accepted),
+            *checks,
+        ),
         counted=counted,
     )
     return lines_of(table, fields, LogFormat(sessions_given=True, by_position=True))
+
+
+def _whole(name: str) -> pl.Expr:
+    """Whole numbers of a text column, null where a value is missing or none."""
+    return pl.col(name).str.strip_chars().cast(pl.Int64, strict=False)
 
 
 def _lfm2b(plain: PlainFile, options: PrepareOptions) -> LogLines:

@@ -153,11 +153,16 @@ def prepare(
 ) -> None:
     """Convert listening logs to a dataset that you can train on.
 
-    SOURCE is a file, a folder or a glob pattern. Files may be compressed (.gz, .bz2, .zst).
+    KIND says what the log is. Exports of your own history: spotify, spotify-account, lastfm, listenbrainz, apple-music,
+    rockbox. Published datasets: mssd, lfm1k, lfm2b, yambda. Everything else: events.
 
-    The kind `events` is for your own logs: CSV, TSV or Parquet files with a header. Required columns are track_id and
-    either session_id, skipped, and position or timestamp, or user_id and timestamp. title and artist are optional. The
-    other kinds are published datasets.
+    SOURCE is a file, a folder, a glob pattern or - for standard input. Files may be compressed (.gz, .bz2, .zst) or
+    in an archive (.zip, .tar).
+
+    The kind `events` reads CSV, TSV, JSON, JSON Lines and Parquet files with a row for each play. Required columns are
+    track_id, user_id or session_id, and timestamp, which is the START of the play. A log with session_id may have
+    position instead. Skips come from skipped, end_reason, or ms_played and duration_ms with --skip-below-seconds or
+    --skip-below-ratio. Otherwise, they are inferred from time. title and artist are optional.
     """
     from training.prepare.pipeline import prepare as prepare_logs
     from training.prepare.pipeline import prepare_options

@@ -230,12 +230,17 @@ def check_startup(settings: Settings) -> None:
 async def _check_durability(client: "Redis | RedisCluster", settings: Settings) -> None:
     """Raise BadOption if Redis is less durable than SEGUE_DURABILITY requires.
 
-    If Redis is unreachable, log a warning. The readiness check repeats the test later.
+    If Redis is unreachable, log a warning that says what clients get. The readiness check repeats the test later.
     """
     try:
         await DurabilityCheck(client, settings.durability).check()
     except StoreUnavailable as error:
-        _log.warning("durability_not_verified", promised=settings.durability, reason=error.reason)
+        served = "the most played tracks" if settings.fallback == "popularity" else "a 503"
+        _log.warning(
+            "redis_unreachable",
+            reason=error.reason,
+            until_it_answers=f"events get a 503, recommendations are {served}, and /health/ready fails",
+        )
 
 
 def _describe(app: FastAPI) -> None:

@@ -194,6 +194,92 @@ class TestComparison:
         assert "test targets of known outcome" in out
 
 
+def log(path: Path, tracks: str = "abcdefghij", *, flags: str | None = None) -> Path:
+    """Eight sessions of six plays. `flags` are those of a session; without them, its second play is a skip by time."""
+    lines = ["user_id,timestamp,track_id" if flags is None else "session_id,position,track_id,skipped"]
+    for session in range(8):
+        at = 1_700_000_000 + session * 100_000
+        for position in range(6):
+            track = tracks[(session + 3 * position) % len(tracks)]
+            at += 20 if position == 2 else 240
+            lines.append(
+                f"u{session},{at},{track}"
+                if flags is None
+                else f"s{session},{position},{track},{flags[(session + position) % len(flags)]}"
+            )
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+class TestPreparedLogs:
+    """From a log to its evaluation, as a person would."""
+
+    def prepared(self, capsys: pytest.CaptureFixture[str], file: Path) -> Path:
+        data = file.with_suffix(".data")
+        code, _, _ = run(capsys, "prepare", "events", file, "--out", data)
+        assert code == 0
+        return data
+
+    def test_inferred_skips(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        data = self.prepared(capsys, log(tmp_path / "log.csv"))
+        run(capsys, "train", data, "--model", "markov", "--out", tmp_path / "r")
+        _, out, err = run(capsys, "evaluate", tmp_path / "r", data)
+        assert "Skips were inferred from time" in err
+        assert "8 of 8 targets count neither as played nor as skipped, which leaves 0 skipped targets" in err
+        assert "HR@10 and HR@20 are 1 by construction" in err
+        assert "markov\tskipped\t0\tnot measurable" in out
+
+    def test_given_skips(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        data = self.prepared(capsys, log(tmp_path / "log.csv", flags="010010"))
+        run(capsys, "train", data, "--model", "markov", "--out", tmp_path / "r")
+        _, out, err = run(capsys, "evaluate", tmp_path / "r", data)
+        assert "inferred" not in err
+        assert "not measurable" not in out
+        assert "by construction" in out
+
+    def test_plays_without_outcome(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        file, data = log(tmp_path / "log.csv"), tmp_path / "data"
+        assert run(capsys, "prepare", "events", file, "--no-skips", "--out", data)[0] == 0
+        for split in ("last-play", "new-sessions"):
+            release = tmp_path / split
+            code, _, err = run(capsys, "train", data, "--model", "markov", "--split", split, "--out", release)
+            assert code == 0
+            assert "inferred" not in err
+        assert open_release(tmp_path / "last-play").manifest.evaluation["training"]["plays"] == 8 * 4
+        _, out, err = run(capsys, "evaluate", tmp_path / "last-play", data)
+        assert "The log does not tell skipped from played tracks, so all 8 targets count neither" in err
+        assert "markov\tplayed\t0\tnot measurable" in out
+
+    def test_one_track(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        data = self.prepared(capsys, log(tmp_path / "log.csv", "a", flags="010000"))
+        _, _, err = run(capsys, "train", data, "--model", "markov", "--out", tmp_path / "r")
+        assert "The catalogue has 1 track, so every metric is 1 by construction" in err
+
+    def test_one_session(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        lines = log(tmp_path / "log.csv", flags="010000").read_text().splitlines()
+        (tmp_path / "one.csv").write_text("\n".join(lines[:7]) + "\n")
+        data = self.prepared(capsys, tmp_path / "one.csv")
+        _, _, err = run(capsys, "train", data, "--model", "markov", "--out", tmp_path / "r")
+        assert "There is 1 validation target: the metrics describe one session only" in err
+        _, _, err = run(capsys, "evaluate", tmp_path / "r", data)
+        assert "There is 1 test target: the metrics describe one session only" in err
+
+
+def test_the_demo_says_which_rows_show_the_skip_loss() -> None:
+    from segue.cli.demo import _difference
+
+    results = [
+        {"groups": {"played": {"HR@10": {"value": a}}, "skipped": {"HR@10": {"value": b}}}}
+        for a, b in ((0.75, 0.5), (0.7, 0.6))
+    ]
+    assert _difference(results) == (
+        "With the skip loss, HR@10 is 0.750 instead of 0.700 on played targets (higher is better), and 0.500 instead "
+        "of 0.600 on skipped targets (lower is better). The rows `all` mix the two."
+    )
+    results[1]["groups"]["skipped"]["HR@10"] = None  # type: ignore[assignment]
+    assert _difference(results) == ""
+
+
 class TestWrongArguments:
     def test_a_swapped_release_and_dataset_are_named(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         data, release = listened(tmp_path / "d").path, tmp_path / "r"

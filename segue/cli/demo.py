@@ -4,6 +4,7 @@ import errno
 import json
 import socket
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -63,11 +64,25 @@ def demo(folder: Path, tracks: int, sessions: int, port: int, browser: bool, ser
     releases = world / "releases"
     results = [_system(dataset, releases / name, beta) for name, beta in SYSTEMS.items()]
     print_evaluations(results[0][0], [(result["system"], result) for _, result in results])
+    if difference := _difference([result for _, result in results]):
+        say(difference, wrap=True)
     say(f"Completed in {time.monotonic() - started:.0f} s. The releases are in {releases}.")
     if serve:
         say("Starting the service. When its address appears, open it for the player, or ADDRESS/ops for operations.")
         say("Press Ctrl-C to stop.")
         _serve(releases, folder / "data", port, browser=browser)
+
+
+def _difference(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the skip loss changed in HR@10, or an empty text if a group is empty. `results`: of SYSTEMS."""
+    by_group = {group: [result["groups"][group]["HR@10"] for result in results] for group in ("played", "skipped")}
+    if None in (*by_group["played"], *by_group["skipped"]):
+        return ""
+    played, skipped = (f"{a['value']:.3f} instead of {b['value']:.3f}" for a, b in by_group.values())
+    return (
+        f"With the skip loss, HR@10 is {played} on played targets (higher is better), and {skipped} on skipped targets "
+        "(lower is better). The rows `all` mix the two."
+    )
 
 
 def _check_port_free(port: int) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,6 +76,21 @@ def test_a_redis_that_does_not_tell_its_configuration_is_believed_and_the_log_sa
     told = [line for line in service.output if "durability_not_verified" in line]
     assert 1 <= len(told) <= 2  # at the start, and by the first readiness
     assert "config" in told[0]
+
+
+@pytest.mark.parametrize(("fallback", "served"), [("popularity", "the most played tracks"), ("none", "a 503")])
+def test_a_redis_that_is_not_there_is_told_at_the_start_with_what_clients_get(
+    start_service: StartService, fallback: str, served: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    service = start_service(redis_url=f"redis://127.0.0.1:{port}", fallback=fallback)
+    with service.client() as client:
+        assert client.get("/health/ready").status_code == 503
+    service.stop()
+    [told] = [line for line in service.output if "redis_unreachable" in line]
+    assert f"127.0.0.1:{port}" in told
+    assert f"recommendations are {served}" in told
 
 
 EVICTING = ["allkeys-lru", "allkeys-lfu", "allkeys-random", "volatile-lru", "volatile-lfu", "volatile-ttl"]

@@ -22,7 +22,7 @@ _START: Final = datetime(2024, 1, 6, 18, 0, tzinfo=UTC)
 
 def track_uri(track_id: str) -> str:
     """The URI of a track of docs/plays.csv: `spotify:track:` and 22 characters."""
-    return "spotify:track:" + track_id.replace("-", "0").ljust(22, "0")
+    return "spotify:track:INVENTED" + track_id.replace("-", "").rjust(14, "0")
 
 
 def files() -> dict[str, list[dict[str, Any]]]:

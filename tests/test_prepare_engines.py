@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from segue.errors import BadLog
+from tests.export_samples import EXPORT_SAMPLES
 from tests.log_samples import SAMPLES, Sample
 from tests.prepare_runs import assert_same, needs_ray, ray_of_two
 from training.prepare import disk_engine as disk
@@ -81,11 +82,11 @@ every_engine = pytest.mark.parametrize(
 
 
 @every_engine
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("name", [*SAMPLES, *EXPORT_SAMPLES])
 def test_every_engine_writes_the_dataset_and_the_report_of_the_one_in_memory(
     name: str, engine: Engine, tmp_path: Path
 ) -> None:
-    report = assert_same(SAMPLES[name], tmp_path, engine)
+    report = assert_same((SAMPLES | EXPORT_SAMPLES)[name], tmp_path, engine)
     assert len(report.dataset.sessions) > 1
 
 

@@ -187,7 +187,7 @@ def log_facts(
         same_second_skips=counts.same_second,
         merged=counts.repeats.merged,
         conflicts=counts.repeats.places + counts.repeats.outcomes,
-        ignored=dict(read.ignored),
+        ignored=dict(sorted(read.ignored.items())),
         columns=dict(read.columns),
         unused_columns=list(read.unused_columns),
         steps=steps.done,

@@ -16,6 +16,7 @@ TIMES_ACCEPTED: Final = (
     "ISO 8601 (Z, +hh:mm, or no zone for UTC), or seconds, ms, us or ns since 1970; --time-format for others"
 )
 FAULTS: Final = -(1 << 63)  # times from here on are numbers of faults
+_YEAR_5000_MS: Final = 95_617_584_000_000
 _DAY_MS: Final = 86_400_000
 _EARLIEST_MS: Final = 631_152_000_000  # 1990-01-01
 _OK, _NO_TIME, _DATE, _AMBIGUOUS, _IMPLAUSIBLE, _CLOCK_CHANGE = range(6)
@@ -343,7 +344,8 @@ def time_value(name: str, read: str, reader: TimeReader, shown: pl.Expr) -> Valu
 
     """
     times = pl.col(read)
-    read_as = pl.format("read as {}", shown.cast(pl.Datetime("ms")).dt.to_string("%Y-%m-%d %H:%M:%S"))
+    known = pl.when(shown.abs() < _YEAR_5000_MS).then(shown).cast(pl.Datetime("ms"))  # others cannot be written
+    read_as = pl.format("read as {}", known.dt.to_string("%Y-%m-%d %H:%M:%S"))
     others = "ISO 8601, or --time-format '%d/%m/%Y %H:%M:%S' or '%m/%d/%Y %H:%M:%S'"
     accepted = TIMES_ACCEPTED if reader.time_format is None else f"--time-format {reader.time_format!r}"
     zones = "times with a zone or in UTC"

@@ -70,7 +70,6 @@ class Fields:
 
     frame: pl.LazyFrame  # the columns of the layout, all of them text; blank lines are ignored
     complete: pl.Expr  # Boolean: whether a line has as many fields as the layout
-    line: pl.Expr  # the text of the line
     numbered: bool = False  # whether the frame has the numbers of the lines
 
 
@@ -125,8 +124,9 @@ def _fields(line: str, separator: str, *, quoted: bool) -> list[str]:
 def _fit(rows: list[list[str]]) -> tuple[bool, int]:
     """How well a separator fits: whether most lines have as many fields as the header, and how many these are."""
     width = len(rows[0]) if rows else 0
-    alike = sum(abs(len(row) - width) <= 1 for row in rows)
-    return width > 1 and 2 * alike > len(rows), width
+    # One more or less: a column without a name, or a separator at the end of each line.
+    usual, lines = Counter(map(len, rows[1:])).most_common(1)[0] if rows[1:] else (width, 0)
+    return width > 1 and abs(usual - width) <= 1 and 2 * lines >= len(rows) - 1, width
 
 
 def _layout_without_header(rows: dict[str, list[list[str]]], names: Sequence[str], start: int) -> Layout:
@@ -175,7 +175,7 @@ def split(plain: PlainFile, layout: Layout, *, quoted: bool) -> Fields:
         return _split_lines(plain.path, layout)
     if quotes == "paired":
         lines = _lines(plain.path, layout).with_columns(_parts(layout).alias(_PARTS))
-        return Fields(lines.select(_LINE, *_quoted_fields(layout)), pl.col(COMPLETE), pl.col(_LINE))
+        return Fields(lines.select(_LINE, *_quoted_fields(layout)), pl.col(COMPLETE))
     return _split_records(plain, layout)
 
 
@@ -186,7 +186,7 @@ def line_numbers(plain: PlainFile, layout: Layout, fields: Fields, rows: Sequenc
     if fields.numbered:
         numbers = fields.frame.select(_NUMBER)
     else:
-        lines = pl.scan_lines(plain.path, name=_LINE, row_index_name=_NUMBER, row_index_offset=1)
+        lines = pl.scan_lines(plain.path, name=_LINE, row_index_name=_NUMBER, row_index_offset=1, glob=False)
         numbers = lines.slice(layout.skip_lines).filter(pl.col(_LINE) != "").select(_NUMBER)
     return numbers.head(max(rows) + 1).collect(engine="streaming").to_series().gather(list(rows)).to_list()
 
@@ -201,7 +201,7 @@ def _split_lines(file: Path, layout: Layout) -> Fields:
     split = pl.col(_LINE).str.split_exact(layout.separator, len(layout.names))
     fields = split.struct.rename_fields([*layout.names, _OVERFLOW])
     complete = pl.col(layout.names[-1]).is_not_null() & pl.col(_OVERFLOW).is_null()
-    return Fields(_lines(file, layout).select(_LINE, fields.alias("fields")).unnest("fields"), complete, pl.col(_LINE))
+    return Fields(_lines(file, layout).select(_LINE, fields.alias("fields")).unnest("fields"), complete)
 
 
 def _parts(layout: Layout) -> pl.Expr:
@@ -265,7 +265,7 @@ def _split_records(plain: PlainFile, layout: Layout) -> Fields:
         except UnicodeDecodeError as error:
             raise not_utf8(plain) from error
 
-    return Fields(register_io_source(read, schema=schema), pl.col(COMPLETE), pl.col(_LINE), numbered=True)
+    return Fields(register_io_source(read, schema=schema), pl.col(COMPLETE), numbered=True)
 
 
 def _records(file: Path, layout: Layout) -> Iterator[pl.DataFrame]:
@@ -325,8 +325,8 @@ def _record(lines: list[str], place: int, complete: list[bool], layout: Layout) 
     def following() -> Iterator[str]:
         nonlocal end, size
         while end < len(lines) and end < place + _MAX_RECORD_LINES and size < _MAX_RECORD:
-            # A line that is a record of its own is no part of another.
-            if end > place and complete[end] and '"' not in lines[end]:
+            # A line that is a record of its own is no part of another, unless every line with a separator would be one.
+            if end > place and complete[end] and len(layout.names) > 2 and '"' not in lines[end]:
                 return
             size += len(lines[end]) + 1
             end += 1

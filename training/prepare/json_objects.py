@@ -148,7 +148,7 @@ def _decoded(block: bytes, columns: dict[str, tuple[str, ...]]) -> pl.DataFrame:
         lines = [line for line in block.split(b"\n") if line and not line.isspace()]
         frame, valid = _decoded_one_by_one(lines, schema)
     fields = [_field(path).alias(column) for column, path in columns.items()]
-    return frame.select(*fields, valid.alias(VALID)) if fields else frame.select(valid.alias(VALID))
+    return frame.select(*fields, pl.first().alias(VALID)).with_columns(valid.alias(VALID))
 
 
 def _field(path: tuple[str, ...]) -> pl.Expr:

@@ -52,7 +52,6 @@ class LogTable:
     schema: dict[str, pl.DataType]  # of the columns that have a name
     plain: PlainFile
     complete: pl.Expr | None = None  # Boolean: whether a line can be divided into columns. None: every line can
-    text_line: pl.Expr = field(default_factory=lambda: pl.lit(""))
     find_lines: Callable[[Sequence[int]], list[int]] | None = None
     json_types: dict[str, frozenset[type]] = field(default_factory=dict)  # of the values of each field of JSON
     _added: dict[str, pl.Expr] = field(default_factory=dict)
@@ -79,7 +78,7 @@ class LogTable:
             name: pl.String() for name in layout.names if not name.startswith(delimited.UNNAMED)
         }
         find_lines = partial(delimited.line_numbers, plain, layout, fields)
-        return cls(fields.frame, schema, plain, fields.complete, fields.line, find_lines)
+        return cls(fields.frame, schema, plain, fields.complete, find_lines)
 
     @classmethod
     def _of_parquet(cls, plain: PlainFile) -> "LogTable":
@@ -210,15 +209,6 @@ class LogTable:
     def no_zone(self) -> bool:
         """Whether a time that was read named no zone, and was read as UTC. Known after the lines were read."""
         return any(reader.no_zone for reader in self._time_readers)
-
-    @property
-    def line_fault(self) -> Fault | None:
-        """The fault of lines that cannot be divided into columns."""
-        if self.complete is None:
-            return None
-        if self.plain.content == "text":
-            return Fault(~self.complete, "has another number of fields than the header", "", "a value for each column")
-        return Fault(~self.complete, "is no JSON object", "", "a JSON object for each play")
 
     @property
     def unit(self) -> str:

@@ -18,7 +18,6 @@ EXACT: Final = 1 << 53  # whole numbers from here on are not exact as floating-p
 
 _TRUE: Final = ("true", "t", "yes", "y", "1", "1.0")
 _FALSE: Final = ("false", "f", "no", "n", "0", "0.0")
-_ROUNDED: Final = r"^[0-9](?:[.,][0-9]+)?[eE]\+?[0-9]+$"
 
 
 class Fault(NamedTuple):
@@ -36,25 +35,6 @@ class Value(NamedTuple):
 
     value: pl.Expr  # null where the value is missing or at fault
     faults: tuple[Fault, ...] = ()  # of values that are present; a line has at most one of them
-
-
-class IdFacts(NamedTuple):
-    """Whether the ids of a log look damaged by a program that took them for numbers."""
-
-    ids: int = 0
-    whole_floats: int = 0  # such as 12.0
-    rounded: int = 0  # such as 8.00000E+14
-
-    def add(self, other: "IdFacts") -> "IdFacts":
-        """The facts about the ids of two parts of a log."""
-        return IdFacts(*(mine + yours for mine, yours in zip(self, other, strict=True)))
-
-
-def id_facts(ids: pl.Series) -> IdFacts:
-    """The facts about these ids (String), each of which is given once."""
-    found = ids.drop_nulls()
-    whole_floats = found.str.contains(r"^[0-9]+\.0$").sum()
-    return IdFacts(len(found), int(whole_floats), int(found.str.contains(_ROUNDED).sum()))
 
 
 def without_missing(text: pl.Expr) -> pl.Expr:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from segue.cli import main
 from segue.errors import BadDataset
 from tests.descriptions import Sessions, figures, week_of_listening, written
-from training.data.dataset import FACTS_FILE, open_dataset
+from training.data.dataset import CATALOGUE_FILE, FACTS_FILE, open_dataset
 from training.data.describe import statistics
 from training.data.describe.description import Description
 from training.data.describe.statistics import describe
@@ -374,6 +374,56 @@ class TestDamage:
         file = tmp_path / "d" / FACTS_FILE
         file.write_text(json.dumps(json.loads(file.read_text()) | {"log": {"files": 7}}))
         self.damaged(capsys, tmp_path / "d", "damaged at log.files")
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (b'{"a":' * 100_000, "expected JSON"),
+            (b'{"format_version": 1, "source": "\\ud800"}', "expected JSON"),
+            (b'{"format_version": 1, "source": 1' + b"0" * 5_000 + b"}", "expected JSON"),
+        ],
+    )
+    def test_facts_that_no_page_can_show_are_refused(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, words: str
+    ) -> None:
+        written(tmp_path / "d", played(3, 4))
+        (tmp_path / "d" / FACTS_FILE).write_bytes(content)
+        self.damaged(capsys, tmp_path / "d", words)
+
+    def test_a_number_that_no_log_reaches_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        written(tmp_path / "d", played(3, 4))
+        file = tmp_path / "d" / FACTS_FILE
+        log = {"files": [{"name": "a", "plays": 1, "skips": 10**400}]}
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"log": log}))
+        self.damaged(capsys, tmp_path / "d", "damaged at log.files.0.skips")
+
+    def test_a_name_that_is_not_utf_8_is_shown_with_escapes(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        log = LogFacts(files=[LogFile(name=os.fsdecode(b"caf\xe9.csv"), plays=1, skips=0)])
+        written(tmp_path / "d", played(3, 4), log=log)
+        assert main(["describe", str(tmp_path / "d"), "--html", str(tmp_path / "a.html")]) == 0
+        out = capsys.readouterr().out
+        assert "caf\\udce9.csv\t1\t0" in out
+        assert "caf\\udce9.csv" in (tmp_path / "a.html").read_text(encoding="utf-8")
+
+    def test_any_damage_ends_in_one_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        week_of_listening(tmp_path / "d")
+        rng = np.random.default_rng(3)
+        codes = []
+        for number in range(90):
+            file = tmp_path / "d" / (FACTS_FILE, SESSIONS_FILE, CATALOGUE_FILE)[number % 3]
+            whole = file.read_bytes()
+            changed = bytearray(whole)
+            for at in rng.integers(len(whole), size=int(rng.integers(1, 4))):
+                changed[at] = rng.integers(256)
+            file.write_bytes(changed[: int(rng.integers(len(whole)))] if number % 7 == 0 else changed)
+            codes.append(main(["describe", str(tmp_path / "d")]))
+            captured = capsys.readouterr()
+            assert codes[-1] in (0, 2)
+            assert codes[-1] == 0 or len(captured.err.splitlines()) == 1
+            file.write_bytes(whole)
+        assert codes.count(2) > 45
 
     @pytest.mark.parametrize("row", [0, 31, -1])
     def test_a_play_of_no_track_is_refused(self, tmp_path: Path, row: int) -> None:

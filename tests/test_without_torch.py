@@ -47,6 +47,11 @@ def test_the_hook_refuses_torch() -> None:
     assert "torch is imported" in done.stderr
 
 
+def test_a_dataset_is_described(dataset: Path, tmp_path: Path) -> None:
+    run("describe", dataset, "--html", tmp_path / "page.html")
+    assert (tmp_path / "page.html").is_file()
+
+
 def test_rankers_without_vectors_are_trained_evaluated_and_compared(dataset: Path, tmp_path: Path) -> None:
     results = []
     for model in ("popularity", "markov", "vmis-knn"):

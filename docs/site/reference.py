@@ -176,6 +176,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _json_type(annotation: Any) -> str:
+    annotation = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         named = [_json_type(part) for part in arguments if part is not type(None)]

@@ -270,11 +270,12 @@ def _read_facts(path: Path) -> Facts:
     file = path / FACTS_FILE
     try:
         found = json.loads(file.read_bytes())
+        json.dumps(found, ensure_ascii=False).encode()  # lone surrogates cannot be written to a page or a release
     except OSError as error:
         raise BadDataset(
             f"{path} is not a dataset: {FACTS_FILE} cannot be read ({error.strerror}): write one with `segue prepare`"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadDataset(f"{file} is damaged, expected JSON: write the dataset again with `segue prepare`") from error
     version = found.get("format_version") if isinstance(found, dict) else None
     if version != FORMAT_VERSION:

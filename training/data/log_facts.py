@@ -3,11 +3,22 @@
 Simulated datasets, and those of earlier versions, have no such field. The fingerprint does not depend on it.
 """
 
-from typing import Final
+from typing import Annotated, Final, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MOST_FILES: Final = 1_000  # files that dataset.json lists
+
+
+Count: TypeAlias = Annotated[int, Field(ge=0, le=2**53)]
+
+
+def _unicode(text: str) -> str:
+    r"""Return a text in which bytes of a file name that are no UTF-8 are escapes, such as `\udcff`."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+Name: TypeAlias = Annotated[str, AfterValidator(_unicode)]
 
 
 class _Part(BaseModel):
@@ -24,27 +35,27 @@ class DataWarning(_Part):
 class LogFile(_Part):
     """One file of the log."""
 
-    name: str = Field(description="Name of the file, with the name inside the archive if there is one")
-    plays: int = Field(ge=0, description="Plays of the file, without repeated reports and before any filter")
-    skips: int = Field(ge=0, description="Plays of the file that were skipped")
+    name: Name = Field(description="Name of the file, with the name inside the archive if there is one")
+    plays: Count = Field(description="Plays of the file, without repeated reports and before any filter")
+    skips: Count = Field(description="Plays of the file that were skipped")
 
 
 class SkipSources(_Part):
     """Number of plays by the source of their outcome (played or skipped)."""
 
-    flag: int = Field(default=0, ge=0, description="A skip flag of the log")
-    end_reason: int = Field(default=0, ge=0, description="The reason why the play ended")
-    played_duration: int = Field(default=0, ge=0, description="How long the track was heard")
-    time: int = Field(default=0, ge=0, description="Inferred from the start of the next play")
+    flag: Count = Field(default=0, description="A skip flag of the log")
+    end_reason: Count = Field(default=0, description="The reason why the play ended")
+    played_duration: Count = Field(default=0, description="How long the track was heard")
+    time: Count = Field(default=0, description="Inferred from the start of the next play")
 
 
 class PrepareStep(_Part):
     """What one rule of `segue prepare` removed, and what remained."""
 
     step: str = Field(description="The rule")
-    removed: int = Field(ge=0, description="Plays that the rule removed")
-    plays: int = Field(ge=0, description="Plays that remained")
-    sessions: int | None = Field(default=None, ge=0, description="Sessions that remained; null before sessions exist")
+    removed: Count = Field(description="Plays that the rule removed")
+    plays: Count = Field(description="Plays that remained")
+    sessions: Count | None = Field(default=None, description="Sessions that remained; null before sessions exist")
     option: str | None = Field(default=None, description="The option that governs the rule")
 
 
@@ -54,13 +65,13 @@ class LogFacts(_Part):
     files: list[LogFile] = Field(default=[], description=f"The files of the log, at most {MOST_FILES:,}")
     skips_from: SkipSources = Field(default=SkipSources(), description="Plays by the source of their outcome")
     skipped_by: SkipSources = Field(default=SkipSources(), description="Skipped plays by the source of their outcome")
-    unknown_outcomes: int = Field(default=0, ge=0, description="Plays whose outcome cannot be known")
-    same_second_skips: int = Field(
-        default=0, ge=0, description="Skips inferred from time whose next play begins in the same second"
+    unknown_outcomes: Count = Field(default=0, description="Plays whose outcome cannot be known")
+    same_second_skips: Count = Field(
+        default=0, description="Skips inferred from time whose next play begins in the same second"
     )
     sessions_given: bool = Field(default=False, description="Whether the sessions are those of the log")
-    merged: int = Field(default=0, ge=0, description="Repeated reports of a play that were merged")
-    conflicts: int = Field(default=0, ge=0, description="Merged reports that contradicted each other")
+    merged: Count = Field(default=0, description="Repeated reports of a play that were merged")
+    conflicts: Count = Field(default=0, description="Merged reports that contradicted each other")
     ignored: dict[str, int] = Field(default={}, description="Ignored lines by reason")
     columns: dict[str, str] = Field(default={}, description="The column that was read for each role")
     unused_columns: list[str] = Field(default=[], description="Columns that were not used")

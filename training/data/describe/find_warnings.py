@@ -22,7 +22,7 @@ MANY_TRACKS: Final = 100  # in a smaller catalogue one track may well have a ten
 MOSTLY: Final = 0.5
 REPEATED_SKIPS: Final = 0.5  # share of skips that are followed by the same track
 DOMINANT_TRACK: Final = 0.1  # share of plays
-MALFORMED: Final = 0.01
+MALFORMED_PERCENT: Final = 1
 MISSING_SKIPS: Final = 20  # skipped last plays expected from the skip rate of the other plays
 COARSE_S: Final = 30  # seconds: skips are inferred from gaps of at most this length
 _PRESENT: Final = timedelta(days=1)
@@ -183,7 +183,7 @@ def _times(of: Description, now: datetime) -> Iterator[tuple[str, str]]:
 
 
 def _lines(of: Description) -> Iterator[tuple[str, str]]:
-    if of.malformed_lines > MALFORMED * (of.plays + of.malformed_lines):
+    if 100 * of.malformed_lines > MALFORMED_PERCENT * (of.plays + of.malformed_lines):
         yield (
             "malformed_lines",
             f"{of.malformed_lines:,} lines could not be read and are missing from the middle of sessions. "

@@ -2,10 +2,11 @@
 
 import gzip
 import json
+import random
 import re
 import shlex
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from segue.cli import main
 from segue.errors import BadLog, BadOption
 from tests import spotify_export
 from tests.export_samples import EXPORT_SAMPLES
+from tests.log_samples import Sample
 from tests.prepare_runs import contents, needs_ray, ray_of_two
 from training.data.dataset import Dataset
 from training.prepare.disk_engine import disk_engine
@@ -561,3 +563,46 @@ class TestHowTo:
             Path(name).write_text(next(iter(sample.files.values())))
         assert main(["prepare", kind, name, *rest]) == 0
         assert (tmp_path / "data" / "mine" / "dataset.json").exists()
+
+
+def rows_of(name: str, content: str) -> tuple[list[str], Callable[[list[str]], str]]:
+    """The rows of an export, and what makes a file of rows."""
+    if content.startswith("["):
+        return [json.dumps(row) for row in json.loads(content)], lambda rows: f"[{','.join(rows)}]"
+    lines = content.splitlines()
+    head = {".csv": 1, ".log": 3}.get(Path(name).suffix, 0)
+    return lines[head:], lambda rows: "\n".join([*lines[:head], *rows]) + "\n"
+
+
+class TestSameHistory:
+    """The dataset does not depend on the order of rows, on how they are divided into files, nor on repeated parts."""
+
+    NAMES = ("spotify", "lastfm, csv", "listenbrainz", "apple music", "rockbox")
+
+    @staticmethod
+    def variants(sample: Sample, seed: int) -> Iterator[dict[str, str]]:
+        rng = random.Random(seed)
+        (name, content), *_ = sample.files.items()
+        rows, joined = rows_of(name, content)
+        yield {name: content}
+        yield {name: joined(rng.sample(rows, len(rows)))}
+        yield {f"{part}{name}": content for part in (1, 2)}
+        repeated = [row for row in rows for _ in range(rng.choice((1, 1, 2)))]
+        yield {name: joined(repeated)}
+        if sample.kind != "apple-music":  # a play that was paused must not be divided
+            cut = len(rows) // 3
+            yield {f"1{name}": joined(rows[:cut]), f"2{name}": joined(rows[cut:])}
+            yield {f"1{name}": joined(rows[cut // 2 :]), f"2{name}": joined(rows[: cut * 2])}
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_the_dataset_is_the_same(self, tmp_path: Path, name: str) -> None:
+        sample = EXPORT_SAMPLES[name]
+        options = prepare_options(**sample.options | {"max_malformed_pct": 50})
+        found = []
+        for number, files in enumerate(self.variants(sample, seed=4)):
+            paths = sample._replace(files=files).write(tmp_path / f"log{number}")
+            report = prepare(sample.kind, paths, tmp_path / f"out{number}", options)
+            written = contents(tmp_path / f"out{number}")
+            found.append((report.dataset.facts.fingerprint, written["catalogue.parquet"], written["sessions.parquet"]))
+        assert len(found) >= 4
+        assert len(set(found)) == 1

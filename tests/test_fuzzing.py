@@ -27,6 +27,7 @@ MANY: Final = (
         "wire": 12_000,
         "logs": 1_000,
         "exports": 1_000,
+        "log-files": 2_000,
         "encoders": 150,
         "settings": 2_000,
         "keys": 3_000,

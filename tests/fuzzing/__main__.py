@@ -16,9 +16,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
-from tests.fuzzing import exports, files, planted, requests, wire
+from tests.fuzzing import exports, files, log_files, planted, requests, wire
 
-TARGETS: Final[dict[str, Any]] = {**requests.TARGETS, **wire.TARGETS, **files.TARGETS, **exports.TARGETS}
+TARGETS: Final[dict[str, Any]] = {
+    **requests.TARGETS,
+    **wire.TARGETS,
+    **files.TARGETS,
+    **exports.TARGETS,
+    **log_files.TARGETS,
+}
 _MOST_BYTES: Final = 8 * 2**30
 
 

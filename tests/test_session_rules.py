@@ -396,7 +396,6 @@ class TestSessions:
         found = run("events", "\n".join(["session_id,track_id,timestamp", *lines]))
         assert found.sessions == ["a* b e", "c* d"]
         assert found.log.sessions_given
-        assert "the sessions are those of the log" in found.notes
         assert found.step("sessions") == (0, 5, 2, None)
 
     def test_session_ids_may_be_unique_per_listener_only(self, run: Run, tmp_path: Path) -> None:
@@ -437,7 +436,7 @@ class TestOutcomes:
             assert found.log.skipped_by.model_dump() == {"flag": 1, "end_reason": 0, "played_duration": 0, "time": 2}
             assert found.log.skips_from.model_dump() == {"flag": 2, "end_reason": 0, "played_duration": 0, "time": 2}
             assert found.log.unknown_outcomes == 1
-            assert "the log gives the outcome of 2 plays; 2 were inferred from time, and 1 are unknown" in found.notes
+            assert "2 given by the log, 2 inferred from time, 1 unknown, which count as played" in found.notes
 
     def test_blank_flags_are_inferred_and_remove_no_play(self, run: Run) -> None:
         rows = "u,a,1700000000,0\nu,b,1700000010,\nu,c,1700000020,\nu,d,1700000300,1\n"
@@ -635,7 +634,7 @@ class TestTheCommand:
         ]
         assert "skips from\ttime 2" in lines
         assert "unknown outcomes\t1 of 6 plays" in lines
-        assert any(line.startswith("Note: all skips were inferred from time") for line in lines)
+        assert any(line.startswith("Note: outcomes are inferred from time: a play is skipped if") for line in lines)
 
     def test_json_has_the_same_facts(self, printed: Callable[..., str]) -> None:
         report = json.loads(printed(csv(PLAYS), "--json"))

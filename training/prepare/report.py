@@ -203,18 +203,19 @@ def total(sources: SkipSources) -> int:
 
 def _notes(kind: LogKind, options: PrepareOptions, counts: LogCounts) -> Iterator[str]:
     """How the log was understood, one sentence each."""
-    given = total(counts.outcomes) - counts.outcomes.time
-    if counts.sessions_given:
-        yield "the sessions are those of the log"
+    inferred = counts.outcomes.time
+    given = total(counts.outcomes) - inferred
     if options.no_skips:
         yield "every play counts as played, because of --no-skips"
-    elif given and (counts.outcomes.time or counts.unknown):
-        yield (
-            f"the log gives the outcome of {count(given, 'play')}; {counts.outcomes.time:,} were inferred from time, "
-            f"and {counts.unknown:,} are unknown and count as played"
-        )
-    elif counts.outcomes.time:
-        yield f"all skips were inferred from time: {_inference(options)}"
+    elif given and (inferred or counts.unknown):
+        parts = {
+            "given by the log": given,
+            "inferred from time": inferred,
+            "unknown, which count as played": counts.unknown,
+        }
+        yield "outcomes of plays: " + ", ".join(f"{number:,} {what}" for what, number in parts.items() if number)
+    elif inferred:
+        yield f"outcomes are inferred from time: {_inference(options)}"
     if counts.coarse_ms and counts.unknown and not options.no_skips:
         yield (
             f"the times are in steps of {counts.coarse_ms / 1000:g} s, coarser than --skip-within "
@@ -241,7 +242,7 @@ def _notes(kind: LogKind, options: PrepareOptions, counts: LogCounts) -> Iterato
 
 def _inference(options: PrepareOptions) -> str:
     after = f"at least {options.skip_after_s:g} s and " if options.skip_after_s else ""
-    return f"a play is skipped if the next one starts {after}at most {options.skip_within_s:g} s later"
+    return f"a play is skipped if the next one of its session starts {after}at most {options.skip_within_s:g} s later"
 
 
 def _warnings(options: PrepareOptions, counts: LogCounts, tracks: pl.Series) -> Iterator[DataWarning]:

@@ -271,7 +271,7 @@ def log_table(report: "PrepareReport") -> Table:
     if log.unused_columns:
         shown["columns not used"] = ", ".join(log.unused_columns)
     if log.sessions_given:
-        shown["sessions"] = "those of the log"
+        shown["sessions"] = "given by the log"
     sources = log.skipped_by.model_dump().items()
     skips = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in sources if number)
     shown["skips from"] = skips or "none"

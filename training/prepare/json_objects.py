@@ -28,6 +28,7 @@ _SAMPLES: Final = 64  # blocks of lines whose fields are the columns, spread ove
 _SAMPLE_BYTES: Final = 128 << 10
 _MAX_DEPTH: Final = 8
 _MAX_COLUMNS: Final = 2000
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")  # half a character, which JSON can have and text cannot
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Shape:
         self.types.add(type(value))
         if isinstance(value, dict) and depth < _MAX_DEPTH:
             for name, inner in value.items():
-                if name in self.fields or len(self.fields) < _MAX_COLUMNS:
+                if name in self.fields or (len(self.fields) < _MAX_COLUMNS and not _SURROGATE.search(name)):
                     self.fields.setdefault(name, Shape()).add(inner, depth + 1)
 
     def dtype(self) -> pl.DataType:

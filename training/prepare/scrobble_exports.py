@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import polars as pl
@@ -77,26 +77,28 @@ def _lastfm_json(plain: PlainFile) -> LogTable:
         raise not_utf8(plain) from error
     except (ValueError, RecursionError) as error:
         raise BadLog(f"{plain.name} is no complete JSON: {str(error).splitlines()[0]}") from error
-    names = [*_LASTFM_TIMES, *_LASTFM_ARTISTS, *_LASTFM_TITLES]
-    columns: dict[str, list[str | None]] = {name: [] for name in names}
+    paths = {
+        column: [name.partition(".")[::2] for name in names]
+        for column, names in (("date", _LASTFM_TIMES), ("artist", _LASTFM_ARTISTS), ("track", _LASTFM_TITLES))
+    }
+    columns: dict[str, list[str | None]] = {column: [] for column in paths}
     for track in _json_tracks(whole):
-        outer = {name.lower(): value for name, value in track.items()}
-        fields = outer | {
-            f"{name}.{inner}": value
-            for name, values in outer.items()
-            if isinstance(values, dict)
-            for inner, value in values.items()
-        }
-        for name, values in columns.items():
-            values.append(_json_text(fields.get(name)))
-    given = {name: values for name, values in columns.items() if any(value is not None for value in values)}
-    frame = pl.LazyFrame(given, schema=dict.fromkeys(given, pl.String))
-    return LogTable(frame, dict.fromkeys(given, pl.String()), plain)
+        for column, values in columns.items():
+            values.append(_json_text(track, paths[column]))
+    schema: dict[str, pl.DataType] = dict.fromkeys(columns, pl.String())
+    return LogTable(pl.LazyFrame(columns, schema=schema), schema, plain)
 
 
-def _json_text(value: Any) -> str | None:
-    text = str(value) if isinstance(value, str | int | float) else None
-    return None if text is None or any("\ud800" <= letter <= "\udfff" for letter in text) else text
+def _json_text(track: dict[str, Any], paths: Sequence[tuple[str, str]]) -> str | None:
+    """The first of these fields with a text or a number."""
+    for name, inner in paths:
+        value = track.get(name)
+        if inner:
+            value = value.get(inner) if isinstance(value, dict) else None
+        if isinstance(value, str | int | float):
+            text = str(value)
+            return text if text.isascii() or not _SURROGATE.search(text) else None
+    return None
 
 
 def _json_tracks(value: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
@@ -108,13 +110,14 @@ def _json_tracks(value: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
         lists = [
             value[name] for name in ("scrobbles", "recenttracks", "track") if isinstance(value.get(name), dict | list)
         ]
-        if lists:
+        if lists and depth < _MOST_NESTED:
             yield from _json_tracks(lists[0], depth + 1)
         else:
             yield value
 
 
 _MOST_NESTED: Final = 8
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")  # half a character, which JSON can have and text cannot
 
 
 _LISTENBRAINZ: Final = "track_metadata.additional_info"

@@ -25,17 +25,9 @@ PREFIX = "SEGUE_"
 FOLDER_NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}$"
 Durability: TypeAlias = Literal["memory", "every-second", "always"]
 # Variables with the prefix that are not settings: they belong to the command line, the build, tests and benchmarks.
-_OTHER_VARIABLES: Final = frozenset(
-    {
-        "SEGUE_API_KEY",
-        "SEGUE_AUDIT",
-        "SEGUE_COMMIT",
-        "SEGUE_DATA",
-        "SEGUE_KEY_FILE",
-        "SEGUE_RECORD",
-        "SEGUE_SCREENSHOTS",
-    }
-)
+_OTHER_VARIABLES: Final = {
+    f"{PREFIX}{name}" for name in ("API_KEY", "AUDIT", "COMMIT", "DATA", "KEY_FILE", "RECORD", "SCREENSHOTS")
+}
 # Kubernetes sets these in each pod for a service named `segue`.
 _SERVICE_LINK: Final = re.compile(r"SEGUE_SERVICE_(HOST|PORT\w*)|SEGUE_PORT_\w+")
 # The value of Redis' appendfsync for each durability.

@@ -8,15 +8,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import psutil
 import pytest
 
 pytest.importorskip("torch")
 
 from segue.errors import BadOption, SegueError
+from tests.datasets import write_dataset
 from training.data.dataset import Dataset
 from training.data.synthetic import simulate
-from training.evaluation.reproduce import SYSTEMS, Plan, Wanted, _Commands, plan, run_plan
+from training.evaluation.reproduce import SYSTEMS, Plan, Wanted, _Commands, plan, plan_notes, run_plan
 from training.registry import system_name
 
 SMALL = ("epochs=1", "dimension=8", "negatives=20")
@@ -77,6 +79,35 @@ def test_runs_are_done_once_and_other_options_are_refused(dataset: Dataset, tmp_
     assert heard == [" 2/2"]
     with pytest.raises(BadOption, match=r"trained with other options .dimension 8 there, 16 here"):
         run_plan(planned(dataset, tmp_path, seeds=(0,), settings=("epochs=1", "dimension=16")), 1, silent)
+
+
+def test_known_targets_are_trained_and_evaluated_and_others_are_refused(tmp_path: Path) -> None:
+    plays = pl.DataFrame(
+        {
+            "session_id": [f"s{number // 6}" for number in range(240)],
+            "track_id": [f"t{7 * number % 31}" for number in range(240)],
+            "skipped": [number % 6 == 4 for number in range(240)],
+        }
+    )
+    inferred = write_dataset(tmp_path / "d", plays, "tests", last_known=[False] * 40)
+    chosen: dict[str, Any] = {"systems": ("popularity",), "seeds": (0,), "protocols": ("full",)}
+    known = planned(inferred, tmp_path / "out", **chosen, targets="known")
+    [note] = plan_notes(known, inferred)
+    assert note.endswith("they are left out (--targets known).")
+    [result] = (json.loads(path.read_text()) for path in run_plan(known, 1, silent))
+    assert (result["targets"], result["unknown_targets"], result["notes"]) == ("known", 0, [])
+    assert result["groups"]["skipped"]["sessions"] == 40
+    with pytest.raises(BadOption, match="was made with --targets known, here last: choose another --out"):
+        run_plan(planned(inferred, tmp_path / "out", **chosen), 1, silent)
+
+
+def test_a_plan_on_sessions_without_skips_says_so_once(tmp_path: Path) -> None:
+    plays = pl.DataFrame({"session_id": ["a"] * 30 + ["b"] * 30, "track_id": [f"t{n % 30}" for n in range(60)]})
+    plain = write_dataset(tmp_path / "d", plays.with_columns(skipped=pl.lit(value=False)), "tests")
+    asked = planned(plain, tmp_path / "out", systems=("popularity", "gru4rec", "gru4rec+nce"))
+    assert [note[:60] for note in plan_notes(asked, plain)] == [
+        "The training sessions have no skip, so the skip loss has not"
+    ]
 
 
 def test_a_failing_command_is_named_with_its_last_line(dataset: Dataset, tmp_path: Path) -> None:

@@ -173,6 +173,18 @@ class TestCommands:
         assert "HR@10 and HR@20 are 1 by construction" in err
 
 
+def test_fine_tuning_keeps_the_validation_targets_unseen(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data = listened(tmp_path / "d", inferred=True).path
+    sizes = ["--set", "epochs=1", "--set", "dimension=8", "--set", "heads=1", "--set", "blocks=1"]
+    for name, targets in (("last", "last"), ("known", "known")):
+        assert run(capsys, "train", data, "--out", tmp_path / name, "--targets", targets, *sizes)[0] == 0
+    again = ("train", data, "--set", "epochs=1", "--targets", "known", "--out")
+    code, _, err = run(capsys, *again, tmp_path / "a", "--init-from", tmp_path / "last")
+    assert code == 2
+    assert "was trained without --targets known" in err
+    assert run(capsys, *again, tmp_path / "b", "--init-from", tmp_path / "known")[0] == 0
+
+
 class TestComparison:
     def test_seeds_of_one_system_are_nothing_to_compare(
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -173,7 +173,7 @@ def _check_job(job: TrainingJob, checkpoints: Checkpoints) -> None:
         from training.warm_start import check_can_fine_tune, check_same_split
 
         check_can_fine_tune(job.origin)
-        check_same_split(job.origin, job.split)
+        check_same_split(job.origin, job.split, job.targets)
     elif isinstance(job.options, NeuralOptions) and job.options.epochs == 0:
         raise BadOption(
             "epochs=0 trains nothing: expected 1 or more, or --init-from with a release to take the weights of"

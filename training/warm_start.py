@@ -34,6 +34,7 @@ from segue.errors import BadOption, BadRelease
 from segue.release import Release
 from segue.window import Sessions, to_windows
 from training.data.dataset import Dataset
+from training.data.splits import Targets
 from training.models.encoders.encoder import SessionEncoder
 from training.options import NeuralOptions, Options, check_options, read_options
 
@@ -145,13 +146,13 @@ def check_can_fine_tune(release: Release) -> None:
         )
 
 
-def check_same_split(release: Release, split: str) -> None:
-    """Check that `release` was trained on `split`.
+def check_same_split(release: Release, split: str, targets: Targets = "last") -> None:
+    """Check that `release` was trained on `split`, and without the validation targets of `targets`.
 
     Each split holds out other plays. The release may therefore have been trained on the held-out plays of `split`.
 
     Raises:
-        BadOption: The release was trained on another split.
+        BadOption: The release was trained on another split, or with targets that are later plays.
 
     """
     before = release.manifest.dataset.split
@@ -159,6 +160,11 @@ def check_same_split(release: Release, split: str) -> None:
         raise BadOption(
             f"--init-from {release.path} was trained on the {before} split, which holds out other plays than {split}: "
             f"set --split {before}"
+        )
+    if split == "last-play" and targets == "known" and release.manifest.evaluation.get("targets") != "known":
+        raise BadOption(
+            f"--init-from {release.path} was trained without --targets known, so it was trained on validation targets "
+            "of --targets known: omit --targets, or fine-tune a release that was trained with --targets known"
         )
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from segue.cli.data import FOLDER
+from segue.cli.evaluate import print_evaluations
 from segue.cli.terminal import TrainingProgress, counting, say
-from segue.cli.train import answers_of, build_index, print_evaluations
+from segue.cli.train import answers_of, build_index
 from segue.errors import BadOption
 
 if TYPE_CHECKING:

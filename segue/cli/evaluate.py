@@ -14,6 +14,7 @@ from segue.cli.terminal import bar, example, first_that_fits, print_json, print_
 
 if TYPE_CHECKING:
     from training.evaluation.compare.report import ReportSection
+    from training.evaluation.evaluate import Question
     from training.reports.tables import Table as ComparisonTable
 
 # The name of each system and its result, as `segue evaluate --output` writes it.
@@ -126,6 +127,15 @@ def _is_constant(result: Mapping[str, Any], metric: str) -> bool:
 def _missing(result: Mapping[str, Any]) -> str:
     """The text for a value without targets. If outcomes of targets are unknown, there may be some."""
     return "not measurable" if result.get("unknown_targets") else "-"
+
+
+def print_evaluations(question: "Question", results: list[tuple[str, Any]]) -> None:
+    """Print the tables of one or more systems with the same evaluation settings."""
+    targets = f"{question.part} targets{' of known outcome' if question.targets == 'known' else ''}"
+    title = f"{question.dataset.facts.source}: {targets}, {question.split} split, {question.protocol} ranking"
+    print_table(partial(evaluation_table, title, results))
+    print_table(partial(hit_rates, results))
+    print_table(other_metrics(results))
 
 
 def _estimate(estimate: Mapping[str, float] | None, missing: str = "-") -> Text:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import click
 from rich.console import Console
 
 from segue.cli.data import FOLDER, SPLIT
-from segue.cli.evaluate import TARGETS, evaluation_table, hit_rates, other_metrics, say_notes
+from segue.cli.evaluate import TARGETS, print_evaluations, say_notes
 from segue.cli.terminal import TrainingProgress, counting, example, facts_table, print_json, print_table, say
 from segue.errors import BadOption, BadRelease, InputError
 
@@ -336,15 +335,6 @@ def open_recommender(release: "Release", *, exact: bool = False) -> Any:
         return recommender_of(release, exact=exact)
     popularity = PopularityRanker(release.catalogue.plays)
     return Recommender(open_ranker(release), popularity, release.manifest.window.length)
-
-
-def print_evaluations(question: "Question", results: list[tuple[str, Any]]) -> None:
-    """Print the tables of one or more systems with the same evaluation settings."""
-    targets = f"{question.part} targets{' of known outcome' if question.targets == 'known' else ''}"
-    title = f"{question.dataset.facts.source}: {targets}, {question.split} split, {question.protocol} ranking"
-    print_table(partial(evaluation_table, title, results))
-    print_table(partial(hit_rates, results))
-    print_table(other_metrics(results))
 
 
 @click.command(

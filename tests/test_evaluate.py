@@ -206,7 +206,7 @@ class TestUnknownOutcomes:
         assert result["unknown_targets"] == 2
         assert result["target_known"] == [False, False, True]
         assert result["notes"][0].startswith(
-            "Skips were inferred from time, so the last play of a session has no known outcome: 2 of 3 targets count "
+            "Skips were inferred from time, and no later play shows the outcome of a last play: 2 of 3 targets count "
             "neither as played nor as skipped, which leaves 1 skipped target."
         )
 

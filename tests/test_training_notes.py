@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,23 @@ class TestTrainingNotes:
         [note] = training_notes("markov", Options(), data, split, targets)  # type: ignore[arg-type]
         assert note.startswith("Skips were inferred from time, so 40 last plays of 40 sessions have no known outcome")
         assert note.endswith(end)
+
+    @pytest.mark.parametrize(
+        ("sources", "begin"),
+        [
+            (SkipSources(time=280), "Skips were inferred from time, so"),
+            (SkipSources(flag=100, time=180), "Some skips were inferred from time, so"),
+            (SkipSources(flag=280), "The log does not give the outcome of each play, so"),
+        ],
+    )
+    def test_the_reason_for_unknown_outcomes_is_that_of_the_log(
+        self, sources: SkipSources, begin: str, tmp_path: Path
+    ) -> None:
+        data = listened(tmp_path / "d", inferred=True)
+        log = LogFacts(skips_from=sources, unknown_outcomes=40)
+        described = replace(data, facts=data.facts.model_copy(update={"log": log}))
+        [note] = training_notes("markov", Options(), described, "last-play")
+        assert note.startswith(begin)
 
     def test_a_small_catalogue(self, tmp_path: Path) -> None:
         [note] = training_notes("markov", Options(), listened(tmp_path / "d", tracks=20), "last-play")

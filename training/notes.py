@@ -51,7 +51,7 @@ def outcomes_note(dataset: Dataset, asked: Examples) -> str | None:
             "as skipped: prepare a log with skip flags, end reasons or played durations to measure both groups."
         )
     return (
-        "Skips were inferred from time, so the last play of a session has no known outcome: "
+        f"{_reason(dataset)}, and no later play shows the outcome of a last play: "
         f"{unknown:,} of {_count(total, 'target')} count neither as played nor as skipped, which leaves "
         f"{_count(skipped, 'skipped target')}. Train and evaluate with --targets known to measure both groups, or "
         "prepare a log with skip flags or played durations."
@@ -103,7 +103,7 @@ def _left_out_note(dataset: Dataset, split: Split, targets: Targets) -> str | No
     if dataset.last_known is None or not dataset.has_outcomes:
         return None
     unknown = int((~dataset.last_known).sum())
-    begin = f"Skips were inferred from time, so {_count(unknown, 'last play')} of {len(dataset.sessions):,} sessions"
+    begin = f"{_reason(dataset)}, so {_count(unknown, 'last play')} of {len(dataset.sessions):,} sessions"
     if targets == "known":
         return f"{begin} have no known outcome: they are left out (--targets known)."
     if split == "new-sessions":
@@ -112,6 +112,17 @@ def _left_out_note(dataset: Dataset, split: Split, targets: Targets) -> str | No
         f"{begin} have no known outcome: they are test targets that are neither played nor skipped. With --targets "
         "known, training and evaluation leave them out."
     )
+
+
+def _reason(dataset: Dataset) -> str:
+    """Why outcomes are unknown: the first words of a sentence."""
+    log = dataset.facts.log
+    if log is None:
+        return "Skips were inferred from time"
+    if not log.skips_from.time:
+        return "The log does not give the outcome of each play"
+    given = log.skips_from.flag + log.skips_from.end_reason + log.skips_from.played_duration
+    return "Some skips were inferred from time" if given else "Skips were inferred from time"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -173,6 +173,48 @@ def _owners_apart(*, whole: bool) -> Sample:
     return Sample("events", files, {"min_session_plays": 1})
 
 
+def _listener_lines(some: list[Play], later: int = 0) -> list[str]:
+    return [f"{play.owner},t{play.track},{play.second + later}" for play in some]
+
+
+def _repeats() -> Sample:
+    """A file from old to new, one from new to old, and one that repeats some lines of both a second later."""
+    some = sorted(plays(10, 60), key=lambda play: play.second)
+    old, new = some[: len(some) // 2], some[len(some) // 2 :][::-1]
+    again = [*some[::7], *new[::5]]
+    files = (_listener_lines(old), _listener_lines(new), _listener_lines(again, 1) + _listener_lines(again[::2]))
+    text = {f"e{number}.csv": "\n".join(["user_id,track_id,timestamp", *lines]) for number, lines in enumerate(files)}
+    return Sample("events", text, {"merge_within_s": 2, "skip_after_s": 1, "min_session_plays": 1})
+
+
+def _visits() -> Sample:
+    """Sessions whose ids are unique per listener only. One file has flags, the other one has ends."""
+    some = [(f"u{int(play.owner[1:4]) % 9}", f"{int(play.owner[1:4]) // 300}", play) for play in plays(11, 90)]
+    half = len(some) // 2
+    flagged = [f"{user},{session},t{play.track},{play.second},{play.skipped}" for user, session, play in some[:half]]
+    ended = [f"{user},{session},t{play.track},{play.second},{play.track}" for user, session, play in some[half:]]
+    columns = "user_id,session_id,track_id,timestamp"
+    files = {
+        "e0.csv": "\n".join([f"{columns},skipped", *flagged]),
+        "e1.csv": "\n".join([f"{columns},ms_played", *ended]),
+    }
+    return Sample("events", files, {"max_session_plays": 6})
+
+
+def _ends() -> Sample:
+    """Ends of plays with played durations, in whole minutes in one of the files."""
+    some = sorted(plays(12, 60), key=lambda play: play.second)
+    files = {}
+    for number in range(2):
+        step = 60 if number else 1
+        lines = [
+            f"{play.owner},t{play.track},{play.second // step * step},{play.track * 900}" for play in some[number::2]
+        ]
+        files[f"e{number}.csv"] = "\n".join(["user_id,track_id,ended,ms_played", *lines, *lines[::9]])
+    options = {"columns": {"timestamp": "ended"}, "timestamp_is": "end", "min_session_plays": 1}
+    return Sample("events", files, options)
+
+
 def _without_times() -> Sample:
     lines = [f"{play.owner},{play.place},t{play.track},{int(play.skipped)}" for play in plays(8, 60)]
     return Sample("events", _files("e{}.csv", lines, "session_id,position,track_id,skipped"), {"min_track_plays": 2})
@@ -205,6 +247,9 @@ def samples() -> Iterator[tuple[str, Sample]]:
     yield "listeners, skips in some files", _listeners(skips_in=(True, False, True))
     yield "listeners, skips of some", _owners_apart(whole=False)
     yield "sessions, times of some", _owners_apart(whole=True)
+    yield "listeners, repeated in two directions", _repeats()
+    yield "visits of listeners", _visits()
+    yield "ends of plays", _ends()
     yield "a log of few lines", _yambda(6)._replace(options={"min_session_plays": 1})
 
 

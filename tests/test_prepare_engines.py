@@ -99,11 +99,16 @@ def test_the_samples_have_every_error_and_apply_every_rule(tmp_path: Path) -> No
     """Otherwise the tests above would show less than they seem to."""
     rules: set[str] = set()
     reasons: set[str] = set()
+    found: set[str] = set()
     for number, sample in enumerate(SAMPLES.values()):
         files = sample.write(tmp_path / f"log{number}")
         report = prepare(sample.kind, files, tmp_path / f"out{number}", prepare_options(**sample.options))
         rules.update(step.step + (step.option or "").partition(" ")[0] for step in report.steps)
         reasons.update(report.malformed_reasons)
+        log = report.log
+        found.update(warning.code for warning in log.warnings)
+        found.update(name for name, number in log.skipped_by if number)
+        found.update(name for name in ("conflicts", "same_second_skips", "unknown_outcomes") if getattr(log, name))
     assert reasons >= {
         "wrong number of fields",
         "userid is missing",
@@ -124,6 +129,8 @@ def test_the_samples_have_every_error_and_apply_every_rule(tmp_path: Path) -> No
         "sampled sessions--balance-skips",
         "sampled sessions--max-sessions",
     }
+    assert found >= {"flag", "played_duration", "time", "conflicts", "same_second_skips", "unknown_outcomes"}
+    assert found >= {"other_outcomes", "started_again", "long_sessions"}
 
 
 BY_TIME, BY_POSITION = SAMPLES["events by time"].files, SAMPLES["events without times"].files

@@ -212,6 +212,9 @@ class TestRepeatedReports:
         assert merged.step("repeated reports")[-1] == "--merge-within 2"
         assert run("events", csv(plays), merge_within_s=1).sessions == ["a* a b* b c* c"]
 
+    def test_any_time_can_be_asked_for(self, run: Run) -> None:
+        assert run("events", csv(PLAYS), merge_within_s=float("inf")).sessions == ["a b* c d e* f", "g h", "c* a h"]
+
     def test_another_track_between_two_reports_does_not_matter(self, run: Run) -> None:
         plays = [Play(0, "a"), Play(1, "b"), Play(2, "a"), Play(3, "b"), Play(300, "c")]
         assert run("events", csv(plays), merge_within_s=2).sessions == ["a* b c"]

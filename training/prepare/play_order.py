@@ -31,6 +31,8 @@ from segue.arrays import Bool, Int
 UNKNOWN_TIME: Final = np.iinfo(np.int64).min
 AGAIN_MS: Final = 2000  # the same track started again within this time is probably a second report
 
+_FOREVER_MS: Final = 1 << 53
+
 LineNumbers = NDArray[np.uint32]
 
 
@@ -62,7 +64,7 @@ def ordered_plays(
     """
     owner = lines["owner"].to_numpy()
     place = lines["position" if by_position else "end" if by_end else "at"].fill_null(UNKNOWN_TIME).to_numpy()
-    line = _by_owner(owner)
+    line = None if by_position else _by_owner(owner)
     if line is None:
         line = np.arange(len(owner), dtype=np.uint32)
     else:
@@ -160,7 +162,8 @@ def _merged(
 ) -> OrderedPlays:
     """Merge the lines of one play."""
     line, owner, place, _ = plays
-    within_ms, near_ms = (0, 0) if by_position else (within_ms, int(max(within_ms, AGAIN_MS)))
+    within = 0 if by_position else int(min(within_ms, _FOREVER_MS))
+    near_ms = 0 if by_position else max(within, AGAIN_MS)
     near = (owner[1:] == owner[:-1]) & (place[1:] <= place[:-1] + near_ms)
     if not near.any():
         return plays
@@ -175,7 +178,7 @@ def _merged(
         found, dropped, places = _of_newest_track(found)
         kept[dropped] = False
         other_tracks = len(dropped)
-    found, started_again = _groups(found, int(within_ms), near_ms, by_end=by_end)
+    found, started_again = _groups(found, within, near_ms, by_end=by_end)
     repeated = found.filter(pl.len().over("group") > 1)
     line = line.copy()
     outcomes = 0

@@ -661,6 +661,24 @@ class TestSlices:
         slices = slices_of(folder.write("log", content), kind, 100)
         assert (len(slices) > 1) == sliced
 
+    @given(st.lists(st.text('"",;a', max_size=9), min_size=2, max_size=6))
+    @settings(max_examples=300, deadline=None)
+    def test_a_quote_that_may_remain_open_is_found(
+        self, tmp_path_factory: pytest.TempPathFactory, lines: list[str]
+    ) -> None:
+        def is_open(line: str) -> bool:
+            starts = [at for at, letter in enumerate(line) if letter == '"' and (at == 0 or line[at - 1] in ",;")]
+            return any('"' not in line[at + 1 :].replace('""', "") for at in starts)
+
+        file = tmp_path_factory.mktemp("quotes") / "log"
+        file.write_text("a,b\n" + "\n".join(lines))
+        assert (len(slices_of(file, "events", 2)) > 1) == (not any(map(is_open, lines)))
+
+    def test_a_quote_that_remains_open_late_in_a_file_is_found(self, folder: Folder) -> None:
+        lines = b"a,b\n" + b'"a","b ""b"""\n' * (200 << 10)
+        assert len(slices_of(folder.write("log", lines), "events", 1 << 20)) == 3
+        assert len(slices_of(folder.write("log", lines + b'"a","b\nb"\n' + lines), "events", 1 << 20)) == 1
+
     @given(
         st.lists(st.text("ab,é\r", max_size=8), min_size=1, max_size=12),
         st.integers(1, 30),

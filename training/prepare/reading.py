@@ -190,7 +190,9 @@ class LogReader:
                 frame = lines.select("problem", *log.counted, *columns).collect(engine="streaming")
                 self._count(slice_, log, lines, frame)
             except UNREADABLE as error:
-                before = first_line(slice_, self.kind) - first_line(slice_._replace(number=0), self.kind)
+                before = first_line(slice_, self.kind, self.options.encoding) - first_line(
+                    slice_._replace(number=0), self.kind, self.options.encoding
+                )
                 raise unreadable(plain, error, before) from error
         frame = frame.drop(log.counted)
         if frame["problem"].max():
@@ -239,8 +241,8 @@ class LogReader:
         texts = lines.select("value", "note").head(int(shown[-1]) + 1).collect(engine="streaming")[shown]
         before = 0
         if slice_.number:
-            first = first_line(slice_._replace(number=0), self.kind)
-            before = first_line(slice_, self.kind) - first
+            first = first_line(slice_._replace(number=0), self.kind, self.options.encoding)
+            before = first_line(slice_, self.kind, self.options.encoding) - first
         numbers = log.table.line_of(shown.to_list())
         for code, number, (value, note) in zip(problem.gather(shown), numbers, texts.iter_rows(), strict=True):
             yield MalformedLine(

@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, TypeAlias
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from segue.errors import BadLog
 from training.prepare.archives import COPY_BYTES, Head, copy, damage_told, head_of, unpacked
@@ -36,6 +38,7 @@ from training.prepare.options import EXPORTS, LogKind
 _MAX_FILES_PER_SPLIT: Final = 1000
 _WITHOUT_HEADER: Final[tuple[LogKind, ...]] = ("lfm1k",)
 _WITH_QUOTES: Final[tuple[LogKind, ...]] = ("events",)
+_BEFORE_FIELDS: Final = np.frombuffer(b",;|\t", np.uint8)
 # A field that begins with a quote and does not end on its line, or a closing quote that looks like it.
 _OPEN_QUOTE: Final = re.compile(rb'(?:^|[,;|\t])"[^"\n]*+(?:""[^"\n]*+)*+(?:\n|\Z)', re.M)
 
@@ -148,7 +151,29 @@ def _can_be_sliced(file: LogFile, kind: LogKind, encoding: str) -> bool:
 
 def _quoted_field_spans_lines(file: LogFile) -> bool:
     with _mapped(file) as text:
-        return text.find(b'"') >= 0 and _OPEN_QUOTE.search(text) is not None
+        start = 0
+        while (found := text.find(b'"', start)) >= 0:
+            start = text.rfind(b"\n", 0, found) + 1
+            end = _line_from(text, min(start + COPY_BYTES, len(text)))
+            lines = text[start:end]
+            if _may_open_quotes(np.frombuffer(lines, np.uint8)) and _OPEN_QUOTE.search(lines) is not None:
+                return True
+            start = end
+    return False
+
+
+def _may_open_quotes(lines: NDArray[np.uint8]) -> bool:
+    """Whether a quoted field may not end on its line. This is false for most lines with quotes, and much faster.
+
+    If the last quoted field of a line remains open, either an even number of quotes is before its first quote, and the
+    line has an odd number of them, or an odd number of quotes is before its first quote, which follows a separator.
+    """
+    quotes, ends = np.flatnonzero(lines == ord('"')), np.flatnonzero(lines == ord("\n"))
+    line = np.searchsorted(ends, quotes)
+    counts = np.bincount(line)
+    after_an_odd_number = (np.arange(len(quotes)) - (np.cumsum(counts) - counts)[line]) % 2 == 1
+    follows_separator = np.isin(lines[quotes - 1], _BEFORE_FIELDS) & (quotes > 0)
+    return bool((counts % 2).any() or (after_an_odd_number & follows_separator).any())
 
 
 @contextlib.contextmanager

@@ -107,7 +107,7 @@ def _print_bars(
 def _steps_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = titled("Rules of preparation")
     for name in columns:
-        table.add_column(name, justify="left" if name in ("step", "option") else "right")
+        table.add_column(name, justify="left" if name in ("step", "option") else "right", no_wrap=name == "option")
     for cells in rows:
         table.add_row(*map(Text, cells))
     return table

@@ -204,7 +204,7 @@ def _bars(
     value: dict[str, Any] = {"title": values, "axis": alt.Axis(format=".0%")}
     base = alt.Chart(alt.InlineData(values=list(rows))).mark_bar()
     if sideways:
-        base = base.encode(x=alt.X("value:Q", **value), y=alt.Y("group:N", **group))
+        base = base.encode(x=alt.X("value:Q", **value), y=alt.Y("group:N", **{**group, "title": None}))
         base = base.properties(width=_WIDTH - 120, height={"step": ROW})
     else:
         base = base.encode(x=alt.X("group:N", axis=alt.Axis(labelAngle=-45), **group), y=alt.Y("value:Q", **value))

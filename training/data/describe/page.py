@@ -1,8 +1,10 @@
 """The page of `segue describe --html`."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from training.data.describe import texts
 from training.data.describe.charts import charts
@@ -29,12 +31,16 @@ def page(of: Description) -> str:
         steps=Table("Rules of preparation", texts.STEP_COLUMNS, texts.step_cells(of.log))
         if of.log is not None
         else None,
-        options=_facts("Options of preparation", of.options),
+        options=_facts("Options of preparation", {name: _shown(value) for name, value in of.options.items()}),
     )
 
 
-def _facts(title: str, facts: Mapping[str, Any]) -> Table:
-    return Table(title, ("figure", "value"), [(name, str(value)) for name, value in facts.items()])
+def _facts(title: str, facts: Mapping[str, str]) -> Table:
+    return Table(title, ("figure", "value"), list(facts.items()))
+
+
+def _shown(value: JsonValue) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _top(of: Description) -> Table:

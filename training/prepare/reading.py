@@ -189,6 +189,8 @@ class LogReader:
                 lines = rows_of_slice(slice_, log.frame)
                 frame = lines.select("problem", *log.counted, *columns).collect(engine="streaming")
                 self._count(slice_, log, lines, frame)
+            except BadLog as error:  # of a value; Polars adds the expression in further lines
+                raise BadLog(str(error).splitlines()[0]) from error
             except UNREADABLE as error:
                 before = first_line(slice_, self.kind, self.options.encoding) - first_line(
                     slice_._replace(number=0), self.kind, self.options.encoding

@@ -141,9 +141,11 @@ class LogTable:
     def text(self, name: str) -> Value:
         """A column as text, null where a value is missing. Raises BadLog for a column of objects."""
         dtype, column = self.schema[name], pl.col(name)
+        if dtype == pl.Binary:
+            return id_of_binary(name, self.name)
         if dtype == pl.List(pl.String):
             column = column.list.join(", ")
-        elif dtype.is_nested():
+        elif dtype.is_nested() or isinstance(dtype, pl.Duration):
             raise self._wrong_type(name, "text")
         return Value(column.cast(pl.String))
 

@@ -54,7 +54,7 @@ def id_of_binary(name: str, file: str) -> Value:
         try:
             return values.cast(pl.String)
         except pl.exceptions.ComputeError as error:
-            raise BadLog(f"{file}: column {name} has bytes that are no UTF-8 text, expected ids") from error
+            raise BadLog(f"{file}: column {name} has bytes that are no UTF-8 text") from error
 
     return Value(without_missing(pl.col(name).map_batches(read, return_dtype=pl.String, is_elementwise=True)))
 

@@ -215,6 +215,38 @@ def _ends() -> Sample:
     return Sample("events", files, options)
 
 
+def _durations(**options: Any) -> Sample:
+    """Played durations, with some blank flags; sessions are those of the log. Without options, a file lacks both."""
+    some = plays(13, 60)
+    lines = [
+        f"{int(play.owner[1:4]) % 3},u{play.owner},t{play.track},{play.second},{play.track * 997 % 300_000},240000,"
+        f"{'' if play.place % 3 else int(play.skipped)}"
+        for play in some
+    ]
+    files = _files("e{}.csv", lines, "session_id,userId,trackId,played_at,ms_played,duration_ms,skipped")
+    if options:
+        return Sample("events", files, {"min_session_plays": 1, **options})
+    last = [f"{play.owner}|u|t{play.track}|{play.second}" for play in plays(14, 20)]
+    files["last.csv"] = "session_id|userId|trackId|played_at\n" + "\n".join(last)
+    return Sample("events", files, {"min_session_plays": 1})
+
+
+def _json_ends() -> Sample:
+    """Rows of JSON whose times are ends, newest first, with fields in objects."""
+    some = sorted(plays(15, 60), key=lambda play: -play.second)
+    rows = [
+        f'{{"user": {{"id": {int(play.owner[1:4])}}}, "track": "t{play.track}", "at": "{_moment(play.second):%c}", '
+        f'"ms_played": {play.track * 997 % 300_000}}}'
+        for play in some
+    ]
+    options = {"columns": {"user_id": "user.id", "track_id": "track", "timestamp": "at"}, "timestamp_is": "end"}
+    return Sample(
+        "events",
+        {"a.jsonl": "\n".join(rows[::2]), "b.json": f"[{','.join(rows[1::2])}]"},
+        {"skip_below_s": 30, **options},
+    )
+
+
 def _without_times() -> Sample:
     lines = [f"{play.owner},{play.place},t{play.track},{int(play.skipped)}" for play in plays(8, 60)]
     return Sample("events", _files("e{}.csv", lines, "session_id,position,track_id,skipped"), {"min_track_plays": 2})
@@ -250,6 +282,10 @@ def samples() -> Iterator[tuple[str, Sample]]:
     yield "listeners, repeated in two directions", _repeats()
     yield "visits of listeners", _visits()
     yield "ends of plays", _ends()
+    yield "durations that are not used", _durations()
+    yield "played seconds", _durations(skip_below_s=30)
+    yield "played parts", _durations(skip_below_ratio_pct=50, max_malformed_pct=50)
+    yield "ends of plays in JSON", _ends()
     yield "a log of few lines", _yambda(6)._replace(options={"min_session_plays": 1})
 
 

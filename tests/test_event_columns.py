@@ -209,6 +209,37 @@ class TestSkips:
         assert run(log, max_malformed_pct=50).malformed_reasons == {"ms_played is negative": 1}
 
 
+class TestTypesOfParquet:
+    @pytest.mark.parametrize(
+        "values",
+        [
+            pl.Series([True, False, None]),
+            pl.Series([1.0, float("nan"), 2.5]),
+            pl.Series([[1], [2], None]),
+            pl.Series([{"a": 1}, {"a": 2}, None]),
+            pl.Series([b"a", b"\xff", None]),
+            pl.Series([None, None, None]),
+            pl.Series([1, 2, 3]).cast(pl.Duration),
+            pl.Series(["a", "b", None], dtype=pl.Categorical),
+            pl.Series([2**63 - 1, 0, -(2**63)]),
+            pl.Series([1e300, -1e300, 1e18]),
+        ],
+        ids=lambda values: str(values.dtype),
+    )
+    @pytest.mark.parametrize("role", ROLES)
+    def test_a_column_of_any_type_is_read_or_refused_in_one_line(self, run: Run, role: str, values: pl.Series) -> None:
+        columns: dict[str, Any] = {"user_id": ["u"] * 3, "session_id": ["s"] * 3, "track_id": ["a", "b", "c"]}
+        columns |= {"timestamp": [1_700_000_000, 1_700_000_100, 1_700_000_200], "duration_ms": [9, 9, 9]}
+        columns[role] = values.alias(role)
+        for lacking in ("", "session_id"):
+            frame = pl.DataFrame({name: column for name, column in columns.items() if name != lacking or name == role})
+            try:
+                run(frame, max_malformed_pct=100)
+            except BadLog as error:
+                assert "log0.parquet" in str(error)  # noqa: PT017
+                assert "\n" not in str(error)  # noqa: PT017
+
+
 class TestTheLimitOfMalformedLines:
     LOG = rows(
         "user_id,track_id,timestamp", *(f"u,t{n},17000{n:02}000" for n in range(38)), "u,,1700000000", "u,x,soon"

@@ -301,6 +301,7 @@ def _report_json(report: "PrepareReport") -> dict[str, Any]:
         "lines": report.lines,
         "malformed": report.malformed,
         "malformed_reasons": report.malformed_reasons,
+        "malformed_examples": [str(line) for line in report.malformed_examples],
         "not_read": list(report.not_read),
         "steps": [step.model_dump() for step in report.steps],
         "path": str(report.dataset.path),

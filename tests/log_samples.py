@@ -285,7 +285,7 @@ def samples() -> Iterator[tuple[str, Sample]]:
     yield "durations that are not used", _durations()
     yield "played seconds", _durations(skip_below_s=30)
     yield "played parts", _durations(skip_below_ratio_pct=50, max_malformed_pct=50)
-    yield "ends of plays in JSON", _ends()
+    yield "ends of plays in JSON", _json_ends()
     yield "a log of few lines", _yambda(6)._replace(options={"min_session_plays": 1})
 
 

@@ -30,6 +30,7 @@ from training.prepare.disk_engine import disk_engine
 from training.prepare.finding import FoundFiles, find_files
 from training.prepare.options import LogKind
 from training.prepare.pipeline import prepare, prepare_options
+from training.prepare.ray_engine import ray_engine
 from training.prepare.sources import FileSlice, LogFile, first_line, input_splits, opened, rows_of_slice
 
 CSV: Final = "user_id,track_id,timestamp\n" + "".join(
@@ -616,6 +617,15 @@ class TestStandardInput:
     def test_nothing_is_refused(self, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
         assert folder.refused("events", "-") == "standard input is empty: expected a log of kind events"
+
+    def test_a_cluster_does_not_see_copies_on_this_machine(
+        self, folder: Folder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(CSV.encode())))
+        archive = folder.write("logs.zip", zipped({"plays.csv": CSV.encode()}))
+        for source in ("-", archive):
+            with pytest.raises(BadOption, match="is a copy on this machine alone: give files that all machines"):
+                prepare("events", [source], tmp_path / "out", engine=ray_engine("127.0.0.1:1"))
 
     def test_a_pipe_is_read(self, folder: Folder) -> None:
         pipe = folder.path / "pipe"

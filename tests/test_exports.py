@@ -140,6 +140,7 @@ class TestSpotify:
         assert told(report.dataset) == "a c"
         assert report.log.ignored == {"podcast": 1, "audiobook": 1, "no track URI": 1, "private session": 1}
         assert report.malformed == 0
+        assert report.log.notes[0] == "the sessions start from 2024-03-01 to 2024-03-01"
         assert told(run("spotify", {AUDIO: rows}, include_private=True).dataset) == "a b c"
 
     def test_rows_of_two_files_are_one_play(self, run: Run) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import polars as pl
 from segue.arrays import Bool, Int
 from segue.errors import BadLog
 from training.data.log_facts import MOST_FILES, DataWarning, LogFacts, LogFile, PrepareStep, SkipSources
-from training.prepare.options import LogKind, PrepareOptions
+from training.prepare.options import EXPORTS, LogKind, PrepareOptions
 from training.prepare.play_order import AGAIN_MS, UNKNOWN_TIME, Repeats
 from training.prepare.reading import LinesRead, ReadStats
 from training.prepare.sessionize import (
@@ -109,6 +110,7 @@ class LogCounts(NamedTuple):
     same_second: int
     sessions: int
     implausible_starts: int  # sessions whose start is no plausible time
+    days: tuple[str, str] | None  # the first and the last day on which a session starts; None without times
     repeats: Repeats
     long_sessions: int
     files: list[LogFile]
@@ -149,6 +151,7 @@ def log_counts(
         same_second=int(of_code[codes >= SAME_SECOND].sum()),
         sessions=len(plays),
         implausible_starts=0 if starts is None else int(((starts != UNKNOWN_TIME) & ~plausible(starts)).sum()),
+        days=_days(starts),
         repeats=repeats,
         long_sessions=sum(one.long_sessions for one in partitions),
         files=_files(partitions, files),
@@ -167,6 +170,14 @@ def _files(partitions: Sequence[Counts], names: Sequence[str]) -> list[LogFile]:
         LogFile(name=name, plays=found, skips=skipped)
         for name, found, skipped in zip(names, plays.tolist(), skips.tolist(), strict=False)
     ]
+
+
+def _days(starts: Int | None) -> tuple[str, str] | None:
+    known = np.array([]) if starts is None else starts[starts != UNKNOWN_TIME]
+    if not len(known) or not plausible(known).all():
+        return None
+    first, last = (datetime.fromtimestamp(ms / 1000, tz=UTC).date().isoformat() for ms in (known.min(), known.max()))
+    return first, last
 
 
 def plausible(at: Int) -> Bool:
@@ -203,6 +214,8 @@ def total(sources: SkipSources) -> int:
 
 def _notes(kind: LogKind, options: PrepareOptions, counts: LogCounts) -> Iterator[str]:
     """How the log was understood, one sentence each."""
+    if counts.days and kind in EXPORTS:
+        yield f"the sessions start from {counts.days[0]} to {counts.days[1]}"
     inferred = counts.outcomes.time
     given = total(counts.outcomes) - inferred
     if options.no_skips:

@@ -494,6 +494,21 @@ class TestAppleMusic:
         rows = (apple_row("", "10:03:30", "a"), apple_row("10:03:30", "", "b"))
         assert told(run("apple-music", apple(*rows)).dataset) == "a b"
 
+    def test_the_download_is_read_as_it_arrives(self, tmp_path: Path) -> None:
+        """The zip holds a zip for each service, and that of Apple Music the Play Activity among other files."""
+        (name, content), *_ = apple(apple_row("10:00:00", "10:03:30", "a")).items()
+        with zipfile.ZipFile(tmp_path / "Apple_Media_Services.zip", "w") as outer:
+            for service, member in (("Apple Music Activity", name), ("Stores Activity", "Account Info.csv")):
+                with (
+                    outer.open(f"Apple_Media_Services/{service}.zip", "w") as stream,
+                    zipfile.ZipFile(stream, "w") as inner,
+                ):
+                    inner.writestr(f"{service}/{member}", content if member == name else "Name\ninvented-listener\n")
+                    inner.writestr(f"{service}/Other.csv", "a,b\n1,2\n")
+        options = prepare_options(min_session_plays=1)
+        report = prepare("apple-music", [tmp_path / "Apple_Media_Services.zip"], tmp_path / "d", options)
+        assert told(report.dataset) == "a"
+
     def test_older_and_newer_names_of_columns_are_known(self, run: Run) -> None:
         content = apple(apple_row("10:00:00", "10:03:30", "a"))["Apple Music Play Activity.csv"]
         older = content.replace("Song Name", "Content Name").replace("Artist Name", "Container Artist Name")
@@ -557,9 +572,10 @@ class TestHowTo:
         if name.endswith(".zip"):
             with zipfile.ZipFile(name, "w") as archive:
                 for member, content in sample.files.items():
-                    archive.writestr(
-                        f"listens/2024/{member}" if kind == "listenbrainz" else f"Spotify/{member}", content
+                    folder = {"listenbrainz": "listens/2024", "apple-music": "Apple Music Activity"}.get(
+                        kind, "Spotify"
                     )
+                    archive.writestr(f"{folder}/{member}", content)
         else:
             Path(name).write_text(next(iter(sample.files.values())))
         assert main(["prepare", kind, name, *rest]) == 0

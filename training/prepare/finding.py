@@ -26,6 +26,10 @@ STANDARD_INPUT: Final = "-"
 _NAMES_SHOWN: Final = 3
 
 
+class NoLog(BadLog):
+    """A folder or an archive in which no file is a log of the kind."""
+
+
 class FoundFiles(NamedTuple):
     """The files of a log, and what was found beside them."""
 
@@ -148,12 +152,13 @@ class _Finder:
         if head.compression is not None and archive_of(head.content) == "zip":
             raise BadLog(f"{file} is a zip archive that is compressed once more: uncompress it first")
         roles, used = self._logs_in(file)
-        second = [] if used else self._second_choice(roles)
+        second = [] if used else self._second_choice(roles, nested=nested)
         for member in members(file.path, str(file)) if second else ():
             name = _path_of(member)
             if name in second:
                 used[name] = self._copied(member.open(), f"{file}: {name}")
         self._leave_out_others(str(file), roles, list(used))
+        without: list[BadLog] = []  # the errors of archives in the archive
         for _, log in sorted(used.items()):
             if self._is_new(log):
                 log_head = log.head()
@@ -162,7 +167,13 @@ class _Finder:
                 elif nested:
                     raise BadLog(f"{log} is an archive in an archive in an archive: unpack it first")
                 else:
-                    self._add_archive(log, log_head, nested=True)
+                    try:
+                        self._add_archive(log, log_head, nested=True)
+                    except NoLog as error:  # such as the other archives of a download
+                        without.append(error)
+                        self._leave_out(str(file), str(log).removeprefix(f"{file}: "), f"no log of kind {self._kind}")
+        if without and len(without) == len(used):
+            raise without[0]
 
     def _logs_in(self, file: LogFile) -> tuple[dict[PurePath, Role], dict[PurePath, LogFile]]:
         """The roles of the members of an archive, and copies of those that are surely logs."""
@@ -178,12 +189,12 @@ class _Finder:
                 copied().path.unlink()
         return roles, logs
 
-    def _second_choice(self, roles: dict[PurePath, Role]) -> list[PurePath]:
+    def _second_choice(self, roles: dict[PurePath, Role], *, nested: bool) -> list[PurePath]:
         """The members to read from an archive without a file that is surely a log."""
         visible = [name for name in roles if not is_hidden(name, self._kind)]
         archives = [name for name in visible if ARCHIVES.search(name.name)]
         alone = [name for name in visible if len(visible) == 1 and not roles[name].holds]
-        return _used(roles) or archives or alone
+        return _used(roles) or archives or ([] if nested else alone)
 
     def _is_new(self, file: LogFile) -> bool:
         resolved = file.path.resolve()
@@ -206,7 +217,7 @@ class _Finder:
         if not used:
             known = [f"; {printable(str(name))} holds {roles[name].holds}" for name in others if roles[name].holds]
             expected = f"expected files {expected_files(self._kind)}{''.join(known[:1])}"
-            raise BadLog(f"{place} holds no log of kind {self._kind}: {expected}")
+            raise NoLog(f"{place} holds no log of kind {self._kind}: {expected}")
         for name in others:
             self._leave_out(place, printable(str(name)), roles[name].holds or f"no log of kind {self._kind}")
 

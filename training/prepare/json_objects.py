@@ -25,7 +25,7 @@ VALID: Final = "\x00object"  # the column that says whether a line is a JSON obj
 _BLOCK_BYTES: Final = 4 << 20
 _MAX_OBJECT: Final = 64 << 20  # of one object, in bytes or characters
 _SAMPLES: Final = 64  # blocks of lines whose fields are the columns, spread over a file of any size
-_SAMPLE_BYTES: Final = 128 << 10
+_SAMPLE_BYTES: Final = 64 << 10
 _MAX_DEPTH: Final = 8
 _MAX_COLUMNS: Final = 2000
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")  # half a character, which JSON can have and text cannot
@@ -43,10 +43,16 @@ class Shape:
         if value is None:
             return
         self.types.add(type(value))
-        if isinstance(value, dict) and depth < _MAX_DEPTH:
-            for name, inner in value.items():
-                if name in self.fields or (len(self.fields) < _MAX_COLUMNS and not _SURROGATE.search(name)):
-                    self.fields.setdefault(name, Shape()).add(inner, depth + 1)
+        if not isinstance(value, dict) or depth == _MAX_DEPTH:
+            return
+        for name, inner in value.items():
+            field_ = self.fields.get(name)
+            if field_ is None:
+                if len(self.fields) == _MAX_COLUMNS or _SURROGATE.search(name):
+                    continue
+                field_ = self.fields[name] = Shape()
+            if type(inner) not in field_.types or type(inner) is dict:  # most values tell nothing new
+                field_.add(inner, depth + 1)
 
     def dtype(self) -> pl.DataType:
         """The type of the column."""
@@ -141,15 +147,20 @@ def _decoded(block: bytes, columns: dict[str, tuple[str, ...]]) -> pl.DataFrame:
         for part in path:
             inner = inner.fields.setdefault(part, Shape())
     schema = {name: inner.dtype() for name, inner in shape.fields.items()}
-    # If every line begins with {, then all lines that can be read are objects.
-    starts = block.count(b"\n{") + block.startswith(b"{")
     valid: pl.Series | pl.Expr = pl.lit(value=True)
-    frame = _read(block, schema) if starts else None
-    if frame is None or len(frame) != starts:
+    frame = _read(block, schema)
+    if frame is None or not _are_objects(frame, block):
         lines = [line for line in block.split(b"\n") if line and not line.isspace()]
         frame, valid = _decoded_one_by_one(lines, schema)
     fields = [_field(path).alias(column) for column, path in columns.items()]
     return frame.select(*fields, pl.first().alias(VALID)).with_columns(valid.alias(VALID))
+
+
+def _are_objects(frame: pl.DataFrame, block: bytes) -> bool:
+    """Whether all lines are objects. Polars reads another value as an object without fields."""
+    if not frame.select(pl.all_horizontal(pl.all().is_null()).any()).item():
+        return True
+    return len(frame) == block.count(b"\n{") + block.startswith(b"{")
 
 
 def _field(path: tuple[str, ...]) -> pl.Expr:

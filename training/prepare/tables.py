@@ -192,14 +192,15 @@ class LogTable:
         dtype = self.schema[name]
         if dtype != pl.String and not dtype.is_numeric():
             raise self._wrong_type(name, "whole numbers")
-        return self._value(name, whole_number_of(name, dtype), "is no whole number", "whole numbers")
+        number = pl.col(self._with_column("number", name, whole_number_of(name, dtype)))
+        return self._value(name, number, "is no whole number", "whole numbers")
 
     def parse_bool(self, name: str, *, inverted: bool = False) -> Value:
         """Flags as Booleans. `inverted`: true means the opposite, such as a track that was heard. Raises BadLog."""
         dtype = self.schema[name]
         if dtype not in (pl.String, pl.Boolean) and not dtype.is_numeric():
             raise self._wrong_type(name, "true or false")
-        flag = flag_of(name, dtype)
+        flag = pl.col(self._with_column("flag", name, flag_of(name, dtype)))
         return self._value(name, ~flag if inverted else flag, "is no flag", FLAGS_ACCEPTED)
 
     @property

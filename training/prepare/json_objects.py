@@ -8,7 +8,9 @@ JSON of the second and third form is converted to lines block by block, so memor
 
 import json
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -23,6 +25,7 @@ from training.prepare.delimited import not_utf8
 VALID: Final = "\x00object"  # the column that says whether a line is a JSON object
 
 _BLOCK_BYTES: Final = 4 << 20
+_DECODERS: Final = 2  # threads; Polars decodes each block with several threads, but other work in between with one
 _MAX_OBJECT: Final = 64 << 20  # of one object, in bytes or characters
 _SAMPLES: Final = 64  # blocks of lines whose fields are the columns, spread over a file of any size
 _SAMPLE_BYTES: Final = 64 << 10
@@ -98,8 +101,8 @@ def json_frame(plain: PlainFile, columns: dict[str, tuple[str, ...]]) -> pl.Lazy
         names = list(schema) if with_columns is None else with_columns
         paths = {name: columns[name] for name in names if name != VALID}
         try:
-            for block in _blocks(plain):
-                frame = _decoded(block, paths).select(names)
+            for decoded in _frames(plain, paths, ahead=0 if n_rows is not None else _DECODERS):
+                frame = decoded.select(names)
                 if n_rows is not None:
                     frame = frame.head(n_rows)
                     n_rows -= len(frame)
@@ -110,6 +113,22 @@ def json_frame(plain: PlainFile, columns: dict[str, tuple[str, ...]]) -> pl.Lazy
             raise not_utf8(plain) from error
 
     return register_io_source(read, schema=schema)
+
+
+def _frames(plain: PlainFile, columns: dict[str, tuple[str, ...]], ahead: int) -> Iterator[pl.DataFrame]:
+    """The blocks of a file, of which `ahead` are decoded before they are needed."""
+    with ThreadPoolExecutor(_DECODERS) as pool:
+        pending = deque[Future[pl.DataFrame]]()
+        try:
+            for block in _blocks(plain):
+                pending.append(pool.submit(_decoded, block, columns))
+                if len(pending) > ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for frame in pending:
+                frame.cancel()
 
 
 def begins_with_lines(path: Path) -> bool:

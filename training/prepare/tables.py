@@ -26,7 +26,7 @@ from training.prepare.values import (
     id_of_decimal,
     id_of_float,
     id_of_text,
-    is_present,
+    is_unreadable,
     whole_number_of,
 )
 
@@ -236,8 +236,7 @@ class LogTable:
         return next((text for text in found if text), None)
 
     def _value(self, name: str, value: pl.Expr, reason: str, accepted: str) -> Value:
-        where = is_present(name, self.schema[name]) & value.is_null()
-        return Value(value, (Fault(where, reason, name, accepted),))
+        return Value(value, (Fault(is_unreadable(name, value), reason, name, accepted),))
 
     def _with_column(self, kind: str, name: str, values: pl.Expr) -> str:
         """The name of a column with these values, which are calculated once for all expressions that use it."""

@@ -107,6 +107,9 @@ class TestHeaders:
         with pytest.raises(BadLog, match="has no header and looks like LFM-1b"):
             opened("1\t7\t8\t1\t1709287200\n1\t7\t8\t2\t1709287400\n", quoted=False)
 
+    def test_may_be_damaged(self, opened: Open) -> None:
+        assert list(opened('%\rtrack_id":9,x\n').schema) == ['%\rtrack_id":9', "x"]
+
     def test_name_every_column_once(self, opened: Open) -> None:
         with pytest.raises(BadLog, match="the log has two columns named 'id', expected a header that names each once"):
             opened("ID,id\n1,2\n")
@@ -251,6 +254,14 @@ class TestJsonLines:
         name = next(iter(table.schema))
         with pytest.raises(BadLog, match=f"^the log: field {name} holds no ids, expected text or whole numbers"):
             table.id(name)
+
+    def test_have_ids_in_floating_point_numbers_that_are_exact(self, opened: Open) -> None:
+        ids = ["1.0", "2", '"a"', '"007"', "null", "1.5", "9007199254740993.0", '"NULL"']
+        table = opened("\n".join(f'{{"id": {value}}}' for value in ids), "json_lines")
+        value, (fault,) = table.id("id")
+        found = table.frame.select(id=value, wrong=fault.where).collect()
+        assert found["id"].to_list() == ["1", "2", "a", "007", None, None, None, None]
+        assert found["wrong"].to_list() == [False] * 5 + [True, True, False]
 
     def test_without_an_object_are_refused(self, opened: Open) -> None:
         for text in ("[1]\n[2]", "x\ny", "\n"):

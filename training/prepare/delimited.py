@@ -116,9 +116,9 @@ def _fields(line: str, separator: str, *, quoted: bool) -> list[str]:
     if not quoted or '"' not in line:
         return line.split(separator)
     try:
-        return next(csv.reader([line], delimiter=separator), [])
-    except csv.Error:  # a line break within the line, or a field of 128 KiB
-        return []
+        return next(csv.reader([line], delimiter=separator), [line])
+    except csv.Error:  # a carriage return within the line, or a field of 128 KiB
+        return line.split(separator)
 
 
 def _fit(rows: list[list[str]]) -> tuple[bool, int]:

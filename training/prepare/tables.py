@@ -152,14 +152,15 @@ class LogTable:
     def id(self, name: str) -> Value:
         """The ids in a column as text. Raises BadLog for a type that is no id."""
         dtype = self.schema[name]
-        if self.json_types.get(name, {str}) <= {bool, list, dict}:
+        json_types = self.json_types.get(name, {str})
+        if json_types <= {bool, list, dict}:
             raise BadLog(f"{self.name}: field {name} holds no ids, expected text or whole numbers")
+        if float in json_types or dtype.is_float():
+            return id_of_float(name, dtype)
         if dtype == pl.String or isinstance(dtype, pl.Categorical | pl.Enum):
             return id_of_text(name)
         if dtype.is_integer():
             return Value(pl.col(name).cast(pl.String))
-        if dtype.is_float():
-            return id_of_float(name)
         if dtype.is_decimal():
             return id_of_decimal(name)
         if dtype == pl.Binary:

@@ -61,14 +61,15 @@ def id_of_binary(name: str, file: str) -> Value:
     return Value(without_missing(pl.col(name).map_batches(read, return_dtype=pl.String, is_elementwise=True)))
 
 
-def id_of_float(name: str) -> Value:
-    """Ids that a program has stored as floating-point numbers: 1.0 is the id 1."""
-    column = pl.col(name).cast(pl.Float64)
-    exact = (column.abs() < EXACT) & (column == column.round())
-    where = (exact.not_() & column.is_not_nan()).fill_null(value=False)
+def id_of_float(name: str, dtype: pl.DataType) -> Value:
+    """Ids that a program has stored as floating-point numbers: 1.0 is the id 1. In JSON, other ids may be text."""
+    text = without_missing(pl.col(name)) if dtype == pl.String else None
+    number = pl.col(name).cast(pl.Float64) if text is None else text.cast(pl.Float64, strict=False)
+    exact = (number.abs() < EXACT) & (number == number.round())
+    where = (exact.not_() & number.is_not_nan()).fill_null(value=False)
     accepted = "text or integers; ids in a floating-point column are exact only if they are whole and below 2^53"
-    value = pl.when(exact).then(column).cast(pl.Int64).cast(pl.String)
-    return Value(value, (Fault(where, "is no exact id", name, accepted),))
+    read = pl.when(exact).then(number).cast(pl.Int64).cast(pl.String) if text is None else pl.when(~where).then(text)
+    return Value(read, (Fault(where, "is no exact id", name, accepted),))
 
 
 def id_of_decimal(name: str) -> Value:

@@ -16,6 +16,7 @@ from segue.release import open_release
 from tests.comparison_results import result as result_file
 from tests.datasets import write_dataset
 from training.data.dataset import Dataset
+from training.data.log_facts import LogFacts, SkipSources
 from training.notes import training_notes
 from training.options import Options, SasRecOptions, VmisKnnOptions, WrmfOptions
 

@@ -126,7 +126,7 @@ class TestEquality:
             asked, also = examples(plain, split, part), examples(large, split, part)
             assert same(asked.inputs.gathered(), also.inputs.gathered())
             assert also.targets.dtype == np.int64
-            assert all(np.array_equal(a, b) for a, b in zip(asked[1:], also[1:], strict=True))
+            assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(asked[1:], also[1:], strict=True))
 
     def test_batches_are_the_same(self, plain: Dataset, large: Dataset) -> None:
         def batches(data: Dataset) -> list[list[bytes]]:

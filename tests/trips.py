@@ -143,7 +143,7 @@ def main() -> None:
     threading.setprofile(profile)
     sys.setprofile(profile)
     if kind != "prepare":
-        segue("simulate", "--tracks", 1000, "--sessions", 150, "--out", folder / "dataset")
+        segue("simulate", "--tracks", 1000, "--sessions", 400 if kind == "step" else 150, "--out", folder / "dataset")
     if kind == "request":
         segue("train", folder / "dataset", "--out", folder / "dataset.release", "--set", "epochs=1")
         found = requests(folder)

@@ -64,7 +64,7 @@ def ordered_plays(
     """
     owner = lines["owner"].to_numpy()
     place = lines["position" if by_position else "end" if by_end else "at"].fill_null(UNKNOWN_TIME).to_numpy()
-    line = None if by_position else _by_owner(owner)
+    line = _by_owner(owner)
     if line is None:
         line = np.arange(len(owner), dtype=np.uint32)
     else:

@@ -152,7 +152,7 @@ def _longest(embeddings: Float32) -> float:
 
 
 def _candidates(rough: Float32, bar: Float32, doubt: Float32, k: int) -> tuple[Int, Int]:
-    """Return the lines and columns of the scores in a block that may be among the k best of their query.
+    """Return the row and column indices of all scores of a block that may be among the k best of their query.
 
     `rough` [b, step] float32 are approximate scores with an error of at most `doubt` [b] float32. `bar` [b] float32 is
     the k-th best score so far. If many scores pass, the k-th best score of the block is an additional threshold.

@@ -193,7 +193,7 @@ def _shortened(text: str, max_length: int = _MAX_VALUE, *, cut: bool = False) ->
 
 
 def _allowed(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
-    """The methods of a path over all routes. Starlette lists only those of the first route."""
+    """Return the HTTP methods that all routes of a path allow. Starlette lists only those of the first route."""
     methods: set[str] = set()
     for route in routes:
         match, _ = route.matches(scope)

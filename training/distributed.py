@@ -251,7 +251,7 @@ def _own_gpu() -> str:
 def check_gpus_distinct(store: distributed_c10d.Store, rank: int, world: int, gpu: str) -> None:
     """Raise BadOption if this process shares its GPU with another process, which NCCL does not support.
 
-    `gpu` is the unique id of this process's GPU. All processes that share a GPU raise the error.
+    `gpu` is the unique id of this process's GPU. If several processes share a GPU, each of them raises this error.
     """
     store.set(f"gpu of {rank}", gpu)
     gpus = [store.get(f"gpu of {other}").decode() for other in range(world)]

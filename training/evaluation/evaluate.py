@@ -93,7 +93,7 @@ class HttpRecommender:
         return str(self._ask("GET", "/releases/current").json()["name"])
 
     def lists(self, sessions: Sessions) -> list[RankedList]:
-        """Return the top LIST_LENGTH tracks for each session from the service. Delete each session afterwards."""
+        """Ask the service for the top LIST_LENGTH tracks of each session, and delete each session afterwards."""
         return [self._list(sessions, i) for i in range(len(sessions))]
 
     def _list(self, sessions: Sessions, i: int) -> RankedList:

@@ -2,8 +2,8 @@
 
 WRMF and BPR factorise the same matrix, in the three versions of Wen, Yang and Estrin (Leveraging post-click feedback
 for content recommendations, RecSys 2019, https://dl.acm.org/doi/10.1145/3298689.3347037). Their users correspond to
-sessions here. C is the set of distinct (session, track) pairs. A pair is played if at least one of its plays was not
-skipped. Otherwise the pair is skipped. The versions treat skips differently:
+sessions here. C is the set of distinct (session, track) pairs. A pair counts as played if the session played the
+track at least once without a skip, otherwise as skipped. The versions treat skips differently:
 
     orig   outcomes are ignored: every pair in C is a positive
     bl     a skipped pair is excluded: it is neither positive nor missing

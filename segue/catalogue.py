@@ -181,7 +181,7 @@ class Catalogue:
 
     @property
     def plays(self) -> NDArray[Any]:
-        """Play counts, including skipped plays, indexed by row. [num_rows] int64 in memory, float32 if memory-mapped."""
+        """Play counts with skipped plays, by row. [num_rows] int64 in memory, float32 if memory-mapped."""
         return self._tracks.plays
 
     @property

@@ -2,7 +2,8 @@
 
 Needs the extra `gpu` (the faiss-gpu wheel). The file index.faiss has the same format for both devices: an index is
 built on the CPU, stored in that form, and copied to the device when it is opened, flat ones in half precision. Scores
-are exact, as on the CPU. The service batches concurrent queries (service.batching). torch is not needed."""
+are exact, as on the CPU. The service batches concurrent queries (service.batching). torch is not needed.
+"""
 
 import threading
 from pathlib import Path

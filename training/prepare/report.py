@@ -237,7 +237,8 @@ def _notes(kind: LogKind, options: PrepareOptions, counts: LogCounts) -> Iterato
     if counts.unknown_last and not counts.coarse_ms and not options.no_skips:
         yield (
             f"the outcome of the last play is unknown in {counts.unknown_last:,} of "
-            f"{count(counts.sessions, 'session')}, because no later play shows it: it counts as played"
+            f"{count(counts.sessions, 'session')}, because no later play shows it: evaluation counts it neither as "
+            "played nor as skipped"
         )
     if counts.same_second:
         few = ". Logs of this kind hold few true skips" if kind in _SCROBBLES else ""

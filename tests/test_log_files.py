@@ -4,6 +4,7 @@ import bz2
 import codecs
 import gzip
 import io
+import json
 import os
 import random
 import stat
@@ -741,6 +742,62 @@ class TestSlices:
     def test_a_file_that_no_kind_reads_is_refused_before_it_is_divided(self, folder: Folder) -> None:
         with pytest.raises(BadLog, match="holds binary data"):
             slices_of(folder.write("log", bytes(range(256)) * 9), "events", 100)
+
+
+class TestSlicesAsTheWholeFile:
+    def test_of_json_lines_may_be_empty(self, folder: Folder, tmp_path: Path) -> None:
+        rows = [{"user_id": "ann", "track_id": f"t{n}", "timestamp": 1709287200 + 90 * n} for n in range(12)]
+        rows[5]["track_id"] = "x" * 500
+        lines = list(map(json.dumps, rows))
+        file = folder.write("log", "\n".join([*lines[:9], "{" + "broken" * 50, *lines[9:]]).encode())
+        options = prepare_options(min_session_plays=1, max_malformed_pct=20)
+        found = [
+            prepare("events", [file], tmp_path / "out", options, overwrite=True, engine=engine).dataset.facts
+            for engine in (None, disk_engine(100))
+        ]
+        assert found[0].fingerprint == found[1].fingerprint
+        assert found[0].counts.tracks == 12
+        file = folder.write("log", b'{"a\n' * 100)
+        with pytest.raises(BadLog, match="holds no JSON object"):
+            prepare("events", [file], tmp_path / "out", options, overwrite=True)
+
+    @pytest.mark.parametrize("encoding", ["", "ascii"])
+    @pytest.mark.parametrize("row", ["ann,{},17092872{:02}", '{{"user_id": "ann", "track_id": "{}", "timestamp": {}}}'])
+    def test_name_the_line_of_bytes_of_another_encoding(
+        self, folder: Folder, tmp_path: Path, row: str, encoding: str
+    ) -> None:
+        header = "" if row.startswith("{") else "user_id,track_id,timestamp\n"
+        lines = [row.format("caf\xe9" if number == 37 else "a", number) for number in range(60)]
+        file = folder.write("log", (header + "\n".join(lines)).encode("latin-1"))
+        with pytest.raises(BadLog, match=f"log, line {38 + bool(header)}: byte 0x[eE]9 is no"):
+            prepare("events", [file], tmp_path / "out", prepare_options(encoding=encoding), engine=disk_engine(300))
+
+    def test_of_lfm_1b_repeat_no_line(self, folder: Folder, tmp_path: Path) -> None:
+        lines = [f"1\t7\t8\t{number}\t{1709287200 + 90 * number}\n" for number in range(30)]
+        file = folder.write("log", "".join([*lines[:9], "cut short " * 30 + "\n", *lines[9:]]).encode())
+        options = prepare_options(max_malformed_pct=20)
+        for engine in (None, disk_engine(100)):
+            report = prepare("lfm2b", [file], tmp_path / "out", options, overwrite=True, engine=engine)
+            assert report.lines == 31
+            assert report.dataset.facts.counts.plays == 30
+
+
+@pytest.mark.parametrize("kind", ["events", "lastfm"])
+@pytest.mark.parametrize("place", ["artist", "track", "timestamp", "other", "\ud800"])
+def test_half_a_character_makes_a_malformed_line(folder: Folder, tmp_path: Path, kind: LogKind, place: str) -> None:
+    rows: list[dict[str, Any]] = [
+        {"user": "ann", "track": "\U0001f600\\ud800", "artist": "a", "timestamp": 1709287200 + 90 * n} for n in range(9)
+    ]
+    rows[4][place] = "a\ud800"
+    columns: Any = {"track_id": "track"} if kind == "events" else {}
+    options = prepare_options(max_malformed_pct=20, columns=columns)
+    for text in (json.dumps(rows), "\n".join(map(json.dumps, rows)), json.dumps({"track": rows, "user": "\udc00"})):
+        file = folder.write("log", text.encode())
+        for engine in (None, disk_engine(300)):
+            report = prepare(kind, [file], tmp_path / "out", options, overwrite=True, engine=engine)
+            malformed = int(kind == "events" or place not in ("other", "\ud800") or text.startswith('{"user"'))
+            assert report.dataset.facts.counts.plays == 9 - malformed
+            assert all("is not a text" in reason for reason in report.malformed_reasons)
 
 
 def test_the_head_of_compressed_data_is_enough_to_know_them(folder: Folder) -> None:

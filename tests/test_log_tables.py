@@ -371,8 +371,8 @@ class TestBytesThatAreNoUtf8:
 
     def test_are_counted_from_the_lines_before(self, tmp_path: Path) -> None:
         (tmp_path / "log").write_bytes(b"a\n\xff\n")
-        plain = PlainFile(tmp_path / "log", "text", "the log")
-        assert "line 12:" in str(unreadable(plain, pl.exceptions.ComputeError("invalid utf8"), lines_before=10))
+        plain = PlainFile(tmp_path / "log", "text", "the log", line_in_log=lambda line: line + 10)
+        assert "line 12:" in str(unreadable(plain, pl.exceptions.ComputeError("invalid utf8")))
         assert str(unreadable(plain, pl.exceptions.ComputeError("x\ny"))) == "the log cannot be read: x"
 
 

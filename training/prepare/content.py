@@ -2,6 +2,7 @@
 
 import codecs
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
 
@@ -10,6 +11,8 @@ from segue.errors import BadOption
 Content: TypeAlias = Literal["text", "json_lines", "json", "parquet"]
 Compression: TypeAlias = Literal["gzip", "bzip2", "zstd"]
 Archive: TypeAlias = Literal["zip", "tar"]
+
+LFM1B_FIELDS: Final = ("user_id", "artist_id", "album_id", "track_id", "timestamp")
 
 HEAD_BYTES: Final = 1 << 16  # the functions of this module look at this many bytes
 
@@ -20,6 +23,9 @@ class PlainFile(NamedTuple):
     path: Path
     content: Content  # json: an array of objects, or one object; json_lines: one object a line
     name: str  # the name of the log's file, for messages
+    is_lfm1b: bool = False  # whether the log's file is that of LFM-1b, which has no header
+    first_lines: bytes = b""  # of a slice of JSON Lines: the first lines of the log's file
+    line_in_log: Callable[[int], int] = int  # the number in the log's file of a line of this file, both from 1
 
 
 def printable(text: str) -> str:
@@ -102,6 +108,12 @@ def head_as_utf8(head: bytes, form: TextForm) -> bytes:
     if form.encoding == "utf-8":
         return head[form.mark_bytes :]
     return head[form.mark_bytes :].decode(form.encoding, errors="ignore").encode("utf-8", errors="ignore")
+
+
+def is_lfm1b(head: bytes) -> bool:
+    """Whether a text file has no header and its first line is a listening event of LFM-1b."""
+    fields = head.partition(b"\n")[0].rstrip(b"\r").split(b"\t")
+    return len(fields) == len(LFM1B_FIELDS) and all(one.isdigit() for one in fields)
 
 
 _ARRAY: Final = re.compile(rb'\s*\[\s*[\[\]{"0-9-]')

@@ -38,20 +38,17 @@ _VALUE: Final = re.compile(
 )
 
 
-def not_utf8(plain: PlainFile, lines_before: int = 0) -> BadLog:
-    """The error for a file with bytes that are no UTF-8, with the first line that has some.
-
-    `lines_before` is the number of lines before those of the plain file in the file of the log.
-    """
+def not_utf8(plain: PlainFile) -> BadLog:
+    """The error for a file with bytes that are no UTF-8, with the first line that has some."""
     with plain.path.open("rb") as stream:
-        for number, line in enumerate(stream, 1 + lines_before):
+        for number, line in enumerate(stream, 1):
             try:
                 line.decode()
             except UnicodeDecodeError as error:
                 byte = f"0x{line[error.start]:02X}"
                 return BadLog(
-                    f"{plain.name}, line {number:,}: byte {byte} is no UTF-8: name the encoding of the file, "
-                    f"such as --encoding latin-1 or --encoding cp1252"
+                    f"{plain.name}, line {plain.line_in_log(number):,}: byte {byte} is no UTF-8: name the encoding of "
+                    f"the file, such as --encoding latin-1 or --encoding cp1252"
                 )
     return BadLog(f"{plain.name} is no UTF-8: name its encoding with --encoding")
 

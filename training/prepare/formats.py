@@ -126,16 +126,17 @@ def lines_of(table: LogTable, fields: Fields, form: LogFormat, frame: pl.LazyFra
     whole_line = Fault(incomplete, "wrong number of fields", "", f"{len(table.schema)} fields")
     if table.plain is not None and table.plain.content != "text":
         whole_line = Fault(incomplete, "is no JSON object", "", "")
-    faults = (whole_line, *fields.faults, *fields.checks)
+    faults = (whole_line, *table.faults, *fields.faults, *fields.checks)
+    of_lines = 1 + len(table.faults)
     of_table = len(faults) - len(fields.checks)
     where = {f"\x00fault{number}": fault.where for number, fault in enumerate(faults[:of_table])}
     ignored = {
         f"\x00ignored{number}": found.fill_null(value=False) for number, found in enumerate(fields.ignored.values())
     }
     codes = [
-        *((pl.col(name), 1 + number) for number, name in enumerate(list(where)[:1])),
+        *((pl.col(name), 1 + number) for number, name in enumerate(list(where)[:of_lines])),
         *((pl.col(name), IGNORED + number) for number, name in enumerate(ignored)),
-        *((pl.col(name), 2 + number) for number, name in enumerate(list(where)[1:])),
+        *((pl.col(name), 1 + of_lines + number) for number, name in enumerate(list(where)[of_lines:])),
         *((fault.where, 1 + of_table + number) for number, fault in enumerate(fields.checks)),
     ]
     found = pl.coalesce(*(pl.when(at).then(pl.lit(code, dtype=pl.UInt8)) for at, code in codes)).fill_null(0)

@@ -23,6 +23,8 @@ from training.prepare.content import PlainFile
 from training.prepare.delimited import not_utf8
 
 VALID: Final = "\x00object"  # the column that says whether a line is a JSON object
+TEXT: Final = "\x00text"  # the column that says whether all names and values of a line are text
+NOT_A_TEXT: Final = "is not a text: it has half a character, such as \\ud800"
 
 _BLOCK_BYTES: Final = 4 << 20
 _DECODERS: Final = 2  # threads; Polars decodes each block with several threads, but other work in between with one
@@ -31,7 +33,12 @@ _SAMPLES: Final = 64  # blocks of lines whose fields are the columns, spread ove
 _SAMPLE_BYTES: Final = 64 << 10
 _MAX_DEPTH: Final = 8
 _MAX_COLUMNS: Final = 2000
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")  # half a character, which JSON can have and text cannot
+SURROGATE: Final = re.compile("[\ud800-\udfff]")  # half a character, which JSON can have and text cannot
+_ESCAPED: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+# The escapes of JSON, of which the group is half a character.
+_ESCAPES: Final = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)"
+)
 
 
 @dataclass
@@ -51,7 +58,7 @@ class Shape:
         for name, inner in value.items():
             field_ = self.fields.get(name)
             if field_ is None:
-                if len(self.fields) == _MAX_COLUMNS or _SURROGATE.search(name):
+                if len(self.fields) == _MAX_COLUMNS or SURROGATE.search(name):
                     continue
                 field_ = self.fields[name] = Shape()
             if type(inner) not in field_.types or type(inner) is dict:  # most values tell nothing new
@@ -80,6 +87,9 @@ def shape_of(plain: PlainFile) -> Shape:
             value = _parsed(line)[0]
             if isinstance(value, dict):
                 shape.add(value)
+        if dict not in shape.types:  # a slice can lack objects
+            for line in plain.first_lines.splitlines():
+                shape.add(value if isinstance(value := _parsed(line)[0], dict) else None)
     except UnicodeDecodeError as error:
         raise not_utf8(plain) from error
     return shape
@@ -93,13 +103,13 @@ def json_frame(plain: PlainFile, columns: dict[str, tuple[str, ...]]) -> pl.Lazy
         columns: The names of the columns, with the path to each of them.
 
     """
-    schema: dict[str, Any] = {**dict.fromkeys(columns, pl.String), VALID: pl.Boolean}
+    schema: dict[str, Any] = {**dict.fromkeys(columns, pl.String), VALID: pl.Boolean, TEXT: pl.Boolean}
 
     def read(
         with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, _batch_rows: int | None
     ) -> Iterator[pl.DataFrame]:
         names = list(schema) if with_columns is None else with_columns
-        paths = {name: columns[name] for name in names if name != VALID}
+        paths = {name: columns[name] for name in names if name in columns}
         try:
             for decoded in _frames(plain, paths, ahead=0 if n_rows is not None else _DECODERS):
                 frame = decoded.select(names)
@@ -159,7 +169,7 @@ def line_numbers(path: Path, rows: Sequence[int]) -> list[int]:
 
 
 def _decoded(block: bytes, columns: dict[str, tuple[str, ...]]) -> pl.DataFrame:
-    """The columns of lines of JSON, and VALID."""
+    """The columns of lines of JSON, VALID and TEXT."""
     shape = Shape()
     for path in columns.values() or [("\x00",)]:
         inner = shape
@@ -167,12 +177,18 @@ def _decoded(block: bytes, columns: dict[str, tuple[str, ...]]) -> pl.DataFrame:
             inner = inner.fields.setdefault(part, Shape())
     schema = {name: inner.dtype() for name, inner in shape.fields.items()}
     valid: pl.Series | pl.Expr = pl.lit(value=True)
+    text: pl.Series | pl.Expr = pl.lit(value=True)
+    lines: list[bytes] = []
     frame = _read(block, schema)
-    if frame is None or not _are_objects(frame, block):
+    may_be_no_text = _ESCAPED.search(block) is not None
+    if may_be_no_text or frame is None or not _are_objects(frame, block):
         lines = [line for line in block.split(b"\n") if line and not line.isspace()]
+    if frame is None or not _are_objects(frame, block) or (may_be_no_text and len(frame) != len(lines)):
         frame, valid = _decoded_one_by_one(lines, schema)
+    if may_be_no_text:
+        text = pl.Series([not any(_ESCAPES.findall(line)) for line in lines], dtype=pl.Boolean)
     fields = [_field(path).alias(column) for column, path in columns.items()]
-    return frame.select(*fields, pl.first().alias(VALID)).with_columns(valid.alias(VALID))
+    return frame.select(*fields, pl.first().alias(VALID)).with_columns(valid.alias(VALID), text.alias(TEXT))
 
 
 def _are_objects(frame: pl.DataFrame, block: bytes) -> bool:

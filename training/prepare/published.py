@@ -11,14 +11,13 @@ from typing import Final
 import polars as pl
 
 from segue.errors import BadLog
-from training.prepare.content import PlainFile
+from training.prepare.content import LFM1B_FIELDS, PlainFile
 from training.prepare.formats import DURATION, EARLIEST_MS, Fields, LogFormat, LogLines, lines_of, missing
 from training.prepare.options import LogKind, PrepareOptions
 from training.prepare.tables import LogTable
 from training.prepare.values import Fault
 
 _LFM1K_FIELDS: Final = ("userid", "timestamp", "artist_mbid", "artist", "track_mbid", "title")
-_LFM1B_FIELDS: Final = ("user_id", "artist_id", "album_id", "track_id", "timestamp")
 
 _LFM2B_NAMES: Final = {
     "user": ("user_id", "user", "userid"),
@@ -114,8 +113,8 @@ def _whole(name: str) -> pl.Expr:
 
 
 def _lfm2b(plain: PlainFile, options: PrepareOptions) -> LogLines:
-    if _is_lfm1b(plain):
-        table = LogTable.open(plain, quoted=False, names=_LFM1B_FIELDS)
+    if plain.is_lfm1b:
+        table = LogTable.open(plain, quoted=False, names=LFM1B_FIELDS)
     else:
         table = LogTable.open(plain, quoted=False)
     user, track, time = (table.one_of(_LFM2B_NAMES[role]) for role in ("user", "track", "time"))
@@ -131,13 +130,6 @@ def _lfm2b(plain: PlainFile, options: PrepareOptions) -> LogLines:
         checks=(missing("owner", user), missing("track", track), missing("at", time)),
     )
     return lines_of(table, fields, LogFormat(sessions_given=False, by_position=False))
-
-
-def _is_lfm1b(plain: PlainFile) -> bool:
-    """Whether a text file has no header and its first line is a listening event of LFM-1b."""
-    with plain.path.open("rb") as stream:
-        fields = stream.readline(1 << 12).rstrip(b"\r\n").split(b"\t")
-    return len(fields) == len(_LFM1B_FIELDS) and all(one.isdigit() for one in fields)
 
 
 def _yambda(plain: PlainFile, options: PrepareOptions) -> LogLines:

@@ -192,10 +192,7 @@ class LogReader:
             except BadLog as error:  # of a value; Polars adds the expression in further lines
                 raise BadLog(str(error).splitlines()[0]) from error
             except UNREADABLE as error:
-                before = first_line(slice_, self.kind, self.options.encoding) - first_line(
-                    slice_._replace(number=0), self.kind, self.options.encoding
-                )
-                raise unreadable(plain, error, before) from error
+                raise unreadable(plain, error) from error
         frame = frame.drop(log.counted)
         if frame["problem"].max():
             frame = frame.filter(pl.col("problem") == 0)

@@ -12,8 +12,10 @@ from training.prepare.content import PlainFile
 from training.prepare.delimited import not_utf8
 from training.prepare.export_rows import ExportRows, any_given, described, missing, text_of
 from training.prepare.formats import DURATION, FLAG, Rule
+from training.prepare.json_objects import NOT_A_TEXT, SURROGATE, TEXT
 from training.prepare.options import PrepareOptions
 from training.prepare.tables import LogTable
+from training.prepare.values import Fault
 
 _LASTFM_TIMES: Final = ("uts", "date.uts", "listened_at", "timestamp", "played_at", "date", "utc_time", "time")
 _LASTFM_ARTISTS: Final = ("artist", "artist_name", "artist.#text", "artist.name")
@@ -82,11 +84,15 @@ def _lastfm_json(plain: PlainFile) -> LogTable:
         for column, names in (("date", _LASTFM_TIMES), ("artist", _LASTFM_ARTISTS), ("track", _LASTFM_TITLES))
     }
     columns: dict[str, list[str | None]] = {column: [] for column in paths}
+    are_text: list[bool] = []
     for track in _json_tracks(whole):
-        for column, values in columns.items():
-            values.append(_json_text(track, paths[column]))
+        found = {column: _json_text(track, names) for column, names in paths.items()}
+        are_text.append(not any(text and not text.isascii() and SURROGATE.search(text) for text in found.values()))
+        for column, text in found.items():
+            columns[column].append(text if are_text[-1] else None)
     schema: dict[str, pl.DataType] = dict.fromkeys(columns, pl.String())
-    return LogTable(pl.LazyFrame(columns, schema=schema), schema, plain)
+    frame = pl.LazyFrame(columns, schema=schema).with_columns(pl.Series(TEXT, are_text, dtype=pl.Boolean))
+    return LogTable(frame, schema, plain, faults=(Fault(~pl.col(TEXT), NOT_A_TEXT, "", ""),))
 
 
 def _json_text(track: dict[str, Any], paths: Sequence[tuple[str, str]]) -> str | None:
@@ -96,8 +102,7 @@ def _json_text(track: dict[str, Any], paths: Sequence[tuple[str, str]]) -> str |
         if inner:
             value = value.get(inner) if isinstance(value, dict) else None
         if isinstance(value, str | int | float):
-            text = str(value)
-            return text if text.isascii() or not _SURROGATE.search(text) else None
+            return str(value)
     return None
 
 
@@ -117,7 +122,6 @@ def _json_tracks(value: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
 
 
 _MOST_NESTED: Final = 8
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")  # half a character, which JSON can have and text cannot
 
 
 _LISTENBRAINZ: Final = "track_metadata.additional_info"

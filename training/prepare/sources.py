@@ -13,6 +13,7 @@ import mmap
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, TypeAlias
 
@@ -23,12 +24,14 @@ from numpy.typing import NDArray
 from segue.errors import BadLog
 from training.prepare.archives import COPY_BYTES, Head, copy, damage_told, head_of, unpacked
 from training.prepare.content import (
+    HEAD_BYTES,
     Content,
     PlainFile,
     TextForm,
     archive_of,
     content_of,
     head_as_utf8,
+    is_lfm1b,
     printable,
     text_form,
     why_unreadable,
@@ -88,6 +91,7 @@ class _Form(NamedTuple):
     content: Content
     compressed: bool
     text: TextForm  # UTF-8 if the file is no text
+    is_lfm1b: bool
 
     @property
     def is_plain(self) -> bool:
@@ -96,7 +100,8 @@ class _Form(NamedTuple):
 
     def has_header(self, kind: LogKind) -> bool:
         """Whether the first line is that of a header, which each slice needs."""
-        return self.content == "text" and kind not in _WITHOUT_HEADER
+        headless = kind in _WITHOUT_HEADER or (kind == "lfm2b" and self.is_lfm1b)
+        return self.content == "text" and not headless
 
 
 def _form_of(file: LogFile, encoding: str) -> _Form:
@@ -108,7 +113,7 @@ def _form_of(file: LogFile, encoding: str) -> _Form:
     head = head_as_utf8(head, text)
     if (reason := why_unreadable(head)) is not None:
         raise BadLog(f"{file} {reason}")
-    return _Form(content_of(head), compression is not None, text)
+    return _Form(content_of(head), compression is not None, text, is_lfm1b(head))
 
 
 def input_splits(
@@ -192,22 +197,26 @@ def opened(slice_: FileSlice, kind: LogKind, scratch: Path, encoding: str = "") 
     form = _form_of(file, encoding)
     sliced = slice_.of > 1 and form.content != "parquet"
     if form.is_plain and not sliced:
-        yield PlainFile(file.path, form.content, name)
+        yield PlainFile(file.path, form.content, name, form.is_lfm1b)
         return
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".log-") as folder:
         path = Path(folder) / "log"
+        plain = PlainFile(path, form.content, name, form.is_lfm1b)
         with path.open("wb") as out:
             if sliced:
-                writer = _Utf8Writer(out, form.text._replace(mark_bytes=0), name)
+                plain = plain._replace(line_in_log=partial(_line_in_log, slice_, kind, encoding))
+                if form.content == "json_lines":
+                    plain = plain._replace(first_lines=_first_lines(file, form.text))
+                writer = _Utf8Writer(out, form.text._replace(mark_bytes=0), plain)
                 _copy_lines(slice_, form, writer.write, headed=form.has_header(kind))
             else:
-                writer = _Utf8Writer(out, form.text, name)
+                writer = _Utf8Writer(out, form.text, plain)
                 with damage_told(name, packed=form.compressed), file.path.open("rb") as stream:
                     copy(unpacked(stream), writer.write, scratch, name)
             writer.end()
         if path.stat().st_size == 0 and not sliced:
             raise BadLog(f"{name} holds nothing{' once uncompressed' * form.compressed}: expected a log")
-        yield PlainFile(path, form.content, name)
+        yield plain
 
 
 def first_line(slice_: FileSlice, kind: LogKind, encoding: str = "") -> int:
@@ -230,6 +239,17 @@ def first_line(slice_: FileSlice, kind: LogKind, encoding: str = "") -> int:
         return 1 + sum(text[place : min(place + COPY_BYTES, start)].count(b"\n") for place in blocks)
 
 
+def _line_in_log(slice_: FileSlice, kind: LogKind, encoding: str, line: int) -> int:
+    """Return the number in its file of a line of the copy of a slice, which has the header before its lines."""
+    first = first_line(slice_._replace(number=0), kind, encoding)
+    return line if line < first else line - first + first_line(slice_, kind, encoding)
+
+
+def _first_lines(file: LogFile, form: TextForm) -> bytes:
+    with _mapped(file) as text:
+        return head_as_utf8(text[: _line_from(text, HEAD_BYTES)], form)
+
+
 def rows_of_slice(slice_: FileSlice, lines: pl.LazyFrame) -> pl.LazyFrame:
     """Return the lines of `slice_` from `lines`, which are the lines of the file that `opened` yielded."""
     if slice_.of == 1 or not slice_.file.first_bytes().startswith(b"PAR1"):
@@ -242,11 +262,11 @@ def rows_of_slice(slice_: FileSlice, lines: pl.LazyFrame) -> pl.LazyFrame:
 class _Utf8Writer:
     """Writes text of any encoding as UTF-8 without its byte order mark."""
 
-    def __init__(self, out: BinaryIO, form: TextForm, name: str) -> None:
+    def __init__(self, out: BinaryIO, form: TextForm, plain: PlainFile) -> None:
         self._out = out
         self._encoding = form.encoding
         self._mark = form.mark_bytes
-        self._name = name
+        self._plain = plain
         self._decoder = None if form.encoding == "utf-8" else codecs.getincrementaldecoder(form.encoding)()
         self._lines = 0  # line feeds in what was written
 
@@ -276,8 +296,8 @@ class _Utf8Writer:
                 line += before.count("\n")
                 what = f"byte 0x{error.object[error.start]:02x}"
             raise BadLog(
-                f"{self._name}, line {line:,}: {what} is not in the encoding {self._encoding}: name that of the file "
-                "with --encoding, such as utf-8, latin-1 or cp1252"
+                f"{self._plain.name}, line {self._plain.line_in_log(line):,}: {what} is not in the encoding "
+                f"{self._encoding}: name that of the file with --encoding, such as utf-8, latin-1 or cp1252"
             ) from error
         self._lines += text.count("\n")
 

@@ -15,7 +15,16 @@ from segue.errors import BadLog
 from segue.safe_files import UNREADABLE, check_footer
 from training.prepare import delimited
 from training.prepare.content import PlainFile
-from training.prepare.json_objects import VALID, Shape, begins_with_lines, json_frame, line_numbers, shape_of
+from training.prepare.json_objects import (
+    NOT_A_TEXT,
+    TEXT,
+    VALID,
+    Shape,
+    begins_with_lines,
+    json_frame,
+    line_numbers,
+    shape_of,
+)
 from training.prepare.times import TimeReader, time_value
 from training.prepare.values import (
     FLAGS_ACCEPTED,
@@ -33,11 +42,11 @@ from training.prepare.values import (
 _FIRST_ROWS: Final = 100
 
 
-def unreadable(plain: PlainFile, error: Exception, lines_before: int = 0) -> BadLog:
-    """The error for a file whose lines Polars cannot read. `lines_before` is that of `delimited.not_utf8`."""
+def unreadable(plain: PlainFile, error: Exception) -> BadLog:
+    """The error for a file whose lines Polars cannot read."""
     reason = str(error).strip().splitlines()[0]
     if plain.content != "parquet" and re.search(r"(?i)\butf-?8\b", reason):
-        return delimited.not_utf8(plain, lines_before)
+        return delimited.not_utf8(plain)
     return BadLog(f"{plain.name} cannot be read: {reason}")
 
 
@@ -53,6 +62,7 @@ class LogTable:
     plain: PlainFile
     complete: pl.Expr | None = None  # Boolean: whether a line can be divided into columns. None: every line can
     find_lines: Callable[[Sequence[int]], list[int]] | None = None
+    faults: tuple[Fault, ...] = ()  # of whole lines that can be divided into columns
     json_types: dict[str, frozenset[type]] = field(default_factory=dict)  # of the values of each field of JSON
     _added: dict[str, pl.Expr] = field(default_factory=dict)
     _time_readers: list[TimeReader] = field(default_factory=list)
@@ -113,7 +123,8 @@ class LogTable:
         types = {column: frozenset(inner.types) for column, inner in shapes.items()}
         schema: dict[str, pl.DataType] = dict.fromkeys(columns, pl.String())
         find_lines = partial(line_numbers, plain.path) if plain.content == "json_lines" else None
-        return cls(frame, schema, plain, pl.col(VALID), find_lines=find_lines, json_types=types)
+        faults = (Fault(~pl.col(TEXT), NOT_A_TEXT, "", ""),)
+        return cls(frame, schema, plain, pl.col(VALID), find_lines, faults, types)
 
     @property
     def name(self) -> str:

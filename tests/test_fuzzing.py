@@ -28,6 +28,7 @@ MANY: Final = (
         "logs": 1_000,
         "exports": 1_000,
         "log-files": 2_000,
+        "log-commands": 2_000,
         "encoders": 150,
         "settings": 2_000,
         "keys": 3_000,
@@ -84,7 +85,7 @@ def test_nothing_fails_ends_or_hangs(
     outcomes = {one["target"]: one["outcomes"] for one in facts}
     assert {"200", "421", "422"} <= set(outcomes["bodies"]) & set(outcomes["calls"])
     assert {"200", "400"} <= set(outcomes["wire"])
-    for name in ("logs", "exports", "datasets", "releases", "keys", "json", "settings"):
+    for name in ("logs", "exports", "log-commands", "datasets", "releases", "keys", "json", "settings"):
         assert {"read", "refused"} == set(outcomes[name]), name
 
 

@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
-from tests.fuzzing import exports, files, log_files, planted, requests, wire
+from tests.fuzzing import exports, files, log_commands, log_files, planted, requests, wire
 
 TARGETS: Final[dict[str, Any]] = {
     **requests.TARGETS,
@@ -24,6 +24,7 @@ TARGETS: Final[dict[str, Any]] = {
     **files.TARGETS,
     **exports.TARGETS,
     **log_files.TARGETS,
+    **log_commands.TARGETS,
 }
 _MOST_BYTES: Final = 8 * 2**30
 

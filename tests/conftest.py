@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import hypothesis
 import numpy as np
 import polars as pl
 import pytest
@@ -32,6 +33,10 @@ import structlog
 from segue.catalogue import Catalogue
 from segue.release import DatasetFacts, Release, ReleaseMetadata, WindowFacts, write_release
 from service.sessions.embedded_redis import redis_server_binary
+
+# A busy machine makes one example of a property slow. Tests do not measure time.
+hypothesis.settings.register_profile("segue", deadline=None)
+hypothesis.settings.load_profile("segue")
 
 GENRES, TRACKS_OF_A_GENRE = 6, 12
 WINDOW = 5

@@ -198,6 +198,8 @@ class TestSkips:
             run(rows("user_id,track_id,timestamp,ms_played", *(f"{line},1" for line in PLAIN)), skip_below_ratio_pct=10)
         with pytest.raises(BadLog, match=r"expected ms_played for --timestamp-is end"):
             run(rows("user_id,track_id,timestamp", *PLAIN), timestamp_is="end")
+        with pytest.raises(BadLog, match=r"expected a time for --timestamp-is end"):
+            run(rows("session_id,position,track_id,skipped", "s,1,a,0", "s,1,b,0"), timestamp_is="end")
 
     def test_an_end_without_a_duration_is_malformed(self, run: Run) -> None:
         log = rows("user_id,track_id,timestamp,ms_played", "u,a,1700000000,1000", "u,b,1700000100,", "u,c,,1000")

@@ -548,6 +548,13 @@ class TestRockbox:
 
 
 class TestEveryExport:
+    @pytest.mark.parametrize("kind", EXPORTS)
+    def test_a_table_of_other_columns_is_refused(self, tmp_path: Path, kind: LogKind) -> None:
+        file = tmp_path / "plays.parquet"
+        pl.DataFrame({"user_id": ["a"], "track_id": ["b"], "timestamp": [1_700_000_000]}).write_parquet(file)
+        with pytest.raises(BadLog, match="expected "):
+            prepare(kind, [file], tmp_path / "out")
+
     @pytest.mark.parametrize("kind", ["spotify", "rockbox"])
     def test_an_option_without_effect_is_refused(self, run: Run, kind: LogKind) -> None:
         with pytest.raises(BadOption, match="no effect"):

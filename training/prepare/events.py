@@ -231,10 +231,14 @@ class _Events:
 
     def _times(self, played: pl.Expr | None, *, has_outcomes: bool) -> tuple[pl.Expr | None, pl.Expr | None]:
         """The start and the end of plays."""
+        ends = self.options.timestamp_is == "end"
         if "timestamp" not in self.found:
+            if ends:
+                raise BadLog(
+                    self.table.expected("a time for --timestamp-is end: name it with --columns timestamp=COLUMN")
+                )
             return None, None
         name = self.found["timestamp"]
-        ends = self.options.timestamp_is == "end"
         if ends and played is None:
             raise BadLog(
                 self.table.expected("ms_played for --timestamp-is end: name it with --columns ms_played=COLUMN")

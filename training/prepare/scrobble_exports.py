@@ -171,6 +171,7 @@ ROCKBOX_FIELDS: Final = ("artist", "album", "title", "number", "length", "rating
 def rockbox(table: LogTable, options: PrepareOptions) -> ExportRows:
     """The .scrobbler.log of Rockbox and other players, whose rating says whether a track was skipped (S)."""
     del options
+    table.require("artist", "title", "rating", "time")
     artist, title, rating = (text_of(table, name) for name in ("artist", "title", "rating"))
     at = table.time_ms("time")
     is_header = pl.col("artist").str.starts_with("#") & pl.col("album").is_null()

@@ -491,6 +491,16 @@ class TestOutcomes:
         assert "because of --no-skips" in found.notes
         assert found.warnings == {}
 
+    def test_an_unused_column_that_may_hold_the_skips_is_a_warning(self, run: Run) -> None:
+        lines = [f"{line},{number % 2},play" for number, line in enumerate(csv(PLAYS, header=False).splitlines())]
+        found = run("events", "user_id,track_id,timestamp,skip_count,device\n" + "\n".join(lines) + "\n")
+        assert "unused_skips" in found.warnings
+        assert "several_events" not in found.warnings
+        assert "--columns skipped=skip_count" in found.warnings["unused_skips"]
+        found = run("events", "user_id,track_id,timestamp,n,event_type\n" + "\n".join(lines) + "\n")
+        assert "unused_skips" not in found.warnings
+        assert "several_events" in found.warnings
+
     def test_a_log_without_outcomes_and_times_is_refused_unless_it_has_no_skips(self, run: Run) -> None:
         log = sessions("s,0,a", "s,1,b", columns="session_id,position,track_id")
         with pytest.raises(BadLog, match="--no-skips"):

@@ -32,6 +32,7 @@ _SOURCES: Final = ("flag", "end_reason", "played_duration", "time")  # the field
 _EARLIEST_MS: Final = 631_152_000_000  # 1990-01-01
 _DAY_S: Final = 86_400
 _MANY_SKIPS: Final = 0.8
+_EVENT_COLUMNS: Final = frozenset({"event", "eventname", "eventtype", "action", "type"})
 _FILE_DIFFERENCE: Final = 0.3  # between the highest and the lowest skip rate of files
 _FILE_PLAYS: Final = 100  # the skip rate of a file with fewer plays is not compared
 
@@ -203,7 +204,10 @@ def log_facts(
         unused_columns=list(read.unused_columns),
         steps=steps.done,
         notes=[*read.all_notes, *_notes(kind, options, counts)],
-        warnings=list(_warnings(options, counts, tracks)),
+        warnings=[
+            *_warnings(options, counts, tracks),
+            *(_column_warnings(read.unused_columns, counts) if kind == "events" else ()),
+        ],
     )
 
 
@@ -289,6 +293,24 @@ def _warnings(options: PrepareOptions, counts: LogCounts, tracks: pl.Series) -> 
             "be unique per listener only (--columns user_id=COLUMN)",
         )
     yield from _id_warnings(tracks)
+
+
+def _column_warnings(unused: Sequence[str], counts: LogCounts) -> Iterator[DataWarning]:
+    """Columns that were not used, and probably should have been."""
+    for column in unused:
+        name = repr(column)[1:-1]
+        if "skip" in name.lower() and counts.skips.time:
+            yield DataWarning(
+                code="unused_skips",
+                message=f"skips were inferred from time, but the log has the column {name}: if it says what was "
+                f"skipped, add --columns skipped={name}",
+            )
+        if name.lower().rpartition(".")[2].replace("_", "") in _EVENT_COLUMNS:
+            yield DataWarning(
+                code="several_events",
+                message=f"the log has the column {name}: if its lines are of several kinds (start, end, like), "
+                "one play has several lines. Prepare one kind of lines only",
+            )
 
 
 def _have(number: int) -> str:

@@ -199,13 +199,9 @@ class Delivery(NamedTuple):
             return f"{name}.parquet", _parquet(part, self.spelling)
         spell = _SPELL[self.spelling]
         written = [row | ({"timestamp": spell(row["timestamp"])} if "timestamp" in row else {}) for row in part]
-        if self.format.startswith("JSON") and self.spelling.startswith("epoch"):
-            numbers = [row.get("timestamp") for row in written]
-            written = [
-                row | {"timestamp": float(n) if "." in n else int(n)}
-                for row, n in zip(written, numbers, strict=True)
-                if n
-            ]
+        if self.format.startswith("JSON") and self.spelling.startswith("epoch") and "timestamp" in part[0]:
+            number = float if self.spelling == "epoch float" else int
+            written = [row | {"timestamp": number(row["timestamp"])} for row in written]
         suffix = {"TSV": ".tsv", "JSON Lines": ".jsonl", "JSON": ".json"}.get(self.format, ".csv")
         content = _ENCODINGS[self.encoding][0](self._text(written))
         ending, pack = _PACKERS[self.packing]

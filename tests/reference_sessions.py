@@ -6,8 +6,8 @@ lines of a log: a line that it cannot read is left out.
 The rules:
 
 1. Reports of one play: the same owner, position and track, or the same owner, start and track. The newest
-   `written_at` counts, otherwise the last line, in the place of the first. At one position with several tracks, the
-   last line counts. Yambda's lines are one play if they are equal in every column, Spotify's if the end, the track and
+   `written_at` counts, otherwise the last line, in the place of the first; a report with an outcome before one
+   without. At one position with several tracks, the last line counts. Yambda's lines are one play if they are equal in every column, Spotify's if the end, the track and
    the duration are equal.
 2. Sessions: given ones are kept. Otherwise a play starts a session if it starts more than `idle_gap` seconds after the
    end of the play before, or after its start if the end is unknown.
@@ -154,7 +154,7 @@ def _merged(plays: Sequence[Play], options: Options) -> list[Play]:
         known = newest.get(place)
         if known is None:
             newest[place] = play
-        elif (play.written_at or 0) >= (known.written_at or 0):
+        elif (play.skipped is not None, play.written_at or 0) >= (known.skipped is not None, known.written_at or 0):
             newest[place] = replace(play, file=known.file, line=known.line)
     if not options.merge_within:
         return list(newest.values())

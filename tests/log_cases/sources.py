@@ -15,6 +15,7 @@ from tests.log_cases.history import (
     account_row,
     apple_row,
     epoch,
+    json_lines,
     lfm1k,
     lines,
     quoted,
@@ -125,6 +126,9 @@ def spotify() -> Iterator[Case]:
     )
     at_once = [stream("b", "10:03:40", 200_000), stream("a", "10:00:20", 0, "fwdbtn"), stream("c", "10:07:00", 200_000)]
     yield Case("a play of 0 s that starts with the next one", "spotify", {name: json.dumps(at_once)}, expected="a* b c")
+    again = [stream("a", "10:00:20", 0, "fwdbtn"), stream("a", "10:03:40", 200_000), stream("b", "10:07:00", 200_000)]
+    facts = {"merged": 0}
+    yield Case("a play of 0 s, and the track again", "spotify", {name: json.dumps(again)}, expected="a* a b", log=facts)
     ends = lines(
         "user_id,track_id,ended_at,ms_played",
         "u a 10:03:20 200000; u b 10:06:50 210000; u c 10:06:58 8000; u d 10:10:08 190000; u e 10:13:48 220000",
@@ -175,6 +179,22 @@ def exports() -> Iterator[Case]:
     yield Case("JSON", "lastfm", {"stats.json": document}, expected=six, never=("listener",))
     same = [{**one, "uts": 1_709_287_610 if one["track"] == "Slow Copper" else one["uts"]} for one in scrobbles]
     yield Case("two scrobbles in one second", "lastfm", {"recent.csv": quoted(same)}, expected=six, says=("1 of 1",))
+    listens = [
+        {
+            "listened_at": uts,
+            "inserted_at": uts + 90,
+            "track_metadata": {
+                "track_name": title,
+                "artist_name": artist,
+                "release_name": "Invented Album",
+                "additional_info": {"submission_client": "invented"},
+                "mbid_mapping": None,
+            },
+        }
+        for artist, title, uts in newest
+    ]
+    repeated = json_lines([*listens[:2], listens[1], *listens[2:]])
+    yield Case("JSON Lines", "listenbrainz", {"1.jsonl": repeated}, expected=six, log={"merged": 1}, says=("inferred",))
     skip, natural, pause = "TRACK_SKIPPED_FORWARDS", "NATURAL_END_OF_TRACK", "PLAYBACK_MANUALLY_PAUSED"
     activity = [
         apple_row("a", "10:00:00", "10:00:00", 0, "", **{"Event Type": "PLAY_START"}),
@@ -291,6 +311,8 @@ def lfm() -> Iterator[Case]:
     two: dict[str, Content] = {"lfm2b/listening_events_1.tsv": events, "lfm2b/listening_events_2.tsv": events}
     named = "1 2 3* 4 5* 6 | 2 7 8* 1 | 3 1* 5 7 8"
     yield Case("lines twice", "lfm2b", two, expected=named, log={"merged": 15}, sources=("lfm2b",))
+    lfm1b = "".join(f"{play.user[1]}\t7\t8\t{play.number}\t{epoch(play)}\n" for play in HISTORY)
+    yield Case("LFM-1b", "lfm2b", {"LFM-1b_LEs.txt": lfm1b}, expected=named)
 
 
 def yandex() -> Iterator[Case]:

@@ -35,6 +35,8 @@ def encodings() -> Iterator[Case]:
     yield _events("UTF-16, big endian", b"\xfe\xff" + _ACCENTS.encode("utf-16-be"), **read)
     yield _events("Latin-1", _ACCENTS.encode("latin-1"), refused=("utf-8", "line 2", "--encoding"))
     yield _events("Latin-1, named", _ACCENTS.encode("latin-1"), "--encoding latin-1", **read)
+    bad = lines("user_id,track_id,timestamp", ";".join(" ".join(play) for play in _SIXTY)).replace("u4,c", "u4,é")
+    yield _events("one byte that is not UTF-8", bad.encode("latin-1"), refused=("utf-8", "line 28", "--encoding"))
 
 
 def forms_of_tables() -> Iterator[Case]:

@@ -1,5 +1,6 @@
 """The values of a log's columns: which times, ids, numbers and flags are read, as what, and what is said of others."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -20,7 +21,7 @@ from training.prepare.values import Value
 NO_TIME, DATE, AMBIGUOUS, IMPLAUSIBLE, CLOCK_CHANGE = (
     "is no time",
     "is a date without a time of day",
-    "does not say which number is the day",
+    "needs --time-format",
     "is no plausible time",
     "occurs twice or never in Europe/Berlin, whose clocks change then",
 )
@@ -182,8 +183,32 @@ class TestTimes:
         assert frame.to_series(0).to_list() == ["read as 1970-01-01 00:00:07", None, "read as 2024-03-01 10:00:00"]
         assert by_reason[IMPLAUSIBLE].accepted == "times from 1990 to tomorrow"
         assert "ISO 8601" in by_reason[NO_TIME].accepted
-        assert "--time-format '%d/%m/%Y %H:%M:%S' or '%m/%d/%Y %H:%M:%S'" in by_reason[AMBIGUOUS].accepted
+        assert "--time-format" in by_reason[AMBIGUOUS].accepted
         assert table.no_zone
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("8/3/2026 6:27:09 PM", "--time-format '%m/%d/%Y %I:%M:%S %p' if 8 is the month, or --time-format '%d/%m/"),
+            ("3.8.2026 20:00:01.5", "--time-format '%d.%m.%Y %H:%M:%S%.f' if 3 is the day, or --time-format '%m.%d."),
+            ("28.11.2025 20:00", "28 is the day: --time-format '%d.%m.%Y %H:%M'"),
+            ("11/28/2025 20:00", "28 is the day: --time-format '%m/%d/%Y %H:%M'"),
+            ("8-3-26, 6:27 am +02:00", "--time-format '%m-%d-%y, %I:%M %p %z' if 8 is the month"),
+            ("99/99/2026 10:00", "give the order of day and month"),
+        ],
+    )
+    def test_with_day_and_month_in_numbers_name_the_formats_that_read_them(
+        self, read: Callable[..., list[Any]], tmp_path: Path, text: str, told: str
+    ) -> None:
+        file = tmp_path / "log.csv"
+        file.write_text(f'timestamp\n"{text}"\n')
+        table = LogTable.open(PlainFile(file, "text", "log.csv"))
+        note = next(fault.note for fault in table.time_ms("timestamp").faults if fault.reason == AMBIGUOUS)
+        assert note is not None
+        found = table.frame.select(note).collect(engine="streaming").item()
+        assert found.startswith(told)
+        for time_format in re.findall("--time-format '(.*?)'", found):
+            assert isinstance(read(pl.Series([text]), times(time_format=time_format))[0], int)
 
 
 class TestZones:
@@ -381,6 +406,8 @@ class TestFlags:
         ("values", "expected"),
         [
             (["true", "T", "Yes", "y", "1", "1.0", " TRUE "], [True] * 7),
+            (["Ja", "OUI", "si", "Sí", "sì", "SIM"], [True] * 6),
+            (["Nein", "NON", "no", "NÃO", "nao"], [False] * 5),
             (["false", "f", "NO", "n", "0", "0.0", "False"], [False] * 7),
             (["", "NULL", "NaN", None], [None] * 4),
             (["2", "perhaps", "-1", "tt"], ["is no flag"] * 4),

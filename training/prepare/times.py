@@ -10,6 +10,7 @@ from typing import Any, Final
 import polars as pl
 
 from segue.errors import BadOption
+from training.prepare.time_formats import fitting_formats
 from training.prepare.values import MISSING_WORDS, Fault, Value
 
 TIMES_ACCEPTED: Final = (
@@ -333,6 +334,12 @@ def check_zone(time_zone: str) -> None:
         raise BadOption(f"there is no time zone {time_zone!r}: expected a name such as Europe/Berlin or UTC") from error
 
 
+def looks_like_time(text: str) -> bool:
+    """Whether a text is a time, or one that needs --time-format."""
+    found = TimeReader().read(pl.Series([text])).item()
+    return bool(found is not None and (found > FAULTS + _CLOCK_CHANGE or found == FAULTS + _AMBIGUOUS))
+
+
 def time_value(name: str, read: str, reader: TimeReader, shown: pl.Expr) -> Value:
     """The times of a column, with their faults.
 
@@ -346,13 +353,14 @@ def time_value(name: str, read: str, reader: TimeReader, shown: pl.Expr) -> Valu
     times = pl.col(read)
     known = pl.when(shown.abs() < _YEAR_5000_MS).then(shown).cast(pl.Datetime("ms"))  # others cannot be written
     read_as = pl.format("read as {}", known.dt.to_string("%Y-%m-%d %H:%M:%S"))
-    others = "ISO 8601, or --time-format '%d/%m/%Y %H:%M:%S' or '%m/%d/%Y %H:%M:%S'"
+    is_ambiguous = times.eq_missing(FAULTS + _AMBIGUOUS)
+    formats = pl.map_batches([pl.col(name), is_ambiguous], fitting_formats, return_dtype=pl.String, is_elementwise=True)
     accepted = TIMES_ACCEPTED if reader.time_format is None else f"--time-format {reader.time_format!r}"
     zones = "times with a zone or in UTC"
     faults = {
         _NO_TIME: ("is no time", accepted, None),
         _DATE: ("is a date without a time of day", "times; dates give neither the order of plays nor skips", None),
-        _AMBIGUOUS: ("does not say which number is the day", others, None),
+        _AMBIGUOUS: ("needs --time-format", "ISO 8601, and other forms with --time-format", formats),
         _IMPLAUSIBLE: ("is no plausible time", "times from 1990 to tomorrow", read_as),
         _CLOCK_CHANGE: (f"occurs twice or never in {reader.time_zone}, whose clocks change then", zones, None),
     }

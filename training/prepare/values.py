@@ -17,8 +17,8 @@ FLAGS_ACCEPTED: Final = "true or false, t or f, yes or no, y or n, 1 or 0"
 
 EXACT: Final = 1 << 53  # whole numbers from here on are not exact as floating-point numbers
 
-_TRUE: Final = ("true", "t", "yes", "y", "1", "1.0")
-_FALSE: Final = ("false", "f", "no", "n", "0", "0.0")
+_TRUE: Final = ("true", "t", "yes", "y", "1", "1.0", "ja", "oui", "si", "sí", "sì", "sim")
+_FALSE: Final = ("false", "f", "no", "n", "0", "0.0", "nein", "non", "não", "nao")
 _USUAL_FLAGS: Final = (("true", "1", "True"), ("false", "0", "False"))
 
 

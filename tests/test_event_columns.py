@@ -50,6 +50,8 @@ class TestNames:
             "userId,trackId,playedAt",
             "User ID,Item-Id,Listened_At",
             "uid,song,created_at",
+            "User-ID?,Track (ID),played at:",
+            "User.ID,Track.ID,Played.At",
             "user,media_id,started_at",
         ],
     )
@@ -76,10 +78,40 @@ class TestNames:
             run(rows("user_id,track_id,timestamp", *PLAIN), columns=("track_id=id",))
 
     def test_what_is_lacking_is_named_with_the_option(self, run: Run) -> None:
-        with pytest.raises(BadLog, match=r"no column is a time or a position in a session; .*timestamp=COLUMN"):
+        with pytest.raises(
+            BadLog, match=r"no column has a known name for a time or a position in a session; .*timestamp=C"
+        ):
             run(rows("user_id,track_id,target", "u,a,1"))
         with pytest.raises(BadLog, match=r"columns a, b; .*--columns track_id=COLUMN,user_id=COLUMN,timestamp=COLUMN"):
             run(rows("a,b", "1,2"))
+
+    def test_columns_that_look_like_times_are_named(self, run: Run) -> None:
+        with pytest.raises(BadLog, match=r"no column has a known name for a time, .*: when, on; .*timestamp=when$"):
+            run(rows("user_id,track_id,n,when,on", "u,a,1,2024-03-01 10:00:00,8/3/2026 6:27:09 PM"))
+
+    def test_a_column_is_named_for_one_role(self, run: Run) -> None:
+        log = rows("user_id,track_id,timestamp", *PLAIN)
+        with pytest.raises(BadLog, match=r"--columns user_id=track_id leaves no column for track_id"):
+            run(log, columns="user_id=track_id")
+        with pytest.raises(BadLog, match=r"--columns names track_id for user_id and track_id: name it for one$"):
+            run(log, columns="user_id=track_id,track_id=track_id")
+        assert run(log, columns="track_id=track_id,title=track_id").log.columns["title"] == "track_id"
+
+    def test_a_header_in_another_encoding_is_refused(self, run: Run, tmp_path: Path) -> None:
+        file = tmp_path / "log.csv"
+        file.write_bytes(rows("user_id,track_id,zeit,Höreinheit", *(f"{line},1" for line in PLAIN)).encode("cp1252"))
+        with pytest.raises(BadLog, match=r"line 1: byte 0xF6 is no UTF-8: .*--encoding cp1252"):
+            prepare("events", [file], tmp_path / "out", prepare_options())
+
+    def test_a_history_of_spotify_is_pointed_to_its_kind(self, tmp_path: Path) -> None:
+        file = tmp_path / "log.json"
+        file.write_text('[{"ts": "2024-03-01T10:00:00Z", "ms_played": 1, "spotify_track_uri": "spotify:track:a"}]')
+        with pytest.raises(BadLog, match=r"log.json is Spotify's .*: read it with `segue prepare spotify`"):
+            prepare("events", [file], tmp_path / "out", prepare_options())
+
+    def test_a_log_with_a_header_alone_is_named(self, run: Run) -> None:
+        with pytest.raises(BadLog, match=r"no line in .*log0.csv: expected"):
+            run("user_id,track_id,timestamp\n")
 
     def test_every_role_has_names_and_no_name_has_two_roles(self) -> None:
         assert set(KNOWN_NAMES) == set(ROLES)
@@ -240,6 +272,16 @@ class TestTypesOfParquet:
             except BadLog as error:
                 assert "log0.parquet" in str(error)  # noqa: PT017
                 assert "\n" not in str(error)  # noqa: PT017
+
+    @pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+    def test_durations_are_milliseconds(self, run: Run, unit: Any) -> None:
+        columns = {"user_id": ["u"] * 2, "track_id": ["a", "b"], "timestamp": [1_700_000_000, 1_700_000_100]}
+        played = pl.Series([9_000, 90_000]).cast(pl.Duration("ms")).cast(pl.Duration(unit))
+        report = run(pl.DataFrame(columns).with_columns(ms_played=played), skip_below_s=10)
+        assert told(report.dataset) == {"s00000001": "a* b"}
+        late = pl.DataFrame(columns).with_columns(ms_played=-played)
+        with pytest.raises(BadLog, match=r"ms_played: '-9000' is negative"):
+            run(late, skip_below_s=10)
 
 
 class TestTheLimitOfMalformedLines:

@@ -88,6 +88,8 @@ def layout_of(plain: PlainFile, *, quoted: bool, names: Sequence[str] = ()) -> L
         lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError:
         lines = data.decode("utf-8-sig", errors="replace").split("\n")  # reading the lines tells which one it is
+        if not names and "\ufffd" in next((line for line in lines if line.strip()), ""):
+            raise not_utf8(plain) from None
     if len(lines) > 1 and len(data) > _SAMPLE_BYTES:
         lines.pop()
     lines = [line.removesuffix("\r") for line in lines[:_SAMPLE_LINES]]

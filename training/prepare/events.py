@@ -28,7 +28,7 @@ from training.prepare.options import PrepareOptions, Role
 from training.prepare.tables import LogTable
 from training.prepare.values import Fault
 
-# Other names of columns in lower case without signs: trackId and track-id are trackid.
+# Other names of columns in lower case without punctuation: trackId, Track ID and track-id are trackid.
 KNOWN_NAMES: Final[dict[Role, tuple[str, ...]]] = {
     "user_id": ("userid", "user", "uid", "username", "listenerid", "listener", "accountid", "memberid", "customerid"),
     "session_id": ("sessionid", "session", "visitid"),
@@ -51,6 +51,9 @@ KNOWN_NAMES: Final[dict[Role, tuple[str, ...]]] = {
     "written_at": ("writtenat",),
 }
 
+_NAMES_OF_TRACKS: Final = ("title", "artist")  # these may be ids of tracks as well
+_SPOTIFY: Final = {"ts", "ms_played", "spotify_track_uri"}
+
 _SKIP_REASONS: Final = ("fwdbtn", "skip", "skipped", "next", "forward", "track_skipped_forwards")
 _PLAYED_REASONS: Final = ("trackdone", "done", "completed", "complete", "finished", "ended", "natural_end_of_track")
 
@@ -62,17 +65,14 @@ def read_events(plain: PlainFile, options: PrepareOptions) -> LogLines:
 
 def columns_of(table: LogTable, options: PrepareOptions) -> dict[Role, str]:
     """The column of each role. Raises BadLog if `columns` names one that is not there, or if several fit."""
-    found: dict[Role, str] = {}
-    for role, column in options.columns.items():
-        name = column.strip().lower()
-        if name not in table.schema:
-            raise BadLog(table.expected(f"{column.strip()}, named by --columns {role}={column.strip()}"))
-        found[role] = name
+    found = _named_columns(table, options)
     taken = set(found.values())
+    # A dot in a name of JSON separates the names of nested objects.
+    signs = r"[^\w\x00-\x1f]|_" if table.plain.content in ("text", "parquet") else r"[^\w.\x00-\x1f]|_"
     plain_names: dict[str, list[str]] = {}
     for name in table.schema:
         if name not in taken:
-            plain_names.setdefault(re.sub(r"[ _-]", "", name), []).append(name)
+            plain_names.setdefault(re.sub(signs, "", name), []).append(name)
     for role, names in KNOWN_NAMES.items():
         if role in found:
             continue
@@ -84,6 +84,20 @@ def columns_of(table: LogTable, options: PrepareOptions) -> dict[Role, str]:
             raise BadLog(table.expected(f"one {role}, found {' and '.join(candidates)}: --columns {role}=COLUMN"))
         if candidates:
             found[role] = candidates[0]
+    return found
+
+
+def _named_columns(table: LogTable, options: PrepareOptions) -> dict[Role, str]:
+    """The columns that the option `columns` names. Raises BadLog."""
+    found: dict[Role, str] = {}
+    for role, column in options.columns.items():
+        name = column.strip().lower()
+        if name not in table.schema:
+            raise BadLog(table.expected(f"{column.strip()}, named by --columns {role}={column.strip()}"))
+        twice = [other for other, known in found.items() if known == name and not {role, other} & set(_NAMES_OF_TRACKS)]
+        if twice:
+            raise BadLog(f"{table.name}: --columns names {column.strip()} for {twice[0]} and {role}: name it for one")
+        found[role] = name
     return found
 
 
@@ -101,6 +115,7 @@ class _Events:
         self.used: dict[str, str] = {}
 
     def lines(self) -> LogLines:
+        self._require_no_export()
         self._require_columns()
         owner, track = self._owner(), self._value("track_id")
         self.checks.append(missing("track", self.found["track_id"], "an id"))
@@ -131,6 +146,13 @@ class _Events:
             self.table, fields, LogFormat(self.sessions, self.by_position, by_end=self.options.timestamp_is == "end")
         )
 
+    def _require_no_export(self) -> None:
+        is_json = self.table.plain.content in ("json", "json_lines")
+        if is_json and self.table.schema.keys() >= _SPOTIFY and not self.options.columns:
+            raise BadLog(
+                f"{self.table.name} is Spotify's extended streaming history: read it with `segue prepare spotify`"
+            )
+
     def _require_columns(self) -> None:
         lacking = ["track_id"] if "track_id" not in self.found else []
         if not self.sessions and "user_id" not in self.found:
@@ -139,16 +161,28 @@ class _Events:
             lacking.append("timestamp, or session_id and position")
         if not lacking:
             return
-        option = ",".join(f"{text.split(' ')[0].rstrip(',')}=COLUMN" for text in lacking)
+        roles = [re.split(r"\W", text)[0] for text in lacking]
+        for role, name in self.found.items():
+            if name in roles:
+                raise BadLog(
+                    f"{self.table.name}: --columns {role}={name} leaves no column for {name}: name another one with "
+                    f"--columns {name}=COLUMN"
+                )
+        options = dict.fromkeys(roles, "COLUMN")
         where = ""
-        if "timestamp" not in self.found and not self.by_position:
-            where = "no column is a time or a position in a session; "
+        if "timestamp" in options:
+            where = "no column has a known name for a time or a position in a session; "
+            times = [name for name in self.table.like_times() if name not in self.found.values()]
+            if times:
+                where = f"no column has a known name for a time, but these look like times: {', '.join(times)}; "
+                options["timestamp"] = times[0]
+        option = ",".join(f"{role}={column}" for role, column in options.items())
         raise BadLog(self.table.expected(f"{'; '.join(lacking)}: {where}name columns with --columns {option}"))
 
     def _value(self, role: Role) -> pl.Expr:
         name = self.found[role]
-        read = {"position": self.table.whole_number, "ms_played": self.table.whole_number}
-        read["duration_ms"] = self.table.whole_number
+        read = {"position": self.table.whole_number, "ms_played": self.table.milliseconds}
+        read["duration_ms"] = self.table.milliseconds
         value = read.get(role, self.table.id)(name)
         self.faults.extend(value.faults)
         self.used[role] = name

@@ -172,7 +172,8 @@ def _shown(table: LogTable, fault: Fault) -> pl.Expr:
     dtype = table.schema.get(fault.column)
     if dtype is None or dtype.is_nested() or dtype == pl.Binary:
         return pl.lit(None, dtype=pl.String)
-    return pl.col(fault.column).cast(pl.String)
+    value = pl.col(fault.column)
+    return (value.dt.total_milliseconds() if isinstance(dtype, pl.Duration) else value).cast(pl.String)
 
 
 def _chosen(problem: pl.Expr, names: dict[int, str]) -> pl.Expr:

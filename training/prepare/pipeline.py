@@ -315,7 +315,7 @@ def _read(
         check_same_format(stats.first_file, stats.form, stats.form if log is None else log.form)
         log = stats if log is None else log.add(stats)
     assert log is not None
-    log.read.require_lines(job.kind, files, job.options.max_malformed_pct)
+    log.read.require_lines(job.kind, job.files, job.options.max_malformed_pct)
     _check_outcomes(log, job.options)
     return log, [given[1 : 1 + partitions] for given in started], [given[1 + partitions :] for given in started]
 

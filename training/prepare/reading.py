@@ -3,7 +3,7 @@
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -92,15 +92,16 @@ class LinesRead:
         self.notes.extend(note for note in later.notes if note not in self.notes)
         self.counted.update(later.counted)
 
-    def require_lines(self, kind: LogKind, files: int, max_malformed_pct: float) -> None:
-        """Check that enough lines could be parsed. `files` is the number of files, for the error message.
+    def require_lines(self, kind: LogKind, files: Sequence[LogFile], max_malformed_pct: float) -> None:
+        """Check that enough lines could be parsed. `files` are those of the log, for the error message.
 
         Raises:
             BadLog: There are no plays, or more than `max_malformed_pct` percent of the lines are malformed.
 
         """
         if self.lines == 0:
-            raise BadLog(f"no line in {files:,} files: expected a log of kind {kind}")
+            where = f"{files[0]}" if len(files) == 1 else f"{len(files):,} files, such as {files[0]}"
+            raise BadLog(f"no line in {where}: expected a log of kind {kind}")
         kept = self.lines - self.ignored.total()
         if kept == 0:
             ignored = ", ".join(f"{printable(name)}: {number:,}" for name, number in self.ignored.items())

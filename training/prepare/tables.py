@@ -25,7 +25,7 @@ from training.prepare.json_objects import (
     line_numbers,
     shape_of,
 )
-from training.prepare.times import TimeReader, time_value
+from training.prepare.times import TimeReader, looks_like_time, time_value
 from training.prepare.values import (
     FLAGS_ACCEPTED,
     Fault,
@@ -198,6 +198,18 @@ class LogTable:
         times = reader.times(name, dtype, self._first_text(name))
         shown = TimeReader(time_format, time_zone, plausible=False).times(name, dtype)
         return time_value(name, self._with_column("time", name, times), reader, shown)
+
+    def like_times(self) -> list[str]:
+        """The columns whose first value looks like a time, or like one that needs a time format."""
+        found = [name for name, dtype in self.schema.items() if isinstance(dtype, pl.Datetime)]
+        texts = {name: text for name in self.schema if (text := self._first_text(name))}
+        return found + [name for name, text in texts.items() if looks_like_time(text)]
+
+    def milliseconds(self, name: str) -> Value:
+        """Durations in whole milliseconds. Raises BadLog."""
+        if isinstance(self.schema[name], pl.Duration):
+            return Value(pl.col(name).dt.total_milliseconds())
+        return self.whole_number(name)
 
     def whole_number(self, name: str) -> Value:
         """Whole numbers as int64. Raises BadLog."""

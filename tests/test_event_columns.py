@@ -89,6 +89,19 @@ class TestNames:
         with pytest.raises(BadLog, match=r"no column has a known name for a time, .*: when, on; .*timestamp=when$"):
             run(rows("user_id,track_id,n,when,on", "u,a,1,2024-03-01 10:00:00,8/3/2026 6:27:09 PM"))
 
+    def test_messages_name_columns_as_the_file_does(self, run: Run) -> None:
+        with pytest.raises(BadLog, match=r"columns User, Track ID, When \?; .* --columns 'timestamp=When \?'$"):
+            run(rows("User,Track ID,When ?", "u,a,2024-03-01 10:00:00"))
+        with pytest.raises(BadLog, match=r"line 2, Played At: 'soon' is no time"):
+            run(rows("User,Track ID,Played At", "u,a,soon"))
+
+    def test_several_listeners_in_an_export_are_told(self, tmp_path: Path) -> None:
+        file = tmp_path / "scrobbles.csv"
+        file.write_text(rows("user,artist,track,uts", *(f"{u},A,T{n},170000{n}000" for n, u in enumerate("aabb"))))
+        report = prepare("lastfm", [file], tmp_path / "out", prepare_options(min_session_plays=1))
+        [note] = [note for note in report.log.notes if "another listener" in note]
+        assert note.endswith("(column user): they are read as plays of one listener: 2")
+
     def test_a_column_is_named_for_one_role(self, run: Run) -> None:
         log = rows("user_id,track_id,timestamp", *PLAIN)
         with pytest.raises(BadLog, match=r"--columns user_id=track_id leaves no column for track_id"):

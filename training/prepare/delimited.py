@@ -59,6 +59,7 @@ class Layout(NamedTuple):
     names: tuple[str, ...]  # of all fields of a line, in lower case
     separator: str
     skip_lines: int  # before the first line of data
+    header: tuple[str, ...] = ()  # the names as they are in the file
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,13 @@ def layout_of(plain: PlainFile, *, quoted: bool, names: Sequence[str] = ()) -> L
     header = rows[separator][0] if rows[separator] else [""]
     if data_field := next((field for field in header if _VALUE.fullmatch(field.strip())), ""):
         raise _no_header(plain, header, data_field)
-    columns = _with_unnamed([_SUFFIX.sub("", name.strip().lower()) for name in header], rows[separator][1:])
+    header = [_SUFFIX.sub("", name.strip()) for name in header]
+    written = _with_unnamed(header, rows[separator][1:])
+    columns = tuple(name if name.startswith(UNNAMED) else _SUFFIX.sub("", name.lower()) for name in written)
     twice = [name for name, count in Counter(columns).items() if count > 1]
     if twice:
         raise BadLog(f"{plain.name} has two columns named {twice[0][:60]!r}, expected a header that names each once")
-    return Layout(columns, separator, start + 1)
+    return Layout(columns, separator, start + 1, written)
 
 
 def _fields(line: str, separator: str, *, quoted: bool) -> list[str]:

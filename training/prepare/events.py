@@ -5,6 +5,7 @@ Skips come from the first of these that a line has: a flag, an end reason, the p
 """
 
 import re
+import shlex
 from typing import Final
 
 import polars as pl
@@ -81,7 +82,11 @@ def columns_of(table: LogTable, options: PrepareOptions) -> dict[Role, str]:
             continue
         candidates = [column for name in names for column in plain_names.get(name, ())]
         if len(candidates) > 1:
-            raise BadLog(table.expected(f"one {role}, found {' and '.join(candidates)}: --columns {role}=COLUMN"))
+            raise BadLog(
+                table.expected(
+                    f"one {role}, found {' and '.join(map(table.as_written, candidates))}: --columns {role}=COLUMN"
+                )
+            )
         if candidates:
             found[role] = candidates[0]
     return found
@@ -172,12 +177,15 @@ class _Events:
         where = ""
         if "timestamp" in options:
             where = "no column has a known name for a time or a position in a session; "
-            times = [name for name in self.table.like_times() if name not in self.found.values()]
+            free = [name for name in self.table.like_times() if name not in self.found.values()]
+            times = [self.table.as_written(name) for name in free]
             if times:
                 where = f"no column has a known name for a time, but these look like times: {', '.join(times)}; "
                 options["timestamp"] = times[0]
         option = ",".join(f"{role}={column}" for role, column in options.items())
-        raise BadLog(self.table.expected(f"{'; '.join(lacking)}: {where}name columns with --columns {option}"))
+        raise BadLog(
+            self.table.expected(f"{'; '.join(lacking)}: {where}name columns with --columns {shlex.quote(option)}")
+        )
 
     def _value(self, role: Role) -> pl.Expr:
         name = self.found[role]

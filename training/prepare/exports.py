@@ -2,7 +2,7 @@
 
 Each reader maps the columns of one export to those of a log and takes the source's own word for skips. Rows that are no
 plays of tracks (podcasts, video, private sessions, other events) are ignored and counted by their reason. An export
-belongs to one listener. Addresses, user agents and user names are never read.
+belongs to one listener. Addresses and user agents are never read. User names are only compared with each other.
 """
 
 from collections.abc import Callable
@@ -27,6 +27,8 @@ _READERS: Final[dict[LogKind, Callable[[LogTable, PrepareOptions], ExportRows]]]
     "rockbox": rockbox,
 }
 
+_LISTENERS: Final = ("user_id", "user", "username", "user_name")
+
 
 def read_export(kind: LogKind, plain: PlainFile, options: PrepareOptions) -> LogLines:
     """The lines of a file of an export. Raises BadLog."""
@@ -36,6 +38,7 @@ def read_export(kind: LogKind, plain: PlainFile, options: PrepareOptions) -> Log
     is_play = ~pl.any_horizontal(
         pl.lit(value=False), *(where.fill_null(value=False) for where in rows.ignored.values())
     )
+    noted = rows.noted | _others(table)
     columns = {role: name for role, name in rows.columns.items() if name in table.schema}
     fields = Fields(
         owner=pl.lit("me"),
@@ -50,13 +53,22 @@ def read_export(kind: LogKind, plain: PlainFile, options: PrepareOptions) -> Log
         faults=rows.faults,
         checks=(missing("track", "track"), missing("at", "time")),
         ignored=rows.ignored,
-        counted={f"{NOTED}{name}": (is_play & where).fill_null(value=False) for name, where in rows.noted.items()},
+        counted={f"{NOTED}{name}": (is_play & where).fill_null(value=False) for name, where in noted.items()},
         columns=columns,
         also_used=rows.also_used,
         notes=rows.notes,
     )
     form = LogFormat(sessions_given=False, by_position=False, by_end=rows.ordered_by_end)
     return lines_of(table, fields, form, rows.frame)
+
+
+def _others(table: LogTable) -> dict[str, pl.Expr]:
+    """The plays of other listeners than the first one, if a column names them."""
+    for name in _LISTENERS:
+        if name in table.schema and (first := table.first_text(name)):
+            what = f"plays of another listener than the first (column {name}): they are read as plays of one listener"
+            return {what: pl.col(name) != first}
+    return {}
 
 
 def _table(kind: LogKind, plain: PlainFile) -> LogTable:

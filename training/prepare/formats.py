@@ -158,7 +158,7 @@ def lines_of(table: LogTable, fields: Fields, form: LogFormat, frame: pl.LazyFra
         frame=lines,
         form=form,
         table=table,
-        problems=tuple(Problem(fault.reason, fault.column, fault.accepted) for fault in faults),
+        problems=tuple(Problem(fault.reason, table.as_written(fault.column), fault.accepted) for fault in faults),
         ignored=tuple(fields.ignored),
         counted=tuple(fields.counted),
         columns=fields.columns,

@@ -64,6 +64,7 @@ class LogTable:
     find_lines: Callable[[Sequence[int]], list[int]] | None = None
     faults: tuple[Fault, ...] = ()  # of whole lines that can be divided into columns
     json_types: dict[str, frozenset[type]] = field(default_factory=dict)  # of the values of each field of JSON
+    written: dict[str, str] = field(default_factory=dict)  # the names as they are in the file
     _added: dict[str, pl.Expr] = field(default_factory=dict)
     _time_readers: list[TimeReader] = field(default_factory=list)
 
@@ -88,7 +89,8 @@ class LogTable:
             name: pl.String() for name in layout.names if not name.startswith(delimited.UNNAMED)
         }
         find_lines = partial(delimited.line_numbers, plain, layout, fields)
-        return cls(fields.frame, schema, plain, fields.complete, find_lines)
+        written = dict(zip(layout.names, layout.header, strict=False))
+        return cls(fields.frame, schema, plain, fields.complete, find_lines, written=written)
 
     @classmethod
     def _of_parquet(cls, plain: PlainFile) -> "LogTable":
@@ -102,7 +104,8 @@ class LogTable:
         if len(set(lower.values())) < len(lower):
             raise BadLog(f"{plain.name} has columns whose names differ in capitals alone, expected every name once")
         schema = {lower[column]: dtype for column, dtype in columns.items()}
-        return cls(frame.rename(lower), schema, plain)
+        written = {name: column.strip() for column, name in lower.items()}
+        return cls(frame.rename(lower), schema, plain, written=written)
 
     @classmethod
     def _of_json(cls, plain: PlainFile) -> "LogTable":
@@ -124,7 +127,8 @@ class LogTable:
         schema: dict[str, pl.DataType] = dict.fromkeys(columns, pl.String())
         find_lines = partial(line_numbers, plain.path) if plain.content == "json_lines" else None
         faults = (Fault(~pl.col(TEXT), NOT_A_TEXT, "", ""),)
-        return cls(frame, schema, plain, pl.col(VALID), find_lines, faults, types)
+        written = {column: ".".join(path).strip() for column, path in columns.items()}
+        return cls(frame, schema, plain, pl.col(VALID), find_lines, faults, types, written)
 
     @property
     def name(self) -> str:
@@ -146,8 +150,12 @@ class LogTable:
 
     def expected(self, what: str) -> str:
         """A message with the columns found and those expected."""
-        found = ", ".join(repr(name)[1:-1] for name in self.schema)
+        found = ", ".join(repr(self.as_written(name))[1:-1] for name in self.schema)
         return f"{self.name} has the columns {found[:300]}; expected {what}"
+
+    def as_written(self, name: str) -> str:
+        """The name of a column as it is in the file, for messages."""
+        return self.written.get(name, name)
 
     def text(self, name: str) -> Value:
         """A column as text, null where a value is missing. Raises BadLog for a column of objects."""
@@ -195,14 +203,14 @@ class LogTable:
             raise self._wrong_type(name, "a date-time, text or a number")
         reader = TimeReader(time_format, time_zone, plausible)
         self._time_readers.append(reader)
-        times = reader.times(name, dtype, self._first_text(name))
+        times = reader.times(name, dtype, self.first_text(name))
         shown = TimeReader(time_format, time_zone, plausible=False).times(name, dtype)
         return time_value(name, self._with_column("time", name, times), reader, shown)
 
     def like_times(self) -> list[str]:
         """The columns whose first value looks like a time, or like one that needs a time format."""
         found = [name for name, dtype in self.schema.items() if isinstance(dtype, pl.Datetime)]
-        texts = {name: text for name in self.schema if (text := self._first_text(name))}
+        texts = {name: text for name in self.schema if (text := self.first_text(name))}
         return found + [name for name, text in texts.items() if looks_like_time(text)]
 
     def milliseconds(self, name: str) -> Value:
@@ -249,7 +257,7 @@ class LogTable:
         """
         return self.find_lines(rows) if self.find_lines else [row + 1 for row in rows]
 
-    def _first_text(self, name: str) -> str | None:
+    def first_text(self, name: str) -> str | None:
         """One of the first texts of a column, None if it has none. Raises BadLog."""
         if self.schema[name] != pl.String:
             return None

@@ -5,10 +5,10 @@ lines of a log: a line that it cannot read is left out.
 
 The rules:
 
-1. Reports of one play: the same owner, position and track, or the same owner, start and track. The newest
-   `written_at` counts, otherwise the last line, in the place of the first; a report with an outcome before one
-   without. At one position with several tracks, the last line counts. Yambda's lines are one play if they are
-   equal in every column, Spotify's if the end, the track and the duration are equal.
+1. Reports of one play: the same owner, position and track, or the same owner, start and track. A report with an
+   outcome counts before one without, then the newest `written_at`, then the last line, in the place of the first. At
+   one position with several tracks, the last line counts. Yambda's lines are one play if they are equal in every
+   column, Spotify's if the end, the track and the duration are equal.
 2. Sessions: given ones are kept. Otherwise a play starts a session if it starts more than `idle_gap` seconds after the
    end of the play before, or after its start if the end is unknown.
 3. Skips: the log's own flag, then the reason of the end, then the played duration, then time: the next play of the

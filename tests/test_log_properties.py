@@ -38,9 +38,11 @@ _RULES: Final = st.fixed_dictionaries(
 )
 
 
-def examples(everyday: int, slow: int) -> pytest.MarkDecorator:
-    """The number of examples, every day and with each change."""
-    return pytest.mark.parametrize("size", [everyday, pytest.param(slow, marks=pytest.mark.slow)], ids=["few", "many"])
+def examples(everyday: int, slow: int, nightly: int) -> pytest.MarkDecorator:
+    """The number of examples: every day, with each change, and at night."""
+    slow_marks, nightly_marks = pytest.mark.slow, [pytest.mark.slow, pytest.mark.nightly]
+    sizes = [everyday, pytest.param(slow, marks=slow_marks), pytest.param(nightly, marks=nightly_marks)]
+    return pytest.mark.parametrize("size", sizes, ids=["few", "more", "many"])
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +134,7 @@ def delivered_alike(
 class TestDelivery:
     """One history, delivered in many ways, is one dataset."""
 
-    @examples(40, 250)
+    @examples(25, 80, 1000)
     def test_in_memory(self, size: int) -> None:
         @settings(max_examples=size, deadline=None)
         @given(histories(), _FORMS, deliveries(), _RULES)
@@ -141,7 +143,7 @@ class TestDelivery:
 
         check()
 
-    @examples(15, 100)
+    @examples(10, 30, 400)
     def test_on_disk_in_many_portions(self, size: int) -> None:
         @settings(max_examples=size, deadline=None)
         @given(histories(), _FORMS, deliveries(), _RULES, st.integers(40, 400))
@@ -164,7 +166,7 @@ class TestDelivery:
 class TestPlaysThatStartAtOnce:
     """Plays of one second keep the order of the file, whichever way it runs and whatever is delivered again."""
 
-    @examples(15, 100)
+    @examples(10, 30, 400)
     def test_a_part_that_is_delivered_again_changes_nothing(self, size: int) -> None:
         @settings(max_examples=size, deadline=None)
         @given(histories(ties=True), _FORMS, st.data(), st.sampled_from([None, disk_engine(90)]))
@@ -177,7 +179,7 @@ class TestPlaysThatStartAtOnce:
 
         check()
 
-    @examples(15, 100)
+    @examples(10, 30, 400)
     def test_a_file_from_new_to_old_is_read_from_its_end(self, size: int) -> None:
         @settings(max_examples=size, deadline=None)
         @given(histories(ties=True), st.sampled_from(["listeners", "listeners with flags"]))
@@ -202,7 +204,7 @@ class TestReference:
     """Sessions and skips are those of the reference, for logs of every kind."""
 
     @pytest.mark.parametrize("kind", WRITERS)
-    @examples(10, 60)
+    @examples(8, 20, 200)
     def test_every_kind(self, kind: LogKind, size: int) -> None:
         @settings(max_examples=size, deadline=None)
         @given(exports(kind, histories(ties=kind in WITH_TIES)), st.sampled_from([None, disk_engine(250)]))

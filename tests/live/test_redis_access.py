@@ -181,5 +181,5 @@ def test_a_ca_file_is_for_tls_alone(tmp_path: Path) -> None:
     for url in ("redis://segue:word@host", "redis://:word@host", "redis://host?password=word"):
         with pytest.raises(BadOption, match="redis_password_file requires a redis_url without a password"):
             read_settings(release="r", redis_url=url, redis_password_file=__file__)
-    with pytest.raises(BadOption, match=r"redis_ca_file is .*does not point to a file"):
+    with pytest.raises(BadOption, match=r"redis_ca_file is .*expected an existing file"):
         read_settings(release="r", redis_url="rediss://host", redis_ca_file=tmp_path / "none.pem")

@@ -126,9 +126,6 @@ def spotify() -> Iterator[Case]:
     )
     at_once = [stream("b", "10:03:40", 200_000), stream("a", "10:00:20", 0, "fwdbtn"), stream("c", "10:07:00", 200_000)]
     yield Case("a play of 0 s that starts with the next one", "spotify", {name: json.dumps(at_once)}, expected="a* b c")
-    again = [stream("a", "10:00:20", 0, "fwdbtn"), stream("a", "10:03:40", 200_000), stream("b", "10:07:00", 200_000)]
-    facts = {"merged": 0}
-    yield Case("a play of 0 s, and the track again", "spotify", {name: json.dumps(again)}, expected="a* a b", log=facts)
     ends = lines(
         "user_id,track_id,ended_at,ms_played",
         "u a 10:03:20 200000; u b 10:06:50 210000; u c 10:06:58 8000; u d 10:10:08 190000; u e 10:13:48 220000",

@@ -23,7 +23,6 @@ class ExportRows:
     artist: pl.Expr
     at: pl.Expr  # start of the play, ms since 1970
     end: pl.Expr | None = None
-    detail: pl.Expr | None = None  # what must be equal too in two reports of one play
     outcome: Sequence[Rule] = ()  # the first rule that applies counts
     faults: tuple[Fault, ...] = ()
     ignored: dict[str, pl.Expr] = field(default_factory=dict)  # rows that are no plays, by their reason

@@ -45,7 +45,6 @@ def read_export(kind: LogKind, plain: PlainFile, options: PrepareOptions) -> Log
         track=rows.track,
         at=rows.at,
         end=rows.end,
-        detail=rows.detail,
         skipped=skipped,
         evidence=evidence,
         title=rows.title,

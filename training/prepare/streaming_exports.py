@@ -66,7 +66,6 @@ def spotify(table: LogTable, options: PrepareOptions) -> ExportRows:
         artist=text_of(table, "master_metadata_album_artist_name"),
         at=end.value - played.value,
         end=end.value,
-        detail=played.value.clip(0, _MAX_DETAIL),  # a play of 0 ms may end where the same track starts
         outcome=rules,
         faults=(*end.faults, *played.faults, *missing(table, "ts", "ms_played"), negative(played.value, "ms_played")),
         ignored=ignored,
@@ -123,7 +122,6 @@ def spotify_account(table: LogTable, options: PrepareOptions) -> ExportRows:
 
 _APPLE_TITLES: Final = ("song name", "content name")
 _APPLE_ARTISTS: Final = ("artist name", "container artist name")
-_MAX_DETAIL: Final = 2**32 - 1
 _APPLE_SKIPS: Final = ("TRACK_SKIPPED_FORWARDS", "TRACK_SKIPPED_BACKWARDS")
 _APPLE_PAUSES: Final = ("PLAYBACK_MANUALLY_PAUSED", "PLAYBACK_PAUSED_DUE_TO_INACTIVITY", "PAUSED_ON_TIMEOUT")
 _APPLE_PARTS: Final = (*_APPLE_PAUSES, "PLAYBACK_SUSPENDED", "SCRUB_BEGIN", "SCRUB_END")  # the play can go on

@@ -392,7 +392,7 @@ def _shown(name: str, value: object) -> str:
         return "invalid (the value is not shown)"
     if name == "redis_url":
         return repr(re.sub(r"password=[^&]*", "password=***", re.sub(r"^.*@", "***@", str(value))))
-    return repr(value)
+    return repr(str(value) if isinstance(value, Path) else value)
 
 
 def as_environment(settings: Settings) -> dict[str, str]:

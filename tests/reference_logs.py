@@ -317,7 +317,7 @@ def _listenbrainz(row: dict[str, Any], options: "Options", file: int, line: int)
 
 
 def _continued(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Plays of Apple Music; one that goes on after a pause is one play with the later end."""
+    """Plays of Apple Music. A play that continues after a pause is one play with the later end."""
     plays: list[dict[str, Any]] = []
     for row in sorted(rows, key=lambda row: str(row["event start timestamp"])):
         if row["event type"] != "PLAY_END" or row["media type"] != "AUDIO":

@@ -78,7 +78,7 @@ def _without_track(rng: random.Random, end_s: int, ms_played: int) -> Row:
 
 
 def streams(number: int, seed: int = 1) -> list[Row]:
-    """So many rows of twelve years, in the order of their time."""
+    """Rows over twelve years, in the order of their time."""
     rng, start_s, end_s, found = random.Random(seed), _FIRST, _FIRST, []
     for _ in range(number):
         reason = rng.choices(

@@ -1,4 +1,4 @@
-"""The histories that services export for a person: sessions and skips worked out by hand, and what is left out."""
+"""The histories that services export for a person: sessions and skips worked out by hand, and ignored rows."""
 
 import gzip
 import json

@@ -221,7 +221,7 @@ class _Forward:
 
 
 class _Filled(io.RawIOBase):
-    """A stream over a function that reads at most so many bytes. Its buffers are filled while there are data."""
+    """A stream over a function that reads up to a given number of bytes. It fills a buffer unless the data end."""
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         self._read = read

@@ -10,7 +10,7 @@ of an owner neither fall nor rise more often runs like the owner's other files.
 
 **Repeated reports.** Lines with the same owner, place (position or start; in a log that is ordered by ends, both end
 and start), track and `detail` are one play, also if they are in different files. With `merge_within_ms`, a line that
-starts at most so many ms after another one of its owner and track is a report of the same play. The play starts with
+starts at most that long after another one of its owner and track is a report of the same play. The play starts with
 its first report, and stays where that one is. The other values are those of the line with the newest `written_at`, or
 else of the last line in the order of files and lines. A line with a known outcome takes precedence over one without.
 

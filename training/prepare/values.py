@@ -29,7 +29,7 @@ class Fault(NamedTuple):
     reason: str  # such as "is no time"
     column: str  # empty if the line as a whole cannot be read
     accepted: str
-    note: pl.Expr | None = None  # String: what is told about an example, such as the time that it was read as
+    note: pl.Expr | None = None  # String: a remark on an example, such as the time that it was read as
 
 
 class Value(NamedTuple):

@@ -40,7 +40,7 @@ image-check:  ## run the steps of the service image in a clean root (minutes; ne
 	.ci/image-steps $(IMAGES)
 
 bench: $(VENV)/.dev-installed  ## run the benchmarks of benchmarks/README.md; needs SEGUE_DATA
-	$(BIN)/python benchmarks/prepare_lfm1k.py --folder $(BENCH)/lfm1k
+	$(BIN)/python benchmarks/prepare_log.py --folder $(BENCH)/lfm1k
 	$(BIN)/python benchmarks/index_search.py
 	$(BIN)/segue simulate --tracks 1000 --sessions 6000 --seed 1 --out $(BENCH)/synthetic --overwrite
 	$(BIN)/segue reproduce $(BENCH)/synthetic --recipe demo --split last-play --protocol full --out $(BENCH)/out

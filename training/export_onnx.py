@@ -77,19 +77,23 @@ def export_encoder(encoder: Encoder) -> bytes:
 
 
 def check_parity(folder: Path, encoder: Encoder, windows: Windows) -> float:
-    """Return the largest absolute difference between the queries of ONNX Runtime and torch on `windows`.
+    """Return the largest difference between the queries of ONNX Runtime and torch on `windows`.
 
-    `folder` must contain encoder.onnx and item_embeddings.npy.
+    The difference is relative to the largest absolute value of a query, if that is above 1: float32 has a relative
+    precision, and untrained embeddings can be large. `folder` must contain encoder.onnx and item_embeddings.npy.
 
     Raises:
-        BadRelease: The difference is larger than LARGEST_DIFFERENCE, or is NaN.
+        BadRelease: The difference is larger than LARGEST_DIFFERENCE, or a query is not finite.
 
     """
     session = onnxruntime.InferenceSession(str(folder / ENCODER), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"tracks": windows.tracks, "skipped": windows.skipped})
     with torch.no_grad():
         expected = encoder.cpu().eval().query(torch.from_numpy(windows.tracks), torch.from_numpy(windows.skipped))
-    difference = float(np.abs(found - expected.numpy()).max()) if len(windows) else 0.0
+    queries = expected.numpy()
+    if not len(windows):
+        return 0.0
+    difference = float(np.abs(found - queries).max() / np.maximum(np.abs(queries).max(), 1.0))
     if not difference <= LARGEST_DIFFERENCE:  # also true for NaN
         raise BadRelease(
             f"the exported encoder differs from the trained one by {difference:.2g}, at most {LARGEST_DIFFERENCE:g} "

@@ -24,7 +24,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from segue.arrays import Float32, mapped_array
 from segue.catalogue import FIRST_TRACK_ROW, MAPPED_FILES, PAD_ROW, Catalogue
 from segue.errors import BadRelease
+from segue.hybrid import FILES as MIXTURE_FILES
+from segue.hybrid import HybridRanker, Mixture
 from segue.map_projection import validate_map
+from segue.ngram import FILES as COUNT_FILES
+from segue.ngram import CountTables, NgramCounts
+from segue.recommend import Ranker
 from segue.safe_files import new_folder, read_json
 from segue.window import Windows
 
@@ -128,8 +133,27 @@ class Release:
 
     @property
     def has_encoder(self) -> bool:
-        """Whether the release has an encoder. A release without an encoder can be evaluated but not served."""
+        """Whether the release has an encoder. A release with neither encoder nor counts is evaluated, not served."""
         return ENCODER in self.manifest.files
+
+    @property
+    def has_counts(self) -> bool:
+        """Whether the release has transition counts (segue.ngram)."""
+        return COUNT_FILES[0] in self.manifest.files
+
+    @property
+    def count_tables(self) -> CountTables:
+        """The transition counts, memory-mapped. Raises BadRelease if the release has none."""
+        return CountTables(*map(self.array, COUNT_FILES))
+
+    def mixed_with(self, encoder: Ranker | None, catalogue: Catalogue) -> HybridRanker:
+        """Return the ranker by the release's counts and `encoder`. `catalogue` is its catalogue.
+
+        Raises BadRelease if an array is damaged.
+        """
+        named = {file: self.array(file) for file in (*COUNT_FILES, *MIXTURE_FILES)}
+        counts = NgramCounts.of_arrays(named, catalogue.plays, str(self.path))
+        return HybridRanker(counts, Mixture.of_arrays(named, str(self.path)), catalogue.by_plays, encoder)
 
     @property
     def has_index(self) -> bool:
@@ -240,6 +264,7 @@ def write_release(
             np.save(folder / name, array, allow_pickle=False)
         if encoder is not None:
             (folder / ENCODER).write_bytes(encoder)
+        if encoder is not None or COUNT_FILES[0] in arrays:  # the release can be served
             catalogue.write_mapped(folder)
         if check is not None:
             check(folder)

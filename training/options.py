@@ -226,6 +226,16 @@ class VmisKnnOptions(Options):
     )
 
 
+class NgramOptions(Options):
+    """Options of the transition counts."""
+
+    family: ClassVar[str] = "ngram"
+
+    max_followers: int = Field(
+        default=64, ge=1, description="Stored tracks of each context and of each track, the most frequent ones"
+    )
+
+
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 
 
@@ -237,7 +247,8 @@ def read_options(
     `recipe` is a TOML file or the name of a shipped recipe. If it has tables, the table named `model` is used.
     `settings` are texts `key=value`. Raises BadOption with one line.
     """
-    values: dict[str, Any] = {} if recipe is None else _of_model(_read_recipe(recipe), recipe, model)
+    family: str | None = getattr(kind, "family", None)  # a hybrid has the recipe of its encoder
+    values: dict[str, Any] = {} if recipe is None else _of_model(_read_recipe(recipe), recipe, model, family)
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key.strip():
@@ -247,15 +258,15 @@ def read_options(
     return check_options(kind, values)
 
 
-def _of_model(content: Mapping[str, Any], recipe: Path | str, model: str | None) -> dict[str, Any]:
-    """The options of a recipe for a model: all of them, or the model's table if there are tables."""
+def _of_model(content: Mapping[str, Any], recipe: Path | str, model: str | None, family: str | None) -> dict[str, Any]:
+    """The options of a recipe for a model: all of them, or the model's or its family's table if there are tables."""
     tables = {name for name, value in content.items() if isinstance(value, Mapping)}
     if not tables:
         return dict(content)
     loose = sorted(content.keys() - tables)
     if loose:
         raise BadOption(f"recipe {recipe}: {loose[0]} is outside of its tables: move it into the table of a model")
-    return dict(content.get(model or "", {}))
+    return dict(content.get(model or "", content.get(family or "", {})))
 
 
 def check_options(kind: type[AnyOptions], values: Mapping[str, Any]) -> AnyOptions:
@@ -284,7 +295,10 @@ def _suggestion(name: str, kind: type[Options]) -> str:
 
 def _models_with(name: str) -> str:
     """A hint: the models that have an option."""
-    kinds = (SasRecOptions, Bert4RecOptions, Gru4RecOptions, CaserOptions, WrmfOptions, BprOptions, VmisKnnOptions)
+    kinds = (
+        *(SasRecOptions, Bert4RecOptions, Gru4RecOptions, CaserOptions),
+        *(WrmfOptions, BprOptions, VmisKnnOptions, NgramOptions),
+    )
     models = [kind.family for kind in kinds if name in kind.model_fields]
     return f"; {name} is an option of {', '.join(models)}" if models else ""
 

@@ -1,9 +1,9 @@
 """The registry of models for `segue train`. To add a model, add an entry to MODELS.
 
-There are three kinds of models: neural encoders, matrix factorisations, and rankers without embeddings. Each kind has
-a class with a method `train`. An entry contains the name of the module that implements the model. The module is
-imported only when a job trains the model or opens its release. Training `popularity`, `markov` or `vmis-knn` therefore
-does not import torch.
+There are four kinds of models: neural encoders, matrix factorisations, rankers without embeddings, and transition
+counts, alone (`ngram`) or mixed with an encoder (`hybrid`). Each kind has a class with a method `train`. An entry
+contains the name of the module that implements the model. The module is imported only when a job trains the model or
+opens its release. Training `popularity`, `markov`, `vmis-knn` or `ngram` therefore does not import torch.
 """
 
 import importlib
@@ -22,13 +22,14 @@ from segue.recommend import Ranker
 from segue.release import Release
 from segue.window import Sessions, SessionViews
 from training.checkpoint import Checkpoints
-from training.data.splits import Examples
+from training.data.splits import Examples, Split
 from training.options import (
     Bert4RecOptions,
     BprOptions,
     CaserOptions,
     Gru4RecOptions,
     NeuralOptions,
+    NgramOptions,
     Options,
     SasRecOptions,
     VmisKnnOptions,
@@ -54,6 +55,7 @@ class ModelJob:
     reporter: "Reporter"
     processes: Processes
     origin: Release | None = None  # the release to fine-tune
+    split: Split = "last-play"
 
 
 class TrainedModel(NamedTuple):
@@ -61,7 +63,7 @@ class TrainedModel(NamedTuple):
 
     evaluation: dict[str, Any]  # written to the manifest
     encoder: "Encoder | None"  # None for a ranker without embeddings
-    arrays: Mapping[str, NDArray[Any]]  # arrays of a ranker without embeddings, by file name
+    arrays: Mapping[str, NDArray[Any]]  # arrays of a ranker without embeddings or of transition counts, by file name
     history: Sequence[dict[str, float]] = ()  # one entry per epoch
 
 
@@ -174,16 +176,67 @@ class RankerModel:
         return kind
 
 
-Model: TypeAlias = EncoderModel | FactorisationModel | RankerModel
+@dataclass(frozen=True)
+class NgramModel:
+    """Transition counts, alone or mixed with an encoder. The service serves both."""
+
+    options: type[Options]
+    encoder: EncoderModel | None = None
+    module: ClassVar[str] = "training.models.ngram"
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the seed changes the result."""
+        return self.encoder is not None
+
+    def train(self, job: ModelJob) -> TrainedModel:
+        """Train the encoder in all processes, then count transitions and learn the mixture in the main one."""
+        from training.models.ngram import arrays_of, fit_ngram
+
+        trained = None if self.encoder is None else self.encoder.train(job)
+        if trained is not None and not job.processes.is_main:
+            return trained
+        started = time.monotonic()
+        stored = {"max_followers": job.options.max_followers} if isinstance(job.options, NgramOptions) else {}
+        ranker = fit_ngram(
+            job.sessions,
+            job.catalogue,
+            job.validation,
+            job.split,
+            window=job.options.window,
+            encoder=None if trained is None else trained.encoder,
+            origin=job.origin,
+            **stored,
+        )
+        hr10 = ranker_score(ranker, job.validation, job.options.window)
+        seconds = time.monotonic() - started
+        if trained is None:
+            return TrainedModel(_facts(hr10, seconds), None, arrays_of(ranker))
+        facts = dict(trained.evaluation)
+        before = facts["validation"]
+        facts["validation"] = before | {"HR@10": hr10, "encoder HR@10": before["HR@10"]}
+        total = round(facts["training"]["seconds"] + seconds, 2)
+        facts["training"] = facts["training"] | {"seconds": total, "counts_seconds": round(seconds, 2)}
+        return trained._replace(evaluation=facts, arrays=arrays_of(ranker))
+
+
+Model: TypeAlias = EncoderModel | FactorisationModel | RankerModel | NgramModel
 
 _ENCODERS: Final = "training.models.encoders"
 _BASELINES: Final = "training.models.baselines"
 
-MODELS: Final[dict[str, Model]] = {
+_NEURAL: Final = {
     "sasrec": EncoderModel(f"{_ENCODERS}.sasrec", "SasRec", SasRecOptions),
     "bert4rec": EncoderModel(f"{_ENCODERS}.bert4rec", "Bert4Rec", Bert4RecOptions),
     "gru4rec": EncoderModel(f"{_ENCODERS}.gru4rec", "Gru4Rec", Gru4RecOptions),
     "caser": EncoderModel(f"{_ENCODERS}.caser", "Caser", CaserOptions),
+}
+
+MODELS: Final[dict[str, Model]] = {
+    "hybrid": NgramModel(SasRecOptions, _NEURAL["sasrec"]),
+    **{f"hybrid-{name}": NgramModel(_NEURAL[name].options, _NEURAL[name]) for name in ("bert4rec", "gru4rec", "caser")},
+    "ngram": NgramModel(NgramOptions),
+    **_NEURAL,
     "wrmf": FactorisationModel(f"{_BASELINES}.wrmf", "fit_wrmf", WrmfOptions, "orig"),
     "wrmf-bl": FactorisationModel(f"{_BASELINES}.wrmf", "fit_wrmf", WrmfOptions, "bl"),
     "wrmf-nr": FactorisationModel(f"{_BASELINES}.wrmf", "fit_wrmf", WrmfOptions, "nr"),

@@ -139,7 +139,7 @@ def train_distributed(
     if on_note is not None and processes.is_main:
         for note in notes:
             on_note(note)
-    work = ModelJob(job.options, part, catalogue, validation, checkpoints, reporters, processes, job.origin)
+    work = ModelJob(job.options, part, catalogue, validation, checkpoints, reporters, processes, job.origin, job.split)
     release = None
     with oom_hint(job.options, checkpoints, fixed=frozenset({"dimension"} if job.origin else ())):
         trained = model.train(work)
@@ -220,7 +220,13 @@ def _write_encoder(job: TrainingJob, trained: TrainedModel, encoder: "Encoder", 
         job.out,
         _draft(job, trained, encoder.item_embeddings.embedding_dim),
         catalogue,
-        {ITEM_EMBEDDINGS: matrix, TRACK_MAP: track_map(matrix, catalogue.plays), **weights, **sample_arrays(sample)},
+        {
+            ITEM_EMBEDDINGS: matrix,
+            TRACK_MAP: track_map(matrix, catalogue.plays),
+            **weights,
+            **sample_arrays(sample),
+            **trained.arrays,
+        },
         export_encoder(encoder),
         overwrite=job.overwrite,
         check=lambda folder: check_parity(folder, encoder, sample),

@@ -98,6 +98,7 @@ _ENCODER: Final = {"window", "dimension", "plays", "skip_input"}  # options that
 _OF_TRAINING: Final = {
     "masking",
     "duplication_factor",
+    "max_followers",
 }  # encoder-specific options that affect only training
 
 
@@ -118,7 +119,7 @@ def fine_tune_options(
     options = check_options(kind, release.manifest.options | chosen.model_dump(include=chosen.model_fields_set))
     fixed = (_ENCODER | kind.model_fields.keys() - NeuralOptions.model_fields.keys()) - _OF_TRAINING
     before, now = release.manifest.options, options.model_dump()
-    for name in sorted(fixed):
+    for name in sorted(fixed & now.keys()):
         if now[name] != before.get(name, now[name]):
             raise BadOption(
                 f"--init-from {release.path} was trained with {name}={before[name]}, not {now[name]}: "
@@ -131,15 +132,15 @@ def check_can_fine_tune(release: Release) -> None:
     """Check that `release` can be fine-tuned.
 
     Raises:
-        BadRelease: The model is not a neural encoder, or the release has no `encoder_weights.npy`.
+        BadRelease: The model has neither an encoder nor transition counts, or there is no `encoder_weights.npy`.
 
     """
-    if release.manifest.loss is None:
+    if release.manifest.loss is None and not release.has_counts:
         model = release.manifest.model
         raise BadRelease(
             f"--init-from {release.path} is of model {model}, which cannot be fine-tuned: leave --init-from out"
         )
-    if ENCODER_WEIGHTS not in release.manifest.files:
+    if release.has_encoder and ENCODER_WEIGHTS not in release.manifest.files:
         raise BadRelease(
             f"--init-from {release.path}: it holds no {ENCODER_WEIGHTS}, as an older Segue wrote it: train it once "
             "more, without --init-from"

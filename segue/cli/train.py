@@ -29,16 +29,18 @@ if TYPE_CHECKING:
 @click.option(
     "--model",
     metavar="NAME",
-    help="Model: sasrec, bert4rec, gru4rec, caser, wrmf, bpr, vmis-knn, markov or popularity. wrmf-bl and bpr-bl do "
-    "not count a skipped track as a positive; wrmf-nr and bpr-nr also count it as a negative.  "
-    "[default: sasrec, or the model of --init-from]",
+    help="Model: hybrid (transition counts and SASRec), ngram (transition counts), sasrec, bert4rec, gru4rec, caser, "
+    "wrmf, bpr, vmis-knn, markov or popularity. hybrid-bert4rec, hybrid-gru4rec and hybrid-caser mix the counts with "
+    "another encoder. wrmf-bl and bpr-bl do not count a skipped track as a positive; wrmf-nr and bpr-nr also count it "
+    "as a negative.  [default: hybrid, or the model of --init-from]",
 )
 @click.option(
     "--init-from",
     "origin",
     type=FOLDER,
     metavar="RELEASE",
-    help="Fine-tune RELEASE. Known tracks keep their embeddings; new tracks are initialised from co-played tracks.",
+    help="Fine-tune RELEASE. Known tracks keep their embeddings; new tracks are initialised from co-played tracks; "
+    "counts are added. With --model hybrid, RELEASE may be a sasrec release.",
 )
 @click.option("--no-nce", is_flag=True, help="Train without the skip loss (InfoNCE; sets beta to 0).")
 @click.option(
@@ -103,11 +105,10 @@ def train(
 
     release = None
     if origin is None:
-        model = model_named(model or "sasrec")
+        model = model_named(model or "hybrid")
         options = options_of(model, recipe, settings, no_nce=no_nce)
     else:
-        release, options = _continued(origin, model, recipe, settings, no_nce=no_nce)
-        model = release.manifest.model
+        release, model, options = _continued(origin, model, recipe, settings, no_nce=no_nce)
     boards = () if tensorboard is None else (_board(tensorboard),)
     job = TrainingJob(
         model,
@@ -138,22 +139,24 @@ def _board(folder: Path) -> "TensorBoard":
 
 def _continued(
     origin: Path, model: str | None, recipe: str | None, settings: tuple[str, ...], *, no_nce: bool
-) -> tuple["Release", "Options"]:
-    """Return the release of --init-from, and its options with the changes of flags, recipe and settings."""
+) -> tuple["Release", str, "Options"]:
+    """Return the release of --init-from, the model, and its options with the changes of flags, recipe and settings."""
     from segue.release import open_release
-    from training.registry import MODELS, EncoderModel, model_named
+    from training.registry import MODELS, EncoderModel, NgramModel, model_named
     from training.warm_start import check_can_fine_tune, fine_tune_options
 
     release = open_release(origin)
     trained = release.manifest.model
     entry = MODELS.get(trained)
-    if not isinstance(entry, EncoderModel):
+    if not isinstance(entry, EncoderModel | NgramModel):
         raise BadRelease(f"--init-from {origin} is a {trained} model, which cannot be fine-tuned: omit --init-from")
     check_can_fine_tune(release)
-    if model is not None and model_named(model) != trained:
+    named = trained if model is None else model_named(model)
+    chosen = MODELS[named]
+    if named != trained and not (isinstance(chosen, NgramModel) and chosen.encoder is entry):  # a hybrid of an encoder
         raise BadOption(f"--model {model}: --init-from {origin} is a {trained} model: omit --model")
     flags = {"beta": 0.0} if no_nce else {}
-    return release, fine_tune_options(release, entry.options, recipe, settings, **flags)
+    return release, named, fine_tune_options(release, entry.options, recipe, settings, **flags)
 
 
 def options_of(model: str, recipe: str | None, settings: tuple[str, ...], *, no_nce: bool) -> "Options":
@@ -329,7 +332,7 @@ def open_recommender(release: "Release", *, exact: bool = False) -> Any:
     from segue.recommend import PopularityRanker, Recommender
     from training.registry import open_ranker
 
-    if release.has_encoder:
+    if release.has_encoder or release.has_counts:
         from service.releases.loaded import recommender_of
 
         return recommender_of(release, exact=exact)

@@ -4,6 +4,7 @@ The fallback answers with the release's most played tracks while Redis or the mo
 SEGUE_FALLBACK=popularity. Writes have no fallback: an event that cannot be stored is not acknowledged.
 """
 
+import itertools
 import math
 import time
 from typing import Annotated, Any, Final, Literal, Self
@@ -61,6 +62,11 @@ class ExplainedItem(BaseModel):
         description="The contribution of each of `plays` to the score, negative if the play lowers it. They add up to "
         "the score. Estimated Shapley values; empty if popularity answered"
     )
+    parts: dict[str, float] | None = Field(
+        default=None,
+        description="What each part of a hybrid adds to the score: transition counts (ngram, follow, near), the "
+        "session itself (recent, own), popularity, and the encoder. They add up to the score. Absent without counts",
+    )
     rank_without_skips: int | None = Field(
         default=None, description=f"Its rank if no play had been skipped. Absent beyond rank {RANKED_AGAIN}"
     )
@@ -106,7 +112,9 @@ class ExplanationBody(BaseModel):
     def of(cls, answer: RecommendResult, explanation: Explanation) -> Self:
         """The body for the explanation of an answer."""
         outcomes = (Outcome.PLAYED, Outcome.SKIPPED)
-        lines = zip(answer.rows, explanation.contributions.tolist(), explanation.ranks_without_skips, strict=True)
+        parts = explanation.parts if explanation.parts is not None else itertools.repeat(None)
+        known = answer.rows, explanation.contributions.tolist(), explanation.ranks_without_skips
+        lines = zip(*known, parts, strict=False)
         track_id = answer.release.catalogue.track_id
         return cls(
             plays=[
@@ -114,8 +122,8 @@ class ExplanationBody(BaseModel):
                 for track, skipped in explanation.plays
             ],
             items=[
-                ExplainedItem(track_id=track_id(row), contributions=line, rank_without_skips=rank)
-                for row, line, rank in lines
+                ExplainedItem(track_id=track_id(row), contributions=line, rank_without_skips=rank, parts=of_parts)
+                for row, line, rank, of_parts in lines
             ],
             filtered=[
                 FilteredTrack(

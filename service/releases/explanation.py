@@ -1,9 +1,9 @@
 """Explain an answer: contributions of plays, ranks without skips, excluded tracks, positions on the map.
 
-The score of a track is the inner product of the track's embedding and the encoder's query. The encoder can compute a
-query for any subset of a session's plays. The contribution of a play is therefore defined as its Shapley value: the
-play is added to the plays before it in an ordering, and the change of the score is averaged over many orderings. The
-contributions of all plays add up to the score. A play that never changes the score has the contribution 0. Random
+The ranker can score a track for any subset of a session's plays. The contribution of a play is therefore defined as its
+Shapley value: the play is added to the plays before it in an ordering, and the change of the score is averaged over
+many orderings. The contributions of all plays add up to the score. If the score is a mixture of parts (segue.hybrid),
+the parts of a track also add up to its score. A play that never changes the score has the contribution 0. Random
 orderings are sampled in pairs, each with its reverse, to reduce the variance.
 
 Source: Shapley, "A value for n-person games", 1953; Strumbelj and Kononenko, "Explaining prediction models and
@@ -22,8 +22,9 @@ import numpy as np
 
 from segue.arrays import Bool, Float32, Float64, Int
 from segue.catalogue import PAD_ROW, Row
+from segue.hybrid import ALL_PARTS, HybridRanker
 from segue.map_projection import NEAREST, among
-from segue.recommend import QueryEncoder
+from segue.recommend import Ranker
 from segue.sessions import Play
 from segue.window import Windows, to_sessions, to_windows
 from service.releases.loaded import LoadedRelease, Question, RecommendResult, Track
@@ -56,6 +57,7 @@ class Explanation:
 
     plays: list[tuple[Track, bool]]  # (track, skipped) for each play in the window, oldest first
     contributions: Float32  # [tracks, plays] float32; each row adds up to the score of its track
+    parts: list[dict[str, float]] | None  # for each track, what each part of a mixture adds to its score
     ranks_without_skips: list[int | None]  # rank of each track if skipped plays are removed; None beyond RANKED_AGAIN
     filtered: list[ExcludedTrack]
     places: Places | None  # None if the release has no map
@@ -78,15 +80,26 @@ def explain_answer(live: LoadedRelease, question: Question, answer: RecommendRes
 
     [unskipped] = recommender.recommend(sessions.played(), RANKED_AGAIN, [excluded])
     ranks = {row: rank for rank, row in enumerate(unskipped.rows.tolist(), start=1)}
-    targets = np.asarray(live.release.item_embeddings)[answer.rows]
+    targets = np.array(answer.rows, dtype=np.int64)
     plays: list[Row] = window.tracks[0, seen].tolist()
     return Explanation(
         plays=[(live.track(row), bool(skip)) for row, skip in zip(plays, window.skipped[0, seen], strict=True)],
-        contributions=contributions(live.encoder, window, targets),
+        contributions=contributions(live.ranker, window, targets),
+        parts=_parts(live, window, targets) if answer.source == "model" else None,
         ranks_without_skips=[ranks.get(row) for row in answer.rows],
         filtered=[ExcludedTrack(live.track(row), rank, row in heard) for rank, row in filtered],
         places=_places(live, question.plays, window, plays, answer.rows) if live.has_map else None,
     )
+
+
+def _parts(live: LoadedRelease, window: Windows, targets: Int) -> list[dict[str, float]] | None:
+    """Return what each part of a mixture adds to the score of each target. None if the ranker is no mixture."""
+    if not isinstance(live.ranker, HybridRanker):
+        return None
+    scores = live.ranker.part_scores(window, targets[None])[:, 0].T
+    with_encoder = live.embeddings is not None
+    names = ALL_PARTS if with_encoder else ALL_PARTS[:-1]
+    return [dict(zip(names, line.tolist(), strict=False)) for line in scores]
 
 
 def _places(
@@ -97,8 +110,8 @@ def _places(
     path = positions[rows]
     path[rows == PAD_ROW] = np.nan
     query = None
-    if plays:
-        nearest = live.nearest(live.encoder.encode(window), min(NEAREST + 1, len(live.catalogue)))
+    if plays and live.embeddings is not None:
+        nearest = live.nearest(live.embeddings.encoder.encode(window), min(NEAREST + 1, len(live.catalogue)))
         found = nearest.rows[0] != PAD_ROW
         if found.any():
             [query] = among(nearest.scores[:, found], positions[nearest.rows[:, found]])
@@ -110,12 +123,11 @@ ORDERS: Final = 16  # number of orderings to average over; all orderings are use
 _WINDOWS_AT_ONCE: Final = 256
 
 
-def contributions(encoder: QueryEncoder, window: Windows, targets: Float32, orders: int = ORDERS) -> Float32:
+def contributions(ranker: Ranker, window: Windows, targets: Int, orders: int = ORDERS) -> Float32:
     """Return the contribution of each play in a window to the score of each target track. [targets, plays] float32.
 
-    `window` [1, window] contains the plays; padding is ignored. `targets` [targets, dimension] float32 are the
-    embeddings of the target tracks. Each row of the result adds up to the score of its track. The result is
-    deterministic.
+    `window` [1, window] contains the plays; padding is ignored. `targets` [targets] int64 are the rows of the target
+    tracks. Each row of the result adds up to the score of its track. The result is deterministic.
     """
     places = np.flatnonzero(window.tracks[0] != PAD_ROW)
     count = len(places)
@@ -125,7 +137,7 @@ def contributions(encoder: QueryEncoder, window: Windows, targets: Float32, orde
     # joined[order, step, play]: True if the play is among the first `step + 1` plays of the ordering.
     joined = np.argsort(drawn, axis=1)[:, None, :] <= np.arange(count)[None, :, None]
     parts, which = np.unique(joined.reshape(-1, count), axis=0, return_inverse=True)
-    scores = (_queries(encoder, window, places, parts).astype(np.float64) @ targets.T.astype(np.float64))[which]
+    scores = _scores(ranker, window, places, parts, targets)[which]
     scores = scores.reshape(len(drawn), count, len(targets))
     added = np.diff(scores, axis=1, prepend=0.0)  # the score without plays is 0
     total: Float64 = np.zeros((count, len(targets)))
@@ -143,8 +155,8 @@ def _orders(count: int, most: int) -> Int:
     return np.concatenate([half, half[:, ::-1]])
 
 
-def _queries(encoder: QueryEncoder, window: Windows, places: Int, parts: Bool) -> Float32:
-    """Return the encoder's query for each subset of the plays. [parts, dimension] float32.
+def _scores(ranker: Ranker, window: Windows, places: Int, parts: Bool, targets: Int) -> Float64:
+    """Return the score of each target for each subset of the plays. [parts, targets] float64.
 
     `places` [plays] are the columns of the plays in `window`. `parts` [parts, plays] marks the plays of each subset.
     """
@@ -159,4 +171,6 @@ def _queries(encoder: QueryEncoder, window: Windows, places: Int, parts: Bool) -
     shown.tracks[lines, columns[lines, plays]] = tracks[plays]
     shown.skipped[lines, columns[lines, plays]] = skipped[plays]
     starts = range(0, len(parts), _WINDOWS_AT_ONCE)
-    return np.concatenate([encoder.encode(shown.select(slice(start, start + _WINDOWS_AT_ONCE))) for start in starts])
+    blocks = [shown.select(slice(start, start + _WINDOWS_AT_ONCE)) for start in starts]
+    rows = [np.broadcast_to(targets, (len(block), len(targets))) for block in blocks]
+    return np.concatenate([ranker.scores(*asked) for asked in zip(blocks, rows, strict=True)]).astype(np.float64)

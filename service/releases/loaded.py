@@ -7,7 +7,7 @@ import contextlib
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,10 +16,21 @@ import onnxruntime
 
 from index.exact import ExactIndex
 from index.tuning import open_index, read_facts
-from segue.arrays import Float32
-from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Row
+from segue.arrays import Float32, Float64, Int
+from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue, Row
 from segue.errors import BadRelease, UnknownMap, UnknownTrack
-from segue.recommend import EncoderRanker, NearestTracks, PopularityRanker, QueryEncoder, Ranked, Recommender, Source
+from segue.hybrid import Counts, HybridRanker
+from segue.ngram import Found
+from segue.recommend import (
+    EncoderRanker,
+    NearestTracks,
+    PopularityRanker,
+    QueryEncoder,
+    Ranked,
+    Ranker,
+    Recommender,
+    Source,
+)
 from segue.release import ENCODER, Release, open_release
 from segue.sessions import Play
 from segue.window import Windows, to_sessions
@@ -86,7 +97,7 @@ class TrackMap:
 
 
 class StepTimer(Protocol):
-    """Measures the duration of a ranking step, `encode` or `search`."""
+    """Measures the duration of a ranking step: `encode`, `search` or `count`."""
 
     def __call__(self, step: str, /) -> AbstractContextManager[Any]:
         """Return a context manager that measures the duration of its block."""
@@ -97,10 +108,19 @@ def _no_timer(_: str) -> AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
+@dataclass(frozen=True, slots=True)
+class EmbeddingSearch:
+    """The encoder of a release, its index, and exact search over the same embeddings."""
+
+    encoder: QueryEncoder
+    index: NearestTracks
+    exact: NearestTracks
+
+
 class LoadedRelease:
     """Recommends with one release. Immutable and thread-safe."""
 
-    def __init__(self, release: Release, encoder: QueryEncoder, index: NearestTracks, exact: NearestTracks) -> None:
+    def __init__(self, release: Release, embeddings: EmbeddingSearch | None, timed: StepTimer = _no_timer) -> None:
         self.release = release
         self.name = release.name  # in answers and logs
         self.catalogue = release.mapped_catalogue
@@ -108,12 +128,10 @@ class LoadedRelease:
         facts = read_facts(release)
         self._index_facts = {"kind": "exact"} if facts is None else facts.model_dump(mode="json", exclude={"tried"})
         self._map = TrackMap(release) if release.track_map is not None else None
-        self.encoder = encoder
-        self._index = index
-        self._exact = exact
+        self.embeddings = embeddings  # None for a release without an encoder
         popularity = PopularityRanker(self.catalogue.plays, self.catalogue.by_plays)
-        ranker = EncoderRanker(encoder, index, exact, release.item_embeddings)
-        self.recommender = Recommender(ranker, popularity, release.manifest.window.length)
+        self.ranker = _ranker(release, embeddings, self.catalogue, timed)
+        self.recommender = Recommender(self.ranker, popularity, release.manifest.window.length)
 
     @property
     def folder(self) -> str:
@@ -159,8 +177,15 @@ class LoadedRelease:
         return self._map
 
     def similar(self, track_id: str, k: int) -> list[Track]:
-        """Return the `k` most similar tracks by inner product, without the track itself. Raises UnknownTrack."""
+        """Return the `k` most similar tracks, without the track itself. Raises UnknownTrack.
+
+        The score is the inner product of the embeddings, or, without an encoder, the share of the track's pairs.
+        """
         row = self.catalogue.row(track_id)
+        if isinstance(self.ranker, HybridRanker) and self.embeddings is None:
+            near_rows, shares = self.ranker.counts.neighbours(row)
+            near_by = zip(near_rows.tolist(), shares.tolist(), strict=True)
+            return [self.track(near, share) for near, share in near_by if near != row][:k]
         rows, scores = self.nearest(self.release.item_embeddings[row][None], min(k + 1, len(self.catalogue)))
         found = zip(rows[0].tolist(), scores[0].tolist(), strict=True)
         return [self.track(near, score) for near, score in found if near not in (row, PAD_ROW)][:k]
@@ -180,10 +205,12 @@ class LoadedRelease:
     def nearest(self, queries: Float32, k: int) -> Ranked:
         """Return the `k` nearest tracks for each query. `queries` [batch, dimension] float32.
 
-        If the index finds fewer than `k` tracks for a query, the whole batch uses exact search.
+        If the index finds fewer than `k` tracks for a query, the whole batch uses exact search. The release must have
+        an encoder.
         """
-        found = self._index.search(queries, k)
-        return self._exact.search(queries, k) if (found.rows == PAD_ROW).any() else found
+        assert self.embeddings is not None, self.name
+        found = self.embeddings.index.search(queries, k)
+        return self.embeddings.exact.search(queries, k) if (found.rows == PAD_ROW).any() else found
 
     def track(self, row: Row, score: float | None = None) -> Track:
         """Return the track in a row of the catalogue, with an optional score."""
@@ -261,14 +288,45 @@ class _TimedIndex:
             return self.index.search(queries, k)
 
 
+@dataclass(frozen=True, slots=True)
+class _TimedCounts:
+    counts: Counts
+    timed: StepTimer
+
+    def lookup(self, windows: Windows, extra: Int) -> Found:
+        with self.timed("count"):
+            return self.counts.lookup(windows, extra)
+
+    def neighbours(self, row: Row) -> tuple[Int, Float64]:
+        return self.counts.neighbours(row)
+
+
+def _ranker(
+    release: Release, embeddings: EmbeddingSearch | None, catalogue: Catalogue, timed: StepTimer = _no_timer
+) -> Ranker:
+    """Return the ranker of a release: its encoder, its counts, or both together."""
+    by_encoder = None
+    if embeddings is not None:
+        by_encoder = EncoderRanker(embeddings.encoder, embeddings.index, embeddings.exact, release.item_embeddings)
+    if not release.has_counts:
+        assert by_encoder is not None, release.name
+        return by_encoder
+    mixed = release.mixed_with(by_encoder, catalogue)
+    return replace(mixed, counts=_TimedCounts(mixed.counts, timed))
+
+
 def recommender_of(release: Release, *, exact: bool = False, threads: int = 1) -> Recommender:
-    """Create the same recommender as the service, for offline evaluation. Raises BadRelease if there is no encoder.
+    """Create the same recommender as the service, for offline evaluation. Raises BadRelease if it cannot be served.
 
     `exact` uses exact search even if the release has an index. `threads` is the number of threads per encoder call.
     """
-    encoder = OnnxEncoder(_encoder_file(release), threads)
-    exactly = ExactIndex(release.item_embeddings)
-    ranker = EncoderRanker(encoder, exactly if exact else open_index(release), exactly, release.item_embeddings)
+    _check_servable(release)
+    embeddings = None
+    if release.has_encoder:
+        exactly = ExactIndex(release.item_embeddings)
+        encoder = OnnxEncoder(release.path / ENCODER, threads)
+        embeddings = EmbeddingSearch(encoder, exactly if exact else open_index(release), exactly)
+    ranker = _ranker(release, embeddings, release.catalogue)
     return Recommender(ranker, PopularityRanker(release.catalogue.plays), release.manifest.window.length)
 
 
@@ -279,23 +337,37 @@ def load_release(path: Path, device: str = "cpu", threads: int = 1, timed: StepT
     ranking steps. Raises BadRelease with a one-line message.
     """
     release = open_release(path)
-    encoder = _TimedEncoder(OnnxEncoder(_encoder_file(release), threads), timed)
-    index = _TimedIndex(open_index(release, device), timed)
-    live = LoadedRelease(release, encoder, index, ExactIndex(release.item_embeddings))
-    _warm_up(live, encoder)
+    _check_servable(release)
+    embeddings = None
+    if release.has_encoder:
+        encoder = _TimedEncoder(OnnxEncoder(release.path / ENCODER, threads), timed)
+        index = _TimedIndex(open_index(release, device), timed)
+        embeddings = EmbeddingSearch(encoder, index, ExactIndex(release.item_embeddings))
+    live = LoadedRelease(release, embeddings, timed)
+    _warm_up(live)
     return live
 
 
-def _encoder_file(release: Release) -> Path:
-    if not release.has_encoder:
+def _check_servable(release: Release) -> None:
+    if not (release.has_encoder or release.has_counts):
         model = release.manifest.model
         raise BadRelease(
-            f"{release.path} was trained as {model}, which has no encoder: it can be evaluated, not served"
+            f"{release.path} was trained as {model}, which has no encoder and no transition counts: it can be "
+            "evaluated, not served"
         )
-    return release.path / ENCODER
 
 
-def _warm_up(live: LoadedRelease, encoder: QueryEncoder) -> None:
+def _warm_up(live: LoadedRelease) -> None:
+    if live.embeddings is not None:
+        _check_encoder(live, live.embeddings.encoder)
+    live.recommend([], 1)
+    live.search("a", 1)
+    for track_id in map(live.catalogue.track_id, range(FIRST_TRACK_ROW, len(live.catalogue) + FIRST_TRACK_ROW)[:1]):
+        live.recommend([Play(track_id)], 1)
+        live.similar(track_id, 1)
+
+
+def _check_encoder(live: LoadedRelease, encoder: QueryEncoder) -> None:
     manifest = live.release.manifest
     shape = (2, manifest.window.length)  # a batch of two: an exported graph may accept only batches of one
     first = np.full(shape, FIRST_TRACK_ROW if len(live.catalogue) else PAD_ROW, dtype=np.int64)
@@ -311,8 +383,3 @@ def _warm_up(live: LoadedRelease, encoder: QueryEncoder) -> None:
         )
     if not np.isfinite(query).all():
         raise BadRelease(f"{live.release.path}: the encoder answers what is no number: train the release again")
-    live.recommend([], 1)
-    live.search("a", 1)
-    for track_id in map(live.catalogue.track_id, range(FIRST_TRACK_ROW, len(live.catalogue) + FIRST_TRACK_ROW)[:1]):
-        live.recommend([Play(track_id)], 1)
-        live.similar(track_id, 1)

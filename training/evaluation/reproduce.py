@@ -47,6 +47,8 @@ SYSTEMS: Final[dict[str, System]] = {
     **{name: System(name, _PLAIN) for name in NEURAL},
     **{f"{name}+nce": System(name) for name in NEURAL},
     **{name: System(name) for name, model in MODELS.items() if not issubclass(model.options, NeuralOptions)},
+    **{name: System(name, _PLAIN) for name in MODELS if name.startswith("hybrid")},
+    **{f"{name}+nce": System(name) for name in MODELS if name.startswith("hybrid")},
     # Variants for the open questions of the paper (docs/evaluation.md).
     "sasrec+nce+published-pairing": System("sasrec", {"negative_pairing": "published"}),
     "sasrec+next-played": System("sasrec", {**_PLAIN, "objective": "next-played"}),

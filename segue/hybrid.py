@@ -1,0 +1,254 @@
+"""Rank by transition counts, or by counts and an encoder together: a mixture whose weights depend on the session.
+
+The next track is either a track of the window (a repeat) or a new one. A logistic gate gives the probability of a
+repeat, from features of the window. Within each of the two cases a softmax gate weighs the parts, which are restricted
+to the tracks of the case:
+
+    p(x) = r * sum_s g_s p_s(x) / p_s(window)                 x in the window; p_s(window) sums p_s over its tracks
+    p(x) = (1 - r) * sum_s h_s p_s(x) / (1 - p_s(window))     x not in the window
+
+The parts are those of segue.ngram and, for a hybrid, the softmax of the encoder's scores over its best ENCODER_TRACKS
+tracks (0 for other tracks). Each part, each case and the mixture sum to 1. The score of a track is p(x).
+training.models.mixture learns the gates on validation targets.
+
+Sources: repeat and explore modes, Ren et al., RepeatNet, AAAI 2019, https://arxiv.org/abs/1812.02646; mixtures of
+experts, Jacobs et al., Neural Computation 1991.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segue.arrays import Bool, Float32, Float64, Int
+from segue.catalogue import PAD_ROW
+from segue.errors import BadRelease
+from segue.ngram import PARTS, Found
+from segue.recommend import Ranked, Ranker
+from segue.window import Windows, distinct
+
+ENCODER_TRACKS: Final = 100
+ALL_PARTS: Final = (*PARTS, "encoder")
+_FORESEEING: Final = (0, 1, 2, 6)  # parts whose probability of a repeat is a feature: ngram, follow, near, encoder
+NEW_PARTS: Final = (0, 1, 2, 5, 6)  # the parts that new tracks have: ngram, follow, near, popular, encoder
+REPEAT_PARTS: Final = (0, 1, 2, 3, 4, 6)  # the parts that tracks of the window have: all but popular
+FEATURES: Final = (
+    "constant",
+    *(f"context of {order}" for order in range(1, 5)),
+    "log of the context's count",
+    "followers per count",
+    "log of the plays",
+    "share of distinct tracks",
+    "last skipped",
+    "second to last skipped",
+    "share skipped",
+    "last track played before",
+    "log of the encoder's largest probability",
+)
+REPEAT_FEATURES: Final = len(FEATURES) + 2 * len(_FORESEEING)
+FILES: Final = ("mixture_repeat.npy", "mixture_new_tracks.npy", "mixture_repeats.npy")
+_LEAST: Final = 1e-9  # the least mass that a part is divided by
+
+
+class Mixture(NamedTuple):
+    """The weights of the three gates, in the order of FILES."""
+
+    repeat: Float64  # [REPEAT_FEATURES] float64
+    new_tracks: Float64  # [features, NEW_PARTS] float64; -inf in the column of a part that is left out
+    repeats: Float64  # [features, REPEAT_PARTS] float64
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]], name: str) -> Self:
+        """Create the mixture from arrays by file name. Raises BadRelease if a shape is wrong or a value is NaN."""
+        shapes = ((REPEAT_FEATURES,), (len(FEATURES), len(NEW_PARTS)), (len(FEATURES), len(REPEAT_PARTS)))
+        for file, shape in zip(FILES, shapes, strict=True):
+            found = arrays[file]
+            if found.shape != shape or found.dtype != np.float64 or not np.isfinite(found).all():
+                raise BadRelease(f"{name}: {file} is {found.dtype} {found.shape}, expected finite float64 {shape}")
+        return cls(*(np.array(arrays[file]) for file in FILES))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays to store in a release, by file name."""
+        return dict(zip(FILES, self, strict=True))
+
+
+class Evidence(NamedTuple):
+    """The candidates of a batch of windows, the probability of each part, and the features of the gates."""
+
+    found: Found
+    parts: Float64  # [ALL_PARTS, candidates]
+    in_window: Bool  # [candidates]
+    masses: Float64  # [ALL_PARTS, batch], the probability that each part gives to the tracks of the window
+    features: Float64  # [batch, features]
+    repeat_features: Float64  # [batch, REPEAT_FEATURES]
+
+
+class Counts(Protocol):
+    """Transition counts: NgramCounts, or the same with a timer around it."""
+
+    def lookup(self, windows: Windows, extra: Int) -> Found:
+        """As NgramCounts.lookup."""
+        ...
+
+    def neighbours(self, row: int) -> tuple[Int, Float64]:
+        """As NgramCounts.neighbours."""
+        ...
+
+
+@dataclass(frozen=True)
+class HybridRanker:
+    """Ranks by a mixture of transition counts and, if there is one, an encoder. Immutable and thread-safe."""
+
+    counts: Counts
+    mixture: Mixture
+    by_plays: Int  # [tracks] int64, catalogue rows by descending play count
+    encoder: Ranker | None = None
+
+    def rank(self, windows: Windows, k: int) -> Ranked:
+        """Return the k best tracks for each window, by probability, then by row. Rows and scores [batch, k]."""
+        tracks = len(self.by_plays)
+        k = min(k, tracks)
+        # A track that is no candidate has only popularity, so the most popular ones among them come first.
+        popular = self.by_plays[: min(k + windows.tracks.shape[1], tracks)]
+        extra = np.broadcast_to(popular, (len(windows), len(popular)))
+        evidence = self.evidence(windows, extra)
+        return _best(evidence.found, self._probabilities(evidence).sum(axis=0), len(windows), k)
+
+    def scores(self, windows: Windows, rows: Int) -> Float32:
+        """Return the probability of given tracks. `rows` [batch, candidates] int64 -> [batch, candidates] float32."""
+        scores: Float32 = self.part_scores(windows, rows).sum(axis=0).astype(np.float32)
+        return scores
+
+    def part_scores(self, windows: Windows, rows: Int) -> Float64:
+        """Return how much each part adds to the score of given tracks. They add up to `scores`.
+
+        `rows` [batch, candidates] int64. Returns [ALL_PARTS, batch, candidates] float64.
+        """
+        evidence = self.evidence(windows, rows)
+        probabilities = self._probabilities(evidence)
+        given = evidence.found.given[:, : rows.shape[1]]
+        return np.where(given >= 0, probabilities[:, np.maximum(given, 0)], 0.0)
+
+    def evidence(self, windows: Windows, extra: Int) -> Evidence:
+        """Return the candidates of the counts, of the encoder and in `extra` [batch, n] int64, with all parts."""
+        batch = len(windows)
+        ranked = None if self.encoder is None else self.encoder.rank(windows, ENCODER_TRACKS)
+        given = extra if ranked is None else np.concatenate([extra, ranked.rows], axis=1)
+        found = self.counts.lookup(windows, given)
+        parts = np.zeros((len(ALL_PARTS), len(found.rows)))
+        parts[: len(PARTS)] = found.parts
+        largest = np.zeros(batch)
+        if ranked is not None:
+            probability = _softmax(ranked.scores.astype(np.float64))
+            at = found.given[:, extra.shape[1] :]
+            parts[-1, at[at >= 0]] = probability[at >= 0]
+            largest = np.log(probability.max(axis=1, initial=1e-9))
+        in_window: Bool = np.zeros(len(found.rows), dtype=np.bool_)
+        in_window[found.places[found.places >= 0]] = True
+        lines = found.lines[in_window]
+        masses: Float64 = np.stack([np.bincount(lines, weights=part[in_window], minlength=batch) for part in parts])
+        features = _features(windows, found, masses[PARTS.index("own")] > 0, largest)
+        foreseen = np.clip(masses[list(_FORESEEING)], 0.0, 1.0).T
+        odds = np.log(foreseen + 1e-3) - np.log(1 - foreseen + 1e-3)
+        return Evidence(found, parts, in_window, masses, features, np.concatenate([features, foreseen, odds], axis=1))
+
+    def _probabilities(self, evidence: Evidence) -> Float64:
+        """Return how much each part adds to the probability of each candidate. [ALL_PARTS, candidates] float64."""
+        new, again = part_weights(evidence, self.mixture, with_encoder=self.encoder is not None)
+        repeat = repeat_probability(evidence, self.mixture)
+        factors = np.zeros((2, len(ALL_PARTS), len(repeat)))
+        factors[0, list(NEW_PARTS)] = new * (1 - repeat)
+        factors[1, list(REPEAT_PARTS)] = again * repeat
+        lines = evidence.found.lines
+        weights = np.where(evidence.in_window, factors[1][:, lines], factors[0][:, lines])
+        probabilities: Float64 = evidence.parts * weights
+        return probabilities
+
+
+def repeat_probability(evidence: Evidence, mixture: Mixture) -> Float64:
+    """Return the probability that the next track is one of the window. [batch] float64.
+
+    It is 0 for a window without tracks, and 1 if the window has the whole catalogue.
+    """
+    logits = evidence.repeat_features @ mixture.repeat
+    probability: Float64 = 1.0 / (1.0 + np.exp(-np.clip(logits, -50, 50)))
+    probability[~_any_mass(evidence.masses[list(REPEAT_PARTS)])] = 0.0
+    probability[evidence.masses[PARTS.index("popular")] >= 1 - _LEAST] = 1.0
+    return probability
+
+
+def part_weights(evidence: Evidence, mixture: Mixture, *, with_encoder: bool) -> tuple[Float64, Float64]:
+    """Return the factors of the parts for new tracks and for repeats: gate weights divided by the mass of the case.
+
+    Returns [NEW_PARTS, batch] and [REPEAT_PARTS, batch] float64. A part without mass in a case has the factor 0.
+    """
+    left_out = () if with_encoder else (ALL_PARTS.index("encoder"),)
+    factors = []
+    for parts, weights, masses in (
+        (NEW_PARTS, mixture.new_tracks, 1.0 - evidence.masses),
+        (REPEAT_PARTS, mixture.repeats, evidence.masses),
+    ):
+        mass = masses[list(parts)]
+        allowed = np.array([part not in left_out for part in parts])
+        usable: Bool = np.logical_and(mass > _LEAST, allowed[:, None])
+        gates = _softmax(np.where(usable, (evidence.features @ weights).T, -np.inf).T).T
+        factors.append(np.where(usable, gates / np.maximum(mass, _LEAST), 0.0))
+    return factors[0], factors[1]
+
+
+def _any_mass(masses: Float64) -> Bool:
+    any_mass: Bool = (masses > _LEAST).any(axis=0)
+    return any_mass
+
+
+def _features(windows: Windows, found: Found, repeated: Bool, largest: Float64) -> Float64:
+    """Return the features of the gates, in the order of FEATURES. [batch, features] float64."""
+    tracks, skipped = windows.tracks, windows.skipped
+    plays = np.maximum((tracks != PAD_ROW).sum(axis=1), 1)
+    different = (distinct(tracks) != PAD_ROW).sum(axis=1)
+    order, total, followers = found.seen.T
+    before_last = skipped[:, -2] if skipped.shape[1] > 1 else np.zeros(len(tracks))
+    return np.stack(
+        [
+            np.ones(len(tracks)),
+            *(order >= least for least in range(1, 5)),
+            np.log1p(total),
+            followers / np.maximum(total, 1.0),
+            np.log(plays),
+            different / plays,
+            skipped[:, -1],
+            before_last,
+            skipped.sum(axis=1) / plays,
+            repeated,
+            largest,
+        ],
+        axis=1,
+    ).astype(np.float64)
+
+
+def _softmax(logits: Float64) -> Float64:
+    """Return the softmax of each row; a row of -inf alone, or without columns, gives 0. [n, m] -> [n, m] float64."""
+    largest = logits.max(axis=1, keepdims=True, initial=-np.inf)
+    exponents = np.exp(logits - np.where(np.isfinite(largest), largest, 0.0))
+    softmax: Float64 = exponents / np.maximum(exponents.sum(axis=1, keepdims=True), 1e-300)
+    return softmax
+
+
+def _best(found: Found, probabilities: Float64, batch: int, k: int) -> Ranked:
+    """Return the k most probable candidates of each window; of equal ones, lower rows first."""
+    # Bits of positive floats order like the floats. The row in the low bits makes all keys of a window different.
+    bits = np.maximum(probabilities, 0.0).astype(np.float32).view(np.uint32).astype(np.uint64)
+    keys = (bits << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - found.rows.astype(np.uint64))
+    counts = np.bincount(found.lines, minlength=batch)
+    width = max(int(counts.max(initial=0)), k)
+    table = np.zeros((batch, width), dtype=np.uint64)
+    table[found.lines, np.arange(len(keys)) - (np.cumsum(counts) - counts)[found.lines]] = keys
+    if k < width:
+        table = np.partition(table, width - k, axis=1)[:, width - k :]
+    table = np.sort(table, axis=1)[:, ::-1]
+    rows = (np.uint64(0xFFFFFFFF) - (table & np.uint64(0xFFFFFFFF))).astype(np.int64)
+    scores = (table >> np.uint64(32)).astype(np.uint32).view(np.float32)
+    empty = table == 0
+    return Ranked(np.where(empty, PAD_ROW, rows), np.where(empty, np.float32(-np.inf), scores).astype(np.float32))

@@ -1,0 +1,307 @@
+"""Transition counts, and the probabilities of the next track that they give.
+
+The counts of all tables are one sparse matrix in CSR format. Its rows are the contexts of one to four tracks, then
+for each track the tracks that came after it (`follow`) and the tracks near it (`near`). The arrays are stored in a
+release, memory-mapped, and shared by the workers of a service.
+
+Notation: h_1, ..., h_T are the tracks of a window, h_T is the newest; c(u, x) is the number of times that track x
+followed context u, n(u) the sum over x, f(x) the plays of x. All plays count, also skipped ones.
+
+    p_0(x)      = (f(x) + 0.01) / sum_y (f(y) + 0.01)
+    ngram(x)    = max(c(u, x) - D, 0) / n(u) + backoff(u) * ngram of the next shorter context; u = the last o tracks
+    follow(x)   = sum_d w_d F(h_(T-d+1), x) / (sum_y F(h_(T-d+1), y) + K)   + the rest of the mass * p_0(x)
+    near(x)     = sum_d v_d N(h_(T-d+1), x) / (sum_y N(h_(T-d+1), y) + K)   + the rest of the mass * p_0(x)
+    recent(x)   = sum of 0.8^(T-t) over t with h_t = x, normalised
+    own(x)      = times that x followed h_T earlier in this window, normalised
+    popular(x)  = p_0(x)
+
+F(i, x) sums 0.7^(d-1) over all pairs with x exactly d places after i in a session, d <= 8. N(i, x) is the number of
+pairs with at most 8 places between i and x, in either order. Every part sums to 1 over the catalogue (`own` also to 0,
+if h_T is new in the window). `backoff(u)` is the mass that discounting, and the cap on stored followers, take from u.
+
+Sources: interpolated absolute discounting, Ney, Essen and Kneser, Computer Speech and Language 1994; the cache, Kuhn
+and De Mori, IEEE PAMI 1990; sequential rules and item kNN for sessions, Ludewig and Jannach, UMUAI 2018,
+https://arxiv.org/abs/1803.09587.
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Final, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segue.arrays import Float32, Float64, Int
+from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW
+from segue.errors import BadRelease
+from segue.window import Windows
+
+ORDERS: Final = 4  # tracks of the longest context
+REACH: Final = 8  # places between two tracks that count as a pair
+DISCOUNT: Final = 0.5
+SHRINKAGE: Final = 1.2
+FOLLOW_DECAY: Final = 0.7  # per place, in the counts and over the plays of a window
+NEAR_DECAY: Final = 0.9  # per play of a window
+RECENT_DECAY: Final = 0.8
+POPULARITY_PRIOR: Final = 0.01  # plays added to each track
+FOLLOW: Final = ORDERS  # numbers of the tables; those before are the orders
+NEAR: Final = ORDERS + 1
+TABLES: Final = ORDERS + 2
+FILES: Final = tuple(f"ngram_{name}.npy" for name in ("keys", "starts", "offsets", "tracks", "counts", "totals"))
+PARTS: Final = ("ngram", "follow", "near", "recent", "own", "popular")
+_DTYPES: Final = ("<i8", "<i8", "<i8", "<i4", "<f4", "<f4")
+
+
+class CountTables(NamedTuple):
+    """The counts as arrays, in the order of FILES."""
+
+    keys: Int  # [contexts of 2 to ORDERS tracks] int64, ascending for each order: the id of the context without its
+    # oldest track, times the number of catalogue rows, plus that oldest track
+    starts: Int  # [TABLES + 1] int64, the first row of each table, and the number of rows
+    offsets: Int  # [rows + 1] int64, the first entry of each row
+    tracks: NDArray[np.int32]  # [entries] int32, ascending within a row
+    counts: Float32  # [entries] float32, above 0
+    totals: Float32  # [rows] float32, the sum of all counts of a row, also of those that are not stored
+
+
+class Found(NamedTuple):
+    """The candidates of a batch of windows, and the probability of each part.
+
+    Candidates of one window are contiguous and ascending. Tracks that are no candidates have only the `base` mass.
+    """
+
+    lines: Int  # [candidates] int64, the window of each candidate
+    rows: Int  # [candidates] int64, catalogue rows
+    parts: Float64  # [parts, candidates] float64, probabilities in the order of PARTS
+    base: Float64  # [parts, batch] float64, the factor of p_0 in each part
+    seen: Float64  # [batch, 3] float64: the order of the longest known context, its total, and its distinct followers
+    places: Int  # [batch, window] int64, the candidate of each play; -1 in padding
+    given: Int  # [batch, extra] int64, the candidate of each row in `extra`; -1 for PAD_ROW
+
+
+class NgramCounts:
+    """Reads probabilities from counts. Immutable and thread-safe."""
+
+    def __init__(self, tables: CountTables, plays: Int) -> None:
+        """Create the model from its arrays and the play counts `plays` [num_rows] int64 of the training part."""
+        self.tables = tables
+        self._num_rows = len(plays)
+        smoothed = np.asarray(plays, dtype=np.float64) + POPULARITY_PRIOR
+        smoothed[PAD_ROW] = 0.0
+        self.popularity: Float64 = smoothed / max(smoothed.sum(), POPULARITY_PRIOR)
+        self._starts = [int(start) for start in tables.starts]
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]], plays: Int, name: str = "the release") -> Self:
+        """Create the model from arrays by file name. Raises BadRelease if they are not counts of `plays`."""
+        tables = CountTables(*(arrays[file] for file in FILES))
+        _check(tables, len(plays), name)
+        return cls(tables, plays)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays to store in a release, by file name."""
+        return {
+            name: np.asarray(array).astype(dtype, copy=False)
+            for name, array, dtype in zip(FILES, self.tables, _DTYPES, strict=True)
+        }
+
+    @cached_property
+    def _key_starts(self) -> list[int]:
+        """The first key of each order, from 2 on, and the number of keys."""
+        return [start - self._starts[1] for start in self._starts[1 : ORDERS + 1]]
+
+    def lookup(self, windows: Windows, extra: Int) -> Found:
+        """Return all tracks that the counts know for each window, with the tracks of the window and those in `extra`.
+
+        `windows` has [batch, window] arrays, `extra` [batch, n] int64 rows, PAD_ROW for none.
+        """
+        tracks = windows.tracks
+        batch = len(tracks)
+        rows = self._rows(tracks)
+        line, column = np.nonzero(rows >= 0)  # by window, then by column
+        entries = self._entries(rows[line, column])
+        factors, base, seen = self._factors(rows, line, column, entries)
+        value = np.maximum(entries.counts - np.repeat(_DISCOUNTS[column], entries.lengths), 0.0)
+        value *= np.repeat(factors[line, column], entries.lengths)
+        entry_lines = np.repeat(line, entries.lengths)
+        entry_parts = np.repeat(_PART_OF_COLUMN[column], entries.lengths)
+
+        window_lines = np.repeat(np.arange(batch, dtype=np.int64), tracks.shape[1])
+        extra_lines = np.repeat(np.arange(batch, dtype=np.int64), extra.shape[1])
+        keys = np.concatenate([entry_lines, window_lines, extra_lines]) * self._num_rows
+        keys += np.concatenate([entries.tracks, tracks.ravel(), extra.ravel()])
+        candidates, where = _distinct(keys)
+        count = len(candidates)
+        in_entries, in_window, in_extra = np.split(where, [len(entry_lines), len(entry_lines) + tracks.size])
+        probabilities = np.zeros((len(PARTS), count))
+        for number in range(3):  # ngram, follow, near
+            of_part = entry_parts == number
+            probabilities[number] = np.bincount(in_entries[of_part], weights=value[of_part], minlength=count)
+        own = _own_transitions(tracks)
+        for number, weights in ((3, _recency(tracks)), (4, own)):
+            probabilities[number] = np.bincount(in_window, weights=weights.ravel(), minlength=count)
+        found_lines, found_rows = np.divmod(candidates, self._num_rows)
+        probabilities += base[:, found_lines] * self.popularity[found_rows]
+        real = found_rows != PAD_ROW
+        if not real.all():
+            shift = np.where(real, np.cumsum(real) - 1, -1)
+            in_window, in_extra = shift[in_window], shift[in_extra]
+            found_lines, found_rows, probabilities = found_lines[real], found_rows[real], probabilities[:, real]
+        return Found(
+            found_lines,
+            found_rows,
+            probabilities,
+            base,
+            seen,
+            in_window.reshape(tracks.shape),
+            in_extra.reshape(extra.shape),
+        )
+
+    def _rows(self, tracks: Int) -> Int:
+        """Return the rows of the matrix to read for each window. [batch, columns] int64, -1 for none.
+
+        The columns are the contexts of 1 to ORDERS tracks, then the latest REACH plays in the table FOLLOW, then the
+        same plays in the table NEAR.
+        """
+        batch, length = tracks.shape
+        rows = np.full((batch, _COLUMNS), -1, dtype=np.int64)
+        rows[:, :ORDERS] = self._contexts(tracks)
+        latest = tracks[:, : -min(REACH, length) - 1 : -1]
+        for table, first in ((FOLLOW, ORDERS), (NEAR, ORDERS + REACH)):
+            rows[:, first : first + latest.shape[1]] = np.where(latest != PAD_ROW, self._starts[table] + latest, -1)
+        rows[(rows >= 0) & (self.tables.totals[np.maximum(rows, 0)] <= 0)] = -1
+        return rows
+
+    def _factors(self, rows: Int, line: Int, column: Int, entries: "_Entries") -> tuple[Float64, Float64, Float64]:
+        """Return the factors of the counts [batch, columns], the factors of p_0 [parts, batch], and `Found.seen`.
+
+        `entries` are the entries of rows[line, column].
+        """
+        batch = len(rows)
+        kept, lengths = np.zeros(rows.shape), np.zeros(rows.shape)
+        owner = np.repeat(np.arange(len(line), dtype=np.int64), entries.lengths)
+        kept[line, column] = np.bincount(owner, weights=entries.counts, minlength=len(line))
+        lengths[line, column] = entries.lengths
+        known = rows >= 0
+        total = np.where(known, self.tables.totals[np.maximum(rows, 0)], 1.0).astype(np.float64)
+        factors, base, seen = np.zeros(rows.shape), np.zeros((len(PARTS), batch)), np.zeros((batch, 3))
+        rest = np.ones(batch)  # the mass that longer contexts leave
+        for order in reversed(range(ORDERS)):
+            factors[:, order] = np.where(known[:, order], rest / total[:, order], 0.0)
+            longest = known[:, order] & (seen[:, 0] == 0)
+            seen[longest] = np.stack([np.full(batch, order + 1.0), total[:, order], lengths[:, order]], axis=1)[longest]
+            rest = rest - factors[:, order] * (kept[:, order] - DISCOUNT * lengths[:, order])
+        base[0] = rest
+        for number, first, decay in ((1, ORDERS, FOLLOW_DECAY), (2, ORDERS + REACH, NEAR_DECAY)):
+            columns = slice(first, first + REACH)
+            weights = np.where(known[:, columns], decay ** np.arange(REACH), 0.0)
+            weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-30)
+            factors[:, columns] = weights / (total[:, columns] + SHRINKAGE)
+            base[number] = 1.0 - (factors[:, columns] * kept[:, columns]).sum(axis=1)
+        base[PARTS.index("popular")] = 1.0
+        return factors, base, seen
+
+    def _contexts(self, tracks: Int) -> Int:
+        """Return the row of the context of each order. [batch, ORDERS] int64, -1 if it does not occur in training."""
+        batch, length = tracks.shape
+        found = np.full((batch, ORDERS), -1, dtype=np.int64)
+        newest = tracks[:, -1]
+        context = np.where(newest != PAD_ROW, newest, -1)
+        found[:, 0] = context
+        starts = self._key_starts
+        for order in range(2, min(ORDERS, length) + 1):
+            keys = self.tables.keys[starts[order - 2] : starts[order - 1]]
+            oldest = tracks[:, length - order]
+            key = np.where((context >= 0) & (oldest != PAD_ROW), context * self._num_rows + oldest, -1)
+            place = np.minimum(np.searchsorted(keys, key), max(len(keys) - 1, 0))
+            context = np.where((key >= 0) & (keys[place] == key), place, -1) if len(keys) else np.full(batch, -1)
+            found[:, order - 1] = np.where(context >= 0, self._starts[order - 1] + context, -1)
+        return found
+
+    def _entries(self, rows: Int) -> "_Entries":
+        """Return the stored entries of rows, one row after another."""
+        starts = self.tables.offsets[rows]
+        lengths = self.tables.offsets[rows + 1] - starts
+        ends = np.cumsum(lengths)
+        total = int(ends[-1]) if len(ends) else 0
+        positions = np.repeat(starts - (ends - lengths), lengths) + np.arange(total, dtype=np.int64)
+        return _Entries(lengths, self.tables.tracks[positions], self.tables.counts[positions].astype(np.float64))
+
+    def neighbours(self, row: int) -> tuple[Int, Float64]:
+        """Return the tracks near a track, best first, and their share of all its pairs. [n] int64 and [n] float64."""
+        place = self._starts[NEAR] + row
+        span = slice(int(self.tables.offsets[place]), int(self.tables.offsets[place + 1]))
+        share = self.tables.counts[span] / max(float(self.tables.totals[place]), 1e-30)
+        best = np.argsort(-share, kind="stable")
+        return self.tables.tracks[span][best].astype(np.int64), share[best].astype(np.float64)
+
+
+class _Entries(NamedTuple):
+    lengths: Int  # [rows] int64
+    tracks: NDArray[np.int32]  # [entries]
+    counts: Float64  # [entries]
+
+
+_COLUMNS: Final = ORDERS + 2 * REACH
+_PART_OF_COLUMN: Final = np.repeat(np.arange(3, dtype=np.int64), [ORDERS, REACH, REACH])
+_DISCOUNTS: Final = np.repeat([DISCOUNT, 0.0], [ORDERS, 2 * REACH])
+
+
+def _distinct(keys: Int) -> tuple[Int, Int]:
+    """Return the distinct keys, ascending, and the index of each key among them.
+
+    Faster than `np.unique`, which does not sort with the vector instructions that `argsort` of 32 bits uses.
+    """
+    if len(keys) and keys.max() < np.iinfo(np.int32).max:
+        keys = keys.astype(np.int32)
+    order = np.argsort(keys)
+    ordered = keys[order]
+    first = np.ones(len(keys), dtype=np.bool_)
+    first[1:] = ordered[1:] != ordered[:-1]
+    where = np.empty(len(keys), dtype=np.int64)
+    where[order] = np.cumsum(first) - 1
+    return ordered[first].astype(np.int64), where
+
+
+def _recency(tracks: Int) -> Float64:
+    """Return the weight of each play in the part `recent`. [batch, window] float64; each row sums to 1, or to 0."""
+    length = tracks.shape[1]
+    weights = np.where(tracks != PAD_ROW, RECENT_DECAY ** np.arange(length - 1, -1, -1), 0.0)
+    normalised: Float64 = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-30)
+    return normalised
+
+
+def _own_transitions(tracks: Int) -> Float64:
+    """Return the weight of each play in the part `own`: plays that follow an earlier play of the newest track."""
+    weights = np.zeros(tracks.shape)
+    if tracks.shape[1] > 1:
+        newest = tracks[:, -1:]
+        weights[:, 1:] = (tracks[:, :-1] == newest) & (newest != PAD_ROW)
+    normalised: Float64 = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1.0)
+    return normalised
+
+
+def _check(tables: CountTables, num_rows: int, name: str) -> None:
+    """Raise BadRelease if an array has the wrong shape or dtype, or refers to a row that does not exist."""
+    arrays: tuple[NDArray[Any], ...] = tables
+    for file, array, dtype in zip(FILES, arrays, _DTYPES, strict=True):
+        if array.ndim != 1 or array.dtype != np.dtype(dtype):
+            raise BadRelease(f"{name}: {file} is {array.dtype} {array.shape}, expected one dimension of {dtype}")
+    starts, offsets, entries = tables.starts, tables.offsets, len(tables.tracks)
+    rows = len(tables.totals)
+    ordered = len(starts) == TABLES + 1 and starts[0] == 0 and starts[-1] == rows and (np.diff(starts) >= 0).all()
+    if (
+        not ordered
+        or starts[1] != num_rows
+        or starts[FOLLOW + 1] - starts[FOLLOW] != num_rows
+        or starts[NEAR + 1] - starts[NEAR] != num_rows
+        or len(tables.keys) != starts[ORDERS] - starts[1]
+        or len(offsets) != rows + 1
+        or offsets[0] != 0
+        or offsets[-1] != entries
+        or (np.diff(offsets) < 0).any()
+        or len(tables.counts) != entries
+        or (entries and not (tables.tracks.min() >= FIRST_TRACK_ROW and tables.tracks.max() < num_rows))
+        or not np.isfinite(tables.totals).all()
+    ):
+        raise BadRelease(f"{name}: the arrays of transition counts do not fit each other: copy the release again")

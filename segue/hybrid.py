@@ -191,15 +191,15 @@ def part_weights(evidence: Evidence, mixture: Mixture, *, with_encoder: bool) ->
         (REPEAT_PARTS, mixture.repeats, evidence.masses),
     ):
         mass = masses[list(parts)]
-        allowed = np.array([part not in left_out for part in parts])
-        usable: Bool = np.logical_and(mass > _LEAST, allowed[:, None])
+        allowed = np.array([[part not in left_out] for part in parts])
+        usable: Bool = np.logical_and(np.greater(mass, _LEAST), allowed)
         gates = _softmax(np.where(usable, (evidence.features @ weights).T, -np.inf).T).T
         factors.append(np.where(usable, gates / np.maximum(mass, _LEAST), 0.0))
     return factors[0], factors[1]
 
 
 def _any_mass(masses: Float64) -> Bool:
-    any_mass: Bool = (masses > _LEAST).any(axis=0)
+    any_mass: Bool = np.greater(masses, _LEAST).any(axis=0)
     return any_mass
 
 

@@ -199,7 +199,7 @@ def part_weights(evidence: Evidence, mixture: Mixture, *, with_encoder: bool) ->
 
 
 def _any_mass(masses: Float64) -> Bool:
-    any_mass: Bool = np.greater(masses, _LEAST).any(axis=0)
+    any_mass: Bool = np.greater(masses, _LEAST).sum(axis=0) > 0
     return any_mass
 
 

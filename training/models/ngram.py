@@ -1,6 +1,6 @@
 """Train `ngram` and the hybrids: count the transitions of the training part, and learn the mixture on validation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -21,7 +21,7 @@ from training.models.mixture import Targets, every_position, fit_mixture, prior_
 if TYPE_CHECKING:
     from training.models.encoders.encoder import Encoder
 
-_PAIRS_AT_ONCE: Final = 1 << 25  # pairs of plays that are sorted at once while counting
+_PAIRS_AT_ONCE: Final = 1 << 26  # pairs of plays that are sorted at once while counting
 MAX_FOLLOWERS: Final = 64  # stored tracks of each context; benchmarks/README.md has the loss
 
 
@@ -106,7 +106,7 @@ def count_transitions(sessions: Sessions, num_rows: int, max_followers: int) -> 
     tracks = usable.rows.astype(np.int64, copy=False)
     place = np.arange(len(tracks), dtype=np.int64) - np.repeat(usable.offsets[:-1], usable.lengths)
     keys: list[Int] = []
-    parts: list[tuple[Int, Int, Float32, Float32]] = []  # lengths of the rows, tracks, counts, totals
+    parts: list[_Table] = []
     has_next = np.zeros(len(tracks), dtype=np.bool_)
     has_next[:-1] = place[1:] > 0
     at = np.flatnonzero(has_next)  # the newest play of each context
@@ -118,11 +118,8 @@ def count_transitions(sessions: Sessions, num_rows: int, max_followers: int) -> 
             distinct, context = np.unique(context * num_rows + tracks[at - order + 1], return_inverse=True)
             keys.append(distinct)
             contexts = len(distinct)
-        parts.append(_table(context * num_rows + tracks[at + 1], None, contexts, num_rows, max_followers))
-    follow = _pairs_within_reach(tracks, place, num_rows)
-    near_keys = np.concatenate([follow.keys, follow.keys % num_rows * num_rows + follow.keys // num_rows])
-    parts.append(_table(follow.keys, follow.decayed, num_rows, num_rows, max_followers))
-    parts.append(_table(near_keys, np.tile(follow.counts, 2), num_rows, num_rows, max_followers))
+        parts.append(_counted(context * num_rows + tracks[at + 1], contexts, num_rows, max_followers))
+    parts += _reach_tables(tracks, place, num_rows, max_followers)
     return _stacked(keys, parts)
 
 
@@ -139,100 +136,118 @@ def add_counts(first: CountTables, rows: Int, second: CountTables, num_rows: int
     """
     ids = [rows, np.arange(num_rows, dtype=np.int64)]  # the context in the result of each context of one order
     count, keys, parts = num_rows, [], []
-    for table in range(TABLES):
-        if FOLLOW > table > 0:
+    for number in range(TABLES):
+        if FOLLOW > number > 0:
             longer = []
             for one, tables, tracks in zip(ids, (first, second), (rows, np.arange(num_rows)), strict=True):
                 start = int(tables.starts[1])
-                known = tables.keys[int(tables.starts[table]) - start : int(tables.starts[table + 1]) - start]
+                known = tables.keys[int(tables.starts[number]) - start : int(tables.starts[number + 1]) - start]
                 longer.append(one[known // int(tables.starts[1])] * num_rows + tracks[known % int(tables.starts[1])])
             union = np.unique(np.concatenate(longer))
             ids, count = [np.searchsorted(union, part) for part in longer], len(union)
             keys.append(union)
-        elif table >= FOLLOW:
+        elif number >= FOLLOW:
             ids, count = [rows, np.arange(num_rows, dtype=np.int64)], num_rows
         found, totals = [], np.zeros(count)
         for one, tables, tracks in zip(ids, (first, second), (rows, np.arange(num_rows)), strict=True):
-            span = slice(int(tables.starts[table]), int(tables.starts[table + 1]))
+            span = slice(int(tables.starts[number]), int(tables.starts[number + 1]))
             lengths = np.diff(tables.offsets[span.start : span.stop + 1])
             entries = slice(int(tables.offsets[span.start]), int(tables.offsets[span.stop]))
             found.append((np.repeat(one, lengths) * num_rows + tracks[tables.tracks[entries]], tables.counts[entries]))
             totals += np.bincount(one, weights=tables.totals[span], minlength=count)
-        merged = np.concatenate([found[0][0], found[1][0]]), np.concatenate([found[0][1], found[1][1]])
-        lengths, tracks_, counts, _ = _table(merged[0], merged[1].astype(np.float64), count, num_rows, max_followers)
-        parts.append((lengths, tracks_, counts, totals.astype(np.float32)))
+        merged, counts = (np.concatenate(both) for both in zip(*found, strict=True))
+        order = np.argsort(merged)
+        starts = _first_of_each(merged[order])
+        summed = np.add.reduceat(counts[order], starts, dtype=np.float64) if len(order) else np.empty(0)
+        table = _table(merged[order][starts], summed, count, num_rows, max_followers)
+        parts.append(table._replace(totals=totals.astype(np.float32)))
     return _stacked(keys, parts)
 
 
-def _stacked(keys: Sequence[Int], parts: Sequence[tuple[Int, Int, Float32, Float32]]) -> CountTables:
-    """Put tables (lengths of the rows, tracks, counts, totals) below each other."""
-    lengths = np.concatenate([part[0] for part in parts])
+def _stacked(keys: Sequence[Int], parts: Sequence["_Table"]) -> CountTables:
+    """Put tables below each other."""
+    lengths = np.concatenate([part.lengths for part in parts])
     return CountTables(
         keys=np.concatenate(keys),
-        starts=np.cumsum([0, *(len(part[0]) for part in parts)], dtype=np.int64),
+        starts=np.cumsum([0, *(len(part.lengths) for part in parts)], dtype=np.int64),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        tracks=np.concatenate([part[1] for part in parts]).astype(np.int32),
-        counts=np.concatenate([part[2] for part in parts]),
-        totals=np.concatenate([part[3] for part in parts]),
+        tracks=np.concatenate([part.tracks for part in parts]).astype(np.int32),
+        counts=np.concatenate([part.counts for part in parts]),
+        totals=np.concatenate([part.totals for part in parts]),
     )
 
 
-class _Pairs(NamedTuple):
-    keys: Int  # [pairs] int64, distinct: earlier track times the number of rows, plus later track
-    counts: Float64  # [pairs], how often the later track came at most REACH places after the earlier one
-    decayed: Float64  # [pairs], the sum of FOLLOW_DECAY^(d-1)
+def _reach_tables(tracks: Int, place: Int, num_rows: int, max_followers: int) -> tuple["_Table", "_Table"]:
+    """Count the pairs of tracks with at most REACH places between them: the tables FOLLOW and NEAR.
 
-
-def _pairs_within_reach(tracks: Int, place: Int, num_rows: int) -> _Pairs:
-    """Count the pairs of tracks with at most REACH places between them, in blocks of plays that bound the memory."""
-    found: list[_Pairs] = []
-    block = max(_PAIRS_AT_ONCE // REACH, 1)
-    for start in range(0, len(tracks), block):
-        at = np.arange(start, min(start + block, len(tracks)), dtype=np.int64)
-        keys, counts, decayed = [], [], []
-        for distance in range(1, REACH + 1):
-            later = at[place[at] >= distance]
-            distinct, number = np.unique(tracks[later - distance] * num_rows + tracks[later], return_counts=True)
-            keys.append(distinct)
-            counts.append(number.astype(np.float64))
-            decayed.append(number * FOLLOW_DECAY ** (distance - 1))
-        found.append(_summed(_Pairs(*map(np.concatenate, (keys, counts, decayed)))))
-    empty = np.empty(0)
-    return (
-        _summed(_Pairs(*map(np.concatenate, zip(*found, strict=True))))
-        if found
-        else _Pairs(np.empty(0, dtype=np.int64), empty, empty)
-    )
-
-
-def _summed(pairs: _Pairs) -> _Pairs:
-    """Return distinct pairs, with the sums of their counts."""
-    order = np.argsort(pairs.keys, kind="stable")
-    keys = pairs.keys[order]
-    first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.empty(0, np.int64)
-    if not len(keys):
-        return pairs
-    return _Pairs(
-        keys[first], np.add.reduceat(pairs.counts[order], first), np.add.reduceat(pairs.decayed[order], first)
-    )
-
-
-def _table(
-    keys: Int, weights: Float64 | None, rows: int, num_rows: int, max_followers: int
-) -> tuple[Int, Int, Float32, Float32]:
-    """Return the lengths of the rows of a table, and its tracks, counts and row totals.
-
-    A key is row * num_rows + track. Keys may repeat. `weights` are their counts, or None for 1 each.
+    Works through ranges of rows, so that the pairs sorted at once are bounded.
     """
-    ones = np.ones(len(keys)) if weights is None else weights
-    distinct, counts, _ = _summed(_Pairs(keys, ones, ones))
-    row, track = np.divmod(distinct, num_rows)
+    weights = FOLLOW_DECAY ** np.arange(REACH)
+    follow, near = [], []
+    for low, high in _row_ranges(tracks, num_rows):
+        after, around = [], []
+        for distance in range(1, REACH + 1):
+            later = np.flatnonzero(place >= distance)
+            first, second = tracks[later - distance], tracks[later]
+            inside = (first >= low) & (first < high)
+            forward = (first[inside] - low) * num_rows + second[inside]
+            after.append(forward * REACH + (distance - 1))
+            inside = (second >= low) & (second < high)
+            around += [forward, (second[inside] - low) * num_rows + first[inside]]
+        keys = np.sort(np.concatenate(after))
+        starts = _first_of_each(keys // REACH)
+        summed = np.add.reduceat(weights[keys % REACH], starts) if len(keys) else np.empty(0)
+        follow.append(_table(keys[starts] // REACH, summed, high - low, num_rows, max_followers))
+        near.append(_counted(np.concatenate(around), high - low, num_rows, max_followers))
+    return _Table(*map(np.concatenate, zip(*follow, strict=True))), _Table(
+        *map(np.concatenate, zip(*near, strict=True))
+    )
+
+
+def _row_ranges(tracks: Int, num_rows: int) -> Iterator[tuple[int, int]]:
+    """Yield ranges of rows that have about _PAIRS_AT_ONCE pairs each, or one row."""
+    pairs = np.cumsum(np.bincount(tracks, minlength=num_rows)) * (2 * REACH)
+    low = 0
+    while low < num_rows:
+        before = int(pairs[low - 1]) if low else 0
+        high = max(int(np.searchsorted(pairs, before + _PAIRS_AT_ONCE, side="right")), low + 1)
+        yield low, high
+        low = high
+
+
+class _Table(NamedTuple):
+    lengths: Int  # [rows] int64, stored entries
+    tracks: Int  # [entries]
+    counts: Float32  # [entries]
+    totals: Float32  # [rows]
+
+
+def _first_of_each(ordered: Int) -> Int:
+    """Return the positions where a new value begins in a sorted array."""
+    if not len(ordered):
+        return np.empty(0, dtype=np.int64)
+    return np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+
+
+def _counted(keys: Int, rows: int, num_rows: int, max_followers: int) -> _Table:
+    """Return the table of keys that may repeat. A key is row * num_rows + track."""
+    ordered = np.sort(keys)
+    starts = _first_of_each(ordered)
+    counts = np.diff(np.append(starts, len(ordered))).astype(np.float64)
+    return _table(ordered[starts], counts, rows, num_rows, max_followers)
+
+
+def _table(keys: Int, counts: Float64, rows: int, num_rows: int, max_followers: int) -> _Table:
+    """Return the table of distinct, ascending keys and their counts, with at most `max_followers` entries a row."""
+    row, track = np.divmod(keys, num_rows)
     totals = np.bincount(row, weights=counts, minlength=rows).astype(np.float32)
-    lengths = np.bincount(row, minlength=rows)
+    lengths = np.bincount(row, minlength=rows).astype(np.int64)
     if lengths.max(initial=0) > max_followers:
-        best = np.lexsort((track, -counts, row))
-        rank = np.arange(len(best), dtype=np.int64) - (np.cumsum(lengths) - lengths)[row[best]]
-        kept = np.sort(best[rank < max_followers])
-        row, track, counts = row[kept], track[kept], counts[kept]
+        long = np.flatnonzero(lengths[row] > max_followers)
+        best = long[np.lexsort((track[long], -counts[long], row[long]))]
+        rank = np.arange(len(best), dtype=np.int64) - np.searchsorted(row[long], row[best])
+        kept = np.ones(len(keys), dtype=np.bool_)
+        kept[best[rank >= max_followers]] = False
+        track, counts = track[kept], counts[kept]
         lengths = np.minimum(lengths, max_followers)
-    return lengths.astype(np.int64), track, counts.astype(np.float32), totals
+    return _Table(lengths, track, counts.astype(np.float32), totals)

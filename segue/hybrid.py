@@ -114,7 +114,8 @@ class HybridRanker:
         popular = self.by_plays[: min(k + windows.tracks.shape[1], tracks)]
         extra = np.broadcast_to(popular, (len(windows), len(popular)))
         evidence = self.evidence(windows, extra)
-        return _best(evidence.found, self._probabilities(evidence).sum(axis=0), len(windows), k)
+        probabilities = np.einsum("pc,pc->c", evidence.parts, self._weights(evidence))
+        return _best(evidence.found, probabilities, len(windows), k)
 
     def scores(self, windows: Windows, rows: Int) -> Float32:
         """Return the probability of given tracks. `rows` [batch, candidates] int64 -> [batch, candidates] float32."""
@@ -127,7 +128,7 @@ class HybridRanker:
         `rows` [batch, candidates] int64. Returns [ALL_PARTS, batch, candidates] float64.
         """
         evidence = self.evidence(windows, rows)
-        probabilities = self._probabilities(evidence)
+        probabilities = evidence.parts * self._weights(evidence)
         given = evidence.found.given[:, : rows.shape[1]]
         return np.where(given >= 0, probabilities[:, np.maximum(given, 0)], 0.0)
 
@@ -154,17 +155,15 @@ class HybridRanker:
         odds = np.log(foreseen + 1e-3) - np.log(1 - foreseen + 1e-3)
         return Evidence(found, parts, in_window, masses, features, np.concatenate([features, foreseen, odds], axis=1))
 
-    def _probabilities(self, evidence: Evidence) -> Float64:
-        """Return how much each part adds to the probability of each candidate. [ALL_PARTS, candidates] float64."""
+    def _weights(self, evidence: Evidence) -> Float64:
+        """Return the weight of each part for each candidate. [ALL_PARTS, candidates] float64."""
         new, again = part_weights(evidence, self.mixture, with_encoder=self.encoder is not None)
         repeat = repeat_probability(evidence, self.mixture)
-        factors = np.zeros((2, len(ALL_PARTS), len(repeat)))
-        factors[0, list(NEW_PARTS)] = new * (1 - repeat)
-        factors[1, list(REPEAT_PARTS)] = again * repeat
-        lines = evidence.found.lines
-        weights = np.where(evidence.in_window, factors[1][:, lines], factors[0][:, lines])
-        probabilities: Float64 = evidence.parts * weights
-        return probabilities
+        batch = len(repeat)
+        weights = np.zeros((len(ALL_PARTS), 2 * batch))  # of new tracks, then of repeats
+        weights[list(NEW_PARTS), :batch] = new * (1 - repeat)
+        weights[list(REPEAT_PARTS), batch:] = again * repeat
+        return np.take(weights, evidence.found.lines + batch * evidence.in_window, axis=1)
 
 
 def repeat_probability(evidence: Evidence, mixture: Mixture) -> Float64:

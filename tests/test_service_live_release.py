@@ -64,7 +64,10 @@ def test_a_release_without_an_encoder_is_refused(tmp_path: Path) -> None:
         evaluation={},
     )
     write_release(tmp_path / "r", draft, catalogue_of(["a"]), {})
-    with pytest.raises(BadRelease, match="was trained as popularity, which has no encoder and no transition counts: it can be evaluated, not"):
+    with pytest.raises(
+        BadRelease,
+        match="was trained as popularity, which has no encoder and no transition counts: it can be evaluated, not",
+    ):
         load_release(tmp_path / "r")
 
 

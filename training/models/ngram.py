@@ -11,7 +11,7 @@ from index.exact import ExactIndex
 from segue.arrays import Float32, Float64, Int
 from segue.catalogue import Catalogue
 from segue.hybrid import HybridRanker
-from segue.ngram import FOLLOW, FOLLOW_DECAY, ORDERS, REACH, TABLES, CountTables, NgramCounts
+from segue.ngram import FOLLOW_DECAY, ORDERS, PAIRS, REACH, TABLES, CountTables, NgramCounts
 from segue.recommend import EncoderRanker
 from segue.release import Release
 from segue.window import Sessions, SessionViews, Windows, to_windows
@@ -119,8 +119,8 @@ def count_transitions(sessions: Sessions, num_rows: int, max_followers: int) -> 
             keys.append(distinct)
             contexts = len(distinct)
         parts.append(_counted(context * num_rows + tracks[at + 1], contexts, num_rows, max_followers))
-    parts += _reach_tables(tracks, place, num_rows, max_followers)
-    return _stacked(keys, parts)
+    pairs = _pairs(tracks, place, num_rows, max_followers)
+    return _stacked(keys, [*parts, pairs], pairs.follow, pairs.follow_totals)
 
 
 def add_counts(first: CountTables, rows: Int, second: CountTables, num_rows: int, max_followers: int) -> CountTables:
@@ -134,38 +134,46 @@ def add_counts(first: CountTables, rows: Int, second: CountTables, num_rows: int
         max_followers: Stored counts of each row of the result.
 
     """
-    ids = [rows, np.arange(num_rows, dtype=np.int64)]  # the context in the result of each context of one order
+    both = ((first, rows), (second, np.arange(num_rows, dtype=np.int64)))
+    ids = [rows for _, rows in both]  # the context in the result of each context of one order
     count, keys, parts = num_rows, [], []
     for number in range(TABLES):
-        if FOLLOW > number > 0:
-            longer = []
-            for one, tables, tracks in zip(ids, (first, second), (rows, np.arange(num_rows)), strict=True):
-                start = int(tables.starts[1])
-                known = tables.keys[int(tables.starts[number]) - start : int(tables.starts[number + 1]) - start]
-                longer.append(one[known // int(tables.starts[1])] * num_rows + tracks[known % int(tables.starts[1])])
+        if number == PAIRS:
+            ids, count = [rows for _, rows in both], num_rows
+        elif number > 0:
+            longer = [_longer_contexts(*one, number, of, num_rows) for one, of in zip(both, ids, strict=True)]
             union = np.unique(np.concatenate(longer))
             ids, count = [np.searchsorted(union, part) for part in longer], len(union)
             keys.append(union)
-        elif number >= FOLLOW:
-            ids, count = [rows, np.arange(num_rows, dtype=np.int64)], num_rows
         found, totals = [], np.zeros(count)
-        for one, tables, tracks in zip(ids, (first, second), (rows, np.arange(num_rows)), strict=True):
+        for (tables, to_row), of in zip(both, ids, strict=True):
             span = slice(int(tables.starts[number]), int(tables.starts[number + 1]))
             lengths = np.diff(tables.offsets[span.start : span.stop + 1])
             entries = slice(int(tables.offsets[span.start]), int(tables.offsets[span.stop]))
-            found.append((np.repeat(one, lengths) * num_rows + tracks[tables.tracks[entries]], tables.counts[entries]))
-            totals += np.bincount(one, weights=tables.totals[span], minlength=count)
-        merged, counts = (np.concatenate(both) for both in zip(*found, strict=True))
+            follow = tables.follow if number == PAIRS else np.zeros(entries.stop - entries.start, np.float32)
+            at = np.repeat(of, lengths) * num_rows + to_row[tables.tracks[entries]]
+            found.append((at, tables.counts[entries], follow))
+            totals += np.bincount(of, weights=tables.totals[span], minlength=count)
+        merged, counts, follow = map(np.concatenate, zip(*found, strict=True))
         order = np.argsort(merged)
         starts = _first_of_each(merged[order])
-        summed = np.add.reduceat(counts[order], starts, dtype=np.float64) if len(order) else np.empty(0)
-        table = _table(merged[order][starts], summed, count, num_rows, max_followers)
+        summed = [_sums(values[order], starts) for values in (counts, follow)]
+        table = _table(merged[order][starts], summed[0], summed[1], count, num_rows, max_followers)
         parts.append(table._replace(totals=totals.astype(np.float32)))
-    return _stacked(keys, parts)
+    of_tracks = sum(np.bincount(to_row, tables.follow_totals, num_rows) for tables, to_row in both)
+    return _stacked(keys, parts, parts[-1].follow, np.asarray(of_tracks, dtype=np.float32))
 
 
-def _stacked(keys: Sequence[Int], parts: Sequence["_Table"]) -> CountTables:
-    """Put tables below each other."""
+def _longer_contexts(tables: CountTables, to_row: Int, order: int, shorter: Int, num_rows: int) -> Int:
+    """Return the keys of the contexts of `order` + 1 tracks in the result. `shorter` are its contexts of `order`."""
+    start, before = int(tables.starts[1]), int(tables.starts[1])
+    known = tables.keys[int(tables.starts[order]) - start : int(tables.starts[order + 1]) - start]
+    keys: Int = shorter[known // before] * num_rows + to_row[known % before]
+    return keys
+
+
+def _stacked(keys: Sequence[Int], parts: Sequence["_Table"], follow: Float32, follow_totals: Float32) -> CountTables:
+    """Put tables below each other; the last one is the table of pairs."""
     lengths = np.concatenate([part.lengths for part in parts])
     return CountTables(
         keys=np.concatenate(keys),
@@ -174,34 +182,35 @@ def _stacked(keys: Sequence[Int], parts: Sequence["_Table"]) -> CountTables:
         tracks=np.concatenate([part.tracks for part in parts]).astype(np.int32),
         counts=np.concatenate([part.counts for part in parts]),
         totals=np.concatenate([part.totals for part in parts]),
+        follow=follow,
+        follow_totals=follow_totals,
     )
 
 
-def _reach_tables(tracks: Int, place: Int, num_rows: int, max_followers: int) -> tuple["_Table", "_Table"]:
-    """Count the pairs of tracks with at most REACH places between them: the tables FOLLOW and NEAR.
+def _pairs(tracks: Int, place: Int, num_rows: int, max_followers: int) -> "_Table":
+    """Count the pairs of tracks with at most REACH places between them: N and F.
 
     Works through ranges of rows, so that the pairs sorted at once are bounded.
     """
-    weights = FOLLOW_DECAY ** np.arange(REACH)
-    follow, near = [], []
+    weights = np.append(FOLLOW_DECAY ** np.arange(REACH), 0.0)  # the last one is of the other direction
+    found = []
     for low, high in _row_ranges(tracks, num_rows):
-        after, around = [], []
+        keys = []
         for distance in range(1, REACH + 1):
             later = np.flatnonzero(place >= distance)
             first, second = tracks[later - distance], tracks[later]
             inside = (first >= low) & (first < high)
             forward = (first[inside] - low) * num_rows + second[inside]
-            after.append(forward * REACH + (distance - 1))
             inside = (second >= low) & (second < high)
-            around += [forward, (second[inside] - low) * num_rows + first[inside]]
-        keys = np.sort(np.concatenate(after))
-        starts = _first_of_each(keys // REACH)
-        summed = np.add.reduceat(weights[keys % REACH], starts) if len(keys) else np.empty(0)
-        follow.append(_table(keys[starts] // REACH, summed, high - low, num_rows, max_followers))
-        near.append(_counted(np.concatenate(around), high - low, num_rows, max_followers))
-    return _Table(*map(np.concatenate, zip(*follow, strict=True))), _Table(
-        *map(np.concatenate, zip(*near, strict=True))
-    )
+            backward = (second[inside] - low) * num_rows + first[inside]
+            keys += [forward * (REACH + 1) + distance - 1, backward * (REACH + 1) + REACH]
+        ordered = np.sort(np.concatenate(keys))
+        pairs = ordered // (REACH + 1)
+        starts = _first_of_each(pairs)
+        near = np.diff(np.append(starts, len(pairs))).astype(np.float64)
+        follow = _sums(weights[ordered % (REACH + 1)], starts)
+        found.append(_table(pairs[starts], near, follow, high - low, num_rows, max_followers))
+    return _Table(*map(np.concatenate, zip(*found, strict=True)))
 
 
 def _row_ranges(tracks: Int, num_rows: int) -> Iterator[tuple[int, int]]:
@@ -220,6 +229,8 @@ class _Table(NamedTuple):
     tracks: Int  # [entries]
     counts: Float32  # [entries]
     totals: Float32  # [rows]
+    follow: Float32  # [entries]
+    follow_totals: Float32  # [rows]
 
 
 def _first_of_each(ordered: Int) -> Int:
@@ -229,25 +240,37 @@ def _first_of_each(ordered: Int) -> Int:
     return np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
 
 
+def _sums(values: NDArray[Any], starts: Int) -> Float64:
+    """Return the sums of the values from each start to the next one."""
+    if not len(values):
+        return np.empty(0)
+    return np.add.reduceat(values, starts, dtype=np.float64)
+
+
 def _counted(keys: Int, rows: int, num_rows: int, max_followers: int) -> _Table:
     """Return the table of keys that may repeat. A key is row * num_rows + track."""
     ordered = np.sort(keys)
     starts = _first_of_each(ordered)
     counts = np.diff(np.append(starts, len(ordered))).astype(np.float64)
-    return _table(ordered[starts], counts, rows, num_rows, max_followers)
+    return _table(ordered[starts], counts, np.zeros(len(starts)), rows, num_rows, max_followers)
 
 
-def _table(keys: Int, counts: Float64, rows: int, num_rows: int, max_followers: int) -> _Table:
-    """Return the table of distinct, ascending keys and their counts, with at most `max_followers` entries a row."""
+def _table(
+    keys: Int, counts: Float64, follow: Float64, rows: int, num_rows: int, max_followers: int
+) -> _Table:
+    """Return the table of distinct, ascending keys and their counts, with at most `max_followers` entries a row.
+
+    Entries with the largest sum of both counts are kept.
+    """
     row, track = np.divmod(keys, num_rows)
-    totals = np.bincount(row, weights=counts, minlength=rows).astype(np.float32)
+    totals = [np.bincount(row, weights=values, minlength=rows).astype(np.float32) for values in (counts, follow)]
     lengths = np.bincount(row, minlength=rows).astype(np.int64)
     if lengths.max(initial=0) > max_followers:
         long = np.flatnonzero(lengths[row] > max_followers)
-        best = long[np.lexsort((track[long], -counts[long], row[long]))]
+        best = long[np.lexsort((track[long], -(counts + follow)[long], row[long]))]
         rank = np.arange(len(best), dtype=np.int64) - np.searchsorted(row[long], row[best])
         kept = np.ones(len(keys), dtype=np.bool_)
         kept[best[rank >= max_followers]] = False
-        track, counts = track[kept], counts[kept]
+        track, counts, follow = track[kept], counts[kept], follow[kept]
         lengths = np.minimum(lengths, max_followers)
-    return _Table(lengths, track, counts.astype(np.float32), totals)
+    return _Table(lengths, track, counts.astype(np.float32), totals[0], follow.astype(np.float32), totals[1])

@@ -275,9 +275,9 @@ def evaluate(
         raise InputError(f"--output {output} is a folder: expected a file name")
     if output is not None and not output.parent.is_dir():
         raise InputError(f"--output {output}: the folder {output.parent} does not exist: create it")
-    chosen: Any = (split, part, protocol, seed, targets)  # click has checked the choices
-    policy = repeat_policy(repeat)
-    question = Question(open_dataset(dataset), open_release(release), *chosen, repeat=policy)
+    chosen: dict[str, Any] = {"split": split, "part": part, "protocol": protocol, "targets": targets}
+    chosen |= {"seed": seed, "repeat": repeat_policy(repeat)}  # click has checked the other choices
+    question = Question(open_dataset(dataset), open_release(release), **chosen)
     with counting("evaluating") as advance:
         result = measure(question, answers_of(question, url, exact=exact), advance)
     if output is not None:

@@ -47,6 +47,8 @@ class Examples(NamedTuple):
 
     def excluded_by(self, repeat: RepeatPolicy) -> Bool:
         """Return which targets the policy excludes, because they repeat a track of their session. [sessions] bool."""
+        if not repeat.plays:
+            return np.zeros(len(self.targets), dtype=np.bool_)
         found = [np.zeros(0, dtype=np.bool_)]
         first = 0
         for block in self.inputs.blocks():

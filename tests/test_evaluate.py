@@ -422,7 +422,7 @@ class TestRepeats:
         targets = np.array([target for _, target in sessions], dtype=np.int64)
         nothing = np.zeros(len(sessions), dtype=np.bool_)
         asked = Examples(SessionViews.of(whole), targets, nothing, np.arange(len(sessions)))
-        popularity = PopularityRanker(np.ones(5))
+        popularity = PopularityRanker(np.ones(5, dtype=np.float32))
         answers = Recommender(popularity, popularity, 20).recommend(whole, 4, repeat=repeat)
         missing = [target not in answer.rows for target, answer in zip(targets, answers, strict=True)]
         assert asked.excluded_by(repeat).tolist() == missing

@@ -69,10 +69,10 @@ def test_the_same_sessions_offline_and_over_http_give_identical_lists_and_figure
     inputs = question.examples().inputs.select(slice(0, 100))
     recommender = LocalRecommender(recommender_of(opened), question.to_release())
     answers: list[list[int]] = []
-    for repeat in map(repeat_policy, ("allow", "never", "after:1", "after:5")):
-        local = recommender.lists(inputs, repeat)
+    for policy in map(repeat_policy, ("allow", "never", "after:1", "after:5")):
+        local = recommender.lists(inputs, policy)
         with HttpRecommender(url, data.catalogue, opened.catalogue) as served:
-            for (rows, scores), (rows_served, scores_served) in zip(local, served.lists(inputs, repeat), strict=True):
+            for (rows, scores), (rows_served, scores_served) in zip(local, served.lists(inputs, policy), strict=True):
                 assert len(rows) == 100
                 assert rows.tolist() == rows_served.tolist()
                 assert np.allclose(scores, scores_served, atol=1e-5)

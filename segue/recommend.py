@@ -11,6 +11,7 @@ import numpy as np
 
 from segue.arrays import Float32, Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Row
+from segue.sessions import ALLOW_REPEATS, RepeatPolicy
 from segue.window import Sessions, Windows, to_windows
 
 Source: TypeAlias = Literal["model", "popularity"]
@@ -136,19 +137,19 @@ class Recommender:
         k: int | Sequence[int],
         excluded: Sequence[Int] | None = None,
         *,
-        exclude_heard: bool | Sequence[bool] = False,
+        repeat: RepeatPolicy | Sequence[RepeatPolicy] = ALLOW_REPEATS,
     ) -> list[Recommendation]:
         """Recommend the next tracks for each session, best first.
 
-        `excluded` contains, for each session, the rows to exclude. `exclude_heard` also excludes the tracks of the
-        session itself. `k` and `exclude_heard` are either one value for all sessions or one value per session. A list
-        has fewer than k tracks only if the catalogue has fewer tracks that are not excluded. The result for a session
-        does not depend on the other sessions in the batch.
+        `excluded` contains, for each session, the rows to exclude. `repeat` says which tracks of the session itself to
+        exclude. `k` and `repeat` are either one value for all sessions or one value per session. A list has fewer than
+        k tracks only if the catalogue has fewer tracks that are not excluded. The result for a session does not depend
+        on the other sessions in the batch.
         """
         count = len(sessions)
         k_per_session = [k] * count if isinstance(k, int) else k
-        heard = [exclude_heard] * count if isinstance(exclude_heard, bool) else exclude_heard
-        excluded_rows = [_excluded_rows(sessions, i, excluded, heard[i]) for i in range(count)]
+        policies = [repeat] * count if isinstance(repeat, RepeatPolicy) else repeat
+        excluded_rows = [_excluded_rows(sessions, i, excluded, policies[i]) for i in range(count)]
         fetch_sizes = np.array(
             [_overfetch(k_per_session[i], len(excluded_rows[i])) for i in range(count)], dtype=np.int64
         )
@@ -193,11 +194,12 @@ _NO_SCORES: Float32 = np.empty(0, dtype=np.float32)
 _MIN_FETCH: Final = 48  # enough for k = 20 and a window of 20 excluded plays
 
 
-def _excluded_rows(sessions: Sessions, i: int, excluded: Sequence[Int] | None, heard: bool) -> set[Row]:
+def _excluded_rows(sessions: Sessions, i: int, excluded: Sequence[Int] | None, repeat: RepeatPolicy) -> set[Row]:
     """Return the rows that must not be recommended to session i."""
     excluded_rows: set[Row] = set(excluded[i].tolist()) if excluded is not None else set()
-    if heard:
-        excluded_rows.update(sessions.rows[sessions.offsets[i] : sessions.offsets[i + 1]].tolist())
+    if repeat.plays:
+        start, end = sessions.offsets[i : i + 2].tolist()
+        excluded_rows.update(sessions.rows[start + repeat.start(end - start) : end].tolist())
     excluded_rows.discard(PAD_ROW)
     return excluded_rows
 

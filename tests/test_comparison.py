@@ -115,6 +115,29 @@ class TestComparison:
         assert content["questions"][0]["systems"]["gru4rec+nce"]["groups"]["all"]["HR@1"]["value"] == value
         json.dumps(content)
 
+    def test_results_of_other_policies_for_repeats_are_apart_and_named(self, tmp_path: Path) -> None:
+        """A result without the key is older than the option, and was measured with the default."""
+        policies = ("never", "allow", "after:5")
+        paths = [result(tmp_path / f"{repeat}.json", "sasrec", [1, 3], repeat=repeat) for repeat in policies]
+        paths.insert(0, result(tmp_path / "old.json", "caser", [1, 2]))
+        found = read_results(paths)
+        assert [(question.repeat, [*asked.systems]) for question, asked in found.items()] == [
+            ("allow", ["caser", "sasrec"]),
+            ("after:5", ["sasrec"]),
+            ("never", ["sasrec"]),
+        ]
+        titles = [str(question) for question in found]
+        same = "test targets, last-play split, full ranking"
+        assert titles == [same, f"{same}, repeat=after:5", f"{same}, repeat=never"]
+        sections = measure(paths, 100)
+        assert [section.setting for section in sections] == [
+            *("last-play", "last-play, repeat=after:5", "last-play, repeat=never")
+        ]
+        text = as_markdown(sections)
+        assert "(last-play split, test targets, repeat=never)" in text
+        assert f"Every system, {same}, repeat=after:5" in text
+        assert [one["repeat"] for one in as_json(sections)["questions"]] == ["allow", "after:5", "never"]
+
     def test_results_that_do_not_fit_are_refused(self, tmp_path: Path) -> None:
         first = result(tmp_path / "a.json", "caser", [1, 2])
         cases = {

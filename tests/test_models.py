@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 
 from segue.errors import BadRelease
 from segue.release import Release
-from segue.sessions import Outcome, Play
+from segue.sessions import Outcome, Play, repeat_policy
 from training.data.dataset import Dataset
 from training.data.splits import examples
 from training.data.synthetic import simulate
@@ -76,10 +76,10 @@ def test_it_answers_sessions_as_it_is_served(release: Release, dataset: Dataset)
     live = load_release(release.path)
     ids = dataset.catalogue.track_ids
     plays = [Play(track, Outcome.PLAYED) for track in ids[5:9]]
-    played = live.recommend(plays, 20, exclude_heard=True)
+    played = live.recommend(plays, 20, repeat="never")
     assert played.source == "model"
     assert len({track.track_id for track in played.tracks} - {play.track_id for play in plays}) == 20
-    skipped = live.recommend([*plays[:-1], Play(ids[8], Outcome.SKIPPED)], 20, exclude_heard=True)
+    skipped = live.recommend([*plays[:-1], Play(ids[8], Outcome.SKIPPED)], 20, repeat="never")
     before, after = ([track.score for track in answer.tracks] for answer in (played, skipped))
     assert (before == after) == (release.manifest.model in ("wrmf", "bpr"))  # blind to skips, as in the original
 
@@ -97,7 +97,7 @@ def test_a_batch_answers_as_one_question_at_a_time(release: Release, dataset: Da
             plays=[Play(ids[row], Outcome(rng.choice(list(Outcome)))) for row in rng.integers(0, len(ids), length)],
             k=int(rng.integers(1, 60)),
             exclude=[ids[row] for row in rng.integers(0, len(ids), rng.integers(0, 5))],
-            exclude_heard=bool(rng.random() < 0.8),
+            repeat=repeat_policy(str(rng.choice(["allow", "never", "after:3"]))),
         )
         for length in rng.integers(0, 40, 50)
     ]

@@ -101,6 +101,14 @@ def test_known_targets_are_trained_and_evaluated_and_others_are_refused(tmp_path
         run_plan(planned(inferred, tmp_path / "out", **chosen), 1, silent)
 
 
+def test_results_have_the_policy_for_repeats_and_another_one_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    chosen: dict[str, Any] = {"systems": ("popularity",), "seeds": (0,)}
+    asked = planned(dataset, tmp_path, **chosen, repeat="after:2")
+    assert {json.loads(path.read_text())["repeat"] for path in run_plan(asked, 1, silent)} == {"after:2"}
+    with pytest.raises(BadOption, match="was made with --repeat after:2, here allow: choose another --out"):
+        run_plan(planned(dataset, tmp_path, **chosen), 1, silent)
+
+
 def test_a_plan_on_sessions_without_skips_says_so_once(tmp_path: Path) -> None:
     plays = pl.DataFrame({"session_id": ["a"] * 30 + ["b"] * 30, "track_id": [f"t{n % 30}" for n in range(60)]})
     plain = write_dataset(tmp_path / "d", plays.with_columns(skipped=pl.lit(value=False)), "tests")

@@ -213,7 +213,7 @@ class TestRecommend:
     ) -> None:
         """Two genres, one skipped: its tracks rank last, and would not without the skip."""
         events = ["--play", "g0-t00", "--skip", "g0-t05", "--play", "g1-t00"]
-        out, _ = self.run(capsys, tiny_release, *events, "-k", "70", "--explain")
+        out, _ = self.run(capsys, tiny_release, *events, "-k", "70", "--repeat", "never", "--explain")
         names, *lines = (line.split("\t") for line in out.splitlines()[1:] if not line.startswith("#"))
         assert names[-3:] == ["raised by", "lowered by", "rank without skips"]
         by_track = {line[1]: line for line in lines}
@@ -228,7 +228,7 @@ class TestRecommend:
     def test_explains_to_programs_what_adds_up_to_the_score(
         self, capsys: pytest.CaptureFixture[str], tiny_release: Release
     ) -> None:
-        events = ["--play", "g0-t00", "--play", "g0-t01", "--skip", "g1-t00", "-k", "5", "--json"]
+        events = ["--play", "g0-t00", "--play", "g0-t01", "--skip", "g1-t00", "-k", "5", "--repeat", "never", "--json"]
         plain = json.loads(self.run(capsys, tiny_release, *events)[0])
         assert set(plain) == {"release", "source", "items"}
         told = json.loads(self.run(capsys, tiny_release, *events, "--explain")[0])

@@ -29,6 +29,15 @@ TARGETS: Final = click.option(
     help="last: the last play of a session is its target. known: the last play with a known outcome; if skips were "
     "inferred from time, the play after it is left out of training and evaluation.",
 )
+# The option of all commands that choose whether tracks repeat. The function of the command has the parameter `repeat`.
+REPEAT: Final = click.option(
+    "--repeat",
+    default="allow",
+    show_default=True,
+    metavar="POLICY",
+    help="Whether tracks of the session may be recommended. allow: yes. never: no. after:N, N from 1 to 1000: once N "
+    "plays, skipped ones included, have followed the latest play of the track.",
+)
 METRIC_COLUMNS: Final = ("HR@1", "HR@10", "MRR@10")
 HIT_RATES: Final = ("HR@1", "HR@5", "HR@10", "HR@20")
 _STYLES: Final = {"played": "green", "skipped": "yellow"}
@@ -133,6 +142,8 @@ def print_evaluations(question: "Question", results: list[tuple[str, Any]]) -> N
     """Print the tables of one or more systems with the same evaluation settings."""
     targets = f"{question.part} targets{' of known outcome' if question.targets == 'known' else ''}"
     title = f"{question.dataset.facts.source}: {targets}, {question.split} split, {question.protocol} ranking"
+    if question.repeat.plays:
+        title += f", repeat={question.repeat}"
     print_table(partial(evaluation_table, title, results))
     print_table(partial(hit_rates, results))
     print_table(other_metrics(results))
@@ -168,7 +179,7 @@ def compare(
     """Compare evaluation results of several releases.
 
     RESULT.json is a file that `segue evaluate --output` wrote. Results are compared if they have the same
-    dataset, split, part and protocol.
+    dataset, split, part, protocol, targets and policy for repeated tracks.
     """
     from training.evaluation.compare.report import as_json, measure, write_report
 
@@ -186,7 +197,7 @@ def show(sections: "Sequence[ReportSection]") -> None:
     """Print the conclusions of a comparison, then its main tables."""
     for section in sections:
         for sentence in section.sentences:
-            say(f"{section.split}: {sentence}", wrap=True)
+            say(f"{section.setting}: {sentence}", wrap=True)
         for table in section.tables:
             if table.title.startswith("Every system"):
                 print_table(partial(_rich, table))

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from segue.cli.data import FOLDER, SPLIT
-from segue.cli.evaluate import TARGETS, print_evaluations, say_notes
+from segue.cli.evaluate import REPEAT, TARGETS, print_evaluations, say_notes
 from segue.cli.terminal import TrainingProgress, counting, example, facts_table, print_json, print_table, say
 from segue.errors import BadOption, BadRelease, InputError
 
@@ -223,6 +223,7 @@ def _print_release(release: "Release", dataset: Path, *, as_json: bool) -> None:
     "--split", type=SPLIT, default="last-play", show_default=True, help="Split that the release was trained with."
 )
 @TARGETS
+@REPEAT
 @click.option(
     "--protocol",
     type=click.Choice(["full", "sampled"]),
@@ -253,6 +254,7 @@ def evaluate(
     part: str,
     split: str,
     targets: str,
+    repeat: str,
     protocol: str,
     seed: int,
     url: str | None,
@@ -266,6 +268,7 @@ def evaluate(
     A target is the track that came next in a held-out session.
     """
     from segue.release import open_release
+    from segue.sessions import repeat_policy
     from training.data.dataset import open_dataset
     from training.evaluation.evaluate import Question
     from training.evaluation.evaluate import evaluate as measure
@@ -275,15 +278,9 @@ def evaluate(
         raise InputError(f"--output {output} is a folder: expected a file name")
     if output is not None and not output.parent.is_dir():
         raise InputError(f"--output {output}: the folder {output.parent} does not exist: create it")
-    question = Question(
-        open_dataset(dataset),
-        open_release(release),
-        "new-sessions" if split == "new-sessions" else "last-play",
-        "validation" if part == "validation" else "test",
-        "sampled" if protocol == "sampled" else "full",
-        seed,
-        "known" if targets == "known" else "last",
-    )
+    chosen: dict[str, Any] = {"split": split, "part": part, "protocol": protocol, "targets": targets}
+    chosen |= {"seed": seed, "repeat": repeat_policy(repeat)}  # click has checked the other choices
+    question = Question(open_dataset(dataset), open_release(release), **chosen)
     with counting("evaluating") as advance:
         result = measure(question, answers_of(question, url, exact=exact), advance)
     if output is not None:

@@ -18,15 +18,17 @@ from pydantic import BaseModel, Field, field_validator
 from segue.arrays import Float32
 from segue.errors import ModelUnavailable, SegueError, StoreUnavailable
 from segue.release import RELEASE_NAME_PATTERN
-from segue.sessions import Event, Outcome, Play, TrackId, plays_of, whole_number
+from segue.sessions import REPEAT_PATTERN, Event, Outcome, Play, TrackId, plays_of, repeat_policy, whole_number
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.state import (
     DEFAULT_K,
+    DEFAULT_REPEAT,
     MAX_TRACKS,
+    REPEAT_DESCRIPTION,
     AppState,
-    ExcludeHeard,
     K,
     ReleaseName,
+    Repeat,
     SessionIdQuery,
     link_responses,
 )
@@ -76,7 +78,9 @@ class FilteredTrack(TrackBody):
     """A track that was excluded, although it would rank among the returned ones."""
 
     rank: int = Field(ge=1, description="Its rank among all tracks")
-    reason: Literal["heard", "excluded"]
+    reason: Literal["heard", "excluded"] = Field(
+        description="`heard`: excluded by `repeat`, because the session contains the track. `excluded`: by `exclude`"
+    )
 
 
 class PlacesBody(BaseModel):
@@ -181,7 +185,9 @@ class WhatIfRequest(JsonBody):
     )
     k: int = Field(default=DEFAULT_K, ge=1, le=MAX_TRACKS, description="Number of tracks to return")
     exclude: list[TrackId] = Field(default_factory=list, max_length=MAX_TRACKS, description="Tracks not to return")
-    exclude_heard: bool = Field(default=True, description="Exclude the session's own tracks")
+    repeat: str = Field(
+        default=DEFAULT_REPEAT, pattern=REPEAT_PATTERN, description=REPEAT_DESCRIPTION, examples=["after:20"]
+    )
     explain: bool = Field(default=False, description="Return an explanation. Counts as 13 requests of the API key")
     release: str | None = Field(
         default=None, pattern=RELEASE_NAME_PATTERN, description="A live release to ask instead of the current one"
@@ -215,7 +221,7 @@ async def recommendations(
     session_id: SessionIdQuery,
     request: Request,
     k: K = DEFAULT_K,
-    exclude_heard: ExcludeHeard = True,
+    repeat: Repeat = DEFAULT_REPEAT,
     exclude: Excluded = [],  # noqa: B006 (never changed)
     release: ReleaseName = None,
     explain: Explain = False,
@@ -231,7 +237,7 @@ async def recommendations(
         caller.charge(EXPLANATION_COST - 1)
     releases = service.releases
     active = releases.for_session(session_id) if release is None else releases.named(release)
-    question = Question(await _plays_or_none(service, session_id), k, exclude, exclude_heard)
+    question = Question(await _plays_or_none(service, session_id), k, exclude, repeat_policy(repeat))
     content = await recommend(service, active, session_id, question, explain=explain, attributed=release is None)
     return Response(content, media_type="application/json")
 
@@ -249,7 +255,8 @@ async def what_if(request: Request) -> Response:
     asked = await read_json(WhatIfRequest, request.scope["headers"], request.receive, service.max_request_bytes)
     if asked.explain:
         caller_of(request.scope).charge(EXPLANATION_COST - 1)
-    question = Question(service.store.kept(plays_of(asked.events)), asked.k, asked.exclude, asked.exclude_heard)
+    plays = service.store.kept(plays_of(asked.events))
+    question = Question(plays, asked.k, asked.exclude, repeat_policy(asked.repeat))
     active = service.releases.named(asked.release)
     answer = await active.ranking(question)
     explanation = await _explanation(service, active, question, answer) if asked.explain else None

@@ -9,10 +9,10 @@ from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
 from segue.errors import UnknownSession
-from segue.sessions import Event, EventType
+from segue.sessions import Event, EventType, RepeatPolicy, repeat_policy
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.recommendations import RecommendationsBody, recommend
-from service.api.state import MAX_TRACKS, AppState, Service, SessionId, link_responses
+from service.api.state import DEFAULT_REPEAT, MAX_TRACKS, AppState, Repeat, Service, SessionId, link_responses
 from service.api.stream import EVENT_STREAM, SessionBody, SessionStreams
 from service.http.admission_control import AdmissionControl
 from service.problems import NotAcceptable, problem_responses
@@ -67,14 +67,19 @@ _IN_QUERY = {"query.session_id": "$request.path.session_id"}
     ),
     openapi_extra=described_body(EventsRequest),
 )
-async def report_events(session_id: SessionId, request: Request, recommend: Recommend = None) -> Response:
-    """Append plays and skips to a session. With `recommend`, also return its next tracks."""
+async def report_events(
+    session_id: SessionId, request: Request, recommend: Recommend = None, repeat: Repeat = DEFAULT_REPEAT
+) -> Response:
+    """Append plays and skips to a session. With `recommend`, also return its next tracks, chosen under `repeat`."""
     service: AppState = request.app.state.service
     reported = await read_json(EventsRequest, request.scope["headers"], request.receive, service.max_request_bytes)
-    return Response(await append_events(service, session_id, reported.events, recommend), media_type="application/json")
+    content = await append_events(service, session_id, reported.events, recommend, repeat_policy(repeat))
+    return Response(content, media_type="application/json")
 
 
-async def append_events(service: AppState, session_id: str, events: list[Event], k: int | None) -> bytes:
+async def append_events(
+    service: AppState, session_id: str, events: list[Event], k: int | None, repeat: RepeatPolicy
+) -> bytes:
     """Store events. Returns an EventsAnswer as JSON, with `k` recommendations unless None. Raises StoreUnavailable."""
     active = service.releases.for_session(session_id)
     stored = await service.store.append(session_id, events, with_plays=k is not None)
@@ -90,7 +95,7 @@ async def append_events(service: AppState, session_id: str, events: list[Event],
     }
     if k is not None:
         answer["recommendations"] = orjson.Fragment(
-            await recommend(service, active, session_id, Question(stored.plays, k))
+            await recommend(service, active, session_id, Question(stored.plays, k, repeat=repeat))
         )
     return orjson.dumps(answer)
 

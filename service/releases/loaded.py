@@ -32,7 +32,7 @@ from segue.recommend import (
     Source,
 )
 from segue.release import ENCODER, Release, open_release
-from segue.sessions import Play
+from segue.sessions import ALLOW_REPEATS, Play, RepeatPolicy, repeat_policy
 from segue.window import Windows, to_sessions
 from service.threads import interrupt_of_this_thread
 
@@ -54,7 +54,7 @@ class Question:
     plays: Sequence[Play]
     k: int
     exclude: Sequence[str] = ()
-    exclude_heard: bool = True
+    repeat: RepeatPolicy = ALLOW_REPEATS
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ class LoadedRelease:
             to_sessions([question.plays for question in questions], self.catalogue),
             [question.k for question in questions],
             [self.catalogue.rows(question.exclude) for question in questions],
-            exclude_heard=[question.exclude_heard for question in questions],
+            repeat=[question.repeat for question in questions],
         )
         return [
             RecommendResult(self, one.source, one.rows.tolist(), one.scores, one.window_plays, one.window_skips)
@@ -152,15 +152,18 @@ class LoadedRelease:
         ]
 
     def recommend(
-        self, plays: Sequence[Play], k: int, exclude: Sequence[str] = (), *, exclude_heard: bool = True
+        self, plays: Sequence[Play], k: int, exclude: Sequence[str] = (), *, repeat: str = "allow"
     ) -> RecommendResult:
-        """Recommend the `k` next tracks for one session. The parameters are the fields of Question."""
-        [answer] = self.answer([Question(plays, k, exclude, exclude_heard)])
+        """Recommend the `k` next tracks for one session. The parameters are the fields of Question.
+
+        `repeat` is `allow`, `never` or `after:N`. Raises BadOption for other texts.
+        """
+        [answer] = self.answer([Question(plays, k, exclude, repeat_policy(repeat))])
         return answer
 
     def popular(self, question: Question) -> RecommendResult:
         """Recommend the most played tracks, without the encoder and the index. The fallback if the model fails."""
-        heard = [play.track_id for play in question.plays] if question.exclude_heard else []
+        heard = [play.track_id for play in question.plays[question.repeat.start(len(question.plays)) :]]
         [answer] = self.answer([Question((), question.k, [*question.exclude, *heard])])
         return answer
 
@@ -363,7 +366,8 @@ def _warm_up(live: LoadedRelease) -> None:
     live.recommend([], 1)
     live.search("a", 1)
     for track_id in map(live.catalogue.track_id, range(FIRST_TRACK_ROW, len(live.catalogue) + FIRST_TRACK_ROW)[:1]):
-        live.recommend([Play(track_id)], 1)
+        for repeat in ("allow", "never"):  # the second one searches for more tracks
+            live.recommend([Play(track_id)], 1, repeat=repeat)
         live.similar(track_id, 1)
 
 

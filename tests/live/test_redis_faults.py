@@ -224,14 +224,16 @@ def test_a_model_that_fails_is_replaced_by_popularity(start_service: StartServic
     with service.client() as client:
         assert client.post("/sessions/a/events", json=play("g0-t01")).status_code == 200
         assert recommended(client, "a", k=2)["source"] == "model"
-        answer = client.post("/sessions/a/events?recommend=2", json=play("g1-t01"))  # row 14
+        asked = "/sessions/a/events?recommend=2&repeat=never"
+        answer = client.post(asked, json=play("g1-t01"))  # row 14
         assert answer.status_code == 200
         assert answer.json()["recommendations"]["source"] == "popularity"
-        for answer in (recommended(client, "a", k=2), recommended(client, "a", k=2, exclude=["g0-t00"])):
+        for repeat, heard in (("never", False), ("after:2", False), ("after:1", True)):
+            answer = recommended(client, "a", k=2, exclude=["g0-t00"], repeat=repeat)
             assert answer["source"] == "popularity"
-            assert "g0-t01" not in {item["track_id"] for item in answer["items"]}  # it was heard
+            assert ("g0-t01" in {item["track_id"] for item in answer["items"]}) == heard
             assert len(answer["items"]) == 2
-        assert 'segue_fallbacks_total{component="model"} 3.0' in client.get("/metrics").text
+        assert 'segue_fallbacks_total{component="model"} 4.0' in client.get("/metrics").text
     assert any("model_error" in line for line in service.output)
 
 

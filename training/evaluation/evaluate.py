@@ -28,11 +28,18 @@ from segue.ranking_metrics import (
 )
 from segue.recommend import Recommender
 from segue.release import Release
-from segue.sessions import Outcome, Play, events_of
+from segue.sessions import ALLOW_REPEATS, Outcome, Play, RepeatPolicy, events_of
 from segue.window import Sessions, SessionViews
 from training.data.dataset import Dataset
 from training.data.splits import Examples, Part, Split, Targets, examples
-from training.notes import by_construction, construction_note, one_target_note, outcomes_note, release_notes
+from training.notes import (
+    by_construction,
+    construction_note,
+    one_target_note,
+    outcomes_note,
+    release_notes,
+    repeats_note,
+)
 from training.registry import system_name
 
 Protocol_: TypeAlias = Literal["full", "sampled"]
@@ -47,7 +54,7 @@ RankedList: TypeAlias = tuple[Int, Float32]  # rows of the release's catalogue [
 class RecommenderUnderTest(Protocol):
     """Recommends tracks for sessions: a local release or a running service."""
 
-    def lists(self, sessions: Sessions) -> list[RankedList]:
+    def lists(self, sessions: Sessions, repeat: RepeatPolicy = ALLOW_REPEATS) -> list[RankedList]:
         """Return the top LIST_LENGTH tracks for each session; `sessions` contains rows of the dataset's catalogue."""
         ...
 
@@ -59,10 +66,11 @@ class LocalRecommender:
     recommender: Recommender
     to_release: Int  # [dataset rows] int64, dataset row to release row; PAD_ROW for unknown tracks
 
-    def lists(self, sessions: Sessions) -> list[RankedList]:
+    def lists(self, sessions: Sessions, repeat: RepeatPolicy = ALLOW_REPEATS) -> list[RankedList]:
         """Return the top LIST_LENGTH tracks for each session. Tracks that the release does not know are ignored."""
         mapped = replace(sessions, rows=self.to_release[sessions.rows])
-        return [(answer.rows, answer.scores) for answer in self.recommender.recommend(mapped, LIST_LENGTH)]
+        answers = self.recommender.recommend(mapped, LIST_LENGTH, repeat=repeat)
+        return [(answer.rows, answer.scores) for answer in answers]
 
 
 class HttpRecommender:
@@ -92,11 +100,11 @@ class HttpRecommender:
         """Return the name of the active release of the service."""
         return str(self._ask("GET", "/releases/current").json()["name"])
 
-    def lists(self, sessions: Sessions) -> list[RankedList]:
+    def lists(self, sessions: Sessions, repeat: RepeatPolicy = ALLOW_REPEATS) -> list[RankedList]:
         """Ask the service for the top LIST_LENGTH tracks of each session, and delete each session afterwards."""
-        return [self._list(sessions, i) for i in range(len(sessions))]
+        return [self._list(sessions, i, repeat) for i in range(len(sessions))]
 
-    def _list(self, sessions: Sessions, i: int) -> RankedList:
+    def _list(self, sessions: Sessions, i: int, repeat: RepeatPolicy) -> RankedList:
         span = slice(sessions.offsets[i], sessions.offsets[i + 1])
         plays = [
             Play(self._dataset.track_id(row), Outcome.SKIPPED if skipped else Outcome.PLAYED)
@@ -107,7 +115,7 @@ class HttpRecommender:
         try:
             for start in range(0, len(events), 100):
                 self._ask("POST", f"/sessions/{session}/events", json={"events": events[start : start + 100]})
-            params = {"session_id": session, "k": str(LIST_LENGTH), "exclude_heard": "false"}
+            params = {"session_id": session, "k": str(LIST_LENGTH), "repeat": repeat.text}
             items = self._ask("GET", "/recommendations", params=params).json()["items"]
         finally:
             self._ask("DELETE", f"/sessions/{session}")
@@ -126,7 +134,7 @@ class HttpRecommender:
 
 @dataclass(frozen=True)
 class Question:
-    """The settings of an evaluation: dataset, release, split, protocol, seed and targets."""
+    """The settings of an evaluation: dataset, release, split, protocol, seed, targets and repeated tracks."""
 
     dataset: Dataset
     release: Release
@@ -135,6 +143,7 @@ class Question:
     protocol: Protocol_ = "full"
     seed: int = 0
     targets: Targets = "last"
+    repeat: RepeatPolicy = ALLOW_REPEATS
 
     def examples(self) -> Examples:
         """Return the sessions and targets to evaluate.
@@ -190,6 +199,7 @@ class Question:
         """Return sentences about what the evaluation cannot measure, and what holds by construction."""
         notes = [
             outcomes_note(self.dataset, asked),
+            repeats_note(asked, self.repeat),
             self._selection_note(asked),
             construction_note(self.candidates),
             one_target_note(len(asked.targets), self.part),
@@ -237,7 +247,7 @@ def evaluate(question: Question, answers: RecommenderUnderTest, advance: Advance
     targets = to_release[asked.targets]  # PAD_ROW if the release does not know the target, which counts as a miss
     covered: Int = np.empty(0, dtype=np.int64)
     if question.protocol == "full":
-        ranks, covered = _full_ranks(answers, asked, targets, advance)
+        ranks, covered = _full_ranks(answers, asked, targets, question.repeat, advance)
     elif isinstance(answers, LocalRecommender):
         ranks = _sampled_ranks(question, answers.recommender, asked, to_release, advance)
     else:
@@ -256,6 +266,7 @@ def evaluate(question: Question, answers: RecommenderUnderTest, advance: Advance
         "part": question.part,
         "protocol": question.protocol,
         "targets": question.targets,
+        "repeat": question.repeat.text,
         "evaluation_seed": question.seed,
         "notes": question.notes(asked),
         "by_construction": by_construction(question.candidates),
@@ -322,7 +333,7 @@ def _batches(asked: Examples, advance: Advance | None) -> Iterator[slice]:
 
 
 def _full_ranks(
-    answers: RecommenderUnderTest, asked: Examples, targets: Int, advance: Advance | None
+    answers: RecommenderUnderTest, asked: Examples, targets: Int, repeat: RepeatPolicy, advance: Advance | None
 ) -> tuple[Float64, Int]:
     """Return the rank of each target among all tracks, and the distinct rows in the top 20 of any list.
 
@@ -331,7 +342,7 @@ def _full_ranks(
     ranks = np.full(len(targets), NOT_FOUND)
     covered: Int = np.empty(0, dtype=np.int64)
     for batch in _batches(asked, advance):
-        lists = answers.lists(asked.inputs.select(batch))
+        lists = answers.lists(asked.inputs.select(batch), repeat)
         for i, (rows, scores) in enumerate(lists, start=batch.start):
             if targets[i] != PAD_ROW:
                 ranks[i] = rank_in_list(rows, scores, targets[i])
@@ -344,7 +355,8 @@ def _sampled_ranks(
 ) -> Float64:
     """Return the rank of each target among uniformly sampled tracks outside its session. [sessions] float64.
 
-    The samples depend only on the seed and the session, so all rankers are compared on the same candidates.
+    The samples depend only on the seed and the session, so all rankers are compared on the same candidates. The rank
+    of a target that the policy for repeated tracks excludes is NOT_FOUND.
     """
     ranks = np.full(len(asked.targets), NOT_FOUND)
     tracks = len(question.dataset.catalogue)
@@ -361,6 +373,7 @@ def _sampled_ranks(
         of_target = scores[:, :1]
         rank = mean_rank((scores > of_target).sum(axis=1), (scores == of_target).sum(axis=1) - 1)
         ranks[batch] = np.where(rows[:, 0] == PAD_ROW, NOT_FOUND, rank)
+    ranks[asked.excluded_by(question.repeat)] = NOT_FOUND
     return ranks
 
 

@@ -255,9 +255,7 @@ def _counted(keys: Int, rows: int, num_rows: int, max_followers: int) -> _Table:
     return _table(ordered[starts], counts, np.zeros(len(starts)), rows, num_rows, max_followers)
 
 
-def _table(
-    keys: Int, counts: Float64, follow: Float64, rows: int, num_rows: int, max_followers: int
-) -> _Table:
+def _table(keys: Int, counts: Float64, follow: Float64, rows: int, num_rows: int, max_followers: int) -> _Table:
     """Return the table of distinct, ascending keys and their counts, with at most `max_followers` entries a row.
 
     Entries with the largest sum of both counts are kept.

@@ -97,7 +97,7 @@ def _only(system: str, seeds: int, group: str, hit_rate: Estimate) -> str:
     what = "One result" if seeds == 1 else f"One system ({seeds} seeds)"
     return (
         f"{what}: nothing to compare. {system}: {_in_words(group, hit_rate)}. Add the results of other systems on the "
-        "same dataset, split and targets."
+        "same dataset, split, targets and policy for repeated tracks."
     )
 
 

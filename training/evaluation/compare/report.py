@@ -53,20 +53,25 @@ class ReportSection:
     tables: Sequence[Table]
 
     @property
+    def setting(self) -> str:
+        """The split, and the policy for repeated tracks unless it is the default."""
+        return f"{self.split}{narrative.chosen(self.by_protocol).asked.question.policy}"
+
+    @property
     def heading(self) -> str:
         """The title of the section."""
         question = narrative.chosen(self.by_protocol).asked.question
         known = " of known outcome" if question.targets == "known" else ""
         last = f"last play{known} of each session"
         whole = "sessions that training never saw" if self.split == "new-sessions" else last
-        return f"{self.source}: {whole} ({self.split} split, {self.part} targets{known})"
+        return f"{self.source}: {whole} ({self.split} split, {self.part} targets{known}{question.policy})"
 
 
 def measure(paths: Sequence[Path], permutations: int = PERMUTATIONS) -> list[ReportSection]:
     """Read result files and compute all statistics. Raises InputError."""
     compared = read_results(paths)
     sections = []
-    for key, questions in groupby(compared, key=lambda q: (q.source, q.fingerprint, q.part, q.split, q.targets)):
+    for key, questions in groupby(compared, key=lambda q: q._replace(protocol="")):
         by_protocol = {
             question.protocol: ComparisonData(
                 compared[question],
@@ -77,7 +82,7 @@ def measure(paths: Sequence[Path], permutations: int = PERMUTATIONS) -> list[Rep
             )
             for question in questions
         }
-        sections.append(_section(key[0], key[3], key[2], by_protocol))
+        sections.append(_section(key.source, key.split, key.part, by_protocol))
     return sections
 
 

@@ -1,4 +1,4 @@
-"""Reads result files and groups them by evaluation: the same dataset, split, part and protocol.
+"""Reads result files and groups them by evaluation: the same dataset, split, part, protocol, targets and `repeat`.
 
 A system may have several training seeds; its value for a session is the mean over them.
 """
@@ -30,11 +30,17 @@ class Question(NamedTuple):
     part: str
     protocol: str
     targets: str = "last"
+    repeat: str = "allow"
 
     def __str__(self) -> str:
         """The name in titles of tables."""
         known = " of known outcome" if self.targets == "known" else ""
-        return f"{self.part} targets{known}, {self.split} split, {self.protocol} ranking"
+        return f"{self.part} targets{known}, {self.split} split, {self.protocol} ranking{self.policy}"
+
+    @property
+    def policy(self) -> str:
+        """The policy for repeated tracks in titles: nothing for the default."""
+        return "" if self.repeat == "allow" else f", repeat={self.repeat}"
 
 
 @dataclass
@@ -93,7 +99,8 @@ def read_results(paths: Sequence[Path]) -> Comparison:
 
 def _order(question: Question) -> tuple[Any, ...]:
     split = question.split != "last-play"
-    return (question.source, question.fingerprint, question.part, split, question.targets, question.protocol)
+    of = (question.source, question.fingerprint, question.part, split, question.targets)
+    return (*of, question.repeat != "allow", question.repeat, question.protocol)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -116,8 +123,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _add(compared: Comparison, path: Path, content: dict[str, Any]) -> None:
     dataset = content["dataset"]
     split, part, protocol = (content[key] for key in ("split", "part", "protocol"))
-    targets = content.get("targets", "last")
-    question = Question(dataset["source"], dataset["fingerprint"], split, part, protocol, targets)
+    # A result without the key is older than the option. It was measured with the default.
+    targets, repeat = content.get("targets", "last"), content.get("repeat", "allow")
+    question = Question(dataset["source"], dataset["fingerprint"], split, part, protocol, targets, repeat)
     drawn = content.get("evaluation_seed", 0) if question.protocol == "sampled" else 0
     skipped, plays, length, skip_rate = (np.array(content[key]) for key in _OF_A_SESSION)
     asked = compared.setdefault(question, EvaluationResults(question, skipped, plays, length, skip_rate, drawn))

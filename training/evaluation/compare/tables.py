@@ -274,7 +274,7 @@ def protocols_table(by_protocol: Mapping[str, ComparisonData]) -> Table | None:
         for i, system in enumerate(systems)
     ]
     return Table(
-        f"Sampled against full ranking, HR@10, {full.asked.question.split} split",
+        f"Sampled against full ranking, HR@10, {full.asked.question.split} split{full.asked.question.policy}",
         ["system", "full", "place", "sampled", "place"],
         rows,
         f"Kendall's tau of the two orders: {kendall(*values):.2f}. A sampled value ranks the target among 1,000 other "

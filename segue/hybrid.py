@@ -27,7 +27,7 @@ from segue.catalogue import PAD_ROW
 from segue.errors import BadRelease
 from segue.ngram import PARTS, Found
 from segue.recommend import Ranked, Ranker
-from segue.window import Windows, distinct
+from segue.window import Windows
 
 ENCODER_TRACKS: Final = 100
 ALL_PARTS: Final = (*PARTS, "encoder")
@@ -129,8 +129,8 @@ class HybridRanker:
         """
         evidence = self.evidence(windows, rows)
         probabilities = evidence.parts * self._weights(evidence)
-        given = evidence.found.given[:, : rows.shape[1]]
-        return np.where(given >= 0, probabilities[:, np.maximum(given, 0)], 0.0)
+        of_rows: Float64 = probabilities[:, evidence.found.given[:, : rows.shape[1]]]
+        return of_rows
 
     def evidence(self, windows: Windows, extra: Int) -> Evidence:
         """Return the candidates of the counts, of the encoder and in `extra` [batch, n] int64, with all parts."""
@@ -143,14 +143,17 @@ class HybridRanker:
         largest = np.zeros(batch)
         if ranked is not None:
             probability = _softmax(ranked.scores.astype(np.float64))
-            at = found.given[:, extra.shape[1] :]
-            parts[-1, at[at >= 0]] = probability[at >= 0]
+            parts[-1, found.given[:, extra.shape[1] :]] = probability
             largest = np.log(probability.max(axis=1, initial=1e-9))
         in_window: Bool = np.zeros(len(found.rows), dtype=np.bool_)
-        in_window[found.places[found.places >= 0]] = True
+        in_window[found.places] = True
         lines = found.lines[in_window]
-        masses: Float64 = np.stack([np.bincount(lines, weights=part[in_window], minlength=batch) for part in parts])
-        features = _features(windows, found, masses[PARTS.index("own")] > 0, largest)
+        cells = np.arange(len(parts), dtype=np.int64)[:, None] * batch + lines
+        weights = parts[:, in_window].ravel()
+        flat: Float64 = np.bincount(cells.ravel(), weights=weights, minlength=len(parts) * batch)
+        masses = flat.reshape(-1, batch)
+        different: Float64 = np.bincount(lines, weights=found.rows[in_window] != PAD_ROW, minlength=batch)
+        features = _features(windows, found, different, masses[PARTS.index("own")] > 0, largest)
         foreseen = np.clip(masses[list(_FORESEEING)], 0.0, 1.0).T
         odds = np.log(foreseen + 1e-3) - np.log(1 - foreseen + 1e-3)
         return Evidence(found, parts, in_window, masses, features, np.concatenate([features, foreseen, odds], axis=1))
@@ -202,29 +205,24 @@ def _any_mass(masses: Float64) -> Bool:
     return any_mass
 
 
-def _features(windows: Windows, found: Found, repeated: Bool, largest: Float64) -> Float64:
+def _features(windows: Windows, found: Found, different: Float64, repeated: Bool, largest: Float64) -> Float64:
     """Return the features of the gates, in the order of FEATURES. [batch, features] float64."""
     tracks, skipped = windows.tracks, windows.skipped
     plays = np.maximum((tracks != PAD_ROW).sum(axis=1), 1)
-    different = (distinct(tracks) != PAD_ROW).sum(axis=1)
     order, total, followers = found.seen.T
-    before_last = skipped[:, -2] if skipped.shape[1] > 1 else np.zeros(len(tracks))
-    return np.stack(
-        [
-            np.ones(len(tracks)),
-            *(order >= least for least in range(1, 5)),
-            np.log1p(total),
-            followers / np.maximum(total, 1.0),
-            np.log(plays),
-            different / plays,
-            skipped[:, -1],
-            before_last,
-            skipped.sum(axis=1) / plays,
-            repeated,
-            largest,
-        ],
-        axis=1,
-    ).astype(np.float64)
+    features = np.empty((len(tracks), len(FEATURES)))
+    features[:, 0] = 1.0
+    features[:, 1:5] = order[:, None] >= np.arange(1, 5)
+    features[:, 5] = np.log1p(total)
+    features[:, 6] = followers / np.maximum(total, 1.0)
+    features[:, 7] = np.log(plays)
+    features[:, 8] = different / plays
+    features[:, 9] = skipped[:, -1]
+    features[:, 10] = skipped[:, -2] if skipped.shape[1] > 1 else 0.0
+    features[:, 11] = skipped.sum(axis=1) / plays
+    features[:, 12] = repeated
+    features[:, 13] = largest
+    return features
 
 
 def _softmax(logits: Float64) -> Float64:
@@ -240,6 +238,7 @@ def _best(found: Found, probabilities: Float64, batch: int, k: int) -> Ranked:
     # Bits of positive floats order like the floats. The row in the low bits makes all keys of a window different.
     bits = np.maximum(probabilities, 0.0).astype(np.float32).view(np.uint32).astype(np.uint64)
     keys = (bits << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - found.rows.astype(np.uint64))
+    keys[found.rows == PAD_ROW] = 0
     counts = np.bincount(found.lines, minlength=batch)
     width = max(int(counts.max(initial=0)), k)
     table = np.zeros((batch, width), dtype=np.uint64)

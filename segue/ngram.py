@@ -69,7 +69,8 @@ class CountTables(NamedTuple):
 class Found(NamedTuple):
     """The candidates of a batch of windows, and the probability of each part.
 
-    Candidates of one window are contiguous and ascending. Tracks that are no candidates have only the `base` mass.
+    Candidates of one window are contiguous and ascending. PAD_ROW is a candidate of a window with padding; all its
+    probabilities are 0. Tracks that are no candidates have only the `base` mass.
     """
 
     lines: Int  # [candidates] int64, the window of each candidate
@@ -77,8 +78,8 @@ class Found(NamedTuple):
     parts: Float64  # [parts, candidates] float64, probabilities in the order of PARTS
     base: Float64  # [parts, batch] float64, the factor of p_0 in each part
     seen: Float64  # [batch, 3] float64: the order of the longest known context, its total, and its distinct followers
-    places: Int  # [batch, window] int64, the candidate of each play; -1 in padding
-    given: Int  # [batch, extra] int64, the candidate of each row in `extra`; -1 for PAD_ROW
+    places: Int  # [batch, window] int64, the candidate of each play
+    given: Int  # [batch, extra] int64, the candidate of each row in `extra`
 
 
 class NgramCounts:
@@ -160,11 +161,6 @@ class NgramCounts:
         popularity = self.popularity[found_rows]
         for number in _BACKED_OFF:
             probabilities[number] += base[number, found_lines] * popularity
-        real = found_rows != PAD_ROW
-        if not real.all():
-            shift = np.where(real, np.cumsum(real) - 1, -1)
-            in_window, in_extra = shift[in_window], shift[in_extra]
-            found_lines, found_rows, probabilities = found_lines[real], found_rows[real], probabilities[:, real]
         return Found(
             found_lines,
             found_rows,
@@ -198,14 +194,17 @@ class NgramCounts:
         batch = len(rows)
         known = rows >= 0
         total = np.where(known, self.tables.totals[np.maximum(rows, 0)], 1.0).astype(np.float64)
-        factors, base, seen = np.zeros(kept.shape), np.zeros((len(PARTS), batch)), np.zeros((batch, 3))
-        rest = np.ones(batch)  # the mass that longer contexts leave
-        for order in reversed(range(ORDERS)):
-            factors[0, :, order] = np.where(known[:, order], rest / total[:, order], 0.0)
-            longest = known[:, order] & (seen[:, 0] == 0)
-            seen[longest] = np.stack([np.full(batch, order + 1.0), total[:, order], stored[:, order]], axis=1)[longest]
-            rest = rest - factors[0, :, order] * (kept[0, :, order] - DISCOUNT * stored[:, order])
-        base[0] = rest
+        factors, base = np.zeros(kept.shape), np.zeros((len(PARTS), batch))
+        contexts = known[:, :ORDERS]
+        discounted = (kept[0, :, :ORDERS] - DISCOUNT * stored[:, :ORDERS]) / total[:, :ORDERS]
+        # The mass that each context leaves to shorter ones; the product over the longer contexts is its own share.
+        left = np.ones((batch, ORDERS + 1))
+        np.multiply.accumulate(np.where(contexts, 1.0 - discounted, 1.0)[:, ::-1], axis=1, out=left[:, 1:])
+        factors[0, :, :ORDERS] = np.where(contexts, left[:, ORDERS - 1 :: -1] / total[:, :ORDERS], 0.0)
+        base[0] = left[:, -1]
+        longest = contexts.sum(axis=1)  # contexts nest
+        at = np.arange(batch), np.maximum(longest - 1, 0)
+        seen = np.stack([longest, total[at], stored[at]], axis=1) * (longest > 0)[:, None]
         pairs = known[:, ORDERS:]
         track = np.where(pairs, rows[:, ORDERS:] - self._starts[PAIRS], 0)
         follow_total = np.where(pairs, self.tables.follow_totals[track], 0.0).astype(np.float64)
@@ -249,19 +248,22 @@ _DISCOUNTS: Final = np.repeat([DISCOUNT, 0.0], [ORDERS, REACH])
 
 
 def _distinct(keys: Int) -> tuple[Int, Int]:
-    """Return the distinct keys, ascending, and the index of each key among them.
+    """Return the distinct keys, ascending, and the index of each key among them. Keys are not negative.
 
-    Faster than `np.unique`, which does not sort with the vector instructions that `argsort` of 32 bits uses.
+    `np.unique` sorts the positions by the keys; a plain sort of keys with their positions in the low bits is faster.
     """
-    if len(keys) and keys.max() < np.iinfo(np.int32).max:
-        keys = keys.astype(np.int32)
-    order = np.argsort(keys)
-    ordered = keys[order]
+    bits = max(len(keys) - 1, 1).bit_length()
+    if len(keys) and int(keys.max()) >= 1 << (63 - bits):
+        distinct, where = np.unique(keys, return_inverse=True)
+        return distinct, where
+    ordered = np.sort((keys << bits) | np.arange(len(keys), dtype=np.int64))
+    positions = ordered & ((1 << bits) - 1)
+    ordered >>= bits
     first = np.ones(len(keys), dtype=np.bool_)
     first[1:] = ordered[1:] != ordered[:-1]
     where = np.empty(len(keys), dtype=np.int64)
-    where[order] = np.cumsum(first) - 1
-    return ordered[first].astype(np.int64), where
+    where[positions] = np.cumsum(first) - 1
+    return ordered[first], where
 
 
 def _recency(tracks: Int) -> Float64:

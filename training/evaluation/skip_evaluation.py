@@ -258,12 +258,11 @@ def responsiveness(targets: EvaluatedTargets, release: ScoredRelease) -> dict[st
         before, appended = release.mapped(inputs.select(batch)), release.to_release[new[batch]]
         changes.append(_changes(release.recommender, before, appended, lists, sample))
     after_skip, after_play = np.concatenate(changes).T
-    rng = np.random.default_rng(targets.seed)
     measured = {"after_skip": after_skip, "after_play": after_play, "skip_minus_play": after_skip - after_play}
     return {
         "sessions": len(new),
         "similar": kind,
-        **{name: _as_json(bootstrap(values, rng)) for name, values in measured.items()},
+        **{name: _as_json(bootstrap(values, np.random.default_rng(targets.seed))) for name, values in measured.items()},
     }
 
 

@@ -17,26 +17,17 @@ from segue.recommend import Recommender
 from segue.window import Sessions, SessionViews
 from training.data.dataset import Dataset
 from training.data.splits import Examples, Split
+from training.evaluation.session_state import quantile_strata, session_features, train_skip_classifier
 from training.evaluation.skip_measures import (
+    GROUP_NAMES,
     MEASURED,
     bootstrap_gap,
     metric_values,
     pairwise_auc,
     percentiles,
-    quantile_strata,
-    session_features,
-    train_skip_classifier,
 )
 
-GROUPS: Final = ("pair_seen", "after_skip", "repeat")  # each with its complement: GROUP_NAMES
-GROUP_NAMES: Final = {
-    ("pair_seen", True): "pair_seen",
-    ("pair_seen", False): "pair_unseen",
-    ("after_skip", False): "after_play",
-    ("after_skip", True): "after_skip",
-    ("repeat", True): "repeat",
-    ("repeat", False): "new",
-}
+GROUPS: Final = ("pair_seen", "after_skip", "repeat")  # with their complements: GROUP_NAMES
 AUC_SESSIONS: Final = 10_000
 RESPONSE_SESSIONS: Final = 1_000
 _SIMILAR: Final = 10  # tracks

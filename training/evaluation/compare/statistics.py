@@ -14,8 +14,7 @@ import numpy as np
 from segue.arrays import Bool, Float64
 from segue.ranking_metrics import Estimate, bootstrap, hit
 from training.evaluation.compare.results import GROUPS, EvaluationResults
-from training.evaluation.skip_evaluation import GROUP_NAMES
-from training.evaluation.skip_measures import MEASURED, bootstrap_gap
+from training.evaluation.skip_measures import GROUP_NAMES, MEASURED, bootstrap_gap
 
 PERMUTATIONS: Final = 10_000
 TESTED: Final = (("all", "HR@1"), ("all", "HR@10"), ("played", "HR@10"), ("skipped", "MRR@10"))

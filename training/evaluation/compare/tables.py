@@ -13,7 +13,7 @@ import numpy as np
 from segue.ranking_metrics import Estimate
 from training.evaluation.compare.results import EvaluationResults
 from training.evaluation.compare.statistics import NEURAL, Breakdown, Difference, Pair, SkipGaps, kendall
-from training.evaluation.skip_evaluation import GROUP_NAMES
+from training.evaluation.skip_measures import GROUP_NAMES
 from training.reports.tables import Table
 
 METRICS: Final = ("HR@1", "HR@5", "HR@10", "HR@20", "MAP@10")
@@ -233,8 +233,8 @@ def skips_table(measured: ComparisonData) -> Table:
         [_skip_cells(measured, system) for system in _by_hit_rate(measured) if system in measured.gaps],
         "Gap: played minus skipped targets, higher is better; matched: between sessions in the same state. Difference: "
         "of the matched gaps, paired over targets. AUC: played tracks above skipped ones of the same session. After a "
-        "skip: how the position of similar tracks changes, in percentage points; it should be below 0. AUC and changes: "
-        "means over seeds of values and of the limits of their intervals.",
+        "skip: change of position of similar tracks in percentage points; it should be below 0. AUC and changes: means "
+        "over seeds of values and of the limits of their intervals.",
     )
 
 

@@ -21,7 +21,7 @@ def session_features(sessions: Sessions, which: Int, lengths: Int) -> Float64:
 
     The features are: the number of plays; the outcomes of the last, second-to-last and third-to-last play (1 for a
     skip); the share of skips; the share of skips of the last five plays; the share of distinct tracks. A feature
-    without a play is NaN. `which` and `lengths` are [n] int64.
+    without a play is -1. `which` and `lengths` are [n] int64.
     """
     of_play = np.repeat(np.arange(len(sessions), dtype=np.int64), sessions.lengths)
     order = np.lexsort((sessions.rows, of_play))  # stable: of a repeated track, the first play comes first
@@ -32,12 +32,13 @@ def session_features(sessions: Sessions, which: Int, lengths: Int) -> Float64:
     starts = sessions.offsets[which]
     ends = starts + lengths
     outcomes = np.append(sessions.skipped, False).astype(np.float64)
-    last = [np.where(ends - back >= starts, outcomes[np.maximum(ends - back, 0)], np.nan) for back in (1, 2, 3)]
+    last = [np.where(ends - back >= starts, outcomes[np.maximum(ends - back, 0)], -1.0) for back in (1, 2, 3)]
     recent = np.maximum(starts, ends - 5)
-    with np.errstate(invalid="ignore"):
-        rates = [(skips[ends] - skips[starts]) / lengths, (skips[ends] - skips[recent]) / (ends - recent)]
-        varied = (distinct[ends] - distinct[starts]) / lengths
-    return np.column_stack([lengths.astype(np.float64), *last, *rates, varied])
+    some = np.maximum(lengths, 1)
+    rates = [(skips[ends] - skips[starts]) / some, (skips[ends] - skips[recent]) / np.maximum(ends - recent, 1)]
+    varied = (distinct[ends] - distinct[starts]) / some
+    whole = [np.where(lengths > 0, values, -1.0) for values in (*rates, varied)]
+    return np.column_stack([lengths.astype(np.float64), *last, *whole])
 
 
 def train_skip_classifier(training: SessionViews, seed: int = 0) -> HistGradientBoostingClassifier | None:

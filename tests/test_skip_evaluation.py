@@ -267,3 +267,12 @@ def test_a_service_has_the_measures_of_ranks_only(tmp_path: Path, monkeypatch: p
     assert result["skip_measures"]["matched_gap"] == expected["skip_measures"]["matched_gap"]
     assert result["skip_measures"]["pairwise_auc"] is result["skip_measures"]["responsiveness"] is None
     assert result["skip_measures"]["reasons"]["responsiveness"].startswith("a service returns lists")
+
+
+def test_sampled_tracks_give_gaps_of_their_ranks_only(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "d", moods(60))
+    question = Question(data, baseline(tmp_path / "r", data), "last-play", protocol="sampled")
+    measured = evaluate(question, offline(question))["skip_measures"]
+    assert measured["matched_gap"] is not None
+    assert measured["responsiveness"] is None
+    assert measured["reasons"]["responsiveness"].endswith("use the protocol full")

@@ -32,7 +32,7 @@ from segue.sessions import Outcome, Play, events_of
 from segue.window import Sessions, SessionViews
 from training.data.dataset import Dataset
 from training.data.splits import Examples, Part, Split, Targets, examples, training_part
-from training.evaluation.skip_evaluation import EvaluatedTargets, ScoredRelease, skip_blocks
+from training.evaluation.skip_evaluation import SAMPLED, SERVICE, EvaluatedTargets, ScoredRelease, skip_blocks
 from training.notes import by_construction, construction_note, one_target_note, outcomes_note, release_notes
 from training.registry import system_name
 
@@ -271,8 +271,10 @@ def evaluate(question: Question, answers: RecommenderUnderTest, advance: Advance
     }
     if question.protocol == "full":
         result["catalogue_coverage@20"] = len(covered) / max(len(question.release.catalogue), 1)
-    release = ScoredRelease(answers.recommender, to_release) if isinstance(answers, LocalRecommender) else None
-    result |= skip_blocks(question.with_ranks(asked, ranks), release)
+    scored: ScoredRelease | str = SAMPLED if question.protocol == "sampled" else SERVICE
+    if isinstance(answers, LocalRecommender) and question.protocol == "full":
+        scored = ScoredRelease(answers.recommender, to_release)
+    result |= skip_blocks(question.with_ranks(asked, ranks), scored)
     result["ranks"] = [rank if np.isfinite(rank) else None for rank in ranks.tolist()]
     result["target_skipped"] = asked.target_skipped.tolist()
     if asked.target_known is not None:

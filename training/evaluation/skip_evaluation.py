@@ -37,7 +37,8 @@ _BATCH: Final = 64  # sessions with _SAMPLE candidates each: 32 MB of embeddings
 _NO_OUTCOMES: Final = "the outcome of the targets is unknown"
 _ONE_OUTCOME: Final = "the targets are all played or all skipped"
 _FOREIGN: Final = "the release was trained on another dataset"
-_SERVICE: Final = "a service returns lists, not the scores of given tracks"
+SERVICE: Final = "a service returns lists, not the scores of given tracks"
+SAMPLED: Final = "it does not depend on sampled tracks: use the protocol full"
 _TRAINED: Final = "the earlier plays of the test sessions were trained on: use the split new-sessions"
 
 
@@ -72,8 +73,10 @@ class EvaluatedTargets:
         return every if self.asked.target_known is None else self.asked.target_known
 
 
-def skip_blocks(targets: EvaluatedTargets, release: ScoredRelease | None) -> dict[str, Any]:
-    """Return the blocks of a result about groups of targets and skip learning. `release` is None for a service.
+def skip_blocks(targets: EvaluatedTargets, release: ScoredRelease | str) -> dict[str, Any]:
+    """Return the blocks of a result about groups of targets and skip learning.
+
+    `release` is the reason, such as SERVICE, if the scores of given tracks are not available.
 
     `target_group_members` and `target_stratum` have a value for each target: whether it is in a group, and the stratum
     of its session's state. They are None where this is not known.
@@ -168,11 +171,11 @@ def _gaps(targets: EvaluatedTargets) -> tuple[list[int | None], dict[str, Any]]:
     return strata, found
 
 
-def _scored(targets: EvaluatedTargets, release: ScoredRelease | None, reasons: dict[str, str]) -> dict[str, Any]:
+def _scored(targets: EvaluatedTargets, release: ScoredRelease | str, reasons: dict[str, str]) -> dict[str, Any]:
     """Return the measures that need the scores of given tracks."""
     found: dict[str, Any] = {"pairwise_auc": None, "responsiveness": None}
-    if release is None:
-        return found | {"reasons": reasons | {"pairwise_auc": _SERVICE, "responsiveness": _SERVICE}}
+    if isinstance(release, str):
+        return found | {"reasons": reasons | {"pairwise_auc": release, "responsiveness": release}}
     if not targets.dataset.has_outcomes:
         reasons["pairwise_auc"] = "the log has no outcomes"
     elif targets.split != "new-sessions":

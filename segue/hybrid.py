@@ -150,9 +150,9 @@ class HybridRanker:
         lines = found.lines[in_window]
         cells = np.arange(len(parts), dtype=np.int64)[:, None] * batch + lines
         weights = parts[:, in_window].ravel()
-        flat: Float64 = np.bincount(cells.ravel(), weights=weights, minlength=len(parts) * batch)
-        masses = flat.reshape(-1, batch)
-        different: Float64 = np.bincount(lines, weights=found.rows[in_window] != PAD_ROW, minlength=batch)
+        flat = np.bincount(cells.ravel(), weights=weights, minlength=len(parts) * batch)
+        masses = flat.reshape(-1, batch).astype(np.float64, copy=False)
+        different = np.bincount(lines[found.rows[in_window] != PAD_ROW], minlength=batch)
         features = _features(windows, found, different, masses[PARTS.index("own")] > 0, largest)
         foreseen = np.clip(masses[list(_FORESEEING)], 0.0, 1.0).T
         odds = np.log(foreseen + 1e-3) - np.log(1 - foreseen + 1e-3)
@@ -205,7 +205,7 @@ def _any_mass(masses: Float64) -> Bool:
     return any_mass
 
 
-def _features(windows: Windows, found: Found, different: Float64, repeated: Bool, largest: Float64) -> Float64:
+def _features(windows: Windows, found: Found, different: Int, repeated: Bool, largest: Float64) -> Float64:
     """Return the features of the gates, in the order of FEATURES. [batch, features] float64."""
     tracks, skipped = windows.tracks, windows.skipped
     plays = np.maximum((tracks != PAD_ROW).sum(axis=1), 1)

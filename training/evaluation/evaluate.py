@@ -31,7 +31,8 @@ from segue.release import Release
 from segue.sessions import ALLOW_REPEATS, Outcome, Play, RepeatPolicy, events_of
 from segue.window import Sessions, SessionViews
 from training.data.dataset import Dataset
-from training.data.splits import Examples, Part, Split, Targets, examples
+from training.data.splits import Examples, Part, Split, Targets, examples, training_part
+from training.evaluation.skip_evaluation import SAMPLED, SERVICE, EvaluatedTargets, ScoredRelease, skip_blocks
 from training.notes import (
     by_construction,
     construction_note,
@@ -212,6 +213,11 @@ class Question:
         """The number of tracks that a target is ranked among, or that the sampled protocol samples from."""
         return len(self.release.catalogue if self.protocol == "full" else self.dataset.catalogue)
 
+    def with_ranks(self, asked: Examples, ranks: Float64) -> EvaluatedTargets:
+        """Return the targets with their ranks, for the measures of skip learning. `ranks` [sessions] float64."""
+        trained = training_part(self.dataset, self.split, self.targets)
+        return EvaluatedTargets(self.dataset, self.split, asked, ranks, trained, self._same_dataset, self.seed)
+
     def _selection_note(self, asked: Examples) -> str | None:
         if not self._same_dataset or not self._moves_targets:
             return None
@@ -276,6 +282,10 @@ def evaluate(question: Question, answers: RecommenderUnderTest, advance: Advance
     }
     if question.protocol == "full":
         result["catalogue_coverage@20"] = len(covered) / max(len(question.release.catalogue), 1)
+    scored: ScoredRelease | str = SAMPLED if question.protocol == "sampled" else SERVICE
+    if isinstance(answers, LocalRecommender) and question.protocol == "full":
+        scored = ScoredRelease(answers.recommender, to_release)
+    result |= skip_blocks(question.with_ranks(asked, ranks), scored)
     result["ranks"] = [rank if np.isfinite(rank) else None for rank in ranks.tolist()]
     result["target_skipped"] = asked.target_skipped.tolist()
     if asked.target_known is not None:

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ pytest.importorskip("torch")
 
 from segue.errors import BadOption, SegueError
 from tests.datasets import write_dataset
+from tests.stopwatch import until
 from training.data.dataset import Dataset
 from training.data.synthetic import simulate
 from training.evaluation.reproduce import SYSTEMS, Plan, Wanted, _Commands, plan, plan_notes, run_plan
@@ -138,11 +138,9 @@ def test_a_command_that_is_told_to_end_leaves_no_training_behind(dataset: Datase
     command = [sys.executable, "-m", "segue", "reproduce", str(dataset.path), "--system", "gru4rec", *settings]
     with subprocess.Popen([*command, "--jobs", "2", "--out", str(tmp_path / "out")], stderr=subprocess.PIPE) as process:
         own = psutil.Process(process.pid)
-        started = time.monotonic()
-        while len(trainings := own.children()) < 2:
-            assert process.poll() is None
-            assert time.monotonic() - started < 60
-            time.sleep(0.05)
+        until(lambda: len(own.children()) >= 2 or process.poll() is not None, 60)
+        trainings = own.children()
+        assert len(trainings) == 2
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -29,7 +29,7 @@ from segue.ngram import PARTS, Found
 from segue.recommend import Ranked, Ranker
 from segue.window import Windows
 
-ENCODER_TRACKS: Final = 100
+ENCODER_TRACKS: Final = 50
 ALL_PARTS: Final = (*PARTS, "encoder")
 _FORESEEING: Final = (0, 1, 2, 6)  # parts whose probability of a repeat is a feature: ngram, follow, near, encoder
 NEW_PARTS: Final = (0, 1, 2, 5, 6)  # the parts that new tracks have: ngram, follow, near, popular, encoder

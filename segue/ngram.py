@@ -87,8 +87,10 @@ class NgramCounts:
 
     def __init__(self, tables: CountTables, plays: Int) -> None:
         """Create the model from its arrays and the play counts `plays` [num_rows] int64 of the training part."""
-        self.tables = tables
+        # Plain views: indexing a memmap object costs more than the look-up itself.
+        self.tables = CountTables(*(np.asarray(array) for array in _as_tuple(tables)))
         self._num_rows = len(plays)
+        self._row_bits = self._num_rows.bit_length()
         smoothed = np.asarray(plays, dtype=np.float64) + POPULARITY_PRIOR
         smoothed[PAD_ROW] = 0.0
         self.popularity: Float64 = smoothed / max(smoothed.sum(), POPULARITY_PRIOR)
@@ -142,8 +144,8 @@ class NgramCounts:
 
         window_lines = np.repeat(np.arange(batch, dtype=np.int64), tracks.shape[1])
         extra_lines = np.repeat(np.arange(batch, dtype=np.int64), extra.shape[1])
-        keys = np.concatenate([line[owner], window_lines, extra_lines]) * self._num_rows
-        keys += np.concatenate([self.tables.tracks[entries], tracks.ravel(), extra.ravel()])
+        keys = np.concatenate([line[owner], window_lines, extra_lines]) << self._row_bits
+        keys |= np.concatenate([self.tables.tracks[entries], tracks.ravel(), extra.ravel()])
         candidates, where = _distinct(keys)
         count = len(candidates)
         in_entries, in_window, in_extra = np.split(where, [len(owner), len(owner) + tracks.size])
@@ -157,7 +159,7 @@ class NgramCounts:
         own = _own_transitions(tracks)
         for number, weights in ((3, _recency(tracks)), (4, own)):
             probabilities[number] = np.bincount(in_window, weights=weights.ravel(), minlength=count)
-        found_lines, found_rows = np.divmod(candidates, self._num_rows)
+        found_lines, found_rows = candidates >> self._row_bits, candidates & ((1 << self._row_bits) - 1)
         popularity = self.popularity[found_rows]
         for number in _BACKED_OFF:
             probabilities[number] += base[number, found_lines] * popularity
@@ -247,6 +249,10 @@ _BACKED_OFF: Final = (0, 1, 2, 5)  # parts with a share of p_0
 _DISCOUNTS: Final = np.repeat([DISCOUNT, 0.0], [ORDERS, REACH])
 
 
+def _as_tuple(tables: CountTables) -> tuple[NDArray[Any], ...]:
+    return tables
+
+
 def _distinct(keys: Int) -> tuple[Int, Int]:
     """Return the distinct keys, ascending, and the index of each key among them. Keys are not negative.
 
@@ -286,8 +292,7 @@ def _own_transitions(tracks: Int) -> Float64:
 
 def _check(tables: CountTables, num_rows: int, name: str) -> None:
     """Raise BadRelease if an array has the wrong shape or dtype, or refers to a row that does not exist."""
-    arrays: tuple[NDArray[Any], ...] = tables
-    for file, array, dtype in zip(FILES, arrays, _DTYPES, strict=True):
+    for file, array, dtype in zip(FILES, _as_tuple(tables), _DTYPES, strict=True):
         if array.ndim != 1 or array.dtype != np.dtype(dtype):
             raise BadRelease(f"{name}: {file} is {array.dtype} {array.shape}, expected one dimension of {dtype}")
     starts, offsets, entries = tables.starts, tables.offsets, len(tables.tracks)

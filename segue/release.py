@@ -153,7 +153,7 @@ class Release:
         """
         named = {file: self.array(file) for file in (*COUNT_FILES, *MIXTURE_FILES)}
         counts = NgramCounts.of_arrays(named, catalogue.plays, str(self.path))
-        return HybridRanker(counts, Mixture.of_arrays(named, str(self.path)), catalogue.by_plays, encoder)
+        return HybridRanker(counts, Mixture.of_arrays(named, str(self.path)), np.asarray(catalogue.by_plays), encoder)
 
     @property
     def has_index(self) -> bool:

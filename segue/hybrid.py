@@ -31,9 +31,15 @@ from segue.window import Windows
 
 ENCODER_TRACKS: Final = 50
 ALL_PARTS: Final = (*PARTS, "encoder")
-_FORESEEING: Final = (0, 1, 2, 6)  # parts whose probability of a repeat is a feature: ngram, follow, near, encoder
-NEW_PARTS: Final = (0, 1, 2, 5, 6)  # the parts that new tracks have: ngram, follow, near, popular, encoder
-REPEAT_PARTS: Final = (0, 1, 2, 3, 4, 6)  # the parts that tracks of the window have: all but popular
+
+
+def _numbers(*names: str) -> tuple[int, ...]:
+    return tuple(ALL_PARTS.index(name) for name in names)
+
+
+_FORESEEING: Final = _numbers("ngram", "follow", "near", "encoder")  # their probability of a repeat is a feature
+NEW_PARTS: Final = _numbers("ngram", "follow", "near", "liked", "popular", "encoder")  # that new tracks have
+REPEAT_PARTS: Final = _numbers("ngram", "follow", "near", "liked", "recent", "own", "encoder")  # of the window's tracks
 FEATURES: Final = (
     "constant",
     *(f"context of {order}" for order in range(1, 5)),

@@ -5,12 +5,14 @@ for each track, the tracks near it. The arrays are stored in a release, memory-m
 service.
 
 Notation: h_1, ..., h_T are the tracks of a window, h_T is the newest; c(u, x) is the number of times that track x
-followed context u, n(u) the sum over x, f(x) the plays of x. All plays count, also skipped ones.
+followed context u, n(u) the sum over x, f(x) the plays of x. All plays count, also skipped ones,
+except in `liked`.
 
     p_0(x)      = (f(x) + 0.01) / sum_y (f(y) + 0.01)
     ngram(x)    = max(c(u, x) - D, 0) / n(u) + backoff(u) * ngram of the next shorter context; u = the last o tracks
     follow(x)   = sum_d w_d F(h_(T-d+1), x) / (sum_y F(h_(T-d+1), y) + K)   + the rest of the mass * p_0(x)
     near(x)     = sum_d v_d N(h_(T-d+1), x) / (sum_y N(h_(T-d+1), y) + K)   + the rest of the mass * p_0(x)
+    liked(x)    = near(x) over the plays of the window that were not skipped
     recent(x)   = sum of 0.8^(T-t) over t with h_t = x, normalised
     own(x)      = times that x followed h_T earlier in this window, normalised
     popular(x)  = p_0(x)
@@ -31,7 +33,7 @@ from typing import Any, Final, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from segue.arrays import Float32, Float64, Int
+from segue.arrays import Bool, Float32, Float64, Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW
 from segue.errors import BadRelease
 from segue.window import Windows
@@ -48,7 +50,7 @@ PAIRS: Final = ORDERS  # the number of the table of pairs; those before are the 
 TABLES: Final = ORDERS + 1
 _NAMES: Final = ("keys", "starts", "offsets", "tracks", "counts", "totals", "follow", "follow_totals")
 FILES: Final = tuple(f"ngram_{name}.npy" for name in _NAMES)
-PARTS: Final = ("ngram", "follow", "near", "recent", "own", "popular")
+PARTS: Final = ("ngram", "follow", "near", "liked", "recent", "own", "popular")
 _DTYPES: Final = ("<i8", "<i8", "<i8", "<i4", "<f4", "<f4", "<f4", "<f4")
 
 
@@ -138,7 +140,7 @@ class NgramCounts:
         kept[1, line, column] = np.bincount(owner[of_pair], weights=follow, minlength=len(line))
         stored = np.zeros(rows.shape)
         stored[line, column] = lengths
-        factors, base, seen = self._factors(rows, kept, stored)
+        factors, base, seen = self._factors(rows, _latest(windows.skipped), kept, stored)
         factor = factors[:, line, column]
         value = counts * factor[0, owner] - (factor[0] * _DISCOUNTS[column])[owner]  # all counts exceed the discount
 
@@ -154,10 +156,12 @@ class NgramCounts:
         near[of_pair] = count
         both = np.bincount(in_entries + near, weights=value, minlength=2 * count)
         probabilities[[0, 2]] = both.reshape(2, count)
-        weights = follow * factor[1, owner[of_pair]]
-        probabilities[1] = np.bincount(in_entries[of_pair], weights=weights, minlength=count)
+        pair_owner, in_pairs = owner[of_pair], in_entries[of_pair]
+        probabilities[1] = np.bincount(in_pairs, weights=follow * factor[1, pair_owner], minlength=count)
+        liked = counts[of_pair] * factor[2, pair_owner]
+        probabilities[3] = np.bincount(in_pairs, weights=liked, minlength=count)
         own = _own_transitions(tracks)
-        for number, weights in ((3, _recency(tracks)), (4, own)):
+        for number, weights in ((4, _recency(tracks)), (5, own)):
             probabilities[number] = np.bincount(in_window, weights=weights.ravel(), minlength=count)
         found_lines, found_rows = candidates >> self._row_bits, candidates & ((1 << self._row_bits) - 1)
         popularity = self.popularity[found_rows]
@@ -178,25 +182,24 @@ class NgramCounts:
 
         The columns are the contexts of 1 to ORDERS tracks, then the pairs of the latest REACH plays.
         """
-        batch, length = tracks.shape
-        rows = np.full((batch, _COLUMNS), -1, dtype=np.int64)
+        rows = np.empty((len(tracks), _COLUMNS), dtype=np.int64)
         rows[:, :ORDERS] = self._contexts(tracks)
-        latest = tracks[:, : -min(REACH, length) - 1 : -1]
-        pairs = np.where(latest != PAD_ROW, self._starts[PAIRS] + latest, -1)
-        rows[:, ORDERS : ORDERS + latest.shape[1]] = pairs
+        latest = _latest(tracks)
+        rows[:, ORDERS:] = np.where(latest != PAD_ROW, self._starts[PAIRS] + latest, -1)
         rows[(rows >= 0) & (self.tables.totals[np.maximum(rows, 0)] <= 0)] = -1
         return rows
 
-    def _factors(self, rows: Int, kept: Float64, stored: Float64) -> tuple[Float64, Float64, Float64]:
+    def _factors(self, rows: Int, skipped: Bool, kept: Float64, stored: Float64) -> tuple[Float64, Float64, Float64]:
         """Return the factors of the counts, the factors of p_0 [parts, batch], and `Found.seen`.
 
         `kept` [2, batch, columns] are the sums of the stored counts, and of F; `stored` [batch, columns] their number.
-        The factors [2, batch, columns] are those of the counts and of F.
+        `skipped` [batch, REACH] are the latest plays. The factors [3, batch, columns] are of the counts, of F, and of
+        the counts in `liked`.
         """
         batch = len(rows)
         known = rows >= 0
         total = np.where(known, self.tables.totals[np.maximum(rows, 0)], 1.0).astype(np.float64)
-        factors, base = np.zeros(kept.shape), np.zeros((len(PARTS), batch))
+        factors, base = np.zeros((3, *rows.shape)), np.zeros((len(PARTS), batch))
         contexts = known[:, :ORDERS]
         discounted = (kept[0, :, :ORDERS] - DISCOUNT * stored[:, :ORDERS]) / total[:, :ORDERS]
         # The mass that each context leaves to shorter ones; the product over the longer contexts is its own share.
@@ -210,11 +213,16 @@ class NgramCounts:
         pairs = known[:, ORDERS:]
         track = np.where(pairs, rows[:, ORDERS:] - self._starts[PAIRS], 0)
         follow_total = np.where(pairs, self.tables.follow_totals[track], 0.0).astype(np.float64)
-        for number, part, totals, decay in ((0, 2, total[:, ORDERS:], NEAR_DECAY), (1, 1, follow_total, FOLLOW_DECAY)):
-            weights = np.where(pairs & (totals > 0), decay ** np.arange(REACH), 0.0)
+        near_total = np.where(pairs, total[:, ORDERS:], 0.0)
+        for number, part, sums, totals, decay in (
+            (0, 2, kept[0], near_total, NEAR_DECAY),
+            (1, 1, kept[1], follow_total, FOLLOW_DECAY),
+            (2, 3, kept[0], np.where(skipped, 0.0, near_total), NEAR_DECAY),
+        ):
+            weights = np.where(totals > 0, decay ** np.arange(REACH), 0.0)
             weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-30)
             factors[number, :, ORDERS:] = weights / (totals + SHRINKAGE)
-            base[part] = 1.0 - (factors[number, :, ORDERS:] * kept[number, :, ORDERS:]).sum(axis=1)
+            base[part] = 1.0 - (factors[number, :, ORDERS:] * sums[:, ORDERS:]).sum(axis=1)
         base[PARTS.index("popular")] = 1.0
         return factors, base, seen
 
@@ -245,8 +253,15 @@ class NgramCounts:
 
 
 _COLUMNS: Final = ORDERS + REACH
-_BACKED_OFF: Final = (0, 1, 2, 5)  # parts with a share of p_0
+_BACKED_OFF: Final = (0, 1, 2, 3, 6)  # parts with a share of p_0
 _DISCOUNTS: Final = np.repeat([DISCOUNT, 0.0], [ORDERS, REACH])
+
+
+def _latest(plays: NDArray[Any]) -> NDArray[Any]:
+    """Return the latest REACH columns of windows, latest first; zeros for columns that a window does not have."""
+    latest = plays[:, : -REACH - 1 : -1]
+    missing = REACH - latest.shape[1]
+    return np.pad(latest, ((0, 0), (0, missing))) if missing else latest
 
 
 def _as_tuple(tables: CountTables) -> tuple[NDArray[Any], ...]:

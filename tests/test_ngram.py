@@ -42,6 +42,12 @@ def window_of(*lists: list[int], length: int = 6) -> Windows:
     return Windows(tracks, np.zeros(tracks.shape, dtype=np.bool_))
 
 
+def skips_of(window: Windows, skipped: list[bool]) -> Windows:
+    """The window with these outcomes of its latest plays, where it has plays."""
+    line = ([False] * window.tracks.shape[1] + skipped)[-window.tracks.shape[1] :]
+    return Windows(window.tracks, np.array([line]) & (window.tracks != PAD_ROW))
+
+
 def counts_of(lists: list[list[int]], num_rows: int, cap: int = UNCAPPED) -> NgramCounts:
     return NgramCounts(count_transitions(sessions_of(lists), num_rows, cap), plays_of(lists, num_rows))
 
@@ -84,7 +90,7 @@ class TestByHand:
     def test_an_unknown_track_leaves_popularity_alone(self) -> None:
         counts = counts_of(self.LISTS, 6)
         found = by_track(counts, window_of([5]), 6)
-        for part in ("ngram", "follow", "near", "popular"):
+        for part in ("ngram", "follow", "near", "liked", "popular"):
             np.testing.assert_allclose(found[part], counts.popularity[1:])
 
     def test_the_cache_and_the_own_transitions(self) -> None:
@@ -127,10 +133,13 @@ windows = st.lists(st.integers(1, NUM_ROWS - 1), min_size=1, max_size=12)
 
 
 class TestProperties:
-    @given(session_lists, windows)
-    def test_every_part_is_that_of_the_reference(self, lists: list[list[int]], window: list[int]) -> None:
-        found = by_track(counts_of(lists, NUM_ROWS), window_of(window), NUM_ROWS)
-        expected = reference.parts(lists, NUM_ROWS, window[-6:])
+    @given(session_lists, windows, st.lists(st.booleans(), min_size=6, max_size=6))
+    def test_every_part_is_that_of_the_reference(
+        self, lists: list[list[int]], window: list[int], skipped: list[bool]
+    ) -> None:
+        asked = skips_of(window_of(window), skipped)
+        found = by_track(counts_of(lists, NUM_ROWS), asked, NUM_ROWS)
+        expected = reference.parts(lists, NUM_ROWS, window[-6:], asked.skipped[0, -len(window) :].tolist())
         for part in PARTS:
             np.testing.assert_allclose(found[part], expected[part], rtol=1e-5, atol=1e-7, err_msg=part)
 

@@ -66,7 +66,7 @@ class ExplainedItem(BaseModel):
     )
     parts: dict[str, float] | None = Field(
         default=None,
-        description="What each part of a hybrid adds to the score: transition counts (ngram, follow, near), the "
+        description="What each part of a hybrid adds to the score: transition counts (ngram, follow, near, liked), the "
         "session itself (recent, own), popularity, and the encoder. They add up to the score. Absent without counts",
     )
     rank_without_skips: int | None = Field(

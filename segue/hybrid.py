@@ -50,6 +50,7 @@ FEATURES: Final = (
 REPEAT_FEATURES: Final = len(FEATURES) + 2 * len(_FORESEEING)
 FILES: Final = ("mixture_repeat.npy", "mixture_new_tracks.npy", "mixture_repeats.npy")
 _LEAST: Final = 1e-9  # the least mass that a part is divided by
+_LEAST_PROBABILITY: Final = 1e-38
 
 
 class Mixture(NamedTuple):
@@ -120,6 +121,11 @@ class HybridRanker:
         """Return the probability of given tracks. `rows` [batch, candidates] int64 -> [batch, candidates] float32."""
         scores: Float32 = self.part_scores(windows, rows).sum(axis=0).astype(np.float32)
         return scores
+
+    def log_next(self, windows: Windows, scores: Float32, best: Float32 | None = None) -> Float64:  # noqa: ARG002
+        """Return the log of probabilities, at least that of the smallest positive float32. [batch, n] float64."""
+        log_next: Float64 = np.log(np.maximum(scores.astype(np.float64), _LEAST_PROBABILITY))
+        return log_next
 
     def part_scores(self, windows: Windows, rows: Int) -> Float64:
         """Return how much each part adds to the score of given tracks. They add up to `scores`.

@@ -5,15 +5,21 @@ This module does not depend on HTTP, Redis, ONNX or FAISS: the encoder and the i
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Final, Literal, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
 
-from segue.arrays import Float32, Int
+from segue.arrays import Float32, Float64, Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Row
+from segue.errors import InputError
+from segue.play_head import PlayHead
 from segue.window import Sessions, Windows, to_windows
 
 Source: TypeAlias = Literal["model", "popularity"]
+
+MAX_CAUTION: Final = 10.0
+CANDIDATES: Final = 100  # tracks that caution orders anew; twice the requested number if that is more
+NORMALISED: Final = 100  # the best tracks whose scores of an encoder are normalised to probabilities
 
 
 class Ranked(NamedTuple):
@@ -54,6 +60,17 @@ class Ranker(Protocol):
         ...
 
 
+class ProbabilityRanker(Ranker, Protocol):
+    """A ranker whose scores can be converted to probabilities of the next track. Caution needs one."""
+
+    def log_next(self, windows: Windows, scores: Float32, best: Float32 | None = None) -> Float64:
+        """Return log P(next) of tracks by their scores. `scores` [batch, n] float32 -> [batch, n] float64.
+
+        `best` [batch, m] are the best scores of each window, in descending order, if they are known.
+        """
+        ...
+
+
 class EncoderRanker:
     """Ranks by inner product between the encoder's query and the item embeddings, through an index."""
 
@@ -89,6 +106,15 @@ class EncoderRanker:
         scores: Float32 = np.einsum("bd,bcd->bc", queries, self._embeddings[rows])
         return scores
 
+    def log_next(self, windows: Windows, scores: Float32, best: Float32 | None = None) -> Float64:
+        """Return the log of the softmax over the NORMALISED best tracks. [batch, n] -> [batch, n] float64."""
+        known = self.rank(windows, NORMALISED).scores if best is None else best[:, :NORMALISED]
+        logits = known.astype(np.float64)
+        largest = logits[:, :1]
+        log_sum = largest + np.log(np.exp(logits - largest).sum(axis=1, keepdims=True))
+        log_next: Float64 = scores - log_sum
+        return log_next
+
 
 class PopularityRanker:
     """Ranks tracks by their number of plays, then by row; every session gets the same list."""
@@ -112,6 +138,40 @@ class PopularityRanker:
 
 
 @dataclass(frozen=True, slots=True)
+class CautiousRanker:
+    """Ranks by log P(next) + caution * log P(played). The score of a track is this sum.
+
+    It orders the CANDIDATES best tracks of `ranker` anew, or 2 k for a list of k if that is more.
+    """
+
+    ranker: ProbabilityRanker
+    head: PlayHead
+    caution: float  # above 0
+
+    def rank(self, windows: Windows, k: int) -> Ranked:
+        """Return the k best tracks for each window. Of equal scores, the track that `ranker` prefers comes first."""
+        found = self.ranker.rank(windows, max(CANDIDATES, 2 * k))
+        log_next = self.ranker.log_next(windows, found.scores, found.scores)
+        scores = (log_next + self._played(windows, found.rows)).astype(np.float32)
+        scores[found.rows == PAD_ROW] = -np.inf
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return Ranked(np.take_along_axis(found.rows, order, axis=1), np.take_along_axis(scores, order, axis=1))
+
+    def scores(self, windows: Windows, rows: Int) -> Float32:
+        """Return the scores of given tracks. `rows` [batch, candidates] int64 -> [batch, candidates] float32."""
+        scores: Float32 = self.part_scores(windows, rows).sum(axis=0).astype(np.float32)
+        return scores
+
+    def part_scores(self, windows: Windows, rows: Int) -> Float64:
+        """Return log P(next) and caution * log P(played) of given tracks. [2, batch, candidates] float64."""
+        log_next = self.ranker.log_next(windows, self.ranker.scores(windows, rows))
+        return np.stack([log_next, self._played(windows, rows)])
+
+    def _played(self, windows: Windows, rows: Int) -> Float64:
+        return self.caution * self.head.log_played(windows, rows)
+
+
+@dataclass(frozen=True, slots=True)
 class Recommendation:
     """The recommended tracks for one session."""
 
@@ -129,6 +189,23 @@ class Recommender:
     ranker: Ranker
     popularity: PopularityRanker
     window: int
+    head: PlayHead | None = None
+
+    def ranker_with(self, caution: float) -> Ranker:
+        """Return the ranker for a request with this caution. `ranker` itself for 0.
+
+        Raises InputError for a caution outside 0 to MAX_CAUTION, or above 0 without a play head.
+        """
+        if not 0 <= caution <= MAX_CAUTION:
+            raise InputError(f"caution is {caution}, expected 0 to {MAX_CAUTION:g}")
+        if not caution:
+            return self.ranker
+        if self.head is None:
+            raise InputError(
+                f"caution is {caution:g}, but the release has no play head, which predicts skips: its log has no "
+                "skips, or an older Segue trained it. Use caution 0 or train again on a log with skips"
+            )
+        return CautiousRanker(cast("ProbabilityRanker", self.ranker), self.head, caution)
 
     def recommend(
         self,
@@ -137,13 +214,15 @@ class Recommender:
         excluded: Sequence[Int] | None = None,
         *,
         exclude_heard: bool | Sequence[bool] = False,
+        caution: float | Sequence[float] = 0.0,
     ) -> list[Recommendation]:
         """Recommend the next tracks for each session, best first.
 
         `excluded` contains, for each session, the rows to exclude. `exclude_heard` also excludes the tracks of the
-        session itself. `k` and `exclude_heard` are either one value for all sessions or one value per session. A list
-        has fewer than k tracks only if the catalogue has fewer tracks that are not excluded. The result for a session
-        does not depend on the other sessions in the batch.
+        session itself. `caution` is the weight of log P(played) in the score (CautiousRanker); 0 leaves the ranker's
+        order and scores. `k`, `exclude_heard` and `caution` are either one value for all sessions or one value per
+        session. A list has fewer than k tracks only if the catalogue has fewer tracks that are not excluded. The result
+        for a session does not depend on the other sessions in the batch. Raises InputError as `ranker_with` does.
         """
         count = len(sessions)
         k_per_session = [k] * count if isinstance(k, int) else k
@@ -152,12 +231,15 @@ class Recommender:
         fetch_sizes = np.array(
             [_overfetch(k_per_session[i], len(excluded_rows[i])) for i in range(count)], dtype=np.int64
         )
+        cautions = np.broadcast_to(np.asarray(caution, dtype=np.float64), (count,))
+        rankers = {value: self.ranker_with(value) for value in np.unique(cautions).tolist()}
         windows = to_windows(sessions, self.window)
         ranked: list[tuple[Source, Int, Float32]] = [("popularity", _NO_ROWS, _NO_SCORES)] * count
         for source, ranker, usable in self._by_source(windows):
-            for size in np.unique(fetch_sizes[usable]).tolist():
-                which = usable[fetch_sizes[usable] == size]
-                found = ranker.rank(windows.select(which), size)
+            groups = zip(fetch_sizes[usable].tolist(), cautions[usable].tolist(), strict=True)
+            for size, value in sorted(set(groups)):
+                which = usable[(fetch_sizes[usable] == size) & (cautions[usable] == value)]
+                found = (rankers[value] if source == "model" else ranker).rank(windows.select(which), size)
                 for line, i in enumerate(which.tolist()):
                     ranked[i] = (source, found.rows[line], found.scores[line])
         skips = windows.skipped.sum(axis=1)
@@ -167,15 +249,17 @@ class Recommender:
             for i, ((source, rows, scores), skip) in enumerate(zip(ranked, skips.tolist(), strict=True))
         ]
 
-    def scores(self, sessions: Sessions, rows: Int) -> Float32:
+    def scores(self, sessions: Sessions, rows: Int, caution: float = 0.0) -> Float32:
         """Return the scores of the given tracks for each session.
 
         `rows` [batch, candidates] int64 are the tracks. Returns [batch, candidates] float32.
         """
+        cautious = self.ranker_with(caution)
         windows = to_windows(sessions, self.window)
         result = np.empty(rows.shape, dtype=np.float32)
-        for _, ranker, which in self._by_source(windows):
-            result[which] = ranker.scores(windows.select(which), rows[which])
+        for source, ranker, which in self._by_source(windows):
+            asked = cautious if source == "model" else ranker
+            result[which] = asked.scores(windows.select(which), rows[which])
         return result
 
     def _by_source(self, windows: Windows) -> Iterator[tuple[Source, Ranker, Int]]:

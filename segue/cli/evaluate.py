@@ -29,6 +29,14 @@ TARGETS: Final = click.option(
     help="last: the last play of a session is its target. known: the last play with a known outcome; if skips were "
     "inferred from time, the play after it is left out of training and evaluation.",
 )
+# The option of the commands that rank. The function of the command has the parameter `caution`.
+CAUTION: Final = click.option(
+    "--caution",
+    type=click.FloatRange(0, 10),
+    metavar="X",
+    help="Weight of the probability that a track is not skipped, 0 to 10: rank by log P(next) + X * log P(played). "
+    "Default: that of the release.",
+)
 METRIC_COLUMNS: Final = ("HR@1", "HR@10", "MRR@10")
 HIT_RATES: Final = ("HR@1", "HR@5", "HR@10", "HR@20")
 _STYLES: Final = {"played": "green", "skipped": "yellow"}

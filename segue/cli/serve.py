@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from segue.cli.data import FOLDER
+from segue.cli.evaluate import CAUTION
 from segue.cli.recommend import explained, items, next_tracks
 from segue.cli.terminal import example, print_json, print_table, say
 
@@ -93,6 +94,7 @@ def _in_order(context: click.Context, plays: tuple[str, ...], skips: tuple[str, 
     metavar="N",
     help="Number of tracks to recommend, 1 to 1,000.",
 )
+@CAUTION
 @click.option(
     "--explain",
     is_flag=True,
@@ -106,6 +108,7 @@ def recommend(
     plays: tuple[str, ...],
     skips: tuple[str, ...],
     k: int,
+    caution: float | None,
     explain: bool,
     as_json: bool,
 ) -> None:
@@ -119,7 +122,7 @@ def recommend(
     from service.releases.loaded import Question, load_release
 
     live = load_release(release)
-    question = Question(plays_of(_in_order(context, plays, skips)), k)
+    question = Question(plays_of(_in_order(context, plays, skips)), k, caution=caution)
     [answer] = live.answer([question])
     why = explain_answer(live, question, answer) if explain else None
     if unknown := live.unknown([play.track_id for play in question.plays]):

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from segue.cli.data import FOLDER, SPLIT
-from segue.cli.evaluate import TARGETS, print_evaluations, say_notes
+from segue.cli.evaluate import CAUTION, TARGETS, print_evaluations, say_notes
 from segue.cli.terminal import TrainingProgress, counting, example, facts_table, print_json, print_table, say
 from segue.errors import BadOption, BadRelease, InputError
 
@@ -200,10 +200,8 @@ def _print_release(release: "Release", dataset: Path, *, as_json: bool) -> None:
         "size": f"{sum(file.bytes for file in manifest.files.values()) / 1e6:,.1f} MB",
     }
     print_table(facts_table(f"trained {system_name(manifest.model, manifest.options)}", facts))
-    say(
-        f"Release written to {release.path}. "
-        f"Next: segue evaluate {release.path} {dataset}, or segue serve {release.path}"
-    )
+    path = release.path
+    say(f"Release written to {path}. Next: segue evaluate {path} {dataset}, or segue serve {path}")
 
 
 @click.command(
@@ -245,6 +243,7 @@ def _print_release(release: "Release", dataset: Path, *, as_json: bool) -> None:
     "with the scope admin.",
 )
 @click.option("--exact", is_flag=True, help="Use exact search instead of the release's index.")
+@CAUTION
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--output", type=FOLDER, metavar="FILE", help="Write the result to FILE as JSON.")
 def evaluate(
@@ -257,6 +256,7 @@ def evaluate(
     seed: int,
     url: str | None,
     exact: bool,
+    caution: float | None,
     as_json: bool,
     output: Path | None,
 ) -> None:
@@ -283,6 +283,7 @@ def evaluate(
         "sampled" if protocol == "sampled" else "full",
         seed,
         "known" if targets == "known" else "last",
+        caution,
     )
     with counting("evaluating") as advance:
         result = measure(question, answers_of(question, url, exact=exact), advance)
@@ -316,14 +317,14 @@ def answers_of(question: "Question", url: str | None = None, *, exact: bool = Fa
     """Return the release in this process, or the service at `url`. Raises BadRelease."""
     from training.evaluation.evaluate import HttpRecommender, LocalRecommender
 
+    release, caution = question.release, question.used_caution
     if url is None:
-        return LocalRecommender(open_recommender(question.release, exact=exact), question.to_release())
-    over_http = HttpRecommender(
-        url, question.dataset.catalogue, question.release.catalogue, key=os.environ.get("SEGUE_API_KEY")
-    )
+        return LocalRecommender(open_recommender(release, exact=exact), question.to_release(), caution)
+    catalogues = question.dataset.catalogue, release.catalogue
+    over_http = HttpRecommender(url, *catalogues, os.environ.get("SEGUE_API_KEY"), caution)
     served = over_http.serves()
-    if served != question.release.name:
-        raise BadRelease(f"{url} serves {served}, not {question.release.name}: serve the release that you evaluate")
+    if served != release.name:
+        raise BadRelease(f"{url} serves {served}, not {release.name}: serve the release that you evaluate")
     return over_http
 
 
@@ -336,8 +337,7 @@ def open_recommender(release: "Release", *, exact: bool = False) -> Any:
         from service.releases.loaded import recommender_of
 
         return recommender_of(release, exact=exact)
-    popularity = PopularityRanker(release.catalogue.plays)
-    return Recommender(open_ranker(release), popularity, release.manifest.window.length)
+    return Recommender(open_ranker(release), PopularityRanker(release.catalogue.plays), release.manifest.window.length)
 
 
 @click.command(

@@ -12,7 +12,7 @@ from segue.errors import UnknownSession
 from segue.sessions import Event, EventType
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.recommendations import RecommendationsBody, recommend
-from service.api.state import MAX_TRACKS, AppState, Service, SessionId, link_responses
+from service.api.state import MAX_TRACKS, AppState, Caution, Service, SessionId, link_responses
 from service.api.stream import EVENT_STREAM, SessionBody, SessionStreams
 from service.http.admission_control import AdmissionControl
 from service.problems import NotAcceptable, problem_responses
@@ -67,16 +67,25 @@ _IN_QUERY = {"query.session_id": "$request.path.session_id"}
     ),
     openapi_extra=described_body(EventsRequest),
 )
-async def report_events(session_id: SessionId, request: Request, recommend: Recommend = None) -> Response:
+async def report_events(
+    session_id: SessionId, request: Request, recommend: Recommend = None, caution: Caution = None
+) -> Response:
     """Append plays and skips to a session. With `recommend`, also return its next tracks."""
     service: AppState = request.app.state.service
     reported = await read_json(EventsRequest, request.scope["headers"], request.receive, service.max_request_bytes)
-    return Response(await append_events(service, session_id, reported.events, recommend), media_type="application/json")
+    content = await append_events(service, session_id, reported.events, recommend, caution)
+    return Response(content, media_type="application/json")
 
 
-async def append_events(service: AppState, session_id: str, events: list[Event], k: int | None) -> bytes:
-    """Store events. Returns an EventsAnswer as JSON, with `k` recommendations unless None. Raises StoreUnavailable."""
+async def append_events(
+    service: AppState, session_id: str, events: list[Event], k: int | None, caution: float | None = None
+) -> bytes:
+    """Store events. Returns an EventsAnswer as JSON, with `k` recommendations unless None. Raises StoreUnavailable.
+
+    Raises InputError before anything is stored if the release cannot rank with `caution`.
+    """
     active = service.releases.for_session(session_id)
+    asked = active.live.caution(caution) if k is not None else 0.0
     stored = await service.store.append(session_id, events, with_plays=k is not None)
     unknown = active.live.unknown([event.track_id for event in events])
     _count_events(service, events, stored, len(unknown))
@@ -90,7 +99,7 @@ async def append_events(service: AppState, session_id: str, events: list[Event],
     }
     if k is not None:
         answer["recommendations"] = orjson.Fragment(
-            await recommend(service, active, session_id, Question(stored.plays, k))
+            await recommend(service, active, session_id, Question(stored.plays, k, caution=asked))
         )
     return orjson.dumps(answer)
 

@@ -55,6 +55,7 @@ class Question:
     k: int
     exclude: Sequence[str] = ()
     exclude_heard: bool = True
+    caution: float | None = None  # None: the default of the release
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ class LoadedRelease:
         self.embeddings = embeddings  # None for a release without an encoder
         popularity = PopularityRanker(self.catalogue.plays, self.catalogue.by_plays)
         self.ranker = _ranker(release, embeddings, self.catalogue, timed)
-        self.recommender = Recommender(self.ranker, popularity, release.manifest.window.length)
+        self.recommender = Recommender(self.ranker, popularity, release.manifest.window.length, release.play_head)
 
     @property
     def folder(self) -> str:
@@ -145,17 +146,30 @@ class LoadedRelease:
             [question.k for question in questions],
             [self.catalogue.rows(question.exclude) for question in questions],
             exclude_heard=[question.exclude_heard for question in questions],
+            caution=[self.caution(question.caution) for question in questions],
         )
         return [
             RecommendResult(self, one.source, one.rows.tolist(), one.scores, one.window_plays, one.window_skips)
             for one in found
         ]
 
+    def caution(self, asked: float | None) -> float:
+        """Return the caution of a request: `asked`, or the default of the release. Raises InputError."""
+        caution = self.release.default_caution if asked is None else asked
+        self.recommender.ranker_with(caution)
+        return caution
+
     def recommend(
-        self, plays: Sequence[Play], k: int, exclude: Sequence[str] = (), *, exclude_heard: bool = True
+        self,
+        plays: Sequence[Play],
+        k: int,
+        exclude: Sequence[str] = (),
+        *,
+        exclude_heard: bool = True,
+        caution: float | None = None,
     ) -> RecommendResult:
         """Recommend the `k` next tracks for one session. The parameters are the fields of Question."""
-        [answer] = self.answer([Question(plays, k, exclude, exclude_heard)])
+        [answer] = self.answer([Question(plays, k, exclude, exclude_heard, caution)])
         return answer
 
     def popular(self, question: Question) -> RecommendResult:
@@ -327,7 +341,8 @@ def recommender_of(release: Release, *, exact: bool = False, threads: int = 1) -
         encoder = OnnxEncoder(release.path / ENCODER, threads)
         embeddings = EmbeddingSearch(encoder, exactly if exact else open_index(release), exactly)
     ranker = _ranker(release, embeddings, release.catalogue)
-    return Recommender(ranker, PopularityRanker(release.catalogue.plays), release.manifest.window.length)
+    popularity = PopularityRanker(release.catalogue.plays)
+    return Recommender(ranker, popularity, release.manifest.window.length, release.play_head)
 
 
 def load_release(path: Path, device: str = "cpu", threads: int = 1, timed: StepTimer = _no_timer) -> LoadedRelease:

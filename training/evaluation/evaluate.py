@@ -58,17 +58,21 @@ class LocalRecommender:
 
     recommender: Recommender
     to_release: Int  # [dataset rows] int64, dataset row to release row; PAD_ROW for unknown tracks
+    caution: float = 0.0
 
     def lists(self, sessions: Sessions) -> list[RankedList]:
         """Return the top LIST_LENGTH tracks for each session. Tracks that the release does not know are ignored."""
         mapped = replace(sessions, rows=self.to_release[sessions.rows])
-        return [(answer.rows, answer.scores) for answer in self.recommender.recommend(mapped, LIST_LENGTH)]
+        answers = self.recommender.recommend(mapped, LIST_LENGTH, caution=self.caution)
+        return [(answer.rows, answer.scores) for answer in answers]
 
 
 class HttpRecommender:
     """Requests recommendations from a running service, after it has sent the plays of each session as events."""
 
-    def __init__(self, url: str, dataset: Catalogue, release: Catalogue, key: str | None = None) -> None:
+    def __init__(
+        self, url: str, dataset: Catalogue, release: Catalogue, key: str | None = None, caution: float = 0.0
+    ) -> None:
         """Create the HTTP client for the service at `url`.
 
         `dataset` and `release` are catalogues. They convert rows to track ids and track ids to rows. `key` is an API
@@ -79,6 +83,7 @@ class HttpRecommender:
         self._url = url
         self._dataset = dataset
         self._release = release
+        self._caution = caution
 
     def __enter__(self) -> Self:
         """Return the recommender itself."""
@@ -108,6 +113,7 @@ class HttpRecommender:
             for start in range(0, len(events), 100):
                 self._ask("POST", f"/sessions/{session}/events", json={"events": events[start : start + 100]})
             params = {"session_id": session, "k": str(LIST_LENGTH), "exclude_heard": "false"}
+            params["caution"] = repr(self._caution)
             items = self._ask("GET", "/recommendations", params=params).json()["items"]
         finally:
             self._ask("DELETE", f"/sessions/{session}")
@@ -135,6 +141,12 @@ class Question:
     protocol: Protocol_ = "full"
     seed: int = 0
     targets: Targets = "last"
+    caution: float | None = None  # None: the default of the release
+
+    @property
+    def used_caution(self) -> float:
+        """The caution of the requests."""
+        return self.release.default_caution if self.caution is None else self.caution
 
     def examples(self) -> Examples:
         """Return the sessions and targets to evaluate.
@@ -239,15 +251,16 @@ def evaluate(question: Question, answers: RecommenderUnderTest, advance: Advance
     if question.protocol == "full":
         ranks, covered = _full_ranks(answers, asked, targets, advance)
     elif isinstance(answers, LocalRecommender):
-        ranks = _sampled_ranks(question, answers.recommender, asked, to_release, advance)
+        ranks = _sampled_ranks(question, answers, asked, to_release, advance)
     else:
         raise BadOption("--protocol sampled is not for --url: a service ranks its whole catalogue; use --protocol full")
     target_plays = question.release.catalogue.plays[targets]
     manifest = question.release.manifest
+    caution = f"+caution {question.used_caution:g}" if question.used_caution else ""
     result: dict[str, Any] = {
         "release": question.release.name,
         "model": manifest.model,
-        "system": system_name(manifest.model, manifest.options),
+        "system": system_name(manifest.model, manifest.options) + caution,
         "options": manifest.options,
         "train_seed": manifest.options.get("seed", 0),
         "training": manifest.evaluation.get("training", {}),
@@ -256,6 +269,7 @@ def evaluate(question: Question, answers: RecommenderUnderTest, advance: Advance
         "part": question.part,
         "protocol": question.protocol,
         "targets": question.targets,
+        "caution": question.used_caution,
         "evaluation_seed": question.seed,
         "notes": question.notes(asked),
         "by_construction": by_construction(question.candidates),
@@ -340,7 +354,7 @@ def _full_ranks(
 
 
 def _sampled_ranks(
-    question: Question, recommender: Recommender, asked: Examples, to_release: Int, advance: Advance | None
+    question: Question, answers: LocalRecommender, asked: Examples, to_release: Int, advance: Advance | None
 ) -> Float64:
     """Return the rank of each target among uniformly sampled tracks outside its session. [sessions] float64.
 
@@ -356,7 +370,8 @@ def _sampled_ranks(
         ]
         width = max(len(line) for line in candidates)
         rows = to_release[np.array([np.pad(line, (0, width - len(line))) for line in candidates])]
-        scored = recommender.scores(replace(inputs, rows=to_release[inputs.rows]), rows)
+        mapped = replace(inputs, rows=to_release[inputs.rows])
+        scored = answers.recommender.scores(mapped, rows, answers.caution)
         scores = np.where(rows == PAD_ROW, -np.inf, scored)
         of_target = scores[:, :1]
         rank = mean_rank((scores > of_target).sum(axis=1), (scores == of_target).sum(axis=1) - 1)

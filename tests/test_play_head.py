@@ -28,7 +28,17 @@ from training.evaluation.evaluate import LocalRecommender, evaluate
 from training.evaluation.evaluate import Question as EvaluationQuestion
 from training.models.mixture import prior_mixture
 from training.models.ngram import count_transitions
-from training.models.play_head import count_outcomes, fit_play_head, fit_weights, held_out, measure, stored, without
+from training.models.play_head import (
+    FOLDS,
+    count_outcomes,
+    fit_play_head,
+    fit_weights,
+    held_out,
+    measure,
+    stored,
+    training_examples,
+    without,
+)
 from training.options import NgramOptions
 from training.run import TrainingJob, train
 
@@ -138,13 +148,30 @@ def test_counts_without_a_part_are_those_of_the_other_sessions(lists: list[Plays
         np.testing.assert_array_equal(one, other)
 
 
-def test_out_of_fold_counts_do_not_reveal_the_outcome_of_their_own_session() -> None:
-    """Outcomes are coin flips, so nothing predicts them. Counts with the own session would."""
-    rng = np.random.default_rng(0)
-    lists = [[(int(row), bool(rng.random() < 0.5)) for row in rng.integers(1, 200, 8)] for _ in range(400)]
-    fitted = fit_play_head(SessionViews.of(sessions_of(*lists)), 200, 8)
-    assert fitted is not None
-    assert np.abs(fitted.head.weights[len(SESSION_FEATURES) :]).max() < 0.35
+class TestOutOfFold:
+    def lists(self) -> list[Plays]:
+        rng = np.random.default_rng(0)
+        return [[(int(row), bool(rng.random() < 0.5)) for row in rng.integers(1, 20, 8)] for _ in range(60)]
+
+    def features(self, lists: list[Plays]) -> Any:
+        return training_examples(sessions_of(*lists), 20, 8, np.random.default_rng(0))
+
+    def test_features_do_not_depend_on_later_outcomes_of_their_own_fold(self) -> None:
+        lists = self.lists()
+        before = self.features(lists)
+        for session in range(0, 60, FOLDS):  # the first fold
+            row, skipped = lists[session][-1]
+            lists[session][-1] = (row, not skipped)
+        after = self.features(lists)
+        own = 60 // FOLDS * 7  # plays of the first fold that follow another
+        np.testing.assert_array_equal(after.features[:own], before.features[:own])
+        assert (after.skipped[:own] != before.skipped[:own]).sum() == 60 // FOLDS
+        assert (after.features[own:] != before.features[own:]).any()
+
+    def test_all_later_plays_are_examples_and_all_plays_are_counted(self) -> None:
+        found = self.features(self.lists())
+        assert found.features.shape == (60 * 7, len(FEATURES))
+        assert found.counts.tracks[..., 0].sum() == 60 * 8
 
 
 class TestKnownAnswer:

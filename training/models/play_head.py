@@ -76,24 +76,41 @@ def fit_play_head(sessions: SessionViews, num_rows: int, window: int, seed: int 
     rng = np.random.default_rng(seed)
     share = COUNTED_PLAYS / max(int(sessions.lengths.sum()), 1)
     usable = sessions.select(slice(None) if share >= 1 else np.flatnonzero(rng.random(len(sessions)) < share)).usable()
-    chosen = _chosen_plays(usable, rng)
-    if usable.skipped[chosen].all() or not usable.skipped[chosen].any():
+    examples = training_examples(usable, num_rows, window, rng)
+    if examples.skipped.all() or not examples.skipped.any():
         return None
-    paired = _paired_sessions(usable, rng)
-    of_play = np.searchsorted(usable.offsets, chosen, side="right") - 1
-    total = count_outcomes(usable, num_rows, paired)
-    lines, outcomes = [], []
+    session_weights = fit_weights(examples.features[:, : len(SESSION_FEATURES)], examples.skipped)
+    weights = fit_weights(examples.features, examples.skipped)
+    return FittedHead(PlayHead(stored(examples.counts), weights), session_weights, len(examples.skipped))
+
+
+class TrainingExamples(NamedTuple):
+    """The features of training plays, fold by fold, and the counts of all folds."""
+
+    features: Float64  # [examples, features] float64
+    skipped: Bool  # [examples] bool
+    counts: OutcomeCounts
+
+
+def training_examples(sessions: Sessions, num_rows: int, window: int, rng: np.random.Generator) -> TrainingExamples:
+    """Return plays that follow another play, described by counts of the sessions of the other folds.
+
+    The fold of session i is i modulo FOLDS. All tracks of `sessions` are in the catalogue.
+    """
+    chosen = _chosen_plays(sessions, rng)
+    paired = _paired_sessions(sessions, rng)
+    of_play = np.searchsorted(sessions.offsets, chosen, side="right") - 1
+    total = count_outcomes(sessions, num_rows, paired)
+    lines, outcomes = [np.empty((0, len(FEATURES)))], [np.empty(0, dtype=np.bool_)]
     for fold in range(FOLDS):
-        own = np.arange(fold, len(usable), FOLDS, dtype=np.int64)
-        others = stored(without(total, count_outcomes(usable.select(own), num_rows, paired[own])))
+        own = np.arange(fold, len(sessions), FOLDS, dtype=np.int64)
+        others = stored(without(total, count_outcomes(sessions.select(own), num_rows, paired[own])))
         head = PlayHead(others, np.zeros(len(FEATURES)))
         in_fold = of_play % FOLDS == fold
-        for examples in _batches(usable, chosen[in_fold], of_play[in_fold], window):
+        for examples in _batches(sessions, chosen[in_fold], of_play[in_fold], window):
             lines.append(_features(head, examples))
             outcomes.append(examples.skipped)
-    features, skipped = np.concatenate(lines), np.concatenate(outcomes)
-    session_weights = fit_weights(features[:, : len(SESSION_FEATURES)], skipped)
-    return FittedHead(PlayHead(stored(total), fit_weights(features, skipped)), session_weights, len(skipped))
+    return TrainingExamples(np.concatenate(lines), np.concatenate(outcomes), total)
 
 
 def measure(fitted: FittedHead, held_out: OutcomeExamples) -> dict[str, float | int | None]:

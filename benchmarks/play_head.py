@@ -108,9 +108,9 @@ def _auc_pair(plays: tuple[Windows, Int, Bool], groups: Int, fitted: FittedHead)
 
 def _weights_without_history(head: PlayHead) -> PlayHead:
     """The same head without what its counts say about the track: only the session and earlier hearings are left."""
-    weights = head.weights.copy()
-    weights[len(SESSION_FEATURES) : len(SESSION_FEATURES) + 6] = 0.0
-    return PlayHead(head.counts, weights)
+    layer = head.weights.layer.copy()
+    layer[len(SESSION_FEATURES) : len(SESSION_FEATURES) + 6] = 0.0
+    return PlayHead(head.counts, head.weights._replace(layer=layer))
 
 
 def _log_played(head: PlayHead, windows: Windows, rows: Int) -> Float64:

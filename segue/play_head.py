@@ -1,9 +1,10 @@
 """The play head: the probability that a listener plays a track to its end, if it comes next, P(played | session, x).
 
-A ranking with `caution` c orders tracks by log P(next = x) + c * log P(played | session, x). The head is a logistic
-model of counts. Numpy computes it for a batch of windows and candidates, so serving needs neither ONNX nor torch:
+A ranking with `caution` c orders tracks by log P(next = x) + c * log P(played | session, x). The head is a small
+neural network over features of the session and of counts. Numpy computes it for a batch of windows and candidates, so
+serving needs neither ONNX nor torch. With f = FEATURES(session, x):
 
-    P(played | session, x) = 1 / (1 + exp(w . FEATURES(session, x)))
+    P(played | session, x) = 1 / (1 + exp(f . w + tanh(f . A) . b))            w: linear, A and b: HIDDEN units
 
 The counts are plays and skips of the training part: by track and outcome of the play before, and by pair of tracks
 (i, x) with at most REACH places between them and by the outcome of i. They are memory-mapped in a release.
@@ -11,7 +12,7 @@ The counts are plays and skips of the training part: by track and outcome of the
 Notation: r(x) is the logit of the skip rate of x, shrunk by TRACK_PRIOR plays to the rate of all plays, minus the logit
 of the rate of all plays; r(x | o) the same for plays after a play of outcome o, shrunk to r(x); e(i, x) is the logit of
 the skip rate of x after a play of i of i's outcome, shrunk by PAIR_PRIOR plays to the rate that r(x) gives, minus the
-logit of that rate. Outcomes are 1 for a skip. training.models.play_head learns the weights.
+logit of that rate. Outcomes are 1 for a skip. training.models.play_head learns w, A and b.
 """
 
 from collections.abc import Mapping
@@ -51,11 +52,14 @@ TRACK_FEATURES: Final = (
     "heard",
     "heard and the last skipped",
     "skipped when last heard",
-    "log of the places since last heard",
+    "log of the places since last heard",  # 0 if it is the last track, or not in the window
     "log of the plays of the track",
 )
 FEATURES: Final = (*SESSION_FEATURES, *TRACK_FEATURES)
-FILES: Final = ("play_head_tracks.npy", "play_head_pairs.npy", "play_head_pair_counts.npy", "play_head_weights.npy")
+HIDDEN: Final = 8
+_COUNT_FILES: Final = ("play_head_tracks.npy", "play_head_pairs.npy", "play_head_pair_counts.npy")
+_WEIGHT_FILES: Final = ("play_head_weights.npy", "play_head_output.npy")
+FILES: Final = (*_COUNT_FILES, *_WEIGHT_FILES)
 
 
 class OutcomeCounts(NamedTuple):
@@ -67,14 +71,33 @@ class OutcomeCounts(NamedTuple):
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays to store in a release, by file name."""
-        return dict(zip(FILES, self, strict=False))
+        return dict(zip(_COUNT_FILES, self, strict=True))
+
+
+class Weights(NamedTuple):
+    """The weights of the network, whose output is the logit of a skip."""
+
+    layer: Float64  # [features, 1 + HIDDEN] float64: w, then the columns of A
+    output: Float64  # [HIDDEN] float64: b
+
+    def logits(self, sums: Float64) -> Float64:
+        """Return the logit of a skip from `sums` = features @ layer, [..., 1 + HIDDEN] float64 -> [...] float64."""
+        logits: Float64 = sums[..., 0] + np.tanh(sums[..., 1:]) @ self.output
+        return logits
+
+
+def linear_weights(weights: Float64) -> Weights:
+    """Return a network without hidden units, from weights [features] float64."""
+    layer = np.zeros((len(weights), 1 + HIDDEN))
+    layer[:, 0] = weights
+    return Weights(layer, np.zeros(HIDDEN))
 
 
 class PlayHead:
     """Predicts whether tracks are played or skipped. Immutable and thread-safe."""
 
-    def __init__(self, counts: OutcomeCounts, weights: Float64) -> None:
-        """Create the head from its counts and its weights [features] float64."""
+    def __init__(self, counts: OutcomeCounts, weights: Weights) -> None:
+        """Create the head from its counts and its weights."""
         self.counts = counts
         self.weights = weights
         self._num_rows = len(counts.tracks)
@@ -86,28 +109,31 @@ class PlayHead:
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, NDArray[Any]], num_rows: int, name: str) -> Self:
         """Create the head from arrays by file name. Raises BadRelease if they do not fit a catalogue of `num_rows`."""
-        tracks, pairs, pair_counts, weights = (arrays[file] for file in FILES)
+        tracks, pairs, pair_counts, layer, output = (arrays[file] for file in FILES)
         for file, array, dtype, shape in (
             (FILES[0], tracks, np.int32, (num_rows, 3, 2)),
             (FILES[1], pairs, np.int64, (len(pair_counts),) if pair_counts.ndim else ()),
             (FILES[2], pair_counts, np.int32, (pairs.size, 2, 2)),
-            (FILES[3], weights, np.float64, (len(FEATURES),)),
+            (FILES[3], layer, np.float64, (len(FEATURES), 1 + HIDDEN)),
+            (FILES[4], output, np.float64, (HIDDEN,)),
         ):
             if array.dtype != dtype or array.shape != shape:
                 raise BadRelease(f"{name}: {file} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}")
-        if not np.isfinite(weights).all() or (np.diff(pairs) <= 0).any():
+        finite = np.isfinite(layer).all() and np.isfinite(output).all()
+        if not finite or (np.diff(pairs) <= 0).any():
             raise BadRelease(f"{name}: the arrays of the play head are damaged: copy the release again")
-        return cls(OutcomeCounts(tracks, pairs, pair_counts), np.array(weights))
+        counts = OutcomeCounts(np.asarray(tracks), np.asarray(pairs), np.asarray(pair_counts))
+        return cls(counts, Weights(np.array(layer), np.array(output)))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays to store in a release, by file name."""
-        return {**self.counts.arrays(), FILES[3]: self.weights}
+        return {**self.counts.arrays(), **dict(zip(_WEIGHT_FILES, self.weights, strict=True))}
 
     def log_played(self, windows: Windows, rows: Int) -> Float64:
         """Return log P(played) of candidates. `rows` [batch, candidates] int64 -> [batch, candidates] float64."""
-        logits = self.track_features(windows, rows) @ self.weights[len(SESSION_FEATURES) :]
-        logits += (session_features(windows) @ self.weights[: len(SESSION_FEATURES)])[:, None]
-        log_played: Float64 = -np.logaddexp(0.0, logits)
+        of_session, of_track = np.split(self.weights.layer, [len(SESSION_FEATURES)])
+        sums = self.track_features(windows, rows) @ of_track + (session_features(windows) @ of_session)[:, None]
+        log_played: Float64 = -np.logaddexp(0.0, self.weights.logits(sums))
         return log_played
 
     def track_features(self, windows: Windows, rows: Int) -> Float64:

@@ -13,7 +13,17 @@ from segue.catalogue import PAD_ROW
 from segue.errors import BadOption, BadRelease, InputError
 from segue.hybrid import HybridRanker
 from segue.ngram import NgramCounts
-from segue.play_head import FEATURES, FILES, SESSION_FEATURES, TRACK_FEATURES, OutcomeCounts, PlayHead, session_features
+from segue.play_head import (
+    FEATURES,
+    FILES,
+    SESSION_FEATURES,
+    TRACK_FEATURES,
+    OutcomeCounts,
+    PlayHead,
+    Weights,
+    linear_weights,
+    session_features,
+)
 from segue.recommend import CautiousRanker, EncoderRanker, PopularityRanker, Ranked, Recommender
 from segue.release import Release, open_release
 from segue.sessions import Outcome, Play
@@ -31,6 +41,7 @@ from training.models.ngram import count_transitions
 from training.models.play_head import (
     FOLDS,
     count_outcomes,
+    fit_network,
     fit_play_head,
     fit_weights,
     held_out,
@@ -96,7 +107,7 @@ class TestByHand:
         assert by_pair[1 * 4 + 2] == [[1, 1], [0, 0]]
 
     def test_features_of_a_track(self) -> None:
-        head = PlayHead(stored(counts_of(*LISTS)), np.zeros(len(FEATURES)))
+        head = PlayHead(stored(counts_of(*LISTS)), linear_weights(np.zeros(len(FEATURES))))
         session: Plays = [(2, True), (3, False), (1, False)]
         found = dict(
             zip(TRACK_FEATURES, head.track_features(window_of(session), np.array([[2]]))[0, 0].tolist(), strict=True)
@@ -128,10 +139,17 @@ class TestByHand:
         assert found["share of distinct tracks"] == pytest.approx(2 / 3)
         assert session_features(window_of([]))[0].tolist() == [1, 1, *[0] * (len(SESSION_FEATURES) - 2)]
 
+    def test_hidden_units_add_to_the_logit(self) -> None:
+        weights = Weights(np.zeros((len(FEATURES), 9)), np.arange(8.0))
+        weights.layer[0] = [0.5, *[0] * 7, 2]
+        head = PlayHead(counts_of(*LISTS), weights)
+        played = np.exp(head.log_played(window_of([(1, False)]), np.array([[2]])))
+        np.testing.assert_allclose(played, 1 / (1 + np.exp(0.5 + 7 * np.tanh(2))))
+
     def test_the_weights_are_those_of_a_skip(self) -> None:
         weights = np.zeros(len(FEATURES))
         weights[0] = logit(0.25)
-        head = PlayHead(counts_of(*LISTS), weights)
+        head = PlayHead(counts_of(*LISTS), linear_weights(weights))
         np.testing.assert_allclose(np.exp(head.log_played(window_of([(1, False)]), np.array([[1, 2, 3]]))), 0.75)
 
 
@@ -197,6 +215,14 @@ class TestKnownAnswer:
         assert fit_play_head(SessionViews.of(sessions_of(*lists)), 19, 10) is None
         assert fit_play_head(SessionViews.of(sessions_of()), 19, 10) is None
 
+    def test_hidden_units_learn_what_a_linear_model_cannot(self) -> None:
+        rng = np.random.default_rng(2)
+        features = np.column_stack([np.ones(4_000), rng.normal(size=4_000), 3 + rng.normal(size=4_000)])
+        skipped = (features[:, 1] > 0) != (features[:, 2] > 3)
+        network = fit_network(features, skipped, rng)
+        assert ((network.logits(features @ network.layer) > 0) == skipped).mean() > 0.95
+        assert ((features @ fit_weights(features, skipped) > 0) == skipped).mean() < 0.6
+
     def test_the_weights_maximise_the_likelihood(self) -> None:
         rng = np.random.default_rng(1)
         features = np.column_stack([np.ones(20_000), rng.normal(size=20_000), np.zeros(20_000)])
@@ -208,15 +234,15 @@ class TestDamage:
     @pytest.mark.parametrize("name", FILES)
     @pytest.mark.parametrize("damage", ["shorter", "type", "shape"])
     def test_arrays_that_do_not_fit_are_refused(self, name: str, damage: str) -> None:
-        arrays: dict[str, Any] = PlayHead(counts_of(*LISTS), np.zeros(len(FEATURES))).arrays()
+        arrays: dict[str, Any] = PlayHead(counts_of(*LISTS), linear_weights(np.zeros(len(FEATURES)))).arrays()
         kept = arrays[name]
         arrays[name] = {"shorter": kept[:-1], "type": kept.astype(np.float32), "shape": kept[None]}[damage]
         with pytest.raises(BadRelease, match="expected"):
             PlayHead.of_arrays(arrays, 4, "r")
 
     def test_unordered_pairs_and_nan_are_refused(self) -> None:
-        for name in ("play_head_pairs.npy", "play_head_weights.npy"):
-            arrays: dict[str, Any] = PlayHead(counts_of(*LISTS), np.zeros(len(FEATURES))).arrays()
+        for name in ("play_head_pairs.npy", "play_head_weights.npy", "play_head_output.npy"):
+            arrays: dict[str, Any] = PlayHead(counts_of(*LISTS), linear_weights(np.zeros(len(FEATURES)))).arrays()
             arrays[name] = np.full_like(arrays[name], 1 if name.endswith("pairs.npy") else np.nan)
             with pytest.raises(BadRelease, match="damaged"):
                 PlayHead.of_arrays(arrays, 4, "r")
@@ -250,7 +276,7 @@ class TestRanking:
         """Track 1 is skipped, whoever listens."""
         weights = np.zeros(len(FEATURES))
         weights[FEATURES.index("track")] = 1.0
-        return PlayHead(counts_of(*[[(1, True), (2, False), (3, False)]] * 20), weights)
+        return PlayHead(counts_of(*[[(1, True), (2, False), (3, False)]] * 20), linear_weights(weights))
 
     def test_caution_moves_a_track_down_that_is_skipped(self) -> None:
         asked = sessions_of([(3, False)])

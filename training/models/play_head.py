@@ -17,24 +17,28 @@ from segue.arrays import Bool, Float64, Int
 from segue.catalogue import PAD_ROW
 from segue.play_head import (
     FEATURES,
+    HIDDEN,
     MIN_PAIR,
     REACH,
     SESSION_FEATURES,
     OutcomeCounts,
     PlayHead,
+    Weights,
+    linear_weights,
     session_features,
 )
 from segue.window import Sessions, SessionViews, Windows, to_windows
 from training.data.splits import Examples
 
 FOLDS: Final = 5
-PLAYS: Final = 500_000  # plays that the weights are learned from
+PLAYS: Final = 200_000  # plays that the weights are learned from
 COUNTED_PLAYS: Final = 20_000_000  # plays that are counted, in memory
 PAIR_PLAYS: Final = 2_000_000  # plays whose pairs are counted; memory and time grow with them
 PENALTY: Final = 10.0
 _BATCH: Final = 2048
 _PAIRS_AT_ONCE: Final = 1 << 24
-_ITERATIONS: Final = 200
+_ITERATIONS: Final = 150
+_HIDDEN_SPREAD: Final = 0.3
 _LEAST_SPREAD: Final = 0.1  # features that hardly vary would get weights that fail on other sessions
 
 
@@ -80,7 +84,7 @@ def fit_play_head(sessions: SessionViews, num_rows: int, window: int, seed: int 
     if examples.skipped.all() or not examples.skipped.any():
         return None
     session_weights = fit_weights(examples.features[:, : len(SESSION_FEATURES)], examples.skipped)
-    weights = fit_weights(examples.features, examples.skipped)
+    weights = fit_network(examples.features, examples.skipped, rng)
     return FittedHead(PlayHead(stored(examples.counts), weights), session_weights, len(examples.skipped))
 
 
@@ -105,7 +109,7 @@ def training_examples(sessions: Sessions, num_rows: int, window: int, rng: np.ra
     for fold in range(FOLDS):
         own = np.arange(fold, len(sessions), FOLDS, dtype=np.int64)
         others = stored(without(total, count_outcomes(sessions.select(own), num_rows, paired[own])))
-        head = PlayHead(others, np.zeros(len(FEATURES)))
+        head = PlayHead(others, linear_weights(np.zeros(len(FEATURES))))
         in_fold = of_play % FOLDS == fold
         for examples in _batches(sessions, chosen[in_fold], of_play[in_fold], window):
             lines.append(_features(head, examples))
@@ -132,7 +136,8 @@ def _logits(fitted: FittedHead, examples: OutcomeExamples) -> Float64:
     """Return the logits of a skip, by all features and by those of the session. [2, examples] float64."""
     features = _features(fitted.head, examples)
     session = features[:, : len(SESSION_FEATURES)] @ fitted.session_weights
-    return np.stack([features @ fitted.head.weights, session])
+    weights = fitted.head.weights
+    return np.stack([weights.logits(features @ weights.layer), session])
 
 
 def _auc(values: Float64, skipped: Bool) -> float | None:
@@ -237,15 +242,20 @@ def stored(counts: OutcomeCounts) -> OutcomeCounts:
     return OutcomeCounts(counts.tracks, counts.pairs[kept], counts.pair_counts[kept])
 
 
+def _standardised(features: Float64) -> tuple[Float64, Float64, Float64]:
+    """Return features of mean 0 and spread 1, except the constant, and the means and spreads that were taken out."""
+    mean, spread = features.mean(axis=0), np.maximum(features.std(axis=0), _LEAST_SPREAD)
+    mean[0], spread[0] = 0.0, 1.0
+    return (features - mean) / spread, mean, spread
+
+
 def fit_weights(features: Float64, skipped: Bool) -> Float64:
     """Return the weights of a logistic model of `skipped` [n] bool over `features` [n, features] float64.
 
     Minimises the mean negative log-likelihood plus PENALTY / n times the squared norm of the weights of standardised
     features, without that of the constant (the first feature).
     """
-    mean, spread = features.mean(axis=0), features.std(axis=0)
-    mean[0], spread = 0.0, np.maximum(spread, _LEAST_SPREAD)
-    scaled = (features - mean) / spread
+    scaled, mean, spread = _standardised(features)
     penalty = np.full(features.shape[1], PENALTY / len(features))
     penalty[0] = 0.0
 
@@ -260,3 +270,39 @@ def fit_weights(features: Float64, skipped: Bool) -> Float64:
     weights: Float64 = found.x / spread
     weights[0] -= float(mean @ weights)
     return weights
+
+
+def fit_network(features: Float64, skipped: Bool, rng: np.random.Generator) -> Weights:
+    """Return the weights of a network for `skipped` [n] bool over `features` [n, features] float64.
+
+    Minimises the same loss as `fit_weights`, from its solution and hidden units with random inputs and no output.
+    """
+    scaled, mean, spread = _standardised(features)
+    inputs, outcomes, count = scaled.astype(np.float32), skipped.astype(np.float32), len(features)
+    shape = (features.shape[1], 1 + HIDDEN)
+    penalty = np.full(shape[0] * shape[1] + HIDDEN, PENALTY / count)
+    penalty[0] = 0.0  # of the constant
+
+    def split(flat: Float64) -> tuple[Float64, Float64]:
+        return flat[:-HIDDEN].reshape(shape), flat[-HIDDEN:]
+
+    def objective(flat: Float64) -> tuple[float, Float64]:
+        layer, output = (part.astype(np.float32) for part in split(flat))
+        sums = inputs @ layer
+        units = np.tanh(sums[:, 1:])
+        logits = sums[:, 0] + units @ output
+        error = (1.0 / (1.0 + np.exp(-np.clip(logits, -50, 50))) - outcomes) / count
+        by_sum = np.concatenate([error[:, None], np.outer(error, output) * (1.0 - units**2)], axis=1)
+        gradient = np.concatenate([(inputs.T @ by_sum).ravel(), units.T @ error]).astype(np.float64)
+        loss = float((np.logaddexp(0.0, logits) - outcomes * logits).mean(dtype=np.float64))
+        return loss + float((penalty * flat**2).sum()), gradient + 2 * penalty * flat
+
+    linear = fit_weights(features, skipped) * spread
+    linear[0] += float(mean @ (linear / spread))
+    hidden = rng.normal(0.0, _HIDDEN_SPREAD, (shape[0], HIDDEN))
+    start = np.concatenate([np.column_stack([linear, hidden]).ravel(), np.zeros(HIDDEN)])
+    found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": _ITERATIONS})
+    layer, output = split(found.x)
+    layer = layer / spread[:, None]
+    layer[0] -= mean @ layer
+    return Weights(layer, output)

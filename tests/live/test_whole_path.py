@@ -58,9 +58,10 @@ def test_the_same_sessions_offline_and_over_http_give_identical_lists_and_figure
     service = start_service(release=indexed)
     url = service.address()
     offline, through = tmp_path / "offline.json", tmp_path / "through.json"
-    segue("evaluate", indexed, dataset, "--output", offline)
-    segue("evaluate", indexed, dataset, "--output", through, "--url", url)
-    assert json.loads(offline.read_text()) == json.loads(through.read_text())
+    for caution in (0, 2):
+        segue("evaluate", indexed, dataset, "--caution", caution, "--output", offline)
+        segue("evaluate", indexed, dataset, "--caution", caution, "--output", through, "--url", url)
+        assert json.loads(offline.read_text()) == json.loads(through.read_text())
 
     opened, data = open_release(indexed), open_dataset(dataset)
     question = Question(data, opened, "last-play")

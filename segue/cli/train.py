@@ -185,22 +185,21 @@ def _print_release(release: "Release", dataset: Path, *, as_json: bool) -> None:
     from training.notes import by_construction
     from training.registry import system_name
 
-    manifest = release.manifest
+    manifest, path = release.manifest, release.path
     if as_json:
-        print_json({"path": str(release.path), **manifest.model_dump(mode="json")})
+        print_json({"path": str(path), **manifest.model_dump(mode="json")})
         return
     validation = manifest.evaluation.get("validation")
     constant = " (1 by construction)" if "HR@10" in by_construction(manifest.tracks) else ""
     facts = {
         "release": release.name,
-        "folder": release.path,
+        "folder": path,
         "tracks": manifest.tracks,
         "best epoch": manifest.evaluation.get("best_epoch", "-"),
         "validation HR@10": f"{validation['HR@10']:.4f}{constant}" if validation else "-",
         "size": f"{sum(file.bytes for file in manifest.files.values()) / 1e6:,.1f} MB",
     }
     print_table(facts_table(f"trained {system_name(manifest.model, manifest.options)}", facts))
-    path = release.path
     say(f"Release written to {path}. Next: segue evaluate {path} {dataset}, or segue serve {path}")
 
 

@@ -128,6 +128,7 @@ class LoadedRelease:
         # These facts are read now, because the folder may be replaced while this release is live.
         facts = read_facts(release)
         self._index_facts = {"kind": "exact"} if facts is None else facts.model_dump(mode="json", exclude={"tried"})
+        self._default_caution = release.default_caution
         self._map = TrackMap(release) if release.track_map is not None else None
         self.embeddings = embeddings  # None for a release without an encoder
         popularity = PopularityRanker(self.catalogue.plays, self.catalogue.by_plays)
@@ -155,7 +156,7 @@ class LoadedRelease:
 
     def caution(self, asked: float | None) -> float:
         """Return the caution of a request: `asked`, or the default of the release. Raises InputError."""
-        caution = self.release.default_caution if asked is None else asked
+        caution = self._default_caution if asked is None else asked
         self.recommender.ranker_with(caution)
         return caution
 
@@ -169,8 +170,7 @@ class LoadedRelease:
         caution: float | None = None,
     ) -> RecommendResult:
         """Recommend the `k` next tracks for one session. The parameters are the fields of Question."""
-        [answer] = self.answer([Question(plays, k, exclude, exclude_heard, caution)])
-        return answer
+        return self.answer([Question(plays, k, exclude, exclude_heard, caution)])[0]
 
     def popular(self, question: Question) -> RecommendResult:
         """Recommend the most played tracks, without the encoder and the index. The fallback if the model fails."""
@@ -180,7 +180,7 @@ class LoadedRelease:
 
     @property
     def has_map(self) -> bool:
-        """Whether the release has a map of its tracks."""
+        """Whether the release has a map."""
         return self._map is not None
 
     @property

@@ -34,7 +34,6 @@ from segue.window import SessionViews, to_windows
 from training.checkpoint import Checkpoints
 from training.data.dataset import Dataset
 from training.data.splits import Split, Targets, examples, training_part
-from training.models.play_head import fit_play_head, held_out, measure
 from training.notes import training_notes
 from training.options import NeuralOptions, Options, ServedOptions
 from training.processes import Processes, is_distributed
@@ -212,6 +211,8 @@ def _with_play_head(job: TrainingJob, trained: TrainedModel, part: SessionViews)
     """Add the play head to a model that can be served, if the log tells skipped from played tracks."""
     if not isinstance(job.options, ServedOptions) or not job.dataset.has_outcomes:
         return trained
+    from training.models.play_head import fit_play_head, held_out, measure
+
     options = job.options
     fitted = fit_play_head(part, job.dataset.catalogue.num_rows, options.window, options.seed)
     if fitted is None:

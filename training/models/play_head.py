@@ -10,7 +10,6 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import scipy.optimize
-import scipy.stats
 from numpy.typing import NDArray
 
 from segue.arrays import Bool, Float64, Int
@@ -145,7 +144,8 @@ def _auc(values: Float64, skipped: Bool) -> float | None:
     skips, plays = int(skipped.sum()), int((~skipped).sum())
     if not skips or not plays:
         return None
-    ranks = scipy.stats.rankdata(values)
+    _, level, tied = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(tied) - (tied - 1) / 2)[level]  # ties share their mean rank
     return float((ranks[skipped].sum() - skips * (skips + 1) / 2) / (skips * plays))
 
 

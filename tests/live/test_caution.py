@@ -71,6 +71,13 @@ def test_a_caution_out_of_range_is_refused(running: httpx.Client, value: str) ->
     assert answer.json()["errors"][0]["field"] == "query.caution"
 
 
+@pytest.mark.parametrize("value", [-1, 11, "1", True, [1]])
+def test_a_caution_in_a_body_is_a_number_in_range(running: httpx.Client, value: Any) -> None:
+    answer = running.post("/recommendations/what-if", json={"events": EVENTS, "caution": value})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"].startswith("body.caution")
+
+
 def test_a_release_without_a_play_head_refuses_caution_and_stores_nothing(running: httpx.Client) -> None:
     session_id = f"caution-{uuid4().hex}"
     calls: list[Any] = [

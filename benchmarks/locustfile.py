@@ -104,7 +104,7 @@ class Listener(HttpUser):
     def _report(self, kind: str, track: str) -> None:
         event = {"type": kind, "track_id": track, "event_id": uuid.uuid4().hex}
         with self.client.post(
-            f"/sessions/{self.session_id}/events?recommend={NEXT}",
+            f"/sessions/{self.session_id}/events?recommend={NEXT}&repeat=never",
             json={"events": [event]},
             name=f"POST events, {kind}",
             catch_response=True,
@@ -122,7 +122,7 @@ class Listener(HttpUser):
     def _ask(self) -> None:
         with self.client.get(
             "/recommendations",
-            params={"session_id": self.session_id, "k": NEXT},
+            params={"session_id": self.session_id, "k": NEXT, "repeat": "never"},
             name="GET /recommendations",
             catch_response=True,
         ) as answer:

@@ -14,20 +14,20 @@ from typing import Any, cast
 
 import click
 import numpy as np
-from training.evaluation.session_state import quantile_strata, train_skip_classifier
-from training.evaluation.session_state import session_features as state_features
-from training.evaluation.skip_measures import pairwise_auc, permuted_control
 
 from segue.arrays import Bool, Float64, Int
 from segue.catalogue import PAD_ROW
 from segue.play_head import SESSION_FEATURES, PlayHead, session_features
 from segue.ranking_metrics import Estimate, bootstrap
-from segue.recommend import CANDIDATES, ProbabilityRanker, Recommender
+from segue.recommend import CANDIDATES, Recommender, log_probabilities
 from segue.release import open_release
 from segue.window import Windows, to_windows
 from service.releases.loaded import recommender_of
 from training.data.dataset import Dataset, open_dataset
 from training.data.splits import Examples, Split, examples, training_part
+from training.evaluation.session_state import quantile_strata, train_skip_classifier
+from training.evaluation.session_state import session_features as state_features
+from training.evaluation.skip_measures import pairwise_auc, permuted_control
 from training.models.play_head import FittedHead, fit_play_head
 
 _BATCH = 256
@@ -161,12 +161,12 @@ def measure(
 
 def _candidates(recommender: Recommender, windows: Windows) -> tuple[Float64, Int]:
     """The log of P(next) and the rows of the tracks that caution orders anew, as in a request for 20 tracks."""
-    ranker = cast("ProbabilityRanker", recommender.ranker)
+    ranker = recommender.ranker
     parts = []
     for at in range(0, len(windows), _BATCH):
         batch = windows.select(slice(at, at + _BATCH))
         found = ranker.rank(batch, CANDIDATES)
-        log_next = ranker.log_next(batch, found.scores, found.scores)
+        log_next = log_probabilities(ranker, batch, found.scores, found.scores)
         parts.append((np.where(found.rows == PAD_ROW, -np.inf, log_next), found.rows))
     log_next, rows = map(np.concatenate, zip(*parts, strict=True))
     return log_next, rows

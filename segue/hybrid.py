@@ -27,13 +27,19 @@ from segue.catalogue import PAD_ROW
 from segue.errors import BadRelease
 from segue.ngram import PARTS, Found
 from segue.recommend import Ranked, Ranker
-from segue.window import Windows, distinct
+from segue.window import Windows
 
-ENCODER_TRACKS: Final = 100
+ENCODER_TRACKS: Final = 50
 ALL_PARTS: Final = (*PARTS, "encoder")
-_FORESEEING: Final = (0, 1, 2, 6)  # parts whose probability of a repeat is a feature: ngram, follow, near, encoder
-NEW_PARTS: Final = (0, 1, 2, 5, 6)  # the parts that new tracks have: ngram, follow, near, popular, encoder
-REPEAT_PARTS: Final = (0, 1, 2, 3, 4, 6)  # the parts that tracks of the window have: all but popular
+
+
+def _numbers(*names: str) -> tuple[int, ...]:
+    return tuple(ALL_PARTS.index(name) for name in names)
+
+
+_FORESEEING: Final = _numbers("ngram", "follow", "near", "encoder")  # their probability of a repeat is a feature
+NEW_PARTS: Final = _numbers("ngram", "follow", "near", "liked", "popular", "encoder")  # that new tracks have
+REPEAT_PARTS: Final = _numbers("ngram", "follow", "near", "liked", "recent", "own", "encoder")  # of the window's tracks
 FEATURES: Final = (
     "constant",
     *(f"context of {order}" for order in range(1, 5)),
@@ -50,7 +56,6 @@ FEATURES: Final = (
 REPEAT_FEATURES: Final = len(FEATURES) + 2 * len(_FORESEEING)
 FILES: Final = ("mixture_repeat.npy", "mixture_new_tracks.npy", "mixture_repeats.npy")
 _LEAST: Final = 1e-9  # the least mass that a part is divided by
-_LEAST_PROBABILITY: Final = 1e-38
 
 
 class Mixture(NamedTuple):
@@ -115,17 +120,13 @@ class HybridRanker:
         popular = self.by_plays[: min(k + windows.tracks.shape[1], tracks)]
         extra = np.broadcast_to(popular, (len(windows), len(popular)))
         evidence = self.evidence(windows, extra)
-        return _best(evidence.found, self._probabilities(evidence).sum(axis=0), len(windows), k)
+        probabilities = np.einsum("pc,pc->c", evidence.parts, self._weights(evidence))
+        return _best(evidence.found, probabilities, len(windows), k)
 
     def scores(self, windows: Windows, rows: Int) -> Float32:
         """Return the probability of given tracks. `rows` [batch, candidates] int64 -> [batch, candidates] float32."""
         scores: Float32 = self.part_scores(windows, rows).sum(axis=0).astype(np.float32)
         return scores
-
-    def log_next(self, windows: Windows, scores: Float32, best: Float32 | None = None) -> Float64:  # noqa: ARG002
-        """Return the log of probabilities, at least that of the smallest positive float32. [batch, n] float64."""
-        log_next: Float64 = np.log(np.maximum(scores.astype(np.float64), _LEAST_PROBABILITY))
-        return log_next
 
     def part_scores(self, windows: Windows, rows: Int) -> Float64:
         """Return how much each part adds to the score of given tracks. They add up to `scores`.
@@ -133,9 +134,9 @@ class HybridRanker:
         `rows` [batch, candidates] int64. Returns [ALL_PARTS, batch, candidates] float64.
         """
         evidence = self.evidence(windows, rows)
-        probabilities = self._probabilities(evidence)
-        given = evidence.found.given[:, : rows.shape[1]]
-        return np.where(given >= 0, probabilities[:, np.maximum(given, 0)], 0.0)
+        probabilities = evidence.parts * self._weights(evidence)
+        of_rows: Float64 = probabilities[:, evidence.found.given[:, : rows.shape[1]]]
+        return of_rows
 
     def evidence(self, windows: Windows, extra: Int) -> Evidence:
         """Return the candidates of the counts, of the encoder and in `extra` [batch, n] int64, with all parts."""
@@ -148,29 +149,30 @@ class HybridRanker:
         largest = np.zeros(batch)
         if ranked is not None:
             probability = _softmax(ranked.scores.astype(np.float64))
-            at = found.given[:, extra.shape[1] :]
-            parts[-1, at[at >= 0]] = probability[at >= 0]
+            parts[-1, found.given[:, extra.shape[1] :]] = probability
             largest = np.log(probability.max(axis=1, initial=1e-9))
         in_window: Bool = np.zeros(len(found.rows), dtype=np.bool_)
-        in_window[found.places[found.places >= 0]] = True
+        in_window[found.places] = True
         lines = found.lines[in_window]
-        masses: Float64 = np.stack([np.bincount(lines, weights=part[in_window], minlength=batch) for part in parts])
-        features = _features(windows, found, masses[PARTS.index("own")] > 0, largest)
+        cells = np.arange(len(parts), dtype=np.int64)[:, None] * batch + lines
+        weights = parts[:, in_window].ravel()
+        flat = np.bincount(cells.ravel(), weights=weights, minlength=len(parts) * batch)
+        masses = flat.reshape(-1, batch).astype(np.float64, copy=False)
+        different = np.bincount(lines[found.rows[in_window] != PAD_ROW], minlength=batch)
+        features = _features(windows, found, different, masses[PARTS.index("own")] > 0, largest)
         foreseen = np.clip(masses[list(_FORESEEING)], 0.0, 1.0).T
         odds = np.log(foreseen + 1e-3) - np.log(1 - foreseen + 1e-3)
         return Evidence(found, parts, in_window, masses, features, np.concatenate([features, foreseen, odds], axis=1))
 
-    def _probabilities(self, evidence: Evidence) -> Float64:
-        """Return how much each part adds to the probability of each candidate. [ALL_PARTS, candidates] float64."""
+    def _weights(self, evidence: Evidence) -> Float64:
+        """Return the weight of each part for each candidate. [ALL_PARTS, candidates] float64."""
         new, again = part_weights(evidence, self.mixture, with_encoder=self.encoder is not None)
         repeat = repeat_probability(evidence, self.mixture)
-        factors = np.zeros((2, len(ALL_PARTS), len(repeat)))
-        factors[0, list(NEW_PARTS)] = new * (1 - repeat)
-        factors[1, list(REPEAT_PARTS)] = again * repeat
-        lines = evidence.found.lines
-        weights = np.where(evidence.in_window, factors[1][:, lines], factors[0][:, lines])
-        probabilities: Float64 = evidence.parts * weights
-        return probabilities
+        batch = len(repeat)
+        weights = np.zeros((len(ALL_PARTS), 2 * batch))  # of new tracks, then of repeats
+        weights[list(NEW_PARTS), :batch] = new * (1 - repeat)
+        weights[list(REPEAT_PARTS), batch:] = again * repeat
+        return np.take(weights, evidence.found.lines + batch * evidence.in_window, axis=1)
 
 
 def repeat_probability(evidence: Evidence, mixture: Mixture) -> Float64:
@@ -205,33 +207,28 @@ def part_weights(evidence: Evidence, mixture: Mixture, *, with_encoder: bool) ->
 
 
 def _any_mass(masses: Float64) -> Bool:
-    any_mass: Bool = np.greater(masses, _LEAST).any(axis=0)
+    any_mass: Bool = np.greater(masses, _LEAST).sum(axis=0) > 0
     return any_mass
 
 
-def _features(windows: Windows, found: Found, repeated: Bool, largest: Float64) -> Float64:
+def _features(windows: Windows, found: Found, different: Int, repeated: Bool, largest: Float64) -> Float64:
     """Return the features of the gates, in the order of FEATURES. [batch, features] float64."""
     tracks, skipped = windows.tracks, windows.skipped
     plays = np.maximum((tracks != PAD_ROW).sum(axis=1), 1)
-    different = (distinct(tracks) != PAD_ROW).sum(axis=1)
     order, total, followers = found.seen.T
-    before_last = skipped[:, -2] if skipped.shape[1] > 1 else np.zeros(len(tracks))
-    return np.stack(
-        [
-            np.ones(len(tracks)),
-            *(order >= least for least in range(1, 5)),
-            np.log1p(total),
-            followers / np.maximum(total, 1.0),
-            np.log(plays),
-            different / plays,
-            skipped[:, -1],
-            before_last,
-            skipped.sum(axis=1) / plays,
-            repeated,
-            largest,
-        ],
-        axis=1,
-    ).astype(np.float64)
+    features = np.empty((len(tracks), len(FEATURES)))
+    features[:, 0] = 1.0
+    features[:, 1:5] = order[:, None] >= np.arange(1, 5)
+    features[:, 5] = np.log1p(total)
+    features[:, 6] = followers / np.maximum(total, 1.0)
+    features[:, 7] = np.log(plays)
+    features[:, 8] = different / plays
+    features[:, 9] = skipped[:, -1]
+    features[:, 10] = skipped[:, -2] if skipped.shape[1] > 1 else 0.0
+    features[:, 11] = skipped.sum(axis=1) / plays
+    features[:, 12] = repeated
+    features[:, 13] = largest
+    return features
 
 
 def _softmax(logits: Float64) -> Float64:
@@ -247,6 +244,7 @@ def _best(found: Found, probabilities: Float64, batch: int, k: int) -> Ranked:
     # Bits of positive floats order like the floats. The row in the low bits makes all keys of a window different.
     bits = np.maximum(probabilities, 0.0).astype(np.float32).view(np.uint32).astype(np.uint64)
     keys = (bits << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - found.rows.astype(np.uint64))
+    keys[found.rows == PAD_ROW] = 0
     counts = np.bincount(found.lines, minlength=batch)
     width = max(int(counts.max(initial=0)), k)
     table = np.zeros((batch, width), dtype=np.uint64)

@@ -5,7 +5,7 @@ This module does not depend on HTTP, Redis, ONNX or FAISS: the encoder and the i
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, Protocol, TypeAlias, cast
+from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from segue.arrays import Float32, Float64, Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Row
 from segue.errors import InputError
 from segue.play_head import PlayHead
+from segue.sessions import ALLOW_REPEATS, RepeatPolicy
 from segue.window import Sessions, Windows, to_windows
 
 Source: TypeAlias = Literal["model", "popularity"]
@@ -20,6 +21,7 @@ Source: TypeAlias = Literal["model", "popularity"]
 MAX_CAUTION: Final = 10.0
 CANDIDATES: Final = 100  # tracks that caution orders anew; twice the requested number if that is more
 NORMALISED: Final = 100  # the best tracks whose scores of an encoder are normalised to probabilities
+_LEAST_PROBABILITY: Final = 1e-38
 
 
 class Ranked(NamedTuple):
@@ -60,17 +62,6 @@ class Ranker(Protocol):
         ...
 
 
-class ProbabilityRanker(Ranker, Protocol):
-    """A ranker whose scores can be converted to probabilities of the next track. Caution needs one."""
-
-    def log_next(self, windows: Windows, scores: Float32, best: Float32 | None = None) -> Float64:
-        """Return log P(next) of tracks by their scores. `scores` [batch, n] float32 -> [batch, n] float64.
-
-        `best` [batch, m] are the best scores of each window, in descending order, if they are known.
-        """
-        ...
-
-
 class EncoderRanker:
     """Ranks by inner product between the encoder's query and the item embeddings, through an index."""
 
@@ -106,15 +97,6 @@ class EncoderRanker:
         scores: Float32 = np.einsum("bd,bcd->bc", queries, self._embeddings[rows])
         return scores
 
-    def log_next(self, windows: Windows, scores: Float32, best: Float32 | None = None) -> Float64:
-        """Return the log of the softmax over the NORMALISED best tracks. [batch, n] -> [batch, n] float64."""
-        known = self.rank(windows, NORMALISED).scores if best is None else best[:, :NORMALISED]
-        logits = known.astype(np.float64)
-        largest = logits[:, :1]
-        log_sum = largest + np.log(np.exp(logits - largest).sum(axis=1, keepdims=True))
-        log_next: Float64 = scores - log_sum
-        return log_next
-
 
 class PopularityRanker:
     """Ranks tracks by their number of plays, then by row; every session gets the same list."""
@@ -137,6 +119,21 @@ class PopularityRanker:
         return self._plays[rows]
 
 
+def log_probabilities(ranker: Ranker, windows: Windows, scores: Float32, best: Float32 | None = None) -> Float64:
+    """Return log P(next) of tracks by their scores of `ranker`. `scores` [batch, n] float32 -> [batch, n] float64.
+
+    The scores of counts and hybrids are probabilities. For an encoder it is the log of the softmax over the NORMALISED
+    best tracks. `best` [batch, m] are the best scores of each window, in descending order, if they are known.
+    """
+    if not isinstance(ranker, EncoderRanker):
+        return np.log(np.maximum(scores.astype(np.float64), _LEAST_PROBABILITY))
+    known = ranker.rank(windows, NORMALISED).scores if best is None else best[:, :NORMALISED]
+    logits = known.astype(np.float64)
+    largest = logits[:, :1]
+    log_next: Float64 = scores - (largest + np.log(np.exp(logits - largest).sum(axis=1, keepdims=True)))
+    return log_next
+
+
 @dataclass(frozen=True, slots=True)
 class CautiousRanker:
     """Ranks by log P(next) + caution * log P(played). The score of a track is this sum.
@@ -144,14 +141,14 @@ class CautiousRanker:
     It orders the CANDIDATES best tracks of `ranker` anew, or 2 k for a list of k if that is more.
     """
 
-    ranker: ProbabilityRanker
+    ranker: Ranker
     head: PlayHead
     caution: float  # above 0
 
     def rank(self, windows: Windows, k: int) -> Ranked:
         """Return the k best tracks for each window. Of equal scores, the track that `ranker` prefers comes first."""
         found = self.ranker.rank(windows, max(CANDIDATES, 2 * k))
-        log_next = self.ranker.log_next(windows, found.scores, found.scores)
+        log_next = log_probabilities(self.ranker, windows, found.scores, found.scores)
         scores = (log_next + self._played(windows, found.rows)).astype(np.float32)
         scores[found.rows == PAD_ROW] = -np.inf
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
@@ -164,7 +161,7 @@ class CautiousRanker:
 
     def part_scores(self, windows: Windows, rows: Int) -> Float64:
         """Return log P(next) and caution * log P(played) of given tracks. [2, batch, candidates] float64."""
-        log_next = self.ranker.log_next(windows, self.ranker.scores(windows, rows))
+        log_next = log_probabilities(self.ranker, windows, self.ranker.scores(windows, rows))
         return np.stack([log_next, self._played(windows, rows)])
 
     def _played(self, windows: Windows, rows: Int) -> Float64:
@@ -205,7 +202,7 @@ class Recommender:
                 f"caution is {caution:g}, but the release has no play head, which predicts skips: its log has no "
                 "skips, or an older Segue trained it. Use caution 0 or train again on a log with skips"
             )
-        return CautiousRanker(cast("ProbabilityRanker", self.ranker), self.head, caution)
+        return CautiousRanker(self.ranker, self.head, caution)
 
     def recommend(
         self,
@@ -213,21 +210,21 @@ class Recommender:
         k: int | Sequence[int],
         excluded: Sequence[Int] | None = None,
         *,
-        exclude_heard: bool | Sequence[bool] = False,
+        repeat: RepeatPolicy | Sequence[RepeatPolicy] = ALLOW_REPEATS,
         caution: float | Sequence[float] = 0.0,
     ) -> list[Recommendation]:
         """Recommend the next tracks for each session, best first.
 
-        `excluded` contains, for each session, the rows to exclude. `exclude_heard` also excludes the tracks of the
-        session itself. `caution` is the weight of log P(played) in the score (CautiousRanker); 0 leaves the ranker's
-        order and scores. `k`, `exclude_heard` and `caution` are either one value for all sessions or one value per
-        session. A list has fewer than k tracks only if the catalogue has fewer tracks that are not excluded. The result
-        for a session does not depend on the other sessions in the batch. Raises InputError as `ranker_with` does.
+        `excluded` contains, for each session, the rows to exclude. `repeat` says which tracks of the session itself to
+        exclude. `caution` is the weight of log P(played) in the score (CautiousRanker); 0 leaves the ranker's order and
+        scores. `k`, `repeat` and `caution` are either one value for all sessions or one value per session. A list has
+        fewer than k tracks only if the catalogue has fewer tracks that are not excluded. The result for a session does
+        not depend on the other sessions in the batch. Raises InputError as `ranker_with` does.
         """
         count = len(sessions)
         k_per_session = [k] * count if isinstance(k, int) else k
-        heard = [exclude_heard] * count if isinstance(exclude_heard, bool) else exclude_heard
-        excluded_rows = [_excluded_rows(sessions, i, excluded, heard[i]) for i in range(count)]
+        policies = [repeat] * count if isinstance(repeat, RepeatPolicy) else repeat
+        excluded_rows = [_excluded_rows(sessions, i, excluded, policies[i]) for i in range(count)]
         fetch_sizes = np.array(
             [_overfetch(k_per_session[i], len(excluded_rows[i])) for i in range(count)], dtype=np.int64
         )
@@ -277,11 +274,12 @@ _NO_SCORES: Float32 = np.empty(0, dtype=np.float32)
 _MIN_FETCH: Final = 48  # enough for k = 20 and a window of 20 excluded plays
 
 
-def _excluded_rows(sessions: Sessions, i: int, excluded: Sequence[Int] | None, heard: bool) -> set[Row]:
+def _excluded_rows(sessions: Sessions, i: int, excluded: Sequence[Int] | None, repeat: RepeatPolicy) -> set[Row]:
     """Return the rows that must not be recommended to session i."""
     excluded_rows: set[Row] = set(excluded[i].tolist()) if excluded is not None else set()
-    if heard:
-        excluded_rows.update(sessions.rows[sessions.offsets[i] : sessions.offsets[i + 1]].tolist())
+    if repeat.plays:
+        start, end = sessions.offsets[i : i + 2].tolist()
+        excluded_rows.update(sessions.rows[start + repeat.start(end - start) : end].tolist())
     excluded_rows.discard(PAD_ROW)
     return excluded_rows
 

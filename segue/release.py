@@ -155,7 +155,7 @@ class Release:
         """
         named = {file: self.array(file) for file in (*COUNT_FILES, *MIXTURE_FILES)}
         counts = NgramCounts.of_arrays(named, catalogue.plays, str(self.path))
-        return HybridRanker(counts, Mixture.of_arrays(named, str(self.path)), catalogue.by_plays, encoder)
+        return HybridRanker(counts, Mixture.of_arrays(named, str(self.path)), np.asarray(catalogue.by_plays), encoder)
 
     @cached_property
     def play_head(self) -> PlayHead | None:

@@ -1,4 +1,4 @@
-"""Events, plays, and the rule that turns the events of a session into plays.
+"""Events, plays, the rule that turns the events of a session into plays, and the policy for repeated tracks.
 
 A client reports two types of events: a track started (`play`), or a track was skipped (`skip`).
 docs/session-semantics.md describes the rule. This module is the reference implementation in Python. The Redis script
@@ -6,7 +6,11 @@ service/sessions/append_events.lua implements the same rule, and a property test
 """
 
 import enum
+import functools
+import re
+import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -23,12 +27,16 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
+from segue.errors import BadOption
+
 # Text without control characters (C0, DEL, C1), line separators or lone surrogates. Leading and trailing spaces are
 # significant. `segue prepare` applies the same rule to catalogues.
 CONTROL_CHARACTERS: Final = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
 TEXT_PATTERN = rf"^[^{CONTROL_CHARACTERS}]+$"
 MAX_ID_LENGTH = 256
 SESSION_ID_PATTERN: Final = r"^[A-Za-z0-9._~-]{1,128}$"
+REPEAT_PATTERN: Final = r"^(allow|never|after:([1-9][0-9]{0,2}|1000))$"
+REPEAT_EXPECTED: Final = "expected allow, never, or after:N with N from 1 to 1000"
 
 # `date-time` of RFC 3339, section 5.6, in upper case, without leap seconds, with at most nine fractional digits.
 TIME_PATTERN: Final = (
@@ -168,3 +176,37 @@ def events_of(plays: Sequence[Play]) -> list[Event]:
         if heard.skipped:
             events.append(skip(heard.track_id))
     return events
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatPolicy:
+    """Whether tracks of a session may be recommended in the same session.
+
+    A policy excludes the tracks of the session's last `plays` plays. `allow` excludes none, `never` those of all plays.
+    `after:N` excludes those of the last N plays: a track may be recommended again once at least N plays have followed
+    its latest play. Every play counts, also a skipped one and one of a track outside the catalogue.
+    """
+
+    text: str
+    plays: int
+
+    def __str__(self) -> str:
+        """Return the policy as `repeat_policy` reads it."""
+        return self.text
+
+    def start(self, length: int) -> int:
+        """Return the index of the first play whose track is excluded, in a session of `length` plays."""
+        return max(length - self.plays, 0)
+
+
+@functools.lru_cache(maxsize=1024)  # all valid texts; every request for recommendations has one
+def repeat_policy(text: str) -> RepeatPolicy:
+    """Return the policy for `allow`, `never` or `after:N` with N from 1 to 1000. Raises BadOption for other texts."""
+    if not re.fullmatch(REPEAT_PATTERN, text):
+        raise BadOption(f"repeat {text!r}: {REPEAT_EXPECTED}, such as after:20")
+    plays = {"allow": 0, "never": sys.maxsize}.get(text)
+    return RepeatPolicy(text, int(text.removeprefix("after:")) if plays is None else plays)
+
+
+ALLOW_REPEATS: Final = repeat_policy("allow")
+NEVER_REPEAT: Final = repeat_policy("never")

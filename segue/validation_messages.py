@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from segue.sessions import MAX_ID_LENGTH, SESSION_ID_PATTERN, TEXT_PATTERN
+from segue.sessions import MAX_ID_LENGTH, REPEAT_EXPECTED, REPEAT_PATTERN, SESSION_ID_PATTERN, TEXT_PATTERN
 
 _FIXED: Final = {
     **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "expected a whole number"),
@@ -23,6 +23,7 @@ _BOUNDS: Final = {
 _PATTERNS: Final = {
     SESSION_ID_PATTERN: "expected 1 to 128 characters, each a letter from A to Z, a digit, or one of . _ ~ -",
     TEXT_PATTERN: f"expected 1 to {MAX_ID_LENGTH} characters without control characters",
+    REPEAT_PATTERN: REPEAT_EXPECTED,
 }
 
 

@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ import structlog
 from segue.catalogue import Catalogue
 from segue.release import DatasetFacts, Release, ReleaseMetadata, WindowFacts, write_release
 from service.sessions.embedded_redis import redis_server_binary
+from tests.stopwatch import until
 
 # A busy machine makes one example of a property slow. Tests do not measure time.
 hypothesis.settings.register_profile("segue", deadline=None)
@@ -215,10 +215,11 @@ class ServiceProcess:
 
     def _ended(self) -> int:
         try:
-            code = self.process.wait(30)
-        except subprocess.TimeoutExpired:
+            until(lambda: self.process.poll() is not None, 30, lambda: "the service does not end")
+        except AssertionError:
             self.process.kill()
             raise
+        code: int = self.process.returncode
         self._reader.join(10)
         assert self.process.stdout is not None
         self.process.stdout.close()
@@ -291,13 +292,13 @@ def _free_pair() -> int:
 
 
 def _wait_for(ready: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        with contextlib.suppress(redis.RedisError):
-            if ready():
-                return
-        assert time.monotonic() < deadline, "the Redis Cluster does not form"
-        time.sleep(0.05)
+    def forgiving() -> Any:
+        try:
+            return ready()
+        except redis.RedisError:
+            return False
+
+    until(forgiving, 30, lambda: "the Redis Cluster does not form")
 
 
 # The files whose tests depend on how Redis keeps sessions. They run with a cluster too.

@@ -3,7 +3,7 @@
 from collections import Counter
 
 
-def parts(lists: list[list[int]], num_rows: int, window: list[int]) -> dict[str, list[float]]:
+def parts(lists: list[list[int]], num_rows: int, window: list[int], skipped: list[bool]) -> dict[str, list[float]]:
     """The probability of each part for the tracks 1, 2, ..., num_rows - 1 after `window`."""
     tracks = range(1, num_rows)
     plays = Counter(track for one in lists for track in one)
@@ -16,6 +16,9 @@ def parts(lists: list[list[int]], num_rows: int, window: list[int]) -> dict[str,
         "ngram": _ngram(lists, popular, window),
         "follow": _pairs(_followers(lists), popular, window, 0.7),
         "near": _pairs(_neighbours(lists), popular, window, 0.9),
+        "liked": _pairs(
+            _neighbours(lists), popular, [0 if s else h for h, s in zip(window, skipped, strict=True)], 0.9
+        ),
         "recent": {track: recent[track] / sum(recent.values()) for track in tracks},
         "own": {track: own[track] / max(sum(own.values()), 1) for track in tracks},
         "popular": popular,

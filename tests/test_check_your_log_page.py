@@ -15,7 +15,7 @@ PAGE = (ROOT / "docs" / "how-to" / "check-your-log.md").read_text(encoding="utf-
 # The modules that give warnings, and how each of them names one.
 SOURCES = {
     "training/data/describe/find_warnings.py": r'yield \(\s*"(\w+)"',
-    "training/prepare/report.py": r'DataWarning\(\s*code="(\w+)"',
+    "training/prepare/findings.py": r'DataWarning\(\s*code="(\w+)"',
 }
 
 

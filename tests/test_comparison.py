@@ -17,7 +17,15 @@ from tests.comparison_results import gaining, result
 from training.evaluation.compare import tables as paper
 from training.evaluation.compare.report import as_json, as_markdown, measure
 from training.evaluation.compare.results import read_results
-from training.evaluation.compare.statistics import differences, holm, kendall, pairs, permutation_test
+from training.evaluation.compare.statistics import (
+    differences,
+    group_estimates,
+    holm,
+    kendall,
+    pairs,
+    permutation_test,
+    skip_gaps,
+)
 
 
 @pytest.fixture
@@ -115,6 +123,29 @@ class TestComparison:
         assert content["questions"][0]["systems"]["gru4rec+nce"]["groups"]["all"]["HR@1"]["value"] == value
         json.dumps(content)
 
+    def test_results_of_other_policies_for_repeats_are_apart_and_named(self, tmp_path: Path) -> None:
+        """A result without the key is older than the option, and was measured with the default."""
+        policies = ("never", "allow", "after:5")
+        paths = [result(tmp_path / f"{repeat}.json", "sasrec", [1, 3], repeat=repeat) for repeat in policies]
+        paths.insert(0, result(tmp_path / "old.json", "caser", [1, 2]))
+        found = read_results(paths)
+        assert [(question.repeat, [*asked.systems]) for question, asked in found.items()] == [
+            ("allow", ["caser", "sasrec"]),
+            ("after:5", ["sasrec"]),
+            ("never", ["sasrec"]),
+        ]
+        titles = [str(question) for question in found]
+        same = "test targets, last-play split, full ranking"
+        assert titles == [same, f"{same}, repeat=after:5", f"{same}, repeat=never"]
+        sections = measure(paths, 100)
+        assert [section.setting for section in sections] == [
+            *("last-play", "last-play, repeat=after:5", "last-play, repeat=never")
+        ]
+        text = as_markdown(sections)
+        assert "(last-play split, test targets, repeat=never)" in text
+        assert f"Every system, {same}, repeat=after:5" in text
+        assert [one["repeat"] for one in as_json(sections)["questions"]] == ["allow", "after:5", "never"]
+
     def test_results_that_do_not_fit_are_refused(self, tmp_path: Path) -> None:
         first = result(tmp_path / "a.json", "caser", [1, 2])
         cases = {
@@ -127,6 +158,80 @@ class TestComparison:
         for message, path in cases.items():
             with pytest.raises(InputError, match=message):
                 read_results([first, path])
+
+
+def measured_skips(path: Path, system: str, ranks: Any, seed: int = 0, **changed: Any) -> Path:
+    """A result with groups and skip measures. Every second target is skipped; the strata are the halves of the list."""
+    half = len(ranks) // 2
+    response = {
+        key: {"value": 0.01 * (seed + 1), "low": 0.0, "high": 0.02} for key in ("after_skip", "skip_minus_play")
+    }
+    added: dict[str, Any] = {
+        "skip_measures": {"pairwise_auc": None, "responsiveness": response, "reasons": {}},
+        "target_group_members": {"repeat": [True] * half + [False] * half, "pair_seen": [None] * 2 * half},
+        "target_stratum": [0] * half + [1] * half,
+    }
+    return result(path, system, ranks, seed, **added | changed)
+
+
+class TestSkipMeasures:
+    def files(self, folder: Path) -> list[Path]:
+        # Ranks of played, skipped, played, skipped targets of each stratum.
+        return [
+            measured_skips(folder / "a.json", "sasrec", [1, 50, 1, 1, 50, 1, 50, 1]),
+            measured_skips(folder / "b.json", "sasrec+nce", [1, 50, 1, 50, 1, 1, 50, 50]),
+            measured_skips(folder / "c.json", "sasrec+nce", [1, 50, 1, 50, 1, 1, 50, 50], 1),
+            measured_skips(folder / "d.json", "markov", [1] * 8),
+        ]
+
+    def test_gaps_and_paired_differences_by_hand(self, tmp_path: Path) -> None:
+        (asked,) = read_results(self.files(tmp_path)).values()
+        gaps = skip_gaps(asked)
+        # sasrec: strata 1 - 1/2 and 0 - 1, so -1/4. sasrec+nce: 1 - 0 and 1/2 - 1/2, so 1/2. markov: no gap.
+        assert gaps["sasrec"].matched["HR@1"].value == pytest.approx(-1 / 4)
+        assert gaps["sasrec+nce"].matched["HR@1"].value == pytest.approx(1 / 2)
+        assert gaps["sasrec+nce"].against == "sasrec"
+        assert gaps["sasrec+nce"].difference["HR@1"].value == pytest.approx(3 / 4)
+        assert gaps["sasrec"].against == "markov"
+        assert gaps["sasrec"].difference["HR@1"].value == pytest.approx(-1 / 4)
+        assert (gaps["markov"].against, gaps["markov"].difference) == (None, {})
+        assert gaps["markov"].matched["HR@10"].value == gaps["markov"].raw["HR@10"].high == 0.0
+
+    def test_groups_of_targets_by_hand(self, tmp_path: Path) -> None:
+        (asked,) = read_results(self.files(tmp_path)).values()
+        found = group_estimates(asked)
+        assert found["sasrec", "repeat", "HR@1"].value == 3 / 4
+        assert found["sasrec", "new", "HR@1"].value == 1 / 2
+        assert not any(group.startswith(("pair", "after")) for _, group, _ in found)
+
+    def test_tables_and_json_have_them(self, tmp_path: Path) -> None:
+        (section,) = measure(self.files(tmp_path), 100)
+        groups, skips = (
+            next(table for table in section.tables if table.title.startswith(start))
+            for start in ("Groups of targets", "Skip measures")
+        )
+        assert list(groups.columns) == ["system", "HR@1 repeat", "HR@10 repeat", "HR@1 new", "HR@10 new"]
+        row = next(row for row in skips.rows if row[0] == "sasrec+nce")
+        assert row[1].startswith("+0.5000 [")
+        assert row[3] == "sasrec"
+        assert row[-3:] == ["-", "+1.5000 [+0.0000, +2.0000]", "+1.5000 [+0.0000, +2.0000]"]  # the mean of two seeds
+        content = as_json([section])["questions"][0]["systems"]["sasrec+nce"]
+        assert content["gaps"]["difference"]["HR@1"]["value"] == pytest.approx(3 / 4)
+        assert len(content["skip_measures"]) == 2
+        assert content["target_groups"]["new"]["HR@1"]["value"] == 1 / 2
+
+    def test_targets_without_a_stratum_are_left_out(self, tmp_path: Path) -> None:
+        file = measured_skips(tmp_path / "a.json", "caser", [1, 50, 1, 50], target_stratum=[0, 0, None, None])
+        (asked,) = read_results([file]).values()
+        assert skip_gaps(asked)["caser"].matched["HR@1"].value == 1.0
+        for strata in ([None] * 4, [0, 1, 0, 1]):
+            file = measured_skips(tmp_path / "b.json", "caser", [1, 50, 1, 50], target_stratum=strata)
+            (asked,) = read_results([file]).values()
+            assert skip_gaps(asked) == {}
+
+    def test_results_of_older_versions_have_none(self, tmp_path: Path) -> None:
+        (section,) = measure([result(tmp_path / "a.json", "caser", [1, 50, 1, 50])], 100)
+        assert not any(table.title.startswith(("Groups", "Skip")) for table in section.tables)
 
 
 class TestCommand:

@@ -195,7 +195,7 @@ class TestTraining:
         with pytest.raises(Killed):
             train(on(origin, datasets[0], tmp_path / "r", epochs=2), _KilledAfterAnEpoch())
         settings = [f"--set={name}={value}" for name, value in (OPTIONS.model_dump() | {"epochs": 2}).items()]
-        code = main(["train", str(datasets[0].path), "--out", str(tmp_path / "r"), *settings])
+        code = main(["train", str(datasets[0].path), "--model", "sasrec", "--out", str(tmp_path / "r"), *settings])
         assert code == 2
         assert f"another training (from '{origin.name}' there, None here)" in capsys.readouterr().err
 

@@ -108,6 +108,13 @@ def test_rows_of_one_session_need_not_stand_together(tmp_path: Path) -> None:
     assert mixed.facts.fingerprint == write_dataset(tmp_path / "d", PLAYS, "test").facts.fingerprint
 
 
+def test_titles_artists_and_names_of_sessions_leave_the_fingerprint_alone(tmp_path: Path) -> None:
+    other = PLAYS.with_columns(title=pl.lit("T"), artist=pl.lit(None, pl.String), session_id=pl.col("session_id") + "'")
+    assert write_dataset(tmp_path / "other", other, "test").facts.fingerprint == (
+        write_dataset(tmp_path / "d", PLAYS, "test").facts.fingerprint
+    )
+
+
 def test_the_same_plays_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_dataset(tmp_path / name, PLAYS, "test")

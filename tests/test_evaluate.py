@@ -1,5 +1,6 @@
 """Evaluation: splits, both protocols, groups, other datasets; against numbers by hand and theory."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -16,10 +17,11 @@ from segue.arrays import Float32, Int
 from segue.errors import BadOption, InputError
 from segue.recommend import PopularityRanker, Ranked, Recommender
 from segue.release import DatasetFacts, Release, ReleaseMetadata, WindowFacts, write_release
+from segue.sessions import repeat_policy
 from segue.window import Sessions, SessionViews, Windows
 from tests.datasets import write_dataset
 from training.data.dataset import Dataset
-from training.data.splits import Part, Targets, examples, training_part
+from training.data.splits import Examples, Part, Targets, examples, training_part
 from training.evaluation.evaluate import HttpRecommender, LocalRecommender, Question, evaluate, sample_candidates
 from training.models.baselines.markov import MarkovRanker
 
@@ -358,6 +360,72 @@ class TestSampled:
         service = HttpRecommender("http://127.0.0.1:9", data.catalogue, data.catalogue)
         with service, pytest.raises(BadOption, match="use --protocol full"):
             evaluate(question, service)
+
+
+class TestRepeats:
+    # Test targets: `a`, four plays after the first `a`; `b`, right after a `b`; `e`, new in its session.
+    SESSIONS: Final = {"s1": "abcda", "s2": "ab-b", "s3": "abcde"}
+
+    @pytest.mark.parametrize(
+        ("policy", "excluded", "track_of"),
+        [
+            ("allow", [], None),
+            ("after:1", [1], "the 1 play before it"),
+            ("after:3", [1], "the 3 plays before it"),
+            ("after:4", [0, 1], "the 4 plays before it"),
+            ("never", [0, 1], "its session"),
+        ],
+    )
+    @pytest.mark.parametrize("protocol", ["full", "sampled"])
+    def test_targets_that_the_policy_excludes_are_misses(
+        self, policy: str, excluded: list[int], track_of: str | None, protocol: Any, tmp_path: Path
+    ) -> None:
+        data = dataset(tmp_path / "d", self.SESSIONS)
+        allowed = Question(data, baseline(tmp_path / "r", data, "markov"), "last-play", protocol=protocol)
+        before = evaluate(allowed, offline(allowed))
+        assert before["repeat"] == "allow"
+        assert None not in before["ranks"]
+        question = replace(allowed, repeat=repeat_policy(policy))
+        result = evaluate(question, offline(question))
+        assert result["repeat"] == policy
+        assert [i for i, rank in enumerate(result["ranks"]) if rank is None] == excluded
+        notes = [note for note in result["notes"] if note.startswith("repeat=")]
+        assert notes == [
+            f"repeat={policy} excludes every target that repeats a track of {track_of}, {len(excluded)} of 3: each of "
+            "them counts as a miss."
+        ] * bool(excluded)
+        if protocol == "sampled":  # the other targets have the same candidates as before
+            others = [rank for i, rank in enumerate(before["ranks"]) if i not in excluded]
+            assert [rank for rank in result["ranks"] if rank is not None] == others
+
+    def test_a_new_target_moves_up_where_tracks_of_its_session_are_excluded(self, tmp_path: Path) -> None:
+        # Training holds a six times, b five times, c twice, and no d. The first session before its target d is aaabbc.
+        data = dataset(tmp_path / "d", {"s1": "aaabbcd", "s2": "aabbccd", "s3": "abcaa"})
+        release = baseline(tmp_path / "r", data)
+        ranks = {}
+        for policy in ("allow", "after:2", "never"):
+            question = Question(data, release, "last-play", repeat=repeat_policy(policy))
+            ranks[policy] = evaluate(question, offline(question))["ranks"][0]
+        assert ranks == {"allow": 4, "after:2": 2, "never": 1}
+
+    @given(
+        st.lists(st.tuples(st.lists(st.integers(1, 4), min_size=1, max_size=9), st.integers(1, 4)), max_size=6),
+        st.sampled_from(["allow", "never", "after:1", "after:2", "after:3", "after:7", "after:1000"]),
+    )
+    def test_the_excluded_targets_are_those_that_serving_excludes(
+        self, sessions: list[tuple[list[int], int]], policy: str
+    ) -> None:
+        repeat = repeat_policy(policy)
+        offsets = np.cumsum([0, *(len(rows) for rows, _ in sessions)])
+        rows = np.array([row for heard, _ in sessions for row in heard], dtype=np.int64)
+        whole = Sessions(rows, np.zeros(len(rows), dtype=np.bool_), offsets)
+        targets = np.array([target for _, target in sessions], dtype=np.int64)
+        nothing = np.zeros(len(sessions), dtype=np.bool_)
+        asked = Examples(SessionViews.of(whole), targets, nothing, np.arange(len(sessions)))
+        popularity = PopularityRanker(np.ones(5, dtype=np.float32))
+        answers = Recommender(popularity, popularity, 20).recommend(whole, 4, repeat=repeat)
+        missing = [target not in answer.rows for target, answer in zip(targets, answers, strict=True)]
+        assert asked.excluded_by(repeat).tolist() == missing
 
 
 def test_a_service_that_does_not_answer_is_one_clear_line(tmp_path: Path) -> None:

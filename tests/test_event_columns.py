@@ -207,8 +207,19 @@ class TestSkips:
         )
         report = run(log, **options)
         assert told(report.dataset) == {"s00000001": expected}
-        notes = [note for note in report.log.notes if "were not used for skips" in note]
-        assert len(notes) == (not options)
+        notes = [note for note in report.log.notes if "not used for skips" in note]
+        told_of = (
+            "ms_played and duration_ms were not used for skips: --skip-below-seconds uses the played duration, and "
+            "--skip-below-ratio its share of the duration of the track"
+        )
+        assert notes == ([] if options else [told_of])
+
+    def test_a_single_duration_that_is_not_used_is_named_in_the_singular(self, run: Run) -> None:
+        lines = [f"{line},200000" for line in PLAIN]
+        (note,) = (
+            note for note in run(rows("user_id,track_id,timestamp,ms_played", *lines)).log.notes if "not used" in note
+        )
+        assert note.startswith("ms_played was not used for skips: --skip-below-seconds")
 
     def test_a_flag_of_the_opposite_meaning_is_inverted(self, run: Run) -> None:
         lines = [f"{line},{int(number % 3 > 0)}" for number, line in enumerate(PLAIN)]

@@ -7,17 +7,32 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segue.arrays import Float32
+from segue.arrays import Float32, Int
 from segue.catalogue import PAD_ROW
+from segue.recommend import Ranked
 from segue.window import Windows
 from service.releases.explanation import contributions
 
 LENGTH, DIMENSION = 6, 4
 EMBEDDINGS = np.random.default_rng(0).standard_normal((50, DIMENSION)).astype(np.float32)
-TARGETS = EMBEDDINGS[10:13]
+TARGETS = np.arange(10, 13)
+VECTORS = EMBEDDINGS[TARGETS]
 
 
-class Additive:
+class _Scoring:
+    """Scores tracks by the inner product of their embeddings and a query, as an encoder with an index does."""
+
+    def encode(self, windows: Windows) -> Float32:
+        raise NotImplementedError
+
+    def rank(self, windows: Windows, k: int) -> Ranked:
+        raise NotImplementedError
+
+    def scores(self, windows: Windows, rows: Int) -> Float32:
+        return np.asarray(np.einsum("bd,bcd->bc", self.encode(windows), EMBEDDINGS[rows]), dtype=np.float32)
+
+
+class Additive(_Scoring):
     """A query that is the sum of its plays' embeddings, skips taken off: every play contributes by itself."""
 
     def encode(self, windows: Windows) -> Float32:
@@ -25,7 +40,7 @@ class Additive:
         return np.asarray(np.einsum("bw,bwd->bd", signs, EMBEDDINGS[windows.tracks]), dtype=np.float32)
 
 
-class Entangled:
+class Entangled(_Scoring):
     """A query in which plays act on each other, and their places count."""
 
     def encode(self, windows: Windows) -> Float32:
@@ -53,14 +68,14 @@ def test_contributions_add_up_to_the_score(session: list[tuple[int, bool]], orde
     found = contributions(Entangled(), window, TARGETS, orders)
     assert found.shape == (3, len(session))
     if session:
-        np.testing.assert_allclose(found.sum(axis=1), Entangled().encode(window)[0] @ TARGETS.T, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.sum(axis=1), Entangled().encode(window)[0] @ VECTORS.T, rtol=1e-4, atol=1e-5)
 
 
 @given(plays.filter(bool))
 @settings(max_examples=40, deadline=None)
 def test_a_play_that_acts_by_itself_contributes_its_own_part(session: list[tuple[int, bool]]) -> None:
     window = window_of([track for track, _ in session], [skip for _, skip in session])
-    own = np.array([EMBEDDINGS[track] @ TARGETS.T * (-1 if skip else 1) for track, skip in session]).T
+    own = np.array([EMBEDDINGS[track] @ VECTORS.T * (-1 if skip else 1) for track, skip in session]).T
     np.testing.assert_allclose(contributions(Additive(), window, TARGETS), own, rtol=1e-4, atol=1e-5)
 
 
@@ -73,7 +88,7 @@ def test_few_plays_have_shapleys_own_values() -> None:
         if not part:
             return np.zeros(3, dtype=np.float32)
         shown = window_of(tracks[list(part)].tolist(), skipped[list(part)].tolist())
-        return np.asarray(Entangled().encode(shown)[0] @ TARGETS.T)
+        return np.asarray(Entangled().encode(shown)[0] @ VECTORS.T)
 
     expected = np.zeros((3, 4))
     for play in range(4):

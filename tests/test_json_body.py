@@ -49,7 +49,7 @@ def events(number: int, text: str) -> list[dict[str, Any]]:
             WhatIfRequest,
             WHAT_IF,
             MAX_HYPOTHETICAL_EVENTS,
-            {"k": 100, "exclude_heard": True, "explain": True, "release": "r" * 64},
+            {"k": 100, "repeat": "after:1000", "explain": True, "release": "r" * 64},
         ),
     ],
 )

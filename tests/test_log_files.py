@@ -590,6 +590,18 @@ class TestLayouts:
         assert [file.name for file in found.files] == ["a.csv", "b.jsonl", "c.json"]
         assert found.notes == [f"{folder.path}: README.md, dataset.json: no log of kind events"]
 
+    def test_a_glob_leaves_out_files_that_are_no_log_by_their_names(self, folder: Folder) -> None:
+        folder.write("a.csv", CSV.encode())
+        for name in ("README.txt", ".DS_Store", "SHA256SUMS", "a.csv.md5"):
+            folder.write(name, b"")
+        named = sorted(folder.path.iterdir())  # as a shell replaces * by names
+        found = folder.find("events", *named)
+        assert [file.name for file in found.files] == ["a.csv"]
+        (note,) = found.notes
+        assert note == (
+            f"{folder.path}: .DS_Store, README.txt, SHA256SUMS and 1 more: no log of kind events, by its name"
+        )
+
     def test_long_lists_are_cut(self, folder: Folder) -> None:
         folder.write("a.csv", CSV.encode())
         for number in range(1200):

@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 
 from segue.errors import BadRelease
 from segue.release import Release
-from segue.sessions import Outcome, Play
+from segue.sessions import Outcome, Play, repeat_policy
 from training.data.dataset import Dataset
 from training.data.splits import examples
 from training.data.synthetic import simulate
@@ -69,17 +69,17 @@ def test_it_answers_sessions_as_it_is_served(release: Release, dataset: Dataset)
     """A model with vectors is served; one without says so. A skip enters the answer of all that can hear it."""
     from service.releases.loaded import load_release
 
-    if not release.has_encoder:
+    if not (release.has_encoder or release.has_counts):
         with pytest.raises(BadRelease, match="has no encoder"):
             load_release(release.path)
         return
     live = load_release(release.path)
     ids = dataset.catalogue.track_ids
     plays = [Play(track, Outcome.PLAYED) for track in ids[5:9]]
-    played = live.recommend(plays, 20, exclude_heard=True)
+    played = live.recommend(plays, 20, repeat="never")
     assert played.source == "model"
     assert len({track.track_id for track in played.tracks} - {play.track_id for play in plays}) == 20
-    skipped = live.recommend([*plays[:-1], Play(ids[8], Outcome.SKIPPED)], 20, exclude_heard=True)
+    skipped = live.recommend([*plays[:-1], Play(ids[8], Outcome.SKIPPED)], 20, repeat="never")
     before, after = ([track.score for track in answer.tracks] for answer in (played, skipped))
     assert (before == after) == (release.manifest.model in ("wrmf", "bpr"))  # blind to skips, as in the original
 
@@ -88,8 +88,8 @@ def test_a_batch_answers_as_one_question_at_a_time(release: Release, dataset: Da
     """Whatever a question is batched with: other sessions, lengths, exclusions and numbers of tracks."""
     from service.releases import loaded as live_release
 
-    if not release.has_encoder:
-        pytest.skip("a model without vectors is not served")
+    if not (release.has_encoder or release.has_counts):
+        pytest.skip("a model without vectors and counts is not served")
     live = live_release.load_release(release.path)
     ids, rng = dataset.catalogue.track_ids, np.random.default_rng(0)
     questions = [
@@ -97,7 +97,7 @@ def test_a_batch_answers_as_one_question_at_a_time(release: Release, dataset: Da
             plays=[Play(ids[row], Outcome(rng.choice(list(Outcome)))) for row in rng.integers(0, len(ids), length)],
             k=int(rng.integers(1, 60)),
             exclude=[ids[row] for row in rng.integers(0, len(ids), rng.integers(0, 5))],
-            exclude_heard=bool(rng.random() < 0.8),
+            repeat=repeat_policy(str(rng.choice(["allow", "never", "after:3"]))),
         )
         for length in rng.integers(0, 40, 50)
     ]
@@ -107,7 +107,7 @@ def test_a_batch_answers_as_one_question_at_a_time(release: Release, dataset: Da
         np.testing.assert_allclose(one.scores, other.scores, rtol=1e-5)
 
 
-@pytest.mark.parametrize("model", ["sasrec", "gru4rec", "caser", "bert4rec", "wrmf", "markov"])
+@pytest.mark.parametrize("model", ["sasrec", "gru4rec", "caser", "bert4rec", "wrmf", "markov", "ngram", "hybrid"])
 def test_a_dataset_too_small_for_validation_is_trained_on_all_the_same(model: str, tmp_path: Path) -> None:
     """None of six sessions is for validation: all epochs are gone through, and the last one stays."""
     dataset = simulate(1000, 6, tmp_path / "six")
@@ -117,5 +117,5 @@ def test_a_dataset_too_small_for_validation_is_trained_on_all_the_same(model: st
     options = check_options(kind, {name: value for name, value in small.items() if name in kind.model_fields})
     release = train(TrainingJob(model, options, dataset, "new-sessions", tmp_path / "release"), Silent())
     assert release.manifest.evaluation.get("best_epoch", 3) == 3
-    if model != "markov":
+    if model not in ("markov", "ngram"):
         assert len(release.sample_windows.tracks) > 0

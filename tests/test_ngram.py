@@ -13,7 +13,7 @@ from segue.catalogue import PAD_ROW
 from segue.errors import BadRelease
 from segue.hybrid import ALL_PARTS, FEATURES, FILES, HybridRanker, Mixture
 from segue.ngram import FILES as COUNT_FILES
-from segue.ngram import FOLLOW, NEAR, ORDERS, PARTS, CountTables, NgramCounts
+from segue.ngram import ORDERS, PAIRS, PARTS, CountTables, NgramCounts
 from segue.recommend import Ranked
 from segue.window import Sessions, SessionViews, Windows
 from tests import reference_ngram as reference
@@ -40,6 +40,12 @@ def plays_of(lists: list[list[int]], num_rows: int) -> Any:
 def window_of(*lists: list[int], length: int = 6) -> Windows:
     tracks = np.array([[PAD_ROW] * (length - len(one[-length:])) + one[-length:] for one in lists], dtype=np.int64)
     return Windows(tracks, np.zeros(tracks.shape, dtype=np.bool_))
+
+
+def skips_of(window: Windows, skipped: list[bool]) -> Windows:
+    """The window with these outcomes of its latest plays, where it has plays."""
+    line = ([False] * window.tracks.shape[1] + skipped)[-window.tracks.shape[1] :]
+    return Windows(window.tracks, np.array([line]) & (window.tracks != PAD_ROW))
 
 
 def counts_of(lists: list[list[int]], num_rows: int, cap: int = UNCAPPED) -> NgramCounts:
@@ -84,7 +90,7 @@ class TestByHand:
     def test_an_unknown_track_leaves_popularity_alone(self) -> None:
         counts = counts_of(self.LISTS, 6)
         found = by_track(counts, window_of([5]), 6)
-        for part in ("ngram", "follow", "near", "popular"):
+        for part in ("ngram", "follow", "near", "liked", "popular"):
             np.testing.assert_allclose(found[part], counts.popularity[1:])
 
     def test_the_cache_and_the_own_transitions(self) -> None:
@@ -97,15 +103,16 @@ class TestByHand:
     def test_pairs_count_up_to_eight_places_away_and_in_both_directions_for_near(self) -> None:
         tables = counts_of([[1, 3, 3, 3, 3, 3, 3, 3, 2], [4, 3, 3, 3, 3, 3, 3, 3, 3, 5]], 6).tables
 
-        def stored(table: int, track: int) -> dict[int, float]:
-            row = int(tables.starts[table]) + track
-            span = slice(int(tables.offsets[row]), int(tables.offsets[row + 1]))
-            return dict(zip(tables.tracks[span].tolist(), tables.counts[span].tolist(), strict=True))
+        first, first_pair = int(tables.starts[PAIRS]), int(tables.offsets[tables.starts[PAIRS]])
 
-        assert stored(FOLLOW, 1)[2] == pytest.approx(0.7**7)
-        assert 5 not in stored(FOLLOW, 4)
-        assert stored(FOLLOW, 2) == {}
-        assert stored(NEAR, 2)[1] == stored(NEAR, 1)[2] == 1
+        def stored(track: int) -> dict[int, tuple[float, float]]:
+            span = range(int(tables.offsets[first + track]), int(tables.offsets[first + track + 1]))
+            counts = ((float(tables.counts[i]), float(tables.follow[i - first_pair])) for i in span)
+            return dict(zip((int(tables.tracks[i]) for i in span), counts, strict=True))
+
+        np.testing.assert_allclose(stored(1)[2], (1, 0.7**7))
+        assert stored(2)[1] == (1, 0)
+        assert 5 not in stored(4)
 
     def test_an_empty_window_gives_popularity(self) -> None:
         counts = counts_of(self.LISTS, 6)
@@ -126,10 +133,13 @@ windows = st.lists(st.integers(1, NUM_ROWS - 1), min_size=1, max_size=12)
 
 
 class TestProperties:
-    @given(session_lists, windows)
-    def test_every_part_is_that_of_the_reference(self, lists: list[list[int]], window: list[int]) -> None:
-        found = by_track(counts_of(lists, NUM_ROWS), window_of(window), NUM_ROWS)
-        expected = reference.parts(lists, NUM_ROWS, window[-6:])
+    @given(session_lists, windows, st.lists(st.booleans(), min_size=6, max_size=6))
+    def test_every_part_is_that_of_the_reference(
+        self, lists: list[list[int]], window: list[int], skipped: list[bool]
+    ) -> None:
+        asked = skips_of(window_of(window), skipped)
+        found = by_track(counts_of(lists, NUM_ROWS), asked, NUM_ROWS)
+        expected = reference.parts(lists, NUM_ROWS, window[-6:], asked.skipped[0, -len(window) :].tolist())
         for part in PARTS:
             np.testing.assert_allclose(found[part], expected[part], rtol=1e-5, atol=1e-7, err_msg=part)
 
@@ -201,7 +211,7 @@ class TestCounting:
         for row in range(6):
             pairs |= {(row, int(track)) for track in tables.tracks[tables.offsets[row] : tables.offsets[row + 1]]}
         assert pairs == {(1, 2), (3, 4)}
-        assert [int(b - a) for a, b in zip(tables.starts, tables.starts[1:], strict=False)] == [6, 0, 0, 0, 6, 6]
+        assert [int(b - a) for a, b in zip(tables.starts, tables.starts[1:], strict=False)] == [6, 0, 0, 0, 6]
 
     def test_plays_outside_the_catalogue_are_ignored(self) -> None:
         with_unknown = count_transitions(sessions_of([[1, PAD_ROW, 2]]), 4, UNCAPPED)
@@ -322,6 +332,6 @@ class TestDamage:
 
 
 def test_the_tables_are_numbered_after_the_orders() -> None:
-    assert (FOLLOW, NEAR) == (ORDERS, ORDERS + 1)
+    assert PAIRS == ORDERS
     assert len(FEATURES) == len(set(FEATURES))
     assert Path(__file__).with_name("reference_ngram.py").is_file()

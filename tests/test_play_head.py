@@ -26,7 +26,7 @@ from segue.play_head import (
 )
 from segue.recommend import CautiousRanker, EncoderRanker, PopularityRanker, Ranked, Recommender
 from segue.release import Release, open_release
-from segue.sessions import Outcome, Play
+from segue.sessions import ALLOW_REPEATS, NEVER_REPEAT, Outcome, Play
 from segue.window import Sessions, SessionViews, Windows, to_sessions
 from service.releases.explanation import contributions, explain_answer
 from service.releases.loaded import Question, load_release, recommender_of
@@ -295,8 +295,8 @@ class TestRanking:
 
     def test_each_session_has_its_own_caution_and_exclusions(self) -> None:
         asked = sessions_of(*[[(3, False)]] * 3, [])
-        heard = [False, True, False, False]
-        found = self.recommender(self.head).recommend(asked, 2, exclude_heard=heard, caution=[1, 1, 0, 1])
+        repeat = [ALLOW_REPEATS, NEVER_REPEAT, ALLOW_REPEATS, ALLOW_REPEATS]
+        found = self.recommender(self.head).recommend(asked, 2, repeat=repeat, caution=[1, 1, 0, 1])
         assert [one.rows.tolist() for one in found] == [[2, 3], [2, 1], [1, 2], [1, 2]]
         assert [one.source for one in found] == ["model", "model", "model", "popularity"]
 
@@ -377,7 +377,7 @@ class TestRelease:
         plays = [Play(ids(row), Outcome.SKIPPED if row % 2 else Outcome.PLAYED) for row in (5, 6, 7, 8)]
         asked = to_sessions([plays], release.catalogue)
         for caution, meant in ((None, 1.5), (0.0, 0.0), (3.0, 3.0)):
-            served = live.recommend(plays, 20, exclude_heard=False, caution=caution)
+            served = live.recommend(plays, 20, caution=caution)
             [found] = offline.recommend(asked, 20, caution=meant)
             assert served.rows == found.rows.tolist()
             np.testing.assert_allclose(served.scores, found.scores, rtol=1e-6)
@@ -399,20 +399,17 @@ class TestRelease:
         results = []
         for caution in (0.0, None):
             question = EvaluationQuestion(dataset, release, "new-sessions", caution=caution)
-            answers = LocalRecommender(local, question.to_release(), question.used_caution)
-            results.append(evaluate(question, answers))
+            results.append(evaluate(question, LocalRecommender(local, question.to_release())))
         assert [result["caution"] for result in results] == [0.0, 1.5]
         assert [result["system"] for result in results] == ["ngram", "ngram+caution 1.5"]
         differences = [result["skip_down_ranking"]["MRR@10 played - skipped"]["value"] for result in results]
         assert differences[1] > differences[0] + 0.05
 
     def test_the_sampled_protocol_ranks_by_the_same_scores(self, release: Release, dataset: Dataset) -> None:
-        question = EvaluationQuestion(dataset, release, "new-sessions", protocol="sampled", caution=2.0)
-        local = recommender_of(release)
-        ranks = [
-            evaluate(question, LocalRecommender(local, question.to_release(), caution))["ranks"]
-            for caution in (0.0, 2.0)
-        ]
+        local, ranks = recommender_of(release), []
+        for caution in (0.0, 2.0):
+            question = EvaluationQuestion(dataset, release, "new-sessions", protocol="sampled", caution=caution)
+            ranks.append(evaluate(question, LocalRecommender(local, question.to_release()))["ranks"])
         assert ranks[0] != ranks[1]
 
 

@@ -31,7 +31,7 @@ from training.prepare.play_order import Repeats
 from training.prepare.ray_engine import ray_engine
 from training.prepare.report import StepCount
 from training.prepare.session_filters import FilteredPartition
-from training.prepare.sessionize import Counts
+from training.prepare.sessionize import Counts, Neighbours
 from training.prepare.sources import FileSlice, LogFile, input_splits, opened
 
 
@@ -238,7 +238,7 @@ class TestTaskRunners:
             track=numbers,
             outcome=numbers.astype(np.uint8),
             steps=[StepCount("sessions", 3, 1)],
-            counts=Counts(3, Repeats(merged=1), 0, numbers.astype(np.int64), numbers.astype(np.int64)),
+            counts=Counts(3, Repeats(merged=1), Neighbours(), 0, numbers.astype(np.int64), numbers.astype(np.int64)),
         )
         tasks = DiskTasks(tmp_path)
         reference = tasks.share(value)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from segue.errors import BadRelease, UnknownTrack
+from segue.errors import BadOption, BadRelease, UnknownTrack
 from segue.release import Release
 from segue.sessions import Outcome, Play
 
@@ -57,7 +57,11 @@ def test_options_and_failures_are_as_described(release: Release, tmp_path: Path)
     first = live.recommend(session, k=3).tracks[0].track_id
     without = [track.track_id for track in live.recommend(session, k=3, exclude=[first]).tracks]
     assert first not in without
-    assert "folk-11" in [track.track_id for track in live.recommend(session, k=80, exclude_heard=False).tracks]
+    for repeat, repeated in (("allow", True), ("never", False), ("after:1", True), ("after:2", False)):
+        answer = live.recommend(session, k=80, repeat=repeat)
+        assert ("folk-11" in [track.track_id for track in answer.tracks]) == repeated
+    with pytest.raises(BadOption, match="repeat 'no': expected allow, never, or after:N"):
+        live.recommend(session, k=5, repeat="no")
     assert live.unknown(["folk-11", "x"]) == ["x"]
     assert live.recommend([Play("x")], k=2).source == "popularity"
     assert len(live.similar("folk-11", 5)) == 5

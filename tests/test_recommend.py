@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from segue.arrays import Float32, Int
 from segue.catalogue import PAD_ROW
+from segue.errors import BadOption
 from segue.recommend import EncoderRanker, PopularityRanker, Ranked, Recommendation, Recommender
-from segue.sessions import Outcome, Play
+from segue.sessions import ALLOW_REPEATS, NEVER_REPEAT, Outcome, Play, RepeatPolicy, repeat_policy
 from segue.window import Windows, to_sessions
 from tests.catalogues import catalogue_of
 
@@ -53,9 +54,9 @@ Answers: TypeAlias = list[Recommendation]
 
 
 def ask(
-    *sessions: list[Play], k: int = 5, exclude: list[Int] | None = None, heard: bool = False
+    *sessions: list[Play], k: int = 5, exclude: list[Int] | None = None, repeat: RepeatPolicy = ALLOW_REPEATS
 ) -> list[Recommendation]:
-    return recommender().recommend(to_sessions(sessions, CATALOGUE), k, exclude, exclude_heard=heard)
+    return recommender().recommend(to_sessions(sessions, CATALOGUE), k, exclude, repeat=repeat)
 
 
 def played(*numbers: int) -> list[Play]:
@@ -79,7 +80,93 @@ class TestSources:
         assert one.rows.tolist() != other.rows.tolist()
 
 
-tracks = st.integers(1, TRACKS)
+policies = st.sampled_from(["allow", "never", *(f"after:{number}" for number in (1, 2, 3, 5, 8, 40, 1000))]).map(
+    repeat_policy
+)
+
+
+def may_repeat(heard: list[int], track: int, policy: str) -> bool:
+    """The rule, play by play: how many plays of any track came after the latest play of this one."""
+    needed = {"allow": 0, "never": float("inf")}.get(policy)
+    for plays_since, one in enumerate(reversed(heard)):
+        if one == track:
+            return plays_since >= (int(policy.split(":")[1]) if needed is None else needed)
+    return True
+
+
+class TestRepeats:
+    @pytest.mark.parametrize(
+        ("policy", "excluded"),
+        [
+            ("allow", []),
+            ("after:1", [2]),
+            ("after:2", [2, 9]),
+            ("after:3", [2, 9, 1]),
+            ("after:4", [2, 9, 1]),  # the fourth play from the end is of track 2 again
+            ("after:5", [2, 9, 1, 7]),
+            ("after:6", [2, 9, 1, 7, 4]),
+            ("after:1000", [2, 9, 1, 7, 4]),
+            ("never", [2, 9, 1, 7, 4]),
+        ],
+    )
+    def test_by_hand(self, policy: str, excluded: list[int]) -> None:
+        (answer,) = ask(played(4, 7, 2, 1, 9, 2), k=TRACKS, repeat=repeat_policy(policy))
+        assert sorted({*range(1, TRACKS + 1)} - {*answer.rows.tolist()}) == sorted(excluded)
+
+    def test_skipped_plays_and_plays_of_unknown_tracks_count(self) -> None:
+        plays = [*played(3, 8), Play("t5", Outcome.SKIPPED), Play("elsewhere")]
+        for policy, excluded in (("after:1", set()), ("after:2", {5}), ("after:3", {5, 8}), ("after:4", {5, 8, 3})):
+            (answer,) = ask(plays, k=TRACKS, repeat=repeat_policy(policy))
+            assert {*range(1, TRACKS + 1)} - {*answer.rows.tolist()} == excluded
+
+    def test_plays_before_the_window_count(self) -> None:
+        plays = played(*range(1, 21))  # the window has 5 plays
+        (answer,) = ask(plays, k=TRACKS, repeat=NEVER_REPEAT)
+        assert sorted(answer.rows.tolist()) == list(range(21, TRACKS + 1))
+        (answer,) = ask(plays, k=TRACKS, repeat=repeat_policy("after:12"))
+        assert sorted(answer.rows.tolist()) == [*range(1, 9), *range(21, TRACKS + 1)]
+
+    @given(st.lists(st.integers(1, 6), max_size=20), policies)
+    def test_it_excludes_what_the_rule_says_and_nothing_else(self, heard: list[int], policy: RepeatPolicy) -> None:
+        (answer,) = ask(played(*heard), k=TRACKS, repeat=policy)
+        allowed = {track for track in range(1, TRACKS + 1) if may_repeat(heard, track, policy.text)}
+        assert set(answer.rows.tolist()) == allowed
+
+    @given(st.lists(st.integers(1, TRACKS), max_size=20))
+    def test_never_is_the_longest_gap(self, heard: list[int]) -> None:
+        (never,), (longest,) = (ask(played(*heard), repeat=repeat_policy(text)) for text in ("never", "after:1000"))
+        assert never.rows.tolist() == longest.rows.tolist()
+
+    @given(st.lists(st.tuples(st.lists(st.integers(1, TRACKS), max_size=8), policies), min_size=1, max_size=5))
+    def test_each_session_of_a_batch_has_its_own_policy(self, asked: list[tuple[list[int], RepeatPolicy]]) -> None:
+        sessions = to_sessions([played(*heard) for heard, _ in asked], CATALOGUE)
+        together = recommender().recommend(sessions, 5, repeat=[policy for _, policy in asked])
+        for (heard, policy), answer in zip(asked, together, strict=True):
+            (alone,) = ask(played(*heard), repeat=policy)
+            assert alone.rows.tolist() == answer.rows.tolist()
+
+
+class TestRepeatPolicies:
+    @pytest.mark.parametrize("text", ["allow", "never", "after:1", "after:9", "after:10", "after:999", "after:1000"])
+    def test_a_policy_is_read_and_written(self, text: str) -> None:
+        policy = repeat_policy(text)
+        assert str(policy) == text
+        assert repeat_policy(text) is policy  # requests do not parse it again
+        if text.startswith("after"):
+            assert policy.plays == int(text[6:])
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            *("", "Allow", "allow ", "allow\n", "no", "true", "after", "after:", "after:0", "after:-1", "after:01"),
+            *("after:1001", "after:10000", "after: 5", "after:5 ", "after:1.5", "after:٣", "never:1", "5"),
+        ],
+    )
+    def test_any_other_text_is_refused(self, text: str) -> None:
+        with pytest.raises(BadOption) as caught:
+            repeat_policy(text)
+        expected = "expected allow, never, or after:N with N from 1 to 1000, such as after:20"
+        assert str(caught.value) == f"repeat {text!r}: {expected}"
 
 
 class TestExclusions:
@@ -87,13 +174,13 @@ class TestExclusions:
         st.lists(st.integers(1, TRACKS), max_size=40),
         st.sets(st.integers(1, TRACKS)),
         st.integers(1, 40),
-        st.booleans(),
+        policies,
     )
     def test_they_never_shorten_the_answer_while_tracks_are_left(
-        self, heard: list[int], excluded: set[int], k: int, exclude_heard: bool
+        self, heard: list[int], excluded: set[int], k: int, repeat: RepeatPolicy
     ) -> None:
-        barred = excluded | (set(heard) if exclude_heard else set())
-        (answer,) = ask(played(*heard), k=k, exclude=[np.array(sorted(excluded), dtype=np.int64)], heard=exclude_heard)
+        barred = excluded | {track for track in heard if not may_repeat(heard, track, repeat.text)}
+        (answer,) = ask(played(*heard), k=k, exclude=[np.array(sorted(excluded), dtype=np.int64)], repeat=repeat)
         assert len(answer.rows) == min(k, TRACKS - len(barred))
         assert not barred & set(answer.rows.tolist())
         assert len(set(answer.rows.tolist())) == len(answer.rows)
@@ -108,9 +195,9 @@ class TestExclusions:
 class TestBatches:
     @given(st.lists(st.lists(st.integers(1, TRACKS), max_size=8), min_size=1, max_size=5))
     def test_sessions_together_get_what_each_gets_alone(self, sessions: list[list[int]]) -> None:
-        together = ask(*[played(*numbers) for numbers in sessions], heard=True)
+        together = ask(*[played(*numbers) for numbers in sessions], repeat=NEVER_REPEAT)
         for numbers, answer in zip(sessions, together, strict=True):
-            (alone,) = ask(played(*numbers), heard=True)
+            (alone,) = ask(played(*numbers), repeat=NEVER_REPEAT)
             assert alone.rows.tolist() == answer.rows.tolist()
             assert alone.source == answer.source
             assert alone.scores == pytest.approx(answer.scores, abs=1e-5)

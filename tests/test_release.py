@@ -160,6 +160,6 @@ class TestFrozenSample:
         live = load_release(FROZEN)
         for case in expected:
             plays = [Play(track_id, Outcome(outcome)) for track_id, outcome in case["plays"]]
-            answer = live.recommend(plays, 10, [], exclude_heard=True)
+            answer = live.recommend(plays, 10, [], repeat="never")
             assert [track.track_id for track in answer.tracks] == case["tracks"]
             assert [track.score for track in answer.tracks] == pytest.approx(case["scores"], abs=1e-4)

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ pytest.importorskip("torch")
 
 from segue.errors import BadOption, SegueError
 from tests.datasets import write_dataset
+from tests.stopwatch import until
 from training.data.dataset import Dataset
 from training.data.synthetic import simulate
 from training.evaluation.reproduce import SYSTEMS, Plan, Wanted, _Commands, plan, plan_notes, run_plan
@@ -101,6 +101,14 @@ def test_known_targets_are_trained_and_evaluated_and_others_are_refused(tmp_path
         run_plan(planned(inferred, tmp_path / "out", **chosen), 1, silent)
 
 
+def test_results_have_the_policy_for_repeats_and_another_one_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    chosen: dict[str, Any] = {"systems": ("popularity",), "seeds": (0,)}
+    asked = planned(dataset, tmp_path, **chosen, repeat="after:2")
+    assert {json.loads(path.read_text())["repeat"] for path in run_plan(asked, 1, silent)} == {"after:2"}
+    with pytest.raises(BadOption, match="was made with --repeat after:2, here allow: choose another --out"):
+        run_plan(planned(dataset, tmp_path, **chosen), 1, silent)
+
+
 def test_a_plan_on_sessions_without_skips_says_so_once(tmp_path: Path) -> None:
     plays = pl.DataFrame({"session_id": ["a"] * 30 + ["b"] * 30, "track_id": [f"t{n % 30}" for n in range(60)]})
     plain = write_dataset(tmp_path / "d", plays.with_columns(skipped=pl.lit(value=False)), "tests")
@@ -130,11 +138,9 @@ def test_a_command_that_is_told_to_end_leaves_no_training_behind(dataset: Datase
     command = [sys.executable, "-m", "segue", "reproduce", str(dataset.path), "--system", "gru4rec", *settings]
     with subprocess.Popen([*command, "--jobs", "2", "--out", str(tmp_path / "out")], stderr=subprocess.PIPE) as process:
         own = psutil.Process(process.pid)
-        started = time.monotonic()
-        while len(trainings := own.children()) < 2:
-            assert process.poll() is None
-            assert time.monotonic() - started < 60
-            time.sleep(0.05)
+        until(lambda: len(own.children()) >= 2 or process.poll() is not None, 60)
+        trainings = own.children()
+        assert len(trainings) == 2
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130

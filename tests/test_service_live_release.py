@@ -1,5 +1,6 @@
 """A release made ready to answer, without HTTP."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from segue.errors import BadRelease, UnknownTrack
 from segue.release import DatasetFacts, Release, ReleaseMetadata, WindowFacts, open_release, write_release
-from segue.sessions import Outcome, Play
+from segue.sessions import Outcome, Play, repeat_policy
 from segue.window import Windows, to_sessions, to_windows
 from service.releases.loaded import LoadedRelease, OnnxEncoder, load_release, recommender_of
 from tests.catalogues import catalogue_of
@@ -32,16 +33,18 @@ def test_the_encoder_answers_what_its_graph_says(tiny_release: Release) -> None:
 
 def test_what_is_evaluated_is_what_is_served(tiny_release: Release, live: LoadedRelease) -> None:
     plays = [Play("g1-t00"), Play("g3-t01", Outcome.SKIPPED)]
-    served = live.recommend(plays, 20, exclude_heard=False)
-    for exact in (True, False):
+    for exact, repeat in itertools.product((True, False), ("allow", "never", "after:1")):
+        served = live.recommend(plays, 20, repeat=repeat)
         recommender = recommender_of(open_release(tiny_release.path), exact=exact)
-        [found] = recommender.recommend(to_sessions([plays], tiny_release.catalogue), 20)
+        sessions = to_sessions([plays], tiny_release.catalogue)
+        [found] = recommender.recommend(sessions, 20, repeat=repeat_policy(repeat))
         assert [tiny_release.catalogue.track_id(row) for row in found.rows] == [one.track_id for one in served.tracks]
 
 
 def test_an_answer_is_as_long_as_the_catalogue_allows(live: LoadedRelease) -> None:
     assert len(live.recommend([], 1000).tracks) == 72
-    assert len(live.recommend([Play("g0-t00")], 1000).tracks) == 71
+    assert len(live.recommend([Play("g0-t00")], 1000).tracks) == 72
+    assert len(live.recommend([Play("g0-t00")], 1000, repeat="never").tracks) == 71
     assert len(live.similar("g0-t00", 1000)) == 71
     assert len(live.search("", 1000)) == 72
 
@@ -64,7 +67,10 @@ def test_a_release_without_an_encoder_is_refused(tmp_path: Path) -> None:
         evaluation={},
     )
     write_release(tmp_path / "r", draft, catalogue_of(["a"]), {})
-    with pytest.raises(BadRelease, match="was trained as popularity, which has no encoder: it can be evaluated, not"):
+    with pytest.raises(
+        BadRelease,
+        match="was trained as popularity, which has no encoder and no transition counts: it can be evaluated, not",
+    ):
         load_release(tmp_path / "r")
 
 

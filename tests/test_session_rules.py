@@ -1,6 +1,8 @@
 """The rules of `segue prepare`, one after another: repeated reports, order, sessions, outcomes, ids and the report."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import groupby, pairwise
@@ -623,6 +625,90 @@ class TestWarnings:
         assert not {"float_ids", "rounded_ids"} & run("events", sessions("s,0,1.5,0", "s,1,v1.0,1")).warnings.keys()
 
 
+class TestWhatTimesAndDurationsMean:
+    """Each log has 300 plays of three listeners, about four minutes apart."""
+
+    def log(
+        self,
+        *,
+        step_s: float = 241,
+        lasts_ms: Callable[[int], int] | None = None,
+        track: Callable[[int], str] = lambda n: f"t{n % 50}",
+        flag: Callable[[int], str] | None = None,
+        form: str = "%Y-%m-%dT%H:%M:%SZ",
+    ) -> str:
+        columns = ["user_id", "track_id", "timestamp"]
+        columns += ["ms_played"] * (lasts_ms is not None) + ["skipped"] * (flag is not None)
+        lines = []
+        for n in range(300):
+            values = [f"u{n // 100}", track(n), f"{START + timedelta(seconds=n % 100 * step_s):{form}}"]
+            values += [] if lasts_ms is None else [str(lasts_ms(n))]
+            values += [] if flag is None else [flag(n)]
+            lines.append(",".join(values))
+        return "\n".join([",".join(columns), *lines, ""])
+
+    def test_nothing_is_said_of_an_ordinary_log(self, run: Run) -> None:
+        found = run("events", self.log(lasts_ms=lambda n: 239_000, flag=lambda n: str(int(n % 5 == 0))))
+        assert found.warnings == {}
+
+    def test_a_track_that_follows_itself_in_a_fifth_of_the_plays(self, run: Run) -> None:
+        found = run("events", self.log(track=lambda n: f"t{n // 2}"), no_skips=True)
+        assert found.warnings["many_repeats"].startswith("52.6% of the plays repeat the track of the play before")
+        few = self.log(track=lambda n: f"t{n // 10 * 10 if n % 10 < 2 else n}")
+        assert "many_repeats" not in run("events", few, no_skips=True).warnings
+
+    def test_ends_that_are_read_as_starts(self, run: Run) -> None:
+        """Every second play is skipped after 5 s, so that the ends are 240 s and 5 s apart in turn."""
+        lines = ["user_id,track_id,timestamp,ms_played"]
+        at = START
+        for n in range(300):
+            lasts = 5 if n % 2 else 240
+            at += timedelta(seconds=lasts)
+            lines.append(f"u,t{n},{at:%Y-%m-%dT%H:%M:%SZ},{lasts * 1000}")
+        log = "\n".join([*lines, ""])
+        assert "--timestamp-is end" in run("events", log).warnings["times_are_ends"]
+        assert "times_are_ends" not in run("events", log, timestamp_is="end").warnings
+
+    def test_durations_in_seconds(self, run: Run) -> None:
+        found = run("events", self.log(lasts_ms=lambda n: 200 + n % 30))
+        assert found.warnings["durations_in_seconds"].startswith("100.0% of the played durations are below 1,000")
+        assert "durations_in_seconds" not in run("events", self.log(step_s=2, lasts_ms=lambda n: 900)).warnings
+
+    def test_times_at_which_lines_were_loaded(self, run: Run) -> None:
+        found = run("events", self.log(step_s=0))
+        assert found.warnings["equal_times"].startswith("100.0% of the plays start within a second of the play before")
+
+    def test_times_coarser_than_the_gap_between_sessions(self, run: Run) -> None:
+        log = self.log(step_s=3600)
+        found = run("events", log, no_skips=True, min_session_plays=1)
+        assert "steps of 3,600 s, longer than --idle-gap 1200" in found.warnings["coarse_sessions"]
+        assert "coarse_sessions" not in run("events", log, no_skips=True, idle_gap_s=7200).warnings
+
+    @pytest.mark.parametrize(("value", "other", "meaning"), [("true", "false", "played"), ("false", "true", "skipped")])
+    def test_a_flag_that_is_never_the_other_value(self, run: Run, value: str, other: str, meaning: str) -> None:
+        found = run("events", self.log(flag=lambda n: value if n % 3 == 1 else ""))
+        assert found.warnings["constant_flag"].startswith(
+            f"the column skipped is {value} for 100 plays, never {other}, and empty for 200. If empty means {meaning}, "
+        )
+        assert any("because neither the log nor a later play says it" in note for note in found.log.notes)
+
+    def test_hours_of_a_12_hour_clock(self, run: Run) -> None:
+        def log(form: str) -> str:
+            times = [START + timedelta(seconds=n * 600) for n in range(1000)]
+            return "\n".join(["user_id,track_id,timestamp", *(f"u,t{n},{at:{form}}" for n, at in enumerate(times)), ""])
+
+        assert "all 1,000 times" in run("events", log("%Y-%m-%d %I:%M:%S")).warnings["twelve_hour_times"]
+        assert "twelve_hour_times" not in run("events", log("%Y-%m-%d %H:%M:%S")).warnings
+
+    def test_ids_that_differ_only_by_white_space(self, run: Run) -> None:
+        lines = ['"s1",0,"a",0', '"s1",1,"a ",1', '"s1 ",0,"b",0', '"s1 ",1,"c",1']
+        warnings = run("events", sessions(*lines)).log.warnings
+        assert [one.message.partition(" only")[0] for one in warnings if one.code == "space_in_ids"] == [
+            "1 track id differs from another one",
+            "1 listener or session id differs from another one",
+        ]
+
+
 class TestTheCommand:
     @pytest.fixture
     def printed(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
@@ -664,6 +750,19 @@ class TestTheCommand:
     def test_warnings_are_told(self, printed: Callable[..., str]) -> None:
         told = printed(sessions("s,0,a,0", "s,1,b,0", "s,2,c,0", "s,3,d,0", "s,4,e,0"))
         assert "Warning: no play is skipped" in told
+
+    def test_a_pipe_for_both_streams_keeps_their_order(self, tmp_path: Path) -> None:
+        (tmp_path / "plays.csv").write_text(sessions("s,0,a,0", "s,1,b,0", "s,2,c,0", "s,x,d,0", "s,4,e,0"))
+        command = [sys.executable, "-m", "segue", "prepare", "events", "plays.csv", "--out", "out"]
+        command += ["--min-session-plays", "1", "--max-malformed", "50"]
+        found = subprocess.run(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
+        )
+        places = [
+            found.stdout.index(words)
+            for words in ("could not be read", "lines read", "Warning: no play", "# dataset", "Dataset written")
+        ]
+        assert places == sorted(places)
 
 
 def test_outcomes_are_bytes() -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from segue.cli import main
-from segue.cli.evaluate import evaluation_table, hit_rates, other_metrics
+from segue.cli.evaluate import evaluation_table, hit_rates, other_metrics, skip_measures, target_groups
 from segue.cli.terminal import (
     TrainingProgress,
     bar,
@@ -134,6 +134,37 @@ class TestEvaluations:
         assert list(plain_lines(other_metrics(results)))[2] == "a\t-\t-\t1.5%"
         assert "█" in shown(hit_rates(results), terminal=True)
 
+    def test_show_groups_of_targets_and_skip_measures(self) -> None:
+        gap = {"HR@1": estimate(0.02), "HR@10": estimate(-0.03), "MRR@10": estimate(0.0)}
+        of = {"sessions": 1200, "HR@1": estimate(0.5), "HR@10": None}
+        names = ("pair_seen", "pair_unseen", "after_play", "after_skip", "repeat", "new")
+        measured = {
+            "target_groups": dict.fromkeys(names, of),
+            "skip_measures": {
+                "raw_gap": gap,
+                "matched_gap": None,
+                "pairwise_auc": {"sessions": 9, **estimate(0.5)},
+                "responsiveness": {
+                    "after_skip": estimate(-0.05),
+                    "after_play": estimate(0.05),
+                    "skip_minus_play": None,
+                },
+                "reasons": {"matched_gap": "a reason"},
+            },
+        }
+        results = [("sasrec", measured)]
+        groups = list(plain_lines(target_groups(results)))
+        assert groups[2] == "last two tracks seen together\tsasrec\t1,200\t0.500 [0.490, 0.510]\t-"
+        lines = list(plain_lines(skip_measures(results)))
+        assert lines[2:4] == ["raw gap, HR@1\t+0.020 [+0.010, +0.030]", "raw gap, HR@10\t-0.030 [-0.040, -0.020]"]
+        assert "matched gap, HR@1\t-" in lines
+        assert "AUC, played above skipped\t0.500 [0.490, 0.510]" in lines
+        assert "similar tracks after a skip\t-5.000 [-6.000, -4.000]" in lines
+        assert lines[-1].endswith("No matched gap: a reason.")
+        narrow = shown(skip_measures(results, 40), terminal=True, width=200)
+        assert "0.020" in narrow
+        assert "0.030" not in narrow.replace("-0.030", "")
+
 
 class TestTraining:
     LINES = (
@@ -213,7 +244,7 @@ class TestRecommend:
     ) -> None:
         """Two genres, one skipped: its tracks rank last, and would not without the skip."""
         events = ["--play", "g0-t00", "--skip", "g0-t05", "--play", "g1-t00"]
-        out, _ = self.run(capsys, tiny_release, *events, "-k", "70", "--explain")
+        out, _ = self.run(capsys, tiny_release, *events, "-k", "70", "--repeat", "never", "--explain")
         names, *lines = (line.split("\t") for line in out.splitlines()[1:] if not line.startswith("#"))
         assert names[-3:] == ["raised by", "lowered by", "rank without skips"]
         by_track = {line[1]: line for line in lines}
@@ -228,7 +259,7 @@ class TestRecommend:
     def test_explains_to_programs_what_adds_up_to_the_score(
         self, capsys: pytest.CaptureFixture[str], tiny_release: Release
     ) -> None:
-        events = ["--play", "g0-t00", "--play", "g0-t01", "--skip", "g1-t00", "-k", "5", "--json"]
+        events = ["--play", "g0-t00", "--play", "g0-t01", "--skip", "g1-t00", "-k", "5", "--repeat", "never", "--json"]
         plain = json.loads(self.run(capsys, tiny_release, *events)[0])
         assert set(plain) == {"release", "source", "items"}
         told = json.loads(self.run(capsys, tiny_release, *events, "--explain")[0])

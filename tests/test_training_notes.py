@@ -123,6 +123,26 @@ class TestCommands:
         assert "One result: nothing to compare. markov: in " in err
         assert "40 of 40 targets count neither as played nor as skipped" in err
 
+    def test_a_policy_for_repeats_is_told_from_evaluation_to_comparison(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        data, release, file = listened(tmp_path / "d", inferred=False).path, tmp_path / "r", tmp_path / "r.json"
+        assert run(capsys, "train", data, "--model", "markov", "--out", release)[0] == 0
+        asked = ("evaluate", release, data, "--output", file, "--repeat")
+        code, out, _ = run(capsys, *asked, "allow")
+        assert (code, "repeat=" in out) == (0, False)
+        code, out, _ = run(capsys, *asked, "never")
+        assert (code, ", full ranking, repeat=never" in out) == (0, True)
+        assert json.loads(file.read_text())["repeat"] == "never"
+        code, out, err = run(capsys, "compare", file)
+        assert (code, ", full ranking, repeat=never" in out) == (0, True)
+        assert "last-play, repeat=never: One result: nothing to compare." in err
+        for command in (asked, ("recommend", release, "--repeat"), ("reproduce", data, "--out", release, "--repeat")):
+            code, _, err = run(capsys, *command, "sometimes")
+            assert code == 2
+            assert "repeat 'sometimes': expected allow, never, or after:N with N from 1 to 1000" in err
+            assert err.count("\n") == 1
+
     def test_known_targets_from_training_to_comparison(
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from segue.ranking_metrics import CUTOFFS, METRICS
 from segue.release import Manifest
+from segue.sessions import NEVER_REPEAT, RepeatPolicy
 from segue.window import SessionViews
 from training.data.dataset import Dataset
 from training.data.splits import Examples, Split, Targets, examples, training_part
@@ -37,6 +38,28 @@ def one_target_note(targets: int, part: str) -> str | None:
     if targets != 1:
         return None
     return f"There is 1 {part} target: the metrics describe one session only, and say nothing about other sessions."
+
+
+def repeats_note(asked: Examples, repeat: RepeatPolicy) -> str | None:
+    """Return a sentence about targets that the policy for repeated tracks excludes, or None if there are none."""
+    excluded, total = int(asked.excluded_by(repeat).sum()), len(asked.targets)
+    if not excluded:
+        return None
+    heard = "its session" if repeat == NEVER_REPEAT else f"the {_count(repeat.plays, 'play')} before it"
+    return (
+        f"repeat={repeat} excludes every target that repeats a track of {heard}, {excluded:,} of {total:,}: each of "
+        "them counts as a miss."
+    )
+
+
+def selection_note(asked: Examples, dataset: Dataset) -> str:
+    """Return a sentence about test targets that were validation targets of the training without --targets known."""
+    assert dataset.last_known is not None
+    seen = int((~dataset.last_known[asked.sessions]).sum())
+    return (
+        f"{seen:,} of {len(asked.targets):,} targets were validation targets of the training, which may have "
+        "chosen its epoch or options with them: train with --targets known for a test that it never saw."
+    )
 
 
 def outcomes_note(dataset: Dataset, asked: Examples) -> str | None:

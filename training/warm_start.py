@@ -140,7 +140,7 @@ def check_can_fine_tune(release: Release) -> None:
         raise BadRelease(
             f"--init-from {release.path} is of model {model}, which cannot be fine-tuned: leave --init-from out"
         )
-    if release.has_encoder and ENCODER_WEIGHTS not in release.manifest.files:
+    if release.manifest.loss is not None and ENCODER_WEIGHTS not in release.manifest.files:
         raise BadRelease(
             f"--init-from {release.path}: it holds no {ENCODER_WEIGHTS}, as an older Segue wrote it: train it once "
             "more, without --init-from"

@@ -16,6 +16,7 @@ from index.faiss_cpu import FaissIndex, Kind
 from segue.arrays import Float32
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW
 from segue.recommend import EncoderRanker, PopularityRanker, Ranked, Recommender
+from segue.sessions import NEVER_REPEAT
 from segue.window import Sessions, Windows
 
 ALIKE: Final = 0.999  # share of tracks that must be the same; rounding moves those at the end of a list
@@ -155,7 +156,7 @@ def _exclusions(index: FaissIndex, queries: Float32, embeddings: Float32) -> Che
     ranker = EncoderRanker(_Queries(queries), with_nprobe(index, None), exact, embeddings)
     recommender = Recommender(ranker, PopularityRanker(np.zeros(len(embeddings), dtype=np.int64)), 20)
     heard = Sessions(best[:, :20].reshape(-1), np.zeros(400, dtype=np.bool_), np.arange(0, 401, 20))
-    answers = recommender.recommend(heard, 20, [row[20:60] for row in best], exclude_heard=True)
+    answers = recommender.recommend(heard, 20, [row[20:60] for row in best], repeat=NEVER_REPEAT)
     rows = [answer.rows for answer in answers]
     share = float(np.mean([len(np.intersect1d(row, best[i, 60:80])) / 20 for i, row in enumerate(rows)]))
     barred = sum(len(np.intersect1d(row, best[i, :60])) for i, row in enumerate(rows))

@@ -91,7 +91,7 @@ def formed(before: dict[str, float], after: dict[str, float]) -> dict[str, float
 def recall(release: Path, kept: list[Any], sessions: list[Any]) -> float:
     """The share of exact search's first 20 among the tracks that were served."""
     from segue.release import open_release
-    from segue.sessions import Outcome, Play
+    from segue.sessions import NEVER_REPEAT, Outcome, Play
     from segue.window import to_sessions
     from service.releases.loaded import recommender_of
 
@@ -100,6 +100,6 @@ def recall(release: Path, kept: list[Any], sessions: list[Any]) -> float:
     plays = [[Play(t, Outcome.SKIPPED if s else Outcome.PLAYED) for t, s in sessions[number]] for number in numbers]
     opened = open_release(release)
     catalogue = opened.mapped_catalogue
-    answers = recommender_of(opened, exact=True).recommend(to_sessions(plays, catalogue), 20, exclude_heard=True)
+    answers = recommender_of(opened, exact=True).recommend(to_sessions(plays, catalogue), 20, repeat=NEVER_REPEAT)
     lists = [{catalogue.track_id(row) for row in answer.rows.tolist()} for answer in answers]
     return round(float(np.mean([len(set(ids) & best) / 20 for (_, ids), best in zip(kept, lists, strict=True)])), 4)

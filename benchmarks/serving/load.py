@@ -57,7 +57,7 @@ def recommend(sessions: list[list[Play]], listener: int) -> Iterator[bytes]:
     """The next tracks of sessions that are there already, in random order."""
     rng = random.Random(listener)
     while True:
-        yield get(f"/recommendations?session_id=s-{rng.randrange(len(sessions))}&k=20")
+        yield get(f"/recommendations?session_id=s-{rng.randrange(len(sessions))}&k=20&repeat=never")
 
 
 def report(sessions: list[list[Play]], listener: int, suffix: str = "") -> Iterator[bytes]:
@@ -71,7 +71,7 @@ def report(sessions: list[list[Play]], listener: int, suffix: str = "") -> Itera
 
 def report_and_recommend(sessions: list[list[Play]], listener: int) -> Iterator[bytes]:
     """The same, with the next tracks in each answer."""
-    return report(sessions, listener, "?recommend=20")
+    return report(sessions, listener, "?recommend=20&repeat=never")
 
 
 def fill(sessions: list[list[Play]], listener: int, listeners: int) -> Iterator[bytes]:

@@ -181,7 +181,7 @@ print(json.dumps({{f"{{name}}_us_in_{{batch}}": us(run, batch) for name, run in 
 def recall(release: Path, kept: list[Any], sessions: list[Any]) -> dict[str, float]:
     """Of what was served: the share of exact search's first 20; how many lists equal those asked one at a time."""
     from segue.release import open_release
-    from segue.sessions import Outcome, Play
+    from segue.sessions import NEVER_REPEAT, Outcome, Play
     from segue.window import to_sessions
     from service.releases.loaded import load_release, recommender_of
 
@@ -191,12 +191,12 @@ def recall(release: Path, kept: list[Any], sessions: list[Any]) -> dict[str, flo
         for path, _ in kept
     ]
     live = load_release(release)
-    alone = [[track.track_id for track in live.recommend(one, 20).tracks] for one in plays]
+    alone = [[track.track_id for track in live.recommend(one, 20, repeat="never").tracks] for one in plays]
     opened = open_release(release)
     exact, catalogue = recommender_of(opened, exact=True), opened.mapped_catalogue
     lists = [
         {catalogue.track_id(row) for row in found.rows.tolist()}
-        for found in exact.recommend(to_sessions(plays, catalogue), 20, exclude_heard=True)
+        for found in exact.recommend(to_sessions(plays, catalogue), 20, repeat=NEVER_REPEAT)
     ]
     hits = [len(set(ids) & best) / 20 for (_, ids), best in zip(kept, lists, strict=True)]
     same = [ids == one for (_, ids), one in zip(kept, alone, strict=True)]

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from training.data.dataset import Dataset
 
 # Names of release folders, as training.registry.system_name gives them: beta; None keeps the recipe's.
-SYSTEMS: Final = {"sasrec+nce": None, "sasrec": 0.0}
-_DESCRIBED: Final = {"sasrec+nce": "SASRec with the skip loss", "sasrec": "SASRec without the skip loss"}
+SYSTEMS: Final = {"hybrid+nce": None, "hybrid": 0.0}
+_DESCRIBED: Final = {"hybrid+nce": "a hybrid with the skip loss", "hybrid": "a hybrid without the skip loss"}
 
 
 @click.command(short_help="Try Segue: train on synthetic data and open the player.")
@@ -53,7 +53,9 @@ _DESCRIBED: Final = {"sasrec+nce": "SASRec with the skip loss", "sasrec": "SASRe
 @click.option("--browser/--no-browser", default=True, help="Open the player in a browser.  [default: browser]")
 @click.option("--serve/--no-serve", default=True, help="Start the service after the evaluation.  [default: serve]")
 def demo(folder: Path, tracks: int, sessions: int, port: int, browser: bool, serve: bool) -> None:
-    """Simulate sessions, train SASRec with and without the skip loss, evaluate both, and open the player.
+    """Simulate sessions, train a hybrid with and without the skip loss, evaluate both, and open the player.
+
+    A hybrid ranks by transition counts and SASRec together.
 
     The first start takes a few minutes. Completed steps are reused, so the next start takes seconds.
     """
@@ -114,9 +116,9 @@ def _system(dataset: "Dataset", out: Path, beta: float | None) -> tuple[Any, dic
 
     if not _is_system(out):
         say(f"Training {list(SYSTEMS).index(out.name) + 1} of {len(SYSTEMS)}: {_DESCRIBED[out.name]}")
-        options = read_options(SasRecOptions, "demo", [], "sasrec", beta=beta)
+        options = read_options(SasRecOptions, "demo", [], "hybrid", beta=beta)
         with TrainingProgress(options.epochs) as progress:
-            release = train(TrainingJob("sasrec", options, dataset, "last-play", out, overwrite=True), progress)
+            release = train(TrainingJob("hybrid", options, dataset, "last-play", out, overwrite=True), progress)
         build_index(release)
     question = Question(dataset, open_release(out), "last-play")
     kept = dataset.path.with_name(f"{out.name}.evaluation.json")

@@ -29,6 +29,15 @@ TARGETS: Final = click.option(
     help="last: the last play of a session is its target. known: the last play with a known outcome; if skips were "
     "inferred from time, the play after it is left out of training and evaluation.",
 )
+# The option of all commands that choose whether tracks repeat. The function of the command has the parameter `repeat`.
+REPEAT: Final = click.option(
+    "--repeat",
+    default="allow",
+    show_default=True,
+    metavar="POLICY",
+    help="Whether tracks of the session may be recommended. allow: yes. never: no. after:N, N from 1 to 1000: once N "
+    "plays, skipped ones included, have followed the latest play of the track.",
+)
 # The option of the commands that rank. The function of the command has the parameter `caution`.
 CAUTION: Final = click.option(
     "--caution",
@@ -137,24 +146,101 @@ def _missing(result: Mapping[str, Any]) -> str:
     return "not measurable" if result.get("unknown_targets") else "-"
 
 
+_GROUPS: Final = {
+    "pair_seen": "last two tracks seen together",
+    "pair_unseen": "last two never seen together",
+    "after_play": "after a play",
+    "after_skip": "after a skip",
+    "repeat": "repeat of a track of the session",
+    "new": "new in the session",
+}
+_GAPS: Final = {"raw_gap": "raw gap", "matched_gap": "matched gap"}
+_AUC: Final = "AUC, played above skipped"
+_RESPONSES: Final = {
+    "after_skip": "similar tracks after a skip",
+    "after_play": "similar tracks after a play",
+    "skip_minus_play": "similar tracks, skip - play",
+}
+
+
+def target_groups(results: Results, room: int | None = None) -> Table:
+    """Return HR@1 and HR@10 of each group of targets for each system, without intervals if there is little `room`."""
+    return first_that_fits([partial(_target_groups, results, intervals) for intervals in (True, False)], room)
+
+
+def _target_groups(results: Results, intervals: bool) -> Table:
+    notes = "seen together: the last two tracks directly follow each other in a training session."
+    table = titled("Hit rates by group of targets", f"{notes} -: no targets, or not known.")
+    for name in ("targets", "system"):
+        table.add_column(name, no_wrap=True)
+    for name in ("sessions", "HR@1", "HR@10"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for group, text in _GROUPS.items():
+        for system, result in results:
+            of = result["target_groups"][group]
+            cells = [_estimate(of[metric], intervals=intervals) for metric in ("HR@1", "HR@10")]
+            table.add_row(text, Text(system), f"{of['sessions']:,}", *cells)
+    return table
+
+
+def skip_measures(results: Results, room: int | None = None) -> Table:
+    """Return the measures of skip learning, a column for each system, without intervals if there is little `room`."""
+    return first_that_fits([partial(_skip_measures, results, intervals) for intervals in (True, False)], room)
+
+
+def _skip_measures(results: Results, intervals: bool) -> Table:
+    measured = [(system, result["skip_measures"]) for system, result in results]
+    notes = (
+        "gap: played minus skipped targets. Higher is better. matched: between sessions in the same state. similar "
+        "tracks: change of their position in percentage points. It should be negative after a skip, and lower "
+        "than after a play."
+    )
+    reasons = {key: text for _, of in measured for key, text in of["reasons"].items()}
+    names = _GAPS | {"pairwise_auc": "AUC", "responsiveness": "similar tracks"}
+    table = titled("Skip measures", " ".join([notes, *(f"No {names[key]}: {text}." for key, text in reasons.items())]))
+    table.add_column("measure", no_wrap=True)
+    for system, _ in measured:
+        table.add_column(Text(system), justify="right", no_wrap=True)
+    for key, text in _GAPS.items():
+        for metric in METRIC_COLUMNS:
+            cells = [_estimate((of[key] or {}).get(metric), sign="+", intervals=intervals) for _, of in measured]
+            table.add_row(f"{text}, {metric}", *cells)
+    table.add_row(_AUC, *(_estimate(of["pairwise_auc"], intervals=intervals) for _, of in measured))
+    for key, text in _RESPONSES.items():
+        changes = [(of["responsiveness"] or {}).get(key) for _, of in measured]
+        table.add_row(text, *(_estimate(_in_percent(change), sign="+", intervals=intervals) for change in changes))
+    return table
+
+
+def _in_percent(estimate: Mapping[str, float] | None) -> Mapping[str, float] | None:
+    return None if estimate is None else {key: 100 * estimate[key] for key in ("value", "low", "high")}
+
+
 def print_evaluations(question: "Question", results: list[tuple[str, Any]]) -> None:
     """Print the tables of one or more systems with the same evaluation settings."""
     targets = f"{question.part} targets{' of known outcome' if question.targets == 'known' else ''}"
     title = f"{question.dataset.facts.source}: {targets}, {question.split} split, {question.protocol} ranking"
+    if question.repeat.plays:
+        title += f", repeat={question.repeat}"
     print_table(partial(evaluation_table, title, results))
     print_table(partial(hit_rates, results))
     print_table(other_metrics(results))
+    if all("skip_measures" in result for _, result in results):
+        print_table(partial(target_groups, results))
+        print_table(partial(skip_measures, results))
 
 
-def _estimate(estimate: Mapping[str, float] | None, missing: str = "-") -> Text:
+def _estimate(
+    estimate: Mapping[str, float] | None, missing: str = "-", *, sign: str = "", intervals: bool = True
+) -> Text:
     if estimate is None:
         return Text(missing)
-    interval = f" [{estimate['low']:.3f}, {estimate['high']:.3f}]"
-    return Text.assemble((_value(estimate), "bold"), (interval, "dim"))
+    interval = f" [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]" if intervals else ""
+    return Text.assemble((_value(estimate, sign), "bold"), (interval, "dim"))
 
 
-def _value(estimate: Mapping[str, float]) -> str:
-    return f"{estimate['value']:.3f}"
+def _value(estimate: Mapping[str, float], sign: str = "") -> str:
+    return f"{estimate['value']:{sign}.3f}"
 
 
 @click.command(
@@ -176,7 +262,7 @@ def compare(
     """Compare evaluation results of several releases.
 
     RESULT.json is a file that `segue evaluate --output` wrote. Results are compared if they have the same
-    dataset, split, part and protocol.
+    dataset, split, part, protocol, targets and policy for repeated tracks.
     """
     from training.evaluation.compare.report import as_json, measure, write_report
 
@@ -194,9 +280,9 @@ def show(sections: "Sequence[ReportSection]") -> None:
     """Print the conclusions of a comparison, then its main tables."""
     for section in sections:
         for sentence in section.sentences:
-            say(f"{section.split}: {sentence}", wrap=True)
+            say(f"{section.setting}: {sentence}", wrap=True)
         for table in section.tables:
-            if table.title.startswith("Every system"):
+            if table.title.startswith(("Every system", "Groups of targets", "Skip measures")):
                 print_table(partial(_rich, table))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segue.cli.data import FOLDER, SPLIT
-from segue.cli.evaluate import TARGETS, say_notes, show
+from segue.cli.evaluate import REPEAT, TARGETS, say_notes, show
 from segue.cli.terminal import counting_steps, example, facts_table, print_json, print_table, say
 from segue.errors import BadOption
 
@@ -199,6 +199,7 @@ def _plain(text: str) -> Any:
     help="full: rank all tracks. sampled: rank each target among 1,000 sampled tracks.",
 )
 @TARGETS
+@REPEAT
 @click.option(
     "--jobs", type=click.IntRange(1), metavar="N", help="Number of parallel trainings.  [default: one per core]"
 )
@@ -212,12 +213,14 @@ def reproduce(
     split: str,
     protocol: str,
     targets: str,
+    repeat: str,
     jobs: int | None,
 ) -> None:
     """Train and evaluate all systems of the paper on each DATASET, and write a report that compares them.
 
     This takes hours on a large dataset. If you interrupt the command, run it again to resume.
     """
+    from segue.sessions import repeat_policy
     from training.data.dataset import open_dataset
     from training.evaluation.reproduce import SYSTEMS, Wanted, plan, plan_notes
 
@@ -229,6 +232,7 @@ def reproduce(
         recipe=recipe,
         settings=settings,
         targets=targets,  # type: ignore[arg-type]
+        repeat=repeat_policy(repeat).text,
     )
     if len({dataset.name for dataset in datasets}) < len(datasets):
         raise BadOption("two datasets have the same folder name and would share a folder in --out: rename one of them")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from segue.cli.data import FOLDER
-from segue.cli.evaluate import CAUTION
+from segue.cli.evaluate import CAUTION, REPEAT
 from segue.cli.recommend import explained, items, next_tracks
 from segue.cli.terminal import example, print_json, print_table, say
 
@@ -94,6 +94,7 @@ def _in_order(context: click.Context, plays: tuple[str, ...], skips: tuple[str, 
     metavar="N",
     help="Number of tracks to recommend, 1 to 1,000.",
 )
+@REPEAT
 @CAUTION
 @click.option(
     "--explain",
@@ -108,6 +109,7 @@ def recommend(
     plays: tuple[str, ...],
     skips: tuple[str, ...],
     k: int,
+    repeat: str,
     caution: float | None,
     explain: bool,
     as_json: bool,
@@ -117,12 +119,13 @@ def recommend(
     Give the session as --play and --skip options, oldest first. If it contains no known track, the most
     played tracks are recommended.
     """
-    from segue.sessions import plays_of
+    from segue.sessions import plays_of, repeat_policy
     from service.releases.explanation import explain_answer
     from service.releases.loaded import Question, load_release
 
+    policy = repeat_policy(repeat)
     live = load_release(release)
-    question = Question(plays_of(_in_order(context, plays, skips)), k, caution=caution)
+    question = Question(plays_of(_in_order(context, plays, skips)), k, repeat=policy, caution=caution)
     [answer] = live.answer([question])
     why = explain_answer(live, question, answer) if explain else None
     if unknown := live.unknown([play.track_id for play in question.plays]):

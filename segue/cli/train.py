@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from segue.cli.data import FOLDER, SPLIT
-from segue.cli.evaluate import CAUTION, TARGETS, print_evaluations, say_notes
+from segue.cli.evaluate import CAUTION, REPEAT, TARGETS, print_evaluations, say_notes
 from segue.cli.terminal import TrainingProgress, counting, example, facts_table, print_json, print_table, say
 from segue.errors import BadOption, BadRelease, InputError
 
@@ -220,6 +220,7 @@ def _print_release(release: "Release", dataset: Path, *, as_json: bool) -> None:
     "--split", type=SPLIT, default="last-play", show_default=True, help="Split that the release was trained with."
 )
 @TARGETS
+@REPEAT
 @click.option(
     "--protocol",
     type=click.Choice(["full", "sampled"]),
@@ -251,6 +252,7 @@ def evaluate(
     part: str,
     split: str,
     targets: str,
+    repeat: str,
     protocol: str,
     seed: int,
     url: str | None,
@@ -265,6 +267,7 @@ def evaluate(
     A target is the track that came next in a held-out session.
     """
     from segue.release import open_release
+    from segue.sessions import repeat_policy
     from training.data.dataset import open_dataset
     from training.evaluation.evaluate import Question
     from training.evaluation.evaluate import evaluate as measure
@@ -274,16 +277,9 @@ def evaluate(
         raise InputError(f"--output {output} is a folder: expected a file name")
     if output is not None and not output.parent.is_dir():
         raise InputError(f"--output {output}: the folder {output.parent} does not exist: create it")
-    question = Question(
-        open_dataset(dataset),
-        open_release(release),
-        "new-sessions" if split == "new-sessions" else "last-play",
-        "validation" if part == "validation" else "test",
-        "sampled" if protocol == "sampled" else "full",
-        seed,
-        "known" if targets == "known" else "last",
-        caution,
-    )
+    chosen: dict[str, Any] = {"split": split, "part": part, "protocol": protocol, "targets": targets}
+    chosen |= {"seed": seed, "repeat": repeat_policy(repeat), "caution": caution}  # click has checked the other choices
+    question = Question(open_dataset(dataset), open_release(release), **chosen)
     with counting("evaluating") as advance:
         result = measure(question, answers_of(question, url, exact=exact), advance)
     if output is not None:
@@ -316,14 +312,14 @@ def answers_of(question: "Question", url: str | None = None, *, exact: bool = Fa
     """Return the release in this process, or the service at `url`. Raises BadRelease."""
     from training.evaluation.evaluate import HttpRecommender, LocalRecommender
 
-    release, caution = question.release, question.used_caution
     if url is None:
-        return LocalRecommender(open_recommender(release, exact=exact), question.to_release(), caution)
-    catalogues = question.dataset.catalogue, release.catalogue
-    over_http = HttpRecommender(url, *catalogues, os.environ.get("SEGUE_API_KEY"), caution)
+        return LocalRecommender(open_recommender(question.release, exact=exact), question.to_release())
+    over_http = HttpRecommender(
+        url, question.dataset.catalogue, question.release.catalogue, key=os.environ.get("SEGUE_API_KEY")
+    )
     served = over_http.serves()
-    if served != release.name:
-        raise BadRelease(f"{url} serves {served}, not {release.name}: serve the release that you evaluate")
+    if served != question.release.name:
+        raise BadRelease(f"{url} serves {served}, not {question.release.name}: serve the release that you evaluate")
     return over_http
 
 

@@ -19,16 +19,18 @@ from segue.arrays import Float32
 from segue.errors import ModelUnavailable, SegueError, StoreUnavailable
 from segue.recommend import MAX_CAUTION
 from segue.release import RELEASE_NAME_PATTERN
-from segue.sessions import Event, Outcome, Play, TrackId, plays_of, whole_number
+from segue.sessions import REPEAT_PATTERN, Event, Outcome, Play, TrackId, plays_of, repeat_policy, whole_number
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.state import (
     DEFAULT_K,
+    DEFAULT_REPEAT,
     MAX_TRACKS,
+    REPEAT_DESCRIPTION,
     AppState,
     Caution,
-    ExcludeHeard,
     K,
     ReleaseName,
+    Repeat,
     SessionIdQuery,
     link_responses,
 )
@@ -69,7 +71,7 @@ class ExplainedItem(BaseModel):
     )
     parts: dict[str, float] | None = Field(
         default=None,
-        description="What each part of a hybrid adds to the score: transition counts (ngram, follow, near), the "
+        description="What each part of a hybrid adds to the score: transition counts (ngram, follow, near, liked), the "
         "session itself (recent, own), popularity, and the encoder. With caution: log P(next) and "
         "caution * log P(played), as `next` and `played`. They add up to the score. Absent without counts and caution",
     )
@@ -82,7 +84,9 @@ class FilteredTrack(TrackBody):
     """A track that was excluded, although it would rank among the returned ones."""
 
     rank: int = Field(ge=1, description="Its rank among all tracks")
-    reason: Literal["heard", "excluded"]
+    reason: Literal["heard", "excluded"] = Field(
+        description="`heard`: excluded by `repeat`, because the session contains the track. `excluded`: by `exclude`"
+    )
 
 
 class PlacesBody(BaseModel):
@@ -190,7 +194,9 @@ class WhatIfRequest(JsonBody):
     )
     k: int = Field(default=DEFAULT_K, ge=1, le=MAX_TRACKS, description="Number of tracks to return")
     exclude: list[TrackId] = Field(default_factory=list, max_length=MAX_TRACKS, description="Tracks not to return")
-    exclude_heard: bool = Field(default=True, description="Exclude the session's own tracks")
+    repeat: str = Field(
+        default=DEFAULT_REPEAT, pattern=REPEAT_PATTERN, description=REPEAT_DESCRIPTION, examples=["after:20"]
+    )
     caution: float | None = Field(
         default=None,
         ge=0,
@@ -230,7 +236,7 @@ async def recommendations(  # noqa: PLR0913, PLR0917 (parameters of the request)
     session_id: SessionIdQuery,
     request: Request,
     k: K = DEFAULT_K,
-    exclude_heard: ExcludeHeard = True,
+    repeat: Repeat = DEFAULT_REPEAT,
     exclude: Excluded = [],  # noqa: B006 (never changed)
     release: ReleaseName = None,
     explain: Explain = False,
@@ -248,7 +254,7 @@ async def recommendations(  # noqa: PLR0913, PLR0917 (parameters of the request)
     releases = service.releases
     active = releases.for_session(session_id) if release is None else releases.named(release)
     asked = active.live.caution(caution)
-    question = Question(await _plays_or_none(service, session_id), k, exclude, exclude_heard, asked)
+    question = Question(await _plays_or_none(service, session_id), k, exclude, repeat_policy(repeat), asked)
     content = await recommend(service, active, session_id, question, explain=explain, attributed=release is None)
     return Response(content, media_type="application/json")
 
@@ -269,7 +275,7 @@ async def what_if(request: Request) -> Response:
     active = service.releases.named(asked.release)
     caution = active.live.caution(asked.caution)
     plays = service.store.kept(plays_of(asked.events))
-    question = Question(plays, asked.k, asked.exclude, asked.exclude_heard, caution)
+    question = Question(plays, asked.k, asked.exclude, repeat_policy(asked.repeat), caution)
     answer = await active.ranking(question)
     explanation = await _explanation(service, active, question, answer) if asked.explain else None
     return Response(next_tracks_json(answer, explanation), media_type="application/json")

@@ -9,10 +9,19 @@ from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
 from segue.errors import UnknownSession
-from segue.sessions import Event, EventType
+from segue.sessions import Event, EventType, RepeatPolicy, repeat_policy
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.recommendations import RecommendationsBody, recommend
-from service.api.state import MAX_TRACKS, AppState, Caution, Service, SessionId, link_responses
+from service.api.state import (
+    DEFAULT_REPEAT,
+    MAX_TRACKS,
+    AppState,
+    Caution,
+    Repeat,
+    Service,
+    SessionId,
+    link_responses,
+)
 from service.api.stream import EVENT_STREAM, SessionBody, SessionStreams
 from service.http.admission_control import AdmissionControl
 from service.problems import NotAcceptable, problem_responses
@@ -68,17 +77,25 @@ _IN_QUERY = {"query.session_id": "$request.path.session_id"}
     openapi_extra=described_body(EventsRequest),
 )
 async def report_events(
-    session_id: SessionId, request: Request, recommend: Recommend = None, caution: Caution = None
+    session_id: SessionId,
+    request: Request,
+    recommend: Recommend = None,
+    repeat: Repeat = DEFAULT_REPEAT,
+    caution: Caution = None,
 ) -> Response:
-    """Append plays and skips to a session. With `recommend`, also return its next tracks."""
+    """Append plays and skips to a session.
+
+    With `recommend`, also return its next tracks, chosen under `repeat` and `caution`.
+    """
     service: AppState = request.app.state.service
     reported = await read_json(EventsRequest, request.scope["headers"], request.receive, service.max_request_bytes)
-    content = await append_events(service, session_id, reported.events, recommend, caution)
+    policy = repeat_policy(repeat)
+    content = await append_events(service, session_id, reported.events, recommend, policy, caution)
     return Response(content, media_type="application/json")
 
 
 async def append_events(
-    service: AppState, session_id: str, events: list[Event], k: int | None, caution: float | None = None
+    service: AppState, session_id: str, events: list[Event], k: int | None, repeat: RepeatPolicy, caution: float | None
 ) -> bytes:
     """Store events. Returns an EventsAnswer as JSON, with `k` recommendations unless None. Raises StoreUnavailable.
 
@@ -99,7 +116,7 @@ async def append_events(
     }
     if k is not None:
         answer["recommendations"] = orjson.Fragment(
-            await recommend(service, active, session_id, Question(stored.plays, k, caution=asked))
+            await recommend(service, active, session_id, Question(stored.plays, k, repeat=repeat, caution=asked))
         )
     return orjson.dumps(answer)
 

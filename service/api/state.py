@@ -10,7 +10,7 @@ from pydantic import WithJsonSchema
 
 from segue.recommend import MAX_CAUTION
 from segue.release import RELEASE_NAME_PATTERN
-from segue.sessions import MAX_ID_LENGTH, SESSION_ID_PATTERN, TEXT_PATTERN
+from segue.sessions import ALLOW_REPEATS, MAX_ID_LENGTH, REPEAT_PATTERN, SESSION_ID_PATTERN, TEXT_PATTERN
 from service.api.stream import SessionStreams
 from service.ops.status import Readiness, ServiceStatus
 from service.releases.registry import Attribution, ReleaseRegistry
@@ -20,6 +20,11 @@ from service.threads import Threads
 
 MAX_TRACKS = 100  # in an answer, and in `exclude`
 DEFAULT_K = 20
+DEFAULT_REPEAT = ALLOW_REPEATS.text
+REPEAT_DESCRIPTION = (
+    "Whether tracks of the session may be recommended. `allow`: yes. `never`: no. `after:N`, with N from 1 to 1000: a "
+    "track may be recommended again once N plays of any tracks, skipped ones included, have followed its latest play"
+)
 
 
 @dataclass(slots=True)
@@ -66,7 +71,7 @@ TrackIdPath = Annotated[
     ),
 ]
 K = Annotated[int, Query(ge=1, le=MAX_TRACKS, description="Number of tracks to return")]
-ExcludeHeard = Annotated[bool, Query(description="Exclude the session's own tracks")]
+Repeat = Annotated[str, Query(pattern=REPEAT_PATTERN, description=REPEAT_DESCRIPTION, examples=["after:20"])]
 Caution = Annotated[
     float | None,
     Query(

@@ -39,7 +39,7 @@ class ExcludedTrack:
 
     track: Track
     rank: int  # rank among all tracks; 1 is the best
-    heard: bool  # True: excluded because the session contains the track. False: excluded by the client
+    heard: bool  # True: excluded because of a play of the session (Question.repeat). False: excluded by the client
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,8 @@ class Explanation:
 def explain_answer(live: LoadedRelease, question: Question, answer: RecommendResult) -> Explanation:
     """Explain the answer of `live` to `question`. The encoder runs on up to a few hundred windows."""
     catalogue, recommender, caution = live.catalogue, live.recommender, live.caution(question.caution)
-    heard = set(catalogue.rows([play.track_id for play in question.plays]).tolist() if question.exclude_heard else [])
+    heard_plays = question.plays[question.repeat.start(len(question.plays)) :]
+    heard = set(catalogue.rows([play.track_id for play in heard_plays]).tolist())
     # A popularity answer does not depend on the plays, so they are not explained.
     sessions = to_sessions([question.plays if answer.source == "model" else ()], catalogue)
     window = to_windows(sessions, live.release.manifest.window.length)

@@ -32,7 +32,7 @@ from segue.recommend import (
     Source,
 )
 from segue.release import ENCODER, Release, open_release
-from segue.sessions import Play
+from segue.sessions import ALLOW_REPEATS, Play, RepeatPolicy, repeat_policy
 from segue.window import Windows, to_sessions
 from service.threads import interrupt_of_this_thread
 
@@ -54,7 +54,7 @@ class Question:
     plays: Sequence[Play]
     k: int
     exclude: Sequence[str] = ()
-    exclude_heard: bool = True
+    repeat: RepeatPolicy = ALLOW_REPEATS
     caution: float | None = None  # None: the default of the release
 
 
@@ -127,7 +127,7 @@ class LoadedRelease:
         self.catalogue = release.mapped_catalogue
         # These facts are read now, because the folder may be replaced while this release is live.
         facts = read_facts(release)
-        self._index_facts = {"kind": "exact"} if facts is None else facts.model_dump(mode="json", exclude={"tried"})
+        self.index_facts = {"kind": "exact"} if facts is None else facts.model_dump(mode="json", exclude={"tried"})
         self._default_caution = release.default_caution
         self._map = TrackMap(release) if release.track_map is not None else None
         self.embeddings = embeddings  # None for a release without an encoder
@@ -146,7 +146,7 @@ class LoadedRelease:
             to_sessions([question.plays for question in questions], self.catalogue),
             [question.k for question in questions],
             [self.catalogue.rows(question.exclude) for question in questions],
-            exclude_heard=[question.exclude_heard for question in questions],
+            repeat=[question.repeat for question in questions],
             caution=[self.caution(question.caution) for question in questions],
         )
         return [
@@ -166,17 +166,19 @@ class LoadedRelease:
         k: int,
         exclude: Sequence[str] = (),
         *,
-        exclude_heard: bool = True,
+        repeat: str = "allow",
         caution: float | None = None,
     ) -> RecommendResult:
-        """Recommend the `k` next tracks for one session. The parameters are the fields of Question."""
-        return self.answer([Question(plays, k, exclude, exclude_heard, caution)])[0]
+        """Recommend the `k` next tracks for one session. The parameters are the fields of Question.
+
+        `repeat` is `allow`, `never` or `after:N`. Raises BadOption for other texts.
+        """
+        return self.answer([Question(plays, k, exclude, repeat_policy(repeat), caution)])[0]
 
     def popular(self, question: Question) -> RecommendResult:
         """Recommend the most played tracks, without the encoder and the index. The fallback if the model fails."""
-        heard = [play.track_id for play in question.plays] if question.exclude_heard else []
-        [answer] = self.answer([Question((), question.k, [*question.exclude, *heard])])
-        return answer
+        heard = [play.track_id for play in question.plays[question.repeat.start(len(question.plays)) :]]
+        return self.answer([Question((), question.k, [*question.exclude, *heard])])[0]
 
     @property
     def has_map(self) -> bool:
@@ -211,10 +213,6 @@ class LoadedRelease:
     def unknown(self, track_ids: Sequence[str]) -> list[str]:
         """Return the ids in `track_ids` that are not in the catalogue, without duplicates, in order."""
         return list(dict.fromkeys(track_id for track_id in track_ids if track_id not in self.catalogue))
-
-    def index_facts(self) -> dict[str, Any]:
-        """Return the contents of `index.json`, or `{"kind": "exact"}` if the release has no such file."""
-        return self._index_facts
 
     def nearest(self, queries: Float32, k: int) -> Ranked:
         """Return the `k` nearest tracks for each query. `queries` [batch, dimension] float32.
@@ -378,7 +376,8 @@ def _warm_up(live: LoadedRelease) -> None:
     live.recommend([], 1)
     live.search("a", 1)
     for track_id in map(live.catalogue.track_id, range(FIRST_TRACK_ROW, len(live.catalogue) + FIRST_TRACK_ROW)[:1]):
-        live.recommend([Play(track_id)], 1)
+        for repeat in ("allow", "never"):  # the second one searches for more tracks
+            live.recommend([Play(track_id)], 1, repeat=repeat)
         live.similar(track_id, 1)
 
 
@@ -389,8 +388,9 @@ def _check_encoder(live: LoadedRelease, encoder: QueryEncoder) -> None:
     try:
         query = encoder.encode(Windows(first, np.zeros(shape, dtype=np.bool_)))
     except Exception as error:  # the exceptions of ONNX Runtime have no common base class
-        reason = str(error).splitlines()[0][:200]
-        raise BadRelease(f"{live.release.path}: the encoder fails on a window of {shape[1]}: {reason}") from error
+        raise BadRelease(
+            f"{live.release.path}: the encoder fails on a window of {shape[1]}: {_first_line(error)}"
+        ) from error
     if query.shape != (2, manifest.dimension):
         raise BadRelease(
             f"{live.release.path}: the encoder answers {query.shape}, the manifest says {(2, manifest.dimension)}; "

@@ -2,7 +2,7 @@
 
 import { call } from "./api.js";
 import { kindOf, readLive } from "./live.js";
-import { NEXT, remember, state, titleOf } from "./session.js";
+import { NEXT, REPEAT, remember, state, titleOf } from "./session.js";
 import { byId, button, element, sign } from "./show.js";
 
 let live = []; // the live releases, in the form of GET /releases/current
@@ -32,7 +32,7 @@ function show(open) {
 export async function compareAgain() {
   if (byId("compare-part").hidden) return;
   const number = ++asked;
-  const questions = live.map(({ name }) => call(`recommendations?${new URLSearchParams({ session_id: state.id, k: NEXT, release: name })}`));
+  const questions = live.map(({ name }) => call(`recommendations?${new URLSearchParams({ session_id: state.id, k: NEXT, repeat: REPEAT, release: name })}`));
   const answers = await Promise.all(questions).catch(failed);
   if (!answers || number !== asked) return; // the session has moved on
   answers.forEach(({ items }) => remember(items));

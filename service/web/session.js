@@ -3,6 +3,7 @@
 import { call, send } from "./api.js";
 
 export const NEXT = 15;
+export const REPEAT = "never"; // a radio does not repeat a track of its session
 const SESSION_KEY = "segue.session";
 const RELEASE_KEY = "segue.release";
 const GONE = 404; // the status for a release that is no longer live
@@ -82,7 +83,7 @@ export async function report(type, track, msPlayed) {
     event_id: crypto.randomUUID?.() ?? newId(),
     ...(msPlayed !== undefined && { ms_played: Math.round(msPlayed) }),
   };
-  const answer = await send(path(state.release ? "/events" : `/events?recommend=${NEXT}`), { events: [event] });
+  const answer = await send(path(state.release ? "/events" : `/events?recommend=${NEXT}&repeat=${REPEAT}`), { events: [event] });
   const latest = state.plays.at(-1);
   if (type === "skip" && latest?.outcome === "played" && latest.track_id === track.track_id) state.plays = [...state.plays.slice(0, -1), { ...latest, outcome: "skipped" }];
   else state.plays = [...state.plays, { track_id: track.track_id, outcome: type === "skip" ? "skipped" : "played", at: event.at }];
@@ -99,7 +100,7 @@ export async function explained() {
 /** The next tracks of the selected release; if it is no longer live, of the service's choice. */
 export async function recommendations(more = {}) {
   const ask = () => {
-    const asked = { session_id: state.id, k: NEXT, ...more, ...(state.release && { release: state.release }) };
+    const asked = { session_id: state.id, k: NEXT, repeat: REPEAT, ...more, ...(state.release && { release: state.release }) };
     return call(`recommendations?${new URLSearchParams(asked)}`);
   };
   try {

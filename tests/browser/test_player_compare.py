@@ -73,7 +73,7 @@ def test_both_lists_are_those_of_the_api_and_say_where_they_differ(
     session_id = comparing.evaluate("localStorage.getItem('segue.session')")
     lists = []
     for release in (tiny_release, reluctant):
-        query = {"session_id": session_id, "k": 15, "release": release.name}
+        query = {"session_id": session_id, "k": 15, "repeat": "never", "release": release.name}
         lists.append([item["track_id"] for item in both.get("/recommendations", params=query).json()["items"]])
     assert lists[0] != lists[1]
     for side, own, other in ((SIDES[0], lists[0], lists[1]), (SIDES[1], lists[1], lists[0])):
@@ -130,7 +130,7 @@ def switching(browser: "Browser", both: httpx.Client) -> "Iterator[Page]":
 def wanted(page: "Page", client: httpx.Client, release: Release) -> list[str]:
     """What a release puts next in the session of a page, by the API."""
     session_id = page.evaluate("localStorage.getItem('segue.session')")
-    query = {"session_id": session_id, "k": 15, "release": release.name}
+    query = {"session_id": session_id, "k": 15, "repeat": "never", "release": release.name}
     return [item["track_id"] for item in client.get("/recommendations", params=query).json()["items"]]
 
 

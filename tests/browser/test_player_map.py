@@ -55,7 +55,7 @@ def test_the_path_grows_with_the_session(page: "Page", map_: "Locator", running:
     playwright.expect(map_).to_have_attribute("data-path", "3")
     playwright.expect(page.locator("#map-words")).to_contain_text("Song 36 (played), Song 12 (skipped)")
     session_id = page.evaluate("localStorage.getItem('segue.session')")
-    answer = running.get(f"/recommendations?session_id={session_id}&k=15&explain=true").json()
+    answer = running.get(f"/recommendations?session_id={session_id}&k=15&repeat=never&explain=true").json()
     query = answer["explanation"]["places"]["query"]
     playwright.expect(map_).to_have_attribute("data-query", " ".join(f"{value:g}" for value in query))
 

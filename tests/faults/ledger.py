@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from segue.sessions import Event, plays_of
+from tests.stopwatch import until
 
 Shown = list[tuple[str, bool]]  # track id and whether it was skipped, oldest first
 
@@ -92,10 +93,8 @@ class Listeners:
 
     def wait_for(self, events: int, seconds: float = 120) -> None:
         """Wait until so many events are acknowledged."""
-        deadline = time.monotonic() + seconds
-        while self._ledger.events < events:
-            assert time.monotonic() < deadline, f"{self._ledger.events} events of {events}: {self._ledger.answers}"
-            time.sleep(0.02)
+        ledger = self._ledger
+        until(lambda: ledger.events >= events, seconds, lambda: f"{ledger.events} events of {events}: {ledger.answers}")
 
     def _run(self, name: str) -> None:
         with httpx.Client(timeout=5, trust_env=False) as client:

@@ -235,7 +235,7 @@ class Calls(App):
             ("k", ("1", "20", "100", "101", "0", "-1", "1e2", "+5", "٣", "1_0", "", "9" * 30)),
             ("recommend", ("1", "100", "0", "")),
             ("limit", ("1", "100", "0", "x")),
-            ("exclude_heard", ("true", "false", "1", "yes", "", "perhaps")),
+            ("repeat", ("allow", "never", "after:1", "after:1000", "after:0", "", "perhaps")),
             ("caution", ("0", "1.5", "-1", "11", "nan", "1e400", "")),
             ("exclude", (rng.choice(_TRACKS), "", "\0", "x" * 300, text(rng, _ANY_LETTERS, 300))),
             ("query", ("a", "the (", ".*", "[", "\\", "", text(rng, _ANY_LETTERS, 210), "é" * 100)),

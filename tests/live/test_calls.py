@@ -31,7 +31,7 @@ def ids(answer: dict[str, Any]) -> list[str]:
 
 def test_a_played_track_brings_more_of_its_genre(running: httpx.Client, session_id: str) -> None:
     report(running, session_id, ("play", "g2-t05"))
-    answer = recommended(running, session_id, k=11)
+    answer = recommended(running, session_id, k=11, repeat="never")
     assert ids(answer) == [f"g2-t{number:02}" for number in range(12) if number != 5]
     assert answer["source"] == "model"
     assert answer["window"] == {"plays": 1, "skips": 0}
@@ -83,15 +83,49 @@ def test_exclusions_never_shorten_the_list(running: httpx.Client, session_id: st
     assert len(tracks) == 72
     if heard:
         report(running, session_id, *(("play", track) for track in tracks[:heard]))
-    excluded = ids(recommended(running, session_id, k=100))[:named]
-    answer = ids(recommended(running, session_id, k=10, exclude=[*excluded, "no such track"]))
+    excluded = ids(recommended(running, session_id, k=100, repeat="never"))[:named]
+    answer = ids(recommended(running, session_id, k=10, exclude=[*excluded, "no such track"], repeat="never"))
     assert len(set(answer)) == min(10, 72 - heard - named)
     assert not set(answer) & {*tracks[:heard], *excluded}
 
 
-def test_heard_tracks_are_answered_on_demand(running: httpx.Client, session_id: str) -> None:
-    report(running, session_id, ("play", "g2-t00"))
-    assert ids(recommended(running, session_id, exclude_heard=False))[0] == "g2-t00"
+def test_tracks_of_the_session_are_recommended_unless_the_policy_excludes_them(
+    running: httpx.Client, session_id: str
+) -> None:
+    """A skip of a track is a play of it. The last track is unknown, and counts as a play too."""
+    events = (("play", "g2-t00"), ("play", "g2-t01"), ("play", "g2-t02"), ("skip", "g2-t02"), ("play", "nobody"))
+    heard = {"g2-t00", "g2-t01", "g2-t02"}
+    answer = report(running, session_id, *events, recommend=100)
+    assert heard < {*ids(answer["recommendations"])} == {*ids(recommended(running, session_id, k=100))}
+    for repeat, excluded in (
+        ("allow", set()),
+        ("never", heard),
+        ("after:1", set()),
+        ("after:2", {"g2-t02"}),
+        ("after:3", {"g2-t01", "g2-t02"}),
+        ("after:4", heard),
+        ("after:1000", heard),
+    ):
+        answer = recommended(running, session_id, k=100, repeat=repeat)
+        assert heard - {*ids(answer)} == excluded
+        assert len(answer["items"]) == 72 - len(excluded)
+        running.delete(f"/sessions/{session_id}")
+        assert report(running, session_id, *events, recommend=100, repeat=repeat)["recommendations"] == answer
+
+
+@pytest.mark.parametrize("repeat", ["", "yes", "after", "after:0", "after:1001", "after:x", "ALLOW"])
+def test_an_unknown_policy_is_refused_with_the_accepted_ones(running: httpx.Client, repeat: str) -> None:
+    expected = "expected allow, never, or after:N with N from 1 to 1000"
+    body = {"events": [{"type": "play", "track_id": "g0-t00"}]}
+    for answer, field in (
+        (running.get("/recommendations", params={"session_id": "a", "repeat": repeat}), "query.repeat"),
+        (running.post("/sessions/a/events", params={"recommend": 1, "repeat": repeat}, json=body), "query.repeat"),
+        (running.post("/recommendations/what-if", json={**body, "repeat": repeat}), "body.repeat"),
+    ):
+        assert answer.status_code == 422
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["errors"] == [{"field": field, "found": repr(repeat), "expected": expected}]
+        assert answer.json()["detail"] == f"{field} is {repeat!r}: {expected}"
 
 
 def test_the_same_event_id_has_no_effect_twice(running: httpx.Client, session_id: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from service.sessions.embedded_redis import redis_server_binary
+from tests.stopwatch import until
 
 DOCKER = Path(__file__).parents[2] / "docker"
 if not DOCKER.is_dir():
@@ -73,10 +74,7 @@ def test_a_service_can_do_all_it_does_and_a_killed_redis_has_lost_nothing(
                 assert client.post(f"/sessions/{name}/events?recommend=3", json=events).status_code == 200
             assert client.get("/recommendations?session_id=kept").json()["window"] == {"plays": 0, "skips": 1}
             assert client.delete("/sessions/erased").status_code == 204
-            deadline = time.monotonic() + 10
-            while not list((tmp_path / "data" / "events").glob("*.parquet")):
-                assert time.monotonic() < deadline, "nothing reaches the event log"
-                time.sleep(0.05)
+            until(lambda: list((tmp_path / "data" / "events").glob("*.parquet")))
         with redis_of_the_compose_file(tmp_path, port):
             while (answer := client.get("/sessions/kept")).status_code == 503:  # broken connections to the old server
                 assert answer.headers["Retry-After"]

@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from segue.errors import BadOption
 from service.sessions.store import check_version
 from service.settings import read_settings
 from tests.live.redis_server import Server
+from tests.stopwatch import until
 
 StartService = Callable[..., Any]
 PLAY = {"events": [{"type": "play", "track_id": "g0-t00", "event_id": "e"}]}
@@ -188,10 +188,7 @@ def failing_to_save(server: Server) -> Iterator[str]:
         (server.folder / "dump.rdb").mkdir()
         client.set("segue:x", "1")
         client.bgsave()
-        deadline = time.monotonic() + 10
-        while client.info("persistence")["rdb_last_bgsave_status"] == "ok":
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: client.info("persistence")["rdb_last_bgsave_status"] != "ok")
         yield "cannot write to its disk"
         configured(server, save="")
 
@@ -271,10 +268,7 @@ def test_a_write_is_acknowledged_when_the_replica_has_it(
         Server(tmp_path / "replica", replicaof=f"127.0.0.1 {server.port}") as replica,
         start_service(redis_url=server.url, redis_wait_replicas=1, redis_wait_timeout_ms=300).client() as client,
     ):
-        deadline = time.monotonic() + 20
-        while client.get("/health/ready").status_code != 200:
-            assert time.monotonic() < deadline, "the replica does not follow"
-            time.sleep(0.1)
+        until(lambda: client.get("/health/ready").status_code == 200, failed=lambda: "the replica does not follow")
         assert client.post("/sessions/a/events", json=PLAY).status_code == 200
         os.kill(replica.process.pid, signal.SIGSTOP)
         try:

@@ -12,6 +12,7 @@ from redis import Redis
 
 from service.sessions.embedded_redis import embedded_redis, redis_server_binary, version_of
 from service.sessions.privacy import erased_marker, rewrite_after_erasures, rewrite_if_erased, send_command
+from tests.stopwatch import until
 
 StartService = Callable[..., Any]
 
@@ -64,13 +65,6 @@ def files_of(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in folder.rglob("*.aof"))
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_an_erased_session_leaves_the_append_only_file(start_service: StartService, tmp_path: Path) -> None:
     folder = tmp_path / "data" / "redis"
     prelude = (
@@ -83,7 +77,7 @@ def test_an_erased_session_leaves_the_append_only_file(start_service: StartServi
             assert client.post(f"/sessions/{session}/events", json=body).status_code == 200
         assert b"of-forgotten" in files_of(folder)
         assert client.delete("/sessions/forgotten").status_code == 204
-        wait_until(lambda: b"of-forgotten" not in files_of(folder))
+        until(lambda: b"of-forgotten" not in files_of(folder))
         assert len(client.get("/sessions/kept").json()["plays"]) == 1
 
 
@@ -102,11 +96,11 @@ def test_the_file_is_rewritten_at_most_once_in_a_period_and_only_after_erasures(
             assert rewrites() == 0
             marked = "segue:{b7}:erased"
             send_command(path, "SET", marked, "1")
-            wait_until(lambda: rewrites() >= 1)
+            until(lambda: rewrites() >= 1)
             began = time.monotonic()
             first = rewrites()
             send_command(path, "SET", marked, "1")
-            wait_until(lambda: rewrites() > first)
+            until(lambda: rewrites() > first)
             assert time.monotonic() - began > 1
 
 
@@ -117,16 +111,16 @@ def test_a_failed_rewrite_is_started_again(tmp_path: Path) -> None:
         assert not rewrite_if_erased(path)
         send_command(path, "SET", erased_marker(7), "1")
         assert rewrite_if_erased(path)
-        wait_until(lambda: not rewriting(url))
+        until(lambda: not rewriting(url))
         send_command(path, "SET", "segue:rewrite", "of a server that was killed")
         assert rewrite_if_erased(path)
-        wait_until(lambda: not rewriting(url))
+        until(lambda: not rewriting(url))
         assert not rewrite_if_erased(path)
         send_command(path, "SET", "segue:rewrite", "not begun")
     with embedded_redis(tmp_path) as url:
         path = Path(url.removeprefix("unix://"))
         assert rewrite_if_erased(path)
-        wait_until(lambda: not rewriting(url))
+        until(lambda: not rewriting(url))
         assert not rewrite_if_erased(path)
 
 

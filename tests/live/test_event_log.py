@@ -14,6 +14,7 @@ import pytest
 
 from service.sessions.event_log import erase_from_files, write_file
 from tests.event_log_reader import read_back
+from tests.stopwatch import until
 
 StartService = Callable[..., Any]
 
@@ -32,18 +33,11 @@ def of(session_id: str, log: dict[str, list[tuple[str, bool]]]) -> list[list[tup
     return [plays for name, plays in log.items() if name.partition("@")[0] == session_id]
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_the_log_is_what_the_sessions_are(start_service: StartService, tmp_path: Path) -> None:
     service = start_service(event_log_flush_s=0.2)
     with service.client() as client:
         report(client, "a", ("play", "g0-t00"), ("play", "g0-t01"))
-        wait_for(lambda: bool(of("a", read_back(tmp_path / "data" / "events"))))
+        until(lambda: bool(of("a", read_back(tmp_path / "data" / "events"))))
         # The skip turns a play into one that is already in a file.
         report(client, "a", ("skip", "g0-t01"), ("skip", "g0-t01"), ("play", "not in the catalogue"))
         report(client, "b", ("skip", "g1-t00"))
@@ -74,11 +68,11 @@ def test_erasing_a_session_erases_its_log(start_service: StartService, tmp_path:
     with service.client() as client:
         report(client, "gone", ("play", "g0-t00"))
         report(client, "gone.not", ("play", "g0-t01"))
-        wait_for(lambda: len(read_back(folder)) == 2)
+        until(lambda: len(read_back(folder)) == 2)
         report(client, "gone", ("play", "g0-t02"))
         client.delete("/sessions/gone")
         report(client, "gone", ("play", "g0-t03"))  # a new session of that name is another matter
-        wait_for(lambda: of("gone", read_back(folder)) == [[("g0-t03", False)]])
+        until(lambda: of("gone", read_back(folder)) == [[("g0-t03", False)]])
     assert service.stop() == 0
     log = read_back(folder)
     assert of("gone", log) == [[("g0-t03", False)]]
@@ -105,11 +99,11 @@ def test_a_full_disk_is_told_in_one_line_and_costs_no_event(start_service: Start
         process.rlimit(psutil.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
         for number in range(20):
             report(client, "a", ("play", f"g0-t{number % 12:02}"))
-        wait_for(lambda: any("event_log_write_failed" in line for line in service.output))
+        until(lambda: any("event_log_write_failed" in line for line in service.output))
         assert client.get("/health/ready").status_code == 200
         assert "segue_event_log_failures_total 0.0" not in client.get("/metrics").text
         process.rlimit(psutil.RLIMIT_FSIZE, before)
-        wait_for(lambda: [len(plays) for plays in of("a", read_back(tmp_path / "data" / "events"))] == [20])
+        until(lambda: [len(plays) for plays in of("a", read_back(tmp_path / "data" / "events"))] == [20])
     service.stop()
     assert not any("Traceback" in line or "event_log_error" in line for line in service.output)
 

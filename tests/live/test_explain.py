@@ -47,9 +47,9 @@ def test_contributions_are_those_of_the_plays_and_add_up_to_the_score(
 
 
 def test_it_says_where_a_track_would_be_without_the_skips(running: httpx.Client) -> None:
-    answer = recommended(running, stored(running, SESSION), k=40, explain=True)
+    answer = recommended(running, stored(running, SESSION), k=40, explain=True, repeat="never")
     heard = {track for _, track in SESSION}
-    unskipped = what_if(running, [("play", "g1-t00")], k=100, exclude=sorted(heard - {"g1-t00"}))
+    unskipped = what_if(running, [("play", "g1-t00")], k=100, exclude=sorted(heard - {"g1-t00"}), repeat="never")
     ranks = {item["track_id"]: item["rank"] for item in unskipped["items"]}
     told = [line["rank_without_skips"] for line in answer["explanation"]["items"]]
     assert told == [ranks[item["track_id"]] for item in answer["items"]]
@@ -58,11 +58,15 @@ def test_it_says_where_a_track_would_be_without_the_skips(running: httpx.Client)
 
 def test_it_names_what_was_left_out(running: httpx.Client) -> None:
     session_id = stored(running, [("play", "g2-t01"), ("play", "g2-t03")])
-    answer = recommended(running, session_id, k=3, exclude=["g2-t02", "g5-t00"], explain=True)
+    answer = recommended(running, session_id, k=3, exclude=["g2-t02", "g5-t00"], explain=True, repeat="never")
     assert [item["track_id"] for item in answer["items"]] == ["g2-t00", "g2-t04", "g2-t05"]
     left_out = [(one["track_id"], one["rank"], one["reason"]) for one in answer["explanation"]["filtered"]]
     assert left_out == [("g2-t01", 2, "heard"), ("g2-t02", 3, "excluded"), ("g2-t03", 4, "heard")]
-    everything = recommended(running, session_id, k=3, exclude_heard=False, explain=True)
+    answer = recommended(running, session_id, k=3, exclude=["g2-t02", "g5-t00"], explain=True, repeat="after:1")
+    assert [item["track_id"] for item in answer["items"]] == ["g2-t00", "g2-t01", "g2-t04"]
+    left_out = [(one["track_id"], one["rank"], one["reason"]) for one in answer["explanation"]["filtered"]]
+    assert left_out == [("g2-t02", 3, "excluded"), ("g2-t03", 4, "heard")]
+    everything = recommended(running, session_id, k=3, explain=True)
     assert everything["explanation"]["filtered"] == []
 
 
@@ -82,7 +86,9 @@ def test_an_answer_is_the_same_with_and_without_its_reasons(running: httpx.Clien
     assert "explanation" not in recommended(running, session_id, k=9, explain=False)
 
 
-@pytest.mark.parametrize("more", [{}, {"k": 7, "exclude_heard": False}, {"exclude": ["g1-t01", "g1-t02"], "k": 50}])
+@pytest.mark.parametrize(
+    "more", [{}, {"k": 7, "repeat": "never"}, {"k": 7, "repeat": "after:3"}, {"exclude": ["g1-t01", "g1-t02"], "k": 50}]
+)
 def test_what_if_answers_what_the_stored_session_gets(running: httpx.Client, more: dict[str, Any]) -> None:
     for happened in (SESSION, SESSION * 3, [("play", f"g{i % 6}-t0{i % 10}") for i in range(4 * WINDOW)], []):
         session_id = stored(running, happened) if happened else f"explain-{uuid4().hex}"

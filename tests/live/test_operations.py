@@ -14,6 +14,7 @@ from service.ops.metrics_snapshot import MetricsSnapshot
 from service.ops.status import redis_facts
 from service.sessions.store import stream_of
 from tests.live.redis_server import Server
+from tests.stopwatch import Stopwatch, until
 
 StartService = Callable[..., Any]
 
@@ -38,13 +39,6 @@ def route(told: dict[str, Any], method: str, path: str) -> dict[str, Any]:
     [line] = [one for one in told["routes"] if (one["method"], one["route"]) == (method, path)]
     assert isinstance(line, dict)
     return line
-
-
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -108,9 +102,9 @@ class TestRedis:
             address = start_service(**settings).address()
             assert operations(address)["redis"]["append_only"] is False
             with server.frozen():
-                began = time.monotonic()
-                told = operations(address)
-                assert time.monotonic() - began < 2
+                with Stopwatch() as watch:
+                    told = operations(address)
+                assert watch.seconds < 2
                 assert told["redis"]["reachable"] is False
                 assert told["redis"]["detail"] == "it did not respond within 1 s"
                 assert told["event_log"]["waiting"] is None

@@ -1,7 +1,6 @@
 """What a running service keeps of its listeners is closed to other users of the machine."""
 
 import stat
-import time
 from collections.abc import Collection
 from pathlib import Path
 
@@ -9,14 +8,19 @@ import pytest
 
 from segue.release import Release
 from tests.conftest import ServiceProcess
+from tests.stopwatch import until
 
 
 def wait_for_files(folder: Path, number: int, other_than: Collection[Path] = ()) -> set[Path]:
     """The event log's files, once there are so many and some of them are not the given ones."""
-    deadline = time.monotonic() + 15
-    while len(files := set(folder.glob("*.parquet"))) < number or files == other_than:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    files: set[Path] = set()
+
+    def written() -> bool:
+        nonlocal files
+        files = set(folder.glob("*.parquet"))
+        return len(files) >= number and files != other_than
+
+    until(written)
     return files
 
 

@@ -34,7 +34,7 @@ def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
         ("/recommendations?session_id=a%20b", "query.session_id", "'a b'"),
         ("/recommendations?session_id=a&k=0", "query.k", "'0'"),
         ("/recommendations?session_id=a&k=101", "query.k", "'101'"),
-        ("/recommendations?session_id=a&exclude_heard=perhaps", "query.exclude_heard", "'perhaps'"),
+        ("/recommendations?session_id=a&repeat=perhaps", "query.repeat", "'perhaps'"),
         ("/recommendations?session_id=a&exclude=%00", "query.exclude.0", "'\\x00'"),
         (f"/recommendations?session_id=a{'&exclude=b' * 101}", "query.exclude", None),
         (f"/sessions/{'x' * 129}", "path.session_id", None),

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.event_log_reader import read_back
+from tests.stopwatch import until
 
 StartService = Callable[..., Any]
 
@@ -57,10 +58,7 @@ def _works_in(pid: int, data_dir: Path) -> bool:
 
 
 def wait_until_gone(pids: list[int], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while any(command(pid) for pid in pids):
-        assert time.monotonic() < deadline, [command(pid) for pid in pids]
-        time.sleep(0.05)
+    until(lambda: not any(command(pid) for pid in pids), seconds, lambda: [command(pid) for pid in pids])
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -167,10 +165,7 @@ def test_without_redis_the_service_says_so_and_recovers(start_service: StartServ
             assert client.get("/tracks").status_code == 200
         finally:
             os.kill(server, signal.SIGCONT)
-        deadline = time.monotonic() + 5
-        while client.get("/health/ready").status_code != 200:  # it is asked four times a second whether it is back
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: client.get("/health/ready").status_code == 200, 5)  # it is asked four times a second
         assert client.get("/sessions/a").status_code == 200
 
 

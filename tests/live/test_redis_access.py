@@ -17,6 +17,7 @@ import redis
 
 from segue.errors import BadOption
 from service.settings import Settings, read_settings
+from tests.stopwatch import until
 
 StartService = Callable[..., Any]
 PASSWORD = "pa/ss:w@rd#100%secret"
@@ -107,10 +108,7 @@ def test_sessions_are_kept_over_tls_by_a_user_with_few_rights(
         assert report(client, "a").json()["length"] == 1
         assert client.get("/recommendations", params={"session_id": "a"}).json()["source"] == "model"
         assert client.get("/sessions/a").status_code == 200
-        deadline = time.monotonic() + 10
-        while not list((tmp_path / "data" / "events").glob("*.parquet")):
-            assert time.monotonic() < deadline, service.output
-            time.sleep(0.05)
+        until(lambda: list((tmp_path / "data" / "events").glob("*.parquet")), failed=lambda: service.output)
         assert client.delete("/sessions/a").status_code == 204
         assert client.get("/sessions/a").status_code == 404
         assert_unsaid(client, service)

@@ -60,7 +60,7 @@ def service(start_service: StartService, tmp_path: Path) -> Iterator[tuple[httpx
 def variants() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Every call that the table knows, with its options, of the victim's session where it takes one."""
     for query in (*EXPLAINED, *PLAIN):
-        for more in ("", "&exclude_heard=false", f"&exclude={PLAYED}", "&k=100", "&release=tiny"):
+        for more in ("", "&repeat=never", f"&exclude={PLAYED}", "&k=100", "&release=tiny"):
             yield "GET", f"/recommendations?session_id={VICTIM}&{query}{more}", {}
     for query in ("", "?recommend=20", "?recommend=100", "?explain=true", "?recommend=5&explain=true"):
         # The victim's own event again: it has no effect, and may be answered by nothing but numbers.

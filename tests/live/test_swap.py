@@ -24,6 +24,7 @@ pytest.importorskip("onnx")
 from segue.release import Release
 from tests.conftest import recommended
 from tests.hostile import Hostile, centroids, endless_encoder, write_plain_release
+from tests.stopwatch import until
 
 StartService = Callable[..., Any]
 
@@ -45,13 +46,6 @@ def serving(client: httpx.Client) -> str:
     with httpx.Client(base_url=client.base_url, trust_env=False) as fresh:
         folder: str = fresh.get("/releases/current").json()["folder"]
         return folder
-
-
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 class Listener(threading.Thread):
@@ -236,9 +230,7 @@ def test_a_release_under_trial_does_not_hold_up_the_end(
         until(lambda: any("forkserver" in " ".join(child.cmdline()) for child in parent.children()))
         time.sleep(1)
         service.process.send_signal(signal.SIGTERM)
-        began = time.monotonic()
-        assert service.stop() == 0
-        assert time.monotonic() - began < 15
+        assert service.stop() == 0  # after 9 s the shutdown timer would end it with 1
         if asked_by == "call":
             assert answer.result().status_code == 500
             assert not (releases_dir / "current").exists()
@@ -345,9 +337,9 @@ class TestCredits:
                 time.sleep(0.1)  # nobody waits until a list is remembered
                 return answer
 
-        items = told("g1-t00", recommend=5)["recommendations"]["items"]
+        items = told("g1-t00", recommend=5, repeat="never")["recommendations"]["items"]
         assert [item["track_id"] for item in items] == [f"g1-t0{number}" for number in range(1, 6)]
-        told("g1-t01", recommend=5)  # recommended
+        told("g1-t01", recommend=5, repeat="never")  # recommended
         told("g1-t01", kind="skip")  # and skipped, after the next list
         told("g1-t02", kind="skip")  # skipped in one event
         told("g1-t03", "g5-t00")  # one that was recommended, one that was not

@@ -51,6 +51,7 @@ def test_the_same_sessions_offline_and_over_http_give_identical_lists_and_figure
     indexed: Path, dataset: Path, tmp_path: Path, start_service: Callable[..., Any]
 ) -> None:
     from segue.release import open_release
+    from segue.sessions import repeat_policy
     from service.releases.loaded import recommender_of
     from training.data.dataset import open_dataset
     from training.evaluation.evaluate import HttpRecommender, LocalRecommender, Question
@@ -58,20 +59,26 @@ def test_the_same_sessions_offline_and_over_http_give_identical_lists_and_figure
     service = start_service(release=indexed)
     url = service.address()
     offline, through = tmp_path / "offline.json", tmp_path / "through.json"
-    for caution in (0, 2):
-        segue("evaluate", indexed, dataset, "--caution", caution, "--output", offline)
-        segue("evaluate", indexed, dataset, "--caution", caution, "--output", through, "--url", url)
+    for repeat, caution in (("allow", 0), ("after:5", 0), ("after:5", 2)):
+        options = "--repeat", repeat, "--caution", caution, "--output"
+        segue("evaluate", indexed, dataset, *options, offline)
+        segue("evaluate", indexed, dataset, *options, through, "--url", url)
         assert json.loads(offline.read_text()) == json.loads(through.read_text())
 
     opened, data = open_release(indexed), open_dataset(dataset)
     question = Question(data, opened, "last-play")
     inputs = question.examples().inputs.select(slice(0, 100))
-    local = LocalRecommender(recommender_of(opened), question.to_release()).lists(inputs)
-    with HttpRecommender(url, data.catalogue, opened.catalogue) as served:
-        for (rows, scores), (rows_served, scores_served) in zip(local, served.lists(inputs), strict=True):
-            assert len(rows) == 100
-            assert rows.tolist() == rows_served.tolist()
-            assert np.allclose(scores, scores_served, atol=1e-5)
+    recommender = LocalRecommender(recommender_of(opened), question.to_release())
+    answers: list[list[int]] = []
+    for policy in map(repeat_policy, ("allow", "never", "after:1", "after:5")):
+        local = recommender.lists(inputs, policy)
+        with HttpRecommender(url, data.catalogue, opened.catalogue) as served:
+            for (rows, scores), (rows_served, scores_served) in zip(local, served.lists(inputs, policy), strict=True):
+                assert len(rows) == 100
+                assert rows.tolist() == rows_served.tolist()
+                assert np.allclose(scores, scores_served, atol=1e-5)
+        answers.append([row for rows, _ in local for row in rows.tolist()])
+    assert len({*map(tuple, answers)}) == 4  # the policies differ in these sessions
 
 
 def test_a_service_of_another_release_is_not_measured_by_mistake(

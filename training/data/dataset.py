@@ -171,8 +171,8 @@ def open_dataset(path: Path) -> Dataset:
 def fingerprint(catalogue: Catalogue, sessions: Sessions) -> str:
     """Return the sha256 of the track ids (ordered by row), rows, skip flags and offsets, in hexadecimal.
 
-    Rows are hashed as little-endian int32, skip flags as uint8 and offsets as little-endian int64. Paths and times do
-    not affect the fingerprint.
+    Rows are hashed as little-endian int32, skip flags as uint8 and offsets as little-endian int64. Paths,
+    titles, times and session ids do not affect the fingerprint.
     """
     sha = hashlib.sha256()
     ids = catalogue.frame["track_id"]

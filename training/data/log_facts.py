@@ -9,6 +9,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MOST_FILES: Final = 1_000  # files that dataset.json lists
 
+# Thresholds of warnings that `segue prepare` and `segue describe` share.
+HIGH_SKIP_RATE: Final = 0.8
+FILES_APART: Final = 0.3  # difference of the skip rates of two files
+PLAYS_OF_A_FILE: Final = 100  # fewer plays tell nothing about the skip rate of a file
+MANY_REPEATS: Final = 0.2  # share of plays that repeat the track of the play before
+PLAYS_TO_JUDGE: Final = 100  # fewer neighbouring plays tell nothing about repeats and times
+
 
 Count: TypeAlias = Annotated[int, Field(ge=0, le=2**53)]
 

@@ -21,6 +21,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from segue.arrays import Bool, Int
+from segue.sessions import RepeatPolicy
 from segue.window import SessionViews
 from training.data.dataset import Dataset
 
@@ -43,6 +44,20 @@ class Examples(NamedTuple):
     target_skipped: Bool  # [sessions] bool; false if the outcome is unknown
     sessions: Int  # [sessions] int64, index of the session in the dataset
     target_known: Bool | None = None  # [sessions] bool, whether the outcome of the target is known; None: of all
+
+    def excluded_by(self, repeat: RepeatPolicy) -> Bool:
+        """Return which targets the policy excludes, because they repeat a track of their session. [sessions] bool."""
+        if not repeat.plays:
+            return np.zeros(len(self.targets), dtype=np.bool_)
+        found = [np.zeros(0, dtype=np.bool_)]
+        first = 0
+        for block in self.inputs.blocks():
+            session = np.repeat(np.arange(len(block)), block.lengths)
+            later = block.offsets[1:][session] - np.arange(len(session)) - 1  # plays after each play
+            repeated = (block.rows == self.targets[first:][session]) & (later < repeat.plays)
+            found.append(np.bincount(session[repeated], minlength=len(block)) > 0)
+            first += len(block)
+        return np.concatenate(found)
 
 
 def training_part(dataset: Dataset, split: Split, targets: Targets = "last") -> SessionViews:

@@ -68,6 +68,7 @@ class Run:
     fingerprint: str
     folder: Path
     targets: Targets = "last"
+    repeat: str = "allow"
 
     @property
     def name(self) -> str:
@@ -108,6 +109,7 @@ class Wanted:
     recipe: str | None
     settings: Sequence[str] = ()
     targets: Targets = "last"
+    repeat: str = "allow"
 
 
 def plan(wanted: Wanted, dataset: Path, fingerprint: str, folder: Path) -> Plan:
@@ -123,7 +125,7 @@ def plan(wanted: Wanted, dataset: Path, fingerprint: str, folder: Path) -> Plan:
     if unknown:
         raise BadOption(f"--system {unknown[0]!r}: expected one of {', '.join(SYSTEMS)}")
     runs = [
-        Run(name, _options(name, wanted, seed), split, dataset, fingerprint, folder, wanted.targets)
+        Run(name, _options(name, wanted, seed), split, dataset, fingerprint, folder, wanted.targets, wanted.repeat)
         for split in wanted.splits
         for seed in wanted.seeds
         for name in dict.fromkeys(wanted.systems)
@@ -198,10 +200,10 @@ def run_plan(plan: Plan, jobs: int, on_progress: OnProgress) -> list[Path]:
 
 
 def _check_same_run(run: Run) -> None:
-    """Check that existing files of `run` have the same options, targets and dataset.
+    """Check that existing files of `run` have the same options, targets, policy for repeats and dataset.
 
     Raises:
-        BadOption: The options, the targets or the dataset differ.
+        BadOption: One of them differs.
 
     """
     found: list[tuple[Path, Any, Any, Any]] = []
@@ -212,6 +214,8 @@ def _check_same_run(run: Run) -> None:
     for file in run.folder.glob(f"{run.split}/{run.name}.*.json"):
         content = json.loads(file.read_text(encoding="utf-8"))
         asked = content.get("targets", "last")
+        if (repeat := content.get("repeat", "allow")) != run.repeat:
+            raise BadOption(f"{file} was made with --repeat {repeat}, here {run.repeat}: choose another --out")
         found.append((file, content["options"], content["dataset"]["fingerprint"], asked))
     expected = run.options.model_dump()
     for path, options, fingerprint, targets in found:
@@ -236,7 +240,7 @@ def _do(run: Run, protocols: Sequence[Protocol], commands: "_Commands") -> None:
     for protocol in protocols:
         out = run.result(protocol)
         if not out.is_file():
-            asked = ["--protocol", protocol, *split, "--exact", "--output", out]
+            asked = ["--protocol", protocol, *split, "--repeat", run.repeat, "--exact", "--output", out]
             commands.run(["evaluate", run.release, run.dataset, *asked], log)
 
 

@@ -17,9 +17,18 @@ from segue.catalogue import PAD_ROW
 from segue.hybrid import ALL_PARTS, FEATURES, NEW_PARTS, REPEAT_FEATURES, REPEAT_PARTS, HybridRanker, Mixture
 from segue.window import Sessions, SessionViews, Windows, to_windows
 
-PENALTY: Final = 7.0
+PENALTY: Final = 2.0
 EXAMPLES: Final = 20_000  # more change the weights less than the seed of an encoder does
-_PRIOR: Final = {"ngram": 0.45, "follow": 0.2, "near": 0.15, "recent": 0.2, "own": 0.2, "popular": 0.05, "encoder": 0.3}
+_PRIOR: Final = {
+    "ngram": 0.45,
+    "follow": 0.2,
+    "near": 0.1,
+    "liked": 0.1,
+    "recent": 0.2,
+    "own": 0.2,
+    "popular": 0.05,
+    "encoder": 0.3,
+}
 _BATCH: Final = 256
 _LEAST: Final = 1e-12  # probability that keeps the logarithm finite
 _ITERATIONS: Final = 200

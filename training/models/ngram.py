@@ -1,6 +1,6 @@
 """Train `ngram` and the hybrids: count the transitions of the training part, and learn the mixture on validation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -11,7 +11,7 @@ from index.exact import ExactIndex
 from segue.arrays import Float32, Float64, Int
 from segue.catalogue import Catalogue
 from segue.hybrid import HybridRanker
-from segue.ngram import FOLLOW, FOLLOW_DECAY, ORDERS, REACH, TABLES, CountTables, NgramCounts
+from segue.ngram import FOLLOW_DECAY, ORDERS, PAIRS, REACH, TABLES, CountTables, NgramCounts
 from segue.recommend import EncoderRanker
 from segue.release import Release
 from segue.window import Sessions, SessionViews, Windows, to_windows
@@ -21,7 +21,7 @@ from training.models.mixture import Targets, every_position, fit_mixture, prior_
 if TYPE_CHECKING:
     from training.models.encoders.encoder import Encoder
 
-_PAIRS_AT_ONCE: Final = 1 << 25  # pairs of plays that are sorted at once while counting
+_PAIRS_AT_ONCE: Final = 1 << 26  # pairs of plays that are sorted at once while counting
 MAX_FOLLOWERS: Final = 64  # stored tracks of each context; benchmarks/README.md has the loss
 
 
@@ -106,7 +106,7 @@ def count_transitions(sessions: Sessions, num_rows: int, max_followers: int) -> 
     tracks = usable.rows.astype(np.int64, copy=False)
     place = np.arange(len(tracks), dtype=np.int64) - np.repeat(usable.offsets[:-1], usable.lengths)
     keys: list[Int] = []
-    parts: list[tuple[Int, Int, Float32, Float32]] = []  # lengths of the rows, tracks, counts, totals
+    parts: list[_Table] = []
     has_next = np.zeros(len(tracks), dtype=np.bool_)
     has_next[:-1] = place[1:] > 0
     at = np.flatnonzero(has_next)  # the newest play of each context
@@ -118,12 +118,9 @@ def count_transitions(sessions: Sessions, num_rows: int, max_followers: int) -> 
             distinct, context = np.unique(context * num_rows + tracks[at - order + 1], return_inverse=True)
             keys.append(distinct)
             contexts = len(distinct)
-        parts.append(_table(context * num_rows + tracks[at + 1], None, contexts, num_rows, max_followers))
-    follow = _pairs_within_reach(tracks, place, num_rows)
-    near_keys = np.concatenate([follow.keys, follow.keys % num_rows * num_rows + follow.keys // num_rows])
-    parts.append(_table(follow.keys, follow.decayed, num_rows, num_rows, max_followers))
-    parts.append(_table(near_keys, np.tile(follow.counts, 2), num_rows, num_rows, max_followers))
-    return _stacked(keys, parts)
+        parts.append(_counted(context * num_rows + tracks[at + 1], contexts, num_rows, max_followers))
+    pairs = _pairs(tracks, place, num_rows, max_followers)
+    return _stacked(keys, [*parts, pairs], pairs.follow, pairs.follow_totals)
 
 
 def add_counts(first: CountTables, rows: Int, second: CountTables, num_rows: int, max_followers: int) -> CountTables:
@@ -137,102 +134,141 @@ def add_counts(first: CountTables, rows: Int, second: CountTables, num_rows: int
         max_followers: Stored counts of each row of the result.
 
     """
-    ids = [rows, np.arange(num_rows, dtype=np.int64)]  # the context in the result of each context of one order
+    both = ((first, rows), (second, np.arange(num_rows, dtype=np.int64)))
+    ids = [rows for _, rows in both]  # the context in the result of each context of one order
     count, keys, parts = num_rows, [], []
-    for table in range(TABLES):
-        if FOLLOW > table > 0:
-            longer = []
-            for one, tables, tracks in zip(ids, (first, second), (rows, np.arange(num_rows)), strict=True):
-                start = int(tables.starts[1])
-                known = tables.keys[int(tables.starts[table]) - start : int(tables.starts[table + 1]) - start]
-                longer.append(one[known // int(tables.starts[1])] * num_rows + tracks[known % int(tables.starts[1])])
+    for number in range(TABLES):
+        if number == PAIRS:
+            ids, count = [rows for _, rows in both], num_rows
+        elif number > 0:
+            longer = [_longer_contexts(*one, number, of, num_rows) for one, of in zip(both, ids, strict=True)]
             union = np.unique(np.concatenate(longer))
             ids, count = [np.searchsorted(union, part) for part in longer], len(union)
             keys.append(union)
-        elif table >= FOLLOW:
-            ids, count = [rows, np.arange(num_rows, dtype=np.int64)], num_rows
         found, totals = [], np.zeros(count)
-        for one, tables, tracks in zip(ids, (first, second), (rows, np.arange(num_rows)), strict=True):
-            span = slice(int(tables.starts[table]), int(tables.starts[table + 1]))
+        for (tables, to_row), of in zip(both, ids, strict=True):
+            span = slice(int(tables.starts[number]), int(tables.starts[number + 1]))
             lengths = np.diff(tables.offsets[span.start : span.stop + 1])
             entries = slice(int(tables.offsets[span.start]), int(tables.offsets[span.stop]))
-            found.append((np.repeat(one, lengths) * num_rows + tracks[tables.tracks[entries]], tables.counts[entries]))
-            totals += np.bincount(one, weights=tables.totals[span], minlength=count)
-        merged = np.concatenate([found[0][0], found[1][0]]), np.concatenate([found[0][1], found[1][1]])
-        lengths, tracks_, counts, _ = _table(merged[0], merged[1].astype(np.float64), count, num_rows, max_followers)
-        parts.append((lengths, tracks_, counts, totals.astype(np.float32)))
-    return _stacked(keys, parts)
+            follow = tables.follow if number == PAIRS else np.zeros(entries.stop - entries.start, np.float32)
+            at = np.repeat(of, lengths) * num_rows + to_row[tables.tracks[entries]]
+            found.append((at, tables.counts[entries], follow))
+            totals += np.bincount(of, weights=tables.totals[span], minlength=count)
+        merged, counts, follow = map(np.concatenate, zip(*found, strict=True))
+        order = np.argsort(merged)
+        starts = _first_of_each(merged[order])
+        summed = [_sums(values[order], starts) for values in (counts, follow)]
+        table = _table(merged[order][starts], summed[0], summed[1], count, num_rows, max_followers)
+        parts.append(table._replace(totals=totals.astype(np.float32)))
+    of_tracks = sum(np.bincount(to_row, tables.follow_totals, num_rows) for tables, to_row in both)
+    return _stacked(keys, parts, parts[-1].follow, np.asarray(of_tracks, dtype=np.float32))
 
 
-def _stacked(keys: Sequence[Int], parts: Sequence[tuple[Int, Int, Float32, Float32]]) -> CountTables:
-    """Put tables (lengths of the rows, tracks, counts, totals) below each other."""
-    lengths = np.concatenate([part[0] for part in parts])
+def _longer_contexts(tables: CountTables, to_row: Int, order: int, shorter: Int, num_rows: int) -> Int:
+    """Return the keys of the contexts of `order` + 1 tracks in the result. `shorter` are its contexts of `order`."""
+    start, before = int(tables.starts[1]), int(tables.starts[1])
+    known = tables.keys[int(tables.starts[order]) - start : int(tables.starts[order + 1]) - start]
+    keys: Int = shorter[known // before] * num_rows + to_row[known % before]
+    return keys
+
+
+def _stacked(keys: Sequence[Int], parts: Sequence["_Table"], follow: Float32, follow_totals: Float32) -> CountTables:
+    """Put tables below each other; the last one is the table of pairs."""
+    lengths = np.concatenate([part.lengths for part in parts])
     return CountTables(
         keys=np.concatenate(keys),
-        starts=np.cumsum([0, *(len(part[0]) for part in parts)], dtype=np.int64),
+        starts=np.cumsum([0, *(len(part.lengths) for part in parts)], dtype=np.int64),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        tracks=np.concatenate([part[1] for part in parts]).astype(np.int32),
-        counts=np.concatenate([part[2] for part in parts]),
-        totals=np.concatenate([part[3] for part in parts]),
+        tracks=np.concatenate([part.tracks for part in parts]).astype(np.int32),
+        counts=np.concatenate([part.counts for part in parts]),
+        totals=np.concatenate([part.totals for part in parts]),
+        follow=follow,
+        follow_totals=follow_totals,
     )
 
 
-class _Pairs(NamedTuple):
-    keys: Int  # [pairs] int64, distinct: earlier track times the number of rows, plus later track
-    counts: Float64  # [pairs], how often the later track came at most REACH places after the earlier one
-    decayed: Float64  # [pairs], the sum of FOLLOW_DECAY^(d-1)
+def _pairs(tracks: Int, place: Int, num_rows: int, max_followers: int) -> "_Table":
+    """Count the pairs of tracks with at most REACH places between them: N and F.
 
-
-def _pairs_within_reach(tracks: Int, place: Int, num_rows: int) -> _Pairs:
-    """Count the pairs of tracks with at most REACH places between them, in blocks of plays that bound the memory."""
-    found: list[_Pairs] = []
-    block = max(_PAIRS_AT_ONCE // REACH, 1)
-    for start in range(0, len(tracks), block):
-        at = np.arange(start, min(start + block, len(tracks)), dtype=np.int64)
-        keys, counts, decayed = [], [], []
-        for distance in range(1, REACH + 1):
-            later = at[place[at] >= distance]
-            distinct, number = np.unique(tracks[later - distance] * num_rows + tracks[later], return_counts=True)
-            keys.append(distinct)
-            counts.append(number.astype(np.float64))
-            decayed.append(number * FOLLOW_DECAY ** (distance - 1))
-        found.append(_summed(_Pairs(*map(np.concatenate, (keys, counts, decayed)))))
-    empty = np.empty(0)
-    return (
-        _summed(_Pairs(*map(np.concatenate, zip(*found, strict=True))))
-        if found
-        else _Pairs(np.empty(0, dtype=np.int64), empty, empty)
-    )
-
-
-def _summed(pairs: _Pairs) -> _Pairs:
-    """Return distinct pairs, with the sums of their counts."""
-    order = np.argsort(pairs.keys, kind="stable")
-    keys = pairs.keys[order]
-    first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.empty(0, np.int64)
-    if not len(keys):
-        return pairs
-    return _Pairs(
-        keys[first], np.add.reduceat(pairs.counts[order], first), np.add.reduceat(pairs.decayed[order], first)
-    )
-
-
-def _table(
-    keys: Int, weights: Float64 | None, rows: int, num_rows: int, max_followers: int
-) -> tuple[Int, Int, Float32, Float32]:
-    """Return the lengths of the rows of a table, and its tracks, counts and row totals.
-
-    A key is row * num_rows + track. Keys may repeat. `weights` are their counts, or None for 1 each.
+    Works through ranges of rows, so that the pairs sorted at once are bounded.
     """
-    ones = np.ones(len(keys)) if weights is None else weights
-    distinct, counts, _ = _summed(_Pairs(keys, ones, ones))
-    row, track = np.divmod(distinct, num_rows)
-    totals = np.bincount(row, weights=counts, minlength=rows).astype(np.float32)
-    lengths = np.bincount(row, minlength=rows)
+    weights = np.append(FOLLOW_DECAY ** np.arange(REACH), 0.0)  # the last one is of the other direction
+    found = []
+    for low, high in _row_ranges(tracks, num_rows):
+        keys = []
+        for distance in range(1, REACH + 1):
+            later = np.flatnonzero(place >= distance)
+            first, second = tracks[later - distance], tracks[later]
+            inside = (first >= low) & (first < high)
+            forward = (first[inside] - low) * num_rows + second[inside]
+            inside = (second >= low) & (second < high)
+            backward = (second[inside] - low) * num_rows + first[inside]
+            keys += [forward * (REACH + 1) + distance - 1, backward * (REACH + 1) + REACH]
+        ordered = np.sort(np.concatenate(keys))
+        pairs = ordered // (REACH + 1)
+        starts = _first_of_each(pairs)
+        near = np.diff(np.append(starts, len(pairs))).astype(np.float64)
+        follow = _sums(weights[ordered % (REACH + 1)], starts)
+        found.append(_table(pairs[starts], near, follow, high - low, num_rows, max_followers))
+    return _Table(*map(np.concatenate, zip(*found, strict=True)))
+
+
+def _row_ranges(tracks: Int, num_rows: int) -> Iterator[tuple[int, int]]:
+    """Yield ranges of rows that have about _PAIRS_AT_ONCE pairs each, or one row."""
+    pairs = np.cumsum(np.bincount(tracks, minlength=num_rows)) * (2 * REACH)
+    low = 0
+    while low < num_rows:
+        before = int(pairs[low - 1]) if low else 0
+        high = max(int(np.searchsorted(pairs, before + _PAIRS_AT_ONCE, side="right")), low + 1)
+        yield low, high
+        low = high
+
+
+class _Table(NamedTuple):
+    lengths: Int  # [rows] int64, stored entries
+    tracks: Int  # [entries]
+    counts: Float32  # [entries]
+    totals: Float32  # [rows]
+    follow: Float32  # [entries]
+    follow_totals: Float32  # [rows]
+
+
+def _first_of_each(ordered: Int) -> Int:
+    """Return the positions where a new value begins in a sorted array."""
+    if not len(ordered):
+        return np.empty(0, dtype=np.int64)
+    return np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+
+
+def _sums(values: NDArray[Any], starts: Int) -> Float64:
+    """Return the sums of the values from each start to the next one."""
+    if not len(values):
+        return np.empty(0)
+    return np.add.reduceat(values, starts, dtype=np.float64)
+
+
+def _counted(keys: Int, rows: int, num_rows: int, max_followers: int) -> _Table:
+    """Return the table of keys that may repeat. A key is row * num_rows + track."""
+    ordered = np.sort(keys)
+    starts = _first_of_each(ordered)
+    counts = np.diff(np.append(starts, len(ordered))).astype(np.float64)
+    return _table(ordered[starts], counts, np.zeros(len(starts)), rows, num_rows, max_followers)
+
+
+def _table(keys: Int, counts: Float64, follow: Float64, rows: int, num_rows: int, max_followers: int) -> _Table:
+    """Return the table of distinct, ascending keys and their counts, with at most `max_followers` entries a row.
+
+    Entries with the largest sum of both counts are kept.
+    """
+    row, track = np.divmod(keys, num_rows)
+    totals = [np.bincount(row, weights=values, minlength=rows).astype(np.float32) for values in (counts, follow)]
+    lengths = np.bincount(row, minlength=rows).astype(np.int64)
     if lengths.max(initial=0) > max_followers:
-        best = np.lexsort((track, -counts, row))
-        rank = np.arange(len(best), dtype=np.int64) - (np.cumsum(lengths) - lengths)[row[best]]
-        kept = np.sort(best[rank < max_followers])
-        row, track, counts = row[kept], track[kept], counts[kept]
+        long = np.flatnonzero(lengths[row] > max_followers)
+        best = long[np.lexsort((track[long], -(counts + follow)[long], row[long]))]
+        rank = np.arange(len(best), dtype=np.int64) - np.searchsorted(row[long], row[best])
+        kept = np.ones(len(keys), dtype=np.bool_)
+        kept[best[rank >= max_followers]] = False
+        track, counts, follow = track[kept], counts[kept], follow[kept]
         lengths = np.minimum(lengths, max_followers)
-    return lengths.astype(np.int64), track, counts.astype(np.float32), totals
+    return _Table(lengths, track, counts.astype(np.float32), totals[0], follow.astype(np.float32), totals[1])

@@ -334,6 +334,9 @@ class _Events:
         durations = [self.found[role] for role in ("ms_played", "duration_ms") if role in self.found]
         asked = self.options.skip_below_s is not None or self.options.skip_below_ratio_pct is not None
         if durations and not asked and not {"skipped", "played"} & set(self.used):
-            option = "--skip-below-seconds" if "ms_played" in self.found else "--skip-below-ratio"
-            notes.append(f"{' and '.join(durations)} were not used for skips: {option} uses the played duration")
+            were = "was" if len(durations) == 1 else "were"
+            notes.append(
+                f"{' and '.join(durations)} {were} not used for skips: --skip-below-seconds uses the played duration, "
+                "and --skip-below-ratio its share of the duration of the track"
+            )
         return notes

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from segue.errors import BadLog
 from training.prepare.archives import Head, Member, Readable, copy, members
 from training.prepare.content import archive_of, printable
-from training.prepare.layouts import ARCHIVES, Role, expected_files, is_hidden, role_of, yambda_size
+from training.prepare.layouts import ARCHIVES, Role, expected_files, is_beside, is_hidden, role_of, yambda_size
 from training.prepare.options import LogKind
 from training.prepare.sources import LogFile
 
@@ -119,6 +119,9 @@ class _Finder:
 
     def _add_file(self, file: LogFile) -> None:
         """Add a file that the user named: it is a log, unless it is known to be something else."""
+        if is_beside(file.path.name):
+            self._leave_out(printable(str(file.path.parent)), file.name, f"no log of kind {self._kind}, by its name")
+            return
         if not self._is_new(file):
             return
         head = file.head()

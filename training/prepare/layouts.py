@@ -60,6 +60,12 @@ _NO_PLAYS: Final[dict[LogKind, tuple[tuple[str, str], ...]]] = {
         *((f"{what}.parquet", f"{what}, not listens") for what in ("likes", "dislikes", "unlikes", "undislikes")),
     ),
 }
+# Names that no log has, in lower case: what people and systems put beside the files of a log.
+_BESIDE: Final = (
+    *("readme", "readme.txt", "licen[cs]e", "licen[cs]e.txt", "copying", "changelog.txt", "*.md", "*.html", "*.pdf"),
+    *("manifest.json", "checksum*", "md5sum*", "sha*sum*", "*.md5", "*.sha1", "*.sha256", "*.sha512", "*.asc", "*.sig"),
+    *(".ds_store", "thumbs.db"),
+)
 _YAMBDA_SIZES: Final = ("50m", "500m", "5b")
 
 
@@ -90,6 +96,11 @@ def role_of(kind: LogKind, name: PurePath, head: _Head) -> Role:
         return _role_of_export(kind, lower, head())
     one_object = kind == "events" and lower.endswith(".json") and not _is_list(head())
     return UNKNOWN if one_object else LOG
+
+
+def is_beside(name: str) -> bool:
+    """Whether a file that the user named is no log by its name, such as a README that `data/*` matches."""
+    return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in _BESIDE)
 
 
 def expected_files(kind: LogKind) -> str:

@@ -48,11 +48,12 @@ from segue.safe_files import check_output_free
 from training.data.dataset import FACTS_FILE, Dataset, RawInteractions, write_listening
 from training.data.log_facts import LogFacts, PrepareStep
 from training.prepare.finding import find_files, scratch_folder
+from training.prepare.findings import log_facts
 from training.prepare.formats import LogFormat
 from training.prepare.ids import EncodedLines, first_names, played_tracks, recode
 from training.prepare.options import NO_EFFECT, LogKind, PrepareOptions, options_of_kind, prepare_options
 from training.prepare.reading import LinesRead, MalformedLine, ReadStats, check_same_format, read_split
-from training.prepare.report import Steps, log_counts, log_facts, plausible
+from training.prepare.report import Steps, log_counts, plausible
 from training.prepare.session_filters import (
     FilteredPartition,
     Partition,
@@ -294,7 +295,7 @@ def _sampled(
         last_known=last_known(plays),
     )
     files = [file.name for file in job.files]
-    all_counts = log_counts(log, counts, plays, starts, files, job.options)
+    all_counts = log_counts(log, counts, plays, starts, sessions.owners, files, job.options)
     facts = log_facts(job.kind, job.options, log.read, all_counts, steps, tracks["track_id"])
     return PrepareResult(log.read, interactions, facts)
 

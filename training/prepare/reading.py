@@ -25,6 +25,10 @@ from training.prepare.tables import unreadable
 
 MAX_EXAMPLES: Final = 5
 
+# Names of LinesRead.counted: times without a zone, and those of them with the hours 0 and 13 to 23.
+CLOCK_TIMES: Final = "times without a zone"
+AFTERNOON: Final = "times without a zone in the hours that no 12-hour clock has"
+
 
 class MalformedLine(NamedTuple):
     """A line that could not be parsed. Texts of the log are in `value` and `note` alone, and are shortened."""
@@ -130,6 +134,7 @@ class LinesRead:
 
 
 _VALUE_CHARACTERS: Final = 60
+_HOUR_MS: Final = 3_600_000
 _TIMES_A_BLOCK: Final = 1 << 16
 
 
@@ -221,6 +226,9 @@ class LogReader:
         )
         if log.table.no_zone:
             found.notes.append("times without a zone were read as UTC: --time-zone names another zone")
+            hours = frame["end" if log.form.by_end else "at"].drop_nulls() // _HOUR_MS % 24
+            found.counted[CLOCK_TIMES] = len(hours)
+            found.counted[AFTERNOON] = int((~hours.is_between(1, 12)).sum())
         if problem.max():
             for code, number in problem.filter(problem > 0).value_counts().iter_rows():
                 if code >= IGNORED:

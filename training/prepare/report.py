@@ -1,7 +1,7 @@
-"""What the rules of `segue prepare` removed and what remains, and what looks wrong in a log."""
+"""What the rules of `segue prepare` removed, and what was counted in the plays that remain."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -10,14 +10,15 @@ import polars as pl
 
 from segue.arrays import Bool, Int
 from segue.errors import BadLog
-from training.data.log_facts import MOST_FILES, DataWarning, LogFacts, LogFile, PrepareStep, SkipSources
-from training.prepare.options import EXPORTS, LogKind, PrepareOptions
-from training.prepare.play_order import AGAIN_MS, UNKNOWN_TIME, Repeats
+from training.data.log_facts import MOST_FILES, LogFile, PrepareStep, SkipSources
+from training.prepare.options import PrepareOptions
+from training.prepare.play_order import UNKNOWN_TIME, Repeats
 from training.prepare.reading import LinesRead, ReadStats
 from training.prepare.sessionize import (
     SAME_SECOND,
     TIME,
     Counts,
+    Neighbours,
     Plays,
     is_skip,
     last_known,
@@ -26,15 +27,9 @@ from training.prepare.sessionize import (
     too_coarse,
 )
 
-# Players report a track to these services after half of it or after four minutes, so a skip is mostly not reported.
-_SCROBBLES: Final[tuple[LogKind, ...]] = ("lfm1k", "lfm2b")
 _SOURCES: Final = ("flag", "end_reason", "played_duration", "time")  # the fields of SkipSources
 _EARLIEST_MS: Final = 631_152_000_000  # 1990-01-01
 _DAY_S: Final = 86_400
-_MANY_SKIPS: Final = 0.8
-_EVENT_COLUMNS: Final = frozenset({"event", "eventname", "eventtype", "action", "type"})
-_FILE_DIFFERENCE: Final = 0.3  # between the highest and the lowest skip rate of files
-_FILE_PLAYS: Final = 100  # the skip rate of a file with fewer plays is not compared
 
 
 class StepCount(NamedTuple):
@@ -117,6 +112,10 @@ class LogCounts(NamedTuple):
     files: list[LogFile]
     sessions_given: bool
     coarse_ms: int  # the resolution of the times if it is too coarse to infer skips from, else 0
+    resolution_ms: int  # of the times, 1000 if it is a second or less; 0 without times
+    neighbours: Neighbours  # of all plays of the log
+    immediate_repeats: int  # plays of the same track as the play before
+    odd_owners: int  # listeners or sessions whose id differs from another one only by surrounding white space
 
 
 def count(number: int, noun: str) -> str:
@@ -129,12 +128,14 @@ def log_counts(
     partitions: Sequence[Counts],
     plays: Plays,
     starts: Int | None,
+    owners: pl.Series,
     files: Sequence[str],
     options: PrepareOptions,
 ) -> LogCounts:
     """Count the plays in the dataset by outcome, and add up what was found in the partitions of a log.
 
-    `starts` [sessions] is in ms since 1970. `files` are the names of all files of the log.
+    `starts` [sessions] is in ms since 1970. `owners` are the ids of the listeners or sessions of the log, and `files`
+    the names of all its files.
     """
     of_code = np.bincount(plays.outcome, minlength=2 * SAME_SECOND)
     codes = np.arange(len(of_code), dtype=np.uint8)
@@ -143,6 +144,9 @@ def log_counts(
         for which in (codes >= 0, is_skip(codes))
     ]
     repeats = Repeats(*(sum(numbers) for numbers in zip(*(one.repeats for one in partitions), strict=True)))
+    neighbours = Neighbours(*(sum(numbers) for numbers in zip(*(one.neighbours for one in partitions), strict=True)))
+    again = plays.track[1:] == plays.track[:-1]
+    again[plays.offsets[1:-1] - 1] = False  # the last play of a session and the first of the next
     resolution_ms = time_facts(log.times, options).resolution_ms if "at" in log.columns else 0
     return LogCounts(
         outcomes=SkipSources(**dict(zip(_SOURCES, by_source[0][1:], strict=True))),
@@ -158,6 +162,10 @@ def log_counts(
         files=_files(partitions, files),
         sessions_given=log.form.sessions_given,
         coarse_ms=resolution_ms if too_coarse(resolution_ms, options) else 0,
+        resolution_ms=resolution_ms,
+        neighbours=neighbours,
+        immediate_repeats=int(np.count_nonzero(again)),
+        odd_owners=differ_by_space(owners),
     )
 
 
@@ -186,179 +194,7 @@ def plausible(at: Int) -> Bool:
     return (at >= _EARLIEST_MS) & (at <= (time.time() + _DAY_S) * 1000)
 
 
-def log_facts(
-    kind: LogKind, options: PrepareOptions, read: LinesRead, counts: LogCounts, steps: Steps, tracks: pl.Series
-) -> LogFacts:
-    """The field `log` of dataset.json. `tracks` are the ids of the tracks in the dataset."""
-    return LogFacts(
-        files=counts.files,
-        sessions_given=counts.sessions_given,
-        skips_from=counts.outcomes,
-        skipped_by=counts.skips,
-        unknown_outcomes=counts.unknown,
-        same_second_skips=counts.same_second,
-        merged=counts.repeats.merged,
-        conflicts=counts.repeats.places + counts.repeats.outcomes,
-        ignored=dict(sorted(read.ignored.items())),
-        columns=dict(read.columns),
-        unused_columns=list(read.unused_columns),
-        steps=steps.done,
-        notes=[*read.all_notes, *_notes(kind, options, counts)],
-        warnings=[
-            *_warnings(options, counts, tracks),
-            *(_column_warnings(read.unused_columns, counts) if kind == "events" else ()),
-        ],
-    )
-
-
-def total(sources: SkipSources) -> int:
-    """The sum of the numbers of all sources."""
-    return sources.flag + sources.end_reason + sources.played_duration + sources.time
-
-
-def _notes(kind: LogKind, options: PrepareOptions, counts: LogCounts) -> Iterator[str]:
-    """How the log was understood, one sentence each."""
-    if counts.days and kind in EXPORTS:
-        yield f"the sessions start from {counts.days[0]} to {counts.days[1]}"
-    inferred = counts.outcomes.time
-    given = total(counts.outcomes) - inferred
-    if options.no_skips:
-        yield "every play counts as played, because of --no-skips"
-    elif given and (inferred or counts.unknown):
-        parts = {
-            "given by the log": given,
-            "inferred from time": inferred,
-            "unknown, which count as played": counts.unknown,
-        }
-        yield "outcomes of plays: " + ", ".join(f"{number:,} {what}" for what, number in parts.items() if number)
-    elif inferred:
-        yield f"outcomes are inferred from time: {_inference(options)}"
-    if counts.coarse_ms and counts.unknown and not options.no_skips:
-        yield (
-            f"the times are in steps of {counts.coarse_ms / 1000:g} s, coarser than --skip-within "
-            f"{options.skip_within_s:g}: no skip was inferred from them"
-        )
-    if counts.unknown_last and not counts.coarse_ms and not options.no_skips:
-        yield (
-            f"the outcome of the last play is unknown in {counts.unknown_last:,} of "
-            f"{count(counts.sessions, 'session')}, because no later play shows it: evaluation counts it neither as "
-            "played nor as skipped"
-        )
-    if counts.same_second:
-        few = ". Logs of this kind hold few true skips" if kind in _SCROBBLES else ""
-        yield (
-            f"{counts.same_second:,} of {count(counts.skips.time, 'skip')} inferred from time "
-            f"{'begins' if counts.same_second == 1 else 'begin'} in the same second as the next play: "
-            f"--skip-after 1 leaves them out{few}"
-        )
-    if counts.implausible_starts and kind != "yambda":
-        yield (
-            f"the times of {count(counts.implausible_starts, 'session')} are no dates: they only order the plays, and "
-            "started_at is empty"
-        )
-
-
-def _inference(options: PrepareOptions) -> str:
-    after = f"at least {options.skip_after_s:g} s and " if options.skip_after_s else ""
-    return f"a play is skipped if the next one of its session starts {after}at most {options.skip_within_s:g} s later"
-
-
-def _warnings(options: PrepareOptions, counts: LogCounts, tracks: pl.Series) -> Iterator[DataWarning]:
-    """What looks wrong, with the likely cause."""
-    yield from _skip_rate_warnings(options, counts)
-    again, places, outcomes = counts.repeats.started_again, counts.repeats.places, counts.repeats.outcomes
-    if again:
-        seconds = AGAIN_MS // 1000
-        yield DataWarning(
-            code="started_again",
-            message=f"the same listener starts the track of {count(again, 'play')} again within {seconds} seconds. "
-            f"These are probably second reports: --merge-within {seconds} merges them",
-        )
-    if places:
-        yield DataWarning(
-            code="other_tracks",
-            message=f"{count(places, 'position')} {_have(places)} several different tracks; the last line counts. If "
-            "session ids are unique per listener only, name the column of the listener: --columns user_id=COLUMN",
-        )
-    if outcomes:
-        yield DataWarning(
-            code="other_outcomes",
-            message=f"{count(outcomes, 'play')} {_have(outcomes)} reports of different outcomes: the last one counts",
-        )
-    if counts.long_sessions:
-        yield DataWarning(
-            code="long_sessions",
-            message=f"{count(counts.long_sessions, 'session')} of the log "
-            f"{'lasts' if counts.long_sessions == 1 else 'last'} longer than a day: session ids may be used again, or "
-            "be unique per listener only (--columns user_id=COLUMN)",
-        )
-    yield from _id_warnings(tracks)
-
-
-def _column_warnings(unused: Sequence[str], counts: LogCounts) -> Iterator[DataWarning]:
-    """Columns that were not used, and probably should have been."""
-    for column in unused:
-        name = repr(column)[1:-1]
-        if "skip" in name.lower() and counts.skips.time:
-            yield DataWarning(
-                code="unused_skips",
-                message=f"skips were inferred from time, but the log has the column {name}: if it says what was "
-                f"skipped, add --columns skipped={name}",
-            )
-        if name.lower().rpartition(".")[2].replace("_", "") in _EVENT_COLUMNS:
-            yield DataWarning(
-                code="several_events",
-                message=f"the log has the column {name}: if its lines are of several kinds (start, end, like), "
-                "one play has several lines. Prepare one kind of lines only",
-            )
-
-
-def _have(number: int) -> str:
-    return "has" if number == 1 else "have"
-
-
-def _skip_rate_warnings(options: PrepareOptions, counts: LogCounts) -> Iterator[DataWarning]:
-    skips, plays = total(counts.skips), total(counts.outcomes) + counts.unknown
-    rate = skips / plays
-    if skips == 0 and not options.no_skips:
-        yield DataWarning(
-            code="no_skips",
-            message="no play is skipped: the log may hold no skips, or its skips are in a column that was not used. "
-            "There is nothing for the skip loss to learn from: train with --no-nce",
-        )
-    if rate > _MANY_SKIPS:
-        causes = {
-            "the flag may mean played: --columns played=COLUMN": counts.skips.flag,
-            "the reason why plays end may be misread": counts.skips.end_reason,
-            "the played duration may be in another unit": counts.skips.played_duration,
-            "the times may be no starts of plays": counts.skips.time,
-        }
-        cause = max(causes, key=lambda name: causes[name])
-        yield DataWarning(code="many_skips", message=f"{rate:.1%} of the plays are skipped: {cause}")
-    rates = [(file.skips / file.plays, file.name) for file in counts.files if file.plays >= _FILE_PLAYS]
-    if len(rates) > 1 and max(rates)[0] - min(rates)[0] > _FILE_DIFFERENCE:
-        (low, lowest), (high, highest) = min(rates), max(rates)
-        yield DataWarning(
-            code="files_differ",
-            message=f"{high:.1%} of the plays of {highest} are skipped and {low:.1%} of those of {lowest}: flags may "
-            "be missing, or have the opposite meaning, in one of them",
-        )
-
-
-def _id_warnings(tracks: pl.Series) -> Iterator[DataWarning]:
-    floats = tracks.filter(tracks.str.contains(r"^\d+\.0$"))
-    if len(floats):
-        both = int(floats.str.strip_suffix(".0").is_in(tracks.implode()).sum())
-        also = f", and {both:,} of them without it as well" if both else ""
-        yield DataWarning(
-            code="float_ids",
-            message=f"{count(len(floats), 'track id')} end in `.0`{also}: a tool has read them as numbers, so one "
-            "track may have two ids. Export ids as text",
-        )
-    rounded = int(tracks.str.contains(r"^-?\d(\.\d+)?[eE]\+?\d+$").sum())
-    if rounded:
-        yield DataWarning(
-            code="rounded_ids",
-            message=f"{count(rounded, 'track id')} look like rounded numbers, such as 8.00000E+14: a spreadsheet has "
-            "rounded them, so several tracks may have one id. Export ids as text",
-        )
+def differ_by_space(ids: pl.Series) -> int:
+    """The number of ids that are the same as others but for white space around them. `ids` are distinct."""
+    bare = ids.str.strip_chars()
+    return len(ids) - bare.n_unique() if (bare != ids).any() else 0

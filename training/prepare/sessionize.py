@@ -38,6 +38,8 @@ SAME_SECOND: Final = 1 << 4
 Outcomes = NDArray[np.uint8]
 
 _DAY_MS: Final = 86_400_000
+_MINUTE_MS: Final = 60_000
+_TOLERANCE_MS: Final = 2_000  # of times that are whole seconds, and of players that fade tracks into each other
 _TIMES_TO_JUDGE: Final = 10  # fewer times can all be whole minutes by chance
 
 
@@ -109,11 +111,25 @@ def too_coarse(resolution_ms: int, options: PrepareOptions) -> bool:
     return resolution_ms > max(options.skip_within_s * 1000, 1000)
 
 
+class Neighbours(NamedTuple):
+    """How far apart neighbouring plays of a session are, and how long they last: what times and durations must mean."""
+
+    pairs: int = 0  # with two known times
+    same_second: int = 0  # pairs that start less than a second apart
+    timed: int = 0  # pairs with two known durations
+    beyond_next: int = 0  # of `timed`: the first play lasts beyond the second, which no start of a play allows
+    longer_than_gap: int = 0  # of `timed`: the second play is longer than the gap, which no end of a play allows
+    minutes_apart: int = 0  # of `timed`: start at least a minute apart
+    durations: int = 0  # plays with a duration above 0
+    below_second: int = 0  # of `durations`: below 1,000 ms
+
+
 class Counts(NamedTuple):
     """What the rules found in the lines of a partition."""
 
     lines: int
     repeats: Repeats
+    neighbours: Neighbours
     long_sessions: int  # given sessions that last longer than a day
     file_plays: Int  # [files] int64, plays of each of the first MOST_FILES files; the last ones can be missing
     file_skips: Int  # [files] int64, the same for skips
@@ -236,4 +252,30 @@ def _counts(lines: pl.DataFrame, found: OrderedPlays, plays: Plays, form: LogFor
         file_plays, file_skips = np.bincount(file[listed]), np.bincount(file[listed & skips])
     else:
         file_plays, file_skips = np.array([len(skips)]), np.array([skips.sum()])
-    return Counts(len(lines), found.repeats, long_sessions, file_plays, file_skips)
+    neighbours = Neighbours()
+    if plays.at is not None and not form.by_position:
+        neighbours = _neighbours(plays.at, _values(lines, "end", found.line), plays.offsets)
+    return Counts(len(lines), found.repeats, neighbours, long_sessions, file_plays, file_skips)
+
+
+def _neighbours(at: Int, end: Int | None, offsets: Int) -> Neighbours:
+    """`at` and `end` [plays] are the starts and ends in ms, or UNKNOWN_TIME."""
+    known = at != UNKNOWN_TIME
+    pair = known[1:] & known[:-1]
+    pair[offsets[1:-1] - 1] = False  # the last play of a session and the first of the next
+    gap = np.diff(at)
+    found = Neighbours(int(np.count_nonzero(pair)), int(np.count_nonzero(pair & (np.abs(gap) < 1000))))
+    if end is None:
+        return found
+    lasts = end - at
+    lasts[~known | (end == UNKNOWN_TIME)] = 0
+    has = lasts > 0
+    pair &= has[1:] & has[:-1]
+    return found._replace(
+        timed=int(np.count_nonzero(pair)),
+        beyond_next=int(np.count_nonzero(pair & (lasts[:-1] > gap + _TOLERANCE_MS))),
+        longer_than_gap=int(np.count_nonzero(pair & (lasts[1:] > gap + _TOLERANCE_MS))),
+        minutes_apart=int(np.count_nonzero(pair & (gap >= _MINUTE_MS))),
+        durations=int(np.count_nonzero(has)),
+        below_second=int(np.count_nonzero(has & (lasts < 1000))),
+    )

@@ -11,11 +11,15 @@ from typing import Final
 import polars as pl
 
 from training.data.describe.description import Description, FileRate, Rate
-from training.data.log_facts import DataWarning
+from training.data.log_facts import (
+    FILES_APART,
+    HIGH_SKIP_RATE,
+    MANY_REPEATS,
+    PLAYS_OF_A_FILE,
+    PLAYS_TO_JUDGE,
+    DataWarning,
+)
 
-HIGH_SKIP_RATE: Final = 0.8
-FILES_APART: Final = 0.3  # difference of the skip rates of two files
-PLAYS_OF_A_FILE: Final = 100  # fewer plays tell nothing about the skip rate of a file
 SMALL_CATALOGUE: Final = 20  # tracks: the longest list that metrics look at
 FEW_SESSIONS: Final = 100
 MANY_TRACKS: Final = 100  # in a smaller catalogue one track may well have a tenth of the plays
@@ -62,6 +66,13 @@ def _skips(of: Description) -> Iterator[tuple[str, str]]:
             "skips_before_repeats",
             f"{of.repeats.immediate_after_skip:,} of {of.skips:,} skips are followed by the same track. Likely cause: "
             "plays are reported twice. Prepare the log again with --merge-within.",
+        )
+    pairs = of.plays - of.sessions.count
+    if pairs >= PLAYS_TO_JUDGE and of.repeats.immediate > MANY_REPEATS * pairs:
+        yield (
+            "many_repeats",
+            f"{of.repeats.immediate / pairs:.1%} of the plays repeat the track of the play before. Likely cause: a "
+            "play is reported several times. Prepare the log again with --merge-within.",
         )
 
 

@@ -49,6 +49,13 @@ GLOSSARY: Final = {
     "Seed": "The start value of the random numbers of a training. Values are means over several trainings.",
     "Feedback": "Training with skips as negative examples. Every neural system sees which plays of the session were "
     "skipped; versions with feedback also learn from the skips what not to recommend.",
+    "Raw and matched gap": "The hit rate of played targets minus that of skipped ones. A skip mostly depends on the "
+    "state of the listener. The matched gap compares targets of sessions in which a skip is equally likely. The raw "
+    "gap compares all targets, so a system can raise it without knowing which tracks are skipped.",
+    "AUC in a session": "The share of pairs of a played and a skipped track of one session in which the system scores "
+    "the played one higher. Chance is 0.5.",
+    "After a skip": "A recommended track is added to the session as skipped. The value is the change of position of "
+    "similar tracks among all tracks, in percentage points. It should be below 0.",
     "Full and sampled ranking": "The target is ranked among all tracks, or among 1,000 random ones. Sampled values "
     "are much higher. They are here for comparison with the paper.",
 }
@@ -97,7 +104,7 @@ def _only(system: str, seeds: int, group: str, hit_rate: Estimate) -> str:
     what = "One result" if seeds == 1 else f"One system ({seeds} seeds)"
     return (
         f"{what}: nothing to compare. {system}: {_in_words(group, hit_rate)}. Add the results of other systems on the "
-        "same dataset, split and targets."
+        "same dataset, split, targets and policy for repeated tracks."
     )
 
 

@@ -24,15 +24,19 @@ from training.evaluation.compare.statistics import (
     breakdowns,
     differences,
     estimates,
+    group_estimates,
     hit_curves,
+    skip_gaps,
 )
 from training.evaluation.compare.tables import (
     ComparisonData,
     dataset_of,
     differences_table,
+    groups_table,
     not_better_than_markov,
     open_questions,
     protocols_table,
+    skips_table,
     systems_table,
     table_1,
     table_2,
@@ -53,20 +57,25 @@ class ReportSection:
     tables: Sequence[Table]
 
     @property
+    def setting(self) -> str:
+        """The split, and the policy for repeated tracks unless it is the default."""
+        return f"{self.split}{narrative.chosen(self.by_protocol).asked.question.policy}"
+
+    @property
     def heading(self) -> str:
         """The title of the section."""
         question = narrative.chosen(self.by_protocol).asked.question
         known = " of known outcome" if question.targets == "known" else ""
         last = f"last play{known} of each session"
         whole = "sessions that training never saw" if self.split == "new-sessions" else last
-        return f"{self.source}: {whole} ({self.split} split, {self.part} targets{known})"
+        return f"{self.source}: {whole} ({self.split} split, {self.part} targets{known}{question.policy})"
 
 
 def measure(paths: Sequence[Path], permutations: int = PERMUTATIONS) -> list[ReportSection]:
     """Read result files and compute all statistics. Raises InputError."""
     compared = read_results(paths)
     sections = []
-    for key, questions in groupby(compared, key=lambda q: (q.source, q.fingerprint, q.part, q.split, q.targets)):
+    for key, questions in groupby(compared, key=lambda q: q._replace(protocol="")):
         by_protocol = {
             question.protocol: ComparisonData(
                 compared[question],
@@ -74,10 +83,12 @@ def measure(paths: Sequence[Path], permutations: int = PERMUTATIONS) -> list[Rep
                 differences(compared[question], permutations),
                 hit_curves(compared[question]),
                 breakdowns(compared[question]),
+                group_estimates(compared[question]),
+                skip_gaps(compared[question]),
             )
             for question in questions
         }
-        sections.append(_section(key[0], key[3], key[2], by_protocol))
+        sections.append(_section(key.source, key.split, key.part, by_protocol))
     return sections
 
 
@@ -87,6 +98,8 @@ def _section(source: str, split: str, part: str, by_protocol: Mapping[str, Compa
     for measured in by_protocol.values():
         tables += [
             systems_table(measured),
+            groups_table(measured) if measured.groups else None,
+            skips_table(measured) if measured.gaps else None,
             differences_table(measured, "feedback", "With feedback against without"),
             differences_table(measured, "chain", "Neural systems against the Markov chain"),
             open_questions(measured),
@@ -143,7 +156,20 @@ def _system_json(measured: ComparisonData, system: str) -> dict[str, Any]:
         if name == system:
             groups.setdefault(group, {})[metric] = asdict(estimate)
     curve = dict(zip(map(str, LIST_LENGTHS), measured.hit_curves.get(system, ()), strict=False))
-    return {"seeds": sorted(answered.ranks), "groups": groups, "training": answered.training, "hit_rate_at": curve}
+    by_group: dict[str, dict[str, Any]] = {}
+    for (name, group, metric), estimate in measured.groups.items():
+        if name == system:
+            by_group.setdefault(group, {})[metric] = asdict(estimate)
+    gaps = measured.gaps.get(system)
+    return {
+        "seeds": sorted(answered.ranks),
+        "groups": groups,
+        "training": answered.training,
+        "hit_rate_at": curve,
+        "target_groups": by_group,
+        "gaps": None if gaps is None else asdict(gaps),
+        "skip_measures": answered.skip_measures,
+    }
 
 
 def write_report(

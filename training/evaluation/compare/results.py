@@ -1,4 +1,4 @@
-"""Reads result files and groups them by evaluation: the same dataset, split, part and protocol.
+"""Reads result files and groups them by evaluation: the same dataset, split, part, protocol, targets and `repeat`.
 
 A system may have several training seeds; its value for a session is the mean over them.
 """
@@ -30,11 +30,17 @@ class Question(NamedTuple):
     part: str
     protocol: str
     targets: str = "last"
+    repeat: str = "allow"
 
     def __str__(self) -> str:
         """The name in titles of tables."""
         known = " of known outcome" if self.targets == "known" else ""
-        return f"{self.part} targets{known}, {self.split} split, {self.protocol} ranking"
+        return f"{self.part} targets{known}, {self.split} split, {self.protocol} ranking{self.policy}"
+
+    @property
+    def policy(self) -> str:
+        """The policy for repeated tracks in titles: nothing for the default."""
+        return "" if self.repeat == "allow" else f", repeat={self.repeat}"
 
 
 @dataclass
@@ -46,6 +52,7 @@ class SystemResults:
     training: list[dict[str, float]] = field(default_factory=list)  # a seed's seconds, peak_memory_bytes, epochs
     unseen_targets: float = 0.0
     coverage: list[float] = field(default_factory=list)
+    skip_measures: list[dict[str, Any]] = field(default_factory=list)  # of each seed; none in results of older versions
 
     def values(self, metric: str) -> Float64:
         """Each session's value, the mean over seeds. [sessions] float64."""
@@ -69,6 +76,8 @@ class EvaluationResults:
     drawn: int = 0  # the seed of the sampled tracks, for the protocol `sampled`
     systems: dict[str, SystemResults] = field(default_factory=dict)
     target_known: Bool | None = None  # [sessions], whether the outcome of the target is known; None: of all of them
+    group_members: dict[str, list[bool | None]] = field(default_factory=dict)  # whether a target is in a group
+    stratum: list[int | None] = field(default_factory=list)  # the state of the session before each target
     notes: list[str] = field(default_factory=list)  # what the evaluation cannot measure, and what holds anyway
 
     def members(self, group: str) -> Bool:
@@ -93,7 +102,8 @@ def read_results(paths: Sequence[Path]) -> Comparison:
 
 def _order(question: Question) -> tuple[Any, ...]:
     split = question.split != "last-play"
-    return (question.source, question.fingerprint, question.part, split, question.targets, question.protocol)
+    of = (question.source, question.fingerprint, question.part, split, question.targets)
+    return (*of, question.repeat != "allow", question.repeat, question.protocol)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -116,13 +126,18 @@ def _read(path: Path) -> dict[str, Any]:
 def _add(compared: Comparison, path: Path, content: dict[str, Any]) -> None:
     dataset = content["dataset"]
     split, part, protocol = (content[key] for key in ("split", "part", "protocol"))
-    targets = content.get("targets", "last")
-    question = Question(dataset["source"], dataset["fingerprint"], split, part, protocol, targets)
+    # A result without the key is older than the option. It was measured with the default.
+    targets, repeat = content.get("targets", "last"), content.get("repeat", "allow")
+    question = Question(dataset["source"], dataset["fingerprint"], split, part, protocol, targets, repeat)
     drawn = content.get("evaluation_seed", 0) if question.protocol == "sampled" else 0
     skipped, plays, length, skip_rate = (np.array(content[key]) for key in _OF_A_SESSION)
     asked = compared.setdefault(question, EvaluationResults(question, skipped, plays, length, skip_rate, drawn))
     if "target_known" in content:
         asked.target_known = np.array(content["target_known"])
+    for group, members in content.get("target_group_members", {}).items():
+        if group not in asked.group_members or set(asked.group_members[group]) == {None}:
+            asked.group_members[group] = members
+    asked.stratum = asked.stratum or content.get("target_stratum", [])
     asked.notes += [note for note in content.get("notes", []) if note not in asked.notes]
     if not np.array_equal(asked.target_skipped, skipped) or len(content["ranks"]) != len(skipped):
         raise InputError(f"{path} has other targets than the results before it of the same dataset and split")
@@ -147,3 +162,5 @@ def _add(compared: Comparison, path: Path, content: dict[str, Any]) -> None:
     answered.training.append(content["training"])
     answered.unseen_targets = content["unseen_targets"]
     answered.coverage.append(content.get("catalogue_coverage@20", float("nan")))
+    if "skip_measures" in content:
+        answered.skip_measures.append(content["skip_measures"])

@@ -14,6 +14,7 @@ import numpy as np
 from segue.arrays import Bool, Float64
 from segue.ranking_metrics import Estimate, bootstrap, hit
 from training.evaluation.compare.results import GROUPS, EvaluationResults
+from training.evaluation.skip_measures import GROUP_NAMES, MEASURED, bootstrap_gap
 
 PERMUTATIONS: Final = 10_000
 TESTED: Final = (("all", "HR@1"), ("all", "HR@10"), ("played", "HR@10"), ("skipped", "MRR@10"))
@@ -152,6 +153,59 @@ def estimates(
                 if estimate is not None:
                     found[system, group, metric] = estimate
     return found
+
+
+def group_estimates(asked: EvaluationResults, seed: int = 0) -> Mapping[tuple[str, str, str], Estimate]:
+    """The mean over seeds and targets with its interval, by (system, group of target_groups, metric)."""
+    found, rng = {}, np.random.default_rng(seed)
+    for system, answered in asked.systems.items():
+        for (group, side), name in GROUP_NAMES.items():
+            members = np.array([value is side for value in asked.group_members.get(group, ())], dtype=np.bool_)
+            for metric in MEASURED if members.any() else ():
+                estimate = bootstrap(answered.values(metric)[members], rng)
+                assert estimate is not None
+                found[system, name, metric] = estimate
+    return found
+
+
+@dataclass(frozen=True)
+class SkipGaps:
+    """The gaps between played and skipped targets of a system, by metric."""
+
+    raw: Mapping[str, Estimate]
+    matched: Mapping[str, Estimate]
+    against: str | None  # the system that `difference` refers to
+    difference: Mapping[str, Estimate]  # of the matched gap, paired over targets
+
+
+def skip_gaps(asked: EvaluationResults) -> Mapping[str, SkipGaps]:
+    """The gaps of each system on the targets of known outcome, and the paired difference to its reference system.
+
+    The reference is the same system without feedback, else the Markov chain. A target counts with its mean over seeds.
+    No system has gaps if the strata are unknown or no stratum has played and skipped targets.
+    """
+    known = np.array([stratum is not None for stratum in asked.stratum], dtype=np.bool_)
+    if not known.any():
+        return {}
+    strata = np.array([stratum for stratum in asked.stratum if stratum is not None], dtype=np.int64)
+    skipped, one = asked.target_skipped[known], np.zeros_like(strata)
+    values = {
+        system: np.column_stack([answered.values(metric)[known] for metric in MEASURED])
+        for system, answered in asked.systems.items()
+    }
+    found = {}
+    for system, of in values.items():
+        against = next((pair.against for pair in pairs(list(values)) if pair.system == system), None)
+        raw, matched = (_by_metric(bootstrap_gap(of, skipped, groups)) for groups in (one, strata))
+        if not matched:
+            return {}
+        difference = bootstrap_gap(of - values[against], skipped, strata) if against is not None else None
+        found[system] = SkipGaps(raw, matched, against, _by_metric(difference))
+    return found
+
+
+def _by_metric(estimates: Sequence[Estimate] | None) -> dict[str, Estimate]:
+    return dict(zip(MEASURED, estimates, strict=True)) if estimates is not None else {}
 
 
 def hit_curves(asked: EvaluationResults) -> dict[str, list[float]]:

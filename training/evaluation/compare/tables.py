@@ -6,13 +6,14 @@ https://doi.org/10.1145/3640457.3688188.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from segue.ranking_metrics import Estimate
 from training.evaluation.compare.results import EvaluationResults
-from training.evaluation.compare.statistics import NEURAL, Breakdown, Difference, Pair, kendall
+from training.evaluation.compare.statistics import NEURAL, Breakdown, Difference, Pair, SkipGaps, kendall
+from training.evaluation.skip_measures import GROUP_NAMES
 from training.reports.tables import Table
 
 METRICS: Final = ("HR@1", "HR@5", "HR@10", "HR@20", "MAP@10")
@@ -86,6 +87,8 @@ class ComparisonData:
     differences: Sequence[Difference]
     hit_curves: Mapping[str, Sequence[float]] = field(default_factory=dict)  # system: HR@k for LIST_LENGTHS
     breakdowns: Sequence[Breakdown] = ()
+    groups: Mapping[tuple[str, str, str], Estimate] = field(default_factory=dict)  # (system, target group, metric)
+    gaps: Mapping[str, SkipGaps] = field(default_factory=dict)  # of played and skipped targets, by system
 
     def change(self, system: str, group: str, metric: str, why: str = "feedback") -> Difference | None:
         """The tested difference of a system from its baseline, None if it was not tested."""
@@ -165,11 +168,10 @@ def table_2(by_protocol: Mapping[str, ComparisonData], paper_dataset: str | None
 def systems_table(measured: ComparisonData) -> Table:
     """Every system with intervals, the values of its seeds and the cost of its training."""
     asked = measured.asked
-    ordered = sorted(asked.systems, key=lambda s: -measured.estimates[s, "all", "HR@10"].value)
     return Table(
         f"Every system, {asked.question}",
         ["system", "seeds", *SHOWN, "HR@10 of each seed", "MRR@10 skipped", "coverage@20", "training", "peak memory"],
-        [[system, *_system_cells(measured, system)] for system in ordered],
+        [[system, *_system_cells(measured, system)] for system in _by_hit_rate(measured)],
         f"{len(asked.target_skipped):,} sessions; mean over seeds with 95 % bootstrap intervals over sessions. "
         "Other processes ran during the training; peak memory is that of the whole process.",
     )
@@ -197,6 +199,72 @@ def interval(estimate: Estimate | None, sign: str = "") -> str:
     return (
         "-" if estimate is None else f"{estimate.value:{sign}.4f} [{estimate.low:{sign}.4f}, {estimate.high:{sign}.4f}]"
     )
+
+
+def groups_table(measured: ComparisonData) -> Table:
+    """HR@1 and HR@10 of every system by group of targets."""
+    names = [name for name in GROUP_NAMES.values() if any(group == name for _, group, _ in measured.groups)]
+    return Table(
+        f"Groups of targets, {measured.asked.question}",
+        ["system", *(f"{metric} {name.replace('_', ' ')}" for name in names for metric in ("HR@1", "HR@10"))],
+        [
+            [system, *(interval(measured.groups.get((system, n, m))) for n in names for m in ("HR@1", "HR@10"))]
+            for system in _by_hit_rate(measured)
+        ],
+        "pair seen: the last two tracks before the target directly follow each other in a training session. repeat: "
+        "the target occurs in the session before.",
+    )
+
+
+def skips_table(measured: ComparisonData) -> Table:
+    """The measures of skip learning of every system."""
+    return Table(
+        f"Skip measures, {measured.asked.question}",
+        [
+            "system",
+            *(f"matched gap {metric}" for metric in SHOWN[:2]),
+            "against",
+            *(f"difference {metric}" for metric in SHOWN[:2]),
+            *(f"raw gap {metric}" for metric in SHOWN[:2]),
+            "AUC in a session",
+            "after a skip, pp",
+            "skip - play, pp",
+        ],
+        [_skip_cells(measured, system) for system in _by_hit_rate(measured) if system in measured.gaps],
+        "Gap: played minus skipped targets, higher is better; matched: between sessions in the same state. Difference: "
+        "of the matched gaps, paired over targets. AUC: played tracks above skipped ones of the same session. After a "
+        "skip: change of position of similar tracks in percentage points; it should be below 0. AUC and changes: means "
+        "over seeds of values and of the limits of their intervals.",
+    )
+
+
+def _skip_cells(measured: ComparisonData, system: str) -> list[str]:
+    gaps, seeds = measured.gaps[system], measured.asked.systems[system].skip_measures
+    responses = [of.get("responsiveness") or {} for of in seeds]
+    return [
+        system,
+        *(interval(gaps.matched.get(metric), "+") for metric in SHOWN[:2]),
+        gaps.against or "-",
+        *(interval(gaps.difference.get(metric), "+") for metric in SHOWN[:2]),
+        *(interval(gaps.raw.get(metric), "+") for metric in SHOWN[:2]),
+        interval(mean_estimate([of.get("pairwise_auc") for of in seeds])),
+        *(interval(mean_estimate([of.get(key) for of in responses], 100), "+") for key in _RESPONSES),
+    ]
+
+
+_RESPONSES: Final = ("after_skip", "skip_minus_play")
+
+
+def mean_estimate(of_seeds: Sequence[Mapping[str, Any] | None], scale: float = 1.0) -> Estimate | None:
+    """The mean over seeds of values and limits; None if a seed has no value."""
+    found = [of for of in of_seeds if of is not None]
+    if not found or len(found) < len(of_seeds):
+        return None
+    return Estimate(*(scale * float(np.mean([of[key] for of in found])) for key in ("value", "low", "high")))
+
+
+def _by_hit_rate(measured: ComparisonData) -> list[str]:
+    return sorted(measured.asked.systems, key=lambda s: -measured.estimates[s, "all", "HR@10"].value)
 
 
 def differences_table(measured: ComparisonData, why: str, title: str) -> Table:
@@ -274,7 +342,7 @@ def protocols_table(by_protocol: Mapping[str, ComparisonData]) -> Table | None:
         for i, system in enumerate(systems)
     ]
     return Table(
-        f"Sampled against full ranking, HR@10, {full.asked.question.split} split",
+        f"Sampled against full ranking, HR@10, {full.asked.question.split} split{full.asked.question.policy}",
         ["system", "full", "place", "sampled", "place"],
         rows,
         f"Kendall's tau of the two orders: {kendall(*values):.2f}. A sampled value ranks the target among 1,000 other "

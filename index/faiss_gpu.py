@@ -76,7 +76,7 @@ def load(path: Path, kind: Kind, parameters: Parameters, embeddings: Float32) ->
 
 
 def refuse_missing_device(asked: str = "device gpu") -> None:
-    """Raise BadOption if FAISS cannot use a CUDA device here; the message begins with `asked`."""
+    """Raise BadOption if FAISS cannot use a CUDA device here; the message begins with the text in `asked`."""
     if not hasattr(faiss, "StandardGpuResources"):
         raise BadOption(
             f"{asked}: FAISS finds no CUDA device; install segue[gpu] in place of segue[service], whose FAISS is built "

@@ -35,7 +35,7 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], comma
         (["frobnicate"], "No such command 'frobnicate'"),
         (["train"], "Missing argument 'DATASET'"),
         (["train", "nowhere", "--out", "r"], "nowhere"),
-        (["train", "nowhere", "--out", "r", "--model", "best"], "--model 'best': expected one of sasrec"),
+        (["train", "nowhere", "--out", "r", "--model", "best"], "--model 'best': expected one of hybrid, "),
         (["evaluate", "nowhere", "nowhere"], "nowhere"),
         (["index", "nowhere"], "nowhere is not a release"),
         (["serve", "nowhere"], "nowhere is not a release"),

@@ -170,7 +170,9 @@ class CaserOptions(NeuralOptions):
     family: ClassVar[str] = "caser"
 
     order: int = Field(default=5, ge=1, description="Latest plays that the convolutions cover (L in the original)")
-    horizontal_filters: int = Field(default=16, ge=1, description="Filters of each height from 1 to `order` plays")
+    horizontal_filters: int = Field(
+        default=16, ge=1, description="Number of convolution filters per height; the heights are 1 to `order` plays"
+    )
     vertical_filters: int = Field(default=4, ge=1, description="Filters over each embedding column")
     dropout: float = Field(default=0.5, ge=0, lt=1, description="Dropout rate")
 
@@ -189,7 +191,9 @@ class WrmfOptions(ServedOptions):
     positive_weight: float = Field(
         default=20.0, gt=0, description="Weight of the squared error of a positive pair. A missing pair has weight 1"
     )
-    skip_weight: float = Field(default=2.0, gt=0, description="Weight of a skipped pair's squared error (wrmf-nr)")
+    skip_weight: float = Field(
+        default=2.0, gt=0, description="Weight of the squared error of a session and a track that it skipped (wrmf-nr)"
+    )
     half_life: float = Field(
         default=0.5,
         ge=0,

@@ -12,8 +12,8 @@ tracks, until the new tracks' share of the lists equals their share of the plays
 the first training step, but no more often than they are played. benchmarks/README.md compares this method with
 unscaled rows and with random rows.
 
-`encoder_weights.npy` contains one record with a float32 field for each weight. The name and the shape of a field are
-the name and the shape of the weight in the encoder. The item embeddings have a separate file. One comparison of dtypes
+`encoder_weights.npy` contains one record with a float32 field for each weight tensor. The name and the shape of a field
+are those of the weight in the encoder. The item embeddings have a separate file. One comparison of dtypes
 rejects the weights of an incompatible encoder, because the dtype contains all names and shapes.
 """
 

@@ -142,7 +142,7 @@ def _is_constant(result: Mapping[str, Any], metric: str) -> bool:
 
 
 def _missing(result: Mapping[str, Any]) -> str:
-    """The text for a value without targets. If outcomes of targets are unknown, there may be some."""
+    """Return the text that is printed if a measure has no targets, or if outcomes of targets are unknown."""
     return "not measurable" if result.get("unknown_targets") else "-"
 
 

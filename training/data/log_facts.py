@@ -74,7 +74,7 @@ class LogFacts(_Part):
     skipped_by: SkipSources = Field(default=SkipSources(), description="Skipped plays by the source of their outcome")
     unknown_outcomes: Count = Field(default=0, description="Plays whose outcome cannot be known")
     same_second_skips: Count = Field(
-        default=0, description="Skips inferred from time whose next play begins in the same second"
+        default=0, description="Number of skips inferred from start times where the next play starts in the same second"
     )
     sessions_given: bool = Field(default=False, description="Whether the sessions are those of the log")
     merged: Count = Field(default=0, description="Repeated reports of a play that were merged")

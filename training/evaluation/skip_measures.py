@@ -47,7 +47,8 @@ def matched_gap(values: Float64, skipped: Bool, strata: Int) -> Float64:
     https://doi.org/10.1080/01621459.1984.10478078), weighted by the smaller side. `values` [n, columns] float64,
     `skipped` [n] bool, `strata` [n] int64. The raw gap is the case of a single stratum. NaN if no stratum has both.
 
-    The gap is linear in `values`. The difference of two gaps on the same targets is the gap of their differences.
+    The gap is linear in `values`: for two systems on the same targets, the difference of their gaps equals the gap of
+    the differences of their values.
     """
     cells = 2 * strata + skipped
     size = 2 * (int(strata.max()) + 1) if len(strata) else 2

@@ -77,7 +77,7 @@ class Times(_Part):
     last: datetime | None = Field(description="Start of the last session, UTC; null if no start is known")
     unknown: int = Field(ge=0, description="Sessions without a known start")
     resolution_s: float | None = Field(
-        description="Seconds of which all starts are multiples (greatest common divisor); null without a start"
+        description="Greatest common divisor of all start times, in seconds; null if no play has a start time"
     )
     period: Literal["day", "week", "month", "year"] | None = Field(description="Length of the periods")
     periods: list[Period] = Field(description="Sessions and skip rate by period; periods without sessions are left out")
@@ -153,7 +153,7 @@ class Description(_Part):
     fingerprint: str = Field(description="sha256 of the plays")
     options: dict[str, JsonValue] = Field(description="The options that the plays were prepared with")
     malformed_lines: int = Field(ge=0, description="Lines of the log that could not be read and were ignored")
-    plays: int = Field(ge=1, description="All plays, including those with an unknown outcome")
+    plays: int = Field(ge=1, description="Number of plays, including those with an unknown outcome")
     skips: int = Field(ge=0, description="Skipped plays")
     skip_rate: float = Field(description="skips / plays, as in dataset.json")
     sessions: Sessions = Field(description="Session lengths")

@@ -61,7 +61,7 @@ class Pairs(NamedTuple):
 
 
 def distinct_pairs(sessions: Sessions, num_rows: int) -> Pairs:
-    """Return the distinct pairs of all sessions. Plays of tracks outside the catalogue are ignored."""
+    """Return each distinct pair of a session and a track once. Plays of tracks outside the catalogue are ignored."""
     usable = sessions.usable()
     session = np.repeat(np.arange(len(usable), dtype=np.int64), usable.lengths)
     keys, pair = np.unique(session * num_rows + usable.rows, return_inverse=True)

@@ -225,19 +225,19 @@ class Recommender:
         k_per_session = [k] * count if isinstance(k, int) else k
         policies = [repeat] * count if isinstance(repeat, RepeatPolicy) else repeat
         excluded_rows = [_excluded_rows(sessions, i, excluded, policies[i]) for i in range(count)]
-        fetch_sizes = np.array(
-            [_overfetch(k_per_session[i], len(excluded_rows[i])) for i in range(count)], dtype=np.int64
-        )
-        cautions = np.broadcast_to(np.asarray(caution, dtype=np.float64), (count,))
-        rankers = {value: self.ranker_with(value) for value in np.unique(cautions).tolist()}
+        cautions = [caution] * count if isinstance(caution, int | float) else caution
+        rankers = {value: self.ranker_with(value) for value in set(cautions)}
+        needs = [(_overfetch(k_per_session[i], len(excluded_rows[i])), cautions[i]) for i in range(count)]
         windows = to_windows(sessions, self.window)
         ranked: list[tuple[Source, Int, Float32]] = [("popularity", _NO_ROWS, _NO_SCORES)] * count
         for source, ranker, usable in self._by_source(windows):
-            groups = zip(fetch_sizes[usable].tolist(), cautions[usable].tolist(), strict=True)
-            for size, value in sorted(set(groups)):
-                which = usable[(fetch_sizes[usable] == size) & (cautions[usable] == value)]
-                found = (rankers[value] if source == "model" else ranker).rank(windows.select(which), size)
-                for line, i in enumerate(which.tolist()):
+            groups: dict[tuple[int, float], list[int]] = {}  # sessions with the same needs share one search
+            for i in usable.tolist():
+                groups.setdefault(needs[i], []).append(i)
+            for (size, value), which in sorted(groups.items()):
+                of_group = windows.select(np.array(which, dtype=np.int64))
+                found = (rankers[value] if source == "model" else ranker).rank(of_group, size)
+                for line, i in enumerate(which):
                     ranked[i] = (source, found.rows[line], found.scores[line])
         skips = windows.skipped.sum(axis=1)
         plays = ((windows.tracks != PAD_ROW).sum(axis=1) - skips).tolist()

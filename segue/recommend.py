@@ -9,12 +9,19 @@ from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from segue.arrays import Float32, Int
+from segue.arrays import Float32, Float64, Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Row
+from segue.errors import InputError
+from segue.play_head import PlayHead
 from segue.sessions import ALLOW_REPEATS, RepeatPolicy
 from segue.window import Sessions, Windows, to_windows
 
 Source: TypeAlias = Literal["model", "popularity"]
+
+MAX_CAUTION: Final = 10.0
+CANDIDATES: Final = 100  # tracks that caution orders anew; twice the requested number if that is more
+NORMALISED: Final = 100  # the best tracks whose scores of an encoder are normalised to probabilities
+_LEAST_PROBABILITY: Final = 1e-38
 
 
 class Ranked(NamedTuple):
@@ -112,6 +119,55 @@ class PopularityRanker:
         return self._plays[rows]
 
 
+def log_probabilities(ranker: Ranker, windows: Windows, scores: Float32, best: Float32 | None = None) -> Float64:
+    """Return log P(next) of tracks by their scores of `ranker`. `scores` [batch, n] float32 -> [batch, n] float64.
+
+    The scores of counts and hybrids are probabilities. For an encoder it is the log of the softmax over the NORMALISED
+    best tracks. `best` [batch, m] are the best scores of each window, in descending order, if they are known.
+    """
+    if not isinstance(ranker, EncoderRanker):
+        return np.log(np.maximum(scores.astype(np.float64), _LEAST_PROBABILITY))
+    known = ranker.rank(windows, NORMALISED).scores if best is None else best[:, :NORMALISED]
+    logits = known.astype(np.float64)
+    largest = logits[:, :1]
+    log_next: Float64 = scores - (largest + np.log(np.exp(logits - largest).sum(axis=1, keepdims=True)))
+    return log_next
+
+
+@dataclass(frozen=True, slots=True)
+class CautiousRanker:
+    """Ranks by log P(next) + caution * log P(played). The score of a track is this sum.
+
+    It orders the CANDIDATES best tracks of `ranker` anew, or 2 k for a list of k if that is more.
+    """
+
+    ranker: Ranker
+    head: PlayHead
+    caution: float  # above 0
+
+    def rank(self, windows: Windows, k: int) -> Ranked:
+        """Return the k best tracks for each window. Of equal scores, the track that `ranker` prefers comes first."""
+        found = self.ranker.rank(windows, max(CANDIDATES, 2 * k))
+        log_next = log_probabilities(self.ranker, windows, found.scores, found.scores)
+        scores = (log_next + self._played(windows, found.rows)).astype(np.float32)
+        scores[found.rows == PAD_ROW] = -np.inf
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return Ranked(np.take_along_axis(found.rows, order, axis=1), np.take_along_axis(scores, order, axis=1))
+
+    def scores(self, windows: Windows, rows: Int) -> Float32:
+        """Return the scores of given tracks. `rows` [batch, candidates] int64 -> [batch, candidates] float32."""
+        scores: Float32 = self.part_scores(windows, rows).sum(axis=0).astype(np.float32)
+        return scores
+
+    def part_scores(self, windows: Windows, rows: Int) -> Float64:
+        """Return log P(next) and caution * log P(played) of given tracks. [2, batch, candidates] float64."""
+        log_next = log_probabilities(self.ranker, windows, self.ranker.scores(windows, rows))
+        return np.stack([log_next, self._played(windows, rows)])
+
+    def _played(self, windows: Windows, rows: Int) -> Float64:
+        return self.caution * self.head.log_played(windows, rows)
+
+
 @dataclass(frozen=True, slots=True)
 class Recommendation:
     """The recommended tracks for one session."""
@@ -130,6 +186,23 @@ class Recommender:
     ranker: Ranker
     popularity: PopularityRanker
     window: int
+    head: PlayHead | None = None
+
+    def ranker_with(self, caution: float) -> Ranker:
+        """Return the ranker for a request with this caution. `ranker` itself for 0.
+
+        Raises InputError for a caution outside 0 to MAX_CAUTION, or above 0 without a play head.
+        """
+        if not 0 <= caution <= MAX_CAUTION:
+            raise InputError(f"caution is {caution}, expected 0 to {MAX_CAUTION:g}")
+        if not caution:
+            return self.ranker
+        if self.head is None:
+            raise InputError(
+                f"caution is {caution:g}, but the release has no play head, which predicts skips: its log has no "
+                "skips, or an older Segue trained it. Use caution 0 or train again on a log with skips"
+            )
+        return CautiousRanker(self.ranker, self.head, caution)
 
     def recommend(
         self,
@@ -138,28 +211,33 @@ class Recommender:
         excluded: Sequence[Int] | None = None,
         *,
         repeat: RepeatPolicy | Sequence[RepeatPolicy] = ALLOW_REPEATS,
+        caution: float | Sequence[float] = 0.0,
     ) -> list[Recommendation]:
         """Recommend the next tracks for each session, best first.
 
         `excluded` contains, for each session, the rows to exclude. `repeat` says which tracks of the session itself to
-        exclude. `k` and `repeat` are either one value for all sessions or one value per session. A list has fewer than
-        k tracks only if the catalogue has fewer tracks that are not excluded. The result for a session does not depend
-        on the other sessions in the batch.
+        exclude. `caution` is the weight of log P(played) in the score (CautiousRanker); 0 leaves the ranker's order and
+        scores. `k`, `repeat` and `caution` are either one value for all sessions or one value per session. A list has
+        fewer than k tracks only if the catalogue has fewer tracks that are not excluded. The result for a session does
+        not depend on the other sessions in the batch. Raises InputError as `ranker_with` does.
         """
         count = len(sessions)
         k_per_session = [k] * count if isinstance(k, int) else k
         policies = [repeat] * count if isinstance(repeat, RepeatPolicy) else repeat
         excluded_rows = [_excluded_rows(sessions, i, excluded, policies[i]) for i in range(count)]
-        fetch_sizes = np.array(
-            [_overfetch(k_per_session[i], len(excluded_rows[i])) for i in range(count)], dtype=np.int64
-        )
+        cautions = [caution] * count if isinstance(caution, int | float) else caution
+        rankers = {value: self.ranker_with(value) for value in set(cautions)}
+        needs = [(_overfetch(k_per_session[i], len(excluded_rows[i])), cautions[i]) for i in range(count)]
         windows = to_windows(sessions, self.window)
         ranked: list[tuple[Source, Int, Float32]] = [("popularity", _NO_ROWS, _NO_SCORES)] * count
         for source, ranker, usable in self._by_source(windows):
-            for size in np.unique(fetch_sizes[usable]).tolist():
-                which = usable[fetch_sizes[usable] == size]
-                found = ranker.rank(windows.select(which), size)
-                for line, i in enumerate(which.tolist()):
+            groups: dict[tuple[int, float], list[int]] = {}  # sessions with the same needs share one search
+            for i in usable.tolist():
+                groups.setdefault(needs[i], []).append(i)
+            for (size, value), which in sorted(groups.items()):
+                of_group = windows.select(np.array(which, dtype=np.int64))
+                found = (rankers[value] if source == "model" else ranker).rank(of_group, size)
+                for line, i in enumerate(which):
                     ranked[i] = (source, found.rows[line], found.scores[line])
         skips = windows.skipped.sum(axis=1)
         plays = ((windows.tracks != PAD_ROW).sum(axis=1) - skips).tolist()
@@ -168,15 +246,17 @@ class Recommender:
             for i, ((source, rows, scores), skip) in enumerate(zip(ranked, skips.tolist(), strict=True))
         ]
 
-    def scores(self, sessions: Sessions, rows: Int) -> Float32:
+    def scores(self, sessions: Sessions, rows: Int, caution: float = 0.0) -> Float32:
         """Return the scores of the given tracks for each session.
 
         `rows` [batch, candidates] int64 are the tracks. Returns [batch, candidates] float32.
         """
+        cautious = self.ranker_with(caution)
         windows = to_windows(sessions, self.window)
         result = np.empty(rows.shape, dtype=np.float32)
-        for _, ranker, which in self._by_source(windows):
-            result[which] = ranker.scores(windows.select(which), rows[which])
+        for source, ranker, which in self._by_source(windows):
+            asked = cautious if source == "model" else ranker
+            result[which] = asked.scores(windows.select(which), rows[which])
         return result
 
     def _by_source(self, windows: Windows) -> Iterator[tuple[Source, Ranker, Int]]:

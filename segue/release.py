@@ -29,6 +29,8 @@ from segue.hybrid import HybridRanker, Mixture
 from segue.map_projection import validate_map
 from segue.ngram import FILES as COUNT_FILES
 from segue.ngram import CountTables, NgramCounts
+from segue.play_head import FILES as PLAY_HEAD_FILES
+from segue.play_head import PlayHead
 from segue.recommend import Ranker
 from segue.safe_files import new_folder, read_json
 from segue.window import Windows
@@ -154,6 +156,19 @@ class Release:
         named = {file: self.array(file) for file in (*COUNT_FILES, *MIXTURE_FILES)}
         counts = NgramCounts.of_arrays(named, catalogue.plays, str(self.path))
         return HybridRanker(counts, Mixture.of_arrays(named, str(self.path)), np.asarray(catalogue.by_plays), encoder)
+
+    @cached_property
+    def play_head(self) -> PlayHead | None:
+        """The model of skips, memory-mapped. None without one. Raises BadRelease if an array is damaged."""
+        if PLAY_HEAD_FILES[0] not in self.manifest.files:
+            return None
+        named = {file: self.array(file) for file in PLAY_HEAD_FILES}
+        return PlayHead.of_arrays(named, self.manifest.tracks + FIRST_TRACK_ROW, str(self.path))
+
+    @property
+    def default_caution(self) -> float:
+        """The caution of requests that set none: an option of the training."""
+        return float(self.manifest.options.get("caution", 0.0))
 
     @property
     def has_index(self) -> bool:

@@ -160,7 +160,7 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
         folder = open_folder(settings.event_log_folder)
         await opened.enter_async_context(_running(EventLog(client, folder, settings.event_log_flush_s, telemetry).run))
     live = registry.current.live
-    _log.info("release_loaded", release=live.name, tracks=len(live.catalogue), index=live.index_facts()["kind"])
+    _log.info("release_loaded", release=live.name, tracks=len(live.catalogue), index=live.index_facts["kind"])
     store = SessionStore(client, settings, telemetry)
     opened.push_async_callback(store.aclose)
     return AppState(

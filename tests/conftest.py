@@ -16,9 +16,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -88,8 +89,11 @@ def releases_dir(tiny_release: Release, other_release: Release, tmp_path: Path) 
     return tmp_path / "releases"
 
 
-def write_tiny_release(path: Path, prefix: str = "") -> Release:
-    """Popularity falls with the row. The encoder is the sum of the window's embeddings, skipped ones times -2."""
+def write_tiny_release(path: Path, prefix: str = "", more: Mapping[str, Any] = MappingProxyType({})) -> Release:
+    """Popularity falls with the row. The encoder is the sum of the window's embeddings, skipped ones times -2.
+
+    `more` are further arrays of the release.
+    """
     ids = [prefix + track_id for track_id in track_ids()]
     catalogue = Catalogue.from_frame(
         pl.DataFrame(
@@ -120,7 +124,7 @@ def write_tiny_release(path: Path, prefix: str = "") -> Release:
         source_commit=None,
         evaluation={},
     )
-    arrays = {"item_embeddings.npy": embeddings, "map.npy": places}
+    arrays = {"item_embeddings.npy": embeddings, "map.npy": places, **more}
     return write_release(path, draft, catalogue, arrays, encoder_of(embeddings))
 
 

@@ -62,7 +62,7 @@ class TestSwapping:
         shutil.rmtree(releases_dir / "first")
         shutil.copytree(releases_dir / "second", releases_dir / "first")
         live = releases.current.live
-        assert live.index_facts() == {"kind": "exact"}
+        assert live.index_facts == {"kind": "exact"}
         assert [track.track_id for track in live.search("song", 2)] == ["g0-t00", "g0-t01"]
         assert [track.track_id for track in live.similar("g1-t00", 2)] == ["g1-t01", "g1-t02"]
 

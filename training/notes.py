@@ -52,6 +52,16 @@ def repeats_note(asked: Examples, repeat: RepeatPolicy) -> str | None:
     )
 
 
+def selection_note(asked: Examples, dataset: Dataset) -> str:
+    """Return a sentence about test targets that were validation targets of the training without --targets known."""
+    assert dataset.last_known is not None
+    seen = int((~dataset.last_known[asked.sessions]).sum())
+    return (
+        f"{seen:,} of {len(asked.targets):,} targets were validation targets of the training, which may have "
+        "chosen its epoch or options with them: train with --targets known for a test that it never saw."
+    )
+
+
 def outcomes_note(dataset: Dataset, asked: Examples) -> str | None:
     """Return a sentence about targets whose outcome is unknown, or None if there are none."""
     if asked.target_known is None or asked.target_known.all():

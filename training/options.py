@@ -28,7 +28,19 @@ class Options(BaseModel):
     )
 
 
-class NeuralOptions(Options):
+class ServedOptions(Options):
+    """Options of every model that can be served."""
+
+    caution: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description="Default caution of requests: the weight of log P(played) in the ranking. 0 ranks by the model's "
+        "score alone",
+    )
+
+
+class NeuralOptions(ServedOptions):
     """Options of every encoder; the defaults are the paper's (section 4.1.2) where it names a value."""
 
     epochs: int = Field(
@@ -165,7 +177,7 @@ class CaserOptions(NeuralOptions):
     dropout: float = Field(default=0.5, ge=0, lt=1, description="Dropout rate")
 
 
-class WrmfOptions(Options):
+class WrmfOptions(ServedOptions):
     """Options of WRMF in all its versions."""
 
     family: ClassVar[str] = "wrmf"
@@ -189,7 +201,7 @@ class WrmfOptions(Options):
     )
 
 
-class BprOptions(Options):
+class BprOptions(ServedOptions):
     """Options of BPR in all its versions."""
 
     family: ClassVar[str] = "bpr"
@@ -230,7 +242,7 @@ class VmisKnnOptions(Options):
     )
 
 
-class NgramOptions(Options):
+class NgramOptions(ServedOptions):
     """Options of the transition counts."""
 
     family: ClassVar[str] = "ngram"

@@ -35,7 +35,7 @@ from training.checkpoint import Checkpoints
 from training.data.dataset import Dataset
 from training.data.splits import Split, Targets, examples, training_part
 from training.notes import training_notes
-from training.options import NeuralOptions, Options
+from training.options import NeuralOptions, Options, ServedOptions
 from training.processes import Processes, is_distributed
 from training.registry import MODELS, ModelJob, TrainedModel
 from training.run_log import MultiReporter, RunFolder, environment, source_commit
@@ -144,7 +144,10 @@ def train_distributed(
     with oom_hint(job.options, checkpoints, fixed=frozenset({"dimension"} if job.origin else ())):
         trained = model.train(work)
         if processes.is_main:
-            release = _write(job, trained._replace(evaluation=_with_facts(trained, job, catalogue, notes)), catalogue)
+            trained = _with_play_head(
+                job, trained._replace(evaluation=_with_facts(trained, job, catalogue, notes)), part
+            )
+            release = _write(job, trained, catalogue)
     if run is not None and release is not None:
         run.finish(release.name, trained.history)
         checkpoints.remove()
@@ -169,6 +172,13 @@ def _check_job(job: TrainingJob, checkpoints: Checkpoints) -> None:
             f"--targets known: {job.dataset.path} does not tell skipped from played tracks, so no play has a known "
             "outcome: use --targets last"
         )
+    if isinstance(job.options, ServedOptions) and job.options.caution > 0:
+        part = training_part(job.dataset, job.split, job.targets)
+        if not job.dataset.has_outcomes or not any(block.skipped.any() for block in part.blocks()):
+            raise BadOption(
+                f"caution = {job.options.caution:g}: {job.dataset.path} has no skips to predict: set caution=0, or "
+                "train on a log with skips"
+            )
     if job.origin is not None:
         from training.warm_start import check_can_fine_tune, check_same_split
 
@@ -195,6 +205,21 @@ def _with_facts(trained: TrainedModel, job: TrainingJob, catalogue: Catalogue, n
     if job.targets != "last":
         facts["targets"] = job.targets
     return facts
+
+
+def _with_play_head(job: TrainingJob, trained: TrainedModel, part: SessionViews) -> TrainedModel:
+    """Add the play head to a model that can be served, if the log tells skipped from played tracks."""
+    if not isinstance(job.options, ServedOptions) or not job.dataset.has_outcomes:
+        return trained
+    from training.models.play_head import fit_play_head, held_out, measure
+
+    options = job.options
+    fitted = fit_play_head(part, job.dataset.catalogue.num_rows, options.window, options.seed)
+    if fitted is None:
+        return trained
+    validation = held_out(examples(job.dataset, job.split, "validation", job.targets), options.window)
+    facts = trained.evaluation | {"play_head": measure(fitted, validation)}
+    return trained._replace(evaluation=facts, arrays={**trained.arrays, **fitted.head.arrays()})
 
 
 def _write(job: TrainingJob, trained: TrainedModel, catalogue: Catalogue) -> Release:

@@ -38,6 +38,14 @@ REPEAT: Final = click.option(
     help="Whether tracks of the session may be recommended. allow: yes. never: no. after:N, N from 1 to 1000: once N "
     "plays, skipped ones included, have followed the latest play of the track.",
 )
+# The option of the commands that rank. The function of the command has the parameter `caution`.
+CAUTION: Final = click.option(
+    "--caution",
+    type=click.FloatRange(0, 10),
+    metavar="X",
+    help="Weight of the probability that a track is not skipped, 0 to 10: rank by log P(next) + X * log P(played). "
+    "Default: that of the release.",
+)
 METRIC_COLUMNS: Final = ("HR@1", "HR@10", "MRR@10")
 HIT_RATES: Final = ("HR@1", "HR@5", "HR@10", "HR@20")
 _STYLES: Final = {"played": "green", "skipped": "yellow"}

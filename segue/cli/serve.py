@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from segue.cli.data import FOLDER
-from segue.cli.evaluate import REPEAT
+from segue.cli.evaluate import CAUTION, REPEAT
 from segue.cli.recommend import explained, items, next_tracks
 from segue.cli.terminal import example, print_json, print_table, say
 
@@ -95,6 +95,7 @@ def _in_order(context: click.Context, plays: tuple[str, ...], skips: tuple[str, 
     help="Number of tracks to recommend, 1 to 1,000.",
 )
 @REPEAT
+@CAUTION
 @click.option(
     "--explain",
     is_flag=True,
@@ -109,6 +110,7 @@ def recommend(
     skips: tuple[str, ...],
     k: int,
     repeat: str,
+    caution: float | None,
     explain: bool,
     as_json: bool,
 ) -> None:
@@ -123,7 +125,7 @@ def recommend(
 
     policy = repeat_policy(repeat)
     live = load_release(release)
-    question = Question(plays_of(_in_order(context, plays, skips)), k, repeat=policy)
+    question = Question(plays_of(_in_order(context, plays, skips)), k, repeat=policy, caution=caution)
     [answer] = live.answer([question])
     why = explain_answer(live, question, answer) if explain else None
     if unknown := live.unknown([play.track_id for play in question.plays]):

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from segue.cli.data import FOLDER, SPLIT
-from segue.cli.evaluate import REPEAT, TARGETS, print_evaluations, say_notes
+from segue.cli.evaluate import CAUTION, REPEAT, TARGETS, print_evaluations, say_notes
 from segue.cli.terminal import TrainingProgress, counting, example, facts_table, print_json, print_table, say
 from segue.errors import BadOption, BadRelease, InputError
 
@@ -185,25 +185,22 @@ def _print_release(release: "Release", dataset: Path, *, as_json: bool) -> None:
     from training.notes import by_construction
     from training.registry import system_name
 
-    manifest = release.manifest
+    manifest, path = release.manifest, release.path
     if as_json:
-        print_json({"path": str(release.path), **manifest.model_dump(mode="json")})
+        print_json({"path": str(path), **manifest.model_dump(mode="json")})
         return
     validation = manifest.evaluation.get("validation")
     constant = " (1 by construction)" if "HR@10" in by_construction(manifest.tracks) else ""
     facts = {
         "release": release.name,
-        "folder": release.path,
+        "folder": path,
         "tracks": manifest.tracks,
         "best epoch": manifest.evaluation.get("best_epoch", "-"),
         "validation HR@10": f"{validation['HR@10']:.4f}{constant}" if validation else "-",
         "size": f"{sum(file.bytes for file in manifest.files.values()) / 1e6:,.1f} MB",
     }
     print_table(facts_table(f"trained {system_name(manifest.model, manifest.options)}", facts))
-    say(
-        f"Release written to {release.path}. "
-        f"Next: segue evaluate {release.path} {dataset}, or segue serve {release.path}"
-    )
+    say(f"Release written to {path}. Next: segue evaluate {path} {dataset}, or segue serve {path}")
 
 
 @click.command(
@@ -246,6 +243,7 @@ def _print_release(release: "Release", dataset: Path, *, as_json: bool) -> None:
     "with the scope admin.",
 )
 @click.option("--exact", is_flag=True, help="Use exact search instead of the release's index.")
+@CAUTION
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--output", type=FOLDER, metavar="FILE", help="Write the result to FILE as JSON.")
 def evaluate(
@@ -259,6 +257,7 @@ def evaluate(
     seed: int,
     url: str | None,
     exact: bool,
+    caution: float | None,
     as_json: bool,
     output: Path | None,
 ) -> None:
@@ -279,7 +278,7 @@ def evaluate(
     if output is not None and not output.parent.is_dir():
         raise InputError(f"--output {output}: the folder {output.parent} does not exist: create it")
     chosen: dict[str, Any] = {"split": split, "part": part, "protocol": protocol, "targets": targets}
-    chosen |= {"seed": seed, "repeat": repeat_policy(repeat)}  # click has checked the other choices
+    chosen |= {"seed": seed, "repeat": repeat_policy(repeat), "caution": caution}  # click has checked the other choices
     question = Question(open_dataset(dataset), open_release(release), **chosen)
     with counting("evaluating") as advance:
         result = measure(question, answers_of(question, url, exact=exact), advance)
@@ -333,8 +332,7 @@ def open_recommender(release: "Release", *, exact: bool = False) -> Any:
         from service.releases.loaded import recommender_of
 
         return recommender_of(release, exact=exact)
-    popularity = PopularityRanker(release.catalogue.plays)
-    return Recommender(open_ranker(release), popularity, release.manifest.window.length)
+    return Recommender(open_ranker(release), PopularityRanker(release.catalogue.plays), release.manifest.window.length)
 
 
 @click.command(

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from segue.arrays import Float32
 from segue.errors import ModelUnavailable, SegueError, StoreUnavailable
+from segue.recommend import MAX_CAUTION
 from segue.release import RELEASE_NAME_PATTERN
 from segue.sessions import REPEAT_PATTERN, Event, Outcome, Play, TrackId, plays_of, repeat_policy, whole_number
 from service.api.json_body import JsonBody, described_body, read_json
@@ -26,6 +27,7 @@ from service.api.state import (
     MAX_TRACKS,
     REPEAT_DESCRIPTION,
     AppState,
+    Caution,
     K,
     ReleaseName,
     Repeat,
@@ -61,13 +63,17 @@ class ExplainedItem(BaseModel):
 
     track_id: str
     contributions: list[float] = Field(
-        description="The contribution of each of `plays` to the score, negative if the play lowers it. They add up to "
-        "the score. Estimated Shapley values; empty if popularity answered"
+        description="The contribution of each of `plays` to the score, negative if the play lowers it. They and "
+        "`baseline` add up to the score. Estimated Shapley values; empty if popularity answered"
+    )
+    baseline: float | None = Field(
+        default=None, description="The score without any play. Absent without caution, where it is 0"
     )
     parts: dict[str, float] | None = Field(
         default=None,
         description="What each part of a hybrid adds to the score: transition counts (ngram, follow, near, liked), the "
-        "session itself (recent, own), popularity, and the encoder. They add up to the score. Absent without counts",
+        "session itself (recent, own), popularity, and the encoder. With caution: log P(next) and "
+        "caution * log P(played), as `next` and `played`. They add up to the score. Absent without counts and caution",
     )
     rank_without_skips: int | None = Field(
         default=None, description=f"Its rank if no play had been skipped. Absent beyond rank {RANKED_AGAIN}"
@@ -117,8 +123,9 @@ class ExplanationBody(BaseModel):
         """The body for the explanation of an answer."""
         outcomes = (Outcome.PLAYED, Outcome.SKIPPED)
         parts = explanation.parts if explanation.parts is not None else itertools.repeat(None)
+        baseline = explanation.baseline if explanation.baseline is not None else itertools.repeat(None)
         known = answer.rows, explanation.contributions.tolist(), explanation.ranks_without_skips
-        lines = zip(*known, parts, strict=False)
+        lines = zip(*known, parts, baseline, strict=False)
         track_id = answer.release.catalogue.track_id
         return cls(
             plays=[
@@ -126,8 +133,10 @@ class ExplanationBody(BaseModel):
                 for track, skipped in explanation.plays
             ],
             items=[
-                ExplainedItem(track_id=track_id(row), contributions=line, rank_without_skips=rank, parts=of_parts)
-                for row, line, rank, of_parts in lines
+                ExplainedItem(
+                    track_id=track_id(row), contributions=line, rank_without_skips=rank, parts=of_parts, baseline=base
+                )
+                for row, line, rank, of_parts, base in lines
             ],
             filtered=[
                 FilteredTrack(
@@ -188,6 +197,12 @@ class WhatIfRequest(JsonBody):
     repeat: str = Field(
         default=DEFAULT_REPEAT, pattern=REPEAT_PATTERN, description=REPEAT_DESCRIPTION, examples=["after:20"]
     )
+    caution: float | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_CAUTION,
+        description="Weight of the probability that the listener does not skip a track. Default: that of the release",
+    )
     explain: bool = Field(default=False, description="Return an explanation. Counts as 13 requests of the API key")
     release: str | None = Field(
         default=None, pattern=RELEASE_NAME_PATTERN, description="A live release to ask instead of the current one"
@@ -217,7 +232,7 @@ Explain = Annotated[
     responses=problem_responses(404, 422, 503)
     | link_responses(similar=("similar_tracks", {"path.track_id": "$response.body#/items/0/track_id"})),
 )
-async def recommendations(
+async def recommendations(  # noqa: PLR0913, PLR0917 (parameters of the request)
     session_id: SessionIdQuery,
     request: Request,
     k: K = DEFAULT_K,
@@ -225,6 +240,7 @@ async def recommendations(
     exclude: Excluded = [],  # noqa: B006 (never changed)
     release: ReleaseName = None,
     explain: Explain = False,
+    caution: Caution = None,
 ) -> Response:
     """Return the next tracks of a session.
 
@@ -237,7 +253,8 @@ async def recommendations(
         caller.charge(EXPLANATION_COST - 1)
     releases = service.releases
     active = releases.for_session(session_id) if release is None else releases.named(release)
-    question = Question(await _plays_or_none(service, session_id), k, exclude, repeat_policy(repeat))
+    asked = active.live.caution(caution)
+    question = Question(await _plays_or_none(service, session_id), k, exclude, repeat_policy(repeat), asked)
     content = await recommend(service, active, session_id, question, explain=explain, attributed=release is None)
     return Response(content, media_type="application/json")
 
@@ -255,9 +272,10 @@ async def what_if(request: Request) -> Response:
     asked = await read_json(WhatIfRequest, request.scope["headers"], request.receive, service.max_request_bytes)
     if asked.explain:
         caller_of(request.scope).charge(EXPLANATION_COST - 1)
-    plays = service.store.kept(plays_of(asked.events))
-    question = Question(plays, asked.k, asked.exclude, repeat_policy(asked.repeat))
     active = service.releases.named(asked.release)
+    caution = active.live.caution(asked.caution)
+    plays = service.store.kept(plays_of(asked.events))
+    question = Question(plays, asked.k, asked.exclude, repeat_policy(asked.repeat), caution)
     answer = await active.ranking(question)
     explanation = await _explanation(service, active, question, answer) if asked.explain else None
     return Response(next_tracks_json(answer, explanation), media_type="application/json")

@@ -12,7 +12,16 @@ from segue.errors import UnknownSession
 from segue.sessions import Event, EventType, RepeatPolicy, repeat_policy
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.recommendations import RecommendationsBody, recommend
-from service.api.state import DEFAULT_REPEAT, MAX_TRACKS, AppState, Repeat, Service, SessionId, link_responses
+from service.api.state import (
+    DEFAULT_REPEAT,
+    MAX_TRACKS,
+    AppState,
+    Caution,
+    Repeat,
+    Service,
+    SessionId,
+    link_responses,
+)
 from service.api.stream import EVENT_STREAM, SessionBody, SessionStreams
 from service.http.admission_control import AdmissionControl
 from service.problems import NotAcceptable, problem_responses
@@ -68,20 +77,32 @@ _IN_QUERY = {"query.session_id": "$request.path.session_id"}
     openapi_extra=described_body(EventsRequest),
 )
 async def report_events(
-    session_id: SessionId, request: Request, recommend: Recommend = None, repeat: Repeat = DEFAULT_REPEAT
+    session_id: SessionId,
+    request: Request,
+    recommend: Recommend = None,
+    repeat: Repeat = DEFAULT_REPEAT,
+    caution: Caution = None,
 ) -> Response:
-    """Append plays and skips to a session. With `recommend`, also return its next tracks, chosen under `repeat`."""
+    """Append plays and skips to a session.
+
+    With `recommend`, also return its next tracks, chosen under `repeat` and `caution`.
+    """
     service: AppState = request.app.state.service
     reported = await read_json(EventsRequest, request.scope["headers"], request.receive, service.max_request_bytes)
-    content = await append_events(service, session_id, reported.events, recommend, repeat_policy(repeat))
+    policy = repeat_policy(repeat)
+    content = await append_events(service, session_id, reported.events, recommend, policy, caution)
     return Response(content, media_type="application/json")
 
 
 async def append_events(
-    service: AppState, session_id: str, events: list[Event], k: int | None, repeat: RepeatPolicy
+    service: AppState, session_id: str, events: list[Event], k: int | None, repeat: RepeatPolicy, caution: float | None
 ) -> bytes:
-    """Store events. Returns an EventsAnswer as JSON, with `k` recommendations unless None. Raises StoreUnavailable."""
+    """Store events. Returns an EventsAnswer as JSON, with `k` recommendations unless None. Raises StoreUnavailable.
+
+    Raises InputError before anything is stored if the release cannot rank with `caution`.
+    """
     active = service.releases.for_session(session_id)
+    asked = active.live.caution(caution) if k is not None else 0.0
     stored = await service.store.append(session_id, events, with_plays=k is not None)
     unknown = active.live.unknown([event.track_id for event in events])
     _count_events(service, events, stored, len(unknown))
@@ -95,7 +116,7 @@ async def append_events(
     }
     if k is not None:
         answer["recommendations"] = orjson.Fragment(
-            await recommend(service, active, session_id, Question(stored.plays, k, repeat=repeat))
+            await recommend(service, active, session_id, Question(stored.plays, k, repeat=repeat, caution=asked))
         )
     return orjson.dumps(answer)
 

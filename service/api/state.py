@@ -8,6 +8,7 @@ from fastapi import Depends, Query, Request
 from fastapi import Path as PathParameter
 from pydantic import WithJsonSchema
 
+from segue.recommend import MAX_CAUTION
 from segue.release import RELEASE_NAME_PATTERN
 from segue.sessions import ALLOW_REPEATS, MAX_ID_LENGTH, REPEAT_PATTERN, SESSION_ID_PATTERN, TEXT_PATTERN
 from service.api.stream import SessionStreams
@@ -71,6 +72,17 @@ TrackIdPath = Annotated[
 ]
 K = Annotated[int, Query(ge=1, le=MAX_TRACKS, description="Number of tracks to return")]
 Repeat = Annotated[str, Query(pattern=REPEAT_PATTERN, description=REPEAT_DESCRIPTION, examples=["after:20"])]
+Caution = Annotated[
+    float | None,
+    Query(
+        ge=0,
+        le=MAX_CAUTION,
+        description="Weight of the probability that the listener does not skip a track: tracks are ranked by "
+        "log P(next) + caution * log P(played). 0 ranks by the model's score alone. Default: the option `caution` that "
+        "the release was trained with",
+    ),
+    WithJsonSchema({"type": "number", "minimum": 0, "maximum": MAX_CAUTION}),
+]
 ReleaseName = Annotated[
     str | None,
     Query(

@@ -21,10 +21,11 @@ from typing import Final
 import numpy as np
 
 from segue.arrays import Bool, Float32, Float64, Int
-from segue.catalogue import PAD_ROW, Row
+from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Row
 from segue.hybrid import ALL_PARTS, HybridRanker
 from segue.map_projection import NEAREST, among
-from segue.recommend import Ranker
+from segue.ngram import POPULARITY_PRIOR
+from segue.recommend import CautiousRanker, Ranker
 from segue.sessions import Play
 from segue.window import Windows, to_sessions, to_windows
 from service.releases.loaded import LoadedRelease, Question, RecommendResult, Track
@@ -56,7 +57,8 @@ class Explanation:
     """The reasons for the ranks of the tracks in an answer."""
 
     plays: list[tuple[Track, bool]]  # (track, skipped) for each play in the window, oldest first
-    contributions: Float32  # [tracks, plays] float32; each row adds up to the score of its track
+    contributions: Float32  # [tracks, plays] float32; each row and the baseline add up to the score of its track
+    baseline: list[float] | None  # the score of each track without any play; None if it is 0
     parts: list[dict[str, float]] | None  # for each track, what each part of a mixture adds to its score
     ranks_without_skips: list[int | None]  # rank of each track if skipped plays are removed; None beyond RANKED_AGAIN
     filtered: list[ExcludedTrack]
@@ -65,7 +67,7 @@ class Explanation:
 
 def explain_answer(live: LoadedRelease, question: Question, answer: RecommendResult) -> Explanation:
     """Explain the answer of `live` to `question`. The encoder runs on up to a few hundred windows."""
-    catalogue, recommender = live.catalogue, live.recommender
+    catalogue, recommender, caution = live.catalogue, live.recommender, live.caution(question.caution)
     heard_plays = question.plays[question.repeat.start(len(question.plays)) :]
     heard = set(catalogue.rows([play.track_id for play in heard_plays]).tolist())
     # A popularity answer does not depend on the plays, so they are not explained.
@@ -74,33 +76,50 @@ def explain_answer(live: LoadedRelease, question: Question, answer: RecommendRes
     seen = np.flatnonzero(window.tracks[0] != PAD_ROW)
     excluded = np.array(sorted((heard | set(catalogue.rows(question.exclude).tolist())) - {PAD_ROW}), dtype=np.int64)
 
-    [unfiltered] = recommender.recommend(sessions, len(answer.rows) + len(excluded))
+    [unfiltered] = recommender.recommend(sessions, len(answer.rows) + len(excluded), caution=caution)
     rank_of = {row: rank for rank, row in enumerate(unfiltered.rows.tolist(), start=1)}
     last = max((rank_of[row] for row in answer.rows if row in rank_of), default=0)
     filtered = sorted((rank_of[row], row) for row in excluded.tolist() if rank_of.get(row, last) < last)
 
-    [unskipped] = recommender.recommend(sessions.played(), RANKED_AGAIN, [excluded])
+    [unskipped] = recommender.recommend(sessions.played(), RANKED_AGAIN, [excluded], caution=caution)
     ranks = {row: rank for rank, row in enumerate(unskipped.rows.tolist(), start=1)}
     targets = np.array(answer.rows, dtype=np.int64)
     plays: list[Row] = window.tracks[0, seen].tolist()
+    ranker = recommender.ranker_with(caution)
+    baseline = _without_plays(live, ranker, window.tracks.shape[1], targets)
     return Explanation(
         plays=[(live.track(row), bool(skip)) for row, skip in zip(plays, window.skipped[0, seen], strict=True)],
-        contributions=contributions(live.ranker, window, targets),
-        parts=_parts(live, window, targets) if answer.source == "model" else None,
+        contributions=contributions(ranker, window, targets, baseline=baseline),
+        baseline=baseline.tolist() if baseline is not None and answer.source == "model" else None,
+        parts=_parts(live, ranker, window, targets) if answer.source == "model" else None,
         ranks_without_skips=[ranks.get(row) for row in answer.rows],
         filtered=[ExcludedTrack(live.track(row), rank, row in heard) for rank, row in filtered],
         places=_places(live, question.plays, window, plays, answer.rows) if live.has_map else None,
     )
 
 
-def _parts(live: LoadedRelease, window: Windows, targets: Int) -> list[dict[str, float]] | None:
-    """Return what each part of a mixture adds to the score of each target. None if the ranker is no mixture."""
-    if not isinstance(live.ranker, HybridRanker):
+def _parts(live: LoadedRelease, ranker: Ranker, window: Windows, targets: Int) -> list[dict[str, float]] | None:
+    """Return what each part of a mixture adds to the score of each target. None if the ranker is no mixture.
+
+    With caution, the parts are log P(next) and the weighted log P(played).
+    """
+    if not isinstance(ranker, HybridRanker | CautiousRanker):
         return None
-    scores = live.ranker.part_scores(window, targets[None])[:, 0].T
-    with_encoder = live.embeddings is not None
-    names = ALL_PARTS if with_encoder else ALL_PARTS[:-1]
+    scores = ranker.part_scores(window, targets[None])[:, 0].T
+    names: tuple[str, ...] = ALL_PARTS if live.embeddings is not None else ALL_PARTS[:-1]
+    names = names if isinstance(ranker, HybridRanker) else ("next", "played")
     return [dict(zip(names, line.tolist(), strict=False)) for line in scores]
+
+
+def _without_plays(live: LoadedRelease, ranker: Ranker, length: int, targets: Int) -> Float64 | None:
+    """Return the score of each target without any play: by popularity for P(next). None if it is 0, without caution."""
+    if not isinstance(ranker, CautiousRanker):
+        return None
+    plays = np.maximum(live.catalogue.plays, POPULARITY_PRIOR)
+    none = Windows(np.full((1, length), PAD_ROW, dtype=np.int64), np.zeros((1, length), dtype=np.bool_))
+    log_next = np.log(plays[targets] / plays[FIRST_TRACK_ROW:].sum())
+    without: Float64 = log_next + ranker.caution * ranker.head.log_played(none, targets[None])[0]
+    return without
 
 
 def _places(
@@ -124,11 +143,14 @@ ORDERS: Final = 16  # number of orderings to average over; all orderings are use
 _WINDOWS_AT_ONCE: Final = 256
 
 
-def contributions(ranker: Ranker, window: Windows, targets: Int, orders: int = ORDERS) -> Float32:
+def contributions(
+    ranker: Ranker, window: Windows, targets: Int, orders: int = ORDERS, baseline: Float64 | None = None
+) -> Float32:
     """Return the contribution of each play in a window to the score of each target track. [targets, plays] float32.
 
     `window` [1, window] contains the plays; padding is ignored. `targets` [targets] int64 are the rows of the target
-    tracks. Each row of the result adds up to the score of its track. The result is deterministic.
+    tracks, `baseline` [targets] their scores without plays; None: 0. Each row of the result and the baseline add up to
+    the score of the track. The result is deterministic.
     """
     places = np.flatnonzero(window.tracks[0] != PAD_ROW)
     count = len(places)
@@ -140,7 +162,8 @@ def contributions(ranker: Ranker, window: Windows, targets: Int, orders: int = O
     parts, which = np.unique(joined.reshape(-1, count), axis=0, return_inverse=True)
     scores = _scores(ranker, window, places, parts, targets)[which]
     scores = scores.reshape(len(drawn), count, len(targets))
-    added = np.diff(scores, axis=1, prepend=0.0)  # the score without plays is 0
+    before = np.broadcast_to(0.0 if baseline is None else baseline, (len(drawn), 1, len(targets)))
+    added = np.diff(scores, axis=1, prepend=before)
     total: Float64 = np.zeros((count, len(targets)))
     for order, steps in zip(drawn, added, strict=True):
         total[order] += steps

@@ -186,7 +186,7 @@ class ReleaseBody(BaseModel):
             created=manifest.created,
             dataset=manifest.dataset.model_dump(),
             evaluation=manifest.evaluation,
-            index=live.index_facts(),
+            index=live.index_facts,
         )
 
 

@@ -55,6 +55,7 @@ class Question:
     k: int
     exclude: Sequence[str] = ()
     repeat: RepeatPolicy = ALLOW_REPEATS
+    caution: float | None = None  # None: the default of the release
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +127,13 @@ class LoadedRelease:
         self.catalogue = release.mapped_catalogue
         # These facts are read now, because the folder may be replaced while this release is live.
         facts = read_facts(release)
-        self._index_facts = {"kind": "exact"} if facts is None else facts.model_dump(mode="json", exclude={"tried"})
+        self.index_facts = {"kind": "exact"} if facts is None else facts.model_dump(mode="json", exclude={"tried"})
+        self._default_caution = release.default_caution
         self._map = TrackMap(release) if release.track_map is not None else None
         self.embeddings = embeddings  # None for a release without an encoder
         popularity = PopularityRanker(self.catalogue.plays, self.catalogue.by_plays)
         self.ranker = _ranker(release, embeddings, self.catalogue, timed)
-        self.recommender = Recommender(self.ranker, popularity, release.manifest.window.length)
+        self.recommender = Recommender(self.ranker, popularity, release.manifest.window.length, release.play_head)
 
     @property
     def folder(self) -> str:
@@ -145,31 +147,42 @@ class LoadedRelease:
             [question.k for question in questions],
             [self.catalogue.rows(question.exclude) for question in questions],
             repeat=[question.repeat for question in questions],
+            caution=[self.caution(question.caution) for question in questions],
         )
         return [
             RecommendResult(self, one.source, one.rows.tolist(), one.scores, one.window_plays, one.window_skips)
             for one in found
         ]
 
+    def caution(self, asked: float | None) -> float:
+        """Return the caution of a request: `asked`, or the default of the release. Raises InputError."""
+        caution = self._default_caution if asked is None else asked
+        self.recommender.ranker_with(caution)
+        return caution
+
     def recommend(
-        self, plays: Sequence[Play], k: int, exclude: Sequence[str] = (), *, repeat: str = "allow"
+        self,
+        plays: Sequence[Play],
+        k: int,
+        exclude: Sequence[str] = (),
+        *,
+        repeat: str = "allow",
+        caution: float | None = None,
     ) -> RecommendResult:
         """Recommend the `k` next tracks for one session. The parameters are the fields of Question.
 
         `repeat` is `allow`, `never` or `after:N`. Raises BadOption for other texts.
         """
-        [answer] = self.answer([Question(plays, k, exclude, repeat_policy(repeat))])
-        return answer
+        return self.answer([Question(plays, k, exclude, repeat_policy(repeat), caution)])[0]
 
     def popular(self, question: Question) -> RecommendResult:
         """Recommend the most played tracks, without the encoder and the index. The fallback if the model fails."""
         heard = [play.track_id for play in question.plays[question.repeat.start(len(question.plays)) :]]
-        [answer] = self.answer([Question((), question.k, [*question.exclude, *heard])])
-        return answer
+        return self.answer([Question((), question.k, [*question.exclude, *heard])])[0]
 
     @property
     def has_map(self) -> bool:
-        """Whether the release has a map of its tracks."""
+        """Whether the release has a map."""
         return self._map is not None
 
     @property
@@ -200,10 +213,6 @@ class LoadedRelease:
     def unknown(self, track_ids: Sequence[str]) -> list[str]:
         """Return the ids in `track_ids` that are not in the catalogue, without duplicates, in order."""
         return list(dict.fromkeys(track_id for track_id in track_ids if track_id not in self.catalogue))
-
-    def index_facts(self) -> dict[str, Any]:
-        """Return the contents of `index.json`, or `{"kind": "exact"}` if the release has no such file."""
-        return self._index_facts
 
     def nearest(self, queries: Float32, k: int) -> Ranked:
         """Return the `k` nearest tracks for each query. `queries` [batch, dimension] float32.
@@ -330,7 +339,8 @@ def recommender_of(release: Release, *, exact: bool = False, threads: int = 1) -
         encoder = OnnxEncoder(release.path / ENCODER, threads)
         embeddings = EmbeddingSearch(encoder, exactly if exact else open_index(release), exactly)
     ranker = _ranker(release, embeddings, release.catalogue)
-    return Recommender(ranker, PopularityRanker(release.catalogue.plays), release.manifest.window.length)
+    popularity = PopularityRanker(release.catalogue.plays)
+    return Recommender(ranker, popularity, release.manifest.window.length, release.play_head)
 
 
 def load_release(path: Path, device: str = "cpu", threads: int = 1, timed: StepTimer = _no_timer) -> LoadedRelease:
@@ -378,8 +388,9 @@ def _check_encoder(live: LoadedRelease, encoder: QueryEncoder) -> None:
     try:
         query = encoder.encode(Windows(first, np.zeros(shape, dtype=np.bool_)))
     except Exception as error:  # the exceptions of ONNX Runtime have no common base class
-        reason = str(error).splitlines()[0][:200]
-        raise BadRelease(f"{live.release.path}: the encoder fails on a window of {shape[1]}: {reason}") from error
+        raise BadRelease(
+            f"{live.release.path}: the encoder fails on a window of {shape[1]}: {_first_line(error)}"
+        ) from error
     if query.shape != (2, manifest.dimension):
         raise BadRelease(
             f"{live.release.path}: the encoder answers {query.shape}, the manifest says {(2, manifest.dimension)}; "

@@ -236,6 +236,7 @@ class Calls(App):
             ("recommend", ("1", "100", "0", "")),
             ("limit", ("1", "100", "0", "x")),
             ("repeat", ("allow", "never", "after:1", "after:1000", "after:0", "", "perhaps")),
+            ("caution", ("0", "1.5", "-1", "11", "nan", "1e400", "")),
             ("exclude", (rng.choice(_TRACKS), "", "\0", "x" * 300, text(rng, _ANY_LETTERS, 300))),
             ("query", ("a", "the (", ".*", "[", "\\", "", text(rng, _ANY_LETTERS, 210), "é" * 100)),
             (text(rng, _ANY_LETTERS, 20), ("",)),

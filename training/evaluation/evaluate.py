@@ -19,7 +19,6 @@ from segue.ranking_metrics import (
     LIST_LENGTH,
     METRICS,
     NOT_FOUND,
-    Estimate,
     bootstrap,
     bootstrap_difference,
     mean_rank,
@@ -32,7 +31,7 @@ from segue.sessions import ALLOW_REPEATS, Outcome, Play, RepeatPolicy, events_of
 from segue.window import Sessions, SessionViews
 from training.data.dataset import Dataset
 from training.data.splits import Examples, Part, Split, Targets, examples, training_part
-from training.evaluation.skip_evaluation import SAMPLED, SERVICE, EvaluatedTargets, ScoredRelease, skip_blocks
+from training.evaluation.skip_evaluation import SAMPLED, SERVICE, EvaluatedTargets, ScoredRelease, as_json, skip_blocks
 from training.notes import (
     by_construction,
     construction_note,
@@ -40,6 +39,7 @@ from training.notes import (
     outcomes_note,
     release_notes,
     repeats_note,
+    selection_note,
 )
 from training.registry import system_name
 
@@ -55,7 +55,7 @@ RankedList: TypeAlias = tuple[Int, Float32]  # rows of the release's catalogue [
 class RecommenderUnderTest(Protocol):
     """Recommends tracks for sessions: a local release or a running service."""
 
-    def lists(self, sessions: Sessions, repeat: RepeatPolicy = ALLOW_REPEATS) -> list[RankedList]:
+    def lists(self, sessions: Sessions, repeat: RepeatPolicy = ALLOW_REPEATS, caution: float = 0.0) -> list[RankedList]:
         """Return the top LIST_LENGTH tracks for each session; `sessions` contains rows of the dataset's catalogue."""
         ...
 
@@ -67,10 +67,10 @@ class LocalRecommender:
     recommender: Recommender
     to_release: Int  # [dataset rows] int64, dataset row to release row; PAD_ROW for unknown tracks
 
-    def lists(self, sessions: Sessions, repeat: RepeatPolicy = ALLOW_REPEATS) -> list[RankedList]:
+    def lists(self, sessions: Sessions, repeat: RepeatPolicy = ALLOW_REPEATS, caution: float = 0.0) -> list[RankedList]:
         """Return the top LIST_LENGTH tracks for each session. Tracks that the release does not know are ignored."""
         mapped = replace(sessions, rows=self.to_release[sessions.rows])
-        answers = self.recommender.recommend(mapped, LIST_LENGTH, repeat=repeat)
+        answers = self.recommender.recommend(mapped, LIST_LENGTH, repeat=repeat, caution=caution)
         return [(answer.rows, answer.scores) for answer in answers]
 
 
@@ -101,11 +101,11 @@ class HttpRecommender:
         """Return the name of the active release of the service."""
         return str(self._ask("GET", "/releases/current").json()["name"])
 
-    def lists(self, sessions: Sessions, repeat: RepeatPolicy = ALLOW_REPEATS) -> list[RankedList]:
+    def lists(self, sessions: Sessions, repeat: RepeatPolicy = ALLOW_REPEATS, caution: float = 0.0) -> list[RankedList]:
         """Ask the service for the top LIST_LENGTH tracks of each session, and delete each session afterwards."""
-        return [self._list(sessions, i, repeat) for i in range(len(sessions))]
+        return [self._list(sessions, i, repeat, caution) for i in range(len(sessions))]
 
-    def _list(self, sessions: Sessions, i: int, repeat: RepeatPolicy) -> RankedList:
+    def _list(self, sessions: Sessions, i: int, repeat: RepeatPolicy, caution: float) -> RankedList:
         span = slice(sessions.offsets[i], sessions.offsets[i + 1])
         plays = [
             Play(self._dataset.track_id(row), Outcome.SKIPPED if skipped else Outcome.PLAYED)
@@ -116,7 +116,7 @@ class HttpRecommender:
         try:
             for start in range(0, len(events), 100):
                 self._ask("POST", f"/sessions/{session}/events", json={"events": events[start : start + 100]})
-            params = {"session_id": session, "k": str(LIST_LENGTH), "repeat": repeat.text}
+            params = {"session_id": session, "k": LIST_LENGTH, "repeat": repeat.text, "caution": caution}
             items = self._ask("GET", "/recommendations", params=params).json()["items"]
         finally:
             self._ask("DELETE", f"/sessions/{session}")
@@ -135,7 +135,7 @@ class HttpRecommender:
 
 @dataclass(frozen=True)
 class Question:
-    """The settings of an evaluation: dataset, release, split, protocol, seed, targets and repeated tracks."""
+    """The settings of an evaluation: dataset, release, split, protocol, seed, targets, repeated tracks and caution."""
 
     dataset: Dataset
     release: Release
@@ -145,6 +145,12 @@ class Question:
     seed: int = 0
     targets: Targets = "last"
     repeat: RepeatPolicy = ALLOW_REPEATS
+    caution: float | None = None  # None: the default of the release
+
+    @property
+    def used_caution(self) -> float:
+        """The caution of the requests."""
+        return self.release.default_caution if self.caution is None else self.caution
 
     def examples(self) -> Examples:
         """Return the sessions and targets to evaluate.
@@ -201,7 +207,7 @@ class Question:
         notes = [
             outcomes_note(self.dataset, asked),
             repeats_note(asked, self.repeat),
-            self._selection_note(asked),
+            selection_note(asked, self.dataset) if self._same_dataset and self._moves_targets else None,
             construction_note(self.candidates),
             one_target_note(len(asked.targets), self.part),
             *release_notes(self.release.manifest),
@@ -217,16 +223,6 @@ class Question:
         """Return the targets with their ranks, for the measures of skip learning. `ranks` [sessions] float64."""
         trained = training_part(self.dataset, self.split, self.targets)
         return EvaluatedTargets(self.dataset, self.split, asked, ranks, trained, self._same_dataset, self.seed)
-
-    def _selection_note(self, asked: Examples) -> str | None:
-        if not self._same_dataset or not self._moves_targets:
-            return None
-        assert self.dataset.last_known is not None
-        seen = int((~self.dataset.last_known[asked.sessions]).sum())
-        return (
-            f"{seen:,} of {len(asked.targets):,} targets were validation targets of the training, which may have "
-            "chosen its epoch or options with them: train with --targets known for a test that it never saw."
-        )
 
     def to_release(self) -> Int:
         """Return the release row of each dataset row, matched by track id. [dataset rows] int64.
@@ -253,17 +249,18 @@ def evaluate(question: Question, answers: RecommenderUnderTest, advance: Advance
     targets = to_release[asked.targets]  # PAD_ROW if the release does not know the target, which counts as a miss
     covered: Int = np.empty(0, dtype=np.int64)
     if question.protocol == "full":
-        ranks, covered = _full_ranks(answers, asked, targets, question.repeat, advance)
+        ranks, covered = _full_ranks(question, answers, asked, targets, advance)
     elif isinstance(answers, LocalRecommender):
         ranks = _sampled_ranks(question, answers.recommender, asked, to_release, advance)
     else:
         raise BadOption("--protocol sampled is not for --url: a service ranks its whole catalogue; use --protocol full")
     target_plays = question.release.catalogue.plays[targets]
     manifest = question.release.manifest
+    caution = f"+caution {question.used_caution:g}" if question.used_caution else ""
     result: dict[str, Any] = {
         "release": question.release.name,
         "model": manifest.model,
-        "system": system_name(manifest.model, manifest.options),
+        "system": system_name(manifest.model, manifest.options) + caution,
         "options": manifest.options,
         "train_seed": manifest.options.get("seed", 0),
         "training": manifest.evaluation.get("training", {}),
@@ -273,6 +270,7 @@ def evaluate(question: Question, answers: RecommenderUnderTest, advance: Advance
         "protocol": question.protocol,
         "targets": question.targets,
         "repeat": question.repeat.text,
+        "caution": question.used_caution,
         "evaluation_seed": question.seed,
         "notes": question.notes(asked),
         "by_construction": by_construction(question.candidates),
@@ -284,7 +282,7 @@ def evaluate(question: Question, answers: RecommenderUnderTest, advance: Advance
         result["catalogue_coverage@20"] = len(covered) / max(len(question.release.catalogue), 1)
     scored: ScoredRelease | str = SAMPLED if question.protocol == "sampled" else SERVICE
     if isinstance(answers, LocalRecommender) and question.protocol == "full":
-        scored = ScoredRelease(answers.recommender, to_release)
+        scored = ScoredRelease(answers.recommender, to_release, question.used_caution)
     result |= skip_blocks(question.with_ranks(asked, ranks), scored)
     result["ranks"] = [rank if np.isfinite(rank) else None for rank in ranks.tolist()]
     result["target_skipped"] = asked.target_skipped.tolist()
@@ -317,7 +315,7 @@ def summary(ranks: Float64, target_skipped: Bool, seed: int, target_known: Bool 
     rng = np.random.default_rng(seed)
     measured: dict[str, Any] = {
         name: {"sessions": len(members)}
-        | {metric: _as_json(bootstrap(of(members), rng)) for metric, of in METRICS.items()}
+        | {metric: as_json(bootstrap(of(members), rng)) for metric, of in METRICS.items()}
         for name, members in groups.items()
     }
     played, skipped = (reciprocal_rank(groups[name], 10) for name in ("played", "skipped"))
@@ -325,13 +323,9 @@ def summary(ranks: Float64, target_skipped: Bool, seed: int, target_known: Bool 
         "groups": measured,
         "skip_down_ranking": {
             "MRR@10 skipped": measured["skipped"]["MRR@10"],
-            "MRR@10 played - skipped": _as_json(bootstrap_difference(played, skipped, rng)),
+            "MRR@10 played - skipped": as_json(bootstrap_difference(played, skipped, rng)),
         },
     }
-
-
-def _as_json(estimate: Estimate | None) -> dict[str, float] | None:
-    return None if estimate is None else {"value": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
 def _batches(asked: Examples, advance: Advance | None) -> Iterator[slice]:
@@ -343,7 +337,7 @@ def _batches(asked: Examples, advance: Advance | None) -> Iterator[slice]:
 
 
 def _full_ranks(
-    answers: RecommenderUnderTest, asked: Examples, targets: Int, repeat: RepeatPolicy, advance: Advance | None
+    question: Question, answers: RecommenderUnderTest, asked: Examples, targets: Int, advance: Advance | None
 ) -> tuple[Float64, Int]:
     """Return the rank of each target among all tracks, and the distinct rows in the top 20 of any list.
 
@@ -352,7 +346,7 @@ def _full_ranks(
     ranks = np.full(len(targets), NOT_FOUND)
     covered: Int = np.empty(0, dtype=np.int64)
     for batch in _batches(asked, advance):
-        lists = answers.lists(asked.inputs.select(batch), repeat)
+        lists = answers.lists(asked.inputs.select(batch), question.repeat, question.used_caution)
         for i, (rows, scores) in enumerate(lists, start=batch.start):
             if targets[i] != PAD_ROW:
                 ranks[i] = rank_in_list(rows, scores, targets[i])
@@ -378,7 +372,8 @@ def _sampled_ranks(
         ]
         width = max(len(line) for line in candidates)
         rows = to_release[np.array([np.pad(line, (0, width - len(line))) for line in candidates])]
-        scored = recommender.scores(replace(inputs, rows=to_release[inputs.rows]), rows)
+        mapped = replace(inputs, rows=to_release[inputs.rows])
+        scored = recommender.scores(mapped, rows, question.used_caution)
         scores = np.where(rows == PAD_ROW, -np.inf, scored)
         of_target = scores[:, :1]
         rank = mean_rank((scores > of_target).sum(axis=1), (scores == of_target).sum(axis=1) - 1)

@@ -44,10 +44,15 @@ _TRAINED: Final = "the earlier plays of the test sessions were trained on: use t
 
 @dataclass(frozen=True)
 class ScoredRelease:
-    """A release in this process, and how its rows relate to those of the dataset."""
+    """A release in this process, how its rows relate to those of the dataset, and the caution of its requests."""
 
     recommender: Recommender
     to_release: Int  # [dataset rows] int64, PAD_ROW for unknown tracks
+    caution: float = 0.0
+
+    def scores(self, sessions: Sessions, rows: Int) -> Float32:
+        """Return the scores of tracks for sessions, both in the release's rows, as Recommender.scores."""
+        return self.recommender.scores(sessions, rows, self.caution)
 
     def mapped(self, sessions: Sessions) -> Sessions:
         """Return sessions of the dataset's rows with the release's rows."""
@@ -138,7 +143,7 @@ def _target_groups(targets: EvaluatedTargets, members: dict[str, list[bool | Non
     for (group, side), name in GROUP_NAMES.items():
         ranks = targets.ranks[[value is side for value in members[group]]]
         found[name] = {"sessions": len(ranks)} | {
-            metric: _as_json(bootstrap(METRICS[metric](ranks), rng)) for metric in MEASURED
+            metric: as_json(bootstrap(METRICS[metric](ranks), rng)) for metric in MEASURED
         }
     return found
 
@@ -211,7 +216,7 @@ def session_auc(targets: EvaluatedTargets, release: ScoredRelease) -> dict[str, 
         candidates = _padded([rows for rows, _ in lists])
         if not candidates.size:
             continue
-        scores = release.recommender.scores(release.mapped(whole.cut(starts, halves)), candidates)
+        scores = release.scores(release.mapped(whole.cut(starts, halves)), candidates)
         for (rows, skipped), line in zip(lists, scores, strict=True):
             auc = pairwise_auc(line[: len(rows)], skipped)
             values += [] if auc is None else [auc]
@@ -250,13 +255,13 @@ def responsiveness(targets: EvaluatedTargets, release: ScoredRelease) -> dict[st
         batch = slice(start, start + _BATCH)
         lists = [release.to_release[similar[row]] for row in new[batch].tolist()]
         before, appended = release.mapped(inputs.select(batch)), release.to_release[new[batch]]
-        changes.append(_changes(release.recommender, before, appended, lists, sample))
+        changes.append(_changes(release, before, appended, lists, sample))
     after_skip, after_play = np.concatenate(changes).T
     measured = {"after_skip": after_skip, "after_play": after_play, "skip_minus_play": after_skip - after_play}
     return {
         "sessions": len(new),
         "similar": kind,
-        **{name: _as_json(bootstrap(values, np.random.default_rng(targets.seed))) for name, values in measured.items()},
+        **{name: as_json(bootstrap(values, np.random.default_rng(targets.seed))) for name, values in measured.items()},
     }
 
 
@@ -267,21 +272,22 @@ def _recommended(release: ScoredRelease, inputs: Sessions) -> Int:
     found = np.full(len(inputs), PAD_ROW, dtype=np.int64)
     for start in range(0, len(inputs), _BATCH):
         batch = release.mapped(inputs.select(slice(start, start + _BATCH)))
-        for i, answer in enumerate(release.recommender.recommend(batch, LIST_LENGTH), start=start):
+        answers = release.recommender.recommend(batch, LIST_LENGTH, caution=release.caution)
+        for i, answer in enumerate(answers, start=start):
             heard = set(inputs.rows[inputs.offsets[i] : inputs.offsets[i + 1]].tolist())
             rows = (from_release.get(row, PAD_ROW) for row in answer.rows.tolist())
             found[i] = next((row for row in rows if row != PAD_ROW and row not in heard), PAD_ROW)
     return found
 
 
-def _changes(recommender: Recommender, before: Sessions, new: Int, lists: list[Int], sample: Int) -> Float64:
+def _changes(release: ScoredRelease, before: Sessions, new: Int, lists: list[Int], sample: Int) -> Float64:
     """Return the mean change of position of each session's similar tracks after a skip and after a play. [batch, 2]."""
     similar = _padded(lists)
     candidates = np.concatenate([similar, np.broadcast_to(sample, (len(new), len(sample)))], axis=1)
     present = similar != PAD_ROW
 
     def positions(sessions: Sessions) -> Float64:
-        scores: Float32 = recommender.scores(sessions, candidates)
+        scores = release.scores(sessions, candidates)
         at = percentiles(scores[:, : similar.shape[1]], scores[:, similar.shape[1] :])
         mean: Float64 = (at * present).sum(axis=1) / present.sum(axis=1)
         return mean
@@ -358,5 +364,6 @@ def _by_metric(estimates: list[Estimate] | None) -> dict[str, Any] | None:
     return None if estimates is None else {name: asdict(e) for name, e in zip(MEASURED, estimates, strict=True)}
 
 
-def _as_json(estimate: Estimate | None) -> dict[str, float] | None:
+def as_json(estimate: Estimate | None) -> dict[str, float] | None:
+    """Return an estimate as a block of a result."""
     return None if estimate is None else asdict(estimate)

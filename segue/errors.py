@@ -11,6 +11,7 @@ BadOption            2          -            recipes, `--set`, settings
 UnknownTrack         2          404          asking for a track outside the catalogue
 UnknownSession       2          404          asking for a session without plays
 UnknownRelease       2          404          asking for a release that does not exist
+NoPlayHead           2          409          asking for caution of a release that cannot predict skips
 SwapRefused          1          409          swapping without a folder, or while another swap runs
 ReleasesUnavailable  1          503          the folder of releases cannot be written
 StoreUnavailable     1          503          Redis cannot be reached or refuses writes
@@ -84,6 +85,13 @@ class UnknownMap(InputError):
 
     http_status = 404
     title = "No map"
+
+
+class NoPlayHead(InputError):
+    """A request has a caution above 0, and the release has no play head."""
+
+    http_status = 409
+    title = "No play head"
 
 
 class SwapRefused(SegueError):

@@ -11,7 +11,7 @@ import numpy as np
 
 from segue.arrays import Float32, Float64, Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Row
-from segue.errors import InputError
+from segue.errors import InputError, NoPlayHead
 from segue.play_head import PlayHead
 from segue.sessions import ALLOW_REPEATS, RepeatPolicy
 from segue.window import Sessions, Windows, to_windows
@@ -191,14 +191,14 @@ class Recommender:
     def ranker_with(self, caution: float) -> Ranker:
         """Return the ranker for a request with this caution. `ranker` itself for 0.
 
-        Raises InputError for a caution outside 0 to MAX_CAUTION, or above 0 without a play head.
+        Raises InputError for a caution outside 0 to MAX_CAUTION, and NoPlayHead above 0 without a play head.
         """
         if not 0 <= caution <= MAX_CAUTION:
             raise InputError(f"caution is {caution}, expected 0 to {MAX_CAUTION:g}")
         if not caution:
             return self.ranker
         if self.head is None:
-            raise InputError(
+            raise NoPlayHead(
                 f"caution is {caution:g}, but the release has no play head, which predicts skips: its log has no "
                 "skips, or an older Segue trained it. Use caution 0 or train again on a log with skips"
             )

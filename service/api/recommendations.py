@@ -229,7 +229,7 @@ Explain = Annotated[
     "/recommendations",
     tags=["recommendations"],
     response_model=RecommendationsBody,
-    responses=problem_responses(404, 422, 503)
+    responses=problem_responses(404, 409, 422, 503)
     | link_responses(similar=("similar_tracks", {"path.track_id": "$response.body#/items/0/track_id"})),
 )
 async def recommendations(  # noqa: PLR0913, PLR0917 (parameters of the request)
@@ -263,7 +263,7 @@ async def recommendations(  # noqa: PLR0913, PLR0917 (parameters of the request)
     "/recommendations/what-if",
     tags=["recommendations"],
     response_model=NextTracks,
-    responses=problem_responses(404, 413, 415, 422, 503),
+    responses=problem_responses(404, 409, 413, 415, 422, 503),
     openapi_extra=described_body(WhatIfRequest),
 )
 async def what_if(request: Request) -> Response:

@@ -68,7 +68,7 @@ _IN_QUERY = {"query.session_id": "$request.path.session_id"}
     "/sessions/{session_id}/events",
     tags=["sessions"],
     response_model=EventsAnswer,
-    responses=problem_responses(404, 413, 415, 422, 503)
+    responses=problem_responses(404, 409, 413, 415, 422, 503)
     | link_responses(
         next=("recommendations", _IN_QUERY),
         plays=("session", _IN_PATH),
@@ -99,7 +99,7 @@ async def append_events(
 ) -> bytes:
     """Store events. Returns an EventsAnswer as JSON, with `k` recommendations unless None. Raises StoreUnavailable.
 
-    Raises InputError before anything is stored if the release cannot rank with `caution`.
+    Raises NoPlayHead before anything is stored if the release cannot rank with `caution`.
     """
     active = service.releases.for_session(session_id)
     asked = active.live.caution(caution) if k is not None else 0.0

@@ -86,6 +86,6 @@ def test_a_release_without_a_play_head_refuses_caution_and_stores_nothing(runnin
         running.post(f"/sessions/{session_id}/events", params={"recommend": 5, "caution": 1}, json={"events": EVENTS}),
     ]
     for answer in calls:
-        assert answer.status_code == 422
+        assert answer.status_code == 409
         assert "the release has no play head" in answer.json()["detail"]
     assert running.get(f"/sessions/{session_id}").status_code == 404

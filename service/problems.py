@@ -67,7 +67,7 @@ _DESCRIPTIONS = {
     404: "Not found",
     405: "The path does not support this method; `Allow` lists those it supports",
     406: "The response is a stream of events, which `Accept` excludes",
-    409: "Not possible at present: another swap is in progress, there is no folder of releases, or `caution` is above 0 "
+    409: "Not possible now: another swap is in progress, there is no folder of releases, or `caution` is above 0 "
     "and the release has no play head",
     413: "The body is too large",
     415: "The body has a `Content-Encoding`, or its `Content-Type` is not JSON",

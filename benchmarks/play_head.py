@@ -160,7 +160,7 @@ def measure(
 
 
 def _candidates(recommender: Recommender, windows: Windows) -> tuple[Float64, Int]:
-    """The log of P(next) and the rows of the tracks that caution orders anew, as in a request for 20 tracks."""
+    """Return log P(next) and the rows of the tracks that caution re-ranks, as in a request for 20 tracks."""
     ranker = recommender.ranker
     parts = []
     for at in range(0, len(windows), _BATCH):

@@ -45,7 +45,7 @@ def invented_ids(rng: np.random.Generator, count: int) -> pl.Series:
 
 
 def invented_names(rng: np.random.Generator, count: int, words: int) -> pl.Series:
-    """`count` names of so many words with a number at the end that makes nearly all of them distinct."""
+    """Return `count` names of `words` words and a number, which makes nearly all of them distinct."""
     vocabulary = pl.Series([word.title() for word in WORDS])
     frame = pl.DataFrame([vocabulary.gather(rng.integers(0, len(WORDS), count)).alias(str(n)) for n in range(words)])
     return frame.select(pl.concat_str(pl.all(), pl.int_range(count, dtype=pl.Int32), separator=" ")).to_series()

@@ -62,7 +62,7 @@ class Mixture(NamedTuple):
     """The weights of the three gates, in the order of FILES."""
 
     repeat: Float64  # [REPEAT_FEATURES] float64
-    new_tracks: Float64  # [features, NEW_PARTS] float64; -inf in the column of a part that is left out
+    new_tracks: Float64  # [features, NEW_PARTS] float64
     repeats: Float64  # [features, REPEAT_PARTS] float64
 
     @classmethod

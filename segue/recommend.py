@@ -19,7 +19,7 @@ from segue.window import Sessions, Windows, to_windows
 Source: TypeAlias = Literal["model", "popularity"]
 
 MAX_CAUTION: Final = 10.0
-CANDIDATES: Final = 100  # tracks that caution orders anew; twice the requested number if that is more
+CANDIDATES: Final = 100  # tracks that caution re-ranks; twice the requested number if that is more
 NORMALISED: Final = 100  # the best tracks whose scores of an encoder are normalised to probabilities
 _LEAST_PROBABILITY: Final = 1e-38
 
@@ -138,7 +138,7 @@ def log_probabilities(ranker: Ranker, windows: Windows, scores: Float32, best: F
 class CautiousRanker:
     """Ranks by log P(next) + caution * log P(played). The score of a track is this sum.
 
-    It orders the CANDIDATES best tracks of `ranker` anew, or 2 k for a list of k if that is more.
+    It re-ranks the CANDIDATES best tracks of `ranker`, or 2 k for a list of k if that is more.
     """
 
     ranker: Ranker

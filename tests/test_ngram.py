@@ -335,3 +335,63 @@ def test_the_tables_are_numbered_after_the_orders() -> None:
     assert PAIRS == ORDERS
     assert len(FEATURES) == len(set(FEATURES))
     assert Path(__file__).with_name("reference_ngram.py").is_file()
+
+
+class TestReleases:
+    """Counts in releases: added by fine-tuning, mixed with an encoder that is there already, and explained."""
+
+    SMALL = ("dimension=8", "heads=2", "epochs=1", "negatives=20", "window=6")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def folder(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        pytest.importorskip("torch")
+        folder = tmp_path_factory.mktemp("counts")
+        cls.run("simulate", "--tracks", 1000, "--sessions", 300, "--out", folder / "data")
+        cls.run("train", folder / "data", "--model", "ngram", "--set=window=6", "--out", folder / "ngram")
+        options = [f"--set={option}" for option in cls.SMALL]
+        cls.run("train", folder / "data", "--model", "sasrec", *options, "--out", folder / "sasrec")
+        return folder
+
+    @staticmethod
+    def run(*arguments: object) -> None:
+        from segue.cli import main
+
+        assert main([str(word) for word in arguments]) == 0
+
+    def test_fine_tuning_adds_the_counts_of_the_new_log(self, folder: Path) -> None:
+        from segue.release import open_release
+
+        self.run("train", folder / "data", "--init-from", folder / "ngram", "--out", folder / "twice")
+        once, twice = (open_release(folder / name).count_tables for name in ("ngram", "twice"))
+        np.testing.assert_array_equal(once.keys, twice.keys)
+        np.testing.assert_allclose(2 * once.totals, twice.totals)
+        np.testing.assert_allclose(2 * once.follow_totals, twice.follow_totals, rtol=1e-5)
+
+    def test_a_hybrid_of_a_trained_encoder_keeps_its_embeddings(self, folder: Path) -> None:
+        from segue.release import open_release
+
+        mixed = ["--model", "hybrid", "--init-from", folder / "sasrec", "--set", "epochs=0"]
+        self.run("train", folder / "data", *mixed, "--out", folder / "hybrid")
+        encoder, hybrid = (open_release(folder / name) for name in ("sasrec", "hybrid"))
+        np.testing.assert_array_equal(encoder.item_embeddings, hybrid.item_embeddings)
+        counted = open_release(folder / "ngram").count_tables
+        for one, other in zip(arrays_of(counted), arrays_of(hybrid.count_tables), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+    @pytest.mark.parametrize("name", ["ngram", "hybrid"])
+    def test_parts_and_contributions_add_up_to_the_score(self, folder: Path, name: str) -> None:
+        from segue.sessions import Outcome, Play
+        from service.releases.explanation import explain_answer
+        from service.releases.loaded import Question, load_release
+
+        live = load_release(folder / name)
+        ids = [live.catalogue.track_id(row) for row in (5, 9, 5, 40)]
+        plays = [Play(track, outcome) for track, outcome in zip(ids, [*Outcome, *Outcome], strict=True)]
+        question = Question(plays, 8)
+        [answer] = live.answer([question])
+        explained = explain_answer(live, question, answer)
+        assert explained.parts is not None
+        assert set(explained.parts[0]) == set(ALL_PARTS if name == "hybrid" else PARTS)
+        np.testing.assert_allclose([sum(parts.values()) for parts in explained.parts], answer.scores, rtol=1e-5)
+        np.testing.assert_allclose(explained.contributions.sum(axis=1), answer.scores, rtol=1e-4, atol=1e-7)

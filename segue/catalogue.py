@@ -11,12 +11,12 @@ writes. Mapped files need no parsing, and all worker processes of a service shar
     rows_by_plays.npy  [tracks] int32, rows by descending play count, ties by row
     plays.npy          [num_rows] float32, play counts in the training data
     search.arrow       Arrow IPC, uncompressed: row, text (title, artist and id in lower case), by descending play count
+    attributes.arrow, attribute_codes.npy: attributes of the tracks, if there are any (segue.attributes)
 """
 
 import bisect
 import contextlib
 import json
-import mmap
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from segue.arrays import Float32, Int, mapped_array
+from segue.arrays import Float32, Int, MappedTexts, plain_array, write_texts
+from segue.attributes import VALUES_FILE, Attributes
 from segue.errors import BadRelease, InputError, UnknownTrack
 from segue.safe_files import UNREADABLE, check_footer
 
@@ -68,7 +69,8 @@ class Catalogue:
         """Create a catalogue from a data frame. The order of the lines determines the rows.
 
         `tracks` needs the column `track_id` and may have `title`, `artist`, `plays` (including skipped plays) and
-        `skips`. In a release, the counts are from the training data. Raises InputError for missing or duplicate ids.
+        `skips`. In a release, the counts are from the training data. All other columns are attributes of the tracks.
+        Raises InputError for missing or duplicate ids.
         """
         if "track_id" not in tracks.columns:
             raise InputError(f"a catalogue needs a column track_id, found {', '.join(tracks.columns)}")
@@ -80,7 +82,8 @@ class Catalogue:
             if name != "row"
         ]
         rows = pl.int_range(FIRST_TRACK_ROW, len(tracks) + FIRST_TRACK_ROW, dtype=pl.Int32).alias("row")
-        return cls(_InMemory(tracks.select(rows, *columns)))
+        attributes = [name for name in tracks.columns if name not in _SCHEMA]
+        return cls(_InMemory(tracks.select(rows, *columns, *attributes)))
 
     @classmethod
     def read_parquet(cls, path: Path) -> "Catalogue":
@@ -107,7 +110,7 @@ class Catalogue:
 
     @property
     def frame(self) -> pl.DataFrame:
-        """All tracks in row order, with the columns of _SCHEMA. Raises TypeError for a memory-mapped catalogue."""
+        """All tracks in row order: the columns of _SCHEMA, then attributes. Raises TypeError if memory-mapped."""
         return self._in_memory.frame
 
     @property
@@ -129,8 +132,8 @@ class Catalogue:
         """Write the memory-mappable files, which `map` reads, into `folder`."""
         frame = self.frame
         ids = [part["track_id"] for part in frame.iter_slices(_TRACKS_AT_ONCE)]
-        _write_texts(folder, _IDS, _ID_ENDS, ids)
-        _write_texts(folder, _JSON, _JSON_ENDS, [_as_json(part) for part in frame.iter_slices(_TRACKS_AT_ONCE)])
+        write_texts(folder, _IDS, _ID_ENDS, ids)
+        write_texts(folder, _JSON, _JSON_ENDS, [_as_json(part) for part in frame.iter_slices(_TRACKS_AT_ONCE)])
         by_id = frame.select("row", pl.col("track_id").cast(pl.Binary)).sort("track_id")["row"].to_numpy()
         for name, array in (
             (_BY_ID, by_id.astype(np.int32)),
@@ -139,6 +142,7 @@ class Catalogue:
         ):
             np.save(folder / name, array, allow_pickle=False)
         self._tracks.searchable.collect().write_ipc(folder / _SEARCH, compression="uncompressed")
+        self.attributes.write(folder)
 
     def with_counts(self, plays: Int, skips: Int) -> "Catalogue":
         """Return a copy of the catalogue with new counts. `plays` and `skips` are [num_rows] int64, indexed by row."""
@@ -180,6 +184,11 @@ class Catalogue:
         return self._tracks.track_id(row)
 
     @property
+    def attributes(self) -> Attributes:
+        """The attributes of the tracks, with the artist as one of them."""
+        return self._tracks.attributes
+
+    @property
     def plays(self) -> NDArray[Any]:
         """Play counts with skipped plays, by row. [num_rows] int64 in memory, float32 if memory-mapped."""
         return self._tracks.plays
@@ -203,7 +212,7 @@ class Catalogue:
 
 
 class _InMemory:
-    """Tracks in a data frame with the columns of _SCHEMA, in row order. Lookup tables are built at their first use."""
+    """Tracks in a data frame, in row order: _SCHEMA, then attributes. Lookup tables are built at their first use."""
 
     def __init__(self, frame: pl.DataFrame) -> None:
         self.frame = frame
@@ -231,6 +240,11 @@ class _InMemory:
         return {track_id: row for row, track_id in enumerate(self.track_ids, start=FIRST_TRACK_ROW)}
 
     @cached_property
+    def attributes(self) -> Attributes:
+        known = self.frame["artist"].null_count() < len(self.frame)
+        return Attributes.from_frame(self.frame.drop(name for name in _SCHEMA if name != "artist" or not known))
+
+    @cached_property
     def plays(self) -> Int:
         return np.concatenate([[0], self.frame["plays"].to_numpy()]).astype(np.int64)
 
@@ -253,11 +267,11 @@ class _Mapped:
     """Tracks in memory-mapped files of a folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._ids = _Texts(folder / _IDS, folder / _ID_ENDS)
-        self._json = _Texts(folder / _JSON, folder / _JSON_ENDS)
-        self._by_id = _array(folder / _BY_ID)
-        self.by_plays: Int = _array(folder / _BY_PLAYS)
-        self.plays: Float32 = _array(folder / _PLAYS)
+        self._ids = MappedTexts(folder / _IDS, folder / _ID_ENDS)
+        self._json = MappedTexts(folder / _JSON, folder / _JSON_ENDS)
+        self._by_id = plain_array(folder / _BY_ID)
+        self.by_plays: Int = plain_array(folder / _BY_PLAYS)
+        self.plays: Float32 = plain_array(folder / _PLAYS)
         # Polars opens the file for every search. The path of a file descriptor stays valid if the folder is replaced.
         search = os.open(folder / _SEARCH, os.O_RDONLY)
         weakref.finalize(self, os.close, search)
@@ -267,6 +281,8 @@ class _Mapped:
         self.track_id = self._ids.text
         self.json = self._json.of
         self._validate(folder)
+        has_attributes = (folder / VALUES_FILE).exists()
+        self.attributes = Attributes.map(folder, len(self)) if has_attributes else Attributes({})
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -317,33 +333,8 @@ class _Mapped:
             raise BadRelease(f"{folder / _SEARCH} is not an Arrow file: {reason}; copy the release again") from error
 
 
-class _Texts:
-    """One text per row: a file of concatenated texts, and an array of their end positions."""
-
-    def __init__(self, file: Path, ends: Path) -> None:
-        self._bytes = _mapped(file)
-        self.ends = _array(ends)
-        # A memoryview reads a single number faster than an array. `_Mapped._validate` rejects other dtypes.
-        self._end: Any = self.ends.data if self.ends.dtype == np.int64 else self.ends
-
-    def of(self, row: Row) -> bytes:
-        """Return the text of a row as UTF-8 bytes."""
-        text: bytes = self._bytes[self._end[row - 1] : self._end[row]]
-        return text
-
-    def text(self, row: Row) -> str:
-        """Return the text of a row as a string."""
-        text: str = self._bytes[self._end[row - 1] : self._end[row]].decode()
-        return text
-
-    def fit(self) -> bool:
-        """Return True if the end positions are ascending and cover the whole file."""
-        ends = self.ends
-        return ends[0] == 0 and ends[-1] == len(self._bytes) and bool((ends[1:] >= ends[:-1]).all())
-
-
 class _Finder:
-    def __init__(self, ids: _Texts, by_id: Int) -> None:
+    def __init__(self, ids: MappedTexts, by_id: Int) -> None:
         self._ids = ids
         self._by_id = by_id
 
@@ -366,25 +357,6 @@ def _as_json(part: pl.DataFrame) -> pl.Series:
     for name in ("title", "artist"):
         whole = whole.str.replace(f',"{name}":null', "", literal=True)
     return whole.str.slice(1, whole.str.len_chars() - 2)
-
-
-def _write_texts(folder: Path, texts: str, ends: str, parts: Sequence[pl.Series]) -> None:
-    lengths = [np.zeros(FIRST_TRACK_ROW, dtype=np.int64)]
-    with (folder / texts).open("wb") as file:
-        for part in parts:
-            file.write("".join(part.to_list()).encode())
-            lengths.append(part.str.len_bytes().to_numpy().astype(np.int64))
-    np.save(folder / ends, np.cumsum(np.concatenate(lengths)), allow_pickle=False)
-
-
-def _mapped(file: Path) -> Any:
-    """Memory-map a file. A slice of the result is a bytes object."""
-    with file.open("rb") as stream:
-        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if file.stat().st_size else b""
-
-
-def _array(file: Path) -> NDArray[Any]:
-    return np.asarray(mapped_array(file))
 
 
 @contextlib.contextmanager

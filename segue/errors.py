@@ -11,6 +11,8 @@ BadOption            2          -            recipes, `--set`, settings
 UnknownTrack         2          404          asking for a track outside the catalogue
 UnknownSession       2          404          asking for a session without plays
 UnknownRelease       2          404          asking for a release that does not exist
+BadFilter            2          422          a filter of tracks that cannot be read or evaluated
+UnknownAttribute     2          422          asking for an attribute that a release does not have
 NoPlayHead           2          409          asking for caution of a release that cannot predict skips
 SwapRefused          1          409          swapping without a folder, or while another swap runs
 ReleasesUnavailable  1          503          the folder of releases cannot be written
@@ -85,6 +87,18 @@ class UnknownMap(InputError):
 
     http_status = 404
     title = "No map"
+
+
+class BadFilter(InputError):
+    """A filter of tracks cannot be read, or compares an attribute with a value of another kind."""
+
+    title = "Invalid filter"
+
+
+class UnknownAttribute(InputError):
+    """A filter or a list of fields names an attribute that the release does not have."""
+
+    title = "Unknown attribute"
 
 
 class NoPlayHead(InputError):

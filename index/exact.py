@@ -18,6 +18,7 @@ import numpy as np
 from segue.arrays import Bool, Float32, Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW
 from segue.errors import BadOption, BadRelease
+from segue.filters import Allowed
 from segue.recommend import NearestTracks, Ranked
 
 QUERIES_AT_ONCE: Final = 256
@@ -25,6 +26,7 @@ _SCORES_AT_ONCE: Final = 4_000_000  # floats in one block of scores, 16 MB
 _ROWS_AT_ONCE: Final = (
     65_536  # rows in one block of embeddings: a block fits in the CPU cache while one query is scored
 )
+_FILTERED_AT_ONCE: Final = 16_384  # allowed rows whose embeddings are gathered at once, 8 MB of 128 dimensions
 _FIRST_ROWS: Final = 4_096  # rows in the first block
 _VALUES_AT_ONCE: Final = 8_000_000  # floats of embeddings gathered at once to score pairs, 32 MB
 
@@ -40,12 +42,14 @@ class ExactIndex:
         self._embeddings = np.asarray(embeddings)  # slicing a plain view is cheaper than slicing a memmap object
         self._longest = _longest(self._embeddings)
 
-    def search(self, queries: Float32, k: int) -> Ranked:
-        """Return the k best tracks for each of `queries` [b, dim] float32.
+    def search(self, queries: Float32, k: int, allowed: Allowed | None = None) -> Ranked:
+        """Return the k best tracks for each of `queries` [b, dim] float32, among the allowed ones.
 
         A query with NaN or infinity gets no tracks: its rows are PAD_ROW and its scores -inf.
         """
         queries = validate_queries(queries, self._embeddings.shape[1])
+        if allowed is not None:
+            return best_of(queries, allowed.rows, self._embeddings, k)
         found = empty_result(len(queries), k)
         finite = finite_rows(queries)
         wanted = min(k, len(self._embeddings) - FIRST_TRACK_ROW)
@@ -101,6 +105,33 @@ def ranked(queries: Float32, rows: Int, embeddings: Float32, k: int) -> Ranked:
     kept = order.shape[1]
     best.scores[:, :kept] = np.take_along_axis(scores, order, axis=1)
     best.rows[:, :kept] = np.where(np.isneginf(best.scores[:, :kept]), PAD_ROW, np.take_along_axis(rows, order, axis=1))
+    return best
+
+
+def best_of(queries: Float32, rows: Int, embeddings: Float32, k: int) -> Ranked:
+    """Return the k best of the same candidates for every query. Equal scores are ordered by row.
+
+    `queries` [b, dim] float32, `rows` [candidates] int64 ascending, `embeddings` [num_rows, dim] float32. Rows and
+    scores are [b, k], and PAD_ROW with -inf after the last track.
+    """
+    best = empty_result(len(queries), k)
+    if k <= 0:
+        return best
+    finite = finite_rows(queries)
+    for start in range(0, len(rows), _FILTERED_AT_ONCE):
+        some = rows[start : start + _FILTERED_AT_ONCE]
+        block = embeddings[some]
+        for line in finite.tolist():
+            scores = np.vecdot(block, queries[line])
+            kept = np.flatnonzero(scores >= best.scores[line, -1])
+            if len(kept) > k:
+                own = scores[kept]
+                kept = kept[own >= np.partition(own, -k)[-k]]
+            found_rows = np.concatenate([best.rows[line], some[kept]])
+            found_scores = np.concatenate([best.scores[line], scores[kept]])
+            order = np.lexsort((found_rows, -found_scores))[:k]
+            missing = np.isneginf(found_scores[order])
+            best.rows[line], best.scores[line] = np.where(missing, PAD_ROW, found_rows[order]), found_scores[order]
     return best
 
 

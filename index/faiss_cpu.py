@@ -14,6 +14,7 @@ each call.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, cast, get_args
@@ -23,11 +24,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from index import ivf
-from index.exact import QUERIES_AT_ONCE, empty_result, finite_rows, ranked, validate_queries
+from index.exact import QUERIES_AT_ONCE, best_of, empty_result, finite_rows, ranked, validate_queries
 from index.ivf import ROWS_AT_ONCE, sample_of
 from segue.arrays import Float32, Int
 from segue.catalogue import FIRST_TRACK_ROW
 from segue.errors import BadRelease
+from segue.filters import Allowed
 from segue.recommend import Ranked
 
 faiss: Any = faiss_module  # the type stubs of FAISS describe the C++ classes, not the Python wrappers
@@ -35,6 +37,11 @@ faiss: Any = faiss_module  # the type stubs of FAISS describe the C++ classes, n
 Kind: TypeAlias = Literal["flat", "flat-sq8", "ivf", "ivf-sq8", "ivf-pq", "ivf-pq4", "hnsw", "hnsw-sq8"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 SMALL_BATCH: Final = 256
+# A filter that allows at most so many tracks is answered by scoring all of them, which takes less than a millisecond.
+SCORED_EXACTLY: Final = 8_192
+# A filter leaves fewer good tracks in each list and in each neighbourhood of the graph. The search therefore visits
+# share ** -EFFORT times as many of them. Measured in benchmarks/README.md, "Filters".
+EFFORT: Final = 0.75
 
 _CODE_TRAINING_ROWS: Final = 100_000  # rows of the training sample for the range of each dimension
 _NEIGHBOURS: Final = 32
@@ -77,6 +84,8 @@ class Parameters(BaseModel):
 class FaissIndex:
     """A FAISS index over the item embeddings, with its search parameters."""
 
+    _selects = True  # whether a search can be restricted to a bitmap of tracks
+
     def __init__(self, index: Any, kind: Kind, parameters: Parameters, embeddings: Float32) -> None:
         """Wrap a FAISS index that was built from `embeddings` [num_rows, dim] float32.
 
@@ -87,12 +96,15 @@ class FaissIndex:
         self._index = index
         self._embeddings = np.asarray(embeddings)
 
-    def search(self, queries: Float32, k: int) -> Ranked:
-        """Return the k best tracks for each of `queries` [b, dim] float32.
+    def search(self, queries: Float32, k: int, allowed: Allowed | None = None) -> Ranked:
+        """Return the k best tracks for each of `queries` [b, dim] float32, among the allowed ones.
 
-        A query with NaN or infinity gets no tracks: its rows are PAD_ROW and its scores -inf.
+        If few tracks are allowed, all of them are scored exactly. A query with NaN or infinity gets no tracks: its rows
+        are PAD_ROW and its scores -inf.
         """
         queries = validate_queries(queries, self._embeddings.shape[1])
+        if allowed is not None and (allowed.count <= SCORED_EXACTLY or not self._selects):
+            return best_of(queries, allowed.rows, self._embeddings, k)
         found = empty_result(len(queries), k)
         finite = finite_rows(queries)
         asked = k if self.parameters.rerank == 1 else max(k, _LEAST_ASKED)
@@ -102,7 +114,7 @@ class FaissIndex:
         with _threads_for(len(finite)):
             for start in range(0, len(finite), QUERIES_AT_ONCE):
                 lines = finite[start : start + QUERIES_AT_ONCE]
-                rows = self._positions(queries[lines], count) + FIRST_TRACK_ROW  # FAISS's -1 becomes PAD_ROW
+                rows = self._positions(queries[lines], count, allowed) + FIRST_TRACK_ROW  # FAISS's -1 becomes PAD_ROW
                 found.rows[lines], found.scores[lines] = ranked(queries[lines], rows, self._embeddings, k)
         return found
 
@@ -125,17 +137,25 @@ class FaissIndex:
         """Return the maximum number of candidates of one search."""
         return int(self._index.ntotal)
 
-    def _positions(self, queries: Float32, count: int) -> Int:
+    def _positions(self, queries: Float32, count: int, allowed: Allowed | None) -> Int:
         """Return the FAISS positions of `count` candidates per query. [b, count] int64, -1 for a missing candidate."""
-        positions: Int
+        chosen: dict[str, Any] = {}
+        effort = 1.0
+        if allowed is not None:
+            bits = allowed.bits
+            chosen["sel"] = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
+            effort = allowed.share**-EFFORT
+        parameters = self.parameters
         if self.kind.startswith("ivf"):
-            options = faiss.SearchParametersIVF(nprobe=self.parameters.nprobe)
-            _, positions = self._index.search(queries, count, params=options)
+            nprobe = min(math.ceil((parameters.nprobe or 1) * effort), int(self._index.nlist))
+            options = faiss.SearchParametersIVF(nprobe=nprobe, **chosen)
         elif self.kind.startswith("hnsw"):
-            options = faiss.SearchParametersHNSW(efSearch=max(count, self.parameters.ef_search or 1))
-            _, positions = self._index.search(queries, count, params=options)
+            ef_search = min(math.ceil((parameters.ef_search or 1) * effort), int(self._index.ntotal))
+            options = faiss.SearchParametersHNSW(efSearch=max(count, ef_search), **chosen)
         else:
-            _, positions = self._index.search(queries, count)
+            options = faiss.SearchParameters(**chosen) if chosen else None
+        positions: Int
+        _, positions = self._index.search(queries, count, params=options)
         return positions
 
 

@@ -13,6 +13,7 @@ from index import faiss_cpu
 from index.faiss_cpu import FaissIndex, Kind, Parameters, faiss
 from segue.arrays import Float32, Int
 from segue.errors import BadOption
+from segue.filters import Allowed
 
 KINDS: Final[tuple[Kind, ...]] = ("flat", "ivf", "ivf-sq8")
 _MAX_CANDIDATES: Final = 2048  # FAISS's limit on k and nprobe on a device
@@ -24,7 +25,12 @@ def gpu_available() -> bool:
 
 
 class GpuIndex(FaissIndex):
-    """A FAISS index copied to the first CUDA device. It returns at most 2,048 candidates per query."""
+    """A FAISS index copied to the first CUDA device. It returns at most 2,048 candidates per query.
+
+    FAISS cannot restrict a search on a device to some tracks: a filter is answered by exact scores on the CPU.
+    """
+
+    _selects = False
 
     def __init__(self, on_cpu: FaissIndex, embeddings: Float32) -> None:
         """`embeddings` [num_rows, dim] float32. Raises BadOption without a device or for an unsupported kind."""
@@ -52,9 +58,9 @@ class GpuIndex(FaissIndex):
     def _max_candidates(self) -> int:
         return min(super()._max_candidates(), _MAX_CANDIDATES)
 
-    def _positions(self, queries: Float32, count: int) -> Int:
+    def _positions(self, queries: Float32, count: int, allowed: Allowed | None) -> Int:
         with self._one_at_a_time:
-            return super()._positions(queries, count)
+            return super()._positions(queries, count, allowed)
 
 
 def build(embeddings: Float32, kind: Kind, *, seed: int = 0) -> GpuIndex:

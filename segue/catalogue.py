@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import numpy as np
 import polars as pl
@@ -32,6 +32,9 @@ from segue.arrays import Float32, Int, MappedTexts, plain_array, write_texts
 from segue.attributes import VALUES_FILE, Attributes
 from segue.errors import BadRelease, InputError, UnknownTrack
 from segue.safe_files import UNREADABLE, check_footer
+
+if TYPE_CHECKING:
+    from segue.filters import Allowed
 
 Row: TypeAlias = int
 
@@ -202,13 +205,19 @@ class Catalogue:
         """Return the JSON members of a track, without the braces, in UTF-8: `"track_id":"x","title":"y"`."""
         return self._tracks.json(row)
 
-    def search(self, query: str, limit: int) -> list[Row]:
-        """Return at most `limit` rows of tracks with each word of `query` in title, artist or id, most played first."""
+    def search(self, query: str, limit: int, allowed: "Allowed | None" = None) -> list[Row]:
+        """Return at most `limit` allowed rows with each word of `query` in title, artist or id, most played first."""
+        words = query.lower().split()
+        if allowed is not None and not words:
+            return cast("list[Row]", allowed.first(self.by_plays, limit).tolist())
         matching = self._tracks.searchable
-        for word in query.lower().split():
+        for word in words:
             matching = matching.filter(pl.col("text").str.contains(word, literal=True))
-        rows: list[Row] = matching.head(limit).collect()["row"].to_list()
-        return rows
+        if allowed is None:
+            matching = matching.head(limit)
+        rows = matching.select("row").collect()["row"].to_numpy()
+        found: list[Row] = (rows if allowed is None else rows[allowed.contains(rows)][:limit]).tolist()
+        return found
 
 
 class _InMemory:

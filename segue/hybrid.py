@@ -16,7 +16,7 @@ experts, Jacobs et al., Neural Computation 1991.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from segue.arrays import Bool, Float32, Float64, Int
 from segue.catalogue import PAD_ROW
 from segue.errors import BadRelease
+from segue.filters import Allowed
 from segue.ngram import PARTS, Found
-from segue.recommend import Ranked, Ranker
+from segue.recommend import Ranked, ServedRanker
 from segue.window import Windows
 
 ENCODER_TRACKS: Final = 50
@@ -110,18 +111,27 @@ class HybridRanker:
     counts: Counts
     mixture: Mixture
     by_plays: Int  # [tracks] int64, catalogue rows by descending play count
-    encoder: Ranker | None = None
+    encoder: ServedRanker | None = None
+    allowed: Allowed | None = None
+
+    def within(self, allowed: Allowed) -> "HybridRanker":
+        """Return the same ranker that ranks only allowed tracks; the encoder's part is of its best allowed tracks."""
+        encoder = None if self.encoder is None else self.encoder.within(allowed)
+        return replace(self, encoder=encoder, allowed=allowed)
 
     def rank(self, windows: Windows, k: int) -> Ranked:
         """Return the k best tracks for each window, by probability, then by row. Rows and scores [batch, k]."""
-        tracks = len(self.by_plays)
-        k = min(k, tracks)
+        allowed = self.allowed
+        k = min(k, len(self.by_plays) if allowed is None else allowed.count)
+        if not k:
+            return Ranked(np.empty((len(windows), 0), np.int64), np.empty((len(windows), 0), np.float32))
         # A track that is no candidate has only popularity, so the most popular ones among them come first.
-        popular = self.by_plays[: min(k + windows.tracks.shape[1], tracks)]
+        most = k + windows.tracks.shape[1]
+        popular = self.by_plays[:most] if allowed is None else allowed.first(self.by_plays, most)
         extra = np.broadcast_to(popular, (len(windows), len(popular)))
         evidence = self.evidence(windows, extra)
         probabilities = np.einsum("pc,pc->c", evidence.parts, self._weights(evidence))
-        return _best(evidence.found, probabilities, len(windows), k)
+        return _best(evidence.found, probabilities, len(windows), k, allowed)
 
     def scores(self, windows: Windows, rows: Int) -> Float32:
         """Return the probability of given tracks. `rows` [batch, candidates] int64 -> [batch, candidates] float32."""
@@ -239,12 +249,12 @@ def _softmax(logits: Float64) -> Float64:
     return softmax
 
 
-def _best(found: Found, probabilities: Float64, batch: int, k: int) -> Ranked:
-    """Return the k most probable candidates of each window; of equal ones, lower rows first."""
+def _best(found: Found, probabilities: Float64, batch: int, k: int, allowed: Allowed | None) -> Ranked:
+    """Return the k most probable allowed candidates of each window; of equal ones, lower rows first."""
     # Bits of positive floats order like the floats. The row in the low bits makes all keys of a window different.
     bits = np.maximum(probabilities, 0.0).astype(np.float32).view(np.uint32).astype(np.uint64)
     keys = (bits << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - found.rows.astype(np.uint64))
-    keys[found.rows == PAD_ROW] = 0
+    keys[found.rows == PAD_ROW if allowed is None else ~allowed.contains(found.rows)] = 0
     counts = np.bincount(found.lines, minlength=batch)
     width = max(int(counts.max(initial=0)), k)
     table = np.zeros((batch, width), dtype=np.uint64)

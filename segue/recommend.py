@@ -4,14 +4,15 @@ This module does not depend on HTTP, Redis, ONNX or FAISS: the encoder and the i
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Final, Literal, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
 
 from segue.arrays import Float32, Float64, Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Row
 from segue.errors import InputError, NoPlayHead
+from segue.filters import Allowed
 from segue.play_head import PlayHead
 from segue.sessions import ALLOW_REPEATS, RepeatPolicy
 from segue.window import Sessions, Windows, to_windows
@@ -42,8 +43,8 @@ class QueryEncoder(Protocol):
 class NearestTracks(Protocol):
     """Finds the tracks whose embeddings have the largest inner product with a query."""
 
-    def search(self, queries: Float32, k: int) -> Ranked:
-        """Return the k best tracks for each query in `queries` [batch, dimension] float32.
+    def search(self, queries: Float32, k: int, allowed: Allowed | None = None) -> Ranked:
+        """Return the k best tracks for each query in `queries` [batch, dimension] float32, among the allowed ones.
 
         An approximate index may miss some of the best tracks and may find fewer than k tracks.
         """
@@ -62,27 +63,40 @@ class Ranker(Protocol):
         ...
 
 
+class ServedRanker(Ranker, Protocol):
+    """A ranker that can be restricted to the tracks of a filter."""
+
+    def within(self, allowed: Allowed) -> "ServedRanker":
+        """Return the same ranker that ranks only allowed tracks. `scores` takes any tracks."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class EncoderRanker:
-    """Ranks by inner product between the encoder's query and the item embeddings, through an index."""
+    """Ranks by inner product between the encoder's query and the item embeddings, through an index.
 
-    def __init__(self, encoder: QueryEncoder, index: NearestTracks, exact: NearestTracks, embeddings: Float32) -> None:
-        """Create a ranker that falls back to `exact` if `index` finds fewer than k tracks for a query.
+    `exact` searches if `index` finds fewer than k tracks for a query.
+    """
 
-        `embeddings` [num_rows, dimension] float32 are the item embeddings.
-        """
-        self._encoder = encoder
-        self._index = index
-        self._exact = exact
-        self._embeddings = embeddings
+    encoder: QueryEncoder
+    index: NearestTracks
+    exact: NearestTracks
+    embeddings: Float32  # [num_rows, dimension]
+    allowed: Allowed | None = None
+
+    def within(self, allowed: Allowed) -> "EncoderRanker":
+        """Return the same ranker that ranks only allowed tracks."""
+        return replace(self, allowed=allowed)
 
     def rank(self, windows: Windows, k: int) -> Ranked:
         """Return the k best tracks for each window. Queries for which the index finds too few use exact search."""
-        queries = self._encoder.encode(windows)
-        k = min(k, len(self._embeddings) - FIRST_TRACK_ROW)
-        found = self._index.search(queries, k)
+        queries = self.encoder.encode(windows)
+        tracks = len(self.embeddings) - FIRST_TRACK_ROW if self.allowed is None else self.allowed.count
+        k = min(k, tracks)
+        found = self.index.search(queries, k, self.allowed)
         incomplete = np.flatnonzero(found.rows[:, -1] == PAD_ROW) if k else np.empty(0, dtype=np.int64)
         if len(incomplete):
-            full = self._exact.search(queries[incomplete], k)
+            full = self.exact.search(queries[incomplete], k, self.allowed)
             rows, scores = found.rows.copy(), found.scores.copy()
             rows[incomplete], scores[incomplete] = full
             found = Ranked(rows, scores)
@@ -93,8 +107,8 @@ class EncoderRanker:
 
         `rows` [batch, candidates] int64 are the candidates. Returns [batch, candidates] float32.
         """
-        queries = self._encoder.encode(windows)
-        scores: Float32 = np.einsum("bd,bcd->bc", queries, self._embeddings[rows])
+        queries = self.encoder.encode(windows)
+        scores: Float32 = np.einsum("bd,bcd->bc", queries, self.embeddings[rows])
         return scores
 
 
@@ -108,10 +122,18 @@ class PopularityRanker:
         """
         self._plays = plays.astype(np.float32, copy=False)
         self._order = order if order is not None else np.argsort(-plays[FIRST_TRACK_ROW:], kind="stable") + 1
+        self._allowed: Allowed | None = None
+
+    def within(self, allowed: Allowed) -> "PopularityRanker":
+        """Return the same ranker that ranks only allowed tracks."""
+        within = PopularityRanker(self._plays, self._order)
+        within._allowed = allowed
+        return within
 
     def rank(self, windows: Windows, k: int) -> Ranked:
         """Return the k most played tracks for every window; the score is the number of plays."""
-        best = np.broadcast_to(self._order[:k].astype(np.int64), (len(windows), min(k, len(self._order))))
+        first = self._order[:k].astype(np.int64) if self._allowed is None else self._allowed.first(self._order, k)
+        best = np.broadcast_to(first, (len(windows), len(first)))
         return Ranked(best, self._plays[best])
 
     def scores(self, windows: Windows, rows: Int) -> Float32:  # noqa: ARG002 (every session gets the same scores)
@@ -187,6 +209,11 @@ class Recommender:
     popularity: PopularityRanker
     window: int
     head: PlayHead | None = None
+
+    def within(self, allowed: Allowed) -> "Recommender":
+        """Return the same recommender, for rankers that can be restricted, which recommends only allowed tracks."""
+        ranker = cast("ServedRanker", self.ranker).within(allowed)
+        return replace(self, ranker=ranker, popularity=self.popularity.within(allowed))
 
     def ranker_with(self, caution: float) -> Ranker:
         """Return the ranker for a request with this caution. `ranker` itself for 0.

@@ -31,7 +31,7 @@ from segue.ngram import FILES as COUNT_FILES
 from segue.ngram import CountTables, NgramCounts
 from segue.play_head import FILES as PLAY_HEAD_FILES
 from segue.play_head import PlayHead
-from segue.recommend import Ranker
+from segue.recommend import ServedRanker
 from segue.safe_files import new_folder, read_json
 from segue.window import Windows
 
@@ -148,7 +148,7 @@ class Release:
         """The transition counts, memory-mapped. Raises BadRelease if the release has none."""
         return CountTables(*map(self.array, COUNT_FILES))
 
-    def mixed_with(self, encoder: Ranker | None, catalogue: Catalogue) -> HybridRanker:
+    def mixed_with(self, encoder: ServedRanker | None, catalogue: Catalogue) -> HybridRanker:
         """Return the ranker by the release's counts and `encoder`. `catalogue` is its catalogue.
 
         Raises BadRelease if an array is damaged.

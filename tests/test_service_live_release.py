@@ -12,7 +12,8 @@ from segue.errors import BadRelease, UnknownTrack
 from segue.release import DatasetFacts, Release, ReleaseMetadata, WindowFacts, open_release, write_release
 from segue.sessions import Outcome, Play, repeat_policy
 from segue.window import Windows, to_sessions, to_windows
-from service.releases.loaded import LoadedRelease, OnnxEncoder, load_release, recommender_of
+from service.releases.loaded import LoadedRelease, load_release, recommender_of
+from service.releases.onnx_encoder import OnnxEncoder
 from tests.catalogues import catalogue_of
 
 

@@ -67,7 +67,8 @@ class Explanation:
 
 def explain_answer(live: LoadedRelease, question: Question, answer: RecommendResult) -> Explanation:
     """Explain the answer of `live` to `question`. The encoder runs on up to a few hundred windows."""
-    catalogue, recommender, caution = live.catalogue, live.recommender, live.caution(question.caution)
+    catalogue, caution = live.catalogue, live.caution(question.caution)
+    recommender = live.recommender_for(question.filter)
     heard_plays = question.plays[question.repeat.start(len(question.plays)) :]
     heard = set(catalogue.rows([play.track_id for play in heard_plays]).tolist())
     # A popularity answer does not depend on the plays, so they are not explained.

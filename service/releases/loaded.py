@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime
 
 from index.exact import ExactIndex
 from index.tuning import open_index, read_facts
 from segue.arrays import Float32, Float64, Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue, Row
 from segue.errors import BadRelease, UnknownMap, UnknownTrack
+from segue.filters import Allowed, Filter, read_filter
 from segue.hybrid import Counts, HybridRanker
 from segue.ngram import Found
 from segue.recommend import (
@@ -34,7 +34,8 @@ from segue.recommend import (
 from segue.release import ENCODER, Release, open_release
 from segue.sessions import ALLOW_REPEATS, Play, RepeatPolicy, repeat_policy
 from segue.window import Windows, to_sessions
-from service.threads import interrupt_of_this_thread
+from service.releases.onnx_encoder import OnnxEncoder, first_line
+from service.releases.restricted import RestrictedRecommenders
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Question:
     exclude: Sequence[str] = ()
     repeat: RepeatPolicy = ALLOW_REPEATS
     caution: float | None = None  # None: the default of the release
+    filter: Filter | None = None  # of the tracks that may be recommended
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,7 @@ class LoadedRelease:
         popularity = PopularityRanker(self.catalogue.plays, self.catalogue.by_plays)
         self.ranker = _ranker(release, embeddings, self.catalogue, timed)
         self.recommender = Recommender(self.ranker, popularity, release.manifest.window.length, release.play_head)
+        self._restricted = RestrictedRecommenders(self.recommender, self.catalogue, np.empty(0, dtype=np.int64))
 
     @property
     def folder(self) -> str:
@@ -142,17 +145,46 @@ class LoadedRelease:
 
     def answer(self, questions: Sequence[Question]) -> list[RecommendResult]:
         """Recommend the next tracks for each question. An answer does not depend on the other questions."""
-        found = self.recommender.recommend(
-            to_sessions([question.plays for question in questions], self.catalogue),
-            [question.k for question in questions],
-            [self.catalogue.rows(question.exclude) for question in questions],
-            repeat=[question.repeat for question in questions],
-            caution=[self.caution(question.caution) for question in questions],
-        )
-        return [
-            RecommendResult(self, one.source, one.rows.tolist(), one.scores, one.window_plays, one.window_skips)
-            for one in found
-        ]
+        answers: dict[int, RecommendResult] = {}
+        by_filter: dict[Filter | None, list[int]] = {}
+        for number, question in enumerate(questions):
+            by_filter.setdefault(question.filter, []).append(number)
+        for wanted, numbers in by_filter.items():
+            asked = [questions[number] for number in numbers]
+            found = self.recommender_for(wanted).recommend(
+                to_sessions([question.plays for question in asked], self.catalogue),
+                [question.k for question in asked],
+                [self.catalogue.rows(question.exclude) for question in asked],
+                repeat=[question.repeat for question in asked],
+                caution=[self.caution(question.caution) for question in asked],
+            )
+            for number, one in zip(numbers, found, strict=True):
+                rows = one.rows.tolist()
+                answers[number] = RecommendResult(
+                    self, one.source, rows, one.scores, one.window_plays, one.window_skips
+                )
+        return [answers[number] for number in range(len(questions))]
+
+    def recommender_for(self, wanted: Filter | None) -> Recommender:
+        """Return the recommender of the tracks that a filter allows, without removed tracks.
+
+        The result is kept, because the first request with a filter looks at every track. Raises BadFilter or
+        UnknownAttribute.
+        """
+        return self._restricted.recommender(wanted)
+
+    def allowed(self, wanted: Filter | None) -> Allowed | None:
+        """Return the tracks that a filter allows, without removed tracks. None: all. Raises as recommender_for."""
+        return self._restricted.allowed(wanted)
+
+    def is_ready(self, wanted: Filter | None) -> bool:
+        """Return whether `recommender_for` returns at once. Raises BadFilter or UnknownAttribute."""
+        return self._restricted.is_ready(wanted)
+
+    def remove(self, track_ids: Sequence[str]) -> None:
+        """Recommend these tracks no longer, and all others. Ids outside the catalogue are ignored."""
+        rows = np.unique(self.catalogue.rows(track_ids))
+        self._restricted = RestrictedRecommenders(self.recommender, self.catalogue, rows[rows != PAD_ROW])
 
     def caution(self, asked: float | None) -> float:
         """Return the caution of a request: `asked`, or the default of the release. Raises InputError."""
@@ -168,17 +200,20 @@ class LoadedRelease:
         *,
         repeat: str = "allow",
         caution: float | None = None,
+        filter: object = None,  # noqa: A002 (the name of the field)
     ) -> RecommendResult:
         """Recommend the `k` next tracks for one session. The parameters are the fields of Question.
 
-        `repeat` is `allow`, `never` or `after:N`. Raises BadOption for other texts.
+        `repeat` is `allow`, `never` or `after:N`, `filter` a JSON object or a text (segue.filters). Raises BadOption,
+        BadFilter or UnknownAttribute.
         """
-        return self.answer([Question(plays, k, exclude, repeat_policy(repeat), caution)])[0]
+        wanted = None if filter is None else read_filter(filter)
+        return self.answer([Question(plays, k, exclude, repeat_policy(repeat), caution, wanted)])[0]
 
     def popular(self, question: Question) -> RecommendResult:
         """Recommend the most played tracks, without the encoder and the index. The fallback if the model fails."""
         heard = [play.track_id for play in question.plays[question.repeat.start(len(question.plays)) :]]
-        return self.answer([Question((), question.k, [*question.exclude, *heard])])[0]
+        return self.answer([Question((), question.k, [*question.exclude, *heard], filter=question.filter)])[0]
 
     @property
     def has_map(self) -> bool:
@@ -192,92 +227,45 @@ class LoadedRelease:
             raise UnknownMap(f"{self.name} has no map: train it again to get one")
         return self._map
 
-    def similar(self, track_id: str, k: int) -> list[Track]:
-        """Return the `k` most similar tracks, without the track itself. Raises UnknownTrack.
+    def similar(self, track_id: str, k: int, wanted: Filter | None = None) -> list[Track]:
+        """Return the `k` most similar allowed tracks, without the track itself. Raises UnknownTrack.
 
         The score is the inner product of the embeddings, or, without an encoder, the share of the track's pairs.
         """
         row = self.catalogue.row(track_id)
+        allowed = self.allowed(wanted)
         if isinstance(self.ranker, HybridRanker) and self.embeddings is None:
-            near_rows, shares = self.ranker.counts.neighbours(row)
-            near_by = zip(near_rows.tolist(), shares.tolist(), strict=True)
-            return [self.track(near, share) for near, share in near_by if near != row][:k]
-        rows, scores = self.nearest(self.release.item_embeddings[row][None], min(k + 1, len(self.catalogue)))
-        found = zip(rows[0].tolist(), scores[0].tolist(), strict=True)
+            rows, scores = self.ranker.counts.neighbours(row)
+            kept = rows != row if allowed is None else (rows != row) & allowed.contains(rows)
+            near_by = zip(rows[kept][:k].tolist(), scores[kept][:k].tolist(), strict=True)
+            return [self.track(near, share) for near, share in near_by]
+        asked = min(k + 1, len(self.catalogue) if allowed is None else allowed.count)
+        [rows], [scores] = self.nearest(self.release.item_embeddings[row][None], asked, allowed)
+        found = zip(rows.tolist(), scores.tolist(), strict=True)
         return [self.track(near, score) for near, score in found if near not in (row, PAD_ROW)][:k]
 
-    def search(self, query: str, limit: int) -> list[Track]:
-        """Return at most `limit` tracks with every word of `query` in title, artist or id, most played first."""
-        return [self.track(row) for row in self.catalogue.search(query, limit)]
+    def search(self, query: str, limit: int, wanted: Filter | None = None) -> list[Track]:
+        """Return at most `limit` allowed tracks with all words of `query` in title, artist or id, most played first."""
+        return [self.track(row) for row in self.catalogue.search(query, limit, self.allowed(wanted))]
 
     def unknown(self, track_ids: Sequence[str]) -> list[str]:
         """Return the ids in `track_ids` that are not in the catalogue, without duplicates, in order."""
         return list(dict.fromkeys(track_id for track_id in track_ids if track_id not in self.catalogue))
 
-    def nearest(self, queries: Float32, k: int) -> Ranked:
-        """Return the `k` nearest tracks for each query. `queries` [batch, dimension] float32.
+    def nearest(self, queries: Float32, k: int, allowed: Allowed | None = None) -> Ranked:
+        """Return the `k` nearest allowed tracks for each query. `queries` [batch, dimension] float32.
 
         If the index finds fewer than `k` tracks for a query, the whole batch uses exact search. The release must have
         an encoder.
         """
         assert self.embeddings is not None, self.name
-        found = self.embeddings.index.search(queries, k)
-        return self.embeddings.exact.search(queries, k) if (found.rows == PAD_ROW).any() else found
+        found = self.embeddings.index.search(queries, k, allowed)
+        return self.embeddings.exact.search(queries, k, allowed) if (found.rows == PAD_ROW).any() else found
 
     def track(self, row: Row, score: float | None = None) -> Track:
         """Return the track in a row of the catalogue, with an optional score."""
         facts: dict[str, str] = json.loads(b"{%b}" % self.catalogue.json(row))
         return Track(facts["track_id"], facts.get("title"), facts.get("artist"), score)
-
-
-_INPUTS = {"tracks": "tensor(int64)", "skipped": "tensor(bool)"}
-# The fused add-and-layer-norm kernel of ONNX Runtime is five times slower on a CPU than two separate kernels.
-_SLOWER = ["SkipLayerNormFusion"]
-_OUTPUTS = {"query": "tensor(float)"}
-
-
-class OnnxEncoder:
-    """Implements segue.recommend.QueryEncoder. Safe to call from several threads at once."""
-
-    def __init__(self, path: Path, threads: int = 1) -> None:
-        """Load `encoder.onnx`. Each call uses `threads` threads. Raises BadRelease for an invalid file."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors only: users cannot act on warnings about the graph
-        # Threads that spin while they wait for work would slow down other requests.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER
-            )
-        except Exception as error:  # the exceptions of ONNX Runtime have no common base class
-            raise BadRelease(
-                f"{path} is not an encoder that ONNX Runtime can run: {_first_line(error)}; export it again"
-            ) from error
-        for kind, expected, found in (
-            ("inputs", _INPUTS, self._session.get_inputs()),
-            ("outputs", _OUTPUTS, self._session.get_outputs()),
-        ):
-            types = {value.name: value.type for value in found}
-            if types != expected:
-                raise BadRelease(f"{path} has the {kind} {types}, expected {expected}: export it again")
-
-    def encode(self, windows: Windows) -> Float32:
-        """Return the query vector of each window. `windows` has [batch, window] arrays. [batch, dimension] float32."""
-        inputs = {"tracks": np.ascontiguousarray(windows.tracks), "skipped": np.ascontiguousarray(windows.skipped)}
-        queries: Float32 = self._session.run(["query"], inputs, interrupt_of_this_thread(_run_options))[0]
-        return queries
-
-
-def _run_options() -> Any:
-    options = onnxruntime.RunOptions()
-    options.log_severity_level = 4  # fatal only: the watchdog in service/threads.py logs interrupted calls
-    return options
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,9 +283,9 @@ class _TimedIndex:
     index: NearestTracks
     timed: StepTimer
 
-    def search(self, queries: Float32, k: int) -> Ranked:
+    def search(self, queries: Float32, k: int, allowed: Allowed | None = None) -> Ranked:
         with self.timed("search"):
-            return self.index.search(queries, k)
+            return self.index.search(queries, k, allowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,7 +377,7 @@ def _check_encoder(live: LoadedRelease, encoder: QueryEncoder) -> None:
         query = encoder.encode(Windows(first, np.zeros(shape, dtype=np.bool_)))
     except Exception as error:  # the exceptions of ONNX Runtime have no common base class
         raise BadRelease(
-            f"{live.release.path}: the encoder fails on a window of {shape[1]}: {_first_line(error)}"
+            f"{live.release.path}: the encoder fails on a window of {shape[1]}: {first_line(error)}"
         ) from error
     if query.shape != (2, manifest.dimension):
         raise BadRelease(

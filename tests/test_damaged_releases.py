@@ -112,6 +112,7 @@ def test_the_release_is_good_before_it_is_damaged(whole: Release, serving: Servi
 # --- by accident ---
 
 FILES = [
+    *("attribute_codes.npy", "attributes.arrow"),
     *("catalogue.parquet", "encoder.onnx", "index.faiss", "index.json", "item_embeddings.npy", "map.npy"),
     "plays.npy",
     *("rows_by_id.npy", "rows_by_plays.npy", "sample_skipped.npy", "sample_tracks.npy", "search.arrow"),

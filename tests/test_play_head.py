@@ -257,7 +257,7 @@ class Scores:
     def encode(self, windows: Windows) -> Any:
         return np.ones((len(windows), 1), dtype=np.float32)
 
-    def search(self, queries: Any, k: int) -> Ranked:
+    def search(self, queries: Any, k: int, allowed: Any = None) -> Ranked:
         order = np.argsort(-self.by_row[1:], kind="stable")[:k] + 1
         rows = np.tile(order, (len(queries), 1))
         return Ranked(rows, self.by_row[rows])

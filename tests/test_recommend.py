@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from segue.arrays import Float32, Int
 from segue.catalogue import PAD_ROW
 from segue.errors import BadOption
+from segue.filters import Allowed
 from segue.recommend import EncoderRanker, PopularityRanker, Ranked, Recommendation, Recommender
 from segue.sessions import ALLOW_REPEATS, NEVER_REPEAT, Outcome, Play, RepeatPolicy, repeat_policy
 from segue.window import Windows, to_sessions
@@ -29,8 +30,11 @@ class MeanEncoder:
 
 
 class Exact:
-    def search(self, queries: Float32, k: int) -> Ranked:
+    def search(self, queries: Float32, k: int, allowed: Allowed | None = None) -> Ranked:
         scores = queries @ EMBEDDINGS[1:].T
+        if allowed is not None:
+            scores[:, ~allowed.contains(np.arange(1, TRACKS + 1))] = -np.inf
+            k = min(k, allowed.count)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return Ranked(order + 1, np.take_along_axis(scores, order, axis=1))
 
@@ -38,8 +42,8 @@ class Exact:
 class Forgetful(Exact):
     """An approximate index that finds three tracks at most."""
 
-    def search(self, queries: Float32, k: int) -> Ranked:
-        rows, scores = super().search(queries, k)
+    def search(self, queries: Float32, k: int, allowed: Allowed | None = None) -> Ranked:
+        rows, scores = super().search(queries, k, allowed)
         rows, scores = rows.copy(), scores.copy()
         rows[:, 3:], scores[:, 3:] = PAD_ROW, -np.inf
         return Ranked(rows, scores)

@@ -89,7 +89,7 @@ def _differing(found: np.dtype[Any], expected: np.dtype[Any]) -> str:
 
 
 CONTEXT_WINDOW: Final = 2
-_NAMES: Final = ("title", "artist")
+_COUNTS: Final = ("plays", "skips")
 _LIST: Final = 10  # tracks
 _SESSIONS_ASKED: Final = 500
 _ROWS_AT_ONCE: Final = 65_536
@@ -172,19 +172,22 @@ def check_same_split(release: Release, split: str, targets: Targets = "last") ->
 def with_tracks_of(release: Release, dataset: Dataset) -> Dataset:
     """Append the tracks that only `release` has to the catalogue of `dataset`. The rows of `dataset` do not change.
 
-    Missing titles and artists are copied from `release`. For example, an event log has no titles.
+    Missing titles, artists and attributes are copied from `release`. For example, an event log has none. An attribute
+    that has another type in `dataset` is not copied.
     """
-    names = [pl.col("track_id"), *(pl.col(name).alias(f"{name}_before") for name in _NAMES)]
-    held = (
-        dataset.catalogue.frame.join(
-            release.catalogue.frame.select(names), on="track_id", how="left", maintain_order="left"
-        )
-        .with_columns(pl.coalesce(name, f"{name}_before").alias(name) for name in _NAMES)
-        .drop(f"{name}_before" for name in _NAMES)
+    ours, before = dataset.catalogue.frame, release.catalogue.frame
+    before = before.select(
+        name
+        for name in before.columns
+        if name not in ("row", *_COUNTS) and ours.schema.get(name) in (None, before[name].dtype)
     )
-    kept = release.catalogue.frame.join(held, on="track_id", how="anti", maintain_order="left")
-    frame = pl.concat([held, kept.with_columns(pl.lit(0, pl.Int64).alias("plays"), pl.lit(0, pl.Int64).alias("skips"))])
-    return replace(dataset, catalogue=Catalogue.from_frame(frame.drop("row")))
+    shared = [name for name in before.columns if name in ours.columns and name != "track_id"]
+    held = ours.join(before, on="track_id", how="left", maintain_order="left", suffix=" before")
+    held = held.with_columns(pl.coalesce(name, f"{name} before").alias(name) for name in shared)
+    held = held.drop(f"{name} before" for name in shared)
+    kept = before.join(held, on="track_id", how="anti", maintain_order="left")
+    kept = kept.with_columns(pl.lit(0, pl.Int64).alias(name) for name in _COUNTS)
+    return replace(dataset, catalogue=Catalogue.from_frame(pl.concat([held.drop("row"), kept], how="diagonal")))
 
 
 def take_over(encoder: SessionEncoder, release: Release, catalogue: Catalogue, part: Sessions) -> None:

@@ -130,6 +130,12 @@ def _not_a_file(_context: click.Context, _parameter: click.Parameter, kind: str)
     metavar="S",
     help="Merge plays of a track that the same listener starts again within S seconds.  [default: 0]",
 )
+@click.option(
+    "--tracks",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="File of titles, artists and attributes such as genre, by track_id (.csv, .jsonl, .parquet).",
+)
 @click.option("--include-private", is_flag=True, default=None, help="spotify only: keep plays of private sessions.")
 @click.option("--seed", type=int, metavar="N", help="Random seed for session sampling.  [default: 0]")
 @click.option(
@@ -149,6 +155,7 @@ def prepare(
     engine: str,
     ray_address: str | None,
     as_json: bool,
+    tracks: Path | None,
     **given: Any,
 ) -> None:
     """Convert listening logs to a dataset that you can train on.
@@ -177,6 +184,7 @@ def prepare(
             overwrite=overwrite,
             progress=on_progress,
             engine=_engine(engine, ray_address),
+            tracks=tracks,
         )
     for note in report.not_read:
         say(f"Not read: {note}")

@@ -221,7 +221,7 @@ def _build_catalogue(listening: RawInteractions) -> tuple[Catalogue, Int]:
     row_of_code = np.empty(count, dtype=np.int64)
     row_of_code[ordered["code"].to_numpy()] = np.arange(FIRST_TRACK_ROW, count + FIRST_TRACK_ROW)
     try:
-        return Catalogue.from_frame(ordered), row_of_code
+        return Catalogue.from_frame(ordered.drop("code")), row_of_code
     except InputError as error:
         raise BadDataset(str(error)) from error
 

@@ -19,6 +19,7 @@ tracks that match the taste and tracks that do not. A model that learns from ski
 """
 
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Final
 
@@ -123,7 +124,7 @@ def simulate(tracks: int, sessions: int, out: Path, seed: int = 0, *, overwrite:
     """
     world = simulate_sessions(tracks, sessions, seed)
     listening = RawInteractions(
-        tracks=pl.DataFrame({"track_id": world.track_ids, **_names(world)}),
+        tracks=pl.DataFrame({"track_id": world.track_ids, **_names(world), **_attributes(world)}),
         codes=world.track,
         skipped=world.skipped,
         offsets=world.offsets,
@@ -232,6 +233,54 @@ def _without_repeats(tracks: Int, offsets: Int) -> tuple[Int, Int]:
     return tracks[~repeated], kept[offsets]
 
 
+EXPLICIT: Final = 0.15  # share of the tracks
+SOLD_EVERYWHERE: Final = 0.7  # share of the artists whose tracks are sold in all markets
+SOLD_IN_A_MARKET: Final = 0.6  # share of the others that are sold in a market
+_MARKETS: Final = ("BR", "DE", "GB", "JP", "US")
+_GENRES: Final = [
+    "rock",
+    "pop",
+    "hip-hop",
+    "jazz",
+    "classical",
+    "techno",
+    "house",
+    "metal",
+    "folk",
+    "soul",
+    "funk",
+    "blues",
+    "country",
+    "reggae",
+    "ambient",
+    "punk",
+    "disco",
+    "indie",
+    "trance",
+    "gospel",
+    "salsa",
+    "samba",
+    "grime",
+    "dub",
+    "ska",
+    "swing",
+    "opera",
+    "drone",
+    "garage",
+    "electro",
+    "latin",
+    "bluegrass",
+    "chanson",
+    "fado",
+    "flamenco",
+    "afrobeat",
+    "k-pop",
+    "j-pop",
+    "synthwave",
+    "lo-fi",
+]
+
+
 def _zipf(rng: np.random.Generator, count: int, exponent: float, draws: int) -> Int:
     """Draw integers below `count` from a Zipf distribution. Small integers are more frequent. [draws] int64."""
     reached = np.cumsum((np.arange(count) + _ZIPF_SHIFT) ** -exponent)
@@ -280,3 +329,28 @@ def _names(world: SyntheticData) -> dict[str, pl.Series]:
     bands = "The " + drawn(_FIRST_WORDS, artists) + " " + drawn(_SECOND_WORDS, artists) + "s"
     artist = singers.zip_with(pl.Series(rng.random(artists) < 0.5), bands)
     return {"title": titles, "artist": artist.gather(world.artist)}
+
+
+def _attributes(world: SyntheticData) -> dict[str, pl.Series]:
+    """Return attributes of the tracks: the genre that listeners like or dislike, and others that no play depends on."""
+    rng = np.random.default_rng([world.seed, 2])  # a separate generator: attributes do not affect the simulated plays
+    tracks, artists = len(world.genre), int(world.artist.max()) + 1
+    names = pl.Series(_GENRES)
+    everywhere = rng.random(artists) < SOLD_EVERYWHERE
+    sold = rng.random((artists, len(_MARKETS))) < SOLD_IN_A_MARKET
+    sold |= everywhere[:, None]
+    markets = pl.Series(
+        [[market for market, held in zip(_MARKETS, line, strict=True) if held] for line in sold.tolist()]
+    )
+    first_release = date(1960, 1, 1).toordinal()
+    days = (
+        rng.integers(first_release, date(2025, 12, 31).toordinal(), size=tracks, endpoint=True)
+        - date(1970, 1, 1).toordinal()
+    )
+    return {
+        "genre": names.gather(world.genre % len(names)),
+        "explicit": pl.Series(rng.random(tracks) < EXPLICIT),
+        "released": pl.Series(days.astype(np.int32)).cast(pl.Date),
+        "markets": markets.gather(world.artist),
+        "artist_id": ("a" + pl.Series(world.artist).cast(pl.String).str.zfill(6)),
+    }

@@ -35,7 +35,7 @@ engines give byte-identical datasets.
 import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
@@ -65,6 +65,7 @@ from training.prepare.session_filters import (
 )
 from training.prepare.sessionize import Counts, is_skip, last_known, sessionize, time_facts
 from training.prepare.sources import InputSplit, LogFile, input_splits
+from training.prepare.track_file import read_tracks, told, with_attributes
 
 __all__ = ["PrepareJob", "PrepareOptions", "PrepareReport", "PrepareResult", "prepare", "prepare_options"]
 
@@ -118,7 +119,7 @@ class PrepareReport:
         return self.log.steps
 
 
-def prepare(
+def prepare(  # noqa: PLR0913 (options of the command)
     kind: LogKind,
     sources: Sequence[Path | str],
     out: Path,
@@ -127,9 +128,11 @@ def prepare(
     overwrite: bool = False,
     progress: OnProgress | None = None,
     engine: Engine | None = None,
+    tracks: Path | None = None,
 ) -> PrepareReport:
     """Convert the logs in `sources` (files, folders and globs) to a dataset in the folder `out`.
 
+    `tracks` is a file of titles, artists and attributes (training.prepare.track_file).
     The default engine needs about 100 bytes of memory per line, and memory for the distinct ids and names.
 
     Raises:
@@ -139,12 +142,16 @@ def prepare(
     """
     options = options_of_kind(kind, PrepareOptions() if options is None else options)
     check_output_free(out, overwrite=overwrite, marker=FACTS_FILE)
+    given = None if tracks is None else read_tracks(tracks)
     on_progress = progress or (lambda _what, _finished, _steps: None)
     with scratch_folder(out) as scratch:
         files, not_read = find_files(kind, sources, scratch)
         job = PrepareJob(kind, files, options, scratch, on_progress)
         read, interactions, log = (engine or in_memory_engine)(job)
     on_progress("writing the dataset", len(files) + 1, len(files) + 2)
+    if tracks is not None and given is not None:
+        log = log.model_copy(update={"notes": [*log.notes, told(tracks, interactions.tracks, given)]})
+        interactions = replace(interactions, tracks=with_attributes(interactions.tracks, given))
     settings = options.model_dump(exclude=set(NO_EFFECT[kind]))
     dataset = write_listening(
         out, interactions, kind, settings, malformed_lines=read.malformed, log=log, overwrite=overwrite

@@ -1,0 +1,151 @@
+"""The file of tracks that `segue prepare --tracks` reads: titles, artists and attributes by track id.
+
+A CSV, TSV, JSON Lines or Parquet file with a line per track. The column track_id is required. `title` and `artist` name
+the track; every other column is an attribute (segue.attributes). The types of a Parquet file are kept. The values of a
+text file give the type of its column:
+
+    true, false, yes, no in any case, for explicit also 1 and 0    boolean
+    numbers, unless one has a leading zero or the name ends in id  number
+    2026-11-29, or a time that starts with such a date             date
+    texts, one of them with a |                                    set: the texts between the bars
+    other texts                                                    text
+"""
+
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from segue.attributes import check_name, kind_of
+from segue.errors import BadLog
+from segue.safe_files import UNREADABLE
+
+_NAMES: Final = ("title", "artist")
+_SEPARATORS: Final = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+_TRUE, _FALSE = ("true", "yes", "t"), ("false", "no", "f")
+_NUMBER: Final = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
+_DATE: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ].*)?$"
+_CONTROL: Final = r"[\x00-\x1f\x7f]"
+_LARGEST_WHOLE: Final = 2**53
+
+
+def read_tracks(path: Path) -> pl.DataFrame:
+    """Read a file of tracks: track_id, title and artist if given, and attributes. One line per track.
+
+    Raises BadLog with a one-line message: the file cannot be read, a track has two lines that differ, or a column
+    cannot be an attribute.
+    """
+    frame = _read(path)
+    if "track_id" not in frame.columns:
+        raise BadLog(f"{path} has the columns {', '.join(frame.columns)[:200]}, expected one named track_id")
+    columns = [_column(path, frame[name]) for name in frame.columns]
+    found = pl.DataFrame([column for column in columns if column is not None])
+    found = found.filter(pl.col("track_id").is_not_null() & (pl.col("track_id") != "")).unique(maintain_order=True)
+    repeated = found.filter(pl.col("track_id").is_duplicated())
+    if len(repeated):
+        raise BadLog(f"{path} has two lines for the track {repeated['track_id'][0]!r} that differ: keep one of them")
+    if not len(found):
+        raise BadLog(f"{path} names no track: expected a line per track, with its id in the column track_id")
+    return found
+
+
+def with_attributes(tracks: pl.DataFrame, given: pl.DataFrame) -> pl.DataFrame:
+    """Return the tracks of a log with the names and attributes of `given`, which win over names of the log."""
+    joined = tracks.join(given, on="track_id", how="left", maintain_order="left", suffix=" given")
+    return joined.with_columns(
+        pl.coalesce(pl.col(f"{name} given"), name).alias(name) for name in _NAMES if f"{name} given" in joined.columns
+    ).drop(f"{name} given" for name in _NAMES if f"{name} given" in joined.columns)
+
+
+def told(path: Path, tracks: pl.DataFrame, given: pl.DataFrame) -> str:
+    """Return a sentence on how many tracks of the log the file names, and on its attributes."""
+    matched = len(tracks.join(given, on="track_id", how="semi"))
+    kinds = ", ".join(
+        f"{name} ({kind_of(dtype)})" for name, dtype in given.schema.items() if name not in ("track_id", *_NAMES)
+    )
+    left = len(given) - matched
+    unused = f"; {left:,} of its tracks are not in the log and were left out" if left else ""
+    return f"{path.name} names {matched:,} of the {len(tracks):,} tracks{unused}. Attributes: {kinds or 'none'}"
+
+
+def _read(path: Path) -> pl.DataFrame:
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            return pl.read_parquet(path)
+        if suffix in (".jsonl", ".ndjson"):
+            return pl.read_ndjson(path, infer_schema_length=None)
+        if suffix in _SEPARATORS:
+            separator = _SEPARATORS[suffix]
+            with path.open(encoding="utf-8-sig") as file:
+                header = file.readline()
+            if suffix == ".csv" and separator not in header:
+                separator = ";" if ";" in header else "\t" if "\t" in header else separator
+            return pl.read_csv(path, separator=separator, infer_schema=False, null_values="")
+    except (OSError, UnicodeDecodeError, *UNREADABLE) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BadLog(f"{path} cannot be read as a file of tracks: {reason.partition(chr(10))[0][:200]}") from error
+    raise BadLog(f"{path} ends in {suffix or 'nothing'}, expected .csv, .tsv, .jsonl or .parquet")
+
+
+def _column(path: Path, column: pl.Series) -> pl.Series | None:
+    """Return a column with the type of its kind; None for an empty one."""
+    name = column.name
+    if name in ("track_id", *_NAMES):
+        texts = column.cast(pl.String)
+        return texts if name == "track_id" or texts.null_count() < len(texts) else None
+    if column.null_count() == len(column):
+        return None
+    check_name(name)
+    typed = _of_text(column) if column.dtype == pl.String else _of_type(column)
+    if typed is None or kind_of(typed.dtype) is None:
+        raise BadLog(
+            f"{path}: the column {name} is {column.dtype}, which cannot be an attribute: expected texts, numbers, "
+            "booleans, dates or lists of texts. Leave the column out"
+        )
+    texts = typed.explode() if typed.dtype == pl.List(pl.String) else typed
+    if texts.dtype == pl.String and texts.str.contains(_CONTROL).any():
+        raise BadLog(f"{path}: the column {name} has a value with a control character, such as a tab: remove it")
+    return typed
+
+
+def _of_type(column: pl.Series) -> pl.Series | None:
+    dtype = column.dtype
+    if dtype.is_integer():
+        return column.cast(pl.Int64, strict=False)
+    if dtype.is_float() or dtype.is_decimal():
+        return column.cast(pl.Float64).fill_nan(None)
+    if isinstance(dtype, pl.Datetime):
+        return column.dt.date()
+    if isinstance(dtype, pl.List):
+        return column.cast(pl.List(pl.String))
+    return column.cast(pl.String) if dtype in (pl.Categorical, pl.Enum) else column
+
+
+def _of_text(column: pl.Series) -> pl.Series:
+    texts = column.str.strip_chars()
+    texts = texts.set(texts == "", None)
+    given = texts.drop_nulls()
+    lower = given.str.to_lowercase()
+    numeric = column.name == "explicit"
+    true, false = (*_TRUE, *["1"] * numeric), (*_FALSE, *["0"] * numeric)
+    if not len(given):
+        return texts
+    if lower.is_in([*true, *false]).all():
+        known = texts.str.to_lowercase()
+        return pl.select(pl.when(known.is_not_null()).then(known.is_in(true))).to_series().alias(column.name)
+    if not column.name.lower().endswith("id") and given.str.contains(_NUMBER).all():
+        numbers = texts.cast(pl.Float64)
+        whole = (numbers.drop_nulls() % 1 == 0).all() and (numbers.drop_nulls().abs() < _LARGEST_WHOLE).all()
+        return numbers.cast(pl.Int64) if whole else numbers
+    if given.str.contains(_DATE).all():
+        dates = texts.str.slice(0, 10).str.to_date("%Y-%m-%d", strict=False)
+        if dates.null_count() == texts.null_count():
+            return dates
+    if given.str.contains("|", literal=True).any():
+        return (
+            texts.str.split("|")
+            .list.eval(pl.element().str.strip_chars())
+            .list.eval(pl.element().filter(pl.element() != ""))
+        )
+    return texts

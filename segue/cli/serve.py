@@ -97,6 +97,12 @@ def _in_order(context: click.Context, plays: tuple[str, ...], skips: tuple[str, 
 @REPEAT
 @CAUTION
 @click.option(
+    "--filter",
+    "only",
+    metavar="FILTER",
+    help="Only tracks with these attributes, such as genre:rock|pop,explicit:false.",
+)
+@click.option(
     "--explain",
     is_flag=True,
     help="Show which play raises and which lowers each track most, and its rank without skips.",
@@ -111,6 +117,7 @@ def recommend(
     k: int,
     repeat: str,
     caution: float | None,
+    only: str | None,
     explain: bool,
     as_json: bool,
 ) -> None:
@@ -119,13 +126,15 @@ def recommend(
     Give the session as --play and --skip options, oldest first. If it contains no known track, the most
     played tracks are recommended.
     """
+    from segue.filters import read_filter
     from segue.sessions import plays_of, repeat_policy
     from service.releases.explanation import explain_answer
     from service.releases.loaded import Question, load_release
 
-    policy = repeat_policy(repeat)
+    policy, wanted = repeat_policy(repeat), None if only is None else read_filter(only)
     live = load_release(release)
-    question = Question(plays_of(_in_order(context, plays, skips)), k, repeat=policy, caution=caution)
+    session = plays_of(_in_order(context, plays, skips))
+    question = Question(session, k, repeat=policy, caution=caution, filter=wanted)
     [answer] = live.answer([question])
     why = explain_answer(live, question, answer) if explain else None
     if unknown := live.unknown([play.track_id for play in question.plays]):

@@ -7,6 +7,7 @@ SEGUE_FALLBACK=popularity. Writes have no fallback: an event that cannot be stor
 import itertools
 import math
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
@@ -17,6 +18,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from segue.arrays import Float32
 from segue.errors import ModelUnavailable, SegueError, StoreUnavailable
+from segue.filters import MAX_VALUES
 from segue.recommend import MAX_CAUTION
 from segue.release import RELEASE_NAME_PATTERN
 from segue.sessions import REPEAT_PATTERN, Event, Outcome, Play, TrackId, plays_of, repeat_policy, whole_number
@@ -24,14 +26,19 @@ from service.api.json_body import JsonBody, described_body, read_json
 from service.api.state import (
     DEFAULT_K,
     DEFAULT_REPEAT,
+    FILTER_DESCRIPTION,
     MAX_TRACKS,
     REPEAT_DESCRIPTION,
     AppState,
     Caution,
+    Fields,
+    FilterText,
     K,
     ReleaseName,
     Repeat,
     SessionIdQuery,
+    fields_of,
+    filter_of,
     link_responses,
 )
 from service.api.tracks import RankedTrackBody, TrackBody
@@ -185,8 +192,10 @@ class WhatIfRequest(JsonBody):
     """A hypothetical session: what would be recommended after these events."""
 
     max_items = MAX_HYPOTHETICAL_EVENTS
-    max_other_values = MAX_TRACKS
-    remedy = f"send at most {MAX_HYPOTHETICAL_EVENTS} events, and {MAX_TRACKS} tracks in exclude"
+    max_other_values = 2 * MAX_TRACKS + 2 * MAX_VALUES
+    remedy = (
+        f"send at most {MAX_HYPOTHETICAL_EVENTS} events, {MAX_TRACKS} tracks in exclude, {MAX_VALUES} in the filter"
+    )
 
     events: list[Event] = Field(
         max_length=MAX_HYPOTHETICAL_EVENTS,
@@ -202,6 +211,10 @@ class WhatIfRequest(JsonBody):
         ge=0,
         le=MAX_CAUTION,
         description="Weight of the probability that the listener does not skip a track. Default: that of the release",
+    )
+    filter: str | dict[str, Any] | None = Field(default=None, description=FILTER_DESCRIPTION)
+    fields: list[str] = Field(
+        default_factory=list, max_length=MAX_TRACKS, description="Attributes to return with each track"
     )
     explain: bool = Field(default=False, description="Return an explanation. Counts as 13 requests of the API key")
     release: str | None = Field(
@@ -241,6 +254,8 @@ async def recommendations(  # noqa: PLR0913, PLR0917 (parameters of the request)
     release: ReleaseName = None,
     explain: Explain = False,
     caution: Caution = None,
+    only: FilterText = None,
+    fields: Fields = None,
 ) -> Response:
     """Return the next tracks of a session.
 
@@ -253,9 +268,10 @@ async def recommendations(  # noqa: PLR0913, PLR0917 (parameters of the request)
         caller.charge(EXPLANATION_COST - 1)
     releases = service.releases
     active = releases.for_session(session_id) if release is None else releases.named(release)
-    asked = active.live.caution(caution)
-    question = Question(await _plays_or_none(service, session_id), k, exclude, repeat_policy(repeat), asked)
-    content = await recommend(service, active, session_id, question, explain=explain, attributed=release is None)
+    live = active.live
+    asked, wanted, names = live.caution(caution), await filter_of(service, live, only), fields_of(live, fields)
+    question = Question(await _plays_or_none(service, session_id), k, exclude, repeat_policy(repeat), asked, wanted)
+    content = await recommend(service, active, session_id, question, explain, names, attributed=release is None)
     return Response(content, media_type="application/json")
 
 
@@ -273,12 +289,14 @@ async def what_if(request: Request) -> Response:
     if asked.explain:
         caller_of(request.scope).charge(EXPLANATION_COST - 1)
     active = service.releases.named(asked.release)
-    caution = active.live.caution(asked.caution)
-    plays = service.store.kept(plays_of(asked.events))
-    question = Question(plays, asked.k, asked.exclude, repeat_policy(asked.repeat), caution)
+    live, plays = active.live, service.store.kept(plays_of(asked.events))
+    names = fields_of(live, ",".join(asked.fields) or None)
+    wanted = await filter_of(service, live, asked.filter)
+    repeat, caution = repeat_policy(asked.repeat), live.caution(asked.caution)
+    question = Question(plays, asked.k, asked.exclude, repeat, caution, wanted)
     answer = await active.ranking(question)
     explanation = await _explanation(service, active, question, answer) if asked.explain else None
-    return Response(next_tracks_json(answer, explanation), media_type="application/json")
+    return Response(next_tracks_json(answer, explanation, names), media_type="application/json")
 
 
 async def recommend(
@@ -286,11 +304,12 @@ async def recommend(
     active: ActiveRelease,
     session_id: str,
     question: Question,
-    *,
     explain: bool = False,
+    fields: Sequence[str] = (),
+    *,
     attributed: bool = True,
 ) -> bytes:
-    """The next tracks of a session: a RecommendationsBody as JSON.
+    """The next tracks of a session: a RecommendationsBody as JSON, with the attributes `fields` of the tracks.
 
     `attributed`: whether plays and skips of these tracks count for the release. They do not if the client chose the
     release itself.
@@ -301,19 +320,23 @@ async def recommend(
         service.attribution.remember(session_id, answer)
     explanation = await _explanation(service, active, question, answer) if explain else None
     # Session ids need no JSON escapes.
-    return b'{"session_id":"%b",%b' % (session_id.encode(), next_tracks_json(answer, explanation)[1:])
+    return b'{"session_id":"%b",%b' % (session_id.encode(), next_tracks_json(answer, explanation, fields)[1:])
 
 
-def next_tracks_json(answer: RecommendResult, explanation: Explanation | None = None) -> bytes:
+def next_tracks_json(
+    answer: RecommendResult, explanation: Explanation | None = None, fields: Sequence[str] = ()
+) -> bytes:
     """NextTracks as JSON, from pieces that the catalogue keeps ready: pydantic takes longer than the whole search."""
     catalogue = answer.release.catalogue
     scores = orjson.dumps(answer.scores, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
-    items = b",".join(
-        [
-            b'{"rank":%d,"score":%b,%b}' % (rank, score, catalogue.json(row))
-            for rank, (row, score) in enumerate(zip(answer.rows, scores, strict=False), start=1)
-        ]
-    )
+    lines = [
+        b'"rank":%d,"score":%b,%b' % (rank, score, catalogue.json(row))
+        for rank, (row, score) in enumerate(zip(answer.rows, scores, strict=False), start=1)
+    ]
+    if fields:
+        values = catalogue.attributes.of_rows(answer.rows, fields)
+        lines = [b'%b,"attributes":%b' % (line, orjson.dumps(one)) for line, one in zip(lines, values, strict=True)]
+    items = b"{%b}" % b"},{".join(lines) if lines else b""
     explained = b""
     if explanation is not None:
         body = ExplanationBody.of(answer, explanation)

@@ -2,17 +2,21 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request
 from fastapi import Path as PathParameter
 from pydantic import WithJsonSchema
 
+from segue.attributes import NAME_PATTERN
+from segue.filters import MAX_TEXT, Filter, read_filter
 from segue.recommend import MAX_CAUTION
 from segue.release import RELEASE_NAME_PATTERN
 from segue.sessions import ALLOW_REPEATS, MAX_ID_LENGTH, REPEAT_PATTERN, SESSION_ID_PATTERN, TEXT_PATTERN
 from service.api.stream import SessionStreams
 from service.ops.status import Readiness, ServiceStatus
+from service.releases.loaded import LoadedRelease
 from service.releases.registry import Attribution, ReleaseRegistry
 from service.sessions.store import SessionStore
 from service.telemetry import Telemetry
@@ -72,6 +76,57 @@ TrackIdPath = Annotated[
 ]
 K = Annotated[int, Query(ge=1, le=MAX_TRACKS, description="Number of tracks to return")]
 Repeat = Annotated[str, Query(pattern=REPEAT_PATTERN, description=REPEAT_DESCRIPTION, examples=["after:20"])]
+FILTER_DESCRIPTION = (
+    "Only tracks with these attributes, such as `genre:rock|pop,explicit:false,released:2020-01-01..`, or a JSON "
+    "object. A track without a value satisfies neither a condition nor its negation (docs/filters.md)"
+)
+FilterText = Annotated[
+    str | None,
+    Query(
+        alias="filter",
+        min_length=1,
+        max_length=MAX_TEXT,
+        description=FILTER_DESCRIPTION,
+        examples=["genre:rock|pop,explicit:false"],
+    ),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_TEXT}),
+]
+Fields = Annotated[
+    str | None,
+    Query(
+        max_length=MAX_TEXT,
+        pattern=f"^{NAME_PATTERN}(,{NAME_PATTERN})*$",
+        description="Attributes to return with each track, separated by commas",
+        examples=["genre,explicit"],
+    ),
+    WithJsonSchema({"type": "string", "maxLength": MAX_TEXT, "pattern": f"^{NAME_PATTERN}(,{NAME_PATTERN})*$"}),
+]
+ATTRIBUTES_DESCRIPTION = "The attributes that `fields` names. An attribute without a value is absent"
+
+_read_text = lru_cache(maxsize=1_000)(read_filter)  # the same few texts come with every request
+
+
+async def filter_of(service: AppState, live: LoadedRelease, given: str | dict[str, Any] | None) -> Filter | None:
+    """Read the filter of a request and look for its tracks, if no request did before. Raises BadFilter.
+
+    A filter that names an attribute that the release does not have raises UnknownAttribute.
+    """
+    if given is None:
+        return None
+    wanted = _read_text(given) if isinstance(given, str) else read_filter(given)
+    if not live.is_ready(wanted):
+        await service.threads.run(live.recommender_for, wanted)
+    return wanted
+
+
+def fields_of(live: LoadedRelease, fields: str | None) -> list[str]:
+    """Return the attributes that a request asks for. Raises UnknownAttribute."""
+    names = [] if fields is None else fields.split(",")
+    for name in names:
+        live.catalogue.attributes[name]
+    return names
+
+
 Caution = Annotated[
     float | None,
     Query(

@@ -1,11 +1,25 @@
 """Tracks: search, similar tracks, and the map of the catalogue."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Self
 
 from fastapi import APIRouter, Header, Path, Query, Response
 from pydantic import BaseModel, Field
 
-from service.api.state import DEFAULT_K, MAX_TRACKS, K, ReleaseName, Service, TrackIdPath, link_responses
+from service.api.state import (
+    ATTRIBUTES_DESCRIPTION,
+    DEFAULT_K,
+    MAX_TRACKS,
+    Fields,
+    FilterText,
+    K,
+    ReleaseName,
+    Service,
+    TrackIdPath,
+    fields_of,
+    filter_of,
+    link_responses,
+)
 from service.problems import problem_responses
 from service.releases.loaded import Track
 
@@ -22,11 +36,12 @@ class TrackBody(BaseModel):
     track_id: str
     title: str | None = Field(default=None, description=_UNKNOWN)
     artist: str | None = Field(default=None, description=_UNKNOWN)
+    attributes: dict[str, Any] | None = Field(default=None, description=ATTRIBUTES_DESCRIPTION)
 
     @classmethod
-    def of(cls, track: Track) -> Self:
+    def of(cls, track: Track, attributes: dict[str, Any] | None = None) -> Self:
         """The body for a track."""
-        return cls(track_id=track.track_id, title=track.title, artist=track.artist)
+        return cls(track_id=track.track_id, title=track.title, artist=track.artist, attributes=attributes)
 
 
 class RankedTrackBody(BaseModel):
@@ -37,12 +52,20 @@ class RankedTrackBody(BaseModel):
     score: float = Field(description="Higher is better. Comparable within one answer only")
     title: str | None = Field(default=None, description=_UNKNOWN)
     artist: str | None = Field(default=None, description=_UNKNOWN)
+    attributes: dict[str, Any] | None = Field(default=None, description=ATTRIBUTES_DESCRIPTION)
 
     @classmethod
-    def list_of(cls, tracks: list[Track]) -> list[Self]:
-        """The bodies for tracks, best first."""
+    def list_of(cls, tracks: list[Track], attributes: Sequence[dict[str, Any] | None] | None = None) -> list[Self]:
+        """The bodies for tracks, best first, with the attributes of each of them."""
         return [
-            cls(rank=rank, track_id=track.track_id, title=track.title, artist=track.artist, score=track.score or 0.0)
+            cls(
+                rank=rank,
+                track_id=track.track_id,
+                title=track.title,
+                artist=track.artist,
+                score=track.score or 0.0,
+                attributes=attributes[rank - 1] if attributes is not None else None,
+            )
             for rank, track in enumerate(tracks, start=1)
         ]
 
@@ -73,10 +96,15 @@ Limit = Annotated[int, Query(ge=1, le=MAX_TRACKS, description="Maximum number of
     responses=problem_responses(422, 503)
     | link_responses(similar=("similar_tracks", {"path.track_id": "$response.body#/items/0/track_id"})),
 )
-async def find_tracks(service: Service, query: SearchText = "", limit: Limit = 20) -> FoundTracks:
+async def find_tracks(
+    service: Service, query: SearchText = "", limit: Limit = 20, only: FilterText = None, fields: Fields = None
+) -> FoundTracks:
     """Find tracks by words of their title, artist or id."""
-    found = await service.threads.run(service.releases.current.live.search, query, limit)
-    return FoundTracks(items=[TrackBody.of(track) for track in found])
+    live = service.releases.current.live
+    wanted, names = await filter_of(service, live, only), fields_of(live, fields)
+    found = await service.threads.run(live.search, query, limit, wanted)
+    attributes = live.attributes_of(found, names)
+    return FoundTracks(items=[TrackBody.of(*track) for track in zip(found, attributes, strict=True)])
 
 
 @router.get(
@@ -85,10 +113,14 @@ async def find_tracks(service: Service, query: SearchText = "", limit: Limit = 2
     response_model_exclude_none=True,
     responses=problem_responses(404, 422, 503),
 )
-async def similar_tracks(track_id: TrackIdPath, service: Service, k: K = DEFAULT_K) -> SimilarTracks:
+async def similar_tracks(
+    track_id: TrackIdPath, service: Service, k: K = DEFAULT_K, only: FilterText = None, fields: Fields = None
+) -> SimilarTracks:
     """Return the tracks most similar to a track, by the inner product of their embeddings."""
-    found = await service.threads.run(service.releases.current.live.similar, track_id, k)
-    return SimilarTracks(items=RankedTrackBody.list_of(found))
+    live = service.releases.current.live
+    wanted, names = await filter_of(service, live, only), fields_of(live, fields)
+    found = await service.threads.run(live.similar, track_id, k, wanted)
+    return SimilarTracks(items=RankedTrackBody.list_of(found, live.attributes_of(found, names)))
 
 
 # --- map ---

@@ -262,6 +262,13 @@ class LoadedRelease:
         found = self.embeddings.index.search(queries, k, allowed)
         return self.embeddings.exact.search(queries, k, allowed) if (found.rows == PAD_ROW).any() else found
 
+    def attributes_of(self, tracks: Sequence[Track], names: Sequence[str]) -> list[dict[str, Any] | None]:
+        """Return the values of the named attributes for each track. None for each of them without names."""
+        if not names:
+            return [None] * len(tracks)
+        rows = self.catalogue.rows([track.track_id for track in tracks])
+        return [*self.catalogue.attributes.of_rows(rows.tolist(), names)]
+
     def track(self, row: Row, score: float | None = None) -> Track:
         """Return the track in a row of the catalogue, with an optional score."""
         facts: dict[str, str] = json.loads(b"{%b}" % self.catalogue.json(row))

@@ -15,6 +15,7 @@ BadFilter            2          422          a filter of tracks that cannot be r
 UnknownAttribute     2          422          asking for an attribute that a release does not have
 NoPlayHead           2          409          asking for caution of a release that cannot predict skips
 SwapRefused          1          409          swapping without a folder, or while another swap runs
+NoReleasesFolder     1          409          removing a track without a folder of releases
 ReleasesUnavailable  1          503          the folder of releases cannot be written
 StoreUnavailable     1          503          Redis cannot be reached or refuses writes
 Overloaded           1          503          load shedding: the request cannot be answered in time
@@ -113,6 +114,13 @@ class SwapRefused(SegueError):
 
     http_status = 409
     title = "Swap refused"
+
+
+class NoReleasesFolder(SegueError):
+    """The service has no folder of releases, which the request needs."""
+
+    http_status = 409
+    title = "No folder of releases"
 
 
 class ReleasesUnavailable(SegueError):

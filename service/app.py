@@ -9,6 +9,7 @@ import contextlib
 import gc
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,6 +153,7 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
     opened.callback(threads.close)
     registry = await BlockingCalls("a release")(ReleaseRegistry, settings, threads, telemetry)
     await opened.enter_async_context(_running(registry.watch))
+    await opened.enter_async_context(_running(partial(registry.removed.watch, on_change=registry.apply_removed)))
     opened.callback(registry.leave)
     client = connect(settings)
     opened.push_async_callback(client.aclose)

@@ -103,6 +103,10 @@ def write_tiny_release(path: Path, prefix: str = "", more: Mapping[str, Any] = M
                 "skips": [0] * len(ids),
                 "title": [None if i == 3 else f"{prefix}Song {i:02}" for i in range(len(ids))],
                 "artist": [f"Artist {i // TRACKS_OF_A_GENRE}" for i in range(len(ids))],
+                "genre": [f"g{i // TRACKS_OF_A_GENRE}" for i in range(len(ids))],
+                "explicit": [None if i == 4 else i % 3 == 0 for i in range(len(ids))],
+                "markets": [["DE", "US"] if i % 2 else ["US"] for i in range(len(ids))],
+                "year": [2000 + i % 10 for i in range(len(ids))],
             }
         )
     )

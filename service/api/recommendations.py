@@ -254,7 +254,7 @@ async def recommendations(  # noqa: PLR0913, PLR0917 (parameters of the request)
     release: ReleaseName = None,
     explain: Explain = False,
     caution: Caution = None,
-    only: FilterText = None,
+    filter: FilterText = None,  # noqa: A002 (the name of the parameter)
     fields: Fields = None,
 ) -> Response:
     """Return the next tracks of a session.
@@ -269,7 +269,7 @@ async def recommendations(  # noqa: PLR0913, PLR0917 (parameters of the request)
     releases = service.releases
     active = releases.for_session(session_id) if release is None else releases.named(release)
     live = active.live
-    asked, wanted, names = live.caution(caution), await filter_of(service, live, only), fields_of(live, fields)
+    asked, wanted, names = live.caution(caution), await filter_of(service, live, filter), fields_of(live, fields)
     question = Question(await _plays_or_none(service, session_id), k, exclude, repeat_policy(repeat), asked, wanted)
     content = await recommend(service, active, session_id, question, explain, names, attributed=release is None)
     return Response(content, media_type="application/json")

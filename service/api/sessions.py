@@ -1,6 +1,6 @@
 """Sessions: report events, show a session's plays, watch them change, erase them."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import orjson
 from fastapi import APIRouter, Query, Request, Response
@@ -17,9 +17,13 @@ from service.api.state import (
     MAX_TRACKS,
     AppState,
     Caution,
+    Fields,
+    FilterText,
     Repeat,
     Service,
     SessionId,
+    fields_of,
+    filter_of,
     link_responses,
 )
 from service.api.stream import EVENT_STREAM, SessionBody, SessionStreams
@@ -82,29 +86,42 @@ async def report_events(
     recommend: Recommend = None,
     repeat: Repeat = DEFAULT_REPEAT,
     caution: Caution = None,
+    filter: FilterText = None,  # noqa: A002 (the name of the parameter)
+    fields: Fields = None,
 ) -> Response:
     """Append plays and skips to a session.
 
-    With `recommend`, also return its next tracks, chosen under `repeat` and `caution`.
+    With `recommend`, also return its next tracks, chosen under `repeat`, `caution` and `filter`.
     """
     service: AppState = request.app.state.service
     reported = await read_json(EventsRequest, request.scope["headers"], request.receive, service.max_request_bytes)
-    policy = repeat_policy(repeat)
-    content = await append_events(service, session_id, reported.events, recommend, policy, caution)
+    wanted = None if recommend is None else Wanted(recommend, repeat_policy(repeat), caution, filter, fields)
+    content = await append_events(service, session_id, reported.events, wanted)
     return Response(content, media_type="application/json")
 
 
-async def append_events(
-    service: AppState, session_id: str, events: list[Event], k: int | None, repeat: RepeatPolicy, caution: float | None
-) -> bytes:
-    """Store events. Returns an EventsAnswer as JSON, with `k` recommendations unless None. Raises StoreUnavailable.
+class Wanted(NamedTuple):
+    """The list of next tracks that a report of events asks for."""
 
-    Raises NoPlayHead before anything is stored if the release cannot rank with `caution`.
+    k: int
+    repeat: RepeatPolicy
+    caution: float | None
+    filter: str | None
+    fields: str | None
+
+
+async def append_events(service: AppState, session_id: str, events: list[Event], wanted: Wanted | None) -> bytes:
+    """Store events. Returns an EventsAnswer as JSON, with next tracks unless `wanted` is None.
+
+    Raises StoreUnavailable. Raises NoPlayHead, BadFilter and UnknownAttribute before anything is stored.
     """
     active = service.releases.for_session(session_id)
-    asked = active.live.caution(caution) if k is not None else 0.0
-    stored = await service.store.append(session_id, events, with_plays=k is not None)
-    unknown = active.live.unknown([event.track_id for event in events])
+    live = active.live
+    if wanted is not None:
+        caution, fields = live.caution(wanted.caution), fields_of(live, wanted.fields)
+        allowed = await filter_of(service, live, wanted.filter)
+    stored = await service.store.append(session_id, events, with_plays=wanted is not None)
+    unknown = live.unknown([event.track_id for event in events])
     _count_events(service, events, stored, len(unknown))
     service.attribution.count(stored.attributions)
     answer: dict[str, Any] = {
@@ -114,10 +131,10 @@ async def append_events(
         "duplicates": stored.duplicates,
         "unknown_tracks": unknown,
     }
-    if k is not None:
-        answer["recommendations"] = orjson.Fragment(
-            await recommend(service, active, session_id, Question(stored.plays, k, repeat=repeat, caution=asked))
-        )
+    if wanted is not None:
+        question = Question(stored.plays, wanted.k, repeat=wanted.repeat, caution=caution, filter=allowed)
+        tracks = await recommend(service, active, session_id, question, fields=fields)
+        answer["recommendations"] = orjson.Fragment(tracks)
     return orjson.dumps(answer)
 
 

@@ -83,7 +83,6 @@ FILTER_DESCRIPTION = (
 FilterText = Annotated[
     str | None,
     Query(
-        alias="filter",
         min_length=1,
         max_length=MAX_TEXT,
         description=FILTER_DESCRIPTION,

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Self
 from fastapi import APIRouter, Header, Path, Query, Response
 from pydantic import BaseModel, Field
 
+from segue.errors import UnknownTrack
 from service.api.state import (
     ATTRIBUTES_DESCRIPTION,
     DEFAULT_K,
@@ -24,6 +25,7 @@ from service.problems import problem_responses
 from service.releases.loaded import Track
 
 MAX_POINTS: Final = 100_000
+MAX_LISTED: Final = 1_000
 _BYTES: Final = "application/octet-stream"
 _UNKNOWN: Final = "Absent if the catalogue does not know it"
 
@@ -97,11 +99,15 @@ Limit = Annotated[int, Query(ge=1, le=MAX_TRACKS, description="Maximum number of
     | link_responses(similar=("similar_tracks", {"path.track_id": "$response.body#/items/0/track_id"})),
 )
 async def find_tracks(
-    service: Service, query: SearchText = "", limit: Limit = 20, only: FilterText = None, fields: Fields = None
+    service: Service,
+    query: SearchText = "",
+    limit: Limit = 20,
+    filter: FilterText = None,  # noqa: A002 (the name of the parameter)
+    fields: Fields = None,
 ) -> FoundTracks:
     """Find tracks by words of their title, artist or id."""
     live = service.releases.current.live
-    wanted, names = await filter_of(service, live, only), fields_of(live, fields)
+    wanted, names = await filter_of(service, live, filter), fields_of(live, fields)
     found = await service.threads.run(live.search, query, limit, wanted)
     attributes = live.attributes_of(found, names)
     return FoundTracks(items=[TrackBody.of(*track) for track in zip(found, attributes, strict=True)])
@@ -114,13 +120,76 @@ async def find_tracks(
     responses=problem_responses(404, 422, 503),
 )
 async def similar_tracks(
-    track_id: TrackIdPath, service: Service, k: K = DEFAULT_K, only: FilterText = None, fields: Fields = None
+    track_id: TrackIdPath,
+    service: Service,
+    k: K = DEFAULT_K,
+    filter: FilterText = None,  # noqa: A002 (the name of the parameter)
+    fields: Fields = None,
 ) -> SimilarTracks:
     """Return the tracks most similar to a track, by the inner product of their embeddings."""
     live = service.releases.current.live
-    wanted, names = await filter_of(service, live, only), fields_of(live, fields)
+    wanted, names = await filter_of(service, live, filter), fields_of(live, fields)
     found = await service.threads.run(live.similar, track_id, k, wanted)
     return SimilarTracks(items=RankedTrackBody.list_of(found, live.attributes_of(found, names)))
+
+
+# --- takedown ---
+
+
+class RemovalBody(BaseModel):
+    """Whether a track is removed."""
+
+    track_id: str
+    removed: bool
+    changed: bool = Field(description="Whether this call changed it. False: it was so before")
+    in_catalogue: bool = Field(description="Whether the current release has the track")
+
+
+class RemovedTrack(BaseModel):
+    """A removed track."""
+
+    track_id: str
+    since: str = Field(description="Time of the removal, ISO 8601 in UTC")
+
+
+class RemovedTracksBody(BaseModel):
+    """The removed tracks."""
+
+    total: int
+    items: list[RemovedTrack] = Field(description=f"The latest {MAX_LISTED:,} ones, latest first")
+
+
+@router.delete("/tracks/{track_id:path}", tags=["tracks"], responses=problem_responses(409, 422, 503))
+async def remove_track(track_id: TrackIdPath, service: Service) -> RemovalBody:
+    """Remove a track from all answers of all releases, at once.
+
+    The other workers and replicas that share the folder of releases follow within a second. It stays removed after a
+    restart, a swap and a training. Sessions keep their plays of it.
+    """
+    return await _change(service, track_id, removed=True)
+
+
+@router.post("/tracks/{track_id:path}/restore", tags=["tracks"], responses=problem_responses(409, 422, 503))
+async def restore_track(track_id: TrackIdPath, service: Service) -> RemovalBody:
+    """Allow a removed track in answers again."""
+    return await _change(service, track_id, removed=False)
+
+
+@router.get("/removed-tracks", tags=["tracks"], responses=problem_responses(503))
+async def removed_tracks(service: Service) -> RemovedTracksBody:
+    """List the removed tracks."""
+    since = service.releases.removed.since
+    latest = sorted(since.items(), key=lambda one: (one[1], one[0]), reverse=True)[:MAX_LISTED]
+    return RemovedTracksBody(
+        total=len(since), items=[RemovedTrack(track_id=track_id, since=time) for track_id, time in latest]
+    )
+
+
+async def _change(service: Service, track_id: str, *, removed: bool) -> RemovalBody:
+    changed = await service.releases.removed.change(track_id, removed=removed)
+    service.releases.apply_removed()
+    known = track_id in service.releases.current.live.catalogue
+    return RemovalBody(track_id=track_id, removed=removed, changed=changed, in_catalogue=known)
 
 
 # --- map ---
@@ -168,7 +237,10 @@ async def track_map(
 async def track_on_map(position: Position, service: Service, release: ReleaseName = None) -> TrackBody:
     """Return the track of a point on the map."""
     live = service.releases.named(release).live
-    return TrackBody.of(live.track(live.map.row(position)))
+    track = live.track(live.map.row(position))
+    if track.track_id in service.releases.removed.since:
+        raise UnknownTrack(f"the track of point {position} is removed")
+    return TrackBody.of(track)
 
 
 def _matches(tag: str, header: str) -> bool:

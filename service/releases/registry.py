@@ -30,6 +30,7 @@ from segue.release import ENCODER, read_manifest
 from service.releases.folder import ListedRelease, PointerState, ReleaseList, ReleasesFolder
 from service.releases.loaded import LoadedRelease, RecommendResult, load_release
 from service.releases.ranking import Ranking
+from service.releases.removed import RemovedTracks
 from service.releases.trial import validate_in_child
 from service.sessions.store import SessionStore
 from service.settings import Settings
@@ -174,6 +175,7 @@ class ReleaseRegistry:
             timed=telemetry.time_ranking,
         )
         self._folder = ReleasesFolder(settings.releases_dir) if settings.releases_dir is not None else None
+        self.removed = RemovedTracks(settings.releases_dir)
         self._seen: PointerState | None = None
         self._swapping = False
         self._leaving = threading.Event()
@@ -322,7 +324,14 @@ class ReleaseRegistry:
         validate_in_child(path, self._validation_timeout_s, self._leaving)
         return self._open(path)
 
+    def apply_removed(self) -> None:
+        """Leave the removed tracks out of all answers from now on."""
+        for served in (self.current, self._challenger):
+            if served is not None:
+                served.live.remove(list(self.removed.since))
+
     def _served(self, live: LoadedRelease) -> ActiveRelease:
+        live.remove(list(self.removed.since))
         return ActiveRelease(
             live, Ranking(live, self._threads, self._isolated_threads, self._max_concurrent_batches, self._telemetry)
         )

@@ -1,0 +1,185 @@
+"""Filters, fields and takedowns over HTTP, against the real service."""
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("faiss")
+pytest.importorskip("onnx")
+
+from segue.sessions import Outcome, Play
+from service.releases.loaded import load_release
+from tests.conftest import ServiceProcess, StartService, recommended, track_ids, write_tiny_release
+from tests.stopwatch import until
+
+EVENTS = [{"type": "play", "track_id": "g1-t00"}, {"type": "skip", "track_id": "g2-t00"}]
+SESSION = [Play("g1-t00"), Play("g2-t00", Outcome.SKIPPED)]
+FILTERS: list[tuple[str, Any]] = [
+    ("explicit:false", {"explicit": False}),
+    ("!explicit:true,markets:DE", {"not": {"explicit": True}, "markets": "DE"}),
+    ("genre:g0|g3,year:2002..2005", {"genre": ["g0", "g3"], "year": {"min": 2002, "max": 2005}}),
+    ('artist:"Artist 2"', {"artist": "Artist 2"}),
+    ("genre:none", {"genre": "none"}),
+]
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_release(tmp_path_factory.mktemp("filters") / "release").path
+
+
+@pytest.fixture(scope="module")
+def client(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    service = ServiceProcess(release=release, data_dir=tmp_path_factory.mktemp("filters") / "data")
+    try:
+        with service.client() as opened:
+            opened.post("/sessions/s/events", json={"events": EVENTS}).raise_for_status()
+            yield opened
+    finally:
+        service.stop()
+
+
+def ids(answer: Any) -> list[str]:
+    return [item["track_id"] for item in answer["items"]]
+
+
+@pytest.mark.parametrize(("compact", "json_form"), FILTERS)
+def test_every_call_obeys_a_filter(client: httpx.Client, release: Path, compact: str, json_form: Any) -> None:
+    live = load_release(release)
+    expected = live.recommend(SESSION, 30, filter=json_form)
+    allowed = {track.track_id for track in live.search("", 100, live_filter(json_form))}
+    answer = recommended(client, "s", k=30, filter=compact)
+    assert ids(answer) == [track.track_id for track in expected.tracks]
+    assert len(ids(answer)) == min(30, len(allowed))
+    assert set(ids(answer)) <= allowed
+    asked = {"events": EVENTS, "k": 30, "filter": json_form}
+    assert client.post("/recommendations/what-if", json=asked).json()["items"] == answer["items"]
+    reported = client.post(
+        "/sessions/other/events", params={"recommend": 30, "filter": compact}, json={"events": EVENTS}
+    ).json()
+    assert ids(reported["recommendations"]) == ids(answer)
+    client.delete("/sessions/other")
+    assert set(ids(recommended(client, "nobody", k=100, filter=compact))) == allowed  # by popularity
+    assert set(ids(client.get("/tracks", params={"filter": compact, "limit": 100}).json())) == allowed
+    near = ids(client.get("/tracks/g1-t00/similar", params={"filter": compact, "k": 100}).json())
+    assert set(near) == allowed - {"g1-t00"}
+    why = recommended(client, "s", k=30, filter=compact, explain=True, repeat="never")
+    assert {one["track_id"] for one in why["explanation"]["filtered"]} <= allowed
+
+
+def live_filter(given: Any) -> Any:
+    from segue.filters import read_filter
+
+    return read_filter(given)
+
+
+def test_answers_show_the_attributes_that_are_asked_for(client: httpx.Client) -> None:
+    asked: dict[str, Any] = {"k": 5, "fields": "genre,markets,explicit,year"}
+    answer = recommended(client, "s", **asked)
+    place = track_ids().index(answer["items"][0]["track_id"])
+    assert answer["items"][0]["attributes"]["genre"] == f"g{place // 12}"
+    assert answer["items"][0]["attributes"]["year"] == 2000 + place % 10
+    assert "attributes" not in recommended(client, "s", k=5)["items"][0]
+    body = {"events": EVENTS, "k": 5, "fields": asked["fields"].split(",")}
+    assert client.post("/recommendations/what-if", json=body).json()["items"] == answer["items"]
+    found = client.get("/tracks", params={"query": "g0-t04", "fields": "explicit,markets"}).json()
+    assert found["items"][0]["attributes"] == {"markets": ["US"]}  # no value: absent
+    near = client.get("/tracks/g0-t04/similar", params={"k": 1, "fields": "genre"}).json()
+    assert near["items"][0]["attributes"] == {"genre": "g0"}
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ({"filter": "genr:rock"}, "'genr' is not an attribute of this release. It has artist, explicit, genre"),
+        ({"filter": "year:soon"}, "year is a number, and the filter compares it with 'soon': give a number"),
+        ({"filter": "genre"}, "has no condition name:value"),
+        ({"filter": ""}, "filter"),
+        ({"fields": "genr"}, "'genr' is not an attribute"),
+        ({"fields": "a b"}, "fields"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/recommendations?session_id=s", "/tracks?", "/tracks/g1-t00/similar?"])
+def test_a_wrong_filter_is_a_problem_document(client: httpx.Client, path: str, query: Any, told: str) -> None:
+    answer = client.get(path, params=dict(httpx.QueryParams(path.partition("?")[2])) | query)
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert told in answer.text
+
+
+def test_a_takedown_reaches_every_replica_within_a_second(
+    release: Path, tmp_path: Path, start_service: StartService
+) -> None:
+    folder = tmp_path / "releases"
+    for name in ("first", "second"):
+        write_tiny_release(folder / name)
+    first = start_service(release=release, releases_dir=folder, workers=2)
+    second = start_service(release=release, releases_dir=folder, data_dir=tmp_path / "second")
+    gone = "g1-t01"
+    wrong: list[str] = []
+    answers = itertools.count()
+    leaving = threading.Event()
+    taken_down: list[float] = []
+
+    def listen(address: str, number: int) -> None:
+        with httpx.Client(base_url=address, trust_env=False, timeout=20) as asking:
+            for turn in itertools.count():
+                if leaving.is_set():
+                    return
+                session_id = f"takedown-{number}-{turn % 7}"
+                started = time.monotonic()
+                told = asking.post(f"/sessions/{session_id}/events", params={"recommend": 20}, json={"events": EVENTS})
+                lists = [
+                    told,
+                    asking.get("/recommendations", params={"session_id": session_id, "k": 20, "filter": "genre:g1"}),
+                    asking.get("/recommendations", params={"session_id": "nobody", "k": 40}),
+                    asking.get("/tracks", params={"query": "song", "limit": 100}),
+                    asking.get("/tracks/g1-t00/similar", params={"k": 20}),
+                ]
+                for answer in lists:
+                    next(answers)
+                    if answer.status_code != 200:
+                        wrong.append(answer.text)
+                    elif taken_down and started > taken_down[0] + 1 and gone in answer.text:
+                        wrong.append(f"{answer.url} names the track {time.monotonic() - taken_down[0]:.2f} s later")
+
+    here, there = first.address(), second.address()
+    threads = [threading.Thread(target=listen, args=one) for one in ((here, 0), (here, 1), (there, 2))]
+    with httpx.Client(base_url=here, trust_env=False, timeout=20) as admin:
+        for thread in threads:
+            thread.start()
+        try:
+            until(lambda: next(answers) > 60)
+            answer = admin.delete(f"/tracks/{gone}")
+            taken_down.append(time.monotonic())
+            assert answer.json() == {"track_id": gone, "removed": True, "changed": True, "in_catalogue": True}
+            assert gone not in str(recommended(admin, "fresh", k=100)["items"])
+            time.sleep(1.2)
+            admin.put("/releases/current", json={"name": "second"}).raise_for_status()
+            before = next(answers)
+            until(lambda: next(answers) > before + 150)
+        finally:
+            leaving.set()
+            for thread in threads:
+                thread.join()
+        assert not wrong, wrong[:3]
+        assert admin.delete(f"/tracks/{gone}").json()["changed"] is False
+        assert [one["track_id"] for one in admin.get("/removed-tracks").json()["items"]] == [gone]
+        third = start_service(release=release, releases_dir=folder, data_dir=tmp_path / "third")  # after a restart
+        with httpx.Client(base_url=third.address(), trust_env=False) as other:
+            assert gone not in str(recommended(other, "fresh", k=100)["items"])
+            assert admin.post(f"/tracks/{gone}/restore").json()["changed"] is True
+            until(lambda: gone in str(recommended(other, "fresh", k=100)["items"]))
+
+
+def test_a_takedown_needs_a_folder_of_releases(client: httpx.Client) -> None:
+    answer = client.delete("/tracks/g1-t01")
+    assert answer.status_code == 409
+    assert "set SEGUE_RELEASES_DIR" in answer.json()["detail"]
+    assert "g1-t01" in str(recommended(client, "nobody", k=100)["items"])

@@ -94,6 +94,27 @@ def _mssd() -> Sample:
     return Sample("mssd", _files("log_{}.csv", lines, _MSSD_HEADER), {"skip_flag": "skip_3", "max_session_plays": 7})
 
 
+def _mssd_test_set() -> Sample:
+    """First halves of sessions, second halves without outcomes, and whole sessions."""
+    names = "session_id,session_position,session_length,track_id_clean"
+    first, second, whole = [], [], []
+    for play in (play for play in plays(11, 120) if play.place < 12):
+        line = f"{play.owner},{play.place + 1},12,{play.track}"
+        if play.owner < "o500":
+            whole.append(f"{line},{play.skipped}")
+        elif play.place < 6:
+            first.append(f"{line},{play.skipped}")
+        else:
+            second.append(line)
+    second[3] += ",too many"
+    files = {
+        **_files("log_prehistory_{}.csv", first, f"{names},skip_2", 2),
+        **_files("log_input_{}.csv", second, names, 2),
+        **_files("log_{}.csv", whole, f"{names},skip_2", 1),
+    }
+    return Sample("mssd", files, {"min_session_plays": 3})
+
+
 def _yambda(rows: int | None = None) -> Sample:
     some = plays(4, 90)[:rows]
     frame = pl.DataFrame(
@@ -271,6 +292,7 @@ def samples() -> Iterator[tuple[str, Sample]]:
     yield "lfm1k, packed", _packed()
     yield "lfm2b", _lfm2b()
     yield "mssd", _mssd()
+    yield "mssd, the test set", _mssd_test_set()
     yield "yambda", _yambda()
     yield "events by position", _events()
     yield "events by time", _events_by_time()

@@ -78,6 +78,7 @@ def _belongs(kind: str, name: str) -> bool:
     """Whether a file of a folder or an archive is part of the log."""
     match kind:
         case "mssd":
+            # The test set counts only if it is named, not as a part of a larger folder or archive.
             return "/tf_" not in name and "log_input" not in name and "/test_set/" not in name
         case "lfm1k":
             return "profile" not in name

@@ -29,6 +29,8 @@ _ON_RAY: Final = (
     "events: two tracks at one position",
     "events: flags coded 0 and 2",
     "lfm1k: lines twice",
+    "mssd: the training set and the test set",
+    "mssd: second halves of sessions",
 )
 
 

@@ -9,6 +9,7 @@ import json
 import re
 import tarfile
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -65,6 +66,8 @@ def read_log(kind: str, files: Mapping[str, Content], options: "Options") -> lis
         if kind == "apple-music":
             rows = _continued(rows)
         for line, row in enumerate(rows):
+            if not _is_wanted(row, options):
+                continue
             try:
                 play = read(row, options, number, line)
             except (_Unreadable, KeyError, ValueError, IndexError):
@@ -72,6 +75,21 @@ def read_log(kind: str, files: Mapping[str, Content], options: "Options") -> lis
             if play is not None:
                 plays.append(play)
     return plays
+
+
+def _is_wanted(row: dict[Any, Any], options: "Options") -> bool:
+    """Whether the filters keep a row."""
+
+    def has(column: str, value: str) -> bool:
+        found = row.get(column)
+        return (str(found).lower() if isinstance(found, bool) else str(found or "")) == value
+
+    wanted = defaultdict[str, list[str]](list)
+    for column, value in options.where:
+        wanted[column].append(value)
+    return all(any(has(column, value) for value in values) for column, values in wanted.items()) and not any(
+        has(column, value) for column, value in options.where_not
+    )
 
 
 def _belongs(kind: str, name: str) -> bool:

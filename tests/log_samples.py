@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -208,6 +209,24 @@ def _repeats() -> Sample:
     return Sample("events", text, {"merge_within_s": 2, "skip_after_s": 1, "min_session_plays": 1})
 
 
+def _filtered(*, as_json: bool) -> Sample:
+    """Plays among likes, and plays of apps of which one is left out. Few lines of JSON name an app."""
+    rows = [
+        {"user_id": play.owner, "track_id": f"t{play.track}", "timestamp": play.second, "event": event, "app": app}
+        for play in plays(13, 90)
+        for event in ("play", *(["like"] if play.skipped else []))
+        for app in ("", "test")
+        if play.track % 41 == 0 or not app
+    ]
+    options: dict[str, Any] = {"where": ["event=play"], "where_not": ["app=test", "app=other"]}
+    if as_json:
+        lines = [json.dumps({name: value for name, value in row.items() if value}) for row in rows]
+        return Sample("events", {f"e{n}.jsonl": "\n".join(lines[n::2]) for n in range(2)}, options)
+    return Sample(
+        "events", _files("e{}.csv", [",".join(map(str, row.values())) for row in rows], ",".join(rows[0])), options
+    )
+
+
 def _visits() -> Sample:
     """Sessions whose ids are unique per listener only. One file has flags, the other one has ends."""
     some = [(f"u{int(play.owner[1:4]) % 9}", f"{int(play.owner[1:4]) // 300}", play) for play in plays(11, 90)]
@@ -303,6 +322,8 @@ def samples() -> Iterator[tuple[str, Sample]]:
     yield "sessions, times of some", _owners_apart(whole=True)
     yield "listeners, repeated in two directions", _repeats()
     yield "visits of listeners", _visits()
+    yield "filtered", _filtered(as_json=False)
+    yield "filtered JSON", _filtered(as_json=True)
     yield "ends of plays", _ends()
     yield "durations that are not used", _durations()
     yield "played seconds", _durations(skip_below_s=30)

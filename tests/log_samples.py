@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -92,6 +93,27 @@ def _mssd() -> Sample:
     ]
     lines[7] = lines[7] + ",too many"
     return Sample("mssd", _files("log_{}.csv", lines, _MSSD_HEADER), {"skip_flag": "skip_3", "max_session_plays": 7})
+
+
+def _mssd_test_set() -> Sample:
+    """First halves of sessions, second halves without outcomes, and whole sessions."""
+    names = "session_id,session_position,session_length,track_id_clean"
+    first, second, whole = [], [], []
+    for play in (play for play in plays(11, 120) if play.place < 12):
+        line = f"{play.owner},{play.place + 1},12,{play.track}"
+        if play.owner < "o500":
+            whole.append(f"{line},{play.skipped}")
+        elif play.place < 6:
+            first.append(f"{line},{play.skipped}")
+        else:
+            second.append(line)
+    second[3] += ",too many"
+    files = {
+        **_files("log_prehistory_{}.csv", first, f"{names},skip_2", 2),
+        **_files("log_input_{}.csv", second, names, 2),
+        **_files("log_{}.csv", whole, f"{names},skip_2", 1),
+    }
+    return Sample("mssd", files, {"min_session_plays": 3})
 
 
 def _yambda(rows: int | None = None) -> Sample:
@@ -187,6 +209,24 @@ def _repeats() -> Sample:
     return Sample("events", text, {"merge_within_s": 2, "skip_after_s": 1, "min_session_plays": 1})
 
 
+def _filtered(*, as_json: bool) -> Sample:
+    """Plays among likes, and plays of apps of which one is left out. Few lines of JSON name an app."""
+    rows = [
+        {"user_id": play.owner, "track_id": f"t{play.track}", "timestamp": play.second, "event": event, "app": app}
+        for play in plays(13, 90)
+        for event in ("play", *(["like"] if play.skipped else []))
+        for app in ("", "test")
+        if play.track % 41 == 0 or not app
+    ]
+    options: dict[str, Any] = {"where": ["event=play"], "where_not": ["app=test", "app=other"]}
+    if as_json:
+        lines = [json.dumps({name: value for name, value in row.items() if value}) for row in rows]
+        return Sample("events", {f"e{n}.jsonl": "\n".join(lines[n::2]) for n in range(2)}, options)
+    return Sample(
+        "events", _files("e{}.csv", [",".join(map(str, row.values())) for row in rows], ",".join(rows[0])), options
+    )
+
+
 def _visits() -> Sample:
     """Sessions whose ids are unique per listener only. One file has flags, the other one has ends."""
     some = [(f"u{int(play.owner[1:4]) % 9}", f"{int(play.owner[1:4]) // 300}", play) for play in plays(11, 90)]
@@ -271,6 +311,7 @@ def samples() -> Iterator[tuple[str, Sample]]:
     yield "lfm1k, packed", _packed()
     yield "lfm2b", _lfm2b()
     yield "mssd", _mssd()
+    yield "mssd, the test set", _mssd_test_set()
     yield "yambda", _yambda()
     yield "events by position", _events()
     yield "events by time", _events_by_time()
@@ -281,6 +322,8 @@ def samples() -> Iterator[tuple[str, Sample]]:
     yield "sessions, times of some", _owners_apart(whole=True)
     yield "listeners, repeated in two directions", _repeats()
     yield "visits of listeners", _visits()
+    yield "filtered", _filtered(as_json=False)
+    yield "filtered JSON", _filtered(as_json=True)
     yield "ends of plays", _ends()
     yield "durations that are not used", _durations()
     yield "played seconds", _durations(skip_below_s=30)

@@ -9,6 +9,7 @@ import json
 import re
 import tarfile
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -65,6 +66,8 @@ def read_log(kind: str, files: Mapping[str, Content], options: "Options") -> lis
         if kind == "apple-music":
             rows = _continued(rows)
         for line, row in enumerate(rows):
+            if not _is_wanted(row, options):
+                continue
             try:
                 play = read(row, options, number, line)
             except (_Unreadable, KeyError, ValueError, IndexError):
@@ -74,10 +77,26 @@ def read_log(kind: str, files: Mapping[str, Content], options: "Options") -> lis
     return plays
 
 
+def _is_wanted(row: dict[Any, Any], options: "Options") -> bool:
+    """Whether the filters keep a row."""
+
+    def has(column: str, value: str) -> bool:
+        found = row.get(column)
+        return (str(found).lower() if isinstance(found, bool) else str(found or "")) == value
+
+    wanted = defaultdict[str, list[str]](list)
+    for column, value in options.where:
+        wanted[column].append(value)
+    return all(any(has(column, value) for value in values) for column, values in wanted.items()) and not any(
+        has(column, value) for column, value in options.where_not
+    )
+
+
 def _belongs(kind: str, name: str) -> bool:
     """Whether a file of a folder or an archive is part of the log."""
     match kind:
         case "mssd":
+            # The test set counts only if it is named, not as a part of a larger folder or archive.
             return "/tf_" not in name and "log_input" not in name and "/test_set/" not in name
         case "lfm1k":
             return "profile" not in name

@@ -73,6 +73,8 @@ class Options:
     no_skips: bool = False
     include_private: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
+    where: Sequence[tuple[str, str]] = ()
+    where_not: Sequence[tuple[str, str]] = ()
 
     @classmethod
     def parse(cls, text: str, least: int | None = None) -> "Options":
@@ -82,6 +84,9 @@ class Options:
         for word in words:
             if word in {"--no-skips", "--include-private"}:
                 given[word[2:].replace("-", "_")] = True
+            elif word in {"--where", "--where-not"}:
+                column, _, value = next(words).partition("=")
+                given.setdefault(word[2:].replace("-", "_"), []).append((column.lower(), value))
             elif word == "--columns":
                 given["columns"] |= dict(part.split("=", 1) for part in next(words).split(","))
             elif word in _SECONDS:

@@ -42,6 +42,72 @@ def rows(header: str, *lines: str) -> str:
 PLAIN = [f"u,{track},2024-03-01T10:{minute:02}:00Z" for track, minute in zip("abcdef", range(0, 24, 4), strict=True)]
 
 
+class TestFilters:
+    FRAME = pl.DataFrame(
+        {
+            "user_id": ["u"] * 6,
+            "track_id": list("abcdef"),
+            "timestamp": [1_709_287_200 + 200 * place for place in range(6)],
+            "whole": [1, 2, None, 1, 2, 3],
+            "real": [1.0, 2.5, None, float("nan"), 1.0, 3.0],
+            "flag": [True, False, None, True, True, False],
+            "text": ["x", "NULL", None, "", "X", "x,y=z"],
+            "bytes": [b"x", b"y", None, b"", b"x", b"x"],
+        },
+        schema_overrides={"text": pl.Categorical},
+    )
+
+    @pytest.mark.parametrize(
+        ("options", "kept"),
+        [
+            ({"where": ["whole=1"]}, "a d"),
+            ({"where": ["whole=1", "whole=2"]}, "a b d e"),
+            ({"where": ["whole=1", "flag=true", "text=x"]}, "a"),
+            ({"where": ["whole="]}, "c"),
+            ({"where_not": ["whole="]}, "a b d e f"),
+            ({"where_not": ["whole=1", "flag=false"]}, "c e"),
+            ({"where": ["real=1"]}, "a e"),
+            ({"where": ["real=2.5", "real="]}, "b c d"),
+            ({"where": ["flag=true"], "where_not": ["whole=2"]}, "a d"),
+            ({"where": ["text="]}, "b c d"),
+            ({"where": ["text=x,y=z"]}, "f"),
+            ({"where": "Text=x"}, "a"),
+            ({"where": ["bytes=x"]}, "a e f"),
+            ({"where_not": ["track_id=a", "track_id=b", "track_id=c", "track_id=d"]}, "e f"),
+        ],
+    )
+    def test_lines_are_chosen_by_the_values_of_columns(self, run: Run, options: dict[str, Any], kept: str) -> None:
+        report = run(self.FRAME, **options)
+        assert told(report.dataset) == {"s00000001": kept}
+        assert sum(report.log.ignored.values()) == 6 - len(kept.split())
+        steps = [step for step in report.steps if step.step == "filtered lines"]
+        assert [step.option for step in steps] == sorted(report.log.ignored)
+        assert report.malformed == 0
+
+    def test_many_values_are_told_in_short(self, run: Run) -> None:
+        report = run(self.FRAME, where_not=[f"track_id={track}" for track in "abcx\x1b"])
+        assert report.log.ignored == {
+            "--where-not track_id=a --where-not track_id=b --where-not track_id=c and 2 more": 3
+        }
+        note = r"--where-not track_id=\x1b left out no line: values are compared exactly"
+        assert note in run(self.FRAME, where_not=["track_id=\x1b"]).log.notes
+
+    def test_a_column_must_be_in_every_file(self, run: Run) -> None:
+        with pytest.raises(
+            BadLog, match=r"log1.parquet has the columns .*, whole; expected real, named by --where-not"
+        ):
+            run(self.FRAME, self.FRAME.select("user_id", "track_id", "timestamp", "whole"), where_not=["real=1"])
+        with pytest.raises(BadLog, match="column whole is of type List"):
+            run(self.FRAME.with_columns(whole=[[1]] * 6), where=["whole=1"])
+        with pytest.raises(BadLog, match="all of 6 lines are left out"):
+            run(self.FRAME, where=["whole=4"])
+
+    def test_a_filter_uses_its_column(self, run: Run) -> None:
+        report = run(self.FRAME.rename({"flag": "event_type"}), where=["event_type=true"])
+        assert "event_type" not in report.log.unused_columns
+        assert "several_events" not in {warning.code for warning in report.log.warnings}
+
+
 class TestNames:
     @pytest.mark.parametrize(
         "header",
@@ -358,6 +424,11 @@ class TestOptions:
             ("max_malformed_pct", 101, "less than or equal to 100"),
             ("skip_after_s", 31, "expected at most skip_within_s"),
             ("timestamp_is", "middle", "'start' or 'end'"),
+            ("where", ["event"], "expected COLUMN=VALUE, such as event=play"),
+            ("where", ["event=play", " =play"], "expected COLUMN=VALUE"),
+            ("where_not", "=play", "expected COLUMN=VALUE"),
+            ("where_not", ["a=\udcff"], "expected COLUMN=VALUE"),
+            ("where", [f"c{number}=x" for number in range(51)], "at most 50 columns"),
         ],
     )
     def test_wrong_values_are_refused_in_one_line(self, name: str, value: Any, message: str) -> None:
@@ -374,7 +445,7 @@ class TestOptions:
         }
         given |= {"timestamp_is": "end", "no_skips": True, "skip_after_s": 1, "merge_within_s": 1, "skip_below_s": 1}
         given |= {"skip_below_ratio_pct": 1, "include_private": True, "idle_gap_s": 1, "skip_within_s": 1}
-        given |= {"skip_flag": "skip_1", "played_ratio_pct": 1}
+        given |= {"skip_flag": "skip_1", "played_ratio_pct": 1, "where": ["a=b"], "where_not": ["a=b"]}
         assert set(given) == {name for names in NO_EFFECT.values() for name in names}
         for kind in KINDS:
             for name, value in given.items():

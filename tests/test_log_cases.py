@@ -28,7 +28,11 @@ _ON_RAY: Final = (
     "events: the file with flags is the first",
     "events: two tracks at one position",
     "events: flags coded 0 and 2",
+    "events: a field of some lines",
+    "events: a field that is not there",
     "lfm1k: lines twice",
+    "mssd: the training set and the test set",
+    "mssd: second halves of sessions",
 )
 
 

@@ -478,14 +478,37 @@ class TestLayouts:
         assert [file.name[:5] for file in found.files] == ["log_0", "log_1"]
         test_set = "test_set/log_input_20180715_000000000000.csv, test_set/log_prehistory_20180715_000000000000.csv"
         assert found.notes == [
-            f"{folder.path}: {test_set}: halves of sessions (the test set)",
+            f"{folder.path}: {test_set}: halves of sessions (the test set): name them to read them as well",
             f"{folder.path}: track_features/tf_000000000000.csv: features of tracks",
         ]
-        line = folder.refused("mssd", folder.path / "test_set")
+        named = folder.find("mssd", folder.path, folder.path / "test_set")
+        assert [file.name[:9] for file in named.files] == ["log_0_201", "log_1_201", "log_input", "log_prehi"]
+        line = folder.refused("mssd", folder.path / "track_features")
+        assert "tf_000000000000.csv holds features of tracks" in line
+        assert "expected files log_*.csv of the training set, or log_prehistory_*.csv of the test set" in line
+
+    def test_the_test_set_of_mssd_in_an_archive_is_read_if_it_is_named(self, folder: Folder) -> None:
+        for name in ("test_set", "track_features", "training_set"):
+            file = {"test_set": "log_prehistory_1.csv", "track_features": "tf_1.csv"}.get(name, "log_0_1.csv")
+            folder.write(f"{name}.tar.gz", gzip.compress(tarred({f"{name}/{file}": self.MSSD.encode()})))
+        test_set, features, training_set = sorted(folder.path.glob("*.tar.gz"))
+        found = folder.find("mssd", folder.path)
+        assert [file.name for file in found.files] == ["log_0_1.csv"]
+        assert sorted(note.removeprefix(f"{folder.path}: ") for note in found.notes) == [
+            "test_set.tar.gz: test_set/log_prehistory_1.csv: halves of sessions (the test set): name them to read them "
+            "as well",
+            "track_features.tar.gz: no log of kind mssd",
+        ]
+        for sources in (
+            (folder.path, test_set),
+            (test_set, folder.path),
+            (training_set, test_set),
+            (folder.path / "t*_set.tar.gz",),
+        ):
+            names = [file.name for file in folder.find("mssd", *sources).files]
+            assert sorted(names) == ["log_0_1.csv", "log_prehistory_1.csv"]
+        line = folder.refused("mssd", features)
         assert "holds no log of kind mssd" in line
-        assert "log_input_20180715_000000000000.csv holds halves of sessions" in line
-        line = folder.refused("mssd", folder.path / "test_set" / "log_prehistory_20180715_000000000000.csv")
-        assert "holds halves of sessions (the test set): expected log_*.csv of the training set" in line
 
     def test_sizes_of_yambda_are_not_mixed(self, folder: Folder) -> None:
         for size in ("50m", "500m"):

@@ -81,6 +81,18 @@ def _not_a_file(_context: click.Context, _parameter: click.Parameter, kind: str)
     help="events only: names of columns, such as track_id=trackId,timestamp=played_at. May be repeated.",
 )
 @click.option(
+    "--where",
+    multiple=True,
+    metavar="COLUMN=VALUE",
+    help="events only: read only lines with this value. May be repeated: values of one column are alternatives.",
+)
+@click.option(
+    "--where-not",
+    multiple=True,
+    metavar="COLUMN=VALUE",
+    help="events only: leave out lines with this value. May be repeated.",
+)
+@click.option(
     "--timestamp-is",
     type=click.Choice(["start", "end"]),
     help="Whether a timestamp is the start or the end of a play. An end needs ms_played.  [default: start]",

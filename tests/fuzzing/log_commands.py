@@ -48,6 +48,7 @@ _OPTIONS: Final = (
     *("--encoding latin-1", "--encoding utf-16", "--time-format %Y", "--time-format '%d.%m.%Y %H:%M'"),
     *("--min-track-plays 2", "--time-zone Europe/Berlin", "--timestamp-is end"),
     *("--skip-below-seconds 30", "--skip-below-ratio 50"),
+    *("--where user_id=u1", "--where-not track_id=", "--where-not user.id=1 --where title=a"),
     *("--columns track_id=title", "--columns timestamp=user_id", "--columns skipped=position", "--include-private"),
 )  # fmt: skip
 _NAMES: Final = (

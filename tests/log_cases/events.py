@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from tests.log_cases.case import Case
-from tests.log_cases.history import FLAGGED, HISTORY, Content, Play, at, epoch, lines, table
+from tests.log_cases.history import FLAGGED, HISTORY, Content, Play, at, epoch, json_lines, lines, table
 
 _BY_TIME = ("session_id", "timestamp", "track_id", "skipped")
 _SIX = "a b c* d e* f"
@@ -182,4 +182,43 @@ def sessions() -> Iterator[Case]:
     yield _events("a session of 25 plays", long, "", pieces, min_session_plays=None, says=("inferred",))
 
 
-CASES: Final = (*repeated_reports(), *flags(), *times(), *sessions())
+def filters() -> Iterator[Case]:
+    """Lines of several kinds, of which some are kept."""
+    log = lines(
+        "user_id,track_id,timestamp,event,app",
+        "u1 a 10:00:00 play web; u1 a 10:00:02 like web; u1 b 10:03:20 play web; u1 b 10:06:39 stop web;"
+        "u1 c 10:06:40 play -; u1 d 10:06:52 Play web; u1 x x stop web; u1 e 10:08:00 song web;"
+        "test f 10:10:00 play web; u1 g 10:12:00 play test",
+    )
+    play = "--where event=play --where-not user_id=test --where-not APP=test"
+    removed = (
+        r"filtered lines \(--where event=play\)\s+5\s+5\s",
+        r"--where-not user_id=test\)\s+1\s",
+        r"app=test\)\s+1\s",
+    )
+    facts = {"ignored": {"--where event=play": 5, "--where-not APP=test": 1, "--where-not user_id=test": 1}}
+    yield _events("one kind of lines", log, play, "a b c", log=facts, says=removed)
+    several = "--where event=play --where event=song --where-not user_id=test --where-not app="
+    yield _events("several kinds of lines", log, several, "a b e g")
+    none = "--where-not event=skip --where-not event=stop --where event=play --where event=song --where event=Play"
+    useless = ("--where-not user_id=nobody left out no line", r"--where-not user_id=nobody\)\s+0\s")
+    yield _events(
+        "a filter without effect", log, f"{none} --where-not user_id=nobody", "f | a b c* d e g", says=useless
+    )
+    yield _events("no line is left", log, "--where event=plays", refused=(r"all of 10 lines .*event=plays: 10",))
+    unknown = ("columns user_id, track_id, timestamp, event, app", "expected kind, named by --where kind=play")
+    yield _events("an unknown column", log, "--where kind=play", refused=unknown)
+    rows: list[dict[str, Any]] = [
+        {"user_id": "u1", "track_id": track, "timestamp": epoch(HISTORY[0]) + 200 * place}
+        for place, track in enumerate("abcdef")
+    ]
+    nested = json_lines(row | {"app": {"name": "web"}} for row in rows)
+    rows[3]["ad"] = True
+    objects: dict[str, Content] = {"plays.jsonl": json_lines(rows)}
+    yield _events("a field of some lines", objects, "--where-not ad=true", "a b c e f")
+    yield _events("a field that is not there", objects, "--where-not adv=true", refused=("no line .* adv,", "track_id"))
+    is_object: dict[str, Content] = {"plays.jsonl": nested}
+    yield _events("a field that is an object", is_object, "--where app=web", refused=("expected app,", "app.name"))
+
+
+CASES: Final = (*repeated_reports(), *flags(), *times(), *sessions(), *filters())

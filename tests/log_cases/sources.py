@@ -270,22 +270,43 @@ _VISITS = "1 2 3 | 4 5* 6 | 2 7 8* 1 | 3 1* 5 7 8"
 def music_streaming_sessions() -> Iterator[Case]:
     """MSSD as published."""
     day = "20180715_000000000000.csv"
-    half = mssd("1_z: a b c* d e*", length=10)
-    files: dict[str, Content] = {
-        f"mssd/training_set/log_0_{day}": mssd("0_x: a b* c d e* | 0_y: f* g h a* b* c"),
-        f"mssd/test_set/log_prehistory_{day}": half,
-        f"mssd/test_set/log_input_{day}": "session_id,session_position,session_length,track_id_clean\n1_z,6,10,t_f\n",
-        "mssd/track_features/tf_000000000000.csv": "track_id,duration\nt_a,200\n",
+    training: dict[str, Content] = {f"training_set/log_0_{day}": mssd("0_x: a b* c d e* | 0_y: f* g h a* b* c")}
+    half: dict[str, Content] = {f"test_set/log_prehistory_{day}": mssd("1_z: a b c* d e*", length=10)}
+    hidden = "session_id,session_position,session_length,track_id_clean\n1_z,6,10,t_f\n1_z,7,10,t_g\n"
+    test = half | {f"test_set/log_input_{day}": hidden}
+    features: dict[str, Content] = {"track_features/tf_000000000000.csv": "track_id,duration\nt_a,200\n"}
+    whole, first, both = "a b* c d e* | f* g h a* b* c", "a b c* d e*", "a b* c d e* | f* g h a* b* c | a b c* d e*"
+    everything: dict[str, Content] = {f"mssd/{name}": text for name, text in (training | test | features).items()}
+    packed: dict[str, Content] = {
+        f"mssd/{name}.tar.gz": tarred(part)
+        for name, part in (("test_set", test), ("track_features", features), ("training_set", training))
     }
+    left_out = ("test_set", "name them to read them as well", "track_features")
+    yield Case("the whole folder", "mssd", everything, expected=whole, sources=("mssd",), says=left_out)
+    yield Case("the archives in a folder", "mssd", packed, expected=whole, sources=("mssd",), says=left_out)
+    yield Case("one archive", "mssd", {"mssd.zip": zipped(everything)}, expected=whole, says=left_out)
+    halves = ("1 of 1 sessions lack their last plays", "session_length")
+    yield Case("first halves of sessions", "mssd", half, expected=first, says=halves)
+    ignored = ("ignored: plays without an outcome \\(log_input\\)\\s+2\\s+5\\s", *halves)
+    facts = {"ignored": {"plays without an outcome (log_input)": 2}}
+    yield Case("the test set", "mssd", test, expected=first, says=ignored, log=facts, sources=("test_set",))
+    files = {name.removeprefix("test_set/"): text for name, text in test.items()}
+    yield Case("the test set in an archive", "mssd", {"test.tar.gz": tarred(files)}, expected=first, says=ignored)
     yield Case(
-        "the whole folder",
+        "the training set and the test set",
         "mssd",
-        files,
-        expected="a b* c d e* | f* g h a* b* c",
-        sources=("mssd",),
-        says=("test_set", "track_features"),
+        {**training, **test},
+        expected=both,
+        says=("1 of 3 sessions lack their last plays", ignored[0].replace("5", "16")),
+        log=facts,
+        sources=("training_set", "test_set"),
     )
-    yield Case("half of a session", "mssd", {f"log_prehistory_{day}": half}, refused=("half|halves", "training set"))
+    yield Case(
+        "second halves of sessions",
+        "mssd",
+        {f"log_input_{day}": hidden},
+        refused=("none of 2 lines has an outcome", "log_prehistory"),
+    )
 
 
 def lfm() -> Iterator[Case]:

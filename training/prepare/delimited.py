@@ -7,7 +7,7 @@ one: a title such as 12" mix, or one that only begins with a quote, must not tak
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -51,6 +51,38 @@ def not_utf8(plain: PlainFile) -> BadLog:
                     f"the file, such as --encoding latin-1 or --encoding cp1252"
                 )
     return BadLog(f"{plain.name} is no UTF-8: name its encoding with --encoding")
+
+
+def scan_blocks(
+    plain: PlainFile, schema: dict[str, Any], blocks: Callable[[list[str], bool], Iterator[pl.DataFrame]]
+) -> pl.LazyFrame:
+    """The rows of a text file, read block by block.
+
+    Args:
+        plain: The file, for the error message.
+        schema: The columns, with their types.
+        blocks: A function that yields the rows. It is given the names of the columns that are needed, which each block
+            must have, and whether only the first rows are needed. It may raise UnicodeDecodeError.
+
+    """
+
+    def read(
+        with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, _batch_rows: int | None
+    ) -> Iterator[pl.DataFrame]:
+        names = with_columns or list(schema)
+        try:
+            for block in blocks(names, n_rows is not None):
+                frame = block.select(names)
+                if n_rows is not None:
+                    frame = frame.head(n_rows)
+                    n_rows -= len(frame)
+                yield frame if predicate is None else frame.filter(predicate)
+                if n_rows == 0:
+                    return
+        except UnicodeDecodeError as error:
+            raise not_utf8(plain) from error
+
+    return register_io_source(read, schema=schema)
 
 
 class Layout(NamedTuple):
@@ -252,22 +284,8 @@ def _split_records(plain: PlainFile, layout: Layout) -> Fields:
         **dict.fromkeys(layout.names, pl.String),
     }
 
-    def read(
-        with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, _batch_rows: int | None
-    ) -> Iterator[pl.DataFrame]:
-        try:
-            for block in _records(plain.path, layout):
-                frame = block.select(with_columns or list(schema))
-                if n_rows is not None:
-                    frame = frame.head(n_rows)
-                    n_rows -= len(frame)
-                yield frame if predicate is None else frame.filter(predicate)
-                if n_rows == 0:
-                    return
-        except UnicodeDecodeError as error:
-            raise not_utf8(plain) from error
-
-    return Fields(register_io_source(read, schema=schema), pl.col(COMPLETE), numbered=True)
+    frame = scan_blocks(plain, schema, lambda _names, _first: _records(plain.path, layout))
+    return Fields(frame, pl.col(COMPLETE), numbered=True)
 
 
 def _records(file: Path, layout: Layout) -> Iterator[pl.DataFrame]:

@@ -26,6 +26,7 @@ from training.prepare.formats import (
     outcome_of,
 )
 from training.prepare.options import PrepareOptions, Role
+from training.prepare.row_filters import counted_values, filtered_lines, named_columns
 from training.prepare.tables import LogTable
 from training.prepare.values import Fault
 
@@ -61,7 +62,7 @@ _PLAYED_REASONS: Final = ("trackdone", "done", "completed", "complete", "finishe
 
 def read_events(plain: PlainFile, options: PrepareOptions) -> LogLines:
     """The lines of a file of a log of kind `events`. Raises BadLog."""
-    return _Events(LogTable.open(plain), options).lines()
+    return _Events(LogTable.open(plain, fields=named_columns(options)), options).lines()
 
 
 def columns_of(table: LogTable, options: PrepareOptions) -> dict[Role, str]:
@@ -98,7 +99,7 @@ def _named_columns(table: LogTable, options: PrepareOptions) -> dict[Role, str]:
     for role, column in options.columns.items():
         name = column.strip().lower()
         if name not in table.schema:
-            raise BadLog(table.expected(f"{column.strip()}, named by --columns {role}={column.strip()}"))
+            raise table.expected_column(column.strip(), f"--columns {role}={column.strip()}")
         twice = [other for other, known in found.items() if known == name and not {role, other} & set(_NAMES_OF_TRACKS)]
         if twice:
             raise BadLog(f"{table.name}: --columns names {column.strip()} for {twice[0]} and {role}: name it for one")
@@ -144,7 +145,10 @@ class _Events:
             written_at=self._written_at(),
             faults=self.faults,
             checks=self.checks,
+            ignored=filtered_lines(self.table, self.options),
+            counted=counted_values(self.table, self.options),
             columns=self.used,
+            also_used=[name.lower() for name in named_columns(self.options)],
             notes=self._notes(),
         )
         return lines_of(

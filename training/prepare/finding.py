@@ -24,6 +24,7 @@ from training.prepare.sources import LogFile
 
 STANDARD_INPUT: Final = "-"
 _NAMES_SHOWN: Final = 3
+_DEEPEST: Final = 2  # archives in archives are read, archives in those are not
 
 
 class NoLog(BadLog):
@@ -73,6 +74,8 @@ class _Finder:
         self._files: list[LogFile] = []
         self._seen: set[Path] = set()
         self._not_read: dict[tuple[str, str], list[str]] = {}  # names, by where they are and what they hold
+        # Files of archives that are read if there is no other log: the archive, and what they hold.
+        self._second: dict[LogFile, tuple[Path, str]] = {}
 
     def found(self) -> FoundFiles:
         """Return the result. Raises BadLog if there is no file, or if the files are not one log."""
@@ -126,7 +129,7 @@ class _Finder:
             return
         head = file.head()
         if archive_of(head.content) is not None:
-            self._add_archive(file, head)
+            self._add_archive(file, head, depth=1)
             return
         role = role_of(self._kind, PurePath(file.path.name), lambda: head.content)
         if role.use == "none" and role.holds:
@@ -143,40 +146,50 @@ class _Finder:
         if not used:
             used = [name for name in names if ARCHIVES.search(name.name) and not is_hidden(name, self._kind)]
         self._leave_out_others(printable(str(folder)), roles, used)
-        for name in used:
-            file = LogFile(folder / name)
-            if ARCHIVES.search(name.name) and archive_of(file.head().content) is not None:
-                if self._is_new(file):
-                    self._add_archive(file, file.head())
-            elif self._is_new(file):
-                self._files.append(file)
+        self._add_several([LogFile(folder / name) for name in used], printable(str(folder)), depth=0)
 
-    def _add_archive(self, file: LogFile, head: Head, *, nested: bool = False) -> None:
+    def _add_archive(self, file: LogFile, head: Head, *, depth: int) -> None:
         if head.compression is not None and archive_of(head.content) == "zip":
             raise BadLog(f"{file} is a zip archive that is compressed once more: uncompress it first")
         roles, used = self._logs_in(file)
-        second = [] if used else self._second_choice(roles, nested=nested)
+        second = [] if used else self._second_choice(roles, nested=depth == _DEEPEST)
         for member in members(file.path, str(file)) if second else ():
             name = _path_of(member)
             if name in second:
                 used[name] = self._copied(member.open(), f"{file}: {name}")
+                if roles[name].use == "if no other":
+                    self._second[used[name]] = file.path.resolve(), roles[name].holds
         self._leave_out_others(str(file), roles, list(used))
-        without: list[BadLog] = []  # the errors of archives in the archive
-        for _, log in sorted(used.items()):
-            if self._is_new(log):
-                log_head = log.head()
-                if archive_of(log_head.content) is None:
-                    self._files.append(log)
-                elif nested:
-                    raise BadLog(f"{log} is an archive in an archive in an archive: unpack it first")
-                else:
-                    try:
-                        self._add_archive(log, log_head, nested=True)
-                    except NoLog as error:  # such as the other archives of a download
-                        without.append(error)
-                        self._leave_out(str(file), str(log).removeprefix(f"{file}: "), f"no log of kind {self._kind}")
-        if without and len(without) == len(used):
+        self._add_several([log for _, log in sorted(used.items())], str(file), depth=depth)
+
+    def _add_several(self, files: Sequence[LogFile], place: str, *, depth: int) -> None:
+        """Add logs of a folder or archive, or archives of which at least one has a log. `depth` is that of archives."""
+        before = len(self._files)
+        without: list[NoLog] = []
+        for file in files:
+            if not self._is_new(file):
+                continue
+            head = file.head()
+            if archive_of(head.content) is None:
+                self._files.append(file)
+            elif depth == _DEEPEST:
+                raise BadLog(f"{file} is an archive in an archive in an archive: unpack it first")
+            else:
+                try:
+                    self._add_archive(file, head, depth=depth + 1)
+                except NoLog as error:  # such as the other archives of a download
+                    without.append(error)
+                    self._leave_out(place, _name_in(place, file), f"no log of kind {self._kind}")
+        if without and len(without) == len(files):
             raise without[0]
+        added = self._files[before:]
+        if not all(file in self._second for file in added):
+            self._files[before:] = [file for file in added if file not in self._second]
+            for file in added:
+                if file in self._second:
+                    archive, holds = self._second[file]
+                    self._seen.discard(archive)  # the user may name it as well
+                    self._leave_out(place, _name_in(place, file), holds)
 
     def _logs_in(self, file: LogFile) -> tuple[dict[PurePath, Role], dict[PurePath, LogFile]]:
         """The roles of the members of an archive, and copies of those that are surely logs."""
@@ -233,6 +246,10 @@ def _used(roles: dict[PurePath, Role]) -> list[PurePath]:
     return [name for name, role in roles.items() if role.use == "log"] or [
         name for name, role in roles.items() if role.use == "if no other"
     ]
+
+
+def _name_in(place: str, file: LogFile) -> str:
+    return str(file).removeprefix(place).lstrip("/: ")
 
 
 def _path_of(member: Member) -> PurePosixPath:

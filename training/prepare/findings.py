@@ -235,7 +235,7 @@ def _column_warnings(unused: Sequence[str], counts: LogCounts) -> Iterator[DataW
             yield DataWarning(
                 code="several_events",
                 message=f"the log has the column {name}: if its lines are of several kinds (start, end, like), "
-                "one play has several lines. Prepare one kind of lines only",
+                f"one play has several lines. Prepare one kind of lines only: --where {name}=VALUE",
             )
 
 

@@ -33,6 +33,7 @@ FLAG, END_REASON, DURATION = 1, 2, 3
 
 IGNORED: Final = 128  # problems from here on are reasons to ignore a line
 MISSING: Final = "is missing"
+HIDDEN_OUTCOMES: Final = "plays without an outcome (log_input)"  # a reason to ignore lines of MSSD
 NOTED: Final = "note: "  # begins the name of a number of Fields.counted that the report tells
 
 Rule = tuple[pl.Expr, bool, int]  # where the rule applies, whether the play was skipped, position in EVIDENCE

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 import polars as pl
-from polars.io.plugins import register_io_source
 
 from segue.errors import BadLog
 from training.prepare.content import PlainFile
-from training.prepare.delimited import not_utf8
+from training.prepare.delimited import not_utf8, scan_blocks
 
 VALID: Final = "\x00object"  # the column that says whether a line is a JSON object
 TEXT: Final = "\x00text"  # the column that says whether all names and values of a line are text
@@ -105,24 +104,11 @@ def json_frame(plain: PlainFile, columns: dict[str, tuple[str, ...]]) -> pl.Lazy
     """
     schema: dict[str, Any] = {**dict.fromkeys(columns, pl.String), VALID: pl.Boolean, TEXT: pl.Boolean}
 
-    def read(
-        with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, _batch_rows: int | None
-    ) -> Iterator[pl.DataFrame]:
-        names = list(schema) if with_columns is None else with_columns
+    def blocks(names: list[str], first: bool) -> Iterator[pl.DataFrame]:
         paths = {name: columns[name] for name in names if name in columns}
-        try:
-            for decoded in _frames(plain, paths, ahead=0 if n_rows is not None else _DECODERS):
-                frame = decoded.select(names)
-                if n_rows is not None:
-                    frame = frame.head(n_rows)
-                    n_rows -= len(frame)
-                yield frame if predicate is None else frame.filter(predicate)
-                if n_rows == 0:
-                    return
-        except UnicodeDecodeError as error:
-            raise not_utf8(plain) from error
+        return _frames(plain, paths, ahead=0 if first else _DECODERS)
 
-    return register_io_source(read, schema=schema)
+    return scan_blocks(plain, schema, blocks)
 
 
 def _frames(plain: PlainFile, columns: dict[str, tuple[str, ...]], ahead: int) -> Iterator[pl.DataFrame]:

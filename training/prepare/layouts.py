@@ -37,7 +37,7 @@ _EXPECTED: Final[dict[LogKind, str]] = {
     "spotify-account": "StreamingHistory*.json",
     "listenbrainz": "*.jsonl with listens",
     "apple-music": "Apple Music Play Activity.csv",
-    "mssd": "log_*.csv of the training set",
+    "mssd": "log_*.csv of the training set, or log_prehistory_*.csv of the test set",
 }
 
 # The words that the first rows of an export contain, and no other file of its folder does.
@@ -50,11 +50,7 @@ _SHAPES: Final[dict[LogKind, tuple[bytes, ...]]] = {
 
 # Files of the published data sets that hold no plays, by the pattern of their names: what they hold instead.
 _NO_PLAYS: Final[dict[LogKind, tuple[tuple[str, str], ...]]] = {
-    "mssd": (
-        ("tf_*.csv", "features of tracks"),
-        ("log_input_*.csv", "halves of sessions (the test set)"),
-        ("log_prehistory_*.csv", "halves of sessions (the test set)"),
-    ),
+    "mssd": (("tf_*.csv", "features of tracks"),),
     "lfm1k": (("userid-profile*", "profiles of listeners"),),
     "yambda": (
         *((f"{what}.parquet", f"{what}, not listens") for what in ("likes", "dislikes", "unlikes", "undislikes")),
@@ -66,6 +62,7 @@ _BESIDE: Final = (
     *("manifest.json", "checksum*", "md5sum*", "sha*sum*", "*.md5", "*.sha1", "*.sha256", "*.sha512", "*.asc", "*.sig"),
     *(".ds_store", "thumbs.db"),
 )
+_MSSD_HALVES: Final = ("log_prehistory_", "log_input_")
 _YAMBDA_SIZES: Final = ("50m", "500m", "5b")
 
 
@@ -88,14 +85,23 @@ def role_of(kind: LogKind, name: PurePath, head: _Head) -> Role:
     holds = next((what for pattern, what in _NO_PLAYS.get(kind, ()) if fnmatch.fnmatchcase(lower, pattern)), "")
     if holds:
         return Role("none", holds)
-    if kind == "yambda" and (lower == "multi_event.parquet" or "sequential" in name.parts[:-1]):
-        return Role("if no other", "listens in another form")
+    if second := _second_choice(kind, lower, name):
+        return Role("if no other", second)
     if not any(fnmatch.fnmatchcase(lower, pattern) for pattern in PATTERNS[kind]):
         return UNKNOWN
     if kind in _SHAPES:
         return _role_of_export(kind, lower, head())
     one_object = kind == "events" and lower.endswith(".json") and not _is_list(head())
     return UNKNOWN if one_object else LOG
+
+
+def _second_choice(kind: LogKind, lower: str, name: PurePath) -> str:
+    """What a file holds that is read only if there is no other log, or an empty text."""
+    if kind == "mssd" and lower.startswith(_MSSD_HALVES):
+        return "halves of sessions (the test set): name them to read them as well"
+    if kind == "yambda" and (lower == "multi_event.parquet" or "sequential" in name.parts[:-1]):
+        return "listens in another form"
+    return ""
 
 
 def is_beside(name: str) -> bool:

@@ -40,6 +40,8 @@ EFFECTIVE_ON: Final[dict[str, tuple[LogKind, ...]]] = {
     "skip_below_s": _WITH_DURATIONS,
     "skip_below_ratio_pct": ("events",),
     "columns": ("events",),
+    "where": ("events",),
+    "where_not": ("events",),
     "encoding": tuple(kind for kind in KINDS if kind != "yambda"),
     "time_format": ("events", "lastfm", "lfm2b"),
     "time_zone": ("events", "spotify-account", "lastfm"),
@@ -74,6 +76,8 @@ Role: TypeAlias = Literal[
     "written_at",
 ]
 
+_MOST_FILTERS: Final = 50  # columns
+
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 
@@ -102,6 +106,12 @@ class PrepareOptions(BaseModel):
     )
     columns: dict[Role, str] = Field(
         default_factory=dict, description="events only: the name of the column of the log for each of some columns"
+    )
+    where: list[str] = Field(
+        default_factory=list, description="events only: COLUMN=VALUE of the lines to read; all others are left out"
+    )
+    where_not: list[str] = Field(
+        default_factory=list, description="events only: COLUMN=VALUE of the lines to leave out"
     )
     encoding: str = Field(default="", description="The encoding of text files, such as latin-1; by default UTF-8")
     max_malformed_pct: float = Field(
@@ -132,6 +142,20 @@ class PrepareOptions(BaseModel):
     @classmethod
     def _named_columns(cls, value: Any) -> Any:
         return value if isinstance(value, dict) else _columns_of_texts(value)
+
+    @field_validator("where", "where_not", mode="before")
+    @classmethod
+    def _conditions(cls, value: Any) -> Any:
+        conditions = [value] if isinstance(value, str) else list(value)
+        columns = set()
+        for condition in conditions:
+            column, equals, _ = str(condition).partition("=")
+            if not column.strip() or not equals or condition.encode(errors="ignore").decode() != condition:
+                raise ValueError("expected COLUMN=VALUE, such as event=play")
+            columns.add(column.strip().lower())
+        if len(columns) > _MOST_FILTERS:
+            raise ValueError(f"expected at most {_MOST_FILTERS} columns")
+        return conditions
 
     @field_validator("encoding")
     @classmethod

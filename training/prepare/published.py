@@ -12,7 +12,16 @@ import polars as pl
 
 from segue.errors import BadLog
 from training.prepare.content import LFM1B_FIELDS, PlainFile
-from training.prepare.formats import DURATION, EARLIEST_MS, Fields, LogFormat, LogLines, lines_of, missing
+from training.prepare.formats import (
+    DURATION,
+    EARLIEST_MS,
+    HIDDEN_OUTCOMES,
+    Fields,
+    LogFormat,
+    LogLines,
+    lines_of,
+    missing,
+)
 from training.prepare.options import LogKind, PrepareOptions
 from training.prepare.tables import LogTable
 from training.prepare.values import Fault
@@ -26,6 +35,9 @@ _LFM2B_NAMES: Final = {
     "title": ("track_name", "title"),
     "artist": ("artist_name", "artist"),
 }
+
+# The second halves of the sessions of the test set are published without outcomes: the challenge is to predict them.
+_MSSD_OUTCOMES: Final = frozenset({"skip_1", "skip_2", "skip_3", "not_skipped"})
 
 _YAMBDA_EVENTS: Final = ("like", "dislike", "unlike", "undislike")
 
@@ -66,11 +78,11 @@ def _lfm1k(plain: PlainFile, options: PrepareOptions) -> LogLines:
 def _mssd(plain: PlainFile, options: PrepareOptions) -> LogLines:
     table = LogTable.open(plain, quoted=False)
     flag = options.skip_flag
-    if flag not in table.schema and {"session_id", "session_position"} <= set(table.schema):
-        raise BadLog(
-            f"{table.name} has no column {flag}: it is the second half of sessions without their outcomes "
-            "(log_input), expected the logs of training_set"
-        )
+    form = LogFormat(sessions_given=True, by_position=True)
+    if not table.schema.keys() & _MSSD_OUTCOMES and {"session_id", "session_position"} <= table.schema.keys():
+        table.require("track_id_clean")
+        hidden = {HIDDEN_OUTCOMES: pl.col("session_id").is_not_null()}
+        return lines_of(table, Fields(pl.col("session_id"), pl.col("track_id_clean"), ignored=hidden), form)
     table.require("session_id", "session_position", "track_id_clean", flag)
     position, flags = _whole("session_position"), table.parse_bool(flag)
     at, checks = None, []
@@ -83,11 +95,9 @@ def _mssd(plain: PlainFile, options: PrepareOptions) -> LogLines:
         checks = [Fault(pl.col("at").is_null(), "is no date with an hour", "date", accepted)]
     counted = {}
     if "session_length" in table.schema:
-        first, length = position == 1, _whole("session_length")
         counted = {
-            "sessions begun": first.cast(pl.Int64),
-            "sessions ended": (position == length).cast(pl.Int64),
-            "plays of sessions": pl.when(first).then(length),
+            "sessions begun": (position == 1).cast(pl.Int64),
+            "sessions ended": (position == _whole("session_length")).cast(pl.Int64),
         }
     fields = Fields(
         owner=pl.col("session_id"),
@@ -104,7 +114,7 @@ def _mssd(plain: PlainFile, options: PrepareOptions) -> LogLines:
         ),
         counted=counted,
     )
-    return lines_of(table, fields, LogFormat(sessions_given=True, by_position=True))
+    return lines_of(table, fields, form)
 
 
 def _whole(name: str) -> pl.Expr:

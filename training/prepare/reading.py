@@ -16,10 +16,20 @@ from segue.safe_files import UNREADABLE
 from training.prepare.content import PlainFile, printable
 from training.prepare.events import read_events
 from training.prepare.exports import read_export
-from training.prepare.formats import IGNORED, LINE_COLUMNS, MISSING, NOTED, LogFormat, LogLines, Problem
+from training.prepare.formats import (
+    HIDDEN_OUTCOMES,
+    IGNORED,
+    LINE_COLUMNS,
+    MISSING,
+    NOTED,
+    LogFormat,
+    LogLines,
+    Problem,
+)
 from training.prepare.ids import TRACK_NAMES, encode, first_names, partitioned
 from training.prepare.options import EXPORTS, LogKind, PrepareOptions
 from training.prepare.published import read_published
+from training.prepare.row_filters import FILTER, VALUES_OF
 from training.prepare.sources import FileSlice, InputSplit, LogFile, first_line, opened, rows_of_slice
 from training.prepare.tables import unreadable
 
@@ -75,10 +85,15 @@ class LinesRead:
     @property
     def all_notes(self) -> list[str]:
         """Return `notes`, and those of `counted` with their numbers."""
+        useless = [name for name, number in self.ignored.items() if name.startswith(FILTER) and not number]
         counted = [
             (name.removeprefix(NOTED), number) for name, number in self.counted.items() if name.startswith(NOTED)
         ]
-        return [*self.notes, *(f"{name}: {number:,}" for name, number in counted if number)]
+        return [
+            *self.notes,
+            *(f"{name}: {number:,}" for name, number in counted if number),
+            *(f"{name} left out no line: values are compared exactly" for name in useless),
+        ]
 
     @property
     def malformed(self) -> int:
@@ -106,7 +121,16 @@ class LinesRead:
         if self.lines == 0:
             where = f"{files[0]}" if len(files) == 1 else f"{len(files):,} files, such as {files[0]}"
             raise BadLog(f"no line in {where}: expected a log of kind {kind}")
+        self._require_named_columns()
         kept = self.lines - self.ignored.total()
+        if self.ignored[HIDDEN_OUTCOMES] == self.lines:
+            raise BadLog(
+                f"none of {self.lines:,} lines has an outcome: log_input holds the last plays of sessions without "
+                "outcomes. Name log_prehistory too, which holds the first plays of these sessions"
+            )
+        if kept == 0 and any(name.startswith(FILTER) for name in self.ignored):
+            left_out = ", ".join(f"{name}: {number:,}" for name, number in self.ignored.items())
+            raise BadLog(f"all of {self.lines:,} lines are left out ({left_out}): values are compared exactly")
         if kept == 0:
             ignored = ", ".join(f"{printable(name)}: {number:,}" for name, number in self.ignored.items())
             raise BadLog(f"none of {self.lines:,} lines is a play ({ignored}): expected a log of kind {kind}")
@@ -115,21 +139,24 @@ class LinesRead:
         if self.malformed * 100 > max_malformed_pct * kept:
             limit = f"more than --max-malformed {max_malformed_pct:g} % allows"
             raise BadLog(f"{self.malformed:,} of {kept:,} lines cannot be read, {limit}; {self.examples[0]}")
-        if self.counted["sessions begun"]:
-            self._require_whole_sessions()
+        self._note_parts_of_sessions()
 
-    def _require_whole_sessions(self) -> None:
+    def _require_named_columns(self) -> None:
+        for name, number in self.counted.items():
+            if name.startswith(VALUES_OF) and not number:
+                column = name.removeprefix(VALUES_OF)
+                known = [one for one in (*self.columns.values(), *self.unused_columns) if one != column.lower()]
+                fields = printable(", ".join(known))[:300]
+                raise BadLog(f"no line has the field {printable(column)}, named by {FILTER}; found are {fields}")
+
+    def _note_parts_of_sessions(self) -> None:
+        """Tell how many sessions of the log are longer than what it has of them."""
         begun, ended = self.counted["sessions begun"], self.counted["sessions ended"]
-        if ended == 0:
-            raise BadLog(
-                f"{begun:,} of {begun:,} sessions lack their last plays: {self.lines:,} of "
-                f"{self.counted['plays of sessions']:,} plays are there (session_length). Half sessions "
-                "(log_prehistory) are no log of their own: prepare training_set"
-            )
-        if ended < begun:
+        if begun != ended:
             self.notes.append(
-                f"{begun - ended:,} of {begun:,} sessions lack their last plays (session_length): leave out the half "
-                "sessions of test_set"
+                f"{abs(begun - ended):,} of {max(begun, ended):,} sessions lack their "
+                f"{'last' if begun > ended else 'first'} plays (session_length), as the halves of sessions in test_set "
+                "do: the dataset has the other plays"
             )
 
 
@@ -222,6 +249,7 @@ class LogReader:
             columns=dict(log.columns),
             unused_columns=list(log.unused_columns),
             notes=list(log.notes),
+            ignored=Counter({name: 0 for name in log.ignored if name.startswith(FILTER)}),
             counted=Counter({name: int(frame[name].sum() or 0) for name in log.counted}),
         )
         if log.table.no_zone:

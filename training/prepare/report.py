@@ -14,6 +14,7 @@ from training.data.log_facts import MOST_FILES, LogFile, PrepareStep, SkipSource
 from training.prepare.options import PrepareOptions
 from training.prepare.play_order import UNKNOWN_TIME, Repeats
 from training.prepare.reading import LinesRead, ReadStats
+from training.prepare.row_filters import FILTER
 from training.prepare.sessionize import (
     SAME_SECOND,
     TIME,
@@ -54,7 +55,9 @@ class Steps:
         left = read.lines
         for what, lines in sorted(read.ignored.items()):
             left -= lines
-            self._add(StepCount(f"ignored: {what}", left, None))
+            filtered = what.startswith(FILTER)
+            name, option = ("filtered lines", what) if filtered else (f"ignored: {what}", "")
+            self._add(StepCount(name, left, None, option))
         if read.malformed:
             option = f"--max-malformed {options.max_malformed_pct:g}"
             self._add(StepCount("malformed lines", left - read.malformed, None, option))

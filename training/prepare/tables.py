@@ -69,7 +69,9 @@ class LogTable:
     _time_readers: list[TimeReader] = field(default_factory=list)
 
     @classmethod
-    def open(cls, plain: PlainFile, *, quoted: bool = True, names: Sequence[str] = ()) -> "LogTable":
+    def open(
+        cls, plain: PlainFile, *, quoted: bool = True, names: Sequence[str] = (), fields: Sequence[str] = ()
+    ) -> "LogTable":
         """The table in a file. Its separator is told from the data. Raises BadLog.
 
         Args:
@@ -77,20 +79,21 @@ class LogTable:
             quoted: Whether a field of a text file may be in double quotes.
             names: The names of the columns of a text file that need not have a header. Whether it has one is told
                 from its first line. Without `names`, the first line must be a header.
+            fields: The names of fields of JSON to read even if no line of the sample has them.
 
         """
         if plain.content == "parquet":
             return cls._of_parquet(plain)
         if plain.content != "text":
-            return cls._of_json(plain)
+            return cls._of_json(plain, fields)
         layout = delimited.layout_of(plain, quoted=quoted, names=names)
-        fields = delimited.split(plain, layout, quoted=quoted)
+        split = delimited.split(plain, layout, quoted=quoted)
         schema: dict[str, pl.DataType] = {
             name: pl.String() for name in layout.names if not name.startswith(delimited.UNNAMED)
         }
-        find_lines = partial(delimited.line_numbers, plain, layout, fields)
+        find_lines = partial(delimited.line_numbers, plain, layout, split)
         written = dict(zip(layout.names, layout.header, strict=False))
-        return cls(fields.frame, schema, plain, fields.complete, find_lines, written=written)
+        return cls(split.frame, schema, plain, split.complete, find_lines, written=written)
 
     @classmethod
     def _of_parquet(cls, plain: PlainFile) -> "LogTable":
@@ -108,7 +111,7 @@ class LogTable:
         return cls(frame.rename(lower), schema, plain, written=written)
 
     @classmethod
-    def _of_json(cls, plain: PlainFile) -> "LogTable":
+    def _of_json(cls, plain: PlainFile, fields: Sequence[str]) -> "LogTable":
         if plain.content == "json" and begins_with_lines(plain.path):
             plain = plain._replace(content="json_lines")
         shape = shape_of(plain)
@@ -122,6 +125,11 @@ class LogTable:
                 raise BadLog(f"{plain.name} has fields whose names differ in capitals alone, expected every name once")
             if column and column not in columns:
                 columns[column], shapes[column] = path, inner
+        for field_ in fields:
+            column = field_.lower()
+            # A field is no object and a value at once.
+            if not any(f"{known}.".startswith(f"{column}.") or column.startswith(f"{known}.") for known in columns):
+                columns[column], shapes[column] = tuple(field_.split(".")), Shape()
         frame = json_frame(plain, columns)
         types = {column: frozenset(inner.types) for column, inner in shapes.items()}
         schema: dict[str, pl.DataType] = dict.fromkeys(columns, pl.String())
@@ -152,6 +160,10 @@ class LogTable:
         """A message with the columns found and those expected."""
         found = ", ".join(repr(self.as_written(name))[1:-1] for name in self.schema)
         return f"{self.name} has the columns {found[:300]}; expected {what}"
+
+    def expected_column(self, column: str, option: str) -> BadLog:
+        """The error for a column that an option names and the file lacks."""
+        return BadLog(self.expected(f"{column}, named by {option}"))
 
     def as_written(self, name: str) -> str:
         """The name of a column as it is in the file, for messages."""

@@ -8,8 +8,16 @@ to the tracks of the case:
     p(x) = (1 - r) * sum_s h_s p_s(x) / (1 - p_s(window))     x not in the window
 
 The parts are those of segue.ngram and, for a hybrid, the softmax of the encoder's scores over its best ENCODER_TRACKS
-tracks (0 for other tracks). Each part, each case and the mixture sum to 1. The score of a track is p(x).
-training.models.mixture learns the gates on validation targets.
+tracks (0 for other tracks). Each part, each case and the mixture sum to 1. training.models.mixture learns the gates on
+validation targets.
+
+A hybrid then corrects the RESCORED most probable tracks C with a network of one hidden layer. It reads the logarithms
+of the mixture and of all parts, which a sum of probabilities cannot multiply:
+
+    q(x) = p(C) * softmax over C of (log p(x) + network(x))                   x in C; p(C) sums p over C
+    q(x) = p(x)                                                               other tracks
+
+q sums to 1. The score of a track is q(x), or p(x) without a network. training.models.rescoring learns the network.
 
 Sources: repeat and explore modes, Ren et al., RepeatNet, AAAI 2019, https://arxiv.org/abs/1812.02646; mixtures of
 experts, Jacobs et al., Neural Computation 1991.
@@ -56,6 +64,19 @@ FEATURES: Final = (
 REPEAT_FEATURES: Final = len(FEATURES) + 2 * len(_FORESEEING)
 FILES: Final = ("mixture_repeat.npy", "mixture_new_tracks.npy", "mixture_repeats.npy")
 _LEAST: Final = 1e-9  # the least mass that a part is divided by
+RESCORED: Final = 48
+HIDDEN: Final = 32
+NETWORK_FILES: Final = ("rescoring_tracks.npy", "rescoring_windows.npy", "rescoring_output.npy")
+TRACK_FEATURES: Final = (
+    "log of the mixture",
+    *(f"log of {part}" for part in ALL_PARTS),
+    "in the window",
+    "last play skipped",
+    "log of the plays in the window",
+    "newest track",
+)
+# Added to probabilities before the logarithm: about the least value that each part gives to a likely track.
+_FLOORS: Final = np.array([{"recent": 1e-3, "own": 1e-3, "encoder": 1e-4}.get(part, 1e-5) for part in ALL_PARTS])
 
 
 class Mixture(NamedTuple):
@@ -69,15 +90,40 @@ class Mixture(NamedTuple):
     def of_arrays(cls, arrays: Mapping[str, NDArray[Any]], name: str) -> Self:
         """Create the mixture from arrays by file name. Raises BadRelease if a shape is wrong or a value is NaN."""
         shapes = ((REPEAT_FEATURES,), (len(FEATURES), len(NEW_PARTS)), (len(FEATURES), len(REPEAT_PARTS)))
-        for file, shape in zip(FILES, shapes, strict=True):
-            found = arrays[file]
-            if found.shape != shape or found.dtype != np.float64 or not np.isfinite(found).all():
-                raise BadRelease(f"{name}: {file} is {found.dtype} {found.shape}, expected finite float64 {shape}")
-        return cls(*(np.array(arrays[file]) for file in FILES))
+        return cls(*_checked(arrays, dict(zip(FILES, shapes, strict=True)), name))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays to store in a release, by file name."""
         return dict(zip(FILES, self, strict=True))
+
+
+class Network(NamedTuple):
+    """The weights of the network that corrects probable tracks, in the order of NETWORK_FILES.
+
+    network(x) = relu(track features of x @ tracks + repeat features of the window @ windows) @ output
+    """
+
+    tracks: Float64  # [TRACK_FEATURES, HIDDEN] float64
+    windows: Float64  # [REPEAT_FEATURES, HIDDEN] float64
+    output: Float64  # [HIDDEN] float64
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]], name: str) -> Self:
+        """Create the network from arrays by file name. Raises BadRelease if a shape is wrong or a value is NaN."""
+        shapes = ((len(TRACK_FEATURES), HIDDEN), (REPEAT_FEATURES, HIDDEN), (HIDDEN,))
+        return cls(*_checked(arrays, dict(zip(NETWORK_FILES, shapes, strict=True)), name))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays to store in a release, by file name."""
+        return dict(zip(NETWORK_FILES, self, strict=True))
+
+
+def _checked(arrays: Mapping[str, NDArray[Any]], shapes: dict[str, tuple[int, ...]], name: str) -> list[Float64]:
+    for file, shape in shapes.items():
+        found = arrays[file]
+        if found.shape != shape or found.dtype != np.float64 or not np.isfinite(found).all():
+            raise BadRelease(f"{name}: {file} is {found.dtype} {found.shape}, expected finite float64 {shape}")
+    return [np.array(arrays[file]) for file in shapes]
 
 
 class Evidence(NamedTuple):
@@ -111,17 +157,16 @@ class HybridRanker:
     mixture: Mixture
     by_plays: Int  # [tracks] int64, catalogue rows by descending play count
     encoder: Ranker | None = None
+    network: Network | None = None
 
     def rank(self, windows: Windows, k: int) -> Ranked:
         """Return the k best tracks for each window, by probability, then by row. Rows and scores [batch, k]."""
-        tracks = len(self.by_plays)
-        k = min(k, tracks)
-        # A track that is no candidate has only popularity, so the most popular ones among them come first.
-        popular = self.by_plays[: min(k + windows.tracks.shape[1], tracks)]
-        extra = np.broadcast_to(popular, (len(windows), len(popular)))
-        evidence = self.evidence(windows, extra)
-        probabilities = np.einsum("pc,pc->c", evidence.parts, self._weights(evidence))
-        return _best(evidence.found, probabilities, len(windows), k)
+        k = min(k, len(self.by_plays))
+        evidence = self.evidence(windows, self._popular(windows, k if self.network is None else max(k, RESCORED)))
+        mixture = np.einsum("pc,pc->c", evidence.parts, self._weights(evidence))
+        found = evidence.found
+        places, scores = _best(found, self._corrected(windows, evidence, mixture), len(windows), k)
+        return Ranked(np.where(places < 0, PAD_ROW, found.rows[places]), scores)
 
     def scores(self, windows: Windows, rows: Int) -> Float32:
         """Return the probability of given tracks. `rows` [batch, candidates] int64 -> [batch, candidates] float32."""
@@ -133,10 +178,20 @@ class HybridRanker:
 
         `rows` [batch, candidates] int64. Returns [ALL_PARTS, batch, candidates] float64.
         """
-        evidence = self.evidence(windows, rows)
+        popular = self._popular(windows, RESCORED)  # the probable tracks must not depend on `rows`
+        evidence = self.evidence(windows, rows if self.network is None else np.concatenate([rows, popular], axis=1))
         probabilities = evidence.parts * self._weights(evidence)
+        if self.network is not None:
+            mixture = probabilities.sum(axis=0)
+            probabilities *= self._corrected(windows, evidence, mixture) / np.maximum(mixture, 1e-300)
         of_rows: Float64 = probabilities[:, evidence.found.given[:, : rows.shape[1]]]
         return of_rows
+
+    def probable(self, windows: Windows) -> "Probable":
+        """Return the RESCORED most probable tracks of the mixture, with the features that a network reads."""
+        evidence = self.evidence(windows, self._popular(windows, RESCORED))
+        mixture = np.einsum("pc,pc->c", evidence.parts, self._weights(evidence))
+        return _probable(windows, evidence, mixture)
 
     def evidence(self, windows: Windows, extra: Int) -> Evidence:
         """Return the candidates of the counts, of the encoder and in `extra` [batch, n] int64, with all parts."""
@@ -164,6 +219,25 @@ class HybridRanker:
         odds = np.log(foreseen + 1e-3) - np.log(1 - foreseen + 1e-3)
         return Evidence(found, parts, in_window, masses, features, np.concatenate([features, foreseen, odds], axis=1))
 
+    def _popular(self, windows: Windows, k: int) -> Int:
+        """Return tracks among which are the k best of those that have only popularity. [batch, n] int64."""
+        popular = self.by_plays[: k + windows.tracks.shape[1]]
+        return np.broadcast_to(popular, (len(windows), len(popular)))
+
+    def _corrected(self, windows: Windows, evidence: Evidence, mixture: Float64) -> Float64:
+        """Return the probabilities of the candidates after the network. `mixture` [candidates] are those before."""
+        network = self.network
+        if network is None:
+            return mixture
+        probable = _probable(windows, evidence, mixture)
+        hidden = probable.features @ network.tracks + (evidence.repeat_features @ network.windows)[:, None]
+        logits = probable.logs + np.maximum(hidden, 0.0, out=hidden) @ network.output
+        exists = probable.places >= 0
+        mass = np.where(exists, mixture[probable.places], 0.0).sum(axis=1, keepdims=True)
+        corrected = mixture.copy()
+        corrected[probable.places[exists]] = (_softmax(logits) * mass)[exists]
+        return corrected
+
     def _weights(self, evidence: Evidence) -> Float64:
         """Return the weight of each part for each candidate. [ALL_PARTS, candidates] float64."""
         new, again = part_weights(evidence, self.mixture, with_encoder=self.encoder is not None)
@@ -173,6 +247,35 @@ class HybridRanker:
         weights[list(NEW_PARTS), :batch] = new * (1 - repeat)
         weights[list(REPEAT_PARTS), batch:] = again * repeat
         return np.take(weights, evidence.found.lines + batch * evidence.in_window, axis=1)
+
+
+class Probable(NamedTuple):
+    """The most probable tracks of a batch of windows, best first, as a network reads them."""
+
+    places: Int  # [batch, n] int64 candidates of the evidence, -1 after the last
+    logs: Float64  # [batch, n] log of the mixture, -inf after the last
+    features: Float64  # [batch, n, TRACK_FEATURES]
+    evidence: Evidence
+
+
+def _probable(windows: Windows, evidence: Evidence, mixture: Float64) -> Probable:
+    found = evidence.found
+    places, _ = _best(found, mixture, len(windows), RESCORED)
+    probabilities = mixture[places]
+    plays = np.bincount(found.places.ravel(), minlength=len(mixture))
+    skipped = np.zeros(len(mixture))
+    skipped[found.places] = windows.skipped  # of repeated plays the last one is kept
+    newest = np.zeros(len(mixture))
+    newest[found.places[:, -1:]] = 1.0
+    features = np.empty((*places.shape, len(TRACK_FEATURES)))
+    features[:, :, 0] = np.log(probabilities + 1e-7)
+    features[:, :, 1:-4] = np.log(evidence.parts[:, places] + _FLOORS[:, None, None]).transpose(1, 2, 0)
+    features[:, :, -4] = evidence.in_window[places]
+    features[:, :, -3] = skipped[places]
+    features[:, :, -2] = np.log1p(plays[places])
+    features[:, :, -1] = newest[places]
+    logs = np.where(places < 0, -np.inf, np.log(np.maximum(probabilities, 1e-300)))
+    return Probable(places, logs, features, evidence)
 
 
 def repeat_probability(evidence: Evidence, mixture: Mixture) -> Float64:
@@ -239,11 +342,15 @@ def _softmax(logits: Float64) -> Float64:
     return softmax
 
 
-def _best(found: Found, probabilities: Float64, batch: int, k: int) -> Ranked:
-    """Return the k most probable candidates of each window; of equal ones, lower rows first."""
-    # Bits of positive floats order like the floats. The row in the low bits makes all keys of a window different.
+def _best(found: Found, probabilities: Float64, batch: int, k: int) -> tuple[Int, Float32]:
+    """Return the k most probable candidates of each window and their probabilities; of equal ones, lower rows first.
+
+    [batch, k] int64, -1 after the last, and [batch, k] float32, -inf after the last.
+    """
+    # Bits of positive floats order like the floats. Candidates ascend by row, so the complement of their number in the
+    # low bits puts lower rows first.
     bits = np.maximum(probabilities, 0.0).astype(np.float32).view(np.uint32).astype(np.uint64)
-    keys = (bits << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - found.rows.astype(np.uint64))
+    keys = (bits << np.uint64(32)) | np.arange(0xFFFFFFFF, 0xFFFFFFFF - len(bits), -1, dtype=np.uint64)
     keys[found.rows == PAD_ROW] = 0
     counts = np.bincount(found.lines, minlength=batch)
     width = max(int(counts.max(initial=0)), k)
@@ -252,7 +359,7 @@ def _best(found: Found, probabilities: Float64, batch: int, k: int) -> Ranked:
     if k < width:
         table = np.partition(table, width - k, axis=1)[:, width - k :]
     table = np.sort(table, axis=1)[:, ::-1]
-    rows = (np.uint64(0xFFFFFFFF) - (table & np.uint64(0xFFFFFFFF))).astype(np.int64)
+    places = (np.uint64(0xFFFFFFFF) - (table & np.uint64(0xFFFFFFFF))).astype(np.int64)
     scores = (table >> np.uint64(32)).astype(np.uint32).view(np.float32)
     empty = table == 0
-    return Ranked(np.where(empty, PAD_ROW, rows), np.where(empty, np.float32(-np.inf), scores).astype(np.float32))
+    return np.where(empty, -1, places), np.where(empty, np.float32(-np.inf), scores).astype(np.float32)

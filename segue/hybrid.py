@@ -76,7 +76,8 @@ TRACK_FEATURES: Final = (
     "newest track",
 )
 # Added to probabilities before the logarithm: about the least value that each part gives to a likely track.
-_FLOORS: Final = np.array([{"recent": 1e-3, "own": 1e-3, "encoder": 1e-4}.get(part, 1e-5) for part in ALL_PARTS])
+_FLOOR: Final = 1e-7  # of the mixture
+_FLOORS: Final = np.array([[[{"recent": 1e-3, "own": 1e-3, "encoder": 1e-4}.get(part, 1e-5)]] for part in ALL_PARTS])
 
 
 class Mixture(NamedTuple):
@@ -137,6 +138,15 @@ class Evidence(NamedTuple):
     repeat_features: Float64  # [batch, REPEAT_FEATURES]
 
 
+class Probable(NamedTuple):
+    """The most probable tracks of a batch of windows, best first, as a network reads them."""
+
+    rows: Int  # [batch, n] int64 catalogue rows, PAD_ROW after the last
+    probabilities: Float64  # [batch, n] of the mixture, 0 after the last
+    features: Float64  # [batch, n, TRACK_FEATURES]
+    repeat_features: Float64  # [batch, REPEAT_FEATURES]
+
+
 class Counts(Protocol):
     """Transition counts: NgramCounts, or the same with a timer around it."""
 
@@ -162,11 +172,15 @@ class HybridRanker:
     def rank(self, windows: Windows, k: int) -> Ranked:
         """Return the k best tracks for each window, by probability, then by row. Rows and scores [batch, k]."""
         k = min(k, len(self.by_plays))
-        evidence = self.evidence(windows, self._popular(windows, k if self.network is None else max(k, RESCORED)))
+        kept = k if self.network is None else RESCORED + k
+        evidence = self.evidence(windows, self._popular(windows, kept))
         mixture = np.einsum("pc,pc->c", evidence.parts, self._weights(evidence))
-        found = evidence.found
-        places, scores = _best(found, self._corrected(windows, evidence, mixture), len(windows), k)
-        return Ranked(np.where(places < 0, PAD_ROW, found.rows[places]), scores)
+        best = _best(evidence.found, mixture, len(windows), kept)
+        if self.network is not None:
+            probable = _probable(windows, evidence, mixture, best.places[:, :RESCORED])
+            best.scores[:, :RESCORED] = _corrected(self.network, probable)
+            best = _in_order(best, k)
+        return Ranked(np.where(best.places < 0, PAD_ROW, evidence.found.rows[best.places]), best.scores)
 
     def scores(self, windows: Windows, rows: Int) -> Float32:
         """Return the probability of given tracks. `rows` [batch, candidates] int64 -> [batch, candidates] float32."""
@@ -183,15 +197,19 @@ class HybridRanker:
         probabilities = evidence.parts * self._weights(evidence)
         if self.network is not None:
             mixture = probabilities.sum(axis=0)
-            probabilities *= self._corrected(windows, evidence, mixture) / np.maximum(mixture, 1e-300)
+            best = _best(evidence.found, mixture, len(windows), RESCORED)
+            factors = _corrected(self.network, _probable(windows, evidence, mixture, best.places))
+            factors /= np.maximum(mixture[best.places], 1e-300)
+            exists = best.places >= 0
+            probabilities[:, best.places[exists]] *= factors[exists]
         of_rows: Float64 = probabilities[:, evidence.found.given[:, : rows.shape[1]]]
         return of_rows
 
-    def probable(self, windows: Windows) -> "Probable":
+    def probable(self, windows: Windows) -> Probable:
         """Return the RESCORED most probable tracks of the mixture, with the features that a network reads."""
         evidence = self.evidence(windows, self._popular(windows, RESCORED))
         mixture = np.einsum("pc,pc->c", evidence.parts, self._weights(evidence))
-        return _probable(windows, evidence, mixture)
+        return _probable(windows, evidence, mixture, _best(evidence.found, mixture, len(windows), RESCORED).places)
 
     def evidence(self, windows: Windows, extra: Int) -> Evidence:
         """Return the candidates of the counts, of the encoder and in `extra` [batch, n] int64, with all parts."""
@@ -224,58 +242,43 @@ class HybridRanker:
         popular = self.by_plays[: k + windows.tracks.shape[1]]
         return np.broadcast_to(popular, (len(windows), len(popular)))
 
-    def _corrected(self, windows: Windows, evidence: Evidence, mixture: Float64) -> Float64:
-        """Return the probabilities of the candidates after the network. `mixture` [candidates] are those before."""
-        network = self.network
-        if network is None:
-            return mixture
-        probable = _probable(windows, evidence, mixture)
-        hidden = probable.features @ network.tracks + (evidence.repeat_features @ network.windows)[:, None]
-        logits = probable.logs + np.maximum(hidden, 0.0, out=hidden) @ network.output
-        exists = probable.places >= 0
-        mass = np.where(exists, mixture[probable.places], 0.0).sum(axis=1, keepdims=True)
-        corrected = mixture.copy()
-        corrected[probable.places[exists]] = (_softmax(logits) * mass)[exists]
-        return corrected
-
     def _weights(self, evidence: Evidence) -> Float64:
         """Return the weight of each part for each candidate. [ALL_PARTS, candidates] float64."""
         new, again = part_weights(evidence, self.mixture, with_encoder=self.encoder is not None)
         repeat = repeat_probability(evidence, self.mixture)
         batch = len(repeat)
-        weights = np.zeros((len(ALL_PARTS), 2 * batch))  # of new tracks, then of repeats
-        weights[list(NEW_PARTS), :batch] = new * (1 - repeat)
-        weights[list(REPEAT_PARTS), batch:] = again * repeat
-        return np.take(weights, evidence.found.lines + batch * evidence.in_window, axis=1)
+        of_new, of_repeats = np.zeros((2, len(ALL_PARTS), batch))
+        of_new[list(NEW_PARTS)] = new * (1 - repeat)
+        of_repeats[list(REPEAT_PARTS)] = again * repeat
+        weights = np.repeat(of_new, np.bincount(evidence.found.lines, minlength=batch), axis=1)
+        weights[:, evidence.found.places] = of_repeats[:, :, None]
+        return weights
 
 
-class Probable(NamedTuple):
-    """The most probable tracks of a batch of windows, best first, as a network reads them."""
-
-    places: Int  # [batch, n] int64 candidates of the evidence, -1 after the last
-    logs: Float64  # [batch, n] log of the mixture, -inf after the last
-    features: Float64  # [batch, n, TRACK_FEATURES]
-    evidence: Evidence
-
-
-def _probable(windows: Windows, evidence: Evidence, mixture: Float64) -> Probable:
+def _probable(windows: Windows, evidence: Evidence, mixture: Float64, places: Int) -> Probable:
+    """Return the features of the candidates at `places` [batch, n] int64, -1 for none."""
     found = evidence.found
-    places, _ = _best(found, mixture, len(windows), RESCORED)
-    probabilities = mixture[places]
-    plays = np.bincount(found.places.ravel(), minlength=len(mixture))
-    skipped = np.zeros(len(mixture))
-    skipped[found.places] = windows.skipped  # of repeated plays the last one is kept
-    newest = np.zeros(len(mixture))
-    newest[found.places[:, -1:]] = 1.0
+    probabilities = np.where(places < 0, 0.0, mixture[places])
+    heard = np.zeros((4, len(mixture)))
+    heard[0] = evidence.in_window
+    heard[1, found.places] = windows.skipped  # of repeated plays the last one is kept
+    heard[2] = np.bincount(found.places.ravel(), minlength=len(mixture))
+    heard[3, found.places[:, -1]] = 1.0
     features = np.empty((*places.shape, len(TRACK_FEATURES)))
-    features[:, :, 0] = np.log(probabilities + 1e-7)
-    features[:, :, 1:-4] = np.log(evidence.parts[:, places] + _FLOORS[:, None, None]).transpose(1, 2, 0)
-    features[:, :, -4] = evidence.in_window[places]
-    features[:, :, -3] = skipped[places]
-    features[:, :, -2] = np.log1p(plays[places])
-    features[:, :, -1] = newest[places]
-    logs = np.where(places < 0, -np.inf, np.log(np.maximum(probabilities, 1e-300)))
-    return Probable(places, logs, features, evidence)
+    features[:, :, 0] = np.log(probabilities + _FLOOR)
+    features[:, :, 1:-4] = np.log(evidence.parts[:, places] + _FLOORS).transpose(1, 2, 0)
+    features[:, :, -4:] = heard[:, places].transpose(1, 2, 0)
+    features[:, :, -2] = np.log1p(features[:, :, -2])
+    rows = np.where(places < 0, PAD_ROW, found.rows[places])
+    return Probable(rows, probabilities, features, evidence.repeat_features)
+
+
+def _corrected(network: Network, probable: Probable) -> Float64:
+    """Return the probabilities after the network. [batch, n] float64."""
+    hidden = probable.features @ network.tracks + (probable.repeat_features @ network.windows)[:, None]
+    with np.errstate(divide="ignore"):
+        logits = np.log(probable.probabilities) + np.maximum(hidden, 0.0, out=hidden) @ network.output
+    return _softmax(logits) * probable.probabilities.sum(axis=1, keepdims=True)
 
 
 def repeat_probability(evidence: Evidence, mixture: Mixture) -> Float64:
@@ -342,24 +345,43 @@ def _softmax(logits: Float64) -> Float64:
     return softmax
 
 
-def _best(found: Found, probabilities: Float64, batch: int, k: int) -> tuple[Int, Float32]:
-    """Return the k most probable candidates of each window and their probabilities; of equal ones, lower rows first.
+class _Best(NamedTuple):
+    """The most probable candidates of each window; of equal ones, lower rows first."""
 
-    [batch, k] int64, -1 after the last, and [batch, k] float32, -inf after the last.
-    """
-    # Bits of positive floats order like the floats. Candidates ascend by row, so the complement of their number in the
-    # low bits puts lower rows first.
-    bits = np.maximum(probabilities, 0.0).astype(np.float32).view(np.uint32).astype(np.uint64)
-    keys = (bits << np.uint64(32)) | np.arange(0xFFFFFFFF, 0xFFFFFFFF - len(bits), -1, dtype=np.uint64)
+    places: Int  # [batch, k] int64 candidates, -1 after the last
+    scores: Float32  # [batch, k] float32, -inf after the last
+
+
+def _best(found: Found, probabilities: Float64, batch: int, k: int) -> _Best:
+    keys = _keys(probabilities, np.arange(len(probabilities), dtype=np.int64))
     keys[found.rows == PAD_ROW] = 0
     counts = np.bincount(found.lines, minlength=batch)
     width = max(int(counts.max(initial=0)), k)
     table = np.zeros((batch, width), dtype=np.uint64)
-    table[found.lines, np.arange(len(keys)) - (np.cumsum(counts) - counts)[found.lines]] = keys
-    if k < width:
-        table = np.partition(table, width - k, axis=1)[:, width - k :]
-    table = np.sort(table, axis=1)[:, ::-1]
-    places = (np.uint64(0xFFFFFFFF) - (table & np.uint64(0xFFFFFFFF))).astype(np.int64)
-    scores = (table >> np.uint64(32)).astype(np.uint32).view(np.float32)
-    empty = table == 0
-    return np.where(empty, -1, places), np.where(empty, np.float32(-np.inf), scores).astype(np.float32)
+    table[np.arange(width) < counts[:, None]] = keys
+    return _largest(table, k)
+
+
+def _in_order(best: _Best, k: int) -> _Best:
+    """Return the k best of `best` by its scores, which need not be in order."""
+    keys = _keys(best.scores, best.places)
+    keys[best.places < 0] = 0
+    return _largest(keys, k)
+
+
+def _keys(probabilities: Float64 | Float32, places: Int) -> NDArray[np.uint64]:
+    """Return keys in the order of the probabilities. Of equal ones the lower place, so the lower row, is larger."""
+    # Bits of positive floats order like the floats.
+    bits = np.maximum(probabilities, 0.0).astype(np.float32).view(np.uint32).astype(np.uint64)
+    return (bits << np.uint64(32)) | (0xFFFFFFFF - places).astype(np.uint64)
+
+
+def _largest(keys: NDArray[np.uint64], k: int) -> _Best:
+    """Return the candidates of the k largest keys of each line, 0 for none. `keys` [batch, n], n at least k."""
+    if k < keys.shape[1]:
+        keys = np.partition(keys, keys.shape[1] - k, axis=1)[:, keys.shape[1] - k :]
+    keys = np.sort(keys, axis=1)[:, ::-1]
+    places = 0xFFFFFFFF - (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    scores = (keys >> np.uint64(32)).astype(np.uint32).view(np.float32)
+    empty = keys == 0
+    return _Best(np.where(empty, -1, places), np.where(empty, np.float32(-np.inf), scores).astype(np.float32))

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import torch
 
-from segue.arrays import Bool, Float32, Float64, Int
+from segue.arrays import Float32, Float64, Int
 from segue.hybrid import HIDDEN, HybridRanker, Network
 from training.models.mixture import EXAMPLES, Targets
 
@@ -58,10 +58,11 @@ def _examples(ranker: HybridRanker, targets: Targets) -> _Examples:
     for start in range(0, min(len(targets.rows), EXAMPLES), _AT_ONCE):
         some = slice(start, min(start + _AT_ONCE, EXAMPLES))
         probable = ranker.probable(targets.windows.select(some))
-        rows = np.where(probable.places < 0, -1, probable.evidence.found.rows[probable.places])
-        hit = rows == targets.rows[some, None]
+        hit = (probable.rows == targets.rows[some, None]) & (probable.probabilities > 0)
         kept = hit.any(axis=1)
-        arrays = probable.logs, probable.features, probable.evidence.repeat_features
+        logs = np.log(np.maximum(probable.probabilities, 1e-300))
+        logs[probable.probabilities <= 0] = -np.inf
+        arrays = logs, probable.features, probable.repeat_features
         parts.append((*(array[kept].astype(np.float32) for array in arrays), hit[kept].argmax(axis=1)))
     if not parts:
         empty = np.zeros((0, 0), np.float32)
@@ -76,15 +77,13 @@ def _standardised(features: Float32, counted: Float32) -> tuple[Float32, Float64
     return ((features - mean) / spread).astype(np.float32), mean, spread
 
 
-def _learned(
-    logs: torch.Tensor, tracks: torch.Tensor, windows: torch.Tensor, target: torch.Tensor
-) -> tuple[Float64, Float64, Float64, Float64]:
+def _learned(logs: torch.Tensor, tracks: torch.Tensor, windows: torch.Tensor, target: torch.Tensor) -> list[Float64]:
     """Return the weights of tracks, of windows, the bias of the hidden units, and the output weights, float64."""
     generator = torch.Generator().manual_seed(0)
 
     def weights(inputs: int) -> torch.Tensor:
-        drawn = torch.rand((inputs, HIDDEN), generator=generator)
-        return ((2 * drawn - 1) / inputs**0.5).requires_grad_()
+        drawn: torch.Tensor = (2 * torch.rand((inputs, HIDDEN), generator=generator) - 1) / inputs**0.5
+        return drawn.requires_grad_()
 
     by_track, by_window = weights(tracks.shape[2]), weights(windows.shape[1])
     bias, output = torch.zeros(HIDDEN, requires_grad=True), torch.zeros(HIDDEN, requires_grad=True)
@@ -105,10 +104,9 @@ def _learned(
         if held_out < least:
             best, least = [value.detach().clone() for value in learned], held_out
         if epoch < EPOCHS:
-            for some in torch.randperm(count, generator=generator).split(BATCH)[:batches]:
+            for some in torch.split(torch.randperm(count, generator=generator), BATCH)[:batches]:
                 optimiser.zero_grad()
-                loss(some).backward()
+                loss(some).backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 schedule.step()
-    by_track, by_window, bias, output = best
-    return tuple(value.double().numpy() for value in best)  # type: ignore[return-value]
+    return [value.double().numpy() for value in best]

@@ -8,8 +8,16 @@ to the tracks of the case:
     p(x) = (1 - r) * sum_s h_s p_s(x) / (1 - p_s(window))     x not in the window
 
 The parts are those of segue.ngram and, for a hybrid, the softmax of the encoder's scores over its best ENCODER_TRACKS
-tracks (0 for other tracks). Each part, each case and the mixture sum to 1. The score of a track is p(x).
-training.models.mixture learns the gates on validation targets.
+tracks (0 for other tracks). Each part, each case and the mixture sum to 1. training.models.mixture learns the gates on
+validation targets.
+
+A hybrid then corrects the RESCORED most probable tracks C with a network of one hidden layer. It reads the logarithms
+of the mixture and of all parts, which a sum of probabilities cannot multiply:
+
+    q(x) = p(C) * softmax over C of (log p(x) + network(x))                   x in C; p(C) sums p over C
+    q(x) = p(x)                                                               other tracks
+
+q sums to 1. The score of a track is q(x), or p(x) without a network. training.models.rescoring learns the network.
 
 Sources: repeat and explore modes, Ren et al., RepeatNet, AAAI 2019, https://arxiv.org/abs/1812.02646; mixtures of
 experts, Jacobs et al., Neural Computation 1991.
@@ -57,6 +65,20 @@ FEATURES: Final = (
 REPEAT_FEATURES: Final = len(FEATURES) + 2 * len(_FORESEEING)
 FILES: Final = ("mixture_repeat.npy", "mixture_new_tracks.npy", "mixture_repeats.npy")
 _LEAST: Final = 1e-9  # the least mass that a part is divided by
+RESCORED: Final = 48
+HIDDEN: Final = 32
+NETWORK_FILES: Final = ("rescoring_tracks.npy", "rescoring_windows.npy", "rescoring_output.npy")
+TRACK_FEATURES: Final = (
+    "log of the mixture",
+    *(f"log of {part}" for part in ALL_PARTS),
+    "in the window",
+    "last play skipped",
+    "log of the plays in the window",
+    "newest track",
+)
+# Added to probabilities before the logarithm: about the least value that each part gives to a likely track.
+_FLOOR: Final = 1e-7  # of the mixture
+_FLOORS: Final = np.array([[[{"recent": 1e-3, "own": 1e-3, "encoder": 1e-4}.get(part, 1e-5)]] for part in ALL_PARTS])
 
 
 class Mixture(NamedTuple):
@@ -70,15 +92,40 @@ class Mixture(NamedTuple):
     def of_arrays(cls, arrays: Mapping[str, NDArray[Any]], name: str) -> Self:
         """Create the mixture from arrays by file name. Raises BadRelease if a shape is wrong or a value is NaN."""
         shapes = ((REPEAT_FEATURES,), (len(FEATURES), len(NEW_PARTS)), (len(FEATURES), len(REPEAT_PARTS)))
-        for file, shape in zip(FILES, shapes, strict=True):
-            found = arrays[file]
-            if found.shape != shape or found.dtype != np.float64 or not np.isfinite(found).all():
-                raise BadRelease(f"{name}: {file} is {found.dtype} {found.shape}, expected finite float64 {shape}")
-        return cls(*(np.array(arrays[file]) for file in FILES))
+        return cls(*_checked(arrays, dict(zip(FILES, shapes, strict=True)), name))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays to store in a release, by file name."""
         return dict(zip(FILES, self, strict=True))
+
+
+class Network(NamedTuple):
+    """The weights of the network that corrects probable tracks, in the order of NETWORK_FILES.
+
+    network(x) = relu(track features of x @ tracks + repeat features of the window @ windows) @ output
+    """
+
+    tracks: Float64  # [TRACK_FEATURES, HIDDEN] float64
+    windows: Float64  # [REPEAT_FEATURES, HIDDEN] float64
+    output: Float64  # [HIDDEN] float64
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]], name: str) -> Self:
+        """Create the network from arrays by file name. Raises BadRelease if a shape is wrong or a value is NaN."""
+        shapes = ((len(TRACK_FEATURES), HIDDEN), (REPEAT_FEATURES, HIDDEN), (HIDDEN,))
+        return cls(*_checked(arrays, dict(zip(NETWORK_FILES, shapes, strict=True)), name))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays to store in a release, by file name."""
+        return dict(zip(NETWORK_FILES, self, strict=True))
+
+
+def _checked(arrays: Mapping[str, NDArray[Any]], shapes: dict[str, tuple[int, ...]], name: str) -> list[Float64]:
+    for file, shape in shapes.items():
+        found = arrays[file]
+        if found.shape != shape or found.dtype != np.float64 or not np.isfinite(found).all():
+            raise BadRelease(f"{name}: {file} is {found.dtype} {found.shape}, expected finite float64 {shape}")
+    return [np.array(arrays[file]) for file in shapes]
 
 
 class Evidence(NamedTuple):
@@ -89,6 +136,15 @@ class Evidence(NamedTuple):
     in_window: Bool  # [candidates]
     masses: Float64  # [ALL_PARTS, batch], the probability that each part gives to the tracks of the window
     features: Float64  # [batch, features]
+    repeat_features: Float64  # [batch, REPEAT_FEATURES]
+
+
+class Probable(NamedTuple):
+    """The most probable tracks of a batch of windows, best first, as a network reads them."""
+
+    rows: Int  # [batch, n] int64 catalogue rows, PAD_ROW after the last
+    probabilities: Float64  # [batch, n] of the mixture, 0 after the last
+    features: Float64  # [batch, n, TRACK_FEATURES]
     repeat_features: Float64  # [batch, REPEAT_FEATURES]
 
 
@@ -112,26 +168,31 @@ class HybridRanker:
     mixture: Mixture
     by_plays: Int  # [tracks] int64, catalogue rows by descending play count
     encoder: ServedRanker | None = None
+    network: Network | None = None
     allowed: Allowed | None = None
 
     def within(self, allowed: Allowed) -> "HybridRanker":
-        """Return the same ranker that ranks only allowed tracks; the encoder's part is of its best allowed tracks."""
+        """Return the same ranker that ranks only allowed tracks.
+
+        The encoder's part is of its best allowed tracks, and the network corrects the most probable allowed tracks.
+        """
         encoder = None if self.encoder is None else self.encoder.within(allowed)
         return replace(self, encoder=encoder, allowed=allowed)
 
     def rank(self, windows: Windows, k: int) -> Ranked:
         """Return the k best tracks for each window, by probability, then by row. Rows and scores [batch, k]."""
-        allowed = self.allowed
-        k = min(k, len(self.by_plays) if allowed is None else allowed.count)
+        k = min(k, len(self.by_plays) if self.allowed is None else self.allowed.count)
         if not k:
             return Ranked(np.empty((len(windows), 0), np.int64), np.empty((len(windows), 0), np.float32))
-        # A track that is no candidate has only popularity, so the most popular ones among them come first.
-        most = k + windows.tracks.shape[1]
-        popular = self.by_plays[:most] if allowed is None else allowed.first(self.by_plays, most)
-        extra = np.broadcast_to(popular, (len(windows), len(popular)))
-        evidence = self.evidence(windows, extra)
-        probabilities = np.einsum("pc,pc->c", evidence.parts, self._weights(evidence))
-        return _best(evidence.found, probabilities, len(windows), k, allowed)
+        kept = k if self.network is None else RESCORED + k
+        evidence = self.evidence(windows, self._popular(windows, kept))
+        mixture = np.einsum("pc,pc->c", evidence.parts, self._weights(evidence))
+        best = self._best(evidence, mixture, kept)
+        if self.network is not None:
+            probable = _probable(windows, evidence, mixture, best.places[:, :RESCORED])
+            best.scores[:, :RESCORED] = _corrected(self.network, probable)
+            best = _in_order(best, k)
+        return Ranked(np.where(best.places < 0, PAD_ROW, evidence.found.rows[best.places]), best.scores)
 
     def scores(self, windows: Windows, rows: Int) -> Float32:
         """Return the probability of given tracks. `rows` [batch, candidates] int64 -> [batch, candidates] float32."""
@@ -143,10 +204,24 @@ class HybridRanker:
 
         `rows` [batch, candidates] int64. Returns [ALL_PARTS, batch, candidates] float64.
         """
-        evidence = self.evidence(windows, rows)
+        popular = self._popular(windows, RESCORED)  # the probable tracks must not depend on `rows`
+        evidence = self.evidence(windows, rows if self.network is None else np.concatenate([rows, popular], axis=1))
         probabilities = evidence.parts * self._weights(evidence)
+        if self.network is not None:
+            mixture = probabilities.sum(axis=0)
+            best = self._best(evidence, mixture, RESCORED)
+            factors = _corrected(self.network, _probable(windows, evidence, mixture, best.places))
+            factors /= np.maximum(mixture[best.places], 1e-300)
+            exists = best.places >= 0
+            probabilities[:, best.places[exists]] *= factors[exists]
         of_rows: Float64 = probabilities[:, evidence.found.given[:, : rows.shape[1]]]
         return of_rows
+
+    def probable(self, windows: Windows) -> Probable:
+        """Return the RESCORED most probable tracks of the mixture, with the features that a network reads."""
+        evidence = self.evidence(windows, self._popular(windows, RESCORED))
+        mixture = np.einsum("pc,pc->c", evidence.parts, self._weights(evidence))
+        return _probable(windows, evidence, mixture, self._best(evidence, mixture, RESCORED).places)
 
     def evidence(self, windows: Windows, extra: Int) -> Evidence:
         """Return the candidates of the counts, of the encoder and in `extra` [batch, n] int64, with all parts."""
@@ -174,15 +249,56 @@ class HybridRanker:
         odds = np.log(foreseen + 1e-3) - np.log(1 - foreseen + 1e-3)
         return Evidence(found, parts, in_window, masses, features, np.concatenate([features, foreseen, odds], axis=1))
 
+    def _popular(self, windows: Windows, k: int) -> Int:
+        """Return tracks among which are the k best of those that have only popularity. [batch, n] int64."""
+        most = k + windows.tracks.shape[1]
+        popular = self.by_plays[:most] if self.allowed is None else self.allowed.first(self.by_plays, most)
+        return np.broadcast_to(popular, (len(windows), len(popular)))
+
+    def _best(self, evidence: Evidence, probabilities: Float64, k: int) -> "_Best":
+        """Return the k most probable allowed candidates of each window."""
+        found = evidence.found
+        forbidden = found.rows == PAD_ROW if self.allowed is None else ~self.allowed.contains(found.rows)
+        return _best(found, probabilities, forbidden, len(evidence.features), k)
+
     def _weights(self, evidence: Evidence) -> Float64:
         """Return the weight of each part for each candidate. [ALL_PARTS, candidates] float64."""
         new, again = part_weights(evidence, self.mixture, with_encoder=self.encoder is not None)
         repeat = repeat_probability(evidence, self.mixture)
         batch = len(repeat)
-        weights = np.zeros((len(ALL_PARTS), 2 * batch))  # of new tracks, then of repeats
-        weights[list(NEW_PARTS), :batch] = new * (1 - repeat)
-        weights[list(REPEAT_PARTS), batch:] = again * repeat
-        return np.take(weights, evidence.found.lines + batch * evidence.in_window, axis=1)
+        of_new, of_repeats = np.zeros((2, len(ALL_PARTS), batch))
+        of_new[list(NEW_PARTS)] = new * (1 - repeat)
+        of_repeats[list(REPEAT_PARTS)] = again * repeat
+        weights = np.repeat(of_new, np.bincount(evidence.found.lines, minlength=batch), axis=1)
+        weights[:, evidence.found.places] = of_repeats[:, :, None]
+        return weights
+
+
+def _probable(windows: Windows, evidence: Evidence, mixture: Float64, places: Int) -> Probable:
+    """Return the features of the candidates at `places` [batch, n] int64, -1 for none."""
+    found = evidence.found
+    probabilities = np.where(places < 0, 0.0, mixture[places])
+    heard = np.zeros((4, len(mixture)))
+    heard[0] = evidence.in_window
+    heard[1, found.places] = windows.skipped  # of repeated plays the last one is kept
+    heard[2] = np.bincount(found.places.ravel(), minlength=len(mixture))
+    heard[3, found.places[:, -1]] = 1.0
+    features = np.empty((*places.shape, len(TRACK_FEATURES)))
+    features[:, :, 0] = np.log(probabilities + _FLOOR)
+    features[:, :, 1:-4] = np.log(evidence.parts[:, places] + _FLOORS).transpose(1, 2, 0)
+    features[:, :, -4:] = heard[:, places].transpose(1, 2, 0)
+    features[:, :, -2] = np.log1p(features[:, :, -2])
+    rows = np.where(places < 0, PAD_ROW, found.rows[places])
+    return Probable(rows, probabilities, features, evidence.repeat_features)
+
+
+def _corrected(network: Network, probable: Probable) -> Float64:
+    """Return the probabilities after the network. [batch, n] float64."""
+    hidden = probable.features @ network.tracks + (probable.repeat_features @ network.windows)[:, None]
+    with np.errstate(divide="ignore"):
+        logits = np.log(probable.probabilities) + np.maximum(hidden, 0.0, out=hidden) @ network.output
+    corrected: Float64 = _softmax(logits) * probable.probabilities.sum(axis=1, keepdims=True)
+    return corrected
 
 
 def repeat_probability(evidence: Evidence, mixture: Mixture) -> Float64:
@@ -249,20 +365,43 @@ def _softmax(logits: Float64) -> Float64:
     return softmax
 
 
-def _best(found: Found, probabilities: Float64, batch: int, k: int, allowed: Allowed | None) -> Ranked:
-    """Return the k most probable allowed candidates of each window; of equal ones, lower rows first."""
-    # Bits of positive floats order like the floats. The row in the low bits makes all keys of a window different.
-    bits = np.maximum(probabilities, 0.0).astype(np.float32).view(np.uint32).astype(np.uint64)
-    keys = (bits << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - found.rows.astype(np.uint64))
-    keys[found.rows == PAD_ROW if allowed is None else ~allowed.contains(found.rows)] = 0
+class _Best(NamedTuple):
+    """The most probable candidates of each window; of equal ones, lower rows first."""
+
+    places: Int  # [batch, k] int64 candidates, -1 after the last
+    scores: Float32  # [batch, k] float32, -inf after the last
+
+
+def _best(found: Found, probabilities: Float64, forbidden: Bool, batch: int, k: int) -> _Best:
+    keys = _keys(probabilities, np.arange(len(probabilities), dtype=np.int64))
+    keys[forbidden] = 0
     counts = np.bincount(found.lines, minlength=batch)
     width = max(int(counts.max(initial=0)), k)
     table = np.zeros((batch, width), dtype=np.uint64)
-    table[found.lines, np.arange(len(keys)) - (np.cumsum(counts) - counts)[found.lines]] = keys
-    if k < width:
-        table = np.partition(table, width - k, axis=1)[:, width - k :]
-    table = np.sort(table, axis=1)[:, ::-1]
-    rows = (np.uint64(0xFFFFFFFF) - (table & np.uint64(0xFFFFFFFF))).astype(np.int64)
-    scores = (table >> np.uint64(32)).astype(np.uint32).view(np.float32)
-    empty = table == 0
-    return Ranked(np.where(empty, PAD_ROW, rows), np.where(empty, np.float32(-np.inf), scores).astype(np.float32))
+    table[np.arange(width) < counts[:, None]] = keys
+    return _largest(table, k)
+
+
+def _in_order(best: _Best, k: int) -> _Best:
+    """Return the k best of `best` by its scores, which need not be in order."""
+    keys = _keys(best.scores, best.places)
+    keys[best.places < 0] = 0
+    return _largest(keys, k)
+
+
+def _keys(probabilities: Float64 | Float32, places: Int) -> NDArray[np.uint64]:
+    """Return keys in the order of the probabilities. Of equal ones the lower place, so the lower row, is larger."""
+    # Bits of positive floats order like the floats.
+    bits = np.maximum(probabilities, 0.0).astype(np.float32).view(np.uint32).astype(np.uint64)
+    return (bits << np.uint64(32)) | (0xFFFFFFFF - places).astype(np.uint64)
+
+
+def _largest(keys: NDArray[np.uint64], k: int) -> _Best:
+    """Return the candidates of the k largest keys of each line, 0 for none. `keys` [batch, n], n at least k."""
+    if k < keys.shape[1]:
+        keys = np.partition(keys, keys.shape[1] - k, axis=1)[:, keys.shape[1] - k :]
+    keys = np.sort(keys, axis=1)[:, ::-1]
+    places = 0xFFFFFFFF - (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    scores = (keys >> np.uint64(32)).astype(np.uint32).view(np.float32)
+    empty = keys == 0
+    return _Best(np.where(empty, -1, places), np.where(empty, np.float32(-np.inf), scores).astype(np.float32))

@@ -126,40 +126,40 @@ class NgramCounts:
         tracks = windows.tracks
         batch = len(tracks)
         rows = self._rows(tracks)
-        line, column = np.nonzero(rows >= 0)  # by window, then by column
+        column, line = np.nonzero(rows.T >= 0)  # by column: those of contexts, then those of pairs
         starts = self.tables.offsets[rows[line, column]]
         lengths = self.tables.offsets[rows[line, column] + 1] - starts
         ends = np.cumsum(lengths)
+        total = int(ends[-1]) if len(ends) else 0
+        contexts = int(np.searchsorted(column, PAIRS))
+        pairs = slice(int(ends[contexts - 1]) if contexts else 0, None)  # the entries of pairs
         owner = np.repeat(np.arange(len(line), dtype=np.int64), lengths)
-        entries = (starts - ends + lengths)[owner] + np.arange(len(owner), dtype=np.int64)
+        entries = np.repeat(starts - ends + lengths, lengths) + np.arange(total, dtype=np.int64)
         counts = self.tables.counts[entries]
-        of_pair = np.flatnonzero(column[owner] >= PAIRS)
-        follow = self.tables.follow[entries[of_pair] - self._first_pair]
+        follow = self.tables.follow[entries[pairs] - self._first_pair]
         kept = np.zeros((2, *rows.shape))
         kept[0, line, column] = np.bincount(owner, weights=counts, minlength=len(line))
-        kept[1, line, column] = np.bincount(owner[of_pair], weights=follow, minlength=len(line))
+        kept[1, line, column] = np.bincount(owner[pairs], weights=follow, minlength=len(line))
         stored = np.zeros(rows.shape)
         stored[line, column] = lengths
         factors, base, seen = self._factors(rows, _latest(windows.skipped), kept, stored)
         factor = factors[:, line, column]
-        value = counts * factor[0, owner] - (factor[0] * _DISCOUNTS[column])[owner]  # all counts exceed the discount
+        value = counts * np.repeat(factor[0], lengths)
+        value[: pairs.start] -= np.repeat(factor[0, :contexts] * DISCOUNT, lengths[:contexts])  # less than each count
 
         window_lines = np.repeat(np.arange(batch, dtype=np.int64), tracks.shape[1])
         extra_lines = np.repeat(np.arange(batch, dtype=np.int64), extra.shape[1])
-        keys = np.concatenate([line[owner], window_lines, extra_lines]) << self._row_bits
+        keys = np.concatenate([np.repeat(line, lengths), window_lines, extra_lines]) << self._row_bits
         keys |= np.concatenate([self.tables.tracks[entries], tracks.ravel(), extra.ravel()])
         candidates, where = _distinct(keys)
         count = len(candidates)
-        in_entries, in_window, in_extra = np.split(where, [len(owner), len(owner) + tracks.size])
+        in_entries, in_window, in_extra = np.split(where, [total, total + tracks.size])
+        in_contexts, in_pairs = in_entries[: pairs.start], in_entries[pairs]
         probabilities = np.zeros((len(PARTS), count))
-        near = np.zeros(len(owner), dtype=np.int64)
-        near[of_pair] = count
-        both = np.bincount(in_entries + near, weights=value, minlength=2 * count)
-        probabilities[[0, 2]] = both.reshape(2, count)
-        pair_owner, in_pairs = owner[of_pair], in_entries[of_pair]
-        probabilities[1] = np.bincount(in_pairs, weights=follow * factor[1, pair_owner], minlength=count)
-        liked = counts[of_pair] * factor[2, pair_owner]
-        probabilities[3] = np.bincount(in_pairs, weights=liked, minlength=count)
+        probabilities[0] = np.bincount(in_contexts, weights=value[: pairs.start], minlength=count)
+        follow_factor, liked_factor = np.repeat(factor[1:, contexts:], lengths[contexts:], axis=1)
+        for number, weights in ((1, follow * follow_factor), (2, value[pairs]), (3, counts[pairs] * liked_factor)):
+            probabilities[number] = np.bincount(in_pairs, weights=weights, minlength=count)
         own = _own_transitions(tracks)
         for number, weights in ((4, _recency(tracks)), (5, own)):
             probabilities[number] = np.bincount(in_window, weights=weights.ravel(), minlength=count)
@@ -254,7 +254,6 @@ class NgramCounts:
 
 _COLUMNS: Final = ORDERS + REACH
 _BACKED_OFF: Final = (0, 1, 2, 3, 6)  # parts with a share of p_0
-_DISCOUNTS: Final = np.repeat([DISCOUNT, 0.0], [ORDERS, REACH])
 
 
 def _latest(plays: NDArray[Any]) -> NDArray[Any]:

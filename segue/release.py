@@ -25,7 +25,7 @@ from segue.arrays import Float32, mapped_array
 from segue.catalogue import FIRST_TRACK_ROW, MAPPED_FILES, PAD_ROW, Catalogue
 from segue.errors import BadRelease
 from segue.hybrid import FILES as MIXTURE_FILES
-from segue.hybrid import HybridRanker, Mixture
+from segue.hybrid import NETWORK_FILES, HybridRanker, Mixture, Network
 from segue.map_projection import validate_map
 from segue.ngram import FILES as COUNT_FILES
 from segue.ngram import CountTables, NgramCounts
@@ -153,9 +153,17 @@ class Release:
 
         Raises BadRelease if an array is damaged.
         """
-        named = {file: self.array(file) for file in (*COUNT_FILES, *MIXTURE_FILES)}
-        counts = NgramCounts.of_arrays(named, catalogue.plays, str(self.path))
-        return HybridRanker(counts, Mixture.of_arrays(named, str(self.path)), np.asarray(catalogue.by_plays), encoder)
+        name = str(self.path)
+        corrected = NETWORK_FILES[0] in self.manifest.files
+        files = (*COUNT_FILES, *MIXTURE_FILES, *(NETWORK_FILES if corrected else ()))
+        named = {file: self.array(file) for file in files}
+        return HybridRanker(
+            NgramCounts.of_arrays(named, catalogue.plays, name),
+            Mixture.of_arrays(named, name),
+            np.asarray(catalogue.by_plays),
+            encoder,
+            Network.of_arrays(named, name) if corrected else None,
+        )
 
     @cached_property
     def play_head(self) -> PlayHead | None:

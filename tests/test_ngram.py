@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from segue.catalogue import PAD_ROW
 from segue.errors import BadRelease
-from segue.hybrid import ALL_PARTS, FEATURES, FILES, HybridRanker, Mixture
+from segue.hybrid import (
+    ALL_PARTS,
+    FEATURES,
+    FILES,
+    HIDDEN,
+    NETWORK_FILES,
+    REPEAT_FEATURES,
+    TRACK_FEATURES,
+    HybridRanker,
+    Mixture,
+    Network,
+)
 from segue.ngram import FILES as COUNT_FILES
 from segue.ngram import ORDERS, PAIRS, PARTS, CountTables, NgramCounts
 from segue.recommend import Ranked
@@ -165,23 +176,52 @@ class TestProperties:
         if encoder is None:
             assert (parts[ALL_PARTS.index("encoder")] == 0).all()
 
-    @given(session_lists, windows, st.integers(1, NUM_ROWS + 2), st.booleans())
+    @given(session_lists, windows, st.integers(1, NUM_ROWS), st.integers(0, 2**31))
+    def test_a_network_only_shares_out_the_mass_of_the_most_probable_tracks(
+        self, lists: list[list[int]], window: list[int], corrected: int, seed: int
+    ) -> None:
+        encoder = Fixed([float(row % 3) for row in range(1, NUM_ROWS)])
+        plain = HybridRanker(counts_of(lists, NUM_ROWS), prior_mixture(0.3), np.arange(1, NUM_ROWS), encoder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("segue.hybrid.RESCORED", corrected)
+            network = network_of(seed)
+            parts = replace(plain, network=network).part_scores(window_of(window), everything(NUM_ROWS))
+        before = plain.scores(window_of(window), everything(NUM_ROWS))[0]
+        after = parts.sum(axis=0)[0]
+        assert parts.min() >= 0
+        assert after.sum() == pytest.approx(1, abs=1e-6)
+        others = np.argsort(-before, kind="stable")[corrected:]
+        np.testing.assert_allclose(after[others], before[others], rtol=1e-6)
+        if corrected > 1:
+            assert not np.allclose(after, before, rtol=1e-3)
+
+    @given(session_lists, windows, st.integers(1, NUM_ROWS + 2), st.booleans(), st.integers(0, NUM_ROWS))
     def test_the_ranking_is_the_order_of_the_scores(
-        self, lists: list[list[int]], window: list[int], k: int, mixed: bool
+        self, lists: list[list[int]], window: list[int], k: int, mixed: bool, corrected: int
+    ) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("segue.hybrid.RESCORED", corrected)
+            self.check_order(lists, window, k, mixed, network_of(corrected) if corrected else None)
+
+    def check_order(
+        self, lists: list[list[int]], window: list[int], k: int, mixed: bool, network: Network | None
     ) -> None:
         encoder = Fixed([float(row % 3) for row in range(1, NUM_ROWS)]) if mixed else None
         plays = plays_of(lists, NUM_ROWS)
         by_plays = np.argsort(-plays[1:], kind="stable") + 1
-        ranker = HybridRanker(counts_of(lists, NUM_ROWS, 2), prior_mixture(0.3), by_plays, encoder)
+        ranker = HybridRanker(counts_of(lists, NUM_ROWS, 2), prior_mixture(0.3), by_plays, encoder, network)
         ranked = ranker.rank(window_of(window), k)
         scores = ranker.scores(window_of(window), everything(NUM_ROWS))[0]
         order = sorted(range(1, NUM_ROWS), key=lambda row: (-scores[row - 1], row))[:k]
         assert ranked.rows[0].tolist() == order
         np.testing.assert_array_equal(ranked.scores[0], scores[np.array(order) - 1])
 
-    @given(session_lists, st.lists(windows, min_size=2, max_size=4))
-    def test_an_answer_does_not_depend_on_its_batch(self, lists: list[list[int]], asked: list[list[int]]) -> None:
-        ranker = HybridRanker(counts_of(lists, NUM_ROWS), prior_mixture(0.2), np.arange(1, NUM_ROWS))
+    @given(session_lists, st.lists(windows, min_size=2, max_size=4), st.booleans())
+    def test_an_answer_does_not_depend_on_its_batch(
+        self, lists: list[list[int]], asked: list[list[int]], corrected: bool
+    ) -> None:
+        network = network_of(1) if corrected else None
+        ranker = HybridRanker(counts_of(lists, NUM_ROWS), prior_mixture(0.2), np.arange(1, NUM_ROWS), network=network)
         together = ranker.rank(window_of(*asked), 4)
         for i, window in enumerate(asked):
             alone = ranker.rank(window_of(window), 4)
@@ -202,6 +242,54 @@ class TestProperties:
         together = count_transitions(sessions_of(moved + second), NUM_ROWS, UNCAPPED)
         for name, one, other in zip(COUNT_FILES, arrays_of(added), arrays_of(together), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-6, err_msg=name)
+
+
+def network_of(seed: int) -> Network:
+    rng = np.random.default_rng(seed)
+    shapes = (len(TRACK_FEATURES), HIDDEN), (REPEAT_FEATURES, HIDDEN), (HIDDEN,)
+    return Network(*(rng.normal(0, 0.3, shape) for shape in shapes))
+
+
+class TestNetwork:
+    """The most probable track of the mixture is followed by the next one in the log, except after a skip."""
+
+    def ranker_and_targets(self, count: int) -> tuple[HybridRanker, Targets]:
+        rng = np.random.default_rng(0)
+        lists = [[int(first), int(first) % 8 + 1] for first in rng.integers(1, 9, 400)]
+        ranker = HybridRanker(counts_of(lists, 20), prior_mixture(0.05), np.arange(1, 20), Fixed([0.0] * 19))
+        first = rng.integers(1, 9, count)
+        windows = window_of(*([int(row)] for row in first))
+        windows.skipped[:, -1] = rng.random(count) < 0.5
+        # The mixture has no part that speaks against a track, a product with the network has.
+        return ranker, Targets(windows, np.where(windows.skipped[:, -1], 8 + first, first % 8 + 1))
+
+    def test_it_learns_what_a_mixture_cannot_say(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        rescoring = pytest.importorskip("training.models.rescoring")
+        ranker, targets = self.ranker_and_targets(1_500)
+        ranker = replace(ranker, mixture=fit_mixture(ranker, targets))
+        monkeypatch.setattr(rescoring, "LEARNING_RATE", 1e-2)
+        learned = replace(ranker, network=rescoring.fit_network(ranker, targets))
+
+        def likelihood(one: HybridRanker) -> float:
+            return float(np.log(one.scores(targets.windows, targets.rows[:, None])).mean())
+
+        assert likelihood(learned) > likelihood(ranker) + 0.1
+
+    def test_few_targets_give_none(self) -> None:
+        rescoring = pytest.importorskip("training.models.rescoring")
+        ranker, targets = self.ranker_and_targets(rescoring.MIN_TARGETS - 1)
+        assert rescoring.fit_network(ranker, targets) is None
+        none = Targets(targets.windows.select(slice(0)), targets.rows[:0])
+        assert rescoring.fit_network(ranker, none) is None
+
+    @pytest.mark.parametrize("name", NETWORK_FILES)
+    def test_weights_of_another_shape_or_with_nan_are_refused(self, name: str) -> None:
+        network = network_of(0)
+        np.testing.assert_array_equal(Network.of_arrays(network.arrays(), "r").windows, network.windows)
+        kept = network.arrays()[name]
+        for damaged in (kept[:-1], kept * np.nan, kept.astype(np.float32)):
+            with pytest.raises(BadRelease, match="expected finite float64"):
+                Network.of_arrays(network.arrays() | {name: damaged}, "r")
 
 
 class TestCounting:
@@ -368,13 +456,17 @@ class TestReleases:
         np.testing.assert_allclose(2 * once.totals, twice.totals)
         np.testing.assert_allclose(2 * once.follow_totals, twice.follow_totals, rtol=1e-5)
 
-    def test_a_hybrid_of_a_trained_encoder_keeps_its_embeddings(self, folder: Path) -> None:
+    def test_a_hybrid_of_a_trained_encoder_keeps_its_embeddings(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from segue.release import open_release
 
+        monkeypatch.setattr("training.models.rescoring.MIN_TARGETS", 20)
         mixed = ["--model", "hybrid", "--init-from", folder / "sasrec", "--set", "epochs=0"]
         self.run("train", folder / "data", *mixed, "--out", folder / "hybrid")
         encoder, hybrid = (open_release(folder / name) for name in ("sasrec", "hybrid"))
         np.testing.assert_array_equal(encoder.item_embeddings, hybrid.item_embeddings)
+        assert hybrid.mixed_with(None, hybrid.catalogue).network is not None
         counted = open_release(folder / "ngram").count_tables
         for one, other in zip(arrays_of(counted), arrays_of(hybrid.count_tables), strict=True):
             np.testing.assert_array_equal(one, other)

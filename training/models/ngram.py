@@ -48,7 +48,7 @@ def fit_ngram(  # noqa: PLR0913 (all of a training job)
     encoder: "Encoder | None" = None,
     origin: Release | None = None,
 ) -> HybridRanker:
-    """Count transitions and learn the mixture.
+    """Count transitions, learn the mixture and, with an encoder, the network that corrects it.
 
     Args:
         sessions: Sessions of the training part.
@@ -75,13 +75,19 @@ def fit_ngram(  # noqa: PLR0913 (all of a training job)
         targets = every_position(validation.inputs, validation.targets, window)
     else:
         targets = Targets(to_windows(validation.inputs.gathered(), window), validation.targets)
-    return replace(ranker, mixture=fit_mixture(ranker, targets))
+    ranker = replace(ranker, mixture=fit_mixture(ranker, targets))
+    if encoder is None:
+        return ranker
+    from training.models.rescoring import fit_network  # noqa: PLC0415 (`ngram` is trained without torch)
+
+    return replace(ranker, network=fit_network(ranker, targets))
 
 
 def arrays_of(ranker: HybridRanker) -> Mapping[str, NDArray[Any]]:
     """Return the arrays to store in a release, by file name."""
     assert isinstance(ranker.counts, NgramCounts)
-    return {**ranker.counts.arrays(), **ranker.mixture.arrays()}
+    network = {} if ranker.network is None else ranker.network.arrays()
+    return {**ranker.counts.arrays(), **ranker.mixture.arrays(), **network}
 
 
 def _ranker_of(encoder: "Encoder") -> EncoderRanker:

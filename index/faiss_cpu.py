@@ -41,7 +41,7 @@ SMALL_BATCH: Final = 256
 SCORED_EXACTLY: Final = 8_192
 # A filter leaves fewer good tracks in each list and in each neighbourhood of the graph. The search therefore visits
 # share ** -EFFORT times as many of them. Measured in benchmarks/README.md, "Filters".
-EFFORT: Final = 0.75
+EFFORT: Final = 0.65
 
 _CODE_TRAINING_ROWS: Final = 100_000  # rows of the training sample for the range of each dimension
 _NEIGHBOURS: Final = 32

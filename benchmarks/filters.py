@@ -2,10 +2,10 @@
 
     python -m benchmarks.filters RELEASE
 
-RELEASE has an index, such as the one that benchmarks.serving.run makes. The queries are its encoder's, for its own sample
-windows. Filters allow a share of the tracks: at random; all copies of random trained tracks, as a market that lacks some
-artists; or the tracks that lie furthest in a random direction of the embeddings, as a genre. Each search is compared with
-an exact search among the allowed tracks. Writes results/filters_TRACKS.json.
+RELEASE has an index, such as the one that benchmarks.serving.run makes. The queries are its encoder's, for its own
+sample windows. Filters allow a share of the tracks: at random; all copies of random trained tracks, as a market that
+lacks some artists; or the tracks that lie furthest in a random direction of the embeddings, as a genre. Each search is
+compared with an exact search among the allowed tracks. Writes results/filters_TRACKS.json.
 """
 
 import argparse
@@ -19,10 +19,13 @@ import numpy as np
 
 from index.exact import ExactIndex
 from index.tuning import open_index
-from segue.arrays import Bool, Float32
+from segue.arrays import Bool, Float32, Int
+from segue.catalogue import PAD_ROW
 from segue.filters import Allowed
+from segue.recommend import Recommender
 from segue.release import ENCODER, Release, open_release
-from service.releases.loaded import LoadedRelease, Question, load_release
+from segue.window import Sessions
+from service.releases.loaded import load_release
 from service.releases.onnx_encoder import OnnxEncoder
 
 HERE: Final = Path(__file__).parent
@@ -33,10 +36,10 @@ ROUNDS: Final = 5
 
 
 def masks(release: Release, share: float, rng: np.random.Generator) -> dict[str, Bool]:
-    """[tracks] each."""
+    """Return three filters that allow about this share of the tracks. [tracks] each."""
     embeddings = np.asarray(release.item_embeddings)[1:]
-    codes = release.catalogue.attributes["artist"].codes
-    along = embeddings @ rng.standard_normal(embeddings.shape[1]).astype(np.float32)
+    codes: Int = release.catalogue.attributes["artist"].codes.astype(np.int64)
+    along = embeddings @ rng.standard_normal((embeddings.shape[1],)).astype(np.float32)
     return {
         "random": rng.random(len(embeddings)) < share,
         "artists": (rng.random(int(codes.max()) + 1) < share)[codes],
@@ -54,29 +57,23 @@ def search_ms(index: Any, queries: Float32, allowed: Allowed | None) -> float:
     return float(np.median(taken))
 
 
-def answer_ms(live: LoadedRelease, allowed: Allowed | None, questions: list[Question]) -> float:
-    """Median processor time of a whole answer in milliseconds, one question at a time."""
-    recommender = live.recommender if allowed is None else live.recommender.within(allowed)
-    original, live.recommender_for = live.recommender_for, lambda _: recommender  # type: ignore[method-assign]
+def answer_ms(recommender: Recommender, sessions: list[Sessions]) -> float:
+    """Median processor time of a recommendation in milliseconds, one session at a time."""
     taken = []
-    for question in questions:
+    for session in sessions:
         began = time.thread_time()
-        live.answer([question])
+        recommender.recommend(session, NEAREST)
         taken.append(1000 * (time.thread_time() - began))
-    live.recommender_for = original  # type: ignore[method-assign]
     return float(np.median(taken))
 
 
-def questions_of(release: Release) -> list[Question]:
-    """Questions of the sample windows."""
-    from segue.sessions import Outcome, Play
-
-    windows, name = release.sample_windows, release.mapped_catalogue.track_id
-    outcomes = (Outcome.PLAYED, Outcome.SKIPPED)
-    return [
-        Question([Play(name(row), outcomes[skip]) for row, skip in zip(*line, strict=True) if row], NEAREST)
-        for line in zip(windows.tracks[:QUERIES].tolist(), windows.skipped[:QUERIES].tolist(), strict=True)
-    ]
+def sessions_of(release: Release) -> list[Sessions]:
+    """The sample windows, each as a batch of one session."""
+    windows, found = release.sample_windows, []
+    for tracks, skipped in zip(windows.tracks[:QUERIES], windows.skipped[:QUERIES], strict=True):
+        known = tracks != PAD_ROW
+        found.append(Sessions(tracks[known], skipped[known], np.array([0, np.count_nonzero(known)])))
+    return found
 
 
 def measure(release: Release) -> dict[str, Any]:
@@ -84,7 +81,7 @@ def measure(release: Release) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     index, exact = open_index(release), ExactIndex(release.item_embeddings)
     queries = OnnxEncoder(release.path / ENCODER).encode(release.sample_windows)[:QUERIES]
-    live, questions = load_release(release.path), questions_of(release)
+    recommender, sessions = load_release(release.path).recommender, sessions_of(release)
     lines = []
     for share in SHARES:
         for kind, mask in masks(release, share, rng).items():
@@ -93,7 +90,8 @@ def measure(release: Release) -> dict[str, Any]:
             hits = [len(set(a) & set(b) - {0}) / max(len(set(b) - {0}), 1) for a, b in zip(found, best, strict=True)]
             # Alternating, so that a change of the machine's speed meets both.
             searches = [(search_ms(index, queries, None), search_ms(index, queries, allowed)) for _ in range(ROUNDS)]
-            answers = [(answer_ms(live, None, questions), answer_ms(live, allowed, questions)) for _ in range(ROUNDS)]
+            within = recommender.within(allowed)
+            answers = [(answer_ms(recommender, sessions), answer_ms(within, sessions)) for _ in range(ROUNDS)]
             lines.append(
                 {
                     "filter": kind,
@@ -103,7 +101,9 @@ def measure(release: Release) -> dict[str, Any]:
                     "filled": round(float((found != 0).all(axis=1).mean()), 4),
                     "search_ms": round(float(np.median([one for _, one in searches])), 4),
                     "search_ms_without": round(float(np.median([one for one, _ in searches])), 4),
-                    "answers_per_second_ratio": round(float(np.median([one / other for one, other in answers])), 3),
+                    "recommendations_per_second_ratio": round(
+                        float(np.median([one / other for one, other in answers])), 3
+                    ),
                 }
             )
             print(lines[-1], flush=True)

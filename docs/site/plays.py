@@ -1,4 +1,6 @@
-"""Writes docs/plays.csv, the listening log of the tutorial: `python -m docs.site.plays`. All of it is invented.
+"""Writes docs/plays.csv and docs/tracks.csv, the log of the tutorial and its tracks: `python -m docs.site.plays`.
+
+All of it is invented.
 
 Five kinds of music, each of four artists with an album of four tracks. A listener likes two kinds, often hears the next
 track of an album, is served something of another kind now and then, and skips most of that.
@@ -44,5 +46,21 @@ def plays(seed: int = 1) -> str:
     return stream.getvalue()
 
 
+def tracks(seed: int = 1) -> str:
+    """The tracks as CSV: track_id and attributes. The years and markets of an album are those of its tracks."""
+    rng, stream = random.Random(seed), io.StringIO()  # noqa: S311 (no secret)
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(("track_id", "genre", "explicit", "markets", "released"))
+    for kind, artists in KINDS.items():
+        for artist in range(len(artists)):
+            markets = "|".join(("DE", "FR", "US") if rng.random() < 0.6 else rng.sample(("DE", "FR", "US"), 2))
+            released = f"{rng.randint(1998, 2024)}-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
+            for track in range(len(TITLES)):
+                explicit = "true" if rng.random() < 0.2 else "false"
+                writer.writerow((f"{kind}-{artist + 1}{track + 1}", kind, explicit, markets, released))
+    return stream.getvalue()
+
+
 if __name__ == "__main__":
     CSV.write_text(plays(), encoding="utf-8")
+    CSV.with_name("tracks.csv").write_text(tracks(), encoding="utf-8")

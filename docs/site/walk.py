@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
-LOGS: Final = ("plays.csv", "my_spotify_data.zip")
+LOGS: Final = ("plays.csv", "tracks.csv", "my_spotify_data.zip")
 PORT: Final = "8000"  # in the document; a free one takes its place
 _BLOCK: Final = re.compile(r"```console\n(.*?)```\n", re.DOTALL)
 

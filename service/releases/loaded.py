@@ -137,6 +137,7 @@ class LoadedRelease:
         self.ranker = _ranker(release, embeddings, self.catalogue, timed)
         self.recommender = Recommender(self.ranker, popularity, release.manifest.window.length, release.play_head)
         self._restricted = RestrictedRecommenders(self.recommender, self.catalogue, np.empty(0, dtype=np.int64))
+        self._has_removed = False
 
     @property
     def folder(self) -> str:
@@ -171,6 +172,8 @@ class LoadedRelease:
         The result is kept, because the first request with a filter looks at every track. Raises BadFilter or
         UnknownAttribute.
         """
+        if wanted is None and not self._has_removed:
+            return self.recommender
         return self._restricted.recommender(wanted)
 
     def allowed(self, wanted: Filter | None) -> Allowed | None:
@@ -184,7 +187,9 @@ class LoadedRelease:
     def remove(self, track_ids: Sequence[str]) -> None:
         """Recommend these tracks no longer, and all others. Ids outside the catalogue are ignored."""
         rows = np.unique(self.catalogue.rows(track_ids))
-        self._restricted = RestrictedRecommenders(self.recommender, self.catalogue, rows[rows != PAD_ROW])
+        rows = rows[rows != PAD_ROW]
+        self._restricted = RestrictedRecommenders(self.recommender, self.catalogue, rows)
+        self._has_removed = len(rows) > 0  # afterwards, as another thread may be answering
 
     def caution(self, asked: float | None) -> float:
         """Return the caution of a request: `asked`, or the default of the release. Raises InputError."""

@@ -134,7 +134,11 @@ def _of_text(column: pl.Series) -> pl.Series:
     if lower.is_in([*true, *false]).all():
         known = texts.str.to_lowercase()
         return pl.select(pl.when(known.is_not_null()).then(known.is_in(true))).to_series().alias(column.name)
-    if not column.name.lower().endswith("id") and given.str.contains(_NUMBER).all():
+    if (
+        not column.name.lower().endswith("id")
+        and given.str.contains(_NUMBER).all()
+        and given.cast(pl.Float64).is_finite().all()
+    ):
         numbers = texts.cast(pl.Float64)
         whole = (numbers.drop_nulls() % 1 == 0).all() and (numbers.drop_nulls().abs() < _LARGEST_WHOLE).all()
         return numbers.cast(pl.Int64) if whole else numbers

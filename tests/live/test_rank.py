@@ -1,12 +1,16 @@
 """Candidates of another system are ranked, and many sessions are answered in one call."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import httpx
+import polars as pl
 import pytest
 
+from segue.cli import main
+from segue.release import Release
 from service.api.batch import MAX_BATCH_EVENTS, MAX_SESSIONS
 from service.api.rank import MAX_CANDIDATES
 from tests.conftest import StartService, recommended, track_ids
@@ -168,6 +172,35 @@ class TestBatch:
     def test_a_release_without_a_play_head_is_a_problem_of_each_session(self, running: httpx.Client) -> None:
         [result] = batch(running, [{"session_id": "s"}], caution=1)
         assert result["problem"]["status"] == 409
+
+
+def test_the_command_line_writes_what_the_service_answers(
+    running: httpx.Client, tiny_release: Release, tmp_path: Path
+) -> None:
+    happened = {f"file-{uuid4().hex}": EVENTS, f"file-{uuid4().hex}": EVENTS[:1], f"file-{uuid4().hex}": EVENTS[3:]}
+    rows = []
+    for session_id, events in happened.items():
+        running.post(f"/sessions/{session_id}/events", json={"events": events}).raise_for_status()
+        for position, play in enumerate(running.get(f"/sessions/{session_id}").json()["plays"]):
+            rows.append((session_id, position, play["track_id"], play["outcome"] == "skipped"))
+    columns = ["session_id", "position", "track_id", "skipped"]
+    pl.DataFrame(rows, schema=columns, orient="row").write_parquet(tmp_path / "in.parquet")
+    arguments = [
+        "recommend",
+        tiny_release.path,
+        "--sessions",
+        tmp_path / "in.parquet",
+        "--out",
+        tmp_path / "out.parquet",
+    ]
+    assert main([*map(str, arguments), "-k", "30", "--repeat", "never"]) == 0
+    written = pl.read_parquet(tmp_path / "out.parquet")
+    for session_id in happened:
+        answer = recommended(running, session_id, k=30, repeat="never")
+        lines = written.filter(session_id=session_id).select("rank", "score", "track_id").to_dicts()
+        shown = [{name: item[name] for name in ("rank", "score", "track_id")} for item in answer["items"]]
+        assert lines == [{**item, "score": pytest.approx(item["score"], rel=1e-6)} for item in shown]
+        assert written.filter(session_id=session_id)["source"].unique().to_list() == [answer["source"]]
 
 
 @pytest.mark.parametrize("fallback", ["popularity", "none"])

@@ -177,7 +177,7 @@ class TestBatch:
 def test_the_command_line_writes_what_the_service_answers(
     running: httpx.Client, tiny_release: Release, tmp_path: Path
 ) -> None:
-    happened = {f"file-{uuid4().hex}": EVENTS, f"file-{uuid4().hex}": EVENTS[:1], f"file-{uuid4().hex}": EVENTS[3:]}
+    happened = {f"file-{number}-{uuid4().hex}": EVENTS[number:] for number in (0, 1, 3)}
     rows = []
     for session_id, events in happened.items():
         running.post(f"/sessions/{session_id}/events", json={"events": events}).raise_for_status()

@@ -40,10 +40,9 @@ from service.problems import (
 from service.releases.loaded import Question
 
 MAX_SESSIONS: Final = 100
-MAX_BATCH_EVENTS: Final = 2000  # of all hypothetical sessions together: validating them blocks the event loop
+MAX_BATCH_EVENTS: Final = 1000  # of all hypothetical sessions together: validating them blocks the event loop
 _VALUES_OF_A_SESSION: Final = 3
-_MAX_LISTED: Final = 10  # errors of a session in its problem document
-_MAX_COUNTED: Final = 100  # above it only the number is reported
+_MAX_LISTED: Final = 10  # errors of a session in its problem document; above it only their number
 
 router = APIRouter()
 _log = structlog.get_logger()
@@ -60,10 +59,10 @@ def _session_or_errors(value: Any, handler: ValidatorFunctionWrapHandler) -> One
         session: OneSession = handler(value)
     except ValidationError as error:
         count = error.error_count()
-        if count > _MAX_COUNTED:
+        if count > _MAX_LISTED:
             summary = {"type": "too_many_errors", "loc": (), "msg": "A session as openapi.json describes it"}
             return InvalidSession(errors=[{**summary, "found": f"wrong in {count:,} places"}])
-        return InvalidSession(errors=error.errors(include_url=False)[:_MAX_LISTED])
+        return InvalidSession(errors=error.errors(include_url=False))
     return session
 
 

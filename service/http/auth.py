@@ -33,7 +33,7 @@ _IN_REQUEST: Final = "segue.caller"
 # Calls that count as several requests in the rate limits. Measured: a list with explanations takes about as long as 13
 # lists, because it is computed again without each of several plays.
 EXPLANATION_COST: Final = 13
-RANK_COST: Final = 2  # measured with 500 candidates of a hybrid
+RANK_COST: Final = 2  # with 500 candidates and transition counts, as above
 CALL_COSTS: Final[dict[str, int]] = {"GET /map": 5}  # up to 800 kB
 MAX_BUCKETS: Final = 65_536
 

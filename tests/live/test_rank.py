@@ -167,7 +167,7 @@ class TestBatch:
         refused(running, path, 404, sessions=[good], release="nobody")
         many = [{"events": EVENTS[:1] * 500}] * (MAX_BATCH_EVENTS // 500)
         assert len(batch(running, many, k=1)) == len(many)
-        assert "found 2001" in refused(running, path, 422, sessions=[*many, {"events": EVENTS[:1]}])
+        assert f"found {MAX_BATCH_EVENTS + 1}" in refused(running, path, 422, sessions=[*many, {"events": EVENTS[:1]}])
 
     def test_a_release_without_a_play_head_is_a_problem_of_each_session(self, running: httpx.Client) -> None:
         [result] = batch(running, [{"session_id": "s"}], caution=1)

@@ -150,12 +150,16 @@ def test_other_wrong_inputs_are_one_line(
     release, out = live.release.path, tmp_path / "out.parquet"
     (tmp_path / "text.parquet").write_text(json.dumps({"no": "parquet"}))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "mixed").mkdir()
+    PLAYS.write_parquet(tmp_path / "mixed" / "a.parquet")
+    PLAYS.rename({"position": "timestamp"}).write_parquet(tmp_path / "mixed" / "b.parquet")
     taken = tmp_path / "taken.parquet"
     taken.write_text("mine")
     for arguments, said in (
         ((tmp_path / "nowhere", out), "nowhere does not exist"),
         ((tmp_path / "text.parquet", out), "cannot be read as Parquet"),
         ((tmp_path / "empty", out), "has no file named *.parquet"),
+        ((tmp_path / "mixed", out), "have different columns"),
         ((source, taken), "already exists: choose another name for --out, or replace it with --overwrite"),
         ((source, tmp_path / "empty"), "is a folder"),
         ((source, out, "--play", "x"), "are for one session"),

@@ -155,7 +155,11 @@ class _Plays:
             raise InputError(f"{source} does not exist: give a Parquet file of plays, or a folder of such files")
         if not files:
             raise InputError(f"{source} has no file named *.parquet: give a Parquet file of plays")
-        self._scan = pl.concat([self._scanned(file) for file in files])
+        scans = [self._scanned(file) for file in files]
+        for file, scan in zip(files, scans, strict=True):
+            if scan.collect_schema() != scans[0].collect_schema():
+                raise InputError(f"{file} and {files[0]} have different columns: write both in the same way")
+        self._scan = pl.concat(scans)
         self._names = self._scan.collect_schema().names()
         try:
             facts = self._scan.select(pl.len().alias("rows"), pl.all().null_count()).collect(engine="streaming")
@@ -192,7 +196,8 @@ class _Plays:
                 raise InputError(f"{file}: the column {name} is {schema[name]}, expected {expected}")
         versions = ["written_at"] if order == "position" and "written_at" in schema else []
         texts = [pl.col(name).cast(pl.String) for name in ("session_id", "track_id")]
-        return scan.select(*texts, "skipped", order, *versions)
+        places = pl.col(order).cast(pl.Int64) if schema[order].is_integer() else pl.col(order)
+        return scan.select(*texts, "skipped", places, *versions)
 
     def by_session(self, folder: Path) -> Iterator[pl.DataFrame]:
         """Yield all plays, sorted by session id and within a session oldest first. A session is in one frame."""

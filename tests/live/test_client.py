@@ -2,6 +2,8 @@
 
 import asyncio
 import http.server
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -276,6 +278,11 @@ class TestRetries:
         server = flaky(fails(200))
         with Client(server.url) as client, pytest.raises(ServiceError, match="Not an answer of Segue"):
             client.play("s", "a")
+
+
+def test_it_imports_neither_the_service_nor_data_frames() -> None:
+    program = "import sys, segue.client; print(*{'polars', 'numpy', 'fastapi', 'redis', 'service'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"
 
 
 def test_every_method_is_documented() -> None:

@@ -5,7 +5,6 @@ of session ids, so that each range fits in memory. Sessions are written in the o
 not depend on the ranges.
 """
 
-import bisect
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from segue.recommend import Recommendation
     from service.releases.loaded import LoadedRelease
 
-ROWS_IN_MEMORY: Final = 2_000_000
+ROWS_IN_MEMORY: Final = 1_000_000
 SCHEMA: Final = {
     "session_id": pl.String(),
     "rank": pl.Int32(),  # 1 is the best
@@ -207,7 +206,7 @@ class _Plays:
         bounds = self._bounds()
         files: list[list[Path]] = [[] for _ in range(len(bounds) + 1)]
         for number, chunk in enumerate(self._scan.collect_batches(chunk_size=ROWS_IN_MEMORY, maintain_order=True)):
-            ranges = pl.Series("range", [bisect.bisect_right(bounds, one) for one in chunk["session_id"].to_list()])
+            ranges = bounds.search_sorted(chunk["session_id"], side="right").alias("range")
             for (place,), part in chunk.with_columns(ranges).partition_by("range", as_dict=True).items():
                 file = folder / f"range-{place}-{number}.arrow"
                 part.drop("range").write_ipc(file)
@@ -218,12 +217,12 @@ class _Plays:
             for file in of_range:
                 file.unlink()
 
-    def _bounds(self) -> list[str]:
+    def _bounds(self) -> pl.Series:
         """Return session ids that divide the plays into ranges of about ROWS_IN_MEMORY plays."""
         sampled = self._scan.select(pl.col("session_id").gather_every(-(-self.rows // _SAMPLED)))
         ids = sampled.collect(engine="streaming")["session_id"].sort()
         count = -(-self.rows // ROWS_IN_MEMORY)
-        return sorted({ids[len(ids) * place // count] for place in range(1, count)})
+        return ids[[len(ids) * place // count for place in range(1, count)]].unique().sort()
 
     def _sorted(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Return the plays in order. Of several rows of a play, the one with the latest `written_at` counts."""

@@ -74,10 +74,11 @@ def variants() -> Iterator[tuple[str, str, dict[str, Any]]]:
     for body in bodies:
         yield "POST", "/recommendations/what-if", {"json": body}
     candidates = ["g0-t00", "g1-t01", "x"]
-    for more in ({}, {"repeat": "never"}, {"explain": True}, {"release": "tiny"}):
-        yield "POST", "/rank", {"json": {"session_id": VICTIM, "candidates": candidates, **more}}
+    options: list[dict[str, Any]] = [{}, {"repeat": "never"}, {"explain": True}, {"release": "tiny"}]
+    for more_options in options:
+        yield "POST", "/rank", {"json": {"session_id": VICTIM, "candidates": candidates, **more_options}}
         sessions = [{"session_id": VICTIM}, {"session_id": VICTIM, "events": []}]
-        yield "POST", "/recommendations/batch", {"json": {"sessions": sessions, "k": 100, **more}}
+        yield "POST", "/recommendations/batch", {"json": {"sessions": sessions, "k": 100, **more_options}}
     for path in (
         *(f"/sessions/{VICTIM}", f"/sessions/{VICTIM}?explain=true", f"/sessions/{VICTIM}/stream"),
         *("/tracks", f"/tracks?query={VICTIM}", f"/tracks?query={UNKNOWN[:6]}", "/tracks/g0-t00/similar"),

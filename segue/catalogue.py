@@ -22,19 +22,16 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from segue.arrays import Float32, Int, MappedTexts, plain_array, write_texts
+from segue.arrays import Bool, Float32, Int, MappedTexts, plain_array, write_texts
 from segue.attributes import VALUES_FILE, Attributes
 from segue.errors import BadRelease, InputError, UnknownTrack
 from segue.safe_files import UNREADABLE, check_footer
-
-if TYPE_CHECKING:
-    from segue.filters import Allowed
 
 Row: TypeAlias = int
 
@@ -205,18 +202,18 @@ class Catalogue:
         """Return the JSON members of a track, without the braces, in UTF-8: `"track_id":"x","title":"y"`."""
         return self._tracks.json(row)
 
-    def search(self, query: str, limit: int, allowed: "Allowed | None" = None) -> list[Row]:
-        """Return at most `limit` allowed rows with each word of `query` in title, artist or id, most played first."""
-        words = query.lower().split()
-        if allowed is not None and not words:
-            return cast("list[Row]", allowed.first(self.by_plays, limit).tolist())
+    def search(self, query: str, limit: int, keep: Callable[[Int], Bool] | None = None) -> list[Row]:
+        """Return at most `limit` rows of tracks with each word of `query` in title, artist or id, most played first.
+
+        `keep` tells for rows [n] int64 whether each of them may be returned; None: all of them.
+        """
         matching = self._tracks.searchable
-        for word in words:
+        for word in query.lower().split():
             matching = matching.filter(pl.col("text").str.contains(word, literal=True))
-        if allowed is None:
+        if keep is None:
             matching = matching.head(limit)
         rows = matching.select("row").collect()["row"].to_numpy()
-        found: list[Row] = (rows if allowed is None else rows[allowed.contains(rows)][:limit]).tolist()
+        found: list[Row] = (rows if keep is None else rows[keep(rows)][:limit]).tolist()
         return found
 
 

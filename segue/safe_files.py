@@ -5,6 +5,8 @@ private: `private_folder` and `new_folder(private=True)` set the mode 0700 for f
 the umask. A folder with the set-group-ID bit (`chmod g+s`) is shared with its group. Such a folder has the mode 2750,
 its files have the mode 0640, and new subfolders inherit the bit.
 
+`new_file` does the same for a single private file.
+
 `read_json` rejects ambiguous JSON, which parsers may read in different ways.
 
 `check_footer` runs before Polars opens a Parquet file that may be damaged. A Parquet footer states the number of
@@ -132,6 +134,28 @@ def new_folder(path: Path, *, overwrite: bool = False, marker: str, private: boo
         _flush(path.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary private file next to `path`, and rename it to `path` if the block ends without an error.
+
+    Raises InputError if `path` exists and `overwrite` is false, or if it is a folder.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: choose the name of a file for --out")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} already exists: choose another name for --out, or replace it with --overwrite")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = private_file(path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.unfinished")
+    try:
+        yield unfinished
+        _flush(unfinished)
+        unfinished.rename(path)
+        _flush(path.parent)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
         raise
 
 

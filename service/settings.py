@@ -90,7 +90,7 @@ class Settings(BaseSettings):
         default=2**18,
         ge=1024,
         description="Maximum body size of a request with events, in bytes; larger bodies get a 413. A hypothetical "
-        "session (what-if) may be five times as large",
+        "session (what-if) may be five times as large, a ranking 7.5 times, a batch ten times",
     )
     latency_budget_ms: float = Field(
         default=40,

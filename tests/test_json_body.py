@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from service.api.batch import MAX_BATCH_EVENTS, MAX_SESSIONS, BatchRequest, InvalidSession
 from service.api.json_body import JsonBody, validated
+from service.api.rank import MAX_CANDIDATES, RankRequest
 from service.api.recommendations import MAX_HYPOTHETICAL_EVENTS, WhatIfRequest
 from service.api.releases import SwapRequest
 from service.api.sessions import MAX_EVENTS, EventsRequest
@@ -21,6 +23,8 @@ from service.settings import Settings
 MAX_REQUEST_BYTES = Settings.model_fields["max_request_bytes"].default
 EVENTS = EventsRequest.bytes_limit(MAX_REQUEST_BYTES)
 WHAT_IF = WhatIfRequest.bytes_limit(MAX_REQUEST_BYTES)
+RANK = RankRequest.bytes_limit(MAX_REQUEST_BYTES)
+BATCH = BatchRequest.bytes_limit(MAX_REQUEST_BYTES)
 SWAP = SwapRequest.bytes_limit(MAX_REQUEST_BYTES)
 FILL = 20_000  # bytes from which values are counted
 
@@ -63,6 +67,20 @@ def test_the_largest_valid_request_is_accepted(
     assert len(validated(model, body).events) == number
 
 
+@pytest.mark.parametrize("text", ["\U0001f600" * 256, '"' * 256, "é" * 256])
+def test_the_largest_valid_ranking_and_batch_are_accepted(text: str) -> None:
+    more = {"repeat": "after:1000", "release": "r" * 64, "caution": 0.123456789}
+    candidates = [f"{place:04}{text}"[:256] for place in range(MAX_CANDIDATES)]
+    value = {"events": events(MAX_HYPOTHETICAL_EVENTS, text), "candidates": candidates, **more}
+    body = json.dumps(value, ensure_ascii=False, indent=1).encode()
+    assert FILL < len(body) <= RANK
+    assert len(validated(RankRequest, body).candidates) == MAX_CANDIDATES
+    sessions = [{"events": events(MAX_BATCH_EVENTS // MAX_SESSIONS, text)} for _ in range(MAX_SESSIONS)]
+    body = json.dumps({"sessions": sessions, "k": 100, **more}, ensure_ascii=False, indent=1).encode()
+    assert FILL < len(body) <= BATCH
+    assert not any(isinstance(one, InvalidSession) for one in validated(BatchRequest, body).sessions)
+
+
 def test_a_release_name_fits() -> None:
     body = json.dumps({"name": "r" * 64}, indent=4).encode()
     assert len(body) <= SWAP
@@ -97,7 +115,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-@pytest.mark.parametrize(("model", "size"), [(EventsRequest, EVENTS), (WhatIfRequest, WHAT_IF), (SwapRequest, EVENTS)])
+@pytest.mark.parametrize(
+    ("model", "size"), [(EventsRequest, EVENTS), (WhatIfRequest, WHAT_IF), (RankRequest, RANK), (SwapRequest, EVENTS)]
+)
 def test_a_body_with_too_many_values_is_not_parsed(
     model: type[JsonBody], size: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +160,7 @@ json_values = st.recursive(
 )
 
 
-@given(json_values, st.sampled_from([EventsRequest, WhatIfRequest, SwapRequest]))
+@given(json_values, st.sampled_from([EventsRequest, WhatIfRequest, RankRequest, BatchRequest, SwapRequest]))
 def test_whatever_a_body_holds_the_report_is_short(value: object, model: type[JsonBody]) -> None:
     body = json.dumps(value).encode() + b" " * FILL
     with contextlib.suppress(RequestValidationError):

@@ -20,8 +20,8 @@ from training.registry import MODELS
 
 # What a program that builds on Segue may import; the other modules are there for these.
 MODULES: Final = (
+    "segue.client",
     "segue.catalogue",
-    "segue.sessions",
     "segue.sessions",
     "segue.window",
     "segue.recommend",

@@ -10,7 +10,7 @@ import click
 from segue.cli.data import FOLDER
 from segue.cli.evaluate import CAUTION, REPEAT
 from segue.cli.recommend import explained, items, next_tracks
-from segue.cli.terminal import example, print_json, print_table, say
+from segue.cli.terminal import counting, example, print_json, print_table, say
 
 if TYPE_CHECKING:
     from segue.sessions import Event
@@ -80,8 +80,11 @@ def _in_order(context: click.Context, plays: tuple[str, ...], skips: tuple[str, 
 
 @click.command(
     cls=_InOrder,
-    short_help="Recommend next tracks for one session, without a service.",
-    epilog=example("segue recommend releases/mine --play track-1 --skip track-2 -k 10"),
+    short_help="Recommend next tracks for one session or a file of sessions, without a service.",
+    epilog=example(
+        "segue recommend releases/mine --play track-1 --skip track-2 -k 10",
+        "segue recommend releases/mine --sessions sessions.parquet --out lists.parquet -k 50",
+    ),
 )
 @click.argument("release", type=FOLDER)
 @click.option("--play", "plays", multiple=True, metavar="TRACK", help="Id of a played track. Repeatable.")
@@ -108,6 +111,20 @@ def _in_order(context: click.Context, plays: tuple[str, ...], skips: tuple[str, 
     help="Show which play raises and which lowers each track most, and its rank without skips.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the recommendations as JSON.")
+@click.option(
+    "--sessions",
+    type=FOLDER,
+    metavar="FILE",
+    help="Recommend for all sessions of a Parquet file, or of a folder of Parquet files such as the event log. "
+    "Columns: session_id, position (or timestamp), track_id, skipped.",
+)
+@click.option(
+    "--out",
+    type=FOLDER,
+    metavar="FILE",
+    help="Parquet file for the recommendations of --sessions. Columns: session_id, rank, track_id, score, source.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the file of --out.")
 @click.pass_context
 def recommend(
     context: click.Context,
@@ -120,12 +137,24 @@ def recommend(
     only: str | None,
     explain: bool,
     as_json: bool,
+    sessions: Path | None,
+    out: Path | None,
+    overwrite: bool,
 ) -> None:
     """Recommend next tracks from the release in the folder RELEASE.
 
     Give the session as --play and --skip options, oldest first. If it contains no known track, the most
-    played tracks are recommended.
+    played tracks are recommended. For many sessions, give --sessions and --out.
     """
+    if sessions is not None or out is not None:
+        if sessions is None or out is None:
+            raise click.UsageError("--sessions and --out are used together: give both")
+        if plays or skips or explain or as_json:
+            raise click.UsageError(
+                "--play, --skip, --explain and --json are for one session: omit them with --sessions"
+            )
+        _recommend_sessions(release, sessions, out, k, repeat, caution, only, overwrite=overwrite)
+        return
     from segue.filters import read_filter
     from segue.sessions import plays_of, repeat_policy
     from service.releases.explanation import explain_answer
@@ -144,6 +173,30 @@ def recommend(
         print_json(content if why is None else content | {"explanation": explained(why)})
     else:
         print_table(partial(next_tracks, answer, why))
+
+
+def _recommend_sessions(
+    release: Path,
+    sessions: Path,
+    out: Path,
+    k: int,
+    repeat: str,
+    caution: float | None,
+    only: str | None,
+    *,
+    overwrite: bool,
+) -> None:
+    from segue.cli.recommend_sessions import SessionsJob, recommend_sessions
+    from segue.filters import read_filter
+    from segue.sessions import repeat_policy
+    from service.releases.loaded import load_release
+
+    wanted = None if only is None else read_filter(only)
+    job = SessionsJob(sessions, out, k, repeat_policy(repeat), caution, overwrite, wanted)
+    live = load_release(release)
+    with counting("recommending") as report:
+        count = recommend_sessions(live, job, report)
+    say(f"Wrote the recommendations of {live.name} for {count:,} sessions to {out}")
 
 
 @click.command(

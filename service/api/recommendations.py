@@ -44,6 +44,7 @@ from service.api.state import (
 from service.api.tracks import RankedTrackBody, TrackBody
 from service.http.auth import EXPLANATION_COST, caller_of
 from service.problems import problem_responses
+from service.releases.candidates import popular
 from service.releases.explanation import RANKED_AGAIN, Explanation, Places, explain_answer
 from service.releases.loaded import Question, RecommendResult
 from service.releases.registry import ActiveRelease
@@ -270,7 +271,7 @@ async def recommendations(  # noqa: PLR0913, PLR0917 (parameters of the request)
     active = releases.for_session(session_id) if release is None else releases.named(release)
     live = active.live
     asked, wanted, names = live.caution(caution), await filter_of(service, live, filter), fields_of(live, fields)
-    question = Question(await _plays_or_none(service, session_id), k, exclude, repeat_policy(repeat), asked, wanted)
+    question = Question(await plays_or_none(service, session_id), k, exclude, repeat_policy(repeat), asked, wanted)
     content = await recommend(service, active, session_id, question, explain, names, attributed=release is None)
     return Response(content, media_type="application/json")
 
@@ -314,7 +315,7 @@ async def recommend(
     `attributed`: whether plays and skips of these tracks count for the release. They do not if the client chose the
     release itself.
     """
-    answer = await _answer_or_popular(service, active, question)
+    answer = await answer_or_popular(service, active, question)
     service.telemetry.series(service.telemetry.recommendations, active.live.name, answer.source).inc()
     if attributed:
         service.attribution.remember(session_id, answer)
@@ -360,7 +361,7 @@ async def _explanation(
 # --- fallback ---
 
 
-async def _plays_or_none(service: AppState, session_id: str) -> list[Play]:
+async def plays_or_none(service: AppState, session_id: str) -> list[Play]:
     """The session's plays. Without the store none, if there is a fallback; otherwise raises StoreUnavailable."""
     try:
         return await service.store.plays(session_id)
@@ -371,7 +372,7 @@ async def _plays_or_none(service: AppState, session_id: str) -> list[Play]:
         return []
 
 
-async def _answer_or_popular(service: AppState, active: ActiveRelease, question: Question) -> RecommendResult:
+async def answer_or_popular(service: AppState, active: ActiveRelease, question: Question) -> RecommendResult:
     """The next tracks, by popularity if encoder or index fail and there is a fallback."""
     try:
         return await active.ranking(question)
@@ -380,7 +381,7 @@ async def _answer_or_popular(service: AppState, active: ActiveRelease, question:
             raise
         _log_model_error(service, active, error)
         service.telemetry.fallbacks.labels("model").inc()
-        return active.live.popular(question)
+        return popular(active.live, question)
 
 
 def _log_model_error(service: AppState, active: ActiveRelease, error: Exception) -> None:

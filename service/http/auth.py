@@ -33,6 +33,7 @@ _IN_REQUEST: Final = "segue.caller"
 # Calls that count as several requests in the rate limits. Measured: a list with explanations takes about as long as 13
 # lists, because it is computed again without each of several plays.
 EXPLANATION_COST: Final = 13
+RANK_COST: Final = 2  # with 500 candidates and transition counts, as above
 CALL_COSTS: Final[dict[str, int]] = {"GET /map": 5}  # up to 800 kB
 MAX_BUCKETS: Final = 65_536
 
@@ -130,6 +131,8 @@ CALLS: Final[dict[tuple[str, str], Scope | None]] = {
     ("POST", "/sessions/{session_id}/events"): "client",
     ("GET", "/recommendations"): "client",
     ("POST", "/recommendations/what-if"): "client",
+    ("POST", "/recommendations/batch"): "client",
+    ("POST", "/rank"): "client",
     ("GET", "/tracks"): "client",
     ("GET", "/tracks/{track_id:path}/similar"): "client",
     ("GET", "/sessions/{session_id}"): "read",

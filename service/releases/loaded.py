@@ -251,7 +251,8 @@ class LoadedRelease:
 
     def search(self, query: str, limit: int, wanted: Filter | None = None) -> list[Track]:
         """Return at most `limit` allowed tracks with all words of `query` in title, artist or id, most played first."""
-        return [self.track(row) for row in self.catalogue.search(query, limit, self.allowed(wanted))]
+        allowed = self.allowed(wanted)
+        return [self.track(row) for row in self.catalogue.search(query, limit, allowed and allowed.contains)]
 
     def unknown(self, track_ids: Sequence[str]) -> list[str]:
         """Return the ids in `track_ids` that are not in the catalogue, without duplicates, in order."""

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 from segue.errors import ModelUnavailable
 from segue.sessions import Play
 from service.batching import MAX_BATCH_SIZE, MicroBatch
+from service.releases.candidates import RankQuestion, answer_all
 from service.releases.loaded import LoadedRelease, Question, RecommendResult
 from service.telemetry import Telemetry
 from service.threads import Threads, timed_out
@@ -91,7 +92,7 @@ class _Ranker:
             return []
         self._batch_sizes.observe(len(questions))
         try:
-            return await self._threads.run(self._live.answer, questions)
+            return await self._threads.run(self._answer, questions)
         except Exception as error:  # noqa: BLE001 (exceptions of ONNX Runtime and FAISS have no common base class)
             if isinstance(error, ModelUnavailable):
                 if self._threads.exhausted:
@@ -121,7 +122,7 @@ class _Ranker:
                     return  # the client has disconnected
                 try:
                     self._check_blocked(question)
-                    [found] = await self._alone.run(self._live.answer, [question])
+                    [found] = await self._alone.run(self._answer, [question])
                 except Exception as error:  # noqa: BLE001 (exceptions of ONNX Runtime and FAISS have no common base class)
                     if not answer.done():
                         answer.set_exception(error)
@@ -157,12 +158,17 @@ class _Ranker:
 
     async def _hangs(self, plays: Sequence[Play]) -> bool:
         try:
-            await self._alone.run(self._live.answer, [Question(plays, 1)])
+            await self._alone.run(self._answer, [Question(plays, 1)])
         except ModelUnavailable:
             return True
         except Exception:  # noqa: BLE001 (an error is not a hang)
             return False
         return False
+
+    def _answer(self, questions: Sequence[Question]) -> list[RecommendResult]:
+        if any(isinstance(question, RankQuestion) for question in questions):
+            return answer_all(self._live, questions)
+        return self._live.answer(questions)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

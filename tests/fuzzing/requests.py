@@ -146,6 +146,18 @@ def _event(rng: random.Random) -> dict[str, Any]:
     return event
 
 
+def _many(rng: random.Random) -> dict[str, Any]:
+    """A body of POST /rank or of a batch, before it is damaged."""
+    sessions = [
+        {"session_id": f"body-{rng.randrange(9)}"} if rng.random() < 0.5 else {"events": [_event(rng)]}
+        for _ in range(3)
+    ]
+    options = {"repeat": rng.choice(("allow", "never", "after:2"))} if rng.random() < 0.5 else {}
+    if rng.random() < 0.5:
+        return {"sessions": sessions, **options}
+    return {**sessions[0], "candidates": rng.sample([*_TRACKS, "nobody"], rng.choice((1, 3, 20))), **options}
+
+
 def _events_body(rng: random.Random) -> bytes:
     value: Any = {"events": [_event(rng) for _ in range(rng.choice((1, 1, 2, 5, 100)))]}
     for _ in range(rng.choice((0, 0, 1, 1, 2))):
@@ -155,7 +167,7 @@ def _events_body(rng: random.Random) -> bytes:
 
 
 class Bodies(App):
-    """The body reader: events and swaps. The hot routes answer as FastAPI's own routes do."""
+    """The body reader: events, swaps, rankings and batches. The hot routes answer as FastAPI's own routes do."""
 
     @contextlib.contextmanager
     def _fastapi_alone(self) -> Iterator[None]:
@@ -175,6 +187,11 @@ class Bodies(App):
         if rng.random() < 0.1:
             swap = damaged_json({"name": "sasrec-1"}, rng)
             return self._word(self.ask(self._request("PUT", "/releases/current", b"", json_bytes(swap, rng), rng)))
+        if rng.random() < 0.2:
+            many = _many(rng)
+            path = "/rank" if "candidates" in many else "/recommendations/batch"
+            content = json_bytes(damaged_json(many, rng) if rng.random() < 0.8 else many, rng)
+            return self._word(self.ask(self._request("POST", path, b"", content, rng)))
         number = rng.randrange(1000)
         recommend = rng.choice((b"", b"", b"recommend=1", b"recommend=20", b"recommend=100", b"recommend=101"))
         path = f"/sessions/body-{number}/events"

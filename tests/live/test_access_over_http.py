@@ -18,6 +18,10 @@ from tests.stopwatch import Stopwatch
 
 StartService = Callable[..., Any]
 BODY = {"events": [{"type": "play", "track_id": "g0-t00"}]}
+BODIES = {
+    "/rank": {**BODY, "candidates": ["g0-t00", "g0-t01"]},
+    "/recommendations/batch": {"sessions": [BODY, {"session_id": "s"}]},
+}
 KEYS = ("client", "read", "metrics", "admin")
 
 
@@ -68,7 +72,7 @@ def test_every_call_by_every_key(start_service: StartService, keys: Keys) -> Non
     with start_service(api_keys=keys.path).client() as client:
         for (method, template), scope in CALLS.items():
             for holder, headers in holders.items():
-                body = {"json": BODY} if method == "POST" else {}
+                body = {"json": BODIES.get(template, BODY)} if method == "POST" else {}
                 answer = client.request(method, url_of(template), headers=headers, **body)
                 case = f"{method} {template} with {holder}: {answer.status_code}"
                 assert has_headers(answer), case

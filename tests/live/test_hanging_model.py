@@ -102,6 +102,34 @@ def test_a_track_on_which_the_model_hangs_costs_its_own_requests_only(
     assert not any("Traceback" in line for line in service.output)
 
 
+def test_rankings_and_batches_have_the_same_deadline_and_fallback(start_service: StartService, hanging: Path) -> None:
+    service = start_service(release=hanging, ranking_timeout_s=TIMEOUT_S)
+    candidates = ["nobody", "g2-t05", "g0-t00"]
+    poison = {"events": [{"type": "play", "track_id": POISON}]}
+    good = {"events": [{"type": "play", "track_id": "g2-t03"}]}
+    with service.client() as client:
+        assert client.post("/sessions/a/events", json=poison).is_success
+        with Stopwatch() as watch:
+            assert client.post("/rank", json={**poison, "candidates": candidates}).status_code == 503
+            ranked = client.post("/rank", json={"session_id": "a", "candidates": candidates}).json()
+            assert (ranked["source"], ranked["unknown"]) == ("popularity", ["nobody"])
+            assert [item["track_id"] for item in ranked["items"]] == ["g0-t00", "g2-t05", "nobody"]
+            ranked = client.post("/rank", json={**good, "candidates": candidates}).json()
+            assert (ranked["source"], ranked["items"][0]["track_id"]) == ("model", "g2-t05")
+            sessions = [good, poison, {"session_id": "a"}, good]
+            results = client.post("/recommendations/batch", json={"sessions": sessions, "k": 3}).json()["results"]
+        assert watch.seconds < 20 * TIMEOUT_S
+        assert [one.get("recommendations", {}).get("source") for one in results] == [
+            "model",
+            None,
+            "popularity",
+            "model",
+        ]
+        assert results[1]["problem"]["title"] == "Model unavailable"
+    assert service.stop() == 0
+    assert not any("Traceback" in line for line in service.output)
+
+
 def test_without_a_fallback_the_answer_is_a_problem_document(start_service: StartService, hanging: Path) -> None:
     service = start_service(release=hanging, ranking_timeout_s=TIMEOUT_S, fallback="none")
     with service.client() as client:

@@ -73,6 +73,12 @@ def variants() -> Iterator[tuple[str, str, dict[str, Any]]]:
     ]
     for body in bodies:
         yield "POST", "/recommendations/what-if", {"json": body}
+    candidates = ["g0-t00", "g1-t01", "x"]
+    options: list[dict[str, Any]] = [{}, {"repeat": "never"}, {"explain": True}, {"release": "tiny"}]
+    for more_options in options:
+        yield "POST", "/rank", {"json": {"session_id": VICTIM, "candidates": candidates, **more_options}}
+        sessions = [{"session_id": VICTIM}, {"session_id": VICTIM, "events": []}]
+        yield "POST", "/recommendations/batch", {"json": {"sessions": sessions, "k": 100, **more_options}}
     for path in (
         *(f"/sessions/{VICTIM}", f"/sessions/{VICTIM}?explain=true", f"/sessions/{VICTIM}/stream"),
         *("/tracks", f"/tracks?query={VICTIM}", f"/tracks?query={UNKNOWN[:6]}", "/tracks/g0-t00/similar"),
@@ -191,6 +197,10 @@ class TestRates:
                 "/recommendations/what-if", json={"events": [], "explain": True}
             ),
             "map": lambda client: client.get("/map"),
+            "rank": lambda client: client.post("/rank", json={"events": [], "candidates": ["g0-t00"]}),
+            "batch of 10": lambda client: client.post(
+                "/recommendations/batch", json={"sessions": [{"session_id": "a"}] * 10}
+            ),
         }
         passed = {}
         for name, call in calls.items():
@@ -202,7 +212,8 @@ class TestRates:
             service.stop()
             passed[name] = statuses.count(200)
             assert set(statuses) == {200, 429}
-        assert passed == {"plain": 30, "explained": 3, "what-if": 30, "explained what-if": 3, "map": 6}
+        listed = {"plain": 30, "explained": 3, "what-if": 30, "explained what-if": 3}
+        assert passed == {**listed, "map": 6, "rank": 15, "batch of 10": 3}
 
     def test_an_explanation_counts_for_its_session_as_well(self, start_service: StartService) -> None:
         with start_service(session_rate_limit=0.02, rate_limit_burst_s=1000).client() as client:

@@ -1,0 +1,400 @@
+"""A client of the HTTP API, for Python programs: `Client`, and `AsyncClient` with the same methods.
+
+Every event gets an id. A call that fails for a passing reason (timeout, lost connection, 429, 502, 503 or 504) is
+repeated with the same ids until the deadline, so an event counts once. docs/how-to/call-the-service.md has examples.
+"""
+
+import asyncio
+import functools
+import json
+import random
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, ClassVar, Final, Generic, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from segue.sessions import Event, EventType
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Events = Sequence[Event]
+Source = Literal["model", "popularity"]
+
+_FIRST_WAIT_S: Final = 0.1  # between two attempts, if the service names no time; it doubles with each attempt
+_MAX_SHOWN: Final = 200
+
+
+class ServiceError(Exception):
+    """The service rejected a call or did not answer. `status` is 0 if there was no answer."""
+
+    def __init__(
+        self, status: int, title: str, detail: str, errors: Sequence[Mapping[str, str]] = (), retry_after_s: float = 0.0
+    ) -> None:
+        super().__init__(f"{status} {title}: {detail}" if status else f"{title}: {detail}")
+        self.status = status
+        self.title = title
+        self.detail = detail
+        self.errors = list(errors)  # the invalid fields of a 422: `field`, `found` and `expected`
+        self.retry_after_s = retry_after_s  # 0 if the service names no time
+
+
+class InvalidRequest(ServiceError):
+    """The request is invalid or too large (400, 413, 415, 422)."""
+
+
+class AccessDenied(ServiceError):
+    """The API key is missing or unknown (401), or does not have the scope that the call needs (403)."""
+
+
+class NotFound(ServiceError):
+    """There is no such track, release or path (404)."""
+
+
+class Conflict(ServiceError):
+    """The release cannot do this, for example rank with caution (409)."""
+
+
+class RateLimited(ServiceError):
+    """The rate limit was exceeded until the deadline (429)."""
+
+
+class Unavailable(ServiceError):
+    """The service was overloaded or unavailable until the deadline (502, 503, 504)."""
+
+
+class NoAnswer(ServiceError):
+    """No attempt got an answer before the deadline: timeouts or lost connections."""
+
+
+_ERRORS: Final[dict[int, type[ServiceError]]] = {
+    **dict.fromkeys((400, 413, 415, 422), InvalidRequest),
+    **dict.fromkeys((401, 403), AccessDenied),
+    **dict.fromkeys((502, 503, 504), Unavailable),
+    404: NotFound,
+    409: Conflict,
+    429: RateLimited,
+}
+_LOST: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
+_PASSING: Final = (RateLimited, Unavailable, NoAnswer)
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)  # unknown members are ignored: a later service may have more
+
+
+class Track(_Answer):
+    """A track of the catalogue."""
+
+    track_id: str
+    title: str | None = None
+    artist: str | None = None
+
+
+class RankedTrack(Track):
+    """A track in a list, best first. Rank 1 is the best."""
+
+    rank: int
+    score: float
+
+
+class RankedCandidate(Track):
+    """A candidate in its place. `score` is None for a track that the service does not know."""
+
+    rank: int
+    score: float | None = None
+
+
+class Recommendations(_Answer):
+    """Recommended next tracks, best first, and the release that answered."""
+
+    release: str
+    source: Source
+    items: list[RankedTrack]
+
+
+class RankedCandidates(_Answer):
+    """All candidates, best first. `filtered` are those that `repeat` excludes; they are not in `items`."""
+
+    release: str
+    source: Source
+    items: list[RankedCandidate]
+    unknown: list[str]
+    filtered: list[str]
+
+
+class Reported(_Answer):
+    """The result of reporting events. `length` is the number of plays of the session."""
+
+    session_id: str
+    length: int
+    accepted: int
+    duplicates: int
+    unknown_tracks: list[str]
+    recommendations: Recommendations | None = None
+
+
+class Options(TypedDict, total=False):
+    """Options of every call that ranks. Without one, the service uses its default."""
+
+    repeat: str  # allow, never or after:N
+    caution: float  # 0 to 10
+    release: str  # a live release
+
+
+class EventFields(TypedDict, total=False):
+    """Optional fields of an event."""
+
+    at: datetime  # with a time zone; without it, the time of arrival counts
+    ms_played: int
+    event_id: str
+
+
+_TRACKS: Final = TypeAdapter(dict[str, list[Track]])
+_RANKED_TRACKS: Final = TypeAdapter(dict[str, list[RankedTrack]])
+
+
+@dataclass(frozen=True)
+class _Call(Generic[T]):
+    """A request, and how its answer is read."""
+
+    method: str
+    path: str
+    read: Callable[[bytes], T]
+    query: Mapping[str, Any] = field(default_factory=dict)
+    body: Mapping[str, Any] = field(default_factory=dict)
+
+    def request(self, http: httpx.Client | httpx.AsyncClient, timeout_s: float) -> httpx.Request:
+        query, body = (
+            {name: value for name, value in given.items() if value is not None} for given in (self.query, self.body)
+        )
+        return http.build_request(self.method, self.path, params=query, json=body or None, timeout=timeout_s)
+
+    def answer(self, response: httpx.Response) -> T:
+        """Return the answer. Raises the ServiceError of a problem document."""
+        if not response.is_success:
+            raise _error(response)
+        try:
+            return self.read(response.content)
+        except (ValueError, LookupError) as error:
+            raise ServiceError(response.status_code, "Not an answer of Segue", str(error)[:_MAX_SHOWN]) from None
+
+
+def _error(response: httpx.Response) -> ServiceError:
+    problem = {"title": response.reason_phrase, "detail": response.text[:_MAX_SHOWN]}
+    if response.headers.get("content-type", "").startswith("application/problem+json"):
+        problem |= response.json()
+    seconds = response.headers.get("retry-after", "")
+    return _problem(problem | {"status": response.status_code}, float(seconds) if seconds.isdigit() else 0.0)
+
+
+def _problem(problem: Mapping[str, Any], retry_after_s: float = 0.0) -> ServiceError:
+    kind = _ERRORS.get(problem["status"], ServiceError)
+    return kind(problem["status"], problem["title"], problem["detail"], problem.get("errors", ()), retry_after_s)
+
+
+def _as_json(events: Events | None) -> list[dict[str, Any]] | None:
+    return None if events is None else [event.model_dump(mode="json", exclude_none=True) for event in events]
+
+
+class _Method(Generic[P, T]):
+    """A method of both clients, from the function that makes its call. `AsyncClient` returns an awaitable."""
+
+    def __init__(self, make: Callable[P, _Call[T]]) -> None:
+        self._make = make
+        self.__doc__ = make.__doc__
+
+    @overload
+    def __get__(self, client: "Client", owner: type | None = None) -> Callable[P, T]: ...
+    @overload
+    def __get__(self, client: "AsyncClient", owner: type | None = None) -> Callable[P, Awaitable[T]]: ...
+    def __get__(self, client: "Client | AsyncClient | None", owner: type | None = None) -> Any:
+        if client is None:
+            return self  # help() asks the class
+        return functools.wraps(self._make)(lambda *args, **options: client.run(self._make(*args, **options)))
+
+
+def _events(
+    session_id: str, events: Events, *, recommend: int = 0, repeat: str | None = None, caution: float | None = None
+) -> _Call[Reported]:
+    """Report up to 100 events, made by `segue.sessions.play` and `skip`. `recommend=N` also returns N tracks."""
+    named = [one if one.event_id else one.model_copy(update={"event_id": uuid.uuid4().hex}) for one in events]
+    query = {"recommend": recommend or None, "repeat": repeat, "caution": caution}
+    path = f"/sessions/{quote(session_id, safe='')}/events"
+    return _Call("POST", path, Reported.model_validate_json, query, {"events": _as_json(named)})
+
+
+def _play(session_id: str, track_id: str, **fields: Unpack[EventFields]) -> _Call[Reported]:
+    """Report that a track started."""
+    return _events(session_id, [Event(type=EventType.PLAY, track_id=track_id, **fields)])
+
+
+def _skip(session_id: str, track_id: str, **fields: Unpack[EventFields]) -> _Call[Reported]:
+    """Report that the listener skipped a track."""
+    return _events(session_id, [Event(type=EventType.SKIP, track_id=track_id, **fields)])
+
+
+def _recommend(
+    session_id: str, k: int = 20, *, exclude: Sequence[str] = (), **options: Unpack[Options]
+) -> _Call[Recommendations]:
+    """Return the next `k` tracks of a session."""
+    query = {"session_id": session_id, "k": k, "exclude": list(exclude), **options}
+    return _Call("GET", "/recommendations", Recommendations.model_validate_json, query)
+
+
+def _recommend_batch(
+    session_ids: Sequence[str], k: int = 20, **options: Unpack[Options]
+) -> _Call[list[Recommendations | ServiceError]]:
+    """Return the next tracks of up to 100 sessions. A session that failed has its error in the list."""
+
+    def read(content: bytes) -> list[Recommendations | ServiceError]:
+        return [
+            Recommendations.model_validate(one["recommendations"]) if "problem" not in one else _problem(one["problem"])
+            for one in json.loads(content)["results"]
+        ]
+
+    body = {"sessions": [{"session_id": session_id} for session_id in session_ids], "k": k, **options}
+    return _Call("POST", "/recommendations/batch", read, body=body)
+
+
+def _what_if(
+    events: Events, k: int = 20, *, exclude: Sequence[str] = (), **options: Unpack[Options]
+) -> _Call[Recommendations]:
+    """Return the next `k` tracks of a hypothetical session. Nothing is stored."""
+    body = {"events": _as_json(events), "k": k, "exclude": list(exclude), **options}
+    return _Call("POST", "/recommendations/what-if", Recommendations.model_validate_json, body=body)
+
+
+def _rank(
+    candidates: Sequence[str],
+    *,
+    session_id: str | None = None,
+    events: Events | None = None,
+    **options: Unpack[Options],
+) -> _Call[RankedCandidates]:
+    """Rank up to 500 tracks for a session, or for `events`. Unknown tracks come last."""
+    body = {"candidates": list(candidates), "session_id": session_id, "events": _as_json(events), **options}
+    return _Call("POST", "/rank", RankedCandidates.model_validate_json, body=body)
+
+
+def _similar(track_id: str, k: int = 20) -> _Call[list[RankedTrack]]:
+    """Return the `k` tracks most similar to a track."""
+    path = f"/tracks/{quote(track_id, safe='')}/similar"
+    return _Call("GET", path, lambda content: _RANKED_TRACKS.validate_json(content)["items"], {"k": k})
+
+
+def _search(query: str, limit: int = 20) -> _Call[list[Track]]:
+    """Return tracks with all words of `query` in title, artist or id, most played first."""
+    given = {"query": query, "limit": limit}
+    return _Call("GET", "/tracks", lambda content: _TRACKS.validate_json(content)["items"], given)
+
+
+def _forget(session_id: str) -> _Call[None]:
+    """Erase a session. The API key needs the scope `admin`."""
+    return _Call("DELETE", f"/sessions/{quote(session_id, safe='')}", lambda _: None)
+
+
+class _Attempts:
+    """The attempts of one call: how long each may take, and how long to wait before the next one."""
+
+    def __init__(self, timeout_s: float, deadline_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._until = time.monotonic() + deadline_s
+        self._next_wait_s = _FIRST_WAIT_S
+
+    @property
+    def timeout_s(self) -> float:
+        return max(min(self._timeout_s, self._until - time.monotonic()), 0.001)
+
+    def wait_s(self, failure: Exception) -> float:
+        """Return the seconds to wait before the next attempt. Raises the failure if there is to be none."""
+        lost = f"{type(failure).__name__}: {failure}"[:_MAX_SHOWN]
+        error = failure if isinstance(failure, ServiceError) else NoAnswer(0, "No answer", lost)
+        wait_s = max(error.retry_after_s, self._next_wait_s * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
+        self._next_wait_s = min(2 * self._next_wait_s, 20 * _FIRST_WAIT_S)
+        if not isinstance(error, _PASSING) or time.monotonic() + wait_s >= self._until:
+            raise error
+        return wait_s
+
+
+class _Methods:
+    """The methods of both clients. Each raises a ServiceError if the call fails."""
+
+    _kind: ClassVar[Any]
+
+    def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 2.0, deadline_s: float = 10.0) -> None:
+        """Connect to the service at `url` with the first call. `key` is an API key.
+
+        An attempt waits at most `timeout_s` for a connection, and as long for data. The last attempt starts at most
+        `deadline_s` after the call.
+        """
+        self._limits = timeout_s, deadline_s
+        self._http = self._kind(base_url=url, headers={"Authorization": f"Bearer {key}"} if key else {})
+
+    events = _Method(_events)
+    play = _Method(_play)
+    skip = _Method(_skip)
+    recommend = _Method(_recommend)
+    recommend_batch = _Method(_recommend_batch)
+    what_if = _Method(_what_if)
+    rank = _Method(_rank)
+    similar = _Method(_similar)
+    search = _Method(_search)
+    forget = _Method(_forget)
+
+
+class Client(_Methods):
+    """A client for programs with threads. It may be used by several threads at once."""
+
+    _kind = httpx.Client
+
+    def run(self, call: _Call[T]) -> T:
+        """Make a call, and repeat it while it fails for a passing reason."""
+        attempts = _Attempts(*self._limits)
+        while True:
+            try:
+                return call.answer(self._http.send(call.request(self._http, attempts.timeout_s)))
+            except (*_LOST, ServiceError) as failure:
+                wait_s = attempts.wait_s(failure)
+            time.sleep(wait_s)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncClient(_Methods):
+    """A client for asyncio, for one event loop. Its methods return awaitables."""
+
+    _kind = httpx.AsyncClient
+
+    async def run(self, call: _Call[T]) -> T:
+        """As `Client.run`."""
+        attempts = _Attempts(*self._limits)
+        while True:
+            try:
+                return call.answer(await self._http.send(call.request(self._http, attempts.timeout_s)))
+            except (*_LOST, ServiceError) as failure:
+                wait_s = attempts.wait_s(failure)
+            await asyncio.sleep(wait_s)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

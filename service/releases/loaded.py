@@ -167,11 +167,7 @@ class LoadedRelease:
         return [answers[number] for number in range(len(questions))]
 
     def recommender_for(self, wanted: Filter | None) -> Recommender:
-        """Return the recommender of the tracks that a filter allows, without removed tracks.
-
-        The result is kept, because the first request with a filter looks at every track. Raises BadFilter or
-        UnknownAttribute.
-        """
+        """Return the recommender of the allowed tracks, without removed ones. Raises BadFilter or UnknownAttribute."""
         if wanted is None and not self._has_removed:
             return self.recommender
         return self._restricted.recommender(wanted)
@@ -252,7 +248,8 @@ class LoadedRelease:
     def search(self, query: str, limit: int, wanted: Filter | None = None) -> list[Track]:
         """Return at most `limit` allowed tracks with all words of `query` in title, artist or id, most played first."""
         allowed = self.allowed(wanted)
-        return [self.track(row) for row in self.catalogue.search(query, limit, allowed and allowed.contains)]
+        keep = None if allowed is None else allowed.contains
+        return [self.track(row) for row in self.catalogue.search(query, limit, keep)]
 
     def unknown(self, track_ids: Sequence[str]) -> list[str]:
         """Return the ids in `track_ids` that are not in the catalogue, without duplicates, in order."""

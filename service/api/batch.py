@@ -193,8 +193,8 @@ async def _result(
 async def _recommendations(service: AppState, asked: BatchRequest, policy: RepeatPolicy, session: OneSession) -> bytes:
     active = release_for(service, session, asked.release)
     live = active.live
-    caution, fields = live.caution(asked.caution), fields_of(live, ",".join(asked.fields) or None)
-    wanted = await filter_of(service, live, asked.filter)
+    caution, fields = live.caution(asked.caution), fields_of(live, ",".join(asked.fields))
+    wanted = None if asked.filter is None else await filter_of(service, live, asked.filter)
     question = Question(await plays_for(service, session), asked.k, repeat=policy, caution=caution, filter=wanted)
     if session.session_id is None:
         return next_tracks_json(await active.ranking(question), fields=fields)

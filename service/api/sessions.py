@@ -118,8 +118,9 @@ async def append_events(service: AppState, session_id: str, events: list[Event],
     active = service.releases.for_session(session_id)
     live = active.live
     if wanted is not None:
-        caution, fields = live.caution(wanted.caution), fields_of(live, wanted.fields)
-        allowed = await filter_of(service, live, wanted.filter)
+        caution = live.caution(wanted.caution)
+        fields = () if wanted.fields is None else fields_of(live, wanted.fields)
+        allowed = None if wanted.filter is None else await filter_of(service, live, wanted.filter)
     stored = await service.store.append(session_id, events, with_plays=wanted is not None)
     unknown = live.unknown([event.track_id for event in events])
     _count_events(service, events, stored, len(unknown))

@@ -105,22 +105,20 @@ ATTRIBUTES_DESCRIPTION = "The attributes that `fields` names. An attribute witho
 _read_text = lru_cache(maxsize=1_000)(read_filter)  # the same few texts come with every request
 
 
-async def filter_of(service: AppState, live: LoadedRelease, given: str | dict[str, Any] | None) -> Filter | None:
-    """Read the filter of a request and look for its tracks, if no request did before. Raises BadFilter.
+async def filter_of(service: AppState, live: LoadedRelease, given: str | dict[str, Any]) -> Filter:
+    """Read the filter of a request and look for its tracks, if no request did before.
 
-    A filter that names an attribute that the release does not have raises UnknownAttribute.
+    Raises BadFilter, and UnknownAttribute if it names an attribute that the release does not have.
     """
-    if given is None:
-        return None
     wanted = _read_text(given) if isinstance(given, str) else read_filter(given)
     if not live.is_ready(wanted):
         await service.threads.run(live.recommender_for, wanted)
     return wanted
 
 
-def fields_of(live: LoadedRelease, fields: str | None) -> list[str]:
-    """Return the attributes that a request asks for. Raises UnknownAttribute."""
-    names = [] if fields is None else fields.split(",")
+def fields_of(live: LoadedRelease, fields: str) -> list[str]:
+    """Return the attributes that a request asks for, separated by commas. Raises UnknownAttribute."""
+    names = fields.split(",") if fields else []
     for name in names:
         live.catalogue.attributes[name]
     return names

@@ -107,7 +107,8 @@ async def find_tracks(
 ) -> FoundTracks:
     """Find tracks by words of their title, artist or id."""
     live = service.releases.current.live
-    wanted, names = await filter_of(service, live, filter), fields_of(live, fields)
+    wanted = None if filter is None else await filter_of(service, live, filter)
+    names = fields_of(live, fields or "")
     found = await service.threads.run(live.search, query, limit, wanted)
     attributes = live.attributes_of(found, names)
     return FoundTracks(items=[TrackBody.of(*track) for track in zip(found, attributes, strict=True)])
@@ -128,7 +129,8 @@ async def similar_tracks(
 ) -> SimilarTracks:
     """Return the tracks most similar to a track, by the inner product of their embeddings."""
     live = service.releases.current.live
-    wanted, names = await filter_of(service, live, filter), fields_of(live, fields)
+    wanted = None if filter is None else await filter_of(service, live, filter)
+    names = fields_of(live, fields or "")
     found = await service.threads.run(live.similar, track_id, k, wanted)
     return SimilarTracks(items=RankedTrackBody.list_of(found, live.attributes_of(found, names)))
 

@@ -165,8 +165,9 @@ class NgramCounts:
             probabilities[number] = np.bincount(in_window, weights=weights.ravel(), minlength=count)
         found_lines, found_rows = candidates >> self._row_bits, candidates & ((1 << self._row_bits) - 1)
         popularity = self.popularity[found_rows]
-        for number in _BACKED_OFF:
-            probabilities[number] += base[number, found_lines] * popularity
+        per_window = np.bincount(found_lines, minlength=batch)
+        probabilities[:_BACKED_OFF] += np.repeat(base[:_BACKED_OFF], per_window, axis=1) * popularity
+        probabilities[-1] = popularity
         return Found(
             found_lines,
             found_rows,
@@ -214,15 +215,12 @@ class NgramCounts:
         track = np.where(pairs, rows[:, ORDERS:] - self._starts[PAIRS], 0)
         follow_total = np.where(pairs, self.tables.follow_totals[track], 0.0).astype(np.float64)
         near_total = np.where(pairs, total[:, ORDERS:], 0.0)
-        for number, part, sums, totals, decay in (
-            (0, 2, kept[0], near_total, NEAR_DECAY),
-            (1, 1, kept[1], follow_total, FOLLOW_DECAY),
-            (2, 3, kept[0], np.where(skipped, 0.0, near_total), NEAR_DECAY),
-        ):
-            weights = np.where(totals > 0, decay ** np.arange(REACH), 0.0)
-            weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-30)
-            factors[number, :, ORDERS:] = weights / (totals + SHRINKAGE)
-            base[part] = 1.0 - (factors[number, :, ORDERS:] * sums[:, ORDERS:]).sum(axis=1)
+        totals = np.stack([near_total, follow_total, np.where(skipped, 0.0, near_total)])
+        weights = (totals > 0) * _WEIGHTS[:, None]
+        weights /= np.maximum(weights.sum(axis=2, keepdims=True), 1e-30)
+        factors[:, :, ORDERS:] = weights / (totals + SHRINKAGE)
+        missing = 1.0 - (factors[:, :, ORDERS:] * kept[[0, 1, 0], :, ORDERS:]).sum(axis=2)
+        base[1:4] = missing[[1, 0, 2]]
         base[PARTS.index("popular")] = 1.0
         return factors, base, seen
 
@@ -253,7 +251,8 @@ class NgramCounts:
 
 
 _COLUMNS: Final = ORDERS + REACH
-_BACKED_OFF: Final = (0, 1, 2, 3, 6)  # parts with a share of p_0
+_BACKED_OFF: Final = PARTS.index("recent")  # the parts before it have a share of p_0
+_WEIGHTS: Final = np.array([[NEAR_DECAY], [FOLLOW_DECAY], [NEAR_DECAY]]) ** np.arange(REACH)  # of each play; [3, REACH]
 
 
 def _latest(plays: NDArray[Any]) -> NDArray[Any]:

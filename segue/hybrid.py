@@ -217,8 +217,7 @@ class HybridRanker:
         ranked = None if self.encoder is None else self.encoder.rank(windows, ENCODER_TRACKS)
         given = extra if ranked is None else np.concatenate([extra, ranked.rows], axis=1)
         found = self.counts.lookup(windows, given)
-        parts = np.zeros((len(ALL_PARTS), len(found.rows)))
-        parts[: len(PARTS)] = found.parts
+        parts = found.parts
         largest = np.zeros(batch)
         if ranked is not None:
             probability = _softmax(ranked.scores.astype(np.float64))

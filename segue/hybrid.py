@@ -65,8 +65,8 @@ FEATURES: Final = (
 REPEAT_FEATURES: Final = len(FEATURES) + 2 * len(_FORESEEING)
 FILES: Final = ("mixture_repeat.npy", "mixture_new_tracks.npy", "mixture_repeats.npy")
 _LEAST: Final = 1e-9  # the least mass that a part is divided by
-RESCORED: Final = 48
-HIDDEN: Final = 32
+RESCORED: Final = 32
+HIDDEN: Final = 64
 NETWORK_FILES: Final = ("rescoring_tracks.npy", "rescoring_windows.npy", "rescoring_output.npy")
 TRACK_FEATURES: Final = (
     "log of the mixture",
@@ -229,8 +229,7 @@ class HybridRanker:
         ranked = None if self.encoder is None else self.encoder.rank(windows, ENCODER_TRACKS)
         given = extra if ranked is None else np.concatenate([extra, ranked.rows], axis=1)
         found = self.counts.lookup(windows, given)
-        parts = np.zeros((len(ALL_PARTS), len(found.rows)))
-        parts[: len(PARTS)] = found.parts
+        parts = found.parts
         largest = np.zeros(batch)
         if ranked is not None:
             probability = _softmax(ranked.scores.astype(np.float64))
@@ -238,12 +237,13 @@ class HybridRanker:
             largest = np.log(probability.max(axis=1, initial=1e-9))
         in_window: Bool = np.zeros(len(found.rows), dtype=np.bool_)
         in_window[found.places] = True
-        lines = found.lines[in_window]
+        heard = np.flatnonzero(in_window)
+        lines = found.lines[heard]
         cells = np.arange(len(parts), dtype=np.int64)[:, None] * batch + lines
-        weights = parts[:, in_window].ravel()
+        weights = parts[:, heard].ravel()
         flat = np.bincount(cells.ravel(), weights=weights, minlength=len(parts) * batch)
         masses = flat.reshape(-1, batch).astype(np.float64, copy=False)
-        different = np.bincount(lines[found.rows[in_window] != PAD_ROW], minlength=batch)
+        different = np.bincount(lines[found.rows[heard] != PAD_ROW], minlength=batch)
         features = _features(windows, found, different, masses[PARTS.index("own")] > 0, largest)
         foreseen = np.clip(masses[list(_FORESEEING)], 0.0, 1.0).T
         odds = np.log(foreseen + 1e-3) - np.log(1 - foreseen + 1e-3)

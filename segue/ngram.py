@@ -77,7 +77,7 @@ class Found(NamedTuple):
 
     lines: Int  # [candidates] int64, the window of each candidate
     rows: Int  # [candidates] int64, catalogue rows
-    parts: Float64  # [parts, candidates] float64, probabilities in the order of PARTS
+    parts: Float64  # [parts + 1, candidates] float64, probabilities in the order of PARTS, and zeros for another part
     base: Float64  # [parts, batch] float64, the factor of p_0 in each part
     seen: Float64  # [batch, 3] float64: the order of the longest known context, its total, and its distinct followers
     places: Int  # [batch, window] int64, the candidate of each play
@@ -135,7 +135,7 @@ class NgramCounts:
         pairs = slice(int(ends[contexts - 1]) if contexts else 0, None)  # the entries of pairs
         owner = np.repeat(np.arange(len(line), dtype=np.int64), lengths)
         entries = np.repeat(starts - ends + lengths, lengths) + np.arange(total, dtype=np.int64)
-        counts = self.tables.counts[entries]
+        counts = self.tables.counts[entries].astype(np.float64)
         follow = self.tables.follow[entries[pairs] - self._first_pair]
         kept = np.zeros((2, *rows.shape))
         kept[0, line, column] = np.bincount(owner, weights=counts, minlength=len(line))
@@ -155,7 +155,7 @@ class NgramCounts:
         count = len(candidates)
         in_entries, in_window, in_extra = np.split(where, [total, total + tracks.size])
         in_contexts, in_pairs = in_entries[: pairs.start], in_entries[pairs]
-        probabilities = np.zeros((len(PARTS), count))
+        probabilities = np.zeros((len(PARTS) + 1, count))
         probabilities[0] = np.bincount(in_contexts, weights=value[: pairs.start], minlength=count)
         follow_factor, liked_factor = np.repeat(factor[1:, contexts:], lengths[contexts:], axis=1)
         for number, weights in ((1, follow * follow_factor), (2, value[pairs]), (3, counts[pairs] * liked_factor)):
@@ -165,8 +165,9 @@ class NgramCounts:
             probabilities[number] = np.bincount(in_window, weights=weights.ravel(), minlength=count)
         found_lines, found_rows = candidates >> self._row_bits, candidates & ((1 << self._row_bits) - 1)
         popularity = self.popularity[found_rows]
-        for number in _BACKED_OFF:
-            probabilities[number] += base[number, found_lines] * popularity
+        per_window = np.bincount(found_lines, minlength=batch)
+        probabilities[:_BACKED_OFF] += np.repeat(base[:_BACKED_OFF], per_window, axis=1) * popularity
+        probabilities[PARTS.index("popular")] = popularity
         return Found(
             found_lines,
             found_rows,
@@ -214,15 +215,12 @@ class NgramCounts:
         track = np.where(pairs, rows[:, ORDERS:] - self._starts[PAIRS], 0)
         follow_total = np.where(pairs, self.tables.follow_totals[track], 0.0).astype(np.float64)
         near_total = np.where(pairs, total[:, ORDERS:], 0.0)
-        for number, part, sums, totals, decay in (
-            (0, 2, kept[0], near_total, NEAR_DECAY),
-            (1, 1, kept[1], follow_total, FOLLOW_DECAY),
-            (2, 3, kept[0], np.where(skipped, 0.0, near_total), NEAR_DECAY),
-        ):
-            weights = np.where(totals > 0, decay ** np.arange(REACH), 0.0)
-            weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-30)
-            factors[number, :, ORDERS:] = weights / (totals + SHRINKAGE)
-            base[part] = 1.0 - (factors[number, :, ORDERS:] * sums[:, ORDERS:]).sum(axis=1)
+        totals = np.stack([near_total, follow_total, np.where(skipped, 0.0, near_total)])
+        weights: Float64 = np.where(totals > 0, _WEIGHTS[:, None], 0.0)
+        weights /= np.maximum(weights.sum(axis=2, keepdims=True), 1e-30)
+        factors[:, :, ORDERS:] = weights / (totals + SHRINKAGE)
+        missing = 1.0 - (factors[:, :, ORDERS:] * kept[[0, 1, 0], :, ORDERS:]).sum(axis=2)
+        base[1:4] = missing[[1, 0, 2]]
         base[PARTS.index("popular")] = 1.0
         return factors, base, seen
 
@@ -253,7 +251,8 @@ class NgramCounts:
 
 
 _COLUMNS: Final = ORDERS + REACH
-_BACKED_OFF: Final = (0, 1, 2, 3, 6)  # parts with a share of p_0
+_BACKED_OFF: Final = PARTS.index("recent")  # the parts before it have a share of p_0
+_WEIGHTS: Final = np.array([[NEAR_DECAY], [FOLLOW_DECAY], [NEAR_DECAY]]) ** np.arange(REACH)  # of each play; [3, REACH]
 
 
 def _latest(plays: NDArray[Any]) -> NDArray[Any]:

@@ -2,7 +2,8 @@
 
 Minimises the cross-entropy of the target among these tracks with AdamW, over standardised features. The last tenth of
 the targets is held out: the weights of the epoch with the lowest loss on it are kept. The output starts at 0, which
-changes nothing.
+changes nothing. The result is the mean of NETWORKS networks that start from different weights: one network with all
+their hidden units.
 """
 
 from typing import Final, NamedTuple
@@ -14,7 +15,8 @@ from segue.arrays import Float32, Float64, Int
 from segue.hybrid import HIDDEN, HybridRanker, Network
 from training.models.mixture import EXAMPLES, Targets
 
-MIN_TARGETS: Final = 1_000  # fewer do not pay for some 1,000 weights
+MIN_TARGETS: Final = 1_000  # fewer do not pay for the number of weights
+NETWORKS: Final = 4
 HELD_OUT: Final = 0.1
 EPOCHS: Final = 15
 BATCH: Final = 64
@@ -40,17 +42,17 @@ def fit_network(ranker: HybridRanker, targets: Targets) -> Network | None:
     real = np.isfinite(examples.logs)
     tracks, track_mean, track_spread = _standardised(examples.tracks, examples.tracks[real])
     windows, window_mean, window_spread = _standardised(examples.windows, examples.windows)
-    by_track, by_window, bias, output = _learned(
-        torch.from_numpy(examples.logs),
-        torch.from_numpy(np.where(real[:, :, None], tracks, np.float32(0))),
-        torch.from_numpy(windows),
-        torch.from_numpy(examples.target),
-    )
+    tensors = [
+        torch.from_numpy(array)
+        for array in (examples.logs, np.where(real[:, :, None], tracks, np.float32(0)), windows, examples.target)
+    ]
+    learned = [_learned(*tensors, seed=seed) for seed in range(NETWORKS)]
+    by_track, by_window, bias, output = (np.concatenate(one, axis=-1) for one in zip(*learned, strict=True))
     # In terms of features that are not standardised. The first feature of a window is the constant 1.
     by_track /= track_spread[:, None]
     by_window /= window_spread[:, None]
     by_window[0] = bias - track_mean @ by_track - window_mean[1:] @ by_window[1:]
-    return Network(by_track, by_window, output)
+    return Network(by_track, by_window, output / NETWORKS)
 
 
 def _examples(ranker: HybridRanker, targets: Targets) -> _Examples:
@@ -77,16 +79,19 @@ def _standardised(features: Float32, counted: Float32) -> tuple[Float32, Float64
     return ((features - mean) / spread).astype(np.float32), mean, spread
 
 
-def _learned(logs: torch.Tensor, tracks: torch.Tensor, windows: torch.Tensor, target: torch.Tensor) -> list[Float64]:
+def _learned(
+    logs: torch.Tensor, tracks: torch.Tensor, windows: torch.Tensor, target: torch.Tensor, *, seed: int
+) -> list[Float64]:
     """Return the weights of tracks, of windows, the bias of the hidden units, and the output weights, float64."""
-    generator = torch.Generator().manual_seed(0)
+    units = HIDDEN // NETWORKS
+    generator = torch.Generator().manual_seed(seed)
 
     def weights(inputs: int) -> torch.Tensor:
-        drawn: torch.Tensor = (2 * torch.rand((inputs, HIDDEN), generator=generator) - 1) / inputs**0.5
+        drawn: torch.Tensor = (2 * torch.rand((inputs, units), generator=generator) - 1) / inputs**0.5
         return drawn.requires_grad_()
 
     by_track, by_window = weights(tracks.shape[2]), weights(windows.shape[1])
-    bias, output = torch.zeros(HIDDEN, requires_grad=True), torch.zeros(HIDDEN, requires_grad=True)
+    bias, output = torch.zeros(units, requires_grad=True), torch.zeros(units, requires_grad=True)
     learned = [by_track, by_window, bias, output]
 
     def loss(some: torch.Tensor | slice) -> torch.Tensor:

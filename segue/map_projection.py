@@ -9,9 +9,9 @@ from typing import Final
 
 import numpy as np
 
-from segue.arrays import Float32
+from segue.arrays import Float32, Int
 from segue.catalogue import FIRST_TRACK_ROW
-from segue.errors import BadRelease
+from segue.errors import BadRelease, UnknownTrack
 
 NEAREST: Final = 5  # number of nearest tracks with a nonzero weight
 
@@ -42,3 +42,24 @@ def validate_map(file: Path, places: Float32, tracks: int) -> None:
         raise BadRelease(f"{file} is {places.dtype} {places.shape}, the manifest asks for float32 {expected}")
     if not (np.abs(places) <= 1).all():  # also False for NaN
         raise BadRelease(f"{file} holds what is no place from -1 to 1: train the release again")
+
+
+class TrackMap:
+    """The 2D map of a release's tracks. The points of the map are numbered from 0 by descending play count."""
+
+    def __init__(self, positions: Float32, order: Int) -> None:
+        """`positions` [num_rows, 2] float32 are those of map.npy, `order` [tracks] the rows by descending plays."""
+        self.positions = positions
+        self._order = order
+
+    def points(self, limit: int) -> bytes:
+        """Return the positions of the `limit` most played tracks, as pairs of little-endian float32 values."""
+        return self.positions[self._order[:limit]].astype("<f4").tobytes()
+
+    def row(self, position: int) -> int:
+        """Return the catalogue row of the point with number `position`. Raises UnknownTrack."""
+        if position >= len(self._order):
+            raise UnknownTrack(
+                f"point {position} is not on the map of {len(self._order):,} tracks, which counts from 0"
+            )
+        return int(self._order[position])

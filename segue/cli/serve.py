@@ -106,6 +106,16 @@ def _in_order(context: click.Context, plays: tuple[str, ...], skips: tuple[str, 
     help="Only tracks with these attributes, such as genre:rock|pop,explicit:false.",
 )
 @click.option(
+    "--max-per-artist", type=click.IntRange(1), metavar="N", help="At most N tracks of an artist, if there are others."
+)
+@click.option(
+    "--artist-gap",
+    type=click.IntRange(0, 20),
+    default=0,
+    metavar="N",
+    help="At least N tracks of other artists between two of an artist.  [default: 0]",
+)
+@click.option(
     "--explain",
     is_flag=True,
     help="Show which play raises and which lowers each track most, and its rank without skips.",
@@ -135,6 +145,8 @@ def recommend(
     repeat: str,
     caution: float | None,
     only: str | None,
+    max_per_artist: int | None,
+    artist_gap: int,
     explain: bool,
     as_json: bool,
     sessions: Path | None,
@@ -149,21 +161,26 @@ def recommend(
     if sessions is not None or out is not None:
         if sessions is None or out is None:
             raise click.UsageError("--sessions and --out are used together: give both")
-        if plays or skips or explain or as_json:
+        if plays or skips or explain or as_json or max_per_artist or artist_gap:
             raise click.UsageError(
-                "--play, --skip, --explain and --json are for one session: omit them with --sessions"
+                "--play, --skip, --max-per-artist, --artist-gap, --explain and --json are for one session: omit them "
+                "with --sessions"
             )
         _recommend_sessions(release, sessions, out, k, repeat, caution, only, overwrite=overwrite)
         return
     from segue.filters import read_filter
     from segue.sessions import plays_of, repeat_policy
+    from segue.spacing import Spacing
     from service.releases.explanation import explain_answer
     from service.releases.loaded import Question, load_release
 
     policy, wanted = repeat_policy(repeat), None if only is None else read_filter(only)
     live = load_release(release)
     session = plays_of(_in_order(context, plays, skips))
-    question = Question(session, k, repeat=policy, caution=caution, filter=wanted)
+    spacing = Spacing(max_per_artist, artist_gap) if max_per_artist or artist_gap else None
+    if spacing is not None:
+        live.check_spacing()
+    question = Question(session, k, repeat=policy, caution=caution, filter=wanted, spacing=spacing)
     [answer] = live.answer([question])
     why = explain_answer(live, question, answer) if explain else None
     if unknown := live.unknown([play.track_id for play in question.plays]):

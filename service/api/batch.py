@@ -26,18 +26,22 @@ from segue.filters import MAX_VALUES
 from segue.recommend import MAX_CAUTION
 from segue.release import RELEASE_NAME_PATTERN
 from segue.sessions import REPEAT_PATTERN, RepeatPolicy, repeat_policy, whole_number
+from segue.spacing import MAX_GAP
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.rank import OneSession, plays_for, release_for
 from service.api.recommendations import NextTracks, next_tracks_json, recommend
 from service.api.state import (
+    ARTIST_GAP_DESCRIPTION,
     DEFAULT_K,
     DEFAULT_REPEAT,
     FILTER_DESCRIPTION,
+    MAX_PER_ARTIST_DESCRIPTION,
     MAX_TRACKS,
     REPEAT_DESCRIPTION,
     AppState,
     fields_of,
     filter_of,
+    spacing_of,
 )
 from service.http.auth import caller_of
 from service.problems import (
@@ -109,6 +113,8 @@ class BatchRequest(JsonBody):
     fields: list[str] = Field(
         default_factory=list, max_length=MAX_TRACKS, description="Attributes to return with each track"
     )
+    max_per_artist: int | None = Field(default=None, ge=1, le=MAX_TRACKS, description=MAX_PER_ARTIST_DESCRIPTION)
+    artist_gap: int = Field(default=0, ge=0, le=MAX_GAP, description=ARTIST_GAP_DESCRIPTION)
     release: str | None = Field(
         default=None,
         pattern=RELEASE_NAME_PATTERN,
@@ -195,7 +201,10 @@ async def _recommendations(service: AppState, asked: BatchRequest, policy: Repea
     live = active.live
     caution, fields = live.caution(asked.caution), fields_of(live, ",".join(asked.fields))
     wanted = None if asked.filter is None else await filter_of(service, live, asked.filter)
-    question = Question(await plays_for(service, session), asked.k, repeat=policy, caution=caution, filter=wanted)
+    spacing = spacing_of(live, asked.max_per_artist, asked.artist_gap)
+    question = Question(
+        await plays_for(service, session), asked.k, repeat=policy, caution=caution, filter=wanted, spacing=spacing
+    )
     if session.session_id is None:
         return next_tracks_json(await active.ranking(question), fields=fields)
     attributed = asked.release is None

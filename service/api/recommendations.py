@@ -22,24 +22,30 @@ from segue.filters import MAX_VALUES
 from segue.recommend import MAX_CAUTION
 from segue.release import RELEASE_NAME_PATTERN
 from segue.sessions import REPEAT_PATTERN, Event, Outcome, Play, TrackId, plays_of, repeat_policy, whole_number
+from segue.spacing import MAX_GAP
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.state import (
+    ARTIST_GAP_DESCRIPTION,
     DEFAULT_K,
     DEFAULT_REPEAT,
     FILTER_DESCRIPTION,
+    MAX_PER_ARTIST_DESCRIPTION,
     MAX_TRACKS,
     REPEAT_DESCRIPTION,
     AppState,
+    ArtistGap,
     Caution,
     Fields,
     FilterText,
     K,
+    MaxPerArtist,
     ReleaseName,
     Repeat,
     SessionIdQuery,
     fields_of,
     filter_of,
     link_responses,
+    spacing_of,
 )
 from service.api.tracks import RankedTrackBody, TrackBody
 from service.http.auth import EXPLANATION_COST, caller_of
@@ -217,6 +223,8 @@ class WhatIfRequest(JsonBody):
     fields: list[str] = Field(
         default_factory=list, max_length=MAX_TRACKS, description="Attributes to return with each track"
     )
+    max_per_artist: int | None = Field(default=None, ge=1, le=MAX_TRACKS, description=MAX_PER_ARTIST_DESCRIPTION)
+    artist_gap: int = Field(default=0, ge=0, le=MAX_GAP, description=ARTIST_GAP_DESCRIPTION)
     explain: bool = Field(default=False, description="Return an explanation. Counts as 13 requests of the API key")
     release: str | None = Field(
         default=None, pattern=RELEASE_NAME_PATTERN, description="A live release to ask instead of the current one"
@@ -257,6 +265,8 @@ async def recommendations(  # noqa: PLR0913, PLR0917 (parameters of the request)
     caution: Caution = None,
     filter: FilterText = None,  # noqa: A002 (the name of the parameter)
     fields: Fields = None,
+    max_per_artist: MaxPerArtist = None,
+    artist_gap: ArtistGap = 0,
 ) -> Response:
     """Return the next tracks of a session.
 
@@ -273,7 +283,9 @@ async def recommendations(  # noqa: PLR0913, PLR0917 (parameters of the request)
     asked = live.caution(caution)
     wanted = None if filter is None else await filter_of(service, live, filter)
     names = () if fields is None else fields_of(live, fields)
-    question = Question(await plays_or_none(service, session_id), k, exclude, repeat_policy(repeat), asked, wanted)
+    spacing = spacing_of(live, max_per_artist, artist_gap) if max_per_artist or artist_gap else None
+    plays = await plays_or_none(service, session_id)
+    question = Question(plays, k, exclude, repeat_policy(repeat), asked, wanted, spacing)
     content = await recommend(service, active, session_id, question, explain, names, attributed=release is None)
     return Response(content, media_type="application/json")
 
@@ -296,7 +308,8 @@ async def what_if(request: Request) -> Response:
     names = fields_of(live, ",".join(asked.fields))
     wanted = None if asked.filter is None else await filter_of(service, live, asked.filter)
     repeat, caution = repeat_policy(asked.repeat), live.caution(asked.caution)
-    question = Question(plays, asked.k, asked.exclude, repeat, caution, wanted)
+    spacing = spacing_of(live, asked.max_per_artist, asked.artist_gap)
+    question = Question(plays, asked.k, asked.exclude, repeat, caution, wanted, spacing)
     answer = await active.ranking(question)
     explanation = await _explanation(service, active, question, answer) if asked.explain else None
     return Response(next_tracks_json(answer, explanation, names), media_type="application/json")

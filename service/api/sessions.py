@@ -16,15 +16,18 @@ from service.api.state import (
     DEFAULT_REPEAT,
     MAX_TRACKS,
     AppState,
+    ArtistGap,
     Caution,
     Fields,
     FilterText,
+    MaxPerArtist,
     Repeat,
     Service,
     SessionId,
     fields_of,
     filter_of,
     link_responses,
+    spacing_of,
 )
 from service.api.stream import EVENT_STREAM, SessionBody, SessionStreams
 from service.http.admission_control import AdmissionControl
@@ -80,7 +83,7 @@ _IN_QUERY = {"query.session_id": "$request.path.session_id"}
     ),
     openapi_extra=described_body(EventsRequest),
 )
-async def report_events(
+async def report_events(  # noqa: PLR0913, PLR0917 (parameters of the request)
     session_id: SessionId,
     request: Request,
     recommend: Recommend = None,
@@ -88,6 +91,8 @@ async def report_events(
     caution: Caution = None,
     filter: FilterText = None,  # noqa: A002 (the name of the parameter)
     fields: Fields = None,
+    max_per_artist: MaxPerArtist = None,
+    artist_gap: ArtistGap = 0,
 ) -> Response:
     """Append plays and skips to a session.
 
@@ -95,7 +100,11 @@ async def report_events(
     """
     service: AppState = request.app.state.service
     reported = await read_json(EventsRequest, request.scope["headers"], request.receive, service.max_request_bytes)
-    wanted = None if recommend is None else Wanted(recommend, repeat_policy(repeat), caution, filter, fields)
+    wanted = (
+        None
+        if recommend is None
+        else Wanted(recommend, repeat_policy(repeat), caution, filter, fields, max_per_artist, artist_gap)
+    )
     content = await append_events(service, session_id, reported.events, wanted)
     return Response(content, media_type="application/json")
 
@@ -108,6 +117,8 @@ class Wanted(NamedTuple):
     caution: float | None
     filter: str | None
     fields: str | None
+    max_per_artist: int | None
+    artist_gap: int
 
 
 async def append_events(service: AppState, session_id: str, events: list[Event], wanted: Wanted | None) -> bytes:
@@ -120,6 +131,7 @@ async def append_events(service: AppState, session_id: str, events: list[Event],
     if wanted is not None:
         caution = live.caution(wanted.caution)
         fields = () if wanted.fields is None else fields_of(live, wanted.fields)
+        spacing = spacing_of(live, wanted.max_per_artist, wanted.artist_gap)
         allowed = None if wanted.filter is None else await filter_of(service, live, wanted.filter)
     stored = await service.store.append(session_id, events, with_plays=wanted is not None)
     unknown = live.unknown([event.track_id for event in events])
@@ -133,7 +145,7 @@ async def append_events(service: AppState, session_id: str, events: list[Event],
         "unknown_tracks": unknown,
     }
     if wanted is not None:
-        question = Question(stored.plays, wanted.k, repeat=wanted.repeat, caution=caution, filter=allowed)
+        question = Question(stored.plays, wanted.k, (), wanted.repeat, caution, allowed, spacing)
         tracks = await recommend(service, active, session_id, question, fields=fields)
         answer["recommendations"] = orjson.Fragment(tracks)
     return orjson.dumps(answer)

@@ -14,6 +14,7 @@ from segue.filters import MAX_TEXT, Filter, read_filter
 from segue.recommend import MAX_CAUTION
 from segue.release import RELEASE_NAME_PATTERN
 from segue.sessions import ALLOW_REPEATS, MAX_ID_LENGTH, REPEAT_PATTERN, SESSION_ID_PATTERN, TEXT_PATTERN
+from segue.spacing import MAX_GAP, Spacing
 from service.api.stream import SessionStreams
 from service.ops.status import Readiness, ServiceStatus
 from service.releases.loaded import LoadedRelease
@@ -100,6 +101,20 @@ Fields = Annotated[
     ),
     WithJsonSchema({"type": "string", "maxLength": MAX_TEXT, "pattern": f"^{NAME_PATTERN}(,{NAME_PATTERN})*$"}),
 ]
+MAX_PER_ARTIST_DESCRIPTION = (
+    "Maximum number of tracks of one artist. Given up only if the list would be shorter than `k`. A release with the "
+    "attribute `artist_id` uses it, others the artist's name"
+)
+ARTIST_GAP_DESCRIPTION = (
+    "Number of tracks of other artists between two of the same artist, at least. The latest plays of the session "
+    "count. Given up only if no other track is left"
+)
+MaxPerArtist = Annotated[
+    int | None,
+    Query(ge=1, le=MAX_TRACKS, description=MAX_PER_ARTIST_DESCRIPTION),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_TRACKS}),
+]
+ArtistGap = Annotated[int, Query(ge=0, le=MAX_GAP, description=ARTIST_GAP_DESCRIPTION)]
 ATTRIBUTES_DESCRIPTION = "The attributes that `fields` names. An attribute without a value is absent"
 
 _read_text = lru_cache(maxsize=1_000)(read_filter)  # the same few texts come with every request
@@ -114,6 +129,14 @@ async def filter_of(service: AppState, live: LoadedRelease, given: str | dict[st
     if not live.is_ready(wanted):
         await service.threads.run(live.recommender_for, wanted)
     return wanted
+
+
+def spacing_of(live: LoadedRelease, max_per_artist: int | None, artist_gap: int) -> Spacing | None:
+    """Return the artist spacing of a request; None for none. Raises UnknownAttribute if no artist is known."""
+    if max_per_artist is None and not artist_gap:
+        return None
+    live.check_spacing()
+    return Spacing(max_per_artist, artist_gap)
 
 
 def fields_of(live: LoadedRelease, fields: str) -> list[str]:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,9 +18,10 @@ from index.exact import ExactIndex
 from index.tuning import open_index, read_facts
 from segue.arrays import Float32, Float64, Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue, Row
-from segue.errors import BadRelease, UnknownMap, UnknownTrack
+from segue.errors import BadRelease, UnknownMap
 from segue.filters import Allowed, Filter, read_filter
 from segue.hybrid import Counts, HybridRanker
+from segue.map_projection import TrackMap
 from segue.ngram import Found
 from segue.recommend import (
     EncoderRanker,
@@ -28,12 +30,15 @@ from segue.recommend import (
     QueryEncoder,
     Ranked,
     Ranker,
+    Recommendation,
     Recommender,
     Source,
 )
 from segue.release import ENCODER, Release, open_release
 from segue.sessions import ALLOW_REPEATS, Play, RepeatPolicy, repeat_policy
+from segue.spacing import Spacing
 from segue.window import Windows, to_sessions
+from service.releases.artists import Artists
 from service.releases.onnx_encoder import OnnxEncoder, first_line
 from service.releases.restricted import RestrictedRecommenders
 
@@ -58,6 +63,7 @@ class Question:
     repeat: RepeatPolicy = ALLOW_REPEATS
     caution: float | None = None  # None: the default of the release
     filter: Filter | None = None  # of the tracks that may be recommended
+    spacing: Spacing | None = None  # of the artists in the list
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,27 +82,6 @@ class RecommendResult:
         """The recommended tracks with titles, artists and scores, best first."""
         scored = zip(self.rows, self.scores.tolist(), strict=True)
         return [self.release.track(row, score) for row, score in scored]
-
-
-class TrackMap:
-    """The 2D map of a release's tracks. The points of the map are numbered from 0 by descending play count."""
-
-    def __init__(self, release: Release) -> None:
-        assert release.track_map is not None, release.name
-        self.positions = release.track_map
-        self._order = release.mapped_catalogue.by_plays
-
-    def points(self, limit: int) -> bytes:
-        """Return the positions of the `limit` most played tracks, as pairs of little-endian float32 values."""
-        return self.positions[self._order[:limit]].astype("<f4").tobytes()
-
-    def row(self, position: int) -> int:
-        """Return the catalogue row of the point with number `position`. Raises UnknownTrack."""
-        if position >= len(self._order):
-            raise UnknownTrack(
-                f"point {position} is not on the map of {len(self._order):,} tracks, which counts from 0"
-            )
-        return int(self._order[position])
 
 
 class StepTimer(Protocol):
@@ -131,13 +116,15 @@ class LoadedRelease:
         facts = read_facts(release)
         self.index_facts = {"kind": "exact"} if facts is None else facts.model_dump(mode="json", exclude={"tried"})
         self._default_caution = release.default_caution
-        self._map = TrackMap(release) if release.track_map is not None else None
+        track_map = release.track_map
+        self._map = TrackMap(track_map, self.catalogue.by_plays) if track_map is not None else None
         self.embeddings = embeddings  # None for a release without an encoder
         popularity = PopularityRanker(self.catalogue.plays, self.catalogue.by_plays)
         self.ranker = _ranker(release, embeddings, self.catalogue, timed)
         self.recommender = Recommender(self.ranker, popularity, release.manifest.window.length, release.play_head)
         self._restricted = RestrictedRecommenders(self.recommender, self.catalogue, np.empty(0, dtype=np.int64))
         self._has_removed = False
+        self._artists = Artists(self.catalogue)
 
     @property
     def folder(self) -> str:
@@ -152,19 +139,24 @@ class LoadedRelease:
             by_filter.setdefault(question.filter, []).append(number)
         for wanted, numbers in by_filter.items():
             asked = [questions[number] for number in numbers]
-            found = self.recommender_for(wanted).recommend(
-                to_sessions([question.plays for question in asked], self.catalogue),
-                [question.k for question in asked],
-                [self.catalogue.rows(question.exclude) for question in asked],
-                repeat=[question.repeat for question in asked],
-                caution=[self.caution(question.caution) for question in asked],
-            )
+            found = self._artists.lists(asked, self.catalogue, partial(self._recommended, self.recommender_for(wanted)))
             for number, one in zip(numbers, found, strict=True):
-                rows = one.rows.tolist()
-                answers[number] = RecommendResult(
-                    self, one.source, rows, one.scores, one.window_plays, one.window_skips
-                )
+                rows, seen = one.rows.tolist(), (one.window_plays, one.window_skips)
+                answers[number] = RecommendResult(self, one.source, rows, one.scores, *seen)
         return [answers[number] for number in range(len(questions))]
+
+    def _recommended(self, recommender: Recommender, asked: Sequence[Question], k: list[int]) -> list[Recommendation]:
+        return recommender.recommend(
+            to_sessions([question.plays for question in asked], self.catalogue),
+            k,
+            [self.catalogue.rows(question.exclude) for question in asked],
+            repeat=[question.repeat for question in asked],
+            caution=[self.caution(question.caution) for question in asked],
+        )
+
+    def check_spacing(self) -> None:
+        """Raise UnknownAttribute if the release knows no artists."""
+        self._artists.check()
 
     def recommender_for(self, wanted: Filter | None) -> Recommender:
         """Return the recommender of the allowed tracks, without removed ones. Raises BadFilter or UnknownAttribute."""
@@ -214,7 +206,8 @@ class LoadedRelease:
     def popular(self, question: Question) -> RecommendResult:
         """Recommend the most played tracks, without the encoder and the index. The fallback if the model fails."""
         heard = [play.track_id for play in question.plays[question.repeat.start(len(question.plays)) :]]
-        return self.answer([Question((), question.k, [*question.exclude, *heard], filter=question.filter)])[0]
+        excluded = [*question.exclude, *heard]
+        return self.answer([replace(question, plays=(), exclude=excluded, repeat=ALLOW_REPEATS, caution=None)])[0]
 
     @property
     def has_map(self) -> bool:

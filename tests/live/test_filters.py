@@ -113,6 +113,23 @@ def test_a_wrong_filter_is_a_problem_document(client: httpx.Client, path: str, q
     assert told in answer.text
 
 
+def test_artists_are_spaced_in_every_call(client: httpx.Client) -> None:
+    options = {"max_per_artist": 2, "artist_gap": 1}
+    answer = recommended(client, "s", k=10, **options)
+    artists = [item["artist"] for item in answer["items"]]
+    assert len(artists) == 10
+    assert max(map(artists.count, artists)) == 2
+    assert all(one != other for one, other in itertools.pairwise(artists))
+    body = {"events": EVENTS, "k": 10, **options}
+    assert client.post("/recommendations/what-if", json=body).json()["items"] == answer["items"]
+    batch = {"sessions": [{"session_id": "s"}, {"events": EVENTS}], "k": 10, **options, "filter": "year:2000.."}
+    for result in client.post("/recommendations/batch", json=batch).json()["results"]:
+        assert result["recommendations"]["items"] == answer["items"]
+    reported = client.post("/sessions/spaced/events", params={"recommend": 10, **options}, json={"events": EVENTS})
+    assert reported.json()["recommendations"]["items"] == answer["items"]
+    assert client.get("/recommendations", params={"session_id": "s", "max_per_artist": 0}).status_code == 422
+
+
 def test_a_takedown_reaches_every_replica_within_a_second(
     release: Path, tmp_path: Path, start_service: StartService
 ) -> None:

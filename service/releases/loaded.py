@@ -139,7 +139,11 @@ class LoadedRelease:
             by_filter.setdefault(question.filter, []).append(number)
         for wanted, numbers in by_filter.items():
             asked = [questions[number] for number in numbers]
-            found = self._artists.lists(asked, self.catalogue, partial(self._recommended, self.recommender_for(wanted)))
+            recommend = partial(self._recommended, self.recommender_for(wanted))
+            if any(question.spacing is not None for question in asked):
+                found = self._artists.lists(asked, self.catalogue, recommend)
+            else:
+                found = recommend(asked, [question.k for question in asked])
             for number, one in zip(numbers, found, strict=True):
                 rows, seen = one.rows.tolist(), (one.window_plays, one.window_skips)
                 answers[number] = RecommendResult(self, one.source, rows, one.scores, *seen)

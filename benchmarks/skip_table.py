@@ -5,14 +5,14 @@
 RESULT files are written by `segue evaluate --output`, for one dataset: the last-play split with --repeat allow and
 never, and optionally the split new-sessions with --repeat allow for the AUC. PLAY_HEAD_JSON is the output of
 `benchmarks.play_head` on the last-play split. The command prints the table in Markdown and writes all values with
-their 95 % intervals to FILE, without the ranks of single sessions.
+their 95 % intervals to FILE as [value, low, high], without the ranks of single sessions.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import click
 
@@ -20,6 +20,8 @@ from segue.ranking_metrics import Estimate
 from training.evaluation.compare.results import EvaluationResults, read_results
 from training.evaluation.compare.statistics import estimates, group_estimates, skip_gaps
 from training.evaluation.compare.tables import mean_estimate
+
+Interval: TypeAlias = list[float]  # value, lower and upper limit
 
 METRICS: Final = ("HR@1", "HR@10")
 RESPONSES: Final = ("after_skip", "after_play", "skip_minus_play")
@@ -49,7 +51,8 @@ def main(results: tuple[Path, ...], control: Path | None, out: Path) -> None:
     caution = {} if control is None else effects(json.loads(control.read_text(encoding="utf-8")))
     questions = [_question(asked) for asked in compared.values()]
     found = {"fingerprint": next(iter(compared)).fingerprint, "questions": questions, "caution": caution}
-    out.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    lines = json.dumps(found, separators=(",", ":")).replace('"systems":{', '"systems":{\n').replace('}},"', '}},\n"')
+    out.write_text(lines + "\n", encoding="utf-8")
     print(table(questions, caution))
 
 
@@ -59,11 +62,9 @@ def effects(control: Mapping[str, Any]) -> dict[str, Any]:
     for release in control["releases"]:
         line = next(line for line in release["cautions"] if line["caution"] == CAUTION)
         system = release["release"].rsplit("-", 1)[0]  # SYSTEM-SEED, as in `segue reproduce`
-        found[system] = {
-            "effect HR@1": line["effect"][0],
-            "effect HR@10": line["effect"][1],
-            **{key: line[key] for key in ("HR@1 change", "HR@10 change", "HR@10 played change")},
-        }
+        changes = {key: line[key] for key in ("HR@1 change", "HR@10 change", "HR@10 played change")}
+        changes |= {"effect HR@1": line["effect"][0], "effect HR@10": line["effect"][1]}
+        found[system] = {key: _json(Estimate(**estimate)) for key, estimate in changes.items()}
     return found
 
 
@@ -106,8 +107,14 @@ def _gaps(gaps: Any) -> dict[str, Any] | None:
     }
 
 
-def _json(estimate: Estimate | None) -> dict[str, float] | None:
-    return None if estimate is None else {name: round(value, 5) for name, value in asdict(estimate).items()}
+def _json(estimate: Estimate | None) -> Interval | None:
+    return None if estimate is None else [round(value, 5) for value in asdict(estimate).values()]
+
+
+def table_of(path: Path) -> str:
+    """Return the table of a file that this command wrote."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return table(content["questions"], content["caution"])
 
 
 def table(questions: Sequence[Mapping[str, Any]], caution: Mapping[str, Any]) -> str:
@@ -116,7 +123,7 @@ def table(questions: Sequence[Mapping[str, Any]], caution: Mapping[str, Any]) ->
     allow, never = asked["last-play", "allow"], asked.get(("last-play", "never"), {})
     unseen = asked.get(("new-sessions", "allow"), {})
     lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
-    for system in sorted(allow, key=lambda name: -allow[name]["groups"]["all"]["HR@10"]["value"]):
+    for system in sorted(allow, key=lambda name: -allow[name]["groups"]["all"]["HR@10"][0]):
         of = allow[system]
         gaps, response = of["gaps"] or {"matched": {}, "difference": {}, "against": None}, of["responsiveness"]
         cells = [
@@ -140,13 +147,13 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _hits(of: Mapping[str, Any] | None) -> str:
-    return "" if of is None else ", ".join(f"{of['groups']['all'][metric]['value']:.3f}" for metric in METRICS)
+    return "" if of is None else ", ".join(f"{of['groups']['all'][metric][0]:.3f}" for metric in METRICS)
 
 
-def _interval(estimate: Mapping[str, float] | None, sign: str = "+", digits: int = 3, scale: float = 1.0) -> str:
+def _interval(estimate: Interval | None, sign: str = "+", digits: int = 3, scale: float = 1.0) -> str:
     if estimate is None:
         return ""
-    value, low, high = (f"{scale * estimate[key]:{sign}.{digits}f}" for key in ("value", "low", "high"))
+    value, low, high = (f"{scale * number:{sign}.{digits}f}" for number in estimate)
     return f"{value} [{low}, {high}]"
 
 

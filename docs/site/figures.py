@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from benchmarks.skip_table import table_of
 from docs.site.reference import table
 from segue.ranking_metrics import Estimate
 from training.evaluation.compare import charts, narrative, tables
@@ -64,6 +65,8 @@ def filled(markdown: str, results: Path, folder: str = "") -> str:
 
     def answer(asked: re.Match[str]) -> str:
         name, wanted = asked.groups()
+        if wanted == "skips":
+            return table_of(results / name / "skip_table.json")
         if wanted in _CHARTS:
             chart = _CHARTS[wanted]({"full": measured(results, name)})
             assert chart is not None, (name, wanted)

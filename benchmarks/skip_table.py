@@ -26,14 +26,16 @@ Interval: TypeAlias = list[float]  # value, lower and upper limit
 METRICS: Final = ("HR@1", "HR@10")
 RESPONSES: Final = ("after_skip", "after_play", "skip_minus_play")
 CAUTION: Final = 1.0
+_NO_GAPS: Final[dict[str, Any]] = {"raw": {}, "matched": {}, "difference": {}, "against": None}
 COLUMNS: Final = (
     "system",
     "HR@1, HR@10",
-    "HR@1, HR@10, `never`",
+    "`never`",
+    "HR@10, played",
     "HR@10, unknown pair",
+    "raw gap, HR@10",
     "matched gap, HR@10",
     "paired difference",
-    "against",
     "effect of caution 1, HR@10",
     "AUC in a session",
     "similar tracks after a skip, pp",
@@ -125,14 +127,15 @@ def table(questions: Sequence[Mapping[str, Any]], caution: Mapping[str, Any]) ->
     lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
     for system in sorted(allow, key=lambda name: -allow[name]["groups"]["all"]["HR@10"][0]):
         of = allow[system]
-        gaps, response = of["gaps"] or {"matched": {}, "difference": {}, "against": None}, of["responsiveness"]
+        gaps, response = of["gaps"] or _NO_GAPS, of["responsiveness"]
         cells = [
             _hits(of),
             _hits(never.get(system)),
+            _interval(of["groups"].get("played", {}).get("HR@10"), ""),
             _interval(of["target_groups"].get("pair_unseen", {}).get("HR@10"), ""),
+            _interval(gaps["raw"].get("HR@10")),
             _interval(gaps["matched"].get("HR@10")),
-            _interval(gaps["difference"].get("HR@10")),
-            gaps["against"] or "",
+            f"{_interval(gaps['difference'].get('HR@10'))} to {gaps['against']}" if gaps["against"] else "",
             _interval(caution.get(system, {}).get("effect HR@10")),
             _interval(unseen.get(system, {}).get("pairwise_auc"), ""),
             _interval(response["after_skip"], "+", 2, 100),

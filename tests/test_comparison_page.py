@@ -189,7 +189,7 @@ class TestWords:
     def test_every_system_is_described(self) -> None:
         from training.evaluation.compare import tables as paper
 
-        for system in [*paper.SYSTEMS, "vmis-knn", "markov", "popularity", "sasrec+nce+published-pairing"]:
+        for system in [*paper.SYSTEMS, "ngram", "hybrid", "hybrid-caser+nce", "markov", "sasrec+nce+published-pairing"]:
             said = words.describe_system(system)
             assert "a system of your own" not in said
             assert (";" in said.removeprefix(words.MODELS.get(system, ""))) == has_feedback(

@@ -202,6 +202,12 @@ class TestFigures:
         asked = figures.filled("<!-- results: synthetic answer -->", RESULTS)
         assert asked in (RESULTS / "synthetic" / "report.md").read_text(encoding="utf-8")
 
+    @pytest.mark.parametrize("name", ["synthetic", "mssd"])
+    def test_the_skip_measures_are_those_of_the_benchmarks(self, name: str) -> None:
+        asked = figures.filled(f"<!-- results: {name} skips -->", RESULTS)
+        assert asked in (RESULTS.parent / "README.md").read_text(encoding="utf-8")
+        assert "| ngram | " in asked
+
     def test_what_is_not_there_is_an_error(self) -> None:
         with pytest.raises(KeyError):
             figures.filled("<!-- results: synthetic nothing -->", RESULTS)

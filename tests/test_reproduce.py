@@ -101,12 +101,22 @@ def test_known_targets_are_trained_and_evaluated_and_others_are_refused(tmp_path
         run_plan(planned(inferred, tmp_path / "out", **chosen), 1, silent)
 
 
-def test_results_have_the_policy_for_repeats_and_another_one_is_refused(dataset: Dataset, tmp_path: Path) -> None:
-    chosen: dict[str, Any] = {"systems": ("popularity",), "seeds": (0,)}
-    asked = planned(dataset, tmp_path, **chosen, repeat="after:2")
-    assert {json.loads(path.read_text())["repeat"] for path in run_plan(asked, 1, silent)} == {"after:2"}
-    with pytest.raises(BadOption, match="was made with --repeat after:2, here allow: choose another --out"):
-        run_plan(planned(dataset, tmp_path, **chosen), 1, silent)
+def test_one_training_is_evaluated_with_every_policy_for_repeats(dataset: Dataset, tmp_path: Path) -> None:
+    chosen: dict[str, Any] = {"systems": ("popularity",), "seeds": (0,), "protocols": ("full",)}
+    run_plan(planned(dataset, tmp_path, **chosen), 1, silent)
+    release = tmp_path / "last-play" / "popularity-0"
+    trained = (release / "manifest.json").stat().st_mtime_ns
+    asked = planned(dataset, tmp_path, **chosen, repeats=("allow", "never", "after:2", "never"))
+    results = run_plan(asked, 1, silent)
+    assert {path.name: json.loads(path.read_text())["repeat"] for path in results} == {
+        "popularity-0.full.json": "allow",
+        "popularity-0.full.never.json": "never",
+        "popularity-0.full.after-2.json": "after:2",
+    }
+    assert (release / "manifest.json").stat().st_mtime_ns == trained
+    results[0].write_text(results[1].read_text())
+    with pytest.raises(BadOption, match="was made with --repeat never, which its name does not say: choose another"):
+        run_plan(asked, 1, silent)
 
 
 def test_a_plan_on_sessions_without_skips_says_so_once(tmp_path: Path) -> None:

@@ -13,17 +13,19 @@ from typing import Any, Final
 
 import numpy as np
 
+from benchmarks.skip_table import table_of
 from docs.site.reference import table
 from segue.ranking_metrics import Estimate
 from training.evaluation.compare import charts, narrative, tables
 from training.evaluation.compare.chart_parts import BASELINES
 from training.evaluation.compare.results import EvaluationResults, Question, SystemResults
-from training.evaluation.compare.statistics import Difference, Pair
+from training.evaluation.compare.statistics import HYBRIDS, Difference, Pair
 from training.evaluation.compare.tables import ComparisonData
 from training.reports.charts import Chart
 
 _ASKED: Final = re.compile(r"^<!-- results: (\w+) (\w+) -->$", re.MULTILINE)
 _FIELDS: Final = ("source", "fingerprint", "split", "part", "protocol")
+_HYBRIDS: Final = [f"{name}{loss}" for name in HYBRIDS for loss in ("", "+nce")]
 _CHARTS: Final[dict[str, Callable[[dict[str, ComparisonData]], Chart | None]]] = {
     "systems": charts.systems_chart,
     "feedback": charts.feedback_chart,
@@ -63,6 +65,8 @@ def filled(markdown: str, results: Path, folder: str = "") -> str:
 
     def answer(asked: re.Match[str]) -> str:
         name, wanted = asked.groups()
+        if wanted == "skips":
+            return table_of(results / name / "skip_table.json")
         if wanted in _CHARTS:
             chart = _CHARTS[wanted]({"full": measured(results, name)})
             assert chart is not None, (name, wanted)
@@ -94,7 +98,7 @@ def _table(of: ComparisonData) -> str:
     shown = (("played", "HR@10"), ("skipped", "HR@10"), ("played", "HR@1"), ("skipped", "MRR@10"))
     rows = [
         [system, *(_cell(of.estimates[system, group, metric]) for group, metric in shown)]
-        for system in [*tables.SYSTEMS, *BASELINES]
+        for system in [*tables.SYSTEMS, *_HYBRIDS, *BASELINES]
         if system in of.asked.systems
     ]
     return table(("system", *(f"{metric}, {group}" for group, metric in shown)), rows)

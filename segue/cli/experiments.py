@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segue.cli.data import FOLDER, SPLIT
-from segue.cli.evaluate import REPEAT, TARGETS, say_notes, show
+from segue.cli.evaluate import TARGETS, say_notes, show
 from segue.cli.terminal import counting_steps, example, facts_table, print_json, print_table, say
 from segue.errors import BadOption
 
@@ -199,7 +199,16 @@ def _plain(text: str) -> Any:
     help="full: rank all tracks. sampled: rank each target among 1,000 sampled tracks.",
 )
 @TARGETS
-@REPEAT
+@click.option(
+    "--repeat",
+    "repeats",
+    multiple=True,
+    default=("allow",),
+    show_default=True,
+    metavar="POLICY",
+    help="Evaluate with this policy for tracks of the session: allow, never or after:N, as in `segue evaluate`. "
+    "Repeatable.",
+)
 @click.option(
     "--jobs", type=click.IntRange(1), metavar="N", help="Number of parallel trainings.  [default: one per core]"
 )
@@ -213,7 +222,7 @@ def reproduce(
     split: str,
     protocol: str,
     targets: str,
-    repeat: str,
+    repeats: tuple[str, ...],
     jobs: int | None,
 ) -> None:
     """Train and evaluate all systems of the paper on each DATASET, and write a report that compares them.
@@ -232,7 +241,7 @@ def reproduce(
         recipe=recipe,
         settings=settings,
         targets=targets,  # type: ignore[arg-type]
-        repeat=repeat_policy(repeat).text,
+        repeats=[repeat_policy(repeat).text for repeat in repeats],
     )
     if len({dataset.name for dataset in datasets}) < len(datasets):
         raise BadOption("two datasets have the same folder name and would share a folder in --out: rename one of them")

@@ -1,4 +1,4 @@
-"""Train and evaluate many systems for several seeds, splits and protocols, to reproduce the paper's tables.
+"""Train and evaluate many systems for several seeds, splits, protocols and policies, to reproduce the paper's tables.
 
 A run is one system with one seed on one split. Each run calls the commands `segue train` and `segue evaluate` in
 separate processes. Several runs can therefore run in parallel, and the peak memory of each run is measured separately.
@@ -6,7 +6,8 @@ Finished runs are skipped. Interrupted training resumes from its checkpoint. Eac
 
     FOLDER/SPLIT/SYSTEM-SEED/           the release
     FOLDER/SPLIT/SYSTEM-SEED.log        the commands and their output
-    FOLDER/SPLIT/SYSTEM-SEED.full.json  the output of `segue evaluate --output`, one file per protocol
+    FOLDER/SPLIT/SYSTEM-SEED.full.json  the output of `segue evaluate --output`, one file per protocol and policy for
+                                        repeats: `full.never.json` and `full.after-2.json` are of other policies
 """
 
 import json
@@ -17,6 +18,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -68,7 +70,6 @@ class Run:
     fingerprint: str
     folder: Path
     targets: Targets = "last"
-    repeat: str = "allow"
 
     @property
     def name(self) -> str:
@@ -80,27 +81,33 @@ class Run:
         """Return the path of the run's release."""
         return self.folder / self.split / self.name
 
-    def result(self, protocol: Protocol) -> Path:
-        """Return the path of the run's evaluation result for `protocol`."""
-        return self.folder / self.split / f"{self.name}.{protocol}.json"
+    def result(self, protocol: Protocol, repeat: str) -> Path:
+        """Return the path of the run's evaluation result for `protocol` and a policy for repeats."""
+        policy = "" if repeat == "allow" else f".{repeat.replace(':', '-')}"
+        return self.folder / self.split / f"{self.name}.{protocol}{policy}.json"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All runs on one dataset, and the protocols to evaluate them with."""
+    """All runs on one dataset, and the protocols and policies for repeats to evaluate them with."""
 
     runs: Sequence[Run]
     protocols: Sequence[Protocol]
+    repeats: Sequence[str] = ("allow",)
 
     @property
     def results(self) -> list[Path]:
         """Return the result files of all runs."""
-        return [run.result(protocol) for run in self.runs for protocol in self.protocols]
+        return [path for run in self.runs for path in self.results_of(run)]
+
+    def results_of(self, run: Run) -> list[Path]:
+        """Return the result files of one run."""
+        return [run.result(protocol, repeat) for protocol in self.protocols for repeat in self.repeats]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The requested systems, seeds, splits, protocols and options. They apply to every dataset."""
+    """The requested systems, seeds, splits, protocols, policies and options. They apply to every dataset."""
 
     systems: Sequence[str]
     seeds: Sequence[int]
@@ -109,7 +116,7 @@ class Wanted:
     recipe: str | None
     settings: Sequence[str] = ()
     targets: Targets = "last"
-    repeat: str = "allow"
+    repeats: Sequence[str] = ("allow",)
 
 
 def plan(wanted: Wanted, dataset: Path, fingerprint: str, folder: Path) -> Plan:
@@ -125,13 +132,13 @@ def plan(wanted: Wanted, dataset: Path, fingerprint: str, folder: Path) -> Plan:
     if unknown:
         raise BadOption(f"--system {unknown[0]!r}: expected one of {', '.join(SYSTEMS)}")
     runs = [
-        Run(name, _options(name, wanted, seed), split, dataset, fingerprint, folder, wanted.targets, wanted.repeat)
+        Run(name, _options(name, wanted, seed), split, dataset, fingerprint, folder, wanted.targets)
         for split in wanted.splits
         for seed in wanted.seeds
         for name in dict.fromkeys(wanted.systems)
         if seed == wanted.seeds[0] or MODELS[SYSTEMS[name].model].seeded
     ]
-    return Plan(runs, wanted.protocols)
+    return Plan(runs, wanted.protocols, tuple(dict.fromkeys(wanted.repeats)))
 
 
 def plan_notes(plan: Plan, dataset: Dataset) -> list[str]:
@@ -178,12 +185,12 @@ def run_plan(plan: Plan, jobs: int, on_progress: OnProgress) -> list[Path]:
     """
     for run in plan.runs:
         _check_same_run(run)
-    todo = [run for run in plan.runs if not all(run.result(protocol).is_file() for protocol in plan.protocols)]
+    todo = [run for run in plan.runs if not all(path.is_file() for path in plan.results_of(run))]
     commands = _Commands(os.environ.get("OMP_NUM_THREADS") or str(max((os.cpu_count() or 1) // jobs, 1)))
     done = len(plan.runs) - len(todo)
     on_progress("", done, len(plan.runs))
     with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(_do, run, plan.protocols, commands): run for run in todo}
+        futures = {pool.submit(_do, run, plan, commands): run for run in todo}
         try:
             pending = set(futures)
             while pending:
@@ -200,7 +207,7 @@ def run_plan(plan: Plan, jobs: int, on_progress: OnProgress) -> list[Path]:
 
 
 def _check_same_run(run: Run) -> None:
-    """Check that existing files of `run` have the same options, targets, policy for repeats and dataset.
+    """Check that existing files of `run` have the same options, targets and dataset, and the policy in their name.
 
     Raises:
         BadOption: One of them differs.
@@ -214,8 +221,11 @@ def _check_same_run(run: Run) -> None:
     for file in run.folder.glob(f"{run.split}/{run.name}.*.json"):
         content = json.loads(file.read_text(encoding="utf-8"))
         asked = content.get("targets", "last")
-        if (repeat := content.get("repeat", "allow")) != run.repeat:
-            raise BadOption(f"{file} was made with --repeat {repeat}, here {run.repeat}: choose another --out")
+        repeat = content.get("repeat", "allow")
+        if file != run.result(content["protocol"], repeat):
+            raise BadOption(
+                f"{file} was made with --repeat {repeat}, which its name does not say: choose another --out"
+            )
         found.append((file, content["options"], content["dataset"]["fingerprint"], asked))
     expected = run.options.model_dump()
     for path, options, fingerprint, targets in found:
@@ -229,7 +239,7 @@ def _check_same_run(run: Run) -> None:
             raise BadOption(f"{path} was trained with other options ({what}): delete it or choose another --out")
 
 
-def _do(run: Run, protocols: Sequence[Protocol], commands: "_Commands") -> None:
+def _do(run: Run, plan: Plan, commands: "_Commands") -> None:
     split = ["--split", run.split, "--targets", run.targets]
     run.release.parent.mkdir(parents=True, exist_ok=True)
     log = run.release.with_name(f"{run.name}.log")
@@ -237,10 +247,10 @@ def _do(run: Run, protocols: Sequence[Protocol], commands: "_Commands") -> None:
         settings = [f"--set={key}={value}" for key, value in run.options.model_dump().items()]
         model = SYSTEMS[run.system].model
         commands.run(["train", run.dataset, "--model", model, *settings, *split, "--out", run.release], log)
-    for protocol in protocols:
-        out = run.result(protocol)
+    for protocol, repeat in product(plan.protocols, plan.repeats):
+        out = run.result(protocol, repeat)
         if not out.is_file():
-            asked = ["--protocol", protocol, *split, "--repeat", run.repeat, "--exact", "--output", out]
+            asked = ["--protocol", protocol, *split, "--repeat", repeat, "--exact", "--output", out]
             commands.run(["evaluate", run.release, run.dataset, *asked], log)
 
 

@@ -5,12 +5,12 @@ from typing import Final
 from segue.ranking_metrics import Estimate
 from training.evaluation.compare import tables
 
-BASELINES: Final = ("vmis-knn", "markov", "popularity")
+BASELINES: Final = ("ngram", "vmis-knn", "markov", "popularity")
 
 
 def family_of(system: str) -> str:
     """The model that a system's name begins with, "other" for an unknown one."""
-    return next((name for name in (*tables.FAMILIES, *BASELINES) if system.startswith(name)), "other")
+    return next((name for name in (*tables.FAMILIES, "hybrid", *BASELINES) if system.startswith(name)), "other")
 
 
 def has_feedback(system: str) -> bool:

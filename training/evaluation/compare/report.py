@@ -101,7 +101,7 @@ def _section(source: str, split: str, part: str, by_protocol: Mapping[str, Compa
             groups_table(measured) if measured.groups else None,
             skips_table(measured) if measured.gaps else None,
             differences_table(measured, "feedback", "With feedback against without"),
-            differences_table(measured, "chain", "Neural systems against the Markov chain"),
+            differences_table(measured, "chain", "Neural systems, hybrids and ngram against the Markov chain"),
             open_questions(measured),
         ]
     tables.append(protocols_table(by_protocol))

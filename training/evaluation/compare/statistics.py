@@ -65,6 +65,7 @@ class Difference:
 
 
 NEURAL: Final = ("sasrec", "bert4rec", "gru4rec", "caser")
+HYBRIDS: Final = ("hybrid", "hybrid-bert4rec", "hybrid-gru4rec", "hybrid-caser")
 OPEN_QUESTIONS: Final = {
     "sasrec+nce+published-pairing": (
         "sasrec+nce",
@@ -79,9 +80,10 @@ OPEN_QUESTIONS: Final = {
 def pairs(systems: Sequence[str]) -> list[Pair]:
     """The pairs that are compared, of the systems given."""
     wanted = [
-        *(Pair(f"{name}+nce", name, "feedback") for name in NEURAL),
+        *(Pair(f"{name}+nce", name, "feedback") for name in (*NEURAL, *HYBRIDS)),
         *(Pair(f"{name}-{version}", name, "feedback") for name in ("wrmf", "bpr") for version in ("bl", "nr")),
-        *(Pair(f"{name}{loss}", "markov", "chain") for name in NEURAL for loss in ("", "+nce")),
+        *(Pair(f"{name}{loss}", "markov", "chain") for name in (*NEURAL, *HYBRIDS) for loss in ("", "+nce")),
+        Pair("ngram", "markov", "chain"),
         *(Pair(name, against, why) for name, (against, why) in OPEN_QUESTIONS.items()),
     ]
     return [pair for pair in wanted if pair.system in systems and pair.against in systems]

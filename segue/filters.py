@@ -208,13 +208,17 @@ def _condition(name: str, value: object) -> Filter:
 
 
 def _value(name: str, value: object) -> Value:
-    if isinstance(value, bool | str):
+    if isinstance(value, bool):
         return value
-    if isinstance(value, int | float) and abs(value) < float("inf"):
+    if isinstance(value, str) and not _SURROGATE.search(value):
+        return value
+    if isinstance(value, int | float) and abs(value) < _LARGEST:
         return float(value)
     raise BadFilter(f"{name[:100]} is {_shown(value)}, expected a text, a finite number, true or false")
 
 
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")  # half of a character, which no attribute can have
+_LARGEST: Final = 1e300
 _QUOTED: Final = r'"(?:[^"\\]|\\.)*"'
 _TERM: Final = re.compile(rf"(?P<negated>!?)(?P<name>{NAME_PATTERN}):")
 _VALUE: Final = re.compile(rf'(?P<quoted>{_QUOTED})|(?P<plain>(?:(?!\.\.)[^",|])+)')
@@ -268,11 +272,12 @@ def _compact_value(text: str, at: int) -> tuple[str | None, int]:
     if found is None:
         return None, at
     if found["quoted"] is None:
-        return found["plain"].strip(), found.end()
+        return str(_value("a value", found["plain"].strip())), found.end()
     try:
-        return str(json.loads(found["quoted"])), found.end()
+        text = json.loads(found["quoted"])
     except ValueError as error:
         raise BadFilter(f"{_shown(found['quoted'])} in the filter is no JSON string: {error}") from error
+    return str(_value("a value", text)), found.end()
 
 
 def _conditions(read: Filter) -> Iterator[OneOf | Between]:
@@ -385,8 +390,7 @@ def _as_date(value: Value) -> date | None:
 def _as_number(value: Value) -> float | None:
     if isinstance(value, bool):
         return None
-    try:
-        number = float(value)
-    except ValueError:
+    if isinstance(value, str) and not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", value):
         return None
-    return number if abs(number) < float("inf") else None
+    number = float(value)
+    return number if abs(number) < _LARGEST else None

@@ -104,7 +104,7 @@ def of_condition(value: Any, held: Any) -> bool | None:
         return None
     if isinstance(value, dict):
         held = held.isoformat() if isinstance(held, date) else held
-        return value.get("min", held) <= held <= value.get("max", held)
+        return bool(value.get("min", held) <= held <= value.get("max", held))
     wanted = value if isinstance(value, list) else [value]
     return bool(set(wanted) & set(held)) if isinstance(held, list) else held in wanted
 
@@ -188,6 +188,11 @@ class TestLanguage:
             ("year:..", "has no bound"),
             ("year:1..2..3", "expected , or |"),
             ("x" * 4_001, "expected at most 4,000"),
+            ('genre:"\\ud800"', "expected a text"),
+            ({"genre": "\ud800"}, "expected a text"),
+            ({"year": 10**400}, "a finite number"),
+            ("year:1_0", "give a number"),
+            ("year:\uff11", "give a number"),
             ({"genre": ["rock"] * 201}, "has 201 values, expected at most 200"),
         ],
     )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from segue.catalogue import PAD_ROW
 from segue.errors import BadRelease
+from segue.filters import Allowed
 from segue.hybrid import (
     ALL_PARTS,
     FEATURES,
@@ -77,6 +78,11 @@ class Fixed:
 
     def __init__(self, scores: list[float]) -> None:
         self.by_row = np.array([-np.inf, *scores], dtype=np.float32)
+
+    def within(self, allowed: Allowed) -> "Fixed":
+        """Return the same ranker that ranks only allowed tracks."""
+        mask = allowed.contains(np.arange(len(self.by_row)))
+        return Fixed(np.where(mask, self.by_row, -np.inf)[1:].tolist())
 
     def rank(self, windows: Windows, k: int) -> Ranked:
         order = np.argsort(-self.by_row[1:], kind="stable")[:k] + 1

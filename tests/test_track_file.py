@@ -64,6 +64,7 @@ def test_every_form_gives_the_same_tracks(suffix: str, tmp_path: Path) -> None:
         (["a|b", "c", "|"], [["a", "b"], ["c"], []]),
         (["true", "x", ""], ["true", "x", None]),
         (["1e400", "1", ""], ["1e400", "1", None]),
+        (["12345678901234567000", "12345678901234567001", "1"], ["12345678901234567000", "12345678901234567001", "1"]),
     ],
 )
 def test_the_values_of_a_text_file_give_the_type(values: list[str], expected: list[Any], tmp_path: Path) -> None:
@@ -94,6 +95,11 @@ def test_ids_stay_texts_and_explicit_is_a_flag(tmp_path: Path) -> None:
         ("t.csv", b"track_id,genre\na,r\xf6ck\n", "cannot be read as a file of tracks"),
         ("t.csv", 'track_id,genre\na,"r\tck"\n', "a control character"),
         ("t.jsonl", '{"track_id": "a", "genre": {"x": 1}}\n', "which cannot be an attribute"),
+        ("t.jsonl", '{"track_id": "a", "genre": [["x"]]}\n', "which cannot be an attribute"),
+        ("t.jsonl", '{"track_id": "a", "genre": [{"x": 1}]}\n', "which cannot be an attribute"),
+        ("t.jsonl", '{"track_id": ["a"], "genre": "x"}\n', "the column track_id is List(String), expected texts"),
+        ("t.jsonl", '{"track_id": "a", "artist": {"name": "x"}}\n', "the column artist is Struct"),
+        ("t.csv", "track_id,\na,1\n", "t.csv: '' cannot name an attribute"),
         ("t.jsonl", "{", "cannot be read as a file of tracks"),
         ("t.parquet", "no parquet", "cannot be read as a file of tracks"),
         ("t.xlsx", "", "ends in .xlsx, expected .csv"),
@@ -119,6 +125,37 @@ def test_the_dataset_has_them_and_the_fingerprint_is_that_of_the_plays(tmp_path:
     frame = open_dataset(tmp_path / "data").catalogue.frame
     assert dict(frame.select("track_id", "title").iter_rows()) == {"a": "One", "b": "Log b", "7": "Three", "c": "Log c"}
     assert dict(frame.select("track_id", "genre").iter_rows()) == {"a": "rock", "b": None, "7": "jazz", "c": None}
+
+
+def test_a_file_of_other_ids_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(LOG)
+    (tmp_path / "t.csv").write_text("track_id,genre\n a,rock\n")
+    with pytest.raises(BadLog, match="names none of the 4 tracks of the log: its first track_id is ' a'"):
+        prepare(
+            "events",
+            [tmp_path / "log.csv"],
+            tmp_path / "data",
+            PrepareOptions(min_session_plays=1),
+            tracks=tmp_path / "t.csv",
+        )
+    assert not (tmp_path / "data").exists()
+
+
+def test_types_of_a_parquet_file_are_kept_if_they_can_be(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pl.DataFrame(
+        {
+            "track_id": [1, 2],
+            "barcode": pl.Series([2**63 + 1, 1], dtype=pl.UInt64),
+            "gain": [float("inf"), 1.5],
+            "at": pl.Series([0, 86_400_000], dtype=pl.Datetime("ms", "UTC")),
+            "tags": pl.Series([["a"], ["b"]], dtype=pl.Array(pl.String, 1)),
+        }
+    ).write_parquet(path)
+    assert read_tracks(path).to_dicts() == [
+        {"track_id": "1", "barcode": str(2**63 + 1), "gain": None, "at": date(1970, 1, 1), "tags": ["a"]},
+        {"track_id": "2", "barcode": "1", "gain": 1.5, "at": date(1970, 1, 2), "tags": ["b"]},
+    ]
 
 
 def test_fine_tuning_keeps_the_attributes_of_the_release(tmp_path: Path) -> None:

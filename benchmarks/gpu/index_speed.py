@@ -110,7 +110,7 @@ def tuned(index: FaissIndex, exam: RecallBenchmark, target: float) -> FaissIndex
 
 def _batch(index: FaissIndex, queries: Float32, seconds: float) -> dict[str, Any]:
     count = min(ASKED * index.parameters.rerank, index._max_candidates())
-    device = repeated(lambda: index._positions(queries, count), seconds)
+    device = repeated(lambda: index._positions(queries, count, None), seconds)
     whole = repeated(lambda: index.search(queries, RECALL_K), seconds)
     return {
         "batch": len(queries),

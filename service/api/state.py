@@ -79,7 +79,7 @@ K = Annotated[int, Query(ge=1, le=MAX_TRACKS, description="Number of tracks to r
 Repeat = Annotated[str, Query(pattern=REPEAT_PATTERN, description=REPEAT_DESCRIPTION, examples=["after:20"])]
 FILTER_DESCRIPTION = (
     "Only tracks with these attributes, such as `genre:rock|pop,explicit:false,released:2020-01-01..`, or a JSON "
-    "object. A track without a value satisfies neither a condition nor its negation (docs/filters.md)"
+    "object. A track without a value satisfies neither a condition nor its negation (docs/how-to/filter-tracks.md)"
 )
 FilterText = Annotated[
     str | None,

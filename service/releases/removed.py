@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import threading
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -36,6 +37,7 @@ class RemovedTracks:
         """Read the removed tracks. Raises ReleasesUnavailable if they cannot be read: a service must not start then."""
         self._folder = folder
         self._calls = BlockingCalls("the removed tracks", _TIMEOUT_S)
+        self._lock = threading.Lock()  # of a read and a change, which run in different threads
         self._seen: tuple[int, int, int] | None = None
         self.since: Mapping[str, str] = {}  # id -> time of the removal
         self._read()
@@ -60,7 +62,7 @@ class RemovedTracks:
         while self._folder is not None and not leaving.is_set():
             try:
                 if await self._calls(self._read):
-                    on_change()
+                    await self._calls(on_change)  # in a thread: a large number of ids takes a while
             except (ReleasesUnavailable, TimeoutError) as error:
                 _log.error("removed_tracks_unreadable", reason=str(error))
             except Exception:  # noqa: BLE001 (the task must not end)
@@ -69,13 +71,21 @@ class RemovedTracks:
                 await asyncio.wait_for(leaving.wait(), POLL_S)
 
     def _change(self, track_id: str, removed: bool) -> bool:
+        with self._lock:
+            return self._change_file(track_id, removed)
+
+    def _read(self) -> bool:
+        with self._lock:
+            return self._read_file()
+
+    def _change_file(self, track_id: str, removed: bool) -> bool:
         assert self._folder is not None
         file = self._folder / FILE
         unfinished = self._folder / f".{FILE}.{uuid.uuid4().hex[:8]}"
         try:
             with (self._folder / f".{FILE}.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                self._read()
+                self._read_file()
                 since = dict(self.since)
                 if removed == (track_id in since):
                     return False
@@ -92,7 +102,7 @@ class RemovedTracks:
                     stream.flush()
                     os.fsync(stream.fileno())  # a takedown that was answered survives a power failure
                 unfinished.replace(file)
-                self._read()
+                self._read_file()
         except OSError as error:
             with contextlib.suppress(OSError):
                 unfinished.unlink(missing_ok=True)
@@ -101,7 +111,7 @@ class RemovedTracks:
             ) from error
         return True
 
-    def _read(self) -> bool:
+    def _read_file(self) -> bool:
         """Read the file if it has changed. Return whether it has."""
         if self._folder is None:
             return False
@@ -114,15 +124,18 @@ class RemovedTracks:
             since = json.loads(file.read_bytes())["removed"]
             if not isinstance(since, dict) or not all(isinstance(time, str) for time in since.values()):
                 raise ValueError("expected an object of ids and times")
-        except FileNotFoundError:
-            seen, since = None, {}
+            "".join([*since, *since.values()]).encode()  # lone surrogates cannot be answered
+        except FileNotFoundError as error:
             if self._seen is None:
                 return False
+            raise ReleasesUnavailable(
+                f"{file} is gone: the {len(self.since):,} tracks that were removed stay removed here. Put the file back"
+            ) from error
         except OSError as error:
             raise ReleasesUnavailable(f"{file} cannot be read ({error.strerror}): check its disk") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ReleasesUnavailable(
-                f"{file} is damaged, expected an object of removed ids: restore it, or delete it to restore all tracks"
+                f"{file} is damaged, expected an object of removed ids: put back a copy of it"
             ) from error
         self._seen, self.since = seen, since
         return True

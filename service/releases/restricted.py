@@ -35,8 +35,8 @@ class RestrictedRecommenders:
 
     def is_ready(self, wanted: Filter | None) -> bool:
         """Return whether the others return at once. Raises BadFilter or UnknownAttribute."""
-        if wanted is not None and wanted not in self._kept:
-            check_filter(wanted, self._attributes)
+        if wanted is not None:
+            check_filter(wanted, self._attributes)  # always: the kept filters {"x": 1} and {"x": true} are equal
         return wanted in self._kept
 
     def _of(self, wanted: Filter | None) -> tuple[Allowed | None, Recommender]:

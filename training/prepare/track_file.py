@@ -17,7 +17,7 @@ from typing import Final
 import polars as pl
 
 from segue.attributes import check_name, kind_of
-from segue.errors import BadLog
+from segue.errors import BadLog, InputError
 from segue.safe_files import UNREADABLE
 
 _NAMES: Final = ("title", "artist")
@@ -58,8 +58,16 @@ def with_attributes(tracks: pl.DataFrame, given: pl.DataFrame) -> pl.DataFrame:
 
 
 def told(path: Path, tracks: pl.DataFrame, given: pl.DataFrame) -> str:
-    """Return a sentence on how many tracks of the log the file names, and on its attributes."""
+    """Return a sentence on how many tracks of the log the file names, and on its attributes.
+
+    Raises BadLog if it names none of them.
+    """
     matched = len(tracks.join(given, on="track_id", how="semi"))
+    if not matched:
+        raise BadLog(
+            f"{path} names none of the {len(tracks):,} tracks of the log: its first track_id is "
+            f"{given['track_id'][0]!r}, the log has for example {tracks['track_id'][0]!r}"
+        )
     kinds = ", ".join(
         f"{name} ({kind_of(dtype)})" for name, dtype in given.schema.items() if name not in ("track_id", *_NAMES)
     )
@@ -77,7 +85,7 @@ def _read(path: Path) -> pl.DataFrame:
             return pl.read_ndjson(path, infer_schema_length=None)
         if suffix in _SEPARATORS:
             separator = _SEPARATORS[suffix]
-            with path.open(encoding="utf-8-sig") as file:
+            with path.open(encoding="utf-8-sig", newline="") as file:
                 header = file.readline()
             if suffix == ".csv" and separator not in header:
                 separator = ";" if ";" in header else "\t" if "\t" in header else separator
@@ -92,11 +100,16 @@ def _column(path: Path, column: pl.Series) -> pl.Series | None:
     """Return a column with the type of its kind; None for an empty one."""
     name = column.name
     if name in ("track_id", *_NAMES):
+        if not (column.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null) or column.dtype.is_integer()):
+            raise BadLog(f"{path}: the column {name} is {column.dtype}, expected texts")
         texts = column.cast(pl.String)
         return texts if name == "track_id" or texts.null_count() < len(texts) else None
     if column.null_count() == len(column):
         return None
-    check_name(name)
+    try:
+        check_name(name)
+    except InputError as error:
+        raise BadLog(f"{path}: {error}") from error
     typed = _of_text(column) if column.dtype == pl.String else _of_type(column)
     if typed is None or kind_of(typed.dtype) is None:
         raise BadLog(
@@ -112,13 +125,19 @@ def _column(path: Path, column: pl.Series) -> pl.Series | None:
 def _of_type(column: pl.Series) -> pl.Series | None:
     dtype = column.dtype
     if dtype.is_integer():
-        return column.cast(pl.Int64, strict=False)
+        exact = (column.cast(pl.Float64).abs() < _LARGEST_WHOLE).all()
+        return column.cast(pl.Int64) if exact else column.cast(pl.String)  # ids, such as barcodes
     if dtype.is_float() or dtype.is_decimal():
-        return column.cast(pl.Float64).fill_nan(None)
+        numbers = column.cast(pl.Float64)
+        return numbers.set(~numbers.is_finite(), None)
     if isinstance(dtype, pl.Datetime):
         return column.dt.date()
+    if isinstance(dtype, pl.Array):
+        return _of_type(column.arr.to_list())
     if isinstance(dtype, pl.List):
-        return column.cast(pl.List(pl.String))
+        inner = dtype.inner
+        of_texts = inner in (pl.String, pl.Categorical, pl.Enum) or inner.is_integer()
+        return column.cast(pl.List(pl.String)) if of_texts else None
     return column.cast(pl.String) if dtype in (pl.Categorical, pl.Enum) else column
 
 
@@ -134,14 +153,9 @@ def _of_text(column: pl.Series) -> pl.Series:
     if lower.is_in([*true, *false]).all():
         known = texts.str.to_lowercase()
         return pl.select(pl.when(known.is_not_null()).then(known.is_in(true))).to_series().alias(column.name)
-    if (
-        not column.name.lower().endswith("id")
-        and given.str.contains(_NUMBER).all()
-        and given.cast(pl.Float64).is_finite().all()
-    ):
-        numbers = texts.cast(pl.Float64)
-        whole = (numbers.drop_nulls() % 1 == 0).all() and (numbers.drop_nulls().abs() < _LARGEST_WHOLE).all()
-        return numbers.cast(pl.Int64) if whole else numbers
+    numbers = _numbers(texts)
+    if numbers is not None:
+        return numbers
     if given.str.contains(_DATE).all():
         dates = texts.str.slice(0, 10).str.to_date("%Y-%m-%d", strict=False)
         if dates.null_count() == texts.null_count():
@@ -153,3 +167,15 @@ def _of_text(column: pl.Series) -> pl.Series:
             .list.eval(pl.element().filter(pl.element() != ""))
         )
     return texts
+
+
+def _numbers(texts: pl.Series) -> pl.Series | None:
+    """Return the texts as numbers. None if some of them are no numbers, or are ids."""
+    given = texts.drop_nulls()
+    if texts.name.lower().endswith("id") or not given.str.contains(_NUMBER).all():
+        return None
+    numbers = texts.cast(pl.Float64)
+    known = numbers.drop_nulls()
+    if (known.abs() >= _LARGEST_WHOLE).any():  # such as barcodes: as numbers, different ones would be equal
+        return None
+    return numbers.cast(pl.Int64) if (known % 1 == 0).all() else numbers

@@ -1,0 +1,102 @@
+"""The file of removed tracks: only a restore lifts a takedown, and readers and writers do not overtake each other."""
+
+import asyncio
+import json
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from segue.errors import NoReleasesFolder, ReleasesUnavailable
+from service.releases.removed import FILE, RemovedTracks
+from tests.stopwatch import until
+
+
+def changed(tracks: RemovedTracks, track_id: str, *, removed: bool = True) -> bool:
+    return asyncio.run(tracks.change(track_id, removed=removed))
+
+
+def test_two_services_share_a_file(tmp_path: Path) -> None:
+    one, other = RemovedTracks(tmp_path), RemovedTracks(tmp_path)
+    assert changed(one, "a/%2F é")
+    assert changed(other, "b")  # knows of the first one
+    assert not changed(one, "b")
+    assert set(one.since) == set(RemovedTracks(tmp_path).since) == {"a/%2F é", "b"}
+    assert changed(one, "b", removed=False)
+    assert not changed(other, "b", removed=False)
+    assert set(RemovedTracks(tmp_path).since) == {"a/%2F é"}
+    assert [file.name for file in tmp_path.iterdir() if "removed" in file.name and file.suffix == ".json"] == [FILE]
+
+
+def test_without_a_folder_nothing_can_be_removed() -> None:
+    with pytest.raises(NoReleasesFolder, match="set SEGUE_RELEASES_DIR"):
+        changed(RemovedTracks(None), "a")
+
+
+@pytest.mark.parametrize("gone", ["file", "folder"])
+def test_a_lost_file_lifts_no_takedown(gone: str, tmp_path: Path) -> None:
+    folder = tmp_path / "releases"
+    folder.mkdir()
+    tracks = RemovedTracks(folder)
+    changed(tracks, "a")
+    (folder / FILE).rename(tmp_path / "kept")
+    if gone == "folder":
+        folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(ReleasesUnavailable, match=r"is gone: the 1 tracks that were removed stay removed|cannot be"):
+        changed(tracks, "b")
+    assert set(tracks.since) == {"a"}
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"removed": 1}', '{"removed": {"a": 1}}', '{"removed": {"\\ud800": "t"}}']
+)
+def test_a_damaged_file_stops_a_start_and_not_a_service(content: str, tmp_path: Path) -> None:
+    running = RemovedTracks(tmp_path)
+    changed(running, "a")
+    (tmp_path / FILE).write_text(content)
+    with pytest.raises(ReleasesUnavailable, match="is damaged"):
+        RemovedTracks(tmp_path)
+    with pytest.raises(ReleasesUnavailable, match="is damaged"):
+        changed(running, "b")
+    assert set(running.since) == {"a"}
+
+
+def test_an_older_read_does_not_overtake_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracks = RemovedTracks(tmp_path)
+    changed(tracks, "a")
+    (tmp_path / FILE).write_text(json.dumps({"removed": {"a": "t", "x": "t"}}))
+    loads = json.loads
+
+    def slow(content: bytes) -> object:
+        time.sleep(0.3)
+        return loads(content)
+
+    monkeypatch.setattr(json, "loads", slow)
+    reader = threading.Thread(target=tracks._read)
+    reader.start()
+    time.sleep(0.05)
+    assert changed(tracks, "b")
+    reader.join()
+    assert set(tracks.since) == {"a", "x", "b"}
+
+
+def test_changes_of_others_are_followed(tmp_path: Path) -> None:
+    one, other = RemovedTracks(tmp_path), RemovedTracks(tmp_path)
+    calls: list[set[str]] = []
+
+    def seen(track_id: str) -> bool:
+        return bool(calls) and track_id in calls[-1]
+
+    async def follow() -> None:
+        leaving = asyncio.Event()
+        watching = asyncio.create_task(one.watch(leaving, lambda: calls.append(set(one.since))))
+        for track_id in "ab":
+            await other.change(track_id, removed=True)
+            await asyncio.to_thread(until, partial(seen, track_id))
+        leaving.set()
+        await watching
+
+    asyncio.run(follow())
+    assert calls[-1] == {"a", "b"}

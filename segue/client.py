@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, ClassVar, Final, Generic, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
+from typing import Any, ClassVar, Final, Generic, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
 from urllib.parse import quote
 
 import httpx
@@ -23,8 +23,7 @@ from segue.sessions import Event, EventType
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Events = Sequence[Event]
-Source = Literal["model", "popularity"]
+Batch = list["Recommendations | ServiceError"]
 
 _FIRST_WAIT_S: Final = 0.1  # between two attempts, if the service names no time; it doubles with each attempt
 _MAX_SHOWN: Final = 200
@@ -94,6 +93,7 @@ class Track(_Answer):
     track_id: str
     title: str | None = None
     artist: str | None = None
+    attributes: dict[str, Any] | None = None  # those that `fields` named and the track has
 
 
 class RankedTrack(Track):
@@ -114,18 +114,19 @@ class Recommendations(_Answer):
     """Recommended next tracks, best first, and the release that answered."""
 
     release: str
-    source: Source
+    source: str  # model or popularity
     items: list[RankedTrack]
 
 
 class RankedCandidates(_Answer):
-    """All candidates, best first. `filtered` are those that `repeat` excludes; they are not in `items`."""
+    """All candidates, best first. Not in `items`: `filtered`, which `repeat` excludes, and `removed` tracks."""
 
     release: str
-    source: Source
+    source: str  # model or popularity
     items: list[RankedCandidate]
     unknown: list[str]
     filtered: list[str]
+    removed: list[str]
 
 
 class Reported(_Answer):
@@ -140,11 +141,16 @@ class Reported(_Answer):
 
 
 class Options(TypedDict, total=False):
-    """Options of every call that ranks. Without one, the service uses its default."""
+    """Options of the calls that rank. Without one, the service uses its default. `rank` has only the first three."""
 
     repeat: str  # allow, never or after:N
     caution: float  # 0 to 10
     release: str  # a live release
+    exclude: list[str]
+    filter: str  # such as genre:rock|pop,explicit:false
+    fields: list[str]  # attributes to return
+    max_per_artist: int
+    artist_gap: int
 
 
 class EventFields(TypedDict, total=False):
@@ -170,10 +176,7 @@ class _Call(Generic[T]):
     body: Mapping[str, Any] = field(default_factory=dict)
 
     def request(self, http: httpx.Client | httpx.AsyncClient, timeout_s: float) -> httpx.Request:
-        query, body = (
-            {name: value for name, value in given.items() if value is not None} for given in (self.query, self.body)
-        )
-        return http.build_request(self.method, self.path, params=query, json=body or None, timeout=timeout_s)
+        return http.build_request(self.method, self.path, params=self.query, json=self.body or None, timeout=timeout_s)
 
     def answer(self, response: httpx.Response) -> T:
         """Return the answer. Raises the ServiceError of a problem document."""
@@ -198,7 +201,11 @@ def _problem(problem: Mapping[str, Any], retry_after_s: float = 0.0) -> ServiceE
     return kind(problem["status"], problem["title"], problem["detail"], problem.get("errors", ()), retry_after_s)
 
 
-def _as_json(events: Events | None) -> list[dict[str, Any]] | None:
+def _in_query(options: Options) -> dict[str, Any]:
+    return {name: ",".join(value) if name == "fields" else value for name, value in options.items()}  # type: ignore[arg-type]
+
+
+def _as_json(events: Sequence[Event] | None) -> list[dict[str, Any]] | None:
     return None if events is None else [event.model_dump(mode="json", exclude_none=True) for event in events]
 
 
@@ -220,11 +227,11 @@ class _Method(Generic[P, T]):
 
 
 def _events(
-    session_id: str, events: Events, *, recommend: int = 0, repeat: str | None = None, caution: float | None = None
+    session_id: str, events: Sequence[Event], *, recommend: int = 0, **options: Unpack[Options]
 ) -> _Call[Reported]:
     """Report up to 100 events, made by `segue.sessions.play` and `skip`. `recommend=N` also returns N tracks."""
     named = [one if one.event_id else one.model_copy(update={"event_id": uuid.uuid4().hex}) for one in events]
-    query = {"recommend": recommend or None, "repeat": repeat, "caution": caution}
+    query = _in_query(options) | ({"recommend": recommend} if recommend else {})
     path = f"/sessions/{quote(session_id, safe='')}/events"
     return _Call("POST", path, Reported.model_validate_json, query, {"events": _as_json(named)})
 
@@ -239,20 +246,16 @@ def _skip(session_id: str, track_id: str, **fields: Unpack[EventFields]) -> _Cal
     return _events(session_id, [Event(type=EventType.SKIP, track_id=track_id, **fields)])
 
 
-def _recommend(
-    session_id: str, k: int = 20, *, exclude: Sequence[str] = (), **options: Unpack[Options]
-) -> _Call[Recommendations]:
+def _recommend(session_id: str, k: int = 20, **options: Unpack[Options]) -> _Call[Recommendations]:
     """Return the next `k` tracks of a session."""
-    query = {"session_id": session_id, "k": k, "exclude": list(exclude), **options}
+    query = {"session_id": session_id, "k": k, **_in_query(options)}
     return _Call("GET", "/recommendations", Recommendations.model_validate_json, query)
 
 
-def _recommend_batch(
-    session_ids: Sequence[str], k: int = 20, **options: Unpack[Options]
-) -> _Call[list[Recommendations | ServiceError]]:
+def _recommend_batch(session_ids: Sequence[str], k: int = 20, **options: Unpack[Options]) -> _Call[Batch]:
     """Return the next tracks of up to 100 sessions. A session that failed has its error in the list."""
 
-    def read(content: bytes) -> list[Recommendations | ServiceError]:
+    def read(content: bytes) -> Batch:
         return [
             Recommendations.model_validate(one["recommendations"]) if "problem" not in one else _problem(one["problem"])
             for one in json.loads(content)["results"]
@@ -262,11 +265,9 @@ def _recommend_batch(
     return _Call("POST", "/recommendations/batch", read, body=body)
 
 
-def _what_if(
-    events: Events, k: int = 20, *, exclude: Sequence[str] = (), **options: Unpack[Options]
-) -> _Call[Recommendations]:
+def _what_if(events: Sequence[Event], k: int = 20, **options: Unpack[Options]) -> _Call[Recommendations]:
     """Return the next `k` tracks of a hypothetical session. Nothing is stored."""
-    body = {"events": _as_json(events), "k": k, "exclude": list(exclude), **options}
+    body = {"events": _as_json(events), "k": k, **options}
     return _Call("POST", "/recommendations/what-if", Recommendations.model_validate_json, body=body)
 
 
@@ -274,7 +275,7 @@ def _rank(
     candidates: Sequence[str],
     *,
     session_id: str | None = None,
-    events: Events | None = None,
+    events: Sequence[Event] | None = None,
     **options: Unpack[Options],
 ) -> _Call[RankedCandidates]:
     """Rank up to 500 tracks for a session, or for `events`. Unknown tracks come last."""
@@ -282,15 +283,15 @@ def _rank(
     return _Call("POST", "/rank", RankedCandidates.model_validate_json, body=body)
 
 
-def _similar(track_id: str, k: int = 20) -> _Call[list[RankedTrack]]:
-    """Return the `k` tracks most similar to a track."""
+def _similar(track_id: str, k: int = 20, **only: str) -> _Call[list[RankedTrack]]:
+    """Return the `k` tracks most similar to a track. `only` is filter=FILTER, or nothing."""
     path = f"/tracks/{quote(track_id, safe='')}/similar"
-    return _Call("GET", path, lambda content: _RANKED_TRACKS.validate_json(content)["items"], {"k": k})
+    return _Call("GET", path, lambda content: _RANKED_TRACKS.validate_json(content)["items"], {"k": k, **only})
 
 
-def _search(query: str, limit: int = 20) -> _Call[list[Track]]:
-    """Return tracks with all words of `query` in title, artist or id, most played first."""
-    given = {"query": query, "limit": limit}
+def _search(query: str, limit: int = 20, **only: str) -> _Call[list[Track]]:
+    """Return tracks with all words of `query` in title, artist or id, most played first. `only` as for similar."""
+    given = {"query": query, "limit": limit, **only}
     return _Call("GET", "/tracks", lambda content: _TRACKS.validate_json(content)["items"], given)
 
 
@@ -313,8 +314,7 @@ class _Attempts:
 
     def wait_s(self, failure: Exception) -> float:
         """Return the seconds to wait before the next attempt. Raises the failure if there is to be none."""
-        lost = f"{type(failure).__name__}: {failure}"[:_MAX_SHOWN]
-        error = failure if isinstance(failure, ServiceError) else NoAnswer(0, "No answer", lost)
+        error = failure if isinstance(failure, ServiceError) else NoAnswer(0, "No answer", repr(failure)[:_MAX_SHOWN])
         wait_s = max(error.retry_after_s, self._next_wait_s * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
         self._next_wait_s = min(2 * self._next_wait_s, 20 * _FIRST_WAIT_S)
         if not isinstance(error, _PASSING) or time.monotonic() + wait_s >= self._until:

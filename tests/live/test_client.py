@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -54,6 +55,17 @@ class TestSync:
             expected = recommended(running, session_id, k=7, repeat="never", exclude=["g2-t03"])
             assert [item.model_dump(exclude_none=True) for item in listed.items] == expected["items"]
             assert (listed.release, listed.source) == (expected["release"], "model")
+
+            few = client.recommend(session_id, 5, filter="genre:g3|g4,explicit:false", fields=["genre", "year"])
+            assert {(item.attributes or {})["genre"] for item in few.items} <= {"g3", "g4"}
+            what_if = client.what_if([play("g3-t00")], 6, max_per_artist=2, fields=["genre"])
+            assert max(Counter(item.artist for item in what_if.items).values()) == 2
+            assert all(set(item.attributes or {}) == {"genre"} for item in what_if.items)
+            again = client.events(session_id, [play("g2-t01")], recommend=4, filter="markets:DE", fields=["markets"])
+            assert again.recommendations is not None
+            assert all("DE" in (item.attributes or {})["markets"] for item in again.recommendations.items)
+            assert {track.artist for track in client.search("song", 40, filter="genre:g1")} == {"Artist 1"}
+            assert {track.artist for track in client.similar("g1-t00", 5, filter="!genre:g1")} != {"Artist 1"}
 
             [first, second] = client.recommend_batch([session_id, "a b"], 7, repeat="never")
             assert isinstance(first, Recommendations)

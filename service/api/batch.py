@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import CoreSchema
 
 from segue.errors import SegueError
-from segue.filters import MAX_VALUES
+from segue.filters import MAX_VALUES, read_filter
 from segue.recommend import MAX_CAUTION
 from segue.release import RELEASE_NAME_PATTERN
 from segue.sessions import REPEAT_PATTERN, RepeatPolicy, repeat_policy, whole_number
@@ -121,7 +121,7 @@ class BatchRequest(JsonBody):
         description="A live release to ask. Default: each session's own, or the current one for `events`",
     )
 
-    _whole_k = field_validator("k", mode="before")(whole_number)
+    _whole = field_validator("k", "artist_gap", "max_per_artist", mode="before")(whole_number)
 
     @model_validator(mode="after")
     def _few_events(self) -> "BatchRequest":
@@ -172,6 +172,8 @@ async def recommend_batch(request: Request) -> Response:
     asked = await read_json(BatchRequest, request.scope["headers"], request.receive, service.max_request_bytes)
     caller_of(request.scope).charge(len(asked.sessions) - 1)
     service.releases.named(asked.release)  # an unknown release is an error of the call, not of each session
+    if asked.filter is not None:
+        read_filter(asked.filter)  # so is a filter that cannot be read
     policy = repeat_policy(asked.repeat)
     results = await asyncio.gather(
         *(_result(service, asked, policy, place, session) for place, session in enumerate(asked.sessions))

@@ -230,7 +230,7 @@ class WhatIfRequest(JsonBody):
         default=None, pattern=RELEASE_NAME_PATTERN, description="A live release to ask instead of the current one"
     )
 
-    _whole_k = field_validator("k", mode="before")(whole_number)
+    _whole = field_validator("k", "artist_gap", "max_per_artist", mode="before")(whole_number)
 
 
 # --- calls ---

@@ -275,7 +275,7 @@ def test_a_pause_of_the_process_is_held_against_no_track(start_service: StartSer
     """As of a virtual machine that is moved to another host."""
     prelude = (
         "import time, index.exact as e; search = e.ExactIndex.search;"
-        "e.ExactIndex.search = lambda self, q, k: time.sleep(0.2) or search(self, q, k)"
+        "e.ExactIndex.search = lambda self, q, *more: time.sleep(0.2) or search(self, q, *more)"
     )
     service = start_service(prelude=prelude, ranking_timeout_s=2 * TIMEOUT_S, redis_timeout_s=10)
     with service.client() as client, concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -313,8 +313,8 @@ def test_readiness_fails_with_the_reason_while_the_model_hangs_on_everything(
     """A sleep in place of the search cannot be interrupted: threads are abandoned, then calls are refused at once."""
     prelude = (
         "import time, index.exact as e; search = e.ExactIndex.search; began = time.monotonic();"
-        "e.ExactIndex.search = lambda self, q, k: "
-        "search(self, q, k) if time.monotonic() - began < 8 or time.monotonic() - began > 30 else time.sleep(22)"
+        "e.ExactIndex.search = lambda self, q, *more: "
+        "search(self, q, *more) if time.monotonic() - began < 8 or time.monotonic() - began > 30 else time.sleep(22)"
     )
     service = start_service(prelude=prelude, ranking_timeout_s=TIMEOUT_S)
     with service.client() as client:

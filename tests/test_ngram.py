@@ -468,7 +468,7 @@ class TestReleases:
         from segue.release import open_release
 
         monkeypatch.setattr("training.models.rescoring.MIN_TARGETS", 20)
-        mixed = ["--model", "hybrid", "--init-from", folder / "sasrec", "--set", "epochs=0"]
+        mixed = ["--model", "hybrid", "--init-from", folder / "sasrec", "--set", "epochs=0", "--set", "rescoring=true"]
         self.run("train", folder / "data", *mixed, "--out", folder / "hybrid")
         encoder, hybrid = (open_release(folder / name) for name in ("sasrec", "hybrid"))
         np.testing.assert_array_equal(encoder.item_embeddings, hybrid.item_embeddings)

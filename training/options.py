@@ -43,6 +43,11 @@ class ServedOptions(Options):
 class NeuralOptions(ServedOptions):
     """Options of every encoder; the defaults are the paper's (section 4.1.2) where it names a value."""
 
+    rescoring: bool = Field(
+        default=False,
+        description="Hybrids only: correct the most probable tracks with a small network, learned on validation "
+        "targets. It raises HR@1, and undoes much of what the skip loss changes",
+    )
     epochs: int = Field(
         default=30,
         ge=0,

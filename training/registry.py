@@ -198,6 +198,7 @@ class NgramModel:
             return trained
         started = time.monotonic()
         stored = {"max_followers": job.options.max_followers} if isinstance(job.options, NgramOptions) else {}
+        rescoring = isinstance(job.options, NeuralOptions) and job.options.rescoring
         ranker = fit_ngram(
             job.sessions,
             job.catalogue,
@@ -206,6 +207,7 @@ class NgramModel:
             window=job.options.window,
             encoder=None if trained is None else trained.encoder,
             origin=job.origin,
+            rescoring=rescoring,
             **stored,
         )
         hr10 = ranker_score(ranker, job.validation, job.options.window)

@@ -47,8 +47,9 @@ def fit_ngram(  # noqa: PLR0913 (all of a training job)
     max_followers: int = MAX_FOLLOWERS,
     encoder: "Encoder | None" = None,
     origin: Release | None = None,
+    rescoring: bool = False,
 ) -> HybridRanker:
-    """Count transitions, learn the mixture and, with an encoder, the network that corrects it.
+    """Count transitions, learn the mixture and, with `rescoring`, the network that corrects it.
 
     Args:
         sessions: Sessions of the training part.
@@ -59,6 +60,7 @@ def fit_ngram(  # noqa: PLR0913 (all of a training job)
         max_followers: Stored tracks of each context, the most frequent ones.
         encoder: A trained encoder to mix with, or None.
         origin: A release whose counts are added, or None.
+        rescoring: Learn a network, if there are enough validation targets.
 
     """
     gathered = sessions.gathered()
@@ -76,7 +78,7 @@ def fit_ngram(  # noqa: PLR0913 (all of a training job)
     else:
         targets = Targets(to_windows(validation.inputs.gathered(), window), validation.targets)
     ranker = replace(ranker, mixture=fit_mixture(ranker, targets))
-    if encoder is None:
+    if not rescoring:
         return ranker
     from training.models.rescoring import fit_network  # noqa: PLC0415 (`ngram` is trained without torch)
 

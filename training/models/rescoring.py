@@ -43,7 +43,7 @@ def fit_network(ranker: HybridRanker, targets: Targets) -> Network | None:
     tracks, track_mean, track_spread = _standardised(examples.tracks, examples.tracks[real])
     windows, window_mean, window_spread = _standardised(examples.windows, examples.windows)
     tensors = [
-        torch.from_numpy(array)
+        torch.tensor(array)  # a copy that is aligned: sums of unaligned arrays differ in the last bit
         for array in (examples.logs, np.where(real[:, :, None], tracks, np.float32(0)), windows, examples.target)
     ]
     learned = [_learned(*tensors, seed=seed) for seed in range(NETWORKS)]

@@ -101,7 +101,13 @@ class Attributes(Mapping[str, Attribute]):
         """Write the files that `map` reads. Writes nothing without attributes."""
         if not self._by_name:
             return
-        line = pl.DataFrame([one.values.alias(name).implode() for name, one in self._by_name.items()])
+        # From Python values, because the buffers of a series that was sorted differ from run to run.
+        line = pl.DataFrame(
+            [
+                pl.Series(name, [one.values.to_list()], dtype=pl.List(one.values.dtype))
+                for name, one in self._by_name.items()
+            ]
+        )
         line.write_ipc(folder / VALUES_FILE, compression="uncompressed")
         largest = max(len(one.values) for one in self._by_name.values())
         codes = np.stack([one.codes for one in self._by_name.values()]).astype(np.min_scalar_type(max(largest - 1, 0)))

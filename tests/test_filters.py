@@ -19,7 +19,7 @@ from index import faiss_cpu
 from index.exact import ExactIndex
 from index.faiss_cpu import KINDS, Kind
 from segue.arrays import Float32
-from segue.attributes import Attributes
+from segue.attributes import ATTRIBUTE_FILES, Attributes
 from segue.catalogue import PAD_ROW, Catalogue
 from segue.errors import BadFilter, BadRelease, InputError, UnknownAttribute
 from segue.filters import Allowed, read_filter, tracks_allowed
@@ -215,6 +215,20 @@ class TestLanguage:
     def test_no_text_breaks_the_reader(self, text: str) -> None:
         with contextlib.suppress(InputError):
             tracks_allowed(read_filter(text), attributes_of([]), 0)
+
+    def test_the_files_depend_on_the_values_alone(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(0)
+        names = [f"a name that is too long to be stored within a view {number}" for number in range(3_000)]
+        lines = pl.DataFrame(
+            {"genre": rng.choice(names, 20_000), "markets": [[one] for one in rng.choice(names, 20_000)]}
+        )
+        written = []
+        for turn in range(3):
+            folder = tmp_path / str(turn)
+            folder.mkdir()
+            Attributes.from_frame(lines).write(folder)
+            written.append([(folder / name).read_bytes() for name in ATTRIBUTE_FILES])
+        assert written[0] == written[1] == written[2]
 
     def test_damaged_files_are_refused(self, tmp_path: Path) -> None:
         attributes_of([dict.fromkeys(SCHEMA)]).write(tmp_path)

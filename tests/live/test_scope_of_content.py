@@ -83,11 +83,20 @@ def variants() -> Iterator[tuple[str, str, dict[str, Any]]]:
         *(f"/sessions/{VICTIM}", f"/sessions/{VICTIM}?explain=true", f"/sessions/{VICTIM}/stream"),
         *("/tracks", f"/tracks?query={VICTIM}", f"/tracks?query={UNKNOWN[:6]}", "/tracks/g0-t00/similar"),
         *(f"/tracks/{VICTIM}/similar", "/map", "/map/tracks/0", "/map/tracks/999", "/map?release=nobody"),
-        *("/releases/current", "/releases", "/operations", "/metrics", "/health/live", "/health/ready"),
+        *(
+            "/removed-tracks",
+            "/releases/current",
+            "/releases",
+            "/operations",
+            "/metrics",
+            "/health/live",
+            "/health/ready",
+        ),
         *("/", "/docs", "/docs/files/player.js", "/ops", "/openapi.json", "/web/player.js", "/nowhere", f"/{VICTIM}"),
     ):
         yield "GET", path, {}
     yield "PUT", "/releases/current", {"json": {"name": VICTIM}}
+    yield "POST", "/tracks/g0-t00/restore", {}
 
 
 def test_every_call_is_among_the_variants() -> None:

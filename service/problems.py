@@ -194,17 +194,11 @@ def _shortened(text: str, max_length: int = _MAX_VALUE, *, cut: bool = False) ->
 
 
 def _allowed(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
-    """Return the methods of the first route that matches the path, and of all routes with the same path.
-
-    Starlette lists only those of the first one. Routes with a wider path, such as /tracks/{id} with slashes in the id,
-    have their own description.
-    """
+    """Return the HTTP methods that all routes of a path allow. Starlette lists only those of the first route."""
     methods: set[str] = set()
-    path = None
     for route in routes:
         match, _ = route.matches(scope)
-        if match is Match.PARTIAL and path in (None, getattr(route, "path", None)):
-            path = getattr(route, "path", None)
+        if match is Match.PARTIAL:
             methods |= getattr(route, "methods", None) or set()
     return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 

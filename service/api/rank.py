@@ -142,8 +142,8 @@ class RankedCandidates(BaseModel):
         description="Candidates that `repeat` excludes, in the order of the request. They are not in `items`"
     )
     removed: list[str] = Field(
-        description="Candidates that are removed (`DELETE /tracks/{track_id}`), in the order of the request. They are "
-        "not in `items`"
+        description="Candidates that are removed (`PUT /removed-tracks/{track_id}`), in the order of the request. They "
+        "are not in `items`"
     )
 
 

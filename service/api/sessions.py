@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
 from segue.errors import UnknownSession
+from segue.filters import read_filter
 from segue.sessions import Event, EventType, RepeatPolicy, repeat_policy
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.recommendations import RecommendationsBody, recommend
@@ -100,6 +101,10 @@ async def report_events(  # noqa: PLR0913, PLR0917 (parameters of the request)
     """
     service: AppState = request.app.state.service
     reported = await read_json(EventsRequest, request.scope["headers"], request.receive, service.max_request_bytes)
+    if filter is not None:
+        read_filter(filter)  # a filter that cannot be read is an error, also without a list
+    if fields is not None:
+        fields_of(service.releases.for_session(session_id).live, fields)
     wanted = (
         None
         if recommend is None

@@ -161,13 +161,13 @@ class RemovedTracksBody(BaseModel):
     items: list[RemovedTrack] = Field(description=f"The latest {MAX_LISTED:,} ones, latest first")
 
 
-@router.post("/tracks/{track_id:path}/restore", tags=["tracks"], responses=problem_responses(409, 422, 503))
+@router.delete("/removed-tracks/{track_id:path}", tags=["tracks"], responses=problem_responses(404, 409, 422, 503))
 async def restore_track(track_id: TrackIdPath, service: Service) -> RemovalBody:
     """Allow a removed track in answers again."""
     return await _change(service, track_id, removed=False)
 
 
-@router.delete("/tracks/{track_id:path}", tags=["tracks"], responses=problem_responses(409, 422, 503))
+@router.put("/removed-tracks/{track_id:path}", tags=["tracks"], responses=problem_responses(404, 409, 422, 503))
 async def remove_track(track_id: TrackIdPath, service: Service) -> RemovalBody:
     """Remove a track from all answers of all releases, at once.
 

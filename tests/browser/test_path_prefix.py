@@ -159,9 +159,9 @@ def test_openapi_names_the_prefix_as_its_server(start_service: Callable[..., Any
         assert client.get("/recommendations?session_id=a").status_code == 200
         assert client.get("/web/player.js").status_code == 200
         assert client.get(f"{PREFIX}/recommendations?session_id=a").status_code == 404  # the proxy strips it
-        for path, status in (("/tracks/", 405), ("/ops/", 404), ("/web", 404), ("/web/", 404)):
+        for path in ("/tracks/", "/ops/", "/web", "/web/"):
             answer = client.get(path)
-            assert (answer.status_code, answer.headers.get("location")) == (status, None)
+            assert (answer.status_code, answer.headers.get("location")) == (404, None)
 
 
 @pytest.mark.parametrize(

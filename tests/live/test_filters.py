@@ -173,7 +173,7 @@ def test_a_takedown_reaches_every_replica_within_a_second(
             thread.start()
         try:
             until(lambda: next(answers) > 60)
-            answer = admin.delete(f"/tracks/{gone}")
+            answer = admin.put(f"/removed-tracks/{gone}")
             taken_down.append(time.monotonic())
             assert answer.json() == {"track_id": gone, "removed": True, "changed": True, "in_catalogue": True}
             assert gone not in str(recommended(admin, "fresh", k=100)["items"])
@@ -186,17 +186,17 @@ def test_a_takedown_reaches_every_replica_within_a_second(
             for thread in threads:
                 thread.join()
         assert not wrong, wrong[:3]
-        assert admin.delete(f"/tracks/{gone}").json()["changed"] is False
+        assert admin.put(f"/removed-tracks/{gone}").json()["changed"] is False
         assert [one["track_id"] for one in admin.get("/removed-tracks").json()["items"]] == [gone]
         third = start_service(release=release, releases_dir=folder, data_dir=tmp_path / "third")  # after a restart
         with httpx.Client(base_url=third.address(), trust_env=False) as other:
             assert gone not in str(recommended(other, "fresh", k=100)["items"])
-            assert admin.post(f"/tracks/{gone}/restore").json()["changed"] is True
+            assert admin.delete(f"/removed-tracks/{gone}").json()["changed"] is True
             until(lambda: gone in str(recommended(other, "fresh", k=100)["items"]))
 
 
 def test_a_takedown_needs_a_folder_of_releases(client: httpx.Client) -> None:
-    answer = client.delete("/tracks/g1-t01")
+    answer = client.put("/removed-tracks/g1-t01")
     assert answer.status_code == 409
     assert "set SEGUE_RELEASES_DIR" in answer.json()["detail"]
     assert "g1-t01" in str(recommended(client, "nobody", k=100)["items"])

@@ -90,7 +90,7 @@ def test_what_is_unknown_is_a_404_in_words(running: httpx.Client) -> None:
     assert "/nowhere" in problem(running.get("/nowhere"), 404)["detail"]
     problem(running.get("/web/nothing.js"), 404)
     problem(running.get("/sessions/a%2Fb"), 404)
-    problem(running.get("/tracks/"), 405)  # an empty id, which DELETE refuses
+    problem(running.get("/tracks/"), 404)
 
 
 def test_a_wrong_method_names_the_right_ones(running: httpx.Client) -> None:

@@ -96,7 +96,7 @@ def variants() -> Iterator[tuple[str, str, dict[str, Any]]]:
     ):
         yield "GET", path, {}
     yield "PUT", "/releases/current", {"json": {"name": VICTIM}}
-    yield "POST", "/tracks/g0-t00/restore", {}
+    yield "PUT", "/removed-tracks/g0-t00", {}
 
 
 def test_every_call_is_among_the_variants() -> None:

@@ -80,7 +80,6 @@ _ERRORS: Final[dict[int, type[ServiceError]]] = {
     429: RateLimited,
 }
 _LOST: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
-_PASSING: Final = (RateLimited, Unavailable, NoAnswer)
 
 
 class _Answer(BaseModel):
@@ -307,17 +306,18 @@ class _Attempts:
         self._timeout_s = timeout_s
         self._until = time.monotonic() + deadline_s
         self._next_wait_s = _FIRST_WAIT_S
+        self._problem: ServiceError | None = None  # of the latest attempt that was answered
 
-    @property
     def timeout_s(self) -> float:
         return max(min(self._timeout_s, self._until - time.monotonic()), 0.001)
 
     def wait_s(self, failure: Exception) -> float:
         """Return the seconds to wait before the next attempt. Raises the failure if there is to be none."""
-        error = failure if isinstance(failure, ServiceError) else NoAnswer(0, "No answer", repr(failure)[:_MAX_SHOWN])
+        self._problem = failure if isinstance(failure, ServiceError) else self._problem
+        error = self._problem or NoAnswer(0, "No answer", repr(failure)[:_MAX_SHOWN])
         wait_s = max(error.retry_after_s, self._next_wait_s * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
         self._next_wait_s = min(2 * self._next_wait_s, 20 * _FIRST_WAIT_S)
-        if not isinstance(error, _PASSING) or time.monotonic() + wait_s >= self._until:
+        if not isinstance(error, RateLimited | Unavailable | NoAnswer) or time.monotonic() + wait_s >= self._until:
             raise error
         return wait_s
 
@@ -358,7 +358,7 @@ class Client(_Methods):
         attempts = _Attempts(*self._limits)
         while True:
             try:
-                return call.answer(self._http.send(call.request(self._http, attempts.timeout_s)))
+                return call.answer(self._http.send(call.request(self._http, attempts.timeout_s())))
             except (*_LOST, ServiceError) as failure:
                 wait_s = attempts.wait_s(failure)
             time.sleep(wait_s)
@@ -384,7 +384,7 @@ class AsyncClient(_Methods):
         attempts = _Attempts(*self._limits)
         while True:
             try:
-                return call.answer(await self._http.send(call.request(self._http, attempts.timeout_s)))
+                return call.answer(await self._http.send(call.request(self._http, attempts.timeout_s())))
             except (*_LOST, ServiceError) as failure:
                 wait_s = attempts.wait_s(failure)
             await asyncio.sleep(wait_s)

@@ -37,7 +37,7 @@ faiss: Any = faiss_module  # the type stubs of FAISS describe the C++ classes, n
 Kind: TypeAlias = Literal["flat", "flat-sq8", "ivf", "ivf-sq8", "ivf-pq", "ivf-pq4", "hnsw", "hnsw-sq8"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 SMALL_BATCH: Final = 256
-# A filter that allows at most so many tracks is answered by scoring all of them, which takes less than a millisecond.
+# If a filter allows at most this many tracks, all of them are scored. That takes less than a millisecond.
 SCORED_EXACTLY: Final = 8_192
 # A filter leaves fewer good tracks in each list and in each neighbourhood of the graph. The search therefore visits
 # share ** -EFFORT times as many of them. Measured in benchmarks/README.md, "Filters".
@@ -140,23 +140,28 @@ class FaissIndex:
     def _positions(self, queries: Float32, count: int, allowed: Allowed | None) -> Int:
         """Return the FAISS positions of `count` candidates per query. [b, count] int64, -1 for a missing candidate."""
         chosen: dict[str, Any] = {}
-        effort = 1.0
+        parameters = self.parameters
         if allowed is not None:
             bits = allowed.bits
             chosen["sel"] = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
-            effort = allowed.share**-EFFORT
-        parameters = self.parameters
+            parameters = self._harder(allowed.share**-EFFORT)
         if self.kind.startswith("ivf"):
-            nprobe = min(math.ceil((parameters.nprobe or 1) * effort), int(self._index.nlist))
-            options = faiss.SearchParametersIVF(nprobe=nprobe, **chosen)
+            options = faiss.SearchParametersIVF(nprobe=parameters.nprobe, **chosen)
         elif self.kind.startswith("hnsw"):
-            ef_search = min(math.ceil((parameters.ef_search or 1) * effort), int(self._index.ntotal))
-            options = faiss.SearchParametersHNSW(efSearch=max(count, ef_search), **chosen)
+            options = faiss.SearchParametersHNSW(efSearch=max(count, parameters.ef_search or 1), **chosen)
         else:
             options = faiss.SearchParameters(**chosen) if chosen else None
         positions: Int
         _, positions = self._index.search(queries, count, params=options)
         return positions
+
+    def _harder(self, effort: float) -> Parameters:
+        """Return search parameters that visit `effort` times as many lists or neighbours, at most all."""
+        index, before = self._index, self.parameters
+        if before.nprobe is not None:
+            return before.model_copy(update={"nprobe": min(math.ceil(before.nprobe * effort), int(index.nlist))})
+        ef_search = min(math.ceil((before.ef_search or 1) * effort), int(index.ntotal))
+        return before.model_copy(update={"ef_search": ef_search})
 
 
 def build(embeddings: Float32, kind: Kind, *, seed: int = 0) -> FaissIndex:

@@ -14,7 +14,6 @@ from pydantic import (
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
-    field_validator,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -23,22 +22,15 @@ from pydantic_core.core_schema import CoreSchema
 
 from segue.errors import SegueError
 from segue.filters import MAX_VALUES, read_filter
-from segue.recommend import MAX_CAUTION
 from segue.release import RELEASE_NAME_PATTERN
-from segue.sessions import REPEAT_PATTERN, RepeatPolicy, repeat_policy, whole_number
-from segue.spacing import MAX_GAP
+from segue.sessions import RepeatPolicy, repeat_policy
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.rank import OneSession, plays_for, release_for
 from service.api.recommendations import NextTracks, next_tracks_json, recommend
 from service.api.state import (
-    ARTIST_GAP_DESCRIPTION,
-    DEFAULT_K,
-    DEFAULT_REPEAT,
-    FILTER_DESCRIPTION,
-    MAX_PER_ARTIST_DESCRIPTION,
     MAX_TRACKS,
-    REPEAT_DESCRIPTION,
     AppState,
+    ListOptions,
     fields_of,
     filter_of,
     spacing_of,
@@ -87,7 +79,7 @@ class _OrAnythingElse:
         return {"anyOf": [handler(schema), {}]}
 
 
-class BatchRequest(JsonBody):
+class BatchRequest(JsonBody, ListOptions):
     """Sessions to recommend tracks for. The options apply to all of them."""
 
     max_items = MAX_BATCH_EVENTS
@@ -99,29 +91,11 @@ class BatchRequest(JsonBody):
         max_length=MAX_SESSIONS,
         description=f"Stored and hypothetical sessions, with at most {MAX_BATCH_EVENTS:,} events in total",
     )
-    k: int = Field(default=DEFAULT_K, ge=1, le=MAX_TRACKS, description="Number of tracks to return for each session")
-    repeat: str = Field(
-        default=DEFAULT_REPEAT, pattern=REPEAT_PATTERN, description=REPEAT_DESCRIPTION, examples=["after:20"]
-    )
-    caution: float | None = Field(
-        default=None,
-        ge=0,
-        le=MAX_CAUTION,
-        description="Weight of the probability that the listener does not skip a track. Default: that of the release",
-    )
-    filter: str | dict[str, Any] | None = Field(default=None, description=FILTER_DESCRIPTION)
-    fields: list[str] = Field(
-        default_factory=list, max_length=MAX_TRACKS, description="Attributes to return with each track"
-    )
-    max_per_artist: int | None = Field(default=None, ge=1, le=MAX_TRACKS, description=MAX_PER_ARTIST_DESCRIPTION)
-    artist_gap: int = Field(default=0, ge=0, le=MAX_GAP, description=ARTIST_GAP_DESCRIPTION)
     release: str | None = Field(
         default=None,
         pattern=RELEASE_NAME_PATTERN,
         description="A live release to ask. Default: each session's own, or the current one for `events`",
     )
-
-    _whole = field_validator("k", "artist_gap", "max_per_artist", mode="before")(whole_number)
 
     @model_validator(mode="after")
     def _few_events(self) -> "BatchRequest":

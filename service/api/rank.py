@@ -7,10 +7,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from segue.recommend import MAX_CAUTION
 from segue.release import RELEASE_NAME_PATTERN
 from segue.sessions import (
-    REPEAT_PATTERN,
     SESSION_ID_PATTERN,
     Event,
     Play,
@@ -20,7 +18,7 @@ from segue.sessions import (
 )
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.recommendations import MAX_HYPOTHETICAL_EVENTS, answer_or_popular, plays_or_none
-from service.api.state import DEFAULT_REPEAT, REPEAT_DESCRIPTION, AppState
+from service.api.state import AppState, RankOptions
 from service.http.auth import RANK_COST, caller_of
 from service.problems import problem_responses
 from service.releases.candidates import RankQuestion, without_repeats
@@ -64,7 +62,7 @@ class OneSession(BaseModel):
         return self
 
 
-class RankRequest(JsonBody, OneSession):
+class RankRequest(JsonBody, OneSession, RankOptions):
     """Candidates to rank for a session."""
 
     max_items = MAX_HYPOTHETICAL_EVENTS
@@ -76,15 +74,6 @@ class RankRequest(JsonBody, OneSession):
         max_length=MAX_CANDIDATES,
         description="Track ids, each of them once",
         json_schema_extra={"uniqueItems": True},
-    )
-    repeat: str = Field(
-        default=DEFAULT_REPEAT, pattern=REPEAT_PATTERN, description=REPEAT_DESCRIPTION, examples=["after:20"]
-    )
-    caution: float | None = Field(
-        default=None,
-        ge=0,
-        le=MAX_CAUTION,
-        description="Weight of the probability that the listener does not skip a track. Default: that of the release",
     )
     release: str | None = Field(
         default=None,

@@ -14,30 +14,25 @@ import numpy as np
 import orjson
 import structlog
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field
 
 from segue.arrays import Float32
 from segue.errors import ModelUnavailable, SegueError, StoreUnavailable
 from segue.filters import MAX_VALUES
-from segue.recommend import MAX_CAUTION
 from segue.release import RELEASE_NAME_PATTERN
-from segue.sessions import REPEAT_PATTERN, Event, Outcome, Play, TrackId, plays_of, repeat_policy, whole_number
-from segue.spacing import MAX_GAP
+from segue.sessions import Event, Outcome, Play, TrackId, plays_of, repeat_policy
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.state import (
-    ARTIST_GAP_DESCRIPTION,
     DEFAULT_K,
     DEFAULT_REPEAT,
-    FILTER_DESCRIPTION,
-    MAX_PER_ARTIST_DESCRIPTION,
     MAX_TRACKS,
-    REPEAT_DESCRIPTION,
     AppState,
     ArtistGap,
     Caution,
     Fields,
     FilterText,
     K,
+    ListOptions,
     MaxPerArtist,
     ReleaseName,
     Repeat,
@@ -195,7 +190,7 @@ class RecommendationsBody(NextTracks):
     session_id: str
 
 
-class WhatIfRequest(JsonBody):
+class WhatIfRequest(JsonBody, ListOptions):
     """A hypothetical session: what would be recommended after these events."""
 
     max_items = MAX_HYPOTHETICAL_EVENTS
@@ -208,29 +203,11 @@ class WhatIfRequest(JsonBody):
         max_length=MAX_HYPOTHETICAL_EVENTS,
         description="Events in order. They form one session, even with long pauses",
     )
-    k: int = Field(default=DEFAULT_K, ge=1, le=MAX_TRACKS, description="Number of tracks to return")
     exclude: list[TrackId] = Field(default_factory=list, max_length=MAX_TRACKS, description="Tracks not to return")
-    repeat: str = Field(
-        default=DEFAULT_REPEAT, pattern=REPEAT_PATTERN, description=REPEAT_DESCRIPTION, examples=["after:20"]
-    )
-    caution: float | None = Field(
-        default=None,
-        ge=0,
-        le=MAX_CAUTION,
-        description="Weight of the probability that the listener does not skip a track. Default: that of the release",
-    )
-    filter: str | dict[str, Any] | None = Field(default=None, description=FILTER_DESCRIPTION)
-    fields: list[str] = Field(
-        default_factory=list, max_length=MAX_TRACKS, description="Attributes to return with each track"
-    )
-    max_per_artist: int | None = Field(default=None, ge=1, le=MAX_TRACKS, description=MAX_PER_ARTIST_DESCRIPTION)
-    artist_gap: int = Field(default=0, ge=0, le=MAX_GAP, description=ARTIST_GAP_DESCRIPTION)
     explain: bool = Field(default=False, description="Return an explanation. Counts as 13 requests of the API key")
     release: str | None = Field(
         default=None, pattern=RELEASE_NAME_PATTERN, description="A live release to ask instead of the current one"
     )
-
-    _whole = field_validator("k", "artist_gap", "max_per_artist", mode="before")(whole_number)
 
 
 # --- calls ---

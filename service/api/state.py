@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request
 from fastapi import Path as PathParameter
-from pydantic import WithJsonSchema
+from pydantic import BaseModel, Field, WithJsonSchema, field_validator
 
 from segue.attributes import NAME_PATTERN
 from segue.filters import MAX_TEXT, Filter, read_filter
 from segue.recommend import MAX_CAUTION
 from segue.release import RELEASE_NAME_PATTERN
-from segue.sessions import ALLOW_REPEATS, MAX_ID_LENGTH, REPEAT_PATTERN, SESSION_ID_PATTERN, TEXT_PATTERN
+from segue.sessions import ALLOW_REPEATS, MAX_ID_LENGTH, REPEAT_PATTERN, SESSION_ID_PATTERN, TEXT_PATTERN, whole_number
 from segue.spacing import MAX_GAP, Spacing
 from service.api.stream import SessionStreams
 from service.ops.status import Readiness, ServiceStatus
@@ -166,3 +166,31 @@ ReleaseName = Annotated[
     ),
     WithJsonSchema({"type": "string", "pattern": RELEASE_NAME_PATTERN}),
 ]
+
+
+class RankOptions(BaseModel):
+    """Options of a body that asks for ranked tracks."""
+
+    repeat: str = Field(
+        default=DEFAULT_REPEAT, pattern=REPEAT_PATTERN, description=REPEAT_DESCRIPTION, examples=["after:20"]
+    )
+    caution: float | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_CAUTION,
+        description="Weight of the probability that the listener does not skip a track. Default: that of the release",
+    )
+
+
+class ListOptions(RankOptions):
+    """Options of a body that asks for lists of next tracks."""
+
+    k: int = Field(default=DEFAULT_K, ge=1, le=MAX_TRACKS, description="Number of tracks to return, for each session")
+    filter: str | dict[str, Any] | None = Field(default=None, description=FILTER_DESCRIPTION)
+    fields: list[str] = Field(
+        default_factory=list, max_length=MAX_TRACKS, description="Attributes to return with each track"
+    )
+    max_per_artist: int | None = Field(default=None, ge=1, le=MAX_TRACKS, description=MAX_PER_ARTIST_DESCRIPTION)
+    artist_gap: int = Field(default=0, ge=0, le=MAX_GAP, description=ARTIST_GAP_DESCRIPTION)
+
+    _whole = field_validator("k", "artist_gap", "max_per_artist", mode="before")(whole_number)

@@ -133,6 +133,9 @@ class LoadedRelease:
 
     def answer(self, questions: Sequence[Question]) -> list[RecommendResult]:
         """Recommend the next tracks for each question. An answer does not depend on the other questions."""
+        if not any(question.filter or question.spacing for question in questions):
+            found = self._recommended(self.recommender_for(None), questions, [question.k for question in questions])
+            return [self._result(one) for one in found]
         answers: dict[int, RecommendResult] = {}
         by_filter: dict[Filter | None, list[int]] = {}
         for number, question in enumerate(questions):
@@ -140,14 +143,12 @@ class LoadedRelease:
         for wanted, numbers in by_filter.items():
             asked = [questions[number] for number in numbers]
             recommend = partial(self._recommended, self.recommender_for(wanted))
-            if any(question.spacing is not None for question in asked):
-                found = self._artists.lists(asked, self.catalogue, recommend)
-            else:
-                found = recommend(asked, [question.k for question in asked])
-            for number, one in zip(numbers, found, strict=True):
-                rows, seen = one.rows.tolist(), (one.window_plays, one.window_skips)
-                answers[number] = RecommendResult(self, one.source, rows, one.scores, *seen)
+            for number, one in zip(numbers, self._artists.lists(asked, self.catalogue, recommend), strict=True):
+                answers[number] = self._result(one)
         return [answers[number] for number in range(len(questions))]
+
+    def _result(self, one: Recommendation) -> RecommendResult:
+        return RecommendResult(self, one.source, one.rows.tolist(), one.scores, one.window_plays, one.window_skips)
 
     def _recommended(self, recommender: Recommender, asked: Sequence[Question], k: list[int]) -> list[Recommendation]:
         return recommender.recommend(

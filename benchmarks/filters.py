@@ -26,7 +26,7 @@ from segue.recommend import Recommender
 from segue.release import ENCODER, Release, open_release
 from segue.window import Sessions
 from service.releases.loaded import load_release
-from service.releases.onnx_encoder import OnnxEncoder
+from service.releases.rankers import OnnxEncoder
 
 HERE: Final = Path(__file__).parent
 SHARES: Final = (1.0, 0.5, 0.25, 0.1, 0.03, 0.015, 0.01, 0.001)

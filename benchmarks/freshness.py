@@ -30,7 +30,7 @@ from segue.catalogue import PAD_ROW
 from segue.cli.train import open_recommender
 from segue.release import Release, open_release
 from segue.window import to_windows
-from service.releases.onnx_encoder import OnnxEncoder
+from service.releases.rankers import OnnxEncoder
 from training.data.dataset import Dataset, RawInteractions, open_dataset, write_listening
 from training.data.splits import Examples, examples
 from training.data.synthetic import simulate_sessions

@@ -22,7 +22,7 @@ from index.tuning import open_index
 from segue.arrays import Float32, Int
 from segue.catalogue import FIRST_TRACK_ROW
 from segue.release import ENCODER, Release, open_release
-from service.releases.onnx_encoder import OnnxEncoder
+from service.releases.rankers import OnnxEncoder
 
 HERE = Path(__file__).parent
 VISITED = (4, 8, 16, 32, 64, 96, 160)

@@ -75,7 +75,7 @@ class Scoring:
 
 def answers(release: Release, windows: Windows) -> list[list[tuple[str, float]]]:
     from service.releases.loaded import recommender_of
-    from service.releases.onnx_encoder import OnnxEncoder
+    from service.releases.rankers import OnnxEncoder
 
     queries = OnnxEncoder(release.path / "encoder.onnx").encode(windows)
     assert recommender_of(release, exact=True)

@@ -30,7 +30,7 @@ from index.tuning import index_release
 from segue.errors import InputError
 from segue.release import Release, ReleaseMetadata, open_release, write_release
 from service.releases.loaded import Question
-from service.releases.onnx_encoder import OnnxEncoder
+from service.releases.rankers import OnnxEncoder
 from service.releases.registry import ReleaseRegistry
 from service.settings import Settings
 from service.telemetry import Telemetry

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from segue.catalogue import PAD_ROW  # noqa: E402 (after the check that torch is there)
 from segue.release import ENCODER, ITEM_EMBEDDINGS  # noqa: E402
 from segue.window import Sessions, Windows  # noqa: E402
-from service.releases.onnx_encoder import OnnxEncoder  # noqa: E402
+from service.releases.rankers import OnnxEncoder  # noqa: E402
 from training.data.loader import Batch, make_batch  # noqa: E402
 from training.export_onnx import check_parity, export_encoder, item_embeddings  # noqa: E402
 from training.models.encoders.bert4rec import Bert4Rec, random_truncate  # noqa: E402

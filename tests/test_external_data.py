@@ -17,7 +17,7 @@ import onnxruntime
 from onnx import ModelProto, NodeProto, SparseTensorProto, TensorProto, helper
 
 from segue.errors import BadRelease
-from service.releases.onnx_encoder import OnnxEncoder
+from service.releases.rankers import OnnxEncoder
 
 SECRET = np.arange(1, 5, dtype=np.float32)
 

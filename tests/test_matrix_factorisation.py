@@ -20,7 +20,7 @@ from segue.errors import BadDataset  # noqa: E402
 from segue.ranking_metrics import bootstrap, hit, mean_rank, reciprocal_rank  # noqa: E402
 from segue.release import ENCODER, ITEM_EMBEDDINGS  # noqa: E402
 from segue.window import Sessions, Windows, to_windows  # noqa: E402
-from service.releases.onnx_encoder import OnnxEncoder  # noqa: E402
+from service.releases.rankers import OnnxEncoder  # noqa: E402
 from training.data.synthetic import simulate_sessions  # noqa: E402
 from training.export_onnx import check_parity, export_encoder, item_embeddings  # noqa: E402
 from training.models.baselines.bpr import Bpr, Draws, Factors, Sampler, descend, factorise, fit_bpr  # noqa: E402

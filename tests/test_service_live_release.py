@@ -13,7 +13,7 @@ from segue.release import DatasetFacts, Release, ReleaseMetadata, WindowFacts, o
 from segue.sessions import Outcome, Play, repeat_policy
 from segue.window import Windows, to_sessions, to_windows
 from service.releases.loaded import LoadedRelease, load_release, recommender_of
-from service.releases.onnx_encoder import OnnxEncoder
+from service.releases.rankers import OnnxEncoder
 from tests.catalogues import catalogue_of
 
 

@@ -151,7 +151,7 @@ from pathlib import Path
 from index.tuning import open_index
 from segue.release import ENCODER, open_release
 from segue.window import Windows
-from service.releases.onnx_encoder import OnnxEncoder
+from service.releases.rankers import OnnxEncoder
 release = open_release(Path({str(release)!r}))
 windows, encoder, index = release.sample_windows, OnnxEncoder(release.path / ENCODER), open_index(release)
 queries = encoder.encode(windows)

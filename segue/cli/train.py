@@ -385,7 +385,7 @@ def build_index(release: "Release", *, kind: str = "auto", device: str = "cpu", 
     """Build the index of a release in its folder and return the content of index.json. Queries: its sample windows."""
     from index.tuning import index_release
     from segue.release import ENCODER
-    from service.releases.onnx_encoder import OnnxEncoder
+    from service.releases.rankers import OnnxEncoder
 
     if not release.has_encoder:
         raise BadRelease(f"{release.path} is a {release.manifest.model} model, which has no embeddings to index")

@@ -3,43 +3,43 @@
 This module does not depend on HTTP or Redis. `segue recommend` and `segue evaluate` use it too.
 """
 
-import contextlib
 import json
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from index.exact import ExactIndex
-from index.tuning import open_index, read_facts
-from segue.arrays import Float32, Float64, Int
-from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue, Row
+from index.tuning import read_facts
+from segue.arrays import Float32
+from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Row
 from segue.errors import BadRelease, UnknownMap
 from segue.filters import Allowed, Filter, read_filter
-from segue.hybrid import Counts, HybridRanker
+from segue.hybrid import HybridRanker
 from segue.map_projection import TrackMap
-from segue.ngram import Found
 from segue.recommend import (
-    EncoderRanker,
-    NearestTracks,
     PopularityRanker,
     QueryEncoder,
     Ranked,
-    Ranker,
     Recommendation,
     Recommender,
     Source,
 )
-from segue.release import ENCODER, Release, open_release
+from segue.release import Release, open_release
 from segue.sessions import ALLOW_REPEATS, Play, RepeatPolicy, repeat_policy
 from segue.spacing import Spacing
 from segue.window import Windows, to_sessions
 from service.releases.artists import Artists
-from service.releases.onnx_encoder import OnnxEncoder, first_line
+from service.releases.rankers import (
+    EmbeddingSearch,
+    StepTimer,
+    first_line,
+    open_embeddings,
+    ranker_of,
+    untimed,
+)
 from service.releases.restricted import RestrictedRecommenders
 
 
@@ -84,31 +84,10 @@ class RecommendResult:
         return [self.release.track(row, score) for row, score in scored]
 
 
-class StepTimer(Protocol):
-    """Measures the duration of a ranking step: `encode`, `search` or `count`."""
-
-    def __call__(self, step: str, /) -> AbstractContextManager[Any]:
-        """Return a context manager that measures the duration of its block."""
-        ...
-
-
-def _no_timer(_: str) -> AbstractContextManager[Any]:
-    return contextlib.nullcontext()
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingSearch:
-    """The encoder of a release, its index, and exact search over the same embeddings."""
-
-    encoder: QueryEncoder
-    index: NearestTracks
-    exact: NearestTracks
-
-
 class LoadedRelease:
     """Recommends with one release. Immutable and thread-safe."""
 
-    def __init__(self, release: Release, embeddings: EmbeddingSearch | None, timed: StepTimer = _no_timer) -> None:
+    def __init__(self, release: Release, embeddings: EmbeddingSearch | None, timed: StepTimer = untimed) -> None:
         self.release = release
         self.name = release.name  # in answers and logs
         self.catalogue = release.mapped_catalogue
@@ -120,7 +99,7 @@ class LoadedRelease:
         self._map = TrackMap(track_map, self.catalogue.by_plays) if track_map is not None else None
         self.embeddings = embeddings  # None for a release without an encoder
         popularity = PopularityRanker(self.catalogue.plays, self.catalogue.by_plays)
-        self.ranker = _ranker(release, embeddings, self.catalogue, timed)
+        self.ranker = ranker_of(release, embeddings, self.catalogue, timed)
         self.recommender = Recommender(self.ranker, popularity, release.manifest.window.length, release.play_head)
         self._restricted = RestrictedRecommenders(self.recommender, self.catalogue, np.empty(0, dtype=np.int64))
         self._has_removed = False
@@ -276,70 +255,19 @@ class LoadedRelease:
         return Track(facts["track_id"], facts.get("title"), facts.get("artist"), score)
 
 
-@dataclass(frozen=True, slots=True)
-class _TimedEncoder:
-    encoder: QueryEncoder
-    timed: StepTimer
-
-    def encode(self, windows: Windows) -> Float32:
-        with self.timed("encode"):
-            return self.encoder.encode(windows)
-
-
-@dataclass(frozen=True, slots=True)
-class _TimedIndex:
-    index: NearestTracks
-    timed: StepTimer
-
-    def search(self, queries: Float32, k: int, allowed: Allowed | None = None) -> Ranked:
-        with self.timed("search"):
-            return self.index.search(queries, k, allowed)
-
-
-@dataclass(frozen=True, slots=True)
-class _TimedCounts:
-    counts: Counts
-    timed: StepTimer
-
-    def lookup(self, windows: Windows, extra: Int) -> Found:
-        with self.timed("count"):
-            return self.counts.lookup(windows, extra)
-
-    def neighbours(self, row: Row) -> tuple[Int, Float64]:
-        return self.counts.neighbours(row)
-
-
-def _ranker(
-    release: Release, embeddings: EmbeddingSearch | None, catalogue: Catalogue, timed: StepTimer = _no_timer
-) -> Ranker:
-    """Return the ranker of a release: its encoder, its counts, or both together."""
-    by_encoder = None
-    if embeddings is not None:
-        by_encoder = EncoderRanker(embeddings.encoder, embeddings.index, embeddings.exact, release.item_embeddings)
-    if not release.has_counts:
-        assert by_encoder is not None, release.name
-        return by_encoder
-    mixed = release.mixed_with(by_encoder, catalogue)
-    return replace(mixed, counts=_TimedCounts(mixed.counts, timed))
-
-
 def recommender_of(release: Release, *, exact: bool = False, threads: int = 1) -> Recommender:
     """Create the same recommender as the service, for offline evaluation. Raises BadRelease if it cannot be served.
 
     `exact` uses exact search even if the release has an index. `threads` is the number of threads per encoder call.
     """
     _check_servable(release)
-    embeddings = None
-    if release.has_encoder:
-        exactly = ExactIndex(release.item_embeddings)
-        encoder = OnnxEncoder(release.path / ENCODER, threads)
-        embeddings = EmbeddingSearch(encoder, exactly if exact else open_index(release), exactly)
-    ranker = _ranker(release, embeddings, release.catalogue)
+    embeddings = open_embeddings(release, exact=exact, threads=threads)
+    ranker = ranker_of(release, embeddings, release.catalogue)
     popularity = PopularityRanker(release.catalogue.plays)
     return Recommender(ranker, popularity, release.manifest.window.length, release.play_head)
 
 
-def load_release(path: Path, device: str = "cpu", threads: int = 1, timed: StepTimer = _no_timer) -> LoadedRelease:
+def load_release(path: Path, device: str = "cpu", threads: int = 1, timed: StepTimer = untimed) -> LoadedRelease:
     """Open and verify a release, and run every kind of query once as a warm-up before the first request.
 
     `device` of the index is `cpu` or `gpu`. `threads` is the number of threads per encoder call. `timed` measures the
@@ -347,12 +275,7 @@ def load_release(path: Path, device: str = "cpu", threads: int = 1, timed: StepT
     """
     release = open_release(path)
     _check_servable(release)
-    embeddings = None
-    if release.has_encoder:
-        encoder = _TimedEncoder(OnnxEncoder(release.path / ENCODER, threads), timed)
-        index = _TimedIndex(open_index(release, device), timed)
-        embeddings = EmbeddingSearch(encoder, index, ExactIndex(release.item_embeddings))
-    live = LoadedRelease(release, embeddings, timed)
+    live = LoadedRelease(release, open_embeddings(release, device=device, threads=threads, timed=timed), timed)
     _warm_up(live)
     return live
 

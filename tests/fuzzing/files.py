@@ -23,7 +23,7 @@ from segue.errors import BadOption, BadRelease, InputError
 from segue.release import Release, ReleaseMetadata, open_release, write_release
 from segue.safe_files import read_json
 from service.http.keys import Key, new_key, read_keys, write_keys
-from service.releases.onnx_encoder import OnnxEncoder
+from service.releases.rankers import OnnxEncoder
 from service.releases.trial import validate_in_child
 from service.sessions.event_log import SCHEMA, erase_from_files, write_file
 from service.settings import Settings, as_environment, read_settings

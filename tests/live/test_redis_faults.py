@@ -212,7 +212,7 @@ def test_a_connection_that_ends_before_the_answer_is_made_good_where_that_is_saf
 
 def test_a_model_that_fails_is_replaced_by_popularity(start_service: StartService) -> None:
     broken = (
-        "import service.releases.onnx_encoder as o; encode = o.OnnxEncoder.encode;"
+        "import service.releases.rankers as o; encode = o.OnnxEncoder.encode;"
         "o.OnnxEncoder.encode = lambda self, windows: 1 / 0 if (windows.tracks == 14).any() else encode(self, windows)"
     )
     service = start_service(prelude=broken)
@@ -234,7 +234,7 @@ def test_a_model_that_fails_is_replaced_by_popularity(start_service: StartServic
 
 def test_a_model_that_fails_is_an_error_where_no_fallback_is_wanted(start_service: StartService) -> None:
     broken = (
-        "import service.releases.onnx_encoder as o; encode = o.OnnxEncoder.encode;"
+        "import service.releases.rankers as o; encode = o.OnnxEncoder.encode;"
         "o.OnnxEncoder.encode = lambda self, windows: 1 / 0 if (windows.tracks == 14).any() else encode(self, windows)"
     )
     with start_service(prelude=broken, fallback="none").client() as client:

@@ -112,7 +112,7 @@ def test_torch_and_onnx_runtime_agree_on_the_releases_own_windows(release: Path)
     import onnx
 
     from segue.release import open_release
-    from service.releases.onnx_encoder import OnnxEncoder
+    from service.releases.rankers import OnnxEncoder
 
     opened = open_release(release)
     windows = opened.sample_windows

@@ -36,6 +36,7 @@ def enlarge(trained: Release, tracks: int, out: Path, seed: int = 0, *, mapped: 
                 "plays": (popularity * tracks).astype(np.int64),
                 "title": pl.int_range(tracks, eager=True).cast(pl.String),
                 "artist": pl.Series(origins).cast(pl.String),
+                **_attributes(origins, rng),
             }
         ).with_columns(
             track_id=pl.format("track:{}", "track_id"),
@@ -49,6 +50,19 @@ def enlarge(trained: Release, tracks: int, out: Path, seed: int = 0, *, mapped: 
         arrays[TRACK_MAP] = track_map(arrays[ITEM_EMBEDDINGS], catalogue.plays)
     encoder = _referring((trained.path / ENCODER).read_bytes(), small, arrays[ITEM_EMBEDDINGS])
     return write_release(out, draft, catalogue, arrays, encoder)
+
+
+def _attributes(origins: Int, rng: np.random.Generator) -> dict[str, pl.Series]:
+    """Attributes for filters: some of the track alone, others shared by all tracks of the same origin."""
+    count = int(origins.max()) + 1
+    markets = [[f"M{number:02}" for number in np.flatnonzero(rng.random(60) < 0.7)] for _ in range(200)]
+    return {
+        "bucket": pl.Series(rng.integers(0, 1000, len(origins)).astype(np.int32)),  # any share of all tracks
+        "explicit": pl.Series(rng.random(len(origins)) < 0.15),
+        "genre": pl.Series([f"genre {number}" for number in range(40)]).gather(rng.integers(0, 40, count)[origins]),
+        "markets": pl.Series(markets).gather(rng.integers(0, len(markets), count)[origins]),
+        "released": pl.Series(rng.integers(0, 20_000, len(origins)).astype(np.int32)).cast(pl.Date),
+    }
 
 
 def _between(small: Float32, origins: Int, rng: np.random.Generator) -> Float32:

@@ -53,11 +53,11 @@ def constant(_: list[list[Play]], __: int) -> Iterator[bytes]:
         yield get("/")
 
 
-def recommend(sessions: list[list[Play]], listener: int) -> Iterator[bytes]:
+def recommend(sessions: list[list[Play]], listener: int, query: str = "repeat=never") -> Iterator[bytes]:
     """The next tracks of sessions that are there already, in random order."""
     rng = random.Random(listener)
     while True:
-        yield get(f"/recommendations?session_id=s-{rng.randrange(len(sessions))}&k=20&repeat=never")
+        yield get(f"/recommendations?session_id=s-{rng.randrange(len(sessions))}&k=20&{query}")
 
 
 def report(sessions: list[list[Play]], listener: int, suffix: str = "") -> Iterator[bytes]:
@@ -234,6 +234,8 @@ class Run:
         connections = [(await loop.create_connection(Connection, plan["host"], plan["port"]))[1] for _ in range(number)]
         if plan["scenario"] == "fill":
             requests = [fill(self.sessions, i, number) for i in range(number)]
+        elif "query" in plan:
+            requests = [recommend(self.sessions, i, plan["query"]) for i in range(number)]
         else:
             requests = [SCENARIOS[plan["scenario"]](self.sessions, i) for i in range(number)]
         self.began = time.perf_counter()

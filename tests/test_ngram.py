@@ -267,7 +267,8 @@ class TestNetwork:
         windows = window_of(*([int(row)] for row in first))
         windows.skipped[:, -1] = rng.random(count) < 0.5
         # The mixture has no part that speaks against a track, a product with the network has.
-        return ranker, Targets(windows, np.where(windows.skipped[:, -1], 8 + first, first % 8 + 1))
+        rows = np.where(windows.skipped[:, -1], 8 + first, first % 8 + 1)
+        return ranker, Targets(windows, rows, windows.skipped[:, -1])
 
     def test_it_learns_what_a_mixture_cannot_say(self, monkeypatch: pytest.MonkeyPatch) -> None:
         rescoring = pytest.importorskip("training.models.rescoring")
@@ -281,11 +282,26 @@ class TestNetwork:
 
         assert likelihood(learned) > likelihood(ranker) + 0.1
 
+    def test_learned_on_played_targets_it_prefers_them_to_skipped_ones(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        rescoring = pytest.importorskip("training.models.rescoring")
+        ranker, targets = self.ranker_and_targets(2_500)
+        monkeypatch.setattr(rescoring, "LEARNING_RATE", 1e-2)
+        on_all = replace(ranker, network=rescoring.fit_network(ranker, targets))
+        on_played = replace(ranker, network=rescoring.fit_network(ranker, targets.played()))
+
+        def likelihood(one: HybridRanker, which: Any) -> float:
+            windows = targets.windows.select(np.flatnonzero(which))
+            return float(np.log(one.scores(windows, targets.rows[which, None])).mean())
+
+        played, skipped = ~targets.skipped, targets.skipped
+        assert likelihood(on_played, played) > likelihood(ranker, played)
+        assert likelihood(on_played, skipped) < likelihood(on_all, skipped) - 0.1
+
     def test_few_targets_give_none(self) -> None:
         rescoring = pytest.importorskip("training.models.rescoring")
         ranker, targets = self.ranker_and_targets(rescoring.MIN_TARGETS - 1)
         assert rescoring.fit_network(ranker, targets) is None
-        none = Targets(targets.windows.select(slice(0)), targets.rows[:0])
+        none = Targets(targets.windows.select(slice(0)), targets.rows[:0], targets.skipped[:0])
         assert rescoring.fit_network(ranker, none) is None
 
     @pytest.mark.parametrize("name", NETWORK_FILES)
@@ -339,7 +355,7 @@ class TestMixture:
         views = SessionViews.of(sessions_of(lists))
         counts = counts_of(lists, 9)
         ranker = HybridRanker(counts, prior_mixture(repeat_share(sessions_of(lists), 6)), np.arange(1, 9))
-        targets = every_position(views, np.ones(len(views), dtype=np.int64), 6)
+        targets = every_position(views, np.ones(len(views), dtype=np.int64), np.zeros(len(views), np.bool_), 6)
         learned = replace(ranker, mixture=fit_mixture(ranker, targets))
 
         def likelihood(one: HybridRanker) -> float:
@@ -355,7 +371,7 @@ class TestMixture:
             tracks = rng.permutation(np.arange(1, 30))[:5].tolist()
             lists.append([*tracks[:3], tracks[2], tracks[0]] if rng.random() < 0.5 else tracks)
         windows = window_of(*(one[:4] for one in lists))
-        targets = Targets(windows, np.array([one[4] for one in lists]))
+        targets = Targets(windows, np.array([one[4] for one in lists]), np.zeros(len(lists), np.bool_))
         counts = counts_of(lists[:50], 30)
         ranker = HybridRanker(counts, prior_mixture(0.2), np.arange(1, 30))
         learned = replace(ranker, mixture=fit_mixture(ranker, targets))
@@ -367,10 +383,10 @@ class TestMixture:
     def test_without_targets_it_is_the_prior(self) -> None:
         prior = prior_mixture(0.25)
         ranker = HybridRanker(counts_of([[1, 2]], 4), prior, np.arange(1, 4))
-        none = Targets(window_of(length=6), np.empty(0, np.int64))
-        empty = Targets(Windows(np.zeros((0, 6), np.int64), np.zeros((0, 6), np.bool_)), none.rows)
+        none = Targets(window_of(length=6), np.empty(0, np.int64), np.empty(0, np.bool_))
+        empty = Targets(Windows(np.zeros((0, 6), np.int64), np.zeros((0, 6), np.bool_)), none.rows, none.skipped)
         assert fit_mixture(ranker, empty) is prior
-        unknown = Targets(window_of([1], [1]), np.zeros(2, np.int64))
+        unknown = Targets(window_of([1], [1]), np.zeros(2, np.int64), np.zeros(2, np.bool_))
         assert fit_mixture(ranker, unknown) is prior
 
     def test_the_share_of_repeats(self) -> None:
@@ -379,11 +395,18 @@ class TestMixture:
         assert repeat_share(sessions_of([]), 20) == 0
 
     def test_every_position_is_the_window_before_each_play(self) -> None:
-        found = every_position(SessionViews.of(sessions_of([[1, 2], [3]])), np.array([5, 6]), 4)
+        rows, offsets = np.array([1, 2, 3]), np.array([0, 2, 3])
+        views = SessionViews.of(Sessions(rows, np.array([False, True, False]), offsets))
+        found = every_position(views, np.array([5, 6]), np.array([False, True]), 4)
         assert found.rows.tolist() == [2, 5, 6]
+        assert found.skipped.tolist() == [True, False, True]
         assert found.windows.tracks.tolist() == [[0, 0, 0, 1], [0, 0, 1, 2], [0, 0, 0, 3]]
-        nothing = every_position(SessionViews.of(sessions_of([])), np.empty(0, np.int64), 4)
+        assert found.played().rows.tolist() == [5]
+        assert found.played().windows.tracks.tolist() == [[0, 0, 1, 2]]
+        none = np.empty(0, np.bool_)
+        nothing = every_position(SessionViews.of(sessions_of([])), np.empty(0, np.int64), none, 4)
         assert len(nothing.rows) == 0
+        assert len(nothing.played().rows) == 0
 
 
 class TestDamage:
@@ -468,7 +491,7 @@ class TestReleases:
         from segue.release import open_release
 
         monkeypatch.setattr("training.models.rescoring.MIN_TARGETS", 20)
-        mixed = ["--model", "hybrid", "--init-from", folder / "sasrec", "--set", "epochs=0", "--set", "rescoring=true"]
+        mixed = ["--model", "hybrid", "--init-from", folder / "sasrec", "--set", "epochs=0", "--set", "rescoring=next"]
         self.run("train", folder / "data", *mixed, "--out", folder / "hybrid")
         encoder, hybrid = (open_release(folder / name) for name in ("sasrec", "hybrid"))
         np.testing.assert_array_equal(encoder.item_embeddings, hybrid.item_embeddings)

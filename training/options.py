@@ -43,10 +43,10 @@ class ServedOptions(Options):
 class NeuralOptions(ServedOptions):
     """Options of every encoder; the defaults are the paper's (section 4.1.2) where it names a value."""
 
-    rescoring: bool = Field(
-        default=False,
+    rescoring: Literal["off", "next", "next-played"] = Field(
+        default="off",
         description="Hybrids only: correct the most probable tracks with a small network, learned on validation "
-        "targets. It raises HR@1, and undoes much of what the skip loss changes",
+        "targets: all next tracks, or those that were not skipped",
     )
     epochs: int = Field(
         default=30,

@@ -198,7 +198,7 @@ class NgramModel:
             return trained
         started = time.monotonic()
         stored = {"max_followers": job.options.max_followers} if isinstance(job.options, NgramOptions) else {}
-        rescoring = isinstance(job.options, NeuralOptions) and job.options.rescoring
+        rescoring = job.options.rescoring if isinstance(job.options, NeuralOptions) else "off"
         ranker = fit_ngram(
             job.sessions,
             job.catalogue,

@@ -39,6 +39,12 @@ class Targets(NamedTuple):
 
     windows: Windows
     rows: Int  # [examples] int64
+    skipped: Bool  # [examples], whether that track was skipped
+
+    def played(self) -> "Targets":
+        """Return the targets that were not skipped."""
+        kept = np.flatnonzero(~self.skipped)
+        return Targets(self.windows.select(kept), self.rows[kept], self.skipped[kept])
 
 
 class _Observed(NamedTuple):
@@ -75,25 +81,29 @@ def repeat_share(sessions: Sessions, window: int) -> float:
     return float(repeated[place > 0].mean()) if (place > 0).any() else 0.0
 
 
-def every_position(sessions: SessionViews, targets: Int, window: int) -> Targets:
+def every_position(sessions: SessionViews, targets: Int, skipped: Bool, window: int) -> Targets:
     """Return all plays of sessions but the first as targets, at most EXAMPLES, and the window before each of them.
 
-    `targets` [sessions] int64 are the plays after the sessions' own ones. Sessions must not be training data.
+    `targets` [sessions] int64 are the plays after the sessions' own ones, and `skipped` [sessions] their outcomes.
+    Sessions must not be training data.
     """
-    found, rows, count = [], [], 0
+    found, rows, outcomes, count = [], [], [], 0
     for start in range(len(sessions)):
         one = sessions.select(slice(start, start + 1))
         plays = np.append(one.rows, targets[start])
         ends = np.arange(1, len(plays), dtype=np.int64)
         found.append(to_windows(one.cut(np.zeros_like(ends), ends), window))
         rows.append(plays[1:])
+        outcomes.append(np.append(one.skipped, skipped[start])[1:])
         count += len(ends)
         if count >= EXAMPLES:
             break
     if not found:
-        return Targets(Windows(np.zeros((0, window), np.int64), np.zeros((0, window), np.bool_)), np.zeros(0, np.int64))
+        none = Windows(np.zeros((0, window), np.int64), np.zeros((0, window), np.bool_))
+        return Targets(none, np.zeros(0, np.int64), np.zeros(0, np.bool_))
     windows = Windows(np.concatenate([w.tracks for w in found]), np.concatenate([w.skipped for w in found]))
-    return Targets(windows.select(slice(EXAMPLES)), np.concatenate(rows)[:EXAMPLES])
+    first = slice(EXAMPLES)
+    return Targets(windows.select(first), np.concatenate(rows)[first], np.concatenate(outcomes)[first])
 
 
 def fit_mixture(ranker: HybridRanker, targets: Targets) -> Mixture:
@@ -103,7 +113,7 @@ def fit_mixture(ranker: HybridRanker, targets: Targets) -> Mixture:
     which = np.flatnonzero(usable)[:EXAMPLES]
     if not len(which):
         return prior
-    seen = _observed(ranker, Targets(targets.windows.select(which), targets.rows[which]))
+    seen = _observed(ranker, Targets(targets.windows.select(which), targets.rows[which], targets.skipped[which]))
     new, again = ~seen.repeated, seen.repeated
     return Mixture(
         repeat=_fitted(seen.repeat_features, prior.repeat[:, None], _logistic(seen.repeated))[:, 0],

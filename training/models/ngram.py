@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from training.models.encoders.encoder import Encoder
 
 _PAIRS_AT_ONCE: Final = 1 << 26  # pairs of plays that are sorted at once while counting
+Rescoring: TypeAlias = Literal["off", "next", "next-played"]
 MAX_FOLLOWERS: Final = 64  # stored tracks of each context; benchmarks/README.md has the loss
 
 
@@ -47,9 +48,9 @@ def fit_ngram(  # noqa: PLR0913 (all of a training job)
     max_followers: int = MAX_FOLLOWERS,
     encoder: "Encoder | None" = None,
     origin: Release | None = None,
-    rescoring: bool = False,
+    rescoring: Rescoring = "off",
 ) -> HybridRanker:
-    """Count transitions, learn the mixture and, with `rescoring`, the network that corrects it.
+    """Count transitions, learn the mixture and, unless `rescoring` is off, the network that corrects it.
 
     Args:
         sessions: Sessions of the training part.
@@ -60,7 +61,7 @@ def fit_ngram(  # noqa: PLR0913 (all of a training job)
         max_followers: Stored tracks of each context, the most frequent ones.
         encoder: A trained encoder to mix with, or None.
         origin: A release whose counts are added, or None.
-        rescoring: Learn a network, if there are enough validation targets.
+        rescoring: Targets of the network, if there are enough: all next tracks, or those that were not skipped.
 
     """
     gathered = sessions.gathered()
@@ -74,15 +75,16 @@ def fit_ngram(  # noqa: PLR0913 (all of a training job)
         None if encoder is None else _ranker_of(encoder),
     )
     if split == "new-sessions":
-        targets = every_position(validation.inputs, validation.targets, window)
+        targets = every_position(validation.inputs, validation.targets, validation.target_skipped, window)
     else:
-        targets = Targets(to_windows(validation.inputs.gathered(), window), validation.targets)
+        windows = to_windows(validation.inputs.gathered(), window)
+        targets = Targets(windows, validation.targets, validation.target_skipped)
     ranker = replace(ranker, mixture=fit_mixture(ranker, targets))
-    if not rescoring:
+    if rescoring == "off":
         return ranker
     from training.models.rescoring import fit_network  # noqa: PLC0415 (`ngram` is trained without torch)
 
-    return replace(ranker, network=fit_network(ranker, targets))
+    return replace(ranker, network=fit_network(ranker, targets.played() if rescoring == "next-played" else targets))
 
 
 def arrays_of(ranker: HybridRanker) -> Mapping[str, NDArray[Any]]:

@@ -57,7 +57,7 @@ def _attributes(origins: Int, rng: np.random.Generator) -> dict[str, pl.Series]:
     count = int(origins.max()) + 1
     markets = [[f"M{number:02}" for number in np.flatnonzero(rng.random(60) < 0.7)] for _ in range(200)]
     return {
-        "bucket": pl.Series(rng.integers(0, 1000, len(origins)).astype(np.int32)),  # any share of all tracks
+        "bucket": pl.Series(rng.integers(0, 1000, len(origins))),  # any share of all tracks
         "explicit": pl.Series(rng.random(len(origins)) < 0.15),
         "genre": pl.Series([f"genre {number}" for number in range(40)]).gather(rng.integers(0, 40, count)[origins]),
         "markets": pl.Series(markets).gather(rng.integers(0, len(markets), count)[origins]),

@@ -107,7 +107,7 @@ class LoadedRelease:
         self._restricted = RestrictedRecommenders(self.recommender, self.catalogue, np.empty(0, dtype=np.int64))
         self._has_removed = False
         self._artists = Artists(self.catalogue)
-        self.stored_catalogue = self.catalogue  # without added tracks
+        self.stored_catalogue, self._stored_recommender = self.catalogue, self.recommender  # without added tracks
         self.added: Added | None = None
 
     def with_added(self, tracks: Mapping[str, AddedTrack]) -> "LoadedRelease":
@@ -115,8 +115,9 @@ class LoadedRelease:
         live = copy.copy(self)
         live.added = added = added_to(self.stored_catalogue, self.vectors, tracks)
         live.catalogue = added.catalogue
+        live.recommender = self._stored_recommender
         if added.rows is not None:
-            live.recommender = with_added(self.recommender, added.rows)
+            live.recommender = with_added(live.recommender, added.rows)
         live._artists = Artists(live.catalogue)
         live.remove(())
         return live

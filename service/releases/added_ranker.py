@@ -98,6 +98,18 @@ class AddedRows:
         means: NDArray[Any] = (scores[..., places.reshape(len(which), -1)] * self.weights[which]).sum(axis=-1)
         return means
 
+    def ranked(self, ranker: HybridRanker, windows: Windows, k: int, which: Int) -> tuple[Ranked, NDArray[Any]]:
+        """Return the ranking of `ranker` and the `means` by it, in the time of one of them."""
+        ranked: list[Ranked] = []
+
+        def score(windows: Windows, rows: Int) -> Float32:
+            found, scores = ranker.rank_and_score(windows, k, rows)
+            ranked.append(found)
+            return scores
+
+        means = self.means(score, windows, which)
+        return ranked[0], means
+
     def spread(self, score: Score, windows: Windows, rows: Int) -> NDArray[Any]:
         """Return scores of rows, among which may be added tracks. `rows` [batch, n] int64 -> [..., batch, n].
 
@@ -162,6 +174,8 @@ class AddedRanker:
         if isinstance(self.ranker, EncoderRanker):
             queries = self.ranker.encoder.encode(windows)
             found, scores = self.ranker.nearest(queries, k), self._added.products(queries, self._which)
+        elif isinstance(self.ranker, HybridRanker) and self._near is self.ranker:
+            found, scores = self._added.ranked(self.ranker, windows, k, self._which)
         else:
             found = self.ranker.rank(windows, k)
             scores = self._added.means(self._near.scores, windows, self._which)

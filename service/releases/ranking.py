@@ -51,13 +51,8 @@ class Ranking:
         self._ranker = _Ranker(live, threads, alone, telemetry)
         self._batched = MicroBatch(self._ranker.rank, max_concurrent_batches)
 
-    @property
-    def live(self) -> LoadedRelease:
-        """The release that ranks. It may be replaced by the same one with other added tracks."""
-        return self._ranker.live
-
-    @live.setter
-    def live(self, live: LoadedRelease) -> None:
+    def rank_with(self, live: LoadedRelease) -> None:
+        """Rank with the same release with other added tracks from now on."""
         self._ranker.live = live
 
     async def __call__(self, question: Question) -> RecommendResult:

@@ -48,15 +48,15 @@ _DISK_TIMEOUT_S: Final = 5.0  # the folder of releases may be on a network
 class ActiveRelease:
     """A live release and the object that ranks questions with it."""
 
-    loaded: LoadedRelease  # without added tracks
+    live: LoadedRelease  # with added tracks and without removed ones
     ranking: Ranking
     added: Mapping[str, AddedTrack] = field(default_factory=dict)  # those that `live` has
     removed: Mapping[str, str] = field(default_factory=dict)  # those that `live` has not
+    loaded: LoadedRelease = field(init=False)  # without added tracks
 
-    @property
-    def live(self) -> LoadedRelease:
-        """The release with added tracks and without removed ones."""
-        return self.ranking.live
+    def __post_init__(self) -> None:
+        """Keep the release as it was loaded."""
+        self.loaded = self.live
 
     def apply(self, added: Mapping[str, AddedTrack], removed: Mapping[str, str]) -> None:
         """Add and remove tracks. Does nothing if these are the same objects as in the last call."""
@@ -69,7 +69,8 @@ class ActiveRelease:
         elif removed is self.removed:
             return
         live.remove(list(removed))
-        self.ranking.live, self.added, self.removed = live, added, removed
+        self.ranking.rank_with(live)
+        self.live, self.added, self.removed = live, added, removed
 
 
 def check_servable(settings: Settings) -> None:

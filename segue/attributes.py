@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import polars as pl
@@ -64,8 +64,17 @@ class Attribute:
     codes: NDArray[np.unsignedinteger[Any]]  # [tracks], position in `values` of the value of each track, in row order
 
 
+class Changes(NamedTuple):
+    """Tracks whose attributes differ from the stored ones, or that the catalogue does not have."""
+
+    rows: NDArray[np.int64]  # [n]
+    attributes: "Attributes"  # of these tracks, in this order
+
+
 class Attributes(Mapping[str, Attribute]):
     """The attributes of a catalogue by name. Immutable and thread-safe."""
+
+    changes: Changes | None = None  # of tracks that a running service changed
 
     def __init__(self, by_name: Mapping[str, Attribute]) -> None:
         self._by_name = by_name
@@ -132,6 +141,13 @@ class Attributes(Mapping[str, Attribute]):
     def __len__(self) -> int:
         """Return the number of attributes."""
         return len(self._by_name)
+
+    def codes_of(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return a number for the value of an attribute of each row, equal for equal values. `rows` [n] -> [n] int64.
+
+        It is the position in `values` if the value is there. Row 0 has the number of row 1. Raises UnknownAttribute.
+        """
+        return self[name].codes[np.maximum(rows, 1) - 1].astype(np.int64)
 
     def of_rows(self, rows: Iterable[int], names: Iterable[str]) -> list[dict[str, Any]]:
         """Return the values of the named attributes for each catalogue row, without null values.

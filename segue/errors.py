@@ -15,7 +15,8 @@ BadFilter            2          422          a filter of tracks that cannot be r
 UnknownAttribute     2          422          asking for an attribute that a release does not have
 NoPlayHead           2          409          asking for caution of a release that cannot predict skips
 SwapRefused          1          409          swapping without a folder, or while another swap runs
-NoReleasesFolder     1          409          removing a track without a folder of releases
+NoReleasesFolder     1          409          removing or adding a track without a folder of releases
+TooManyTracks        1          409          removing or adding more tracks than the service keeps
 ReleasesUnavailable  1          503          the folder of releases cannot be written
 StoreUnavailable     1          503          Redis cannot be reached or refuses writes
 Overloaded           1          503          load shedding: the request cannot be answered in time
@@ -121,6 +122,13 @@ class NoReleasesFolder(SegueError):
 
     http_status = 409
     title = "No folder of releases"
+
+
+class TooManyTracks(SegueError):
+    """As many tracks are removed or added as the service keeps."""
+
+    http_status = 409
+    title = "Too many tracks"
 
 
 class ReleasesUnavailable(SegueError):

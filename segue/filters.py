@@ -100,8 +100,12 @@ class Allowed:
     @cached_property
     def rows(self) -> Int:
         """The allowed rows in ascending order. [count] int64."""
-        mask = np.unpackbits(self.bits, count=self.tracks, bitorder="little")
-        return np.flatnonzero(mask) + FIRST_TRACK_ROW
+        return np.flatnonzero(self.mask) + FIRST_TRACK_ROW
+
+    @property
+    def mask(self) -> Bool:
+        """Whether each track is allowed, in row order. A new array [tracks]."""
+        return np.unpackbits(self.bits, count=self.tracks, bitorder="little").astype(np.bool_)
 
     def contains(self, rows: Int) -> Bool:
         """Return whether each row is allowed. `rows` int64 of any shape; PAD_ROW is not allowed."""
@@ -130,7 +134,7 @@ class Allowed:
 
     def without(self, rows: Int) -> "Allowed":
         """Return a copy that does not allow `rows` [n] int64."""
-        mask = np.unpackbits(self.bits, count=self.tracks, bitorder="little").astype(np.bool_)
+        mask = self.mask
         mask[rows[rows >= FIRST_TRACK_ROW] - FIRST_TRACK_ROW] = False
         return Allowed(mask)
 
@@ -142,7 +146,11 @@ _ROWS_AT_ONCE: Final = 65_536
 def tracks_allowed(wanted: Filter, attributes: Attributes, tracks: int) -> Allowed:
     """Return the tracks that satisfy a filter. Raises BadFilter or UnknownAttribute, as `check_filter` does."""
     check_filter(wanted, attributes)
-    return Allowed(_truth(wanted, attributes, tracks).yes)
+    mask = _truth(wanted, attributes).yes
+    if attributes.changes is not None:
+        mask = np.concatenate([mask, np.zeros(tracks - len(mask), dtype=np.bool_)])
+        mask[attributes.changes.rows - FIRST_TRACK_ROW] = _truth(wanted, attributes.changes.attributes).yes
+    return Allowed(mask)
 
 
 def check_filter(wanted: Filter, attributes: Attributes) -> None:
@@ -309,12 +317,12 @@ class _Truth(NamedTuple):
     no: Bool
 
 
-def _truth(wanted: Filter, attributes: Attributes, tracks: int) -> _Truth:
+def _truth(wanted: Filter, attributes: Attributes) -> _Truth:
     if isinstance(wanted, Not):
-        inner = _truth(wanted.part, attributes, tracks)
+        inner = _truth(wanted.part, attributes)
         return _Truth(inner.no, inner.yes)
     if isinstance(wanted, Every | Some):
-        first, *others = (_truth(part, attributes, tracks) for part in wanted.parts)
+        first, *others = (_truth(part, attributes) for part in wanted.parts)
         yes, no = first
         for other in others:
             both, either = (yes & other.yes, no | other.no), (yes | other.yes, no & other.no)

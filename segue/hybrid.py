@@ -181,18 +181,29 @@ class HybridRanker:
 
     def rank(self, windows: Windows, k: int) -> Ranked:
         """Return the k best tracks for each window, by probability, then by row. Rows and scores [batch, k]."""
+        return self._ranked(windows, k, None)[0]
+
+    def rank_and_score(self, windows: Windows, k: int, rows: Int) -> tuple[Ranked, Float32]:
+        """Return what `rank` and `scores` return, in the time of one of them."""
+        return self._ranked(windows, k, rows)
+
+    def _ranked(self, windows: Windows, k: int, rows: Int | None) -> tuple[Ranked, Float32]:
         k = min(k, len(self.by_plays) if self.allowed is None else self.allowed.count)
         if not k:
-            return Ranked(np.empty((len(windows), 0), np.int64), np.empty((len(windows), 0), np.float32))
+            none = Ranked(np.empty((len(windows), 0), np.int64), np.empty((len(windows), 0), np.float32))
+            return none, none.scores if rows is None else self.scores(windows, rows)
         kept = k if self.network is None else RESCORED + k
-        evidence = self.evidence(windows, self._popular(windows, kept))
+        popular = self._popular(windows, kept)
+        evidence = self.evidence(windows, popular if rows is None else np.concatenate([rows, popular], axis=1))
         mixture = np.einsum("pc,pc->c", evidence.parts, self._weights(evidence))
         best = self._best(evidence, mixture, kept)
         if self.network is not None:
-            probable = _probable(windows, evidence, mixture, best.places[:, :RESCORED])
-            best.scores[:, :RESCORED] = _corrected(self.network, probable)
+            places = best.places[:, :RESCORED]
+            best.scores[:, :RESCORED] = _corrected(self.network, _probable(windows, evidence, mixture, places))
+            mixture[places[places >= 0]] = best.scores[:, :RESCORED][places >= 0]
             best = _in_order(best, k)
-        return Ranked(np.where(best.places < 0, PAD_ROW, evidence.found.rows[best.places]), best.scores)
+        scores = best.scores if rows is None else mixture[evidence.found.given[:, : rows.shape[1]]].astype(np.float32)
+        return Ranked(np.where(best.places < 0, PAD_ROW, evidence.found.rows[best.places]), best.scores), scores
 
     def scores(self, windows: Windows, rows: Int) -> Float32:
         """Return the probability of given tracks. `rows` [batch, candidates] int64 -> [batch, candidates] float32."""

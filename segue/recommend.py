@@ -5,7 +5,7 @@ This module does not depend on HTTP, Redis, ONNX or FAISS: the encoder and the i
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal, NamedTuple, Protocol, TypeAlias, cast
+from typing import ClassVar, Final, Literal, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from segue.arrays import Float32, Float64, Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Row
 from segue.errors import InputError, NoPlayHead
 from segue.filters import Allowed
-from segue.play_head import PlayHead
 from segue.sessions import ALLOW_REPEATS, RepeatPolicy
 from segue.window import Sessions, Windows, to_windows
 
@@ -63,6 +62,14 @@ class Ranker(Protocol):
         ...
 
 
+class Outcomes(Protocol):
+    """Predicts whether tracks are played or skipped (segue.play_head.PlayHead)."""
+
+    def log_played(self, windows: Windows, rows: Int) -> Float64:
+        """Return log P(played) of candidates. `rows` [batch, candidates] int64 -> [batch, candidates] float64."""
+        ...
+
+
 class ServedRanker(Ranker, Protocol):
     """A ranker that can be restricted to the tracks of a filter."""
 
@@ -83,6 +90,7 @@ class EncoderRanker:
     exact: NearestTracks
     embeddings: Float32  # [num_rows, dimension]
     allowed: Allowed | None = None
+    has_logits: ClassVar[bool] = True  # scores are not probabilities
 
     def within(self, allowed: Allowed) -> "EncoderRanker":
         """Return the same ranker that ranks only allowed tracks."""
@@ -90,7 +98,10 @@ class EncoderRanker:
 
     def rank(self, windows: Windows, k: int) -> Ranked:
         """Return the k best tracks for each window. Queries for which the index finds too few use exact search."""
-        queries = self.encoder.encode(windows)
+        return self.nearest(self.encoder.encode(windows), k)
+
+    def nearest(self, queries: Float32, k: int) -> Ranked:
+        """Return the k best tracks for each query, as `rank` does. `queries` [batch, dimension] float32."""
         tracks = len(self.embeddings) - FIRST_TRACK_ROW if self.allowed is None else self.allowed.count
         k = min(k, tracks)
         found = self.index.search(queries, k, self.allowed)
@@ -147,7 +158,7 @@ def log_probabilities(ranker: Ranker, windows: Windows, scores: Float32, best: F
     The scores of counts and hybrids are probabilities. For an encoder it is the log of the softmax over the NORMALISED
     best tracks. `best` [batch, m] are the best scores of each window, in descending order, if they are known.
     """
-    if not isinstance(ranker, EncoderRanker):
+    if not getattr(ranker, "has_logits", False):
         return np.log(np.maximum(scores.astype(np.float64), _LEAST_PROBABILITY))
     known = ranker.rank(windows, NORMALISED).scores if best is None else best[:, :NORMALISED]
     logits = known.astype(np.float64)
@@ -164,7 +175,7 @@ class CautiousRanker:
     """
 
     ranker: Ranker
-    head: PlayHead
+    head: Outcomes
     caution: float  # above 0
 
     def rank(self, windows: Windows, k: int) -> Ranked:
@@ -206,9 +217,9 @@ class Recommender:
     """Recommends with `ranker`. Sessions without a play of a catalogue track get the most popular tracks instead."""
 
     ranker: Ranker
-    popularity: PopularityRanker
+    popularity: ServedRanker
     window: int
-    head: PlayHead | None = None
+    head: Outcomes | None = None
 
     def within(self, allowed: Allowed) -> "Recommender":
         """Return the same recommender, for rankers that can be restricted, which recommends only allowed tracks."""

@@ -22,7 +22,8 @@ from starlette.staticfiles import StaticFiles
 
 from index.faiss_gpu import refuse_missing_device
 from segue.errors import BadOption, SegueError, StoreUnavailable
-from service.api import batch, operations, rank, recommendations, releases, sessions, tracks
+from service.api import added_tracks, batch, operations, rank, recommendations, releases, sessions, tracks
+from service.api.added_tracks import TrackToAdd
 from service.api.batch import BatchRequest
 from service.api.rank import RankRequest
 from service.api.recommendations import WhatIfRequest
@@ -47,7 +48,9 @@ from service.threads import BlockingCalls, Threads
 if TYPE_CHECKING:
     from service.ops.tracing import Tracing
 
-ROUTERS = tuple(room.router for room in (recommendations, batch, rank, sessions, tracks, releases, operations))
+ROUTERS = tuple(
+    room.router for room in (recommendations, batch, rank, sessions, tracks, added_tracks, releases, operations)
+)
 HOT_ROUTES = frozenset({"report_events", "recommendations"})
 
 _log = structlog.get_logger()
@@ -155,7 +158,8 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
     opened.callback(threads.close)
     registry = await BlockingCalls("a release")(ReleaseRegistry, settings, threads, telemetry)
     await opened.enter_async_context(_running(registry.watch))
-    await opened.enter_async_context(_running(partial(registry.removed.watch, on_change=registry.apply_removed)))
+    for changes in (registry.removed, registry.added):
+        await opened.enter_async_context(_running(partial(changes.watch, on_change=registry.apply_changes)))
     opened.callback(registry.leave)
     client = connect(settings)
     opened.push_async_callback(client.aclose)
@@ -257,7 +261,7 @@ def _describe(app: FastAPI) -> None:
             describe_problems(schema)
             auth.describe_access(schema)
             schemas = schema["components"]["schemas"]
-            for model in (BatchRequest, EventsRequest, RankRequest, SwapRequest, WhatIfRequest):
+            for model in (BatchRequest, EventsRequest, RankRequest, SwapRequest, TrackToAdd, WhatIfRequest):
                 body = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 schemas.update(body.pop("$defs", {}))
                 schemas[model.__name__] = body

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from segue.errors import NoReleasesFolder, ReleasesUnavailable
+from segue.errors import NoReleasesFolder, ReleasesUnavailable, TooManyTracks
+from service.releases.added import AddedTrack, AddedTracksFile
 from service.releases.removed import FILE, RemovedTracks
 from tests.stopwatch import until
 
@@ -61,6 +62,43 @@ def test_a_damaged_file_stops_a_start_and_not_a_service(content: str, tmp_path: 
     with pytest.raises(ReleasesUnavailable, match="is damaged"):
         changed(running, "b")
     assert set(running.since) == {"a"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", '{"removed": {}}', '{"added": {"a": 1}}', '{"added": {"a": {"since": "t"}}}']
+    + [
+        json.dumps({"added": {"a": {"since": "t", "title": None, "artist": None, "attributes": {}, **wrong}}})
+        for wrong in ({"embedding": ["x"]}, {"embedding": [1e9]}, {"attributes": 1}, {"neighbours": [1]}, {"x": 1})
+    ],
+)
+def test_so_does_a_damaged_file_of_added_tracks(content: str, tmp_path: Path) -> None:
+    track = AddedTrack.now(title="T", artist=None, attributes={"year": 2001}, neighbours=["x"], embedding=[0.5])
+    running, other = AddedTracksFile(tmp_path), AddedTracksFile(tmp_path)
+    asyncio.run(running.put("a/b", track))
+    asyncio.run(other.put("c", track))
+    assert AddedTracksFile(tmp_path).tracks == other.tracks == {"a/b": track, "c": track}
+    assert asyncio.run(other.delete("c"))
+    assert not asyncio.run(running.delete("c"))
+    (tmp_path / "added-tracks.json").write_text(content)
+    with pytest.raises(ReleasesUnavailable, match="is damaged"):
+        AddedTracksFile(tmp_path)
+    with pytest.raises(ReleasesUnavailable, match="is damaged"):
+        asyncio.run(running.put("b", track))
+    assert running.tracks == {"a/b": track}
+    (tmp_path / "added-tracks.json").unlink()
+    with pytest.raises(ReleasesUnavailable, match="is gone: the 1 tracks that were added stay added here"):
+        asyncio.run(running.put("b", track))
+
+
+def test_their_number_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AddedTracksFile, "most", 2)
+    tracks = AddedTracksFile(tmp_path)
+    for track_id in ("a", "b", "b"):
+        asyncio.run(tracks.put(track_id, AddedTrack.now(title=track_id, artist=None, attributes={})))
+    with pytest.raises(TooManyTracks, match="2 tracks are added already: delete those that"):
+        asyncio.run(tracks.put("c", AddedTrack.now(title="c", artist=None, attributes={})))
+    assert set(tracks.tracks) == set(AddedTracksFile(tmp_path).tracks) == {"a", "b"}
 
 
 def test_an_older_read_does_not_overtake_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The file of tracks of `segue prepare --tracks`: types, what is refused, and attributes from there to a release."""
 
+import asyncio
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ pytest.importorskip("mkdocs", reason="the documents are not part of the wheel")
 
 from docs.site import walk
 from segue.errors import BadLog, InputError
+from service.releases.added import FILE, AddedTrack, AddedTracksFile
 from tests.test_docs_site import words_of
 from training.data.dataset import open_dataset
 from training.prepare.pipeline import PrepareOptions, prepare
-from training.prepare.track_file import read_tracks
+from training.prepare.track_file import read_tracks, with_attributes
 from training.warm_start import with_tracks_of
 
 ROOT = Path(__file__).parents[1]
@@ -125,6 +127,54 @@ def test_the_dataset_has_them_and_the_fingerprint_is_that_of_the_plays(tmp_path:
     frame = open_dataset(tmp_path / "data").catalogue.frame
     assert dict(frame.select("track_id", "title").iter_rows()) == {"a": "One", "b": "Log b", "7": "Three", "c": "Log c"}
     assert dict(frame.select("track_id", "genre").iter_rows()) == {"a": "rock", "b": None, "7": "jazz", "c": None}
+
+
+def test_added_tracks_complete_an_earlier_file(tmp_path: Path) -> None:
+    """The file is one that a service writes."""
+    added = AddedTracksFile(tmp_path)
+    for track_id, title, attributes in (
+        (
+            "c",
+            "Four",
+            {"genre": "1984", "explicit": False, "markets": ["FR"], "year": 2026.5, "released": "2026-11-29"},
+        ),
+        ("a", None, {"genre": "2020-01-01", "markets": []}),
+        ("unplayed", "Five", {"mood": "calm"}),
+    ):
+        track = AddedTrack.now(title=title, artist=None, attributes=attributes)
+        asyncio.run(added.put(track_id, track))
+    (tmp_path / "log.csv").write_text(LOG)
+    options = PrepareOptions(min_session_plays=1, idle_gap_s=10_000)
+    files = [written(tmp_path, ".csv"), tmp_path / FILE]
+    report = prepare("events", [tmp_path / "log.csv"], tmp_path / "data", options, tracks=files)
+    assert any("added-tracks.json names 2 of the 4 tracks; 1 of its tracks" in note for note in report.log.notes)
+    frame = open_dataset(tmp_path / "data").catalogue.frame.sort("track_id")
+    assert frame.select("track_id", "title", "genre", "explicit", "year").rows() == [
+        ("7", "Three", "jazz", False, 1999.0),
+        ("a", "One", "2020-01-01", True, 2001.0),
+        ("b", "Log b", None, None, None),
+        ("c", "Four", "1984", False, 2026.5),
+    ]
+    assert frame["markets"].to_list() == [["US"], [], None, ["FR"]]
+    assert frame["released"].to_list() == [None, None, None, date(2026, 11, 29)]
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"added": 1}', '{"added": {"a": 1}}', '{"added": {"a": {"title": null}}}', "{"]
+)
+def test_a_damaged_file_of_added_tracks_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text(content)
+    with pytest.raises(BadLog, match="cannot be read as a file of tracks"):
+        read_tracks(tmp_path / FILE)
+
+
+def test_no_added_tracks_change_nothing_and_other_kinds_are_refused(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text('{"added": {}}')
+    tracks = pl.DataFrame(LINES)
+    assert with_attributes(tracks, read_tracks(tmp_path / FILE), tmp_path / FILE).equals(tracks)
+    other = pl.DataFrame({"track_id": ["a"], "year": [True]})
+    with pytest.raises(BadLog, match="year is a boolean, in an earlier file a number: write both in the same way"):
+        with_attributes(tracks, other, tmp_path / "t.csv")
 
 
 def test_a_file_of_other_ids_is_refused(tmp_path: Path) -> None:

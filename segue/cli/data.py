@@ -144,9 +144,11 @@ def _not_a_file(_context: click.Context, _parameter: click.Parameter, kind: str)
 )
 @click.option(
     "--tracks",
+    multiple=True,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
-    help="File of titles, artists and attributes such as genre, by track_id (.csv, .jsonl, .parquet).",
+    help="File of titles, artists and attributes such as genre, by track_id (.csv, .jsonl, .parquet), or "
+    "added-tracks.json of a service. Repeat it for several files; later ones take precedence.",
 )
 @click.option("--include-private", is_flag=True, default=None, help="spotify only: keep plays of private sessions.")
 @click.option("--seed", type=int, metavar="N", help="Random seed for session sampling.  [default: 0]")
@@ -167,7 +169,7 @@ def prepare(
     engine: str,
     ray_address: str | None,
     as_json: bool,
-    tracks: Path | None,
+    tracks: tuple[Path, ...],
     **given: Any,
 ) -> None:
     """Convert listening logs to a dataset that you can train on.

@@ -288,7 +288,7 @@ async def what_if(request: Request) -> Response:
     spacing = spacing_of(live, asked.max_per_artist, asked.artist_gap)
     question = Question(plays, asked.k, asked.exclude, repeat, caution, wanted, spacing)
     answer = await active.ranking(question)
-    explanation = await _explanation(service, active, question, answer) if asked.explain else None
+    explanation = await _explanation(service, question, answer) if asked.explain else None
     return Response(next_tracks_json(answer, explanation, names), media_type="application/json")
 
 
@@ -311,7 +311,7 @@ async def recommend(
     service.telemetry.series(service.telemetry.recommendations, active.live.name, answer.source).inc()
     if attributed:
         service.attribution.remember(session_id, answer)
-    explanation = await _explanation(service, active, question, answer) if explain else None
+    explanation = await _explanation(service, question, answer) if explain else None
     # Session ids need no JSON escapes.
     return b'{"session_id":"%b",%b' % (session_id.encode(), next_tracks_json(answer, explanation, fields)[1:])
 
@@ -344,10 +344,8 @@ def next_tracks_json(
     )
 
 
-async def _explanation(
-    service: AppState, active: ActiveRelease, question: Question, answer: RecommendResult
-) -> Explanation:
-    return await service.threads.run_long(explain_answer, active.live, question, answer)
+async def _explanation(service: AppState, question: Question, answer: RecommendResult) -> Explanation:
+    return await service.threads.run_long(explain_answer, answer.release, question, answer)
 
 
 # --- fallback ---

@@ -189,7 +189,7 @@ async def removed_tracks(service: Service) -> RemovedTracksBody:
 
 async def _change(service: Service, track_id: str, *, removed: bool) -> RemovalBody:
     changed = await service.releases.removed.change(track_id, removed=removed)
-    await service.threads.run_long(service.releases.apply_removed)
+    await service.threads.run_long(service.releases.apply_changes)
     known = track_id in service.releases.current.live.catalogue
     return RemovalBody(track_id=track_id, removed=removed, changed=changed, in_catalogue=known)
 

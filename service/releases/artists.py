@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from segue.arrays import Int
-from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue
+from segue.catalogue import PAD_ROW, Catalogue
 from segue.errors import UnknownAttribute
 from segue.recommend import Recommendation
 from segue.spacing import CANDIDATES_PER_TRACK, MAX_CANDIDATES, UNKNOWN, spaced
@@ -24,13 +24,13 @@ class Artists:
     def __init__(self, catalogue: Catalogue) -> None:
         attributes = catalogue.attributes
         name = next((name for name in ("artist_id", "artist") if name in attributes), None)
-        self._attribute = attributes[name] if name is not None else None
-        values = None if self._attribute is None else self._attribute.values
+        self._attributes, self._name = attributes, name
+        values = None if name is None else attributes[name].values
         self._unknown = int(np.argmax(values.is_null())) if values is not None and values.null_count() else UNKNOWN
 
     def check(self) -> None:
         """Raise UnknownAttribute if no artist is known."""
-        if self._attribute is None:
+        if self._name is None:
             raise UnknownAttribute(
                 "the release knows no artists, which max_per_artist and artist_gap need: prepare the log again with "
                 "artists, for example with `segue prepare --tracks`"
@@ -39,8 +39,8 @@ class Artists:
     def of(self, rows: Int) -> list[int]:
         """Return the number of the artist of each row, UNKNOWN for none. `rows` [n] int64. Raises as `check`."""
         self.check()
-        assert self._attribute is not None
-        codes = self._attribute.codes[np.maximum(rows, FIRST_TRACK_ROW) - FIRST_TRACK_ROW].astype(np.int64)
+        assert self._name is not None
+        codes = self._attributes.codes_of(self._name, rows)
         codes[(rows == PAD_ROW) | (codes == self._unknown)] = UNKNOWN
         numbers: list[int] = codes.tolist()
         return numbers

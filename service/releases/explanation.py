@@ -16,7 +16,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from segue.ngram import POPULARITY_PRIOR
 from segue.recommend import CautiousRanker, Ranker
 from segue.sessions import Play
 from segue.window import Windows, to_sessions, to_windows
+from service.releases.added_ranker import AddedRanker
 from service.releases.loaded import LoadedRelease, Question, RecommendResult, Track
 
 RANKED_AGAIN: Final = 200
@@ -104,11 +105,13 @@ def _parts(live: LoadedRelease, ranker: Ranker, window: Windows, targets: Int) -
 
     With caution, the parts are log P(next) and the weighted log P(played).
     """
-    if not isinstance(ranker, HybridRanker | CautiousRanker):
+    if isinstance(ranker, CautiousRanker):
+        names: tuple[str, ...] = ("next", "played")
+    elif isinstance(ranker.ranker if isinstance(ranker, AddedRanker) else ranker, HybridRanker):
+        names = ALL_PARTS if live.embeddings is not None else ALL_PARTS[:-1]
+    else:
         return None
-    scores = ranker.part_scores(window, targets[None])[:, 0].T
-    names: tuple[str, ...] = ALL_PARTS if live.embeddings is not None else ALL_PARTS[:-1]
-    names = names if isinstance(ranker, HybridRanker) else ("next", "played")
+    scores = cast("HybridRanker", ranker).part_scores(window, targets[None])[:, 0].T
     return [dict(zip(names, line.tolist(), strict=False)) for line in scores]
 
 
@@ -126,18 +129,23 @@ def _without_plays(live: LoadedRelease, ranker: Ranker, length: int, targets: In
 def _places(
     live: LoadedRelease, session: Sequence[Play], window: Windows, plays: list[Row], items: list[Row]
 ) -> Places:
-    positions = live.map.positions
+    positions, added = live.map.positions, live.added_rows
+
+    def places_of(asked: Sequence[Row] | Int) -> Float32:
+        found = np.asarray(asked, dtype=np.int64)
+        return positions[found] if added is None else added.mean_of(positions, found)
+
     rows = live.catalogue.rows([play.track_id for play in session])
-    path = positions[rows]
+    path = places_of(rows)
     path[rows == PAD_ROW] = np.nan
+    window = window if added is None else added.windows(window)
     query = None
     if plays and live.embeddings is not None:
-        nearest = live.nearest(live.embeddings.encoder.encode(window), min(NEAREST + 1, len(live.catalogue)))
+        nearest = live.nearest(live.embeddings.encoder.encode(window), min(NEAREST + 1, len(live.stored_catalogue)))
         found = nearest.rows[0] != PAD_ROW
         if found.any():
             [query] = among(nearest.scores[:, found], positions[nearest.rows[:, found]])
-    empty = np.empty(0, dtype=np.int64)
-    return Places(path, positions[plays or empty], positions[items or empty], query)
+    return Places(path, places_of(plays), places_of(items), query)
 
 
 ORDERS: Final = 16  # number of orderings to average over; all orderings are used if there are at most this many

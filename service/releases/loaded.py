@@ -3,12 +3,13 @@
 This module does not depend on HTTP or Redis. `segue recommend` and `segue evaluate` use it too.
 """
 
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -31,6 +32,8 @@ from segue.release import Release, open_release
 from segue.sessions import ALLOW_REPEATS, Play, RepeatPolicy, repeat_policy
 from segue.spacing import Spacing
 from segue.window import Windows, to_sessions
+from service.releases.added import Added, AddedTrack, added_to
+from service.releases.added_ranker import AddedRows, Vectors, similar_rows, with_added
 from service.releases.artists import Artists
 from service.releases.rankers import (
     EmbeddingSearch,
@@ -104,6 +107,30 @@ class LoadedRelease:
         self._restricted = RestrictedRecommenders(self.recommender, self.catalogue, np.empty(0, dtype=np.int64))
         self._has_removed = False
         self._artists = Artists(self.catalogue)
+        self.stored_catalogue, self._stored_recommender = self.catalogue, self.recommender  # without added tracks
+        self.added: Added | None = None
+
+    def with_added(self, tracks: Mapping[str, AddedTrack]) -> "LoadedRelease":
+        """Return this release with added tracks, and without removed ones. It shares everything that is mapped."""
+        live = copy.copy(self)
+        live.added = added = added_to(self.stored_catalogue, self.vectors, tracks)
+        live.catalogue = added.catalogue
+        live.recommender = self._stored_recommender
+        if added.rows is not None:
+            live.recommender = with_added(live.recommender, added.rows)
+        live._artists = Artists(live.catalogue)
+        live.remove(())
+        return live
+
+    @property
+    def vectors(self) -> Vectors | None:
+        """The embeddings of the release; None without an encoder."""
+        return Vectors(self.name, self.release.item_embeddings, self.nearest) if self.embeddings is not None else None
+
+    @property
+    def added_rows(self) -> AddedRows | None:
+        """The rows of added tracks, which the arrays of the release do not have. None if there are none."""
+        return self.added.rows if self.added is not None else None
 
     @property
     def folder(self) -> str:
@@ -212,6 +239,10 @@ class LoadedRelease:
         """
         row = self.catalogue.row(track_id)
         allowed = self.allowed(wanted)
+        if self.added_rows is not None:
+            by = self.vectors or cast("HybridRanker", self.ranker).counts
+            ranked = similar_rows(self.added_rows, row, k, allowed, by)
+            return [self.track(near, score) for near, score in zip(*ranked, strict=True)]
         if isinstance(self.ranker, HybridRanker) and self.embeddings is None:
             rows, scores = self.ranker.counts.neighbours(row)
             kept = rows != row if allowed is None else (rows != row) & allowed.contains(rows)

@@ -51,6 +51,10 @@ class Ranking:
         self._ranker = _Ranker(live, threads, alone, telemetry)
         self._batched = MicroBatch(self._ranker.rank, max_concurrent_batches)
 
+    def rank_with(self, live: LoadedRelease) -> None:
+        """Rank with the same release with other added tracks from now on."""
+        self._ranker.live = live
+
     async def __call__(self, question: Question) -> RecommendResult:
         """Recommend the next tracks for one question. Raises ModelUnavailable if the model hangs on the question.
 
@@ -68,7 +72,7 @@ class Ranking:
 class _Ranker:
     def __init__(self, live: LoadedRelease, threads: Threads, alone: Threads, telemetry: Telemetry) -> None:
         self.timeout_s = threads.timeout_s
-        self._live = live
+        self.live = live
         self._threads = threads
         self._alone = alone
         self._batch_sizes = telemetry.batch_size.labels("ranking")
@@ -167,8 +171,8 @@ class _Ranker:
 
     def _answer(self, questions: Sequence[Question]) -> list[RecommendResult]:
         if any(isinstance(question, RankQuestion) for question in questions):
-            return answer_all(self._live, questions)
-        return self._live.answer(questions)
+            return answer_all(self.live, questions)
+        return self.live.answer(questions)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -179,7 +183,7 @@ class _Ranker:
 
     def _window(self, question: Question) -> list[Play]:
         """Return the plays in the encoder's window, latest first."""
-        length, catalogue = self._live.release.manifest.window.length, self._live.catalogue
+        length, catalogue = self.live.release.manifest.window.length, self.live.catalogue
         seen: list[Play] = []
         for play in reversed(question.plays):
             if play.track_id in catalogue:

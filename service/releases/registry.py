@@ -7,8 +7,8 @@ a replaced release when the last request that uses the release ends.
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -27,6 +27,7 @@ from segue.errors import (
     UnknownRelease,
 )
 from segue.release import ENCODER, read_manifest
+from service.releases.added import AddedTrack, AddedTracksFile
 from service.releases.folder import ListedRelease, PointerState, ReleaseList, ReleasesFolder
 from service.releases.loaded import LoadedRelease, RecommendResult, load_release
 from service.releases.ranking import Ranking
@@ -43,12 +44,33 @@ _MAX_LISTED: Final = 1000
 _DISK_TIMEOUT_S: Final = 5.0  # the folder of releases may be on a network
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class ActiveRelease:
     """A live release and the object that ranks questions with it."""
 
-    live: LoadedRelease
+    live: LoadedRelease  # with added tracks and without removed ones
     ranking: Ranking
+    added: Mapping[str, AddedTrack] = field(default_factory=dict)  # those that `live` has
+    removed: Mapping[str, str] = field(default_factory=dict)  # those that `live` has not
+    loaded: LoadedRelease = field(init=False)  # without added tracks
+
+    def __post_init__(self) -> None:
+        """Keep the release as it was loaded."""
+        self.loaded = self.live
+
+    def apply(self, added: Mapping[str, AddedTrack], removed: Mapping[str, str]) -> None:
+        """Add and remove tracks. Does nothing if these are the same objects as in the last call."""
+        live = self.live
+        if added is not self.added:
+            live = self.loaded.with_added(added) if added else self.loaded
+            if live.added is not None and live.added.dropped:
+                lines = live.added.dropped
+                _log.warning("added_tracks_incomplete", release=live.name, tracks=len(lines), first=lines[:3])
+        elif removed is self.removed:
+            return
+        live.remove(list(removed))
+        self.ranking.rank_with(live)
+        self.live, self.added, self.removed = live, added, removed
 
 
 def check_servable(settings: Settings) -> None:
@@ -176,6 +198,8 @@ class ReleaseRegistry:
         )
         self._folder = ReleasesFolder(settings.releases_dir) if settings.releases_dir is not None else None
         self.removed = RemovedTracks(settings.releases_dir)
+        self.added = AddedTracksFile(settings.releases_dir)
+        self._applying = threading.Lock()
         self._seen: PointerState | None = None
         self._swapping = False
         self._leaving = threading.Event()
@@ -227,9 +251,9 @@ class ReleaseRegistry:
         if folder is None:
             raise SwapRefused("the service has no folder of releases: set SEGUE_RELEASES_DIR and restart it")
 
-        def open_and_point() -> tuple[LoadedRelease, PointerState]:
+        def open_and_point() -> tuple[ActiveRelease, PointerState]:
             with folder.locked():
-                live = self._validate_and_open(folder.find(name))
+                live = self._served(self._validate_and_open(folder.find(name)))
                 if self._leaving.is_set():
                     raise SwapRefused("the service is shutting down: retry the swap after the restart")
                 return live, folder.point(name, self._before(folder, name))
@@ -305,7 +329,9 @@ class ReleaseRegistry:
         with self._exclusive_swap():
             self._seen = seen
             with contextlib.suppress(SegueError), self._count_rejections(seen.name):
-                self._replace(await self._opening(lambda: self._validate_and_open(folder.find(seen.name))))
+                self._replace(
+                    await self._opening(lambda: self._served(self._validate_and_open(folder.find(seen.name))))
+                )
 
     def _first(self, release: Path) -> LoadedRelease:
         """Load the release that the pointer names. If that fails, load `release`."""
@@ -324,25 +350,29 @@ class ReleaseRegistry:
         validate_in_child(path, self._validation_timeout_s, self._leaving)
         return self._open(path)
 
-    def apply_removed(self) -> None:
-        """Leave the removed tracks out of all answers from now on."""
-        for served in (self.current, self._challenger):
-            if served is not None:
-                served.live.remove(list(self.removed.since))
+    def apply_changes(self) -> None:
+        """Have the added tracks, and not the removed ones, in all answers from now on."""
+        with self._applying:
+            for served in (self.current, self._challenger):
+                if served is not None:
+                    served.apply(self.added.tracks, self.removed.since)
 
     def _served(self, live: LoadedRelease) -> ActiveRelease:
-        live.remove(list(self.removed.since))
-        return ActiveRelease(
+        """Return a release that is ready to answer. Slow if tracks were added: call it in a thread."""
+        served = ActiveRelease(
             live, Ranking(live, self._threads, self._isolated_threads, self._max_concurrent_batches, self._telemetry)
         )
+        served.apply(self.added.tracks, self.removed.since)
+        return served
 
-    def _replace(self, live: LoadedRelease) -> None:
+    def _replace(self, served: ActiveRelease) -> None:
         before = self.current.live.name
-        self.current = self._served(live)
+        self.current = served
+        self.apply_changes()  # of tracks that changed meanwhile
         self._telemetry.release_in_use.labels(before).set(0)
         self._update_in_use()
         self._telemetry.release_swaps.labels("loaded").inc()
-        _log.info("release_swapped", release=live.name, folder=live.folder, before=before)
+        _log.info("release_swapped", release=served.live.name, folder=served.live.folder, before=before)
 
     def _update_in_use(self) -> None:
         for served in (self.current, self._challenger):

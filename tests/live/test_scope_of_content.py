@@ -85,6 +85,7 @@ def variants() -> Iterator[tuple[str, str, dict[str, Any]]]:
         *(f"/tracks/{VICTIM}/similar", "/map", "/map/tracks/0", "/map/tracks/999", "/map?release=nobody"),
         *(
             "/removed-tracks",
+            "/added-tracks",
             "/releases/current",
             "/releases",
             "/operations",
@@ -97,6 +98,8 @@ def variants() -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield "GET", path, {}
     yield "PUT", "/releases/current", {"json": {"name": VICTIM}}
     yield "PUT", "/removed-tracks/g0-t00", {}
+    yield "PUT", "/tracks/g0-t00", {"json": {"title": VICTIM}}
+    yield "PUT", "/tracks/g0-t00", {"json": {"neighbours": [VICTIM]}}
 
 
 def test_every_call_is_among_the_variants() -> None:

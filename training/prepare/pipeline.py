@@ -128,11 +128,11 @@ def prepare(  # noqa: PLR0913 (options of the command)
     overwrite: bool = False,
     progress: OnProgress | None = None,
     engine: Engine | None = None,
-    tracks: Path | None = None,
+    tracks: Path | Sequence[Path] | None = None,
 ) -> PrepareReport:
     """Convert the logs in `sources` (files, folders and globs) to a dataset in the folder `out`.
 
-    `tracks` is a file of titles, artists and attributes (training.prepare.track_file).
+    `tracks` are files of titles, artists and attributes (training.prepare.track_file). Later files take precedence.
     The default engine needs about 100 bytes of memory per line, and memory for the distinct ids and names.
 
     Raises:
@@ -142,16 +142,16 @@ def prepare(  # noqa: PLR0913 (options of the command)
     """
     options = options_of_kind(kind, PrepareOptions() if options is None else options)
     check_output_free(out, overwrite=overwrite, marker=FACTS_FILE)
-    given = None if tracks is None else read_tracks(tracks)
+    given = [(path, read_tracks(path)) for path in ([tracks] if isinstance(tracks, Path) else tracks or ())]
     on_progress = progress or (lambda _what, _finished, _steps: None)
     with scratch_folder(out) as scratch:
         files, not_read = find_files(kind, sources, scratch)
         job = PrepareJob(kind, files, options, scratch, on_progress)
         read, interactions, log = (engine or in_memory_engine)(job)
     on_progress("writing the dataset", len(files) + 1, len(files) + 2)
-    if tracks is not None and given is not None:
-        log = log.model_copy(update={"notes": [*log.notes, told(tracks, interactions.tracks, given)]})
-        interactions = replace(interactions, tracks=with_attributes(interactions.tracks, given))
+    for path, of_file in given:
+        log = log.model_copy(update={"notes": [*log.notes, told(path, interactions.tracks, of_file)]})
+        interactions = replace(interactions, tracks=with_attributes(interactions.tracks, of_file, path))
     settings = options.model_dump(exclude=set(NO_EFFECT[kind]))
     dataset = write_listening(
         out, interactions, kind, settings, malformed_lines=read.malformed, log=log, overwrite=overwrite

@@ -9,10 +9,13 @@ text file give the type of its column:
     2026-11-29, or a time that starts with such a date             date
     texts, one of them with a |                                    set: the texts between the bars
     other texts                                                    text
+
+A file `added-tracks.json` of a folder of releases, the tracks that were added while a service ran, is read as well.
 """
 
+import json
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 
@@ -44,17 +47,32 @@ def read_tracks(path: Path) -> pl.DataFrame:
     repeated = found.filter(pl.col("track_id").is_duplicated())
     if len(repeated):
         raise BadLog(f"{path} has two lines for the track {repeated['track_id'][0]!r} that differ: keep one of them")
-    if not len(found):
+    if not len(found) and path.suffix.lower() != ".json":  # there may be no added tracks
         raise BadLog(f"{path} names no track: expected a line per track, with its id in the column track_id")
     return found
 
 
-def with_attributes(tracks: pl.DataFrame, given: pl.DataFrame) -> pl.DataFrame:
-    """Return the tracks of a log with the names and attributes of `given`, which win over names of the log."""
+def with_attributes(tracks: pl.DataFrame, given: pl.DataFrame, path: Path) -> pl.DataFrame:
+    """Return the tracks of a log with the names and attributes of `given`, which win over those that they have.
+
+    Raises BadLog if a column of `given`, which is from `path`, is an attribute of another kind in an earlier file.
+    """
+    twice = [name for name in given.columns if name in tracks.columns and name != "track_id"]
+    for name in twice:
+        kinds = [kind_of(frame[name].dtype) for frame in (given, tracks)]
+        if kinds[0] != kinds[1] and ("text" not in kinds or "set" in kinds):
+            raise BadLog(f"{path}: {name} is a {kinds[0]}, in an earlier file a {kinds[1]}: write both in the same way")
     joined = tracks.join(given, on="track_id", how="left", maintain_order="left", suffix=" given")
-    return joined.with_columns(
-        pl.coalesce(pl.col(f"{name} given"), name).alias(name) for name in _NAMES if f"{name} given" in joined.columns
-    ).drop(f"{name} given" for name in _NAMES if f"{name} given" in joined.columns)
+    columns = [pl.coalesce(*_alike(joined[f"{name} given"], joined[name])).alias(name) for name in twice]
+    return joined.with_columns(columns).drop(f"{name} given" for name in twice)
+
+
+def _alike(one: pl.Series, other: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Return two columns with one data type: texts if one has texts."""
+    if one.dtype == other.dtype:
+        return one, other
+    common = pl.Float64 if pl.String not in (one.dtype, other.dtype) else pl.String
+    return one.cast(common), other.cast(common)
 
 
 def told(path: Path, tracks: pl.DataFrame, given: pl.DataFrame) -> str:
@@ -63,7 +81,7 @@ def told(path: Path, tracks: pl.DataFrame, given: pl.DataFrame) -> str:
     Raises BadLog if it names none of them.
     """
     matched = len(tracks.join(given, on="track_id", how="semi"))
-    if not matched:
+    if not matched and path.suffix.lower() != ".json":  # added tracks may have no play yet
         raise BadLog(
             f"{path} names none of the {len(tracks):,} tracks of the log: its first track_id is "
             f"{given['track_id'][0]!r}, the log has for example {tracks['track_id'][0]!r}"
@@ -83,6 +101,8 @@ def _read(path: Path) -> pl.DataFrame:
             return pl.read_parquet(path)
         if suffix in (".jsonl", ".ndjson"):
             return pl.read_ndjson(path, infer_schema_length=None)
+        if suffix == ".json":
+            return _added(json.loads(path.read_bytes()))
         if suffix in _SEPARATORS:
             separator = _SEPARATORS[suffix]
             with path.open(encoding="utf-8-sig", newline="") as file:
@@ -90,10 +110,23 @@ def _read(path: Path) -> pl.DataFrame:
             if suffix == ".csv" and separator not in header:
                 separator = ";" if ";" in header else "\t" if "\t" in header else separator
             return pl.read_csv(path, separator=separator, infer_schema=False, null_values="")
-    except (OSError, UnicodeDecodeError, *UNREADABLE) as error:
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError, *UNREADABLE) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise BadLog(f"{path} cannot be read as a file of tracks: {reason.partition(chr(10))[0][:200]}") from error
-    raise BadLog(f"{path} ends in {suffix or 'nothing'}, expected .csv, .tsv, .jsonl or .parquet")
+    raise BadLog(f"{path} ends in {suffix or 'nothing'}, expected .csv, .tsv, .jsonl, .parquet or added-tracks.json")
+
+
+def _added(content: Any) -> pl.DataFrame:
+    """Return the lines of an added-tracks.json. Its texts stay texts, but for dates."""
+    lines = [
+        {"track_id": track_id, "title": track["title"], "artist": track["artist"], **track["attributes"]}
+        for track_id, track in content["added"].items()
+    ]
+    frame = pl.DataFrame(lines, infer_schema_length=None, schema=None if lines else {"track_id": pl.String})
+    # As categories, which `_column` does not read as numbers.
+    texts = [name for name, kind in frame.schema.items() if kind == pl.String and name not in ("track_id", *_NAMES)]
+    dates = [name for name in texts if frame[name].drop_nulls().str.contains(_DATE).all()]
+    return frame.with_columns(pl.col(name).cast(pl.Categorical) for name in texts if name not in dates)
 
 
 def _column(path: Path, column: pl.Series) -> pl.Series | None:

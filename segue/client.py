@@ -75,10 +75,7 @@ _ERRORS: Final[dict[int, type[ServiceError]]] = {
     **dict.fromkeys((400, 413, 415, 422), InvalidRequest),
     **dict.fromkeys((401, 403), AccessDenied),
     **dict.fromkeys((502, 503, 504), Unavailable),
-    404: NotFound,
-    409: Conflict,
-    429: RateLimited,
-}
+} | {404: NotFound, 409: Conflict, 429: RateLimited}
 _LOST: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
 
 
@@ -140,16 +137,18 @@ class Reported(_Answer):
 
 
 class Options(TypedDict, total=False):
-    """Options of the calls that rank. Without one, the service uses its default. `rank` has only the first three."""
+    """Options of the calls that rank. Without one, the service uses its default. `rank` has only the first four."""
 
     repeat: str  # allow, never or after:N
     caution: float  # 0 to 10
     release: str  # a live release
+    policy: str  # a policy of the service; other options take precedence
     exclude: list[str]
     filter: str  # such as genre:rock|pop,explicit:false
     fields: list[str]  # attributes to return
     max_per_artist: int
     artist_gap: int
+    seed: int  # of the policy's exploration
 
 
 class EventFields(TypedDict, total=False):

@@ -85,6 +85,7 @@ def variants() -> Iterator[tuple[str, str, dict[str, Any]]]:
         *(f"/tracks/{VICTIM}/similar", "/map", "/map/tracks/0", "/map/tracks/999", "/map?release=nobody"),
         *(
             "/removed-tracks",
+            "/policies",
             "/releases/current",
             "/releases",
             "/operations",

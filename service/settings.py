@@ -114,7 +114,7 @@ class Settings(BaseSettings):
         le=3600,
         description="Seconds that a client may take to send a complete request, or to read the response",
     )
-    shutdown_grace_s: int = Field(default=10, ge=0, le=300, description="Seconds for open requests at shutdown")
+    shutdown_grace_s: int = Field(default=10, ge=0, le=300, description="Seconds that open requests get at shutdown")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Minimum log level; `debug` logs every request"
     )

@@ -19,7 +19,7 @@ from segue.arrays import Bool, Float64, Int
 from segue.catalogue import PAD_ROW
 from segue.play_head import SESSION_FEATURES, PlayHead, session_features
 from segue.ranking_metrics import Estimate, bootstrap
-from segue.recommend import CANDIDATES, Recommender, log_probabilities
+from segue.recommend import CANDIDATES, Outcomes, Recommender, log_probabilities
 from segue.release import open_release
 from segue.window import Windows, to_windows
 from service.releases.loaded import recommender_of
@@ -106,14 +106,14 @@ def _auc_pair(plays: tuple[Windows, Int, Bool], groups: Int, fitted: FittedHead)
     }
 
 
-def _weights_without_history(head: PlayHead) -> PlayHead:
+def _weights_without_history(head: Outcomes) -> PlayHead:
     """The same head without what its counts say about the track: only the session and earlier hearings are left."""
     layer = head.weights.layer.copy()
     layer[len(SESSION_FEATURES) : len(SESSION_FEATURES) + 6] = 0.0
     return PlayHead(head.counts, head.weights._replace(layer=layer))
 
 
-def _log_played(head: PlayHead, windows: Windows, rows: Int) -> Float64:
+def _log_played(head: Outcomes, windows: Windows, rows: Int) -> Float64:
     parts = [
         head.log_played(windows.select(slice(at, at + _BATCH)), rows[at : at + _BATCH])
         for at in range(0, len(rows), _BATCH)

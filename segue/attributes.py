@@ -147,7 +147,8 @@ class Attributes(Mapping[str, Attribute]):
 
         It is the position in `values` if the value is there. Row 0 has the number of row 1. Raises UnknownAttribute.
         """
-        return self[name].codes[np.maximum(rows, 1) - 1].astype(np.int64)
+        numbers: NDArray[np.int64] = self[name].codes[np.maximum(rows, 1) - 1].astype(np.int64)
+        return numbers
 
     def of_rows(self, rows: Iterable[int], names: Iterable[str]) -> list[dict[str, Any]]:
         """Return the values of the named attributes for each catalogue row, without null values.

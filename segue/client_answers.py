@@ -123,16 +123,18 @@ class Reported(_Answer):
 
 
 class Options(TypedDict, total=False):
-    """Options of the calls that rank. Without one, the service uses its default. `rank` has only the first three."""
+    """Options of the calls that rank. Without one, the service uses its default. `rank` has only the first four."""
 
     repeat: str  # allow, never or after:N
     caution: float  # 0 to 10
     release: str  # a live release
+    policy: str  # a policy of the service; other options take precedence
     exclude: list[str]
     filter: str  # such as genre:rock|pop,explicit:false
     fields: list[str]  # attributes to return
     max_per_artist: int
     artist_gap: int
+    seed: int  # of the policy's exploration
 
 
 class EventFields(TypedDict, total=False):

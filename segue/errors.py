@@ -12,6 +12,9 @@ UnknownTrack         2          404          asking for a track outside the cata
 UnknownSession       2          404          asking for a session without plays
 UnknownRelease       2          404          asking for a release that does not exist
 BadFilter            2          422          a filter of tracks that cannot be read or evaluated
+BadPolicy            2          422          a policy file with an unknown key or a wrong value
+UnknownPolicy        2          404          asking for a policy that the service does not have
+NoEmbeddings         2          409          diversity of a release without an encoder
 UnknownAttribute     2          422          asking for an attribute that a release does not have
 NoPlayHead           2          409          asking for caution of a release that cannot predict skips
 SwapRefused          1          409          swapping without a folder, or while another swap runs
@@ -95,6 +98,26 @@ class BadFilter(InputError):
     """A filter of tracks cannot be read, or compares an attribute with a value of another kind."""
 
     title = "Invalid filter"
+
+
+class BadPolicy(InputError):
+    """A policy file cannot be read, has an unknown key or a value out of range."""
+
+    title = "Invalid policy"
+
+
+class UnknownPolicy(InputError):
+    """The service has no policy of the given name."""
+
+    http_status = 404
+    title = "Unknown policy"
+
+
+class NoEmbeddings(InputError):
+    """A policy has a diversity above 0, and the release has no encoder and so no item embeddings."""
+
+    http_status = 409
+    title = "No embeddings"
 
 
 class UnknownAttribute(InputError):

@@ -22,7 +22,7 @@ from starlette.staticfiles import StaticFiles
 
 from index.faiss_gpu import refuse_missing_device
 from segue.errors import BadOption, SegueError, StoreUnavailable
-from service.api import added_tracks, batch, operations, rank, recommendations, releases, sessions, tracks
+from service.api import added_tracks, batch, operations, policies, rank, recommendations, releases, sessions, tracks
 from service.api.added_tracks import TrackToAdd
 from service.api.batch import BatchRequest
 from service.api.rank import RankRequest
@@ -36,6 +36,7 @@ from service.http.admission_control import AdmissionControl
 from service.http.middleware import CrossOrigin, HotRoutes, Measured, Preflight
 from service.ops.status import Readiness, RedisStatus, ServiceStatus
 from service.problems import answer_problems, describe_problems
+from service.releases.policies import Policies
 from service.releases.registry import Attribution, ReleaseRegistry, check_servable
 from service.sessions.embedded_redis import embedded_redis, terminate_with_parent
 from service.sessions.event_log import EventLog, open_folder
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
     from service.ops.tracing import Tracing
 
 ROUTERS = tuple(
-    room.router for room in (recommendations, batch, rank, sessions, tracks, added_tracks, releases, operations)
+    room.router
+    for room in (recommendations, batch, rank, policies, sessions, tracks, added_tracks, releases, operations)
 )
 HOT_ROUTES = frozenset({"report_events", "recommendations"})
 
@@ -157,6 +159,8 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
     )
     opened.callback(threads.close)
     registry = await BlockingCalls("a release")(ReleaseRegistry, settings, threads, telemetry)
+    policies = await BlockingCalls("the policies")(Policies, settings.policies_dir)
+    await opened.enter_async_context(_running(policies.watch))
     await opened.enter_async_context(_running(registry.watch))
     for changes in (registry.removed, registry.added):
         await opened.enter_async_context(_running(partial(changes.watch, on_change=registry.apply_changes)))
@@ -173,6 +177,7 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
     opened.push_async_callback(store.aclose)
     return AppState(
         releases=registry,
+        policies=policies,
         attribution=Attribution(store, settings.attribution_sample_rate, telemetry),
         store=store,
         streams=SessionStreams(store),
@@ -222,6 +227,7 @@ def check_startup(settings: Settings) -> None:
     Raises the SegueError that would prevent the start.
     """
     check_settings(settings)
+    Policies(settings.policies_dir)
     ReleaseRegistry(settings, Threads(1), Telemetry())
 
     async def ask() -> None:

@@ -62,6 +62,9 @@ class Settings(BaseSettings):
         description="Seconds that a release in `releases_dir` may take to load and pass validation in a separate "
         "process, before a worker loads it",
     )
+    policies_dir: Path | None = Field(
+        default=None, description="Folder of policies, `NAME.toml` each. A changed file takes effect within a second"
+    )
     experiment: Annotated[tuple[str, float] | None, NoDecode] = Field(
         default=None,
         description="`folder:share`: A/B test with a second release of `releases_dir`, which serves this share (0 to "
@@ -111,9 +114,7 @@ class Settings(BaseSettings):
         le=3600,
         description="Seconds that a client may take to send a complete request, or to read the response",
     )
-    shutdown_grace_s: int = Field(
-        default=10, ge=0, le=300, description="Seconds that open requests get to finish at shutdown"
-    )
+    shutdown_grace_s: int = Field(default=10, ge=0, le=300, description="Seconds that open requests get at shutdown")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Minimum log level; `debug` logs every request"
     )
@@ -183,8 +184,7 @@ class Settings(BaseSettings):
         default=False, description="True if `redis_url` is a Redis Cluster node; the other nodes are discovered"
     )
     redis_ca_file: FilePath | None = Field(
-        default=None,
-        description="CA bundle for rediss:// connections; default: the system's CA store",
+        default=None, description="CA bundle for rediss:// connections; default: the system's CA store"
     )
     redis_timeout_s: float = Field(
         default=2.0, gt=0, le=60, description="Seconds to wait for Redis before responding with a 503"

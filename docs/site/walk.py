@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
-LOGS: Final = ("plays.csv", "tracks.csv", "my_spotify_data.zip")
+LOGS: Final = ("plays.csv", "tracks.csv", "my_spotify_data.zip", "radio.toml")
 PORT: Final = "8000"  # in the document; a free one takes its place
+_SERVE: Final = re.compile(r"((?:\w+=\S+ )*)(segue serve.*)")
 _BLOCK: Final = re.compile(r"```console\n(.*?)```\n", re.DOTALL)
 
 
@@ -33,8 +34,8 @@ class Shell:
     def run(self, command: str) -> str:
         """What a command prints. Raises CalledProcessError where it fails."""
         command = command.replace(PORT, self.port)
-        if command.startswith("segue serve"):
-            return self._serve(command)
+        if served := _SERVE.fullmatch(command):
+            return self._serve(*served.groups())
         done = subprocess.run(
             ["bash", "-ec", command], cwd=self.folder, env=self._environment(), stdout=subprocess.PIPE, check=True
         )
@@ -42,10 +43,10 @@ class Shell:
         shown = "\n".join(line.rstrip() for line in text.splitlines())
         return f"{shown}\n".replace(self.port, PORT) if shown else ""
 
-    def _serve(self, command: str) -> str:
+    def _serve(self, settings: str, command: str) -> str:
         self.end()
         process = subprocess.Popen(
-            ["bash", "-c", f"exec {command} --port {self.port}"],
+            ["bash", "-c", f"{settings}exec {command} --port {self.port}"],
             cwd=self.folder,
             env=self._environment(),
             stdout=subprocess.PIPE,

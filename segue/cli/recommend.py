@@ -33,6 +33,7 @@ def explained(explanation: "Explanation") -> dict[str, Any]:
         ],
         "contributions": explanation.contributions.tolist(),
         "ranks_without_skips": explanation.ranks_without_skips,
+        **({} if explanation.moves is None else {"moved_by": [[m._asdict() for m in of] for of in explanation.moves]}),
         "filtered": [
             {"track_id": one.track.track_id, "rank": one.rank, "reason": "heard" if one.heard else "excluded"}
             for one in explanation.filtered

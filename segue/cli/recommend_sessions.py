@@ -7,23 +7,24 @@ not depend on the ranges.
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from zlib import crc32
 
 import numpy as np
 import polars as pl
 
+from segue.catalogue import PAD_ROW
 from segue.errors import InputError
-from segue.filters import Filter
 from segue.safe_files import UNREADABLE, check_footer, new_file
-from segue.sessions import RepeatPolicy
+from segue.sessions import Outcome, Play
 from segue.window import Sessions
 
 if TYPE_CHECKING:
     from segue.recommend import Recommendation
-    from service.releases.loaded import LoadedRelease
+    from service.releases.loaded import LoadedRelease, Question, RecommendResult
 
 ROWS_IN_MEMORY: Final = 1_000_000
 SCHEMA: Final = {
@@ -41,15 +42,12 @@ _SAMPLED: Final = 100_000  # session ids that determine the ranges
 
 @dataclass(frozen=True)
 class SessionsJob:
-    """What to recommend. The fields are the options of `segue recommend`."""
+    """What to recommend."""
 
     source: Path
     out: Path
-    k: int
-    repeat: RepeatPolicy
-    caution: float | None
+    question: "Question"  # for each session, whose plays replace those of the question
     overwrite: bool = False
-    filter: Filter | None = None
 
 
 def recommend_sessions(live: "LoadedRelease", job: SessionsJob, report: Callable[[int, int], None]) -> int:
@@ -71,7 +69,7 @@ def recommend_sessions(live: "LoadedRelease", job: SessionsJob, report: Callable
         for frame in plays.by_session(folder):
             latest = frame.group_by("session_id", maintain_order=True).tail(most_plays)
             for start, ids, sessions in _blocks(latest, live):
-                parts.add(live, ids, _recommended(live, job, sessions))
+                parts.add(live, ids, _recommended(live, job.question, ids, sessions))
                 count += len(ids)
                 report(done + start, plays.rows)
             done += len(frame)
@@ -79,10 +77,21 @@ def recommend_sessions(live: "LoadedRelease", job: SessionsJob, report: Callable
     return count
 
 
-def _recommended(live: "LoadedRelease", job: SessionsJob, sessions: Sessions) -> "list[Recommendation]":
-    return live.recommender_for(job.filter).recommend(
-        sessions, job.k, repeat=job.repeat, caution=live.caution(job.caution)
-    )
+def _recommended(
+    live: "LoadedRelease", asked: "Question", ids: list[str], sessions: Sessions
+) -> "list[Recommendation | RecommendResult]":
+    if asked.spacing is None and asked.policy is None:
+        recommender, caution = live.recommender_for(asked.filter), live.caution(asked.caution)
+        return [*recommender.recommend(sessions, asked.k, repeat=asked.repeat, caution=caution)]
+    questions: list[Question] = []
+    for number, session_id in enumerate(ids):
+        start, end = sessions.offsets[number : number + 2].tolist()
+        rows, skips = sessions.rows[start:end].tolist(), sessions.skipped[start:end].tolist()
+        outcomes = [Outcome.SKIPPED if skipped else Outcome.PLAYED for skipped in skips]
+        ids_of = [live.catalogue.track_id(row) if row != PAD_ROW else "" for row in rows]
+        plays = [Play(*one) for one in zip(ids_of, outcomes, strict=True)]
+        questions.append(replace(asked, plays=plays, seed=crc32(session_id.encode())))
+    return [*live.answer(questions)]
 
 
 def _blocks(frame: pl.DataFrame, live: "LoadedRelease") -> Iterator[tuple[int, list[str], Sessions]]:
@@ -107,14 +116,14 @@ class _Parts:
         self._frames: list[pl.DataFrame] = []
         self._rows = 0
 
-    def add(self, live: "LoadedRelease", ids: list[str], found: "list[Recommendation]") -> None:
+    def add(self, live: "LoadedRelease", ids: list[str], found: "list[Recommendation | RecommendResult]") -> None:
         lengths = [len(one.rows) for one in found]
         self._frames.append(
             pl.DataFrame(
                 {
                     "session_id": np.repeat(np.array(ids, dtype=object), lengths).tolist(),
                     "rank": np.concatenate([np.arange(1, length + 1) for length in lengths]),
-                    "track_id": [live.catalogue.track_id(row) for one in found for row in one.rows.tolist()],
+                    "track_id": [live.catalogue.track_id(row) for one in found for row in one.rows],
                     "score": np.concatenate([one.scores for one in found]),
                     "source": [one.source for one in found for _ in range(len(one.rows))],
                 },
@@ -135,11 +144,11 @@ class _Parts:
         """Write all rows to one file. Its metadata names the release, the options and the time."""
         self._flush()
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        caution = f"{live.caution(job.caution):g}"
+        caution = f"{live.caution(job.question.caution):g}"
         facts = {
             "release": live.name,
-            "k": str(job.k),
-            "repeat": job.repeat.text,
+            "k": str(job.question.k),
+            "repeat": job.question.repeat.text,
             "caution": caution,
             "written_at": now,
         }

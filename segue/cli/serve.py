@@ -1,11 +1,13 @@
 """`segue serve`, `segue recommend`, `segue openapi` and `segue keys`."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from segue.cli.data import FOLDER
 from segue.cli.evaluate import CAUTION, REPEAT
@@ -14,6 +16,7 @@ from segue.cli.terminal import counting, example, print_json, print_table, say
 
 if TYPE_CHECKING:
     from segue.sessions import Event
+    from service.releases.loaded import Question
 
 
 from rich.table import Table
@@ -100,6 +103,13 @@ def _in_order(context: click.Context, plays: tuple[str, ...], skips: tuple[str, 
 @REPEAT
 @CAUTION
 @click.option(
+    "--policy",
+    "policy_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Apply the policy in a TOML file. The other options take precedence, and both filters must hold.",
+)
+@click.option(
     "--filter",
     "only",
     metavar="FILTER",
@@ -111,7 +121,6 @@ def _in_order(context: click.Context, plays: tuple[str, ...], skips: tuple[str, 
 @click.option(
     "--artist-gap",
     type=click.IntRange(0, 20),
-    default=0,
     metavar="N",
     help="At least N tracks of other artists between two of an artist.  [default: 0]",
 )
@@ -144,9 +153,10 @@ def recommend(
     k: int,
     repeat: str,
     caution: float | None,
+    policy_file: Path | None,
     only: str | None,
     max_per_artist: int | None,
-    artist_gap: int,
+    artist_gap: int | None,
     explain: bool,
     as_json: bool,
     sessions: Path | None,
@@ -161,26 +171,22 @@ def recommend(
     if sessions is not None or out is not None:
         if sessions is None or out is None:
             raise click.UsageError("--sessions and --out are used together: give both")
-        if plays or skips or explain or as_json or max_per_artist or artist_gap:
+        if plays or skips or explain or as_json:
             raise click.UsageError(
-                "--play, --skip, --max-per-artist, --artist-gap, --explain and --json are for one session: omit them "
-                "with --sessions"
+                "--play, --skip, --explain and --json are for one session: omit them with --sessions"
             )
-        _recommend_sessions(release, sessions, out, k, repeat, caution, only, overwrite=overwrite)
+    given = context.get_parameter_source("repeat") is not ParameterSource.DEFAULT
+    question = _question(policy_file, k, repeat if given else None, caution, only, max_per_artist, artist_gap)
+    if sessions is not None and out is not None:
+        _recommend_sessions(release, sessions, out, question, overwrite=overwrite)
         return
-    from segue.filters import read_filter
-    from segue.sessions import plays_of, repeat_policy
-    from segue.spacing import Spacing
+    from segue.sessions import plays_of
     from service.releases.explanation import explain_answer
-    from service.releases.loaded import Question, load_release
+    from service.releases.loaded import load_release
 
-    policy, wanted = repeat_policy(repeat), None if only is None else read_filter(only)
     live = load_release(release)
-    session = plays_of(_in_order(context, plays, skips))
-    spacing = Spacing(max_per_artist, artist_gap) if max_per_artist or artist_gap else None
-    if spacing is not None:
-        live.check_spacing()
-    question = Question(session, k, repeat=policy, caution=caution, filter=wanted, spacing=spacing)
+    live.check(question)
+    question = replace(question, plays=plays_of(_in_order(context, plays, skips)))
     [answer] = live.answer([question])
     why = explain_answer(live, question, answer) if explain else None
     if unknown := live.unknown([play.track_id for play in question.plays]):
@@ -192,25 +198,44 @@ def recommend(
         print_table(partial(next_tracks, answer, why))
 
 
-def _recommend_sessions(
-    release: Path,
-    sessions: Path,
-    out: Path,
+def _question(
+    policy_file: Path | None,
     k: int,
-    repeat: str,
+    repeat: str | None,
     caution: float | None,
     only: str | None,
-    *,
-    overwrite: bool,
-) -> None:
+    max_per_artist: int | None,
+    artist_gap: int | None,
+) -> "Question":
+    """Return a question without plays. Options that are given take precedence over those of the policy."""
+    from segue.filters import Every, read_filter
+    from segue.policy import Policy, read_policy
+    from segue.sessions import ALLOW_REPEATS, repeat_policy
+    from service.releases.loaded import Question
+
+    policy = Policy() if policy_file is None else read_policy(policy_file)
+    wanted = None if only is None else read_filter(only)
+    if policy.filter is not None:
+        wanted = policy.filter if wanted is None else Every((policy.filter, wanted))
+    return Question(
+        (),
+        k,
+        repeat=(policy.repeat or ALLOW_REPEATS) if repeat is None else repeat_policy(repeat),
+        caution=policy.caution if caution is None else caution,
+        filter=wanted,
+        spacing=policy.spacing(max_per_artist, artist_gap),
+        policy=policy if policy.has_steps else None,
+        seed=0,  # the same command writes the same lists
+    )
+
+
+def _recommend_sessions(release: Path, sessions: Path, out: Path, question: "Question", *, overwrite: bool) -> None:
     from segue.cli.recommend_sessions import SessionsJob, recommend_sessions
-    from segue.filters import read_filter
-    from segue.sessions import repeat_policy
     from service.releases.loaded import load_release
 
-    wanted = None if only is None else read_filter(only)
-    job = SessionsJob(sessions, out, k, repeat_policy(repeat), caution, overwrite, wanted)
+    job = SessionsJob(sessions, out, question, overwrite)
     live = load_release(release)
+    live.check(question)
     with counting("recommending") as report:
         count = recommend_sessions(live, job, report)
     say(f"Wrote the recommendations of {live.name} for {count:,} sessions to {out}")

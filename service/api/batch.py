@@ -23,7 +23,6 @@ from pydantic_core.core_schema import CoreSchema
 from segue.errors import SegueError
 from segue.filters import MAX_VALUES, read_filter
 from segue.release import RELEASE_NAME_PATTERN
-from segue.sessions import RepeatPolicy, repeat_policy
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.rank import OneSession, plays_for, release_for
 from service.api.recommendations import NextTracks, next_tracks_json, recommend
@@ -32,8 +31,6 @@ from service.api.state import (
     AppState,
     ListOptions,
     fields_of,
-    filter_of,
-    spacing_of,
 )
 from service.http.auth import caller_of
 from service.problems import (
@@ -148,22 +145,21 @@ async def recommend_batch(request: Request) -> Response:
     service.releases.named(asked.release)  # an unknown release is an error of the call, not of each session
     if asked.filter is not None:
         read_filter(asked.filter)  # so is a filter that cannot be read
-    policy = repeat_policy(asked.repeat)
+    if asked.policy is not None:
+        service.policies.named(asked.policy)
     results = await asyncio.gather(
-        *(_result(service, asked, policy, place, session) for place, session in enumerate(asked.sessions))
+        *(_result(service, asked, place, session) for place, session in enumerate(asked.sessions))
     )
     return Response(b'{"results":[%b]}' % b",".join(results), media_type="application/json")
 
 
-async def _result(
-    service: AppState, asked: BatchRequest, policy: RepeatPolicy, place: int, session: OneSession | InvalidSession
-) -> bytes:
+async def _result(service: AppState, asked: BatchRequest, place: int, session: OneSession | InvalidSession) -> bytes:
     """A BatchResult as JSON."""
     if isinstance(session, InvalidSession):
         errors = [{**one, "loc": ("body", "sessions", place, *one["loc"])} for one in session.errors]
         return _problem(invalid_request_response(RequestValidationError(errors)))
     try:
-        found = await _recommendations(service, asked, policy, session)
+        found = await _recommendations(service, asked, session)
     except SegueError as error:
         return _problem(response_to(error))
     except Exception:  # noqa: BLE001 (ONNX Runtime's and FAISS's errors share no class of their own)
@@ -172,15 +168,11 @@ async def _result(
     return b'{"recommendations":%b}' % found
 
 
-async def _recommendations(service: AppState, asked: BatchRequest, policy: RepeatPolicy, session: OneSession) -> bytes:
+async def _recommendations(service: AppState, asked: BatchRequest, session: OneSession) -> bytes:
     active = release_for(service, session, asked.release)
     live = active.live
-    caution, fields = live.caution(asked.caution), fields_of(live, ",".join(asked.fields))
-    wanted = None if asked.filter is None else await filter_of(service, live, asked.filter)
-    spacing = spacing_of(live, asked.max_per_artist, asked.artist_gap)
-    question = Question(
-        await plays_for(service, session), asked.k, repeat=policy, caution=caution, filter=wanted, spacing=spacing
-    )
+    fields, rules = fields_of(live, ",".join(asked.fields)), await asked.rules(service, live)
+    question = Question(await plays_for(service, session), asked.k, (), *rules)
     if session.session_id is None:
         return next_tracks_json(await active.ranking(question), fields=fields)
     attributed = asked.release is None

@@ -14,14 +14,13 @@ from segue.sessions import (
     Play,
     TrackId,
     plays_of,
-    repeat_policy,
 )
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.recommendations import MAX_HYPOTHETICAL_EVENTS, answer_or_popular, plays_or_none
-from service.api.state import AppState, RankOptions
+from service.api.state import AppState, Asked, RankOptions, rules_of
 from service.http.auth import RANK_COST, caller_of
 from service.problems import problem_responses
-from service.releases.candidates import RankQuestion, without_repeats
+from service.releases.candidates import RankQuestion, outside_filter, without_repeats
 from service.releases.loaded import RecommendResult
 from service.releases.registry import ActiveRelease
 
@@ -128,7 +127,8 @@ class RankedCandidates(BaseModel):
         description="Candidates that are not in the release's catalogue, in the order of `items`"
     )
     filtered: list[str] = Field(
-        description="Candidates that `repeat` excludes, in the order of the request. They are not in `items`"
+        description="Candidates that `repeat` or the filter of the policy excludes, in the order of the request. They "
+        "are not in `items`"
     )
     removed: list[str] = Field(
         description="Candidates that are removed (`PUT /removed-tracks/{track_id}`), in the order of the request. They "
@@ -147,20 +147,21 @@ class RankedCandidates(BaseModel):
 async def rank(request: Request) -> Response:
     """Rank up to 500 candidates, for example those of another system, for a stored or a hypothetical session.
 
-    The scores are those of the recommendations. No candidate is dropped unless `repeat` excludes it or it is
-    removed.
+    The scores are those of the recommendations. No candidate is dropped unless `repeat` or the filter of the policy
+    excludes it or it is removed. Of a policy, only `repeat`, `caution` and `filter` have an effect.
     """
     service: AppState = request.app.state.service
     asked = await read_json(RankRequest, request.scope["headers"], request.receive, service.max_request_bytes)
     caller_of(request.scope).charge(RANK_COST - 1)
     active = release_for(service, asked, asked.release)
-    caution = active.live.caution(asked.caution)
+    rules = await rules_of(service, active.live, Asked(asked.repeat, asked.caution, policy=asked.policy))
     plays = await plays_for(service, asked)
     gone = service.releases.removed.since
     removed = [track_id for track_id in asked.candidates if track_id in gone] if gone else []
     left = [track_id for track_id in asked.candidates if track_id not in gone] if gone else asked.candidates
-    allowed, filtered = without_repeats(left, plays, repeat_policy(asked.repeat))
-    question = RankQuestion(plays, len(allowed), caution=caution, candidates=allowed)
+    outside = () if rules.filter is None else outside_filter(active.live, rules.filter, left)
+    allowed, filtered = without_repeats(left, plays, rules.repeat, outside)
+    question = RankQuestion(plays, len(allowed), caution=rules.caution, candidates=allowed)
     if asked.session_id is None:
         answer = await active.ranking(question)
     else:

@@ -4,49 +4,47 @@ The fallback answers with the release's most played tracks while Redis or the mo
 SEGUE_FALLBACK=popularity. Writes have no fallback: an event that cannot be stored is not acknowledged.
 """
 
-import itertools
-import math
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal
 
-import numpy as np
 import orjson
 import structlog
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from segue.arrays import Float32
 from segue.errors import ModelUnavailable, SegueError, StoreUnavailable
 from segue.filters import MAX_VALUES
 from segue.release import RELEASE_NAME_PATTERN
-from segue.sessions import Event, Outcome, Play, TrackId, plays_of, repeat_policy
+from segue.sessions import Event, Play, TrackId, plays_of
+from service.api.explanations import ExplanationBody
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.state import (
     DEFAULT_K,
-    DEFAULT_REPEAT,
     MAX_TRACKS,
     AppState,
     ArtistGap,
+    Asked,
     Caution,
     Fields,
     FilterText,
     K,
     ListOptions,
     MaxPerArtist,
+    PolicyName,
     ReleaseName,
     Repeat,
+    Seed,
     SessionIdQuery,
     fields_of,
-    filter_of,
     link_responses,
-    spacing_of,
+    rules_of,
 )
-from service.api.tracks import RankedTrackBody, TrackBody
+from service.api.tracks import RankedTrackBody
 from service.http.auth import EXPLANATION_COST, caller_of
 from service.problems import problem_responses
 from service.releases.candidates import popular
-from service.releases.explanation import RANKED_AGAIN, Explanation, Places, explain_answer
+from service.releases.explanation import Explanation, explain_answer
 from service.releases.loaded import Question, RecommendResult
 from service.releases.registry import ActiveRelease
 
@@ -55,111 +53,6 @@ _LOG_INTERVAL_S: Final = 1.0
 
 router = APIRouter()
 _log = structlog.get_logger()
-
-# --- explanations ---
-
-MapPosition = Annotated[list[float], Field(min_length=2, max_length=2)]
-
-
-class ExplainedPlay(TrackBody):
-    """A play in the encoder's window."""
-
-    outcome: Outcome
-
-
-class ExplainedItem(BaseModel):
-    """Why a track has its rank."""
-
-    track_id: str
-    contributions: list[float] = Field(
-        description="The contribution of each of `plays` to the score, negative if the play lowers it. They and "
-        "`baseline` add up to the score. Estimated Shapley values; empty if popularity answered"
-    )
-    baseline: float | None = Field(
-        default=None, description="The score without any play. Absent without caution, where it is 0"
-    )
-    parts: dict[str, float] | None = Field(
-        default=None,
-        description="What each part of a hybrid adds to the score: transition counts (ngram, follow, near, liked), the "
-        "session itself (recent, own), popularity, and the encoder. With caution: log P(next) and "
-        "caution * log P(played), as `next` and `played`. They add up to the score. Absent without counts and caution",
-    )
-    rank_without_skips: int | None = Field(
-        default=None, description=f"Its rank if no play had been skipped. Absent beyond rank {RANKED_AGAIN}"
-    )
-
-
-class FilteredTrack(TrackBody):
-    """A track that was excluded, although it would rank among the returned ones."""
-
-    rank: int = Field(ge=1, description="Its rank among all tracks")
-    reason: Literal["heard", "excluded"] = Field(
-        description="`heard`: excluded by `repeat`, because the session contains the track. `excluded`: by `exclude`"
-    )
-
-
-class PlacesBody(BaseModel):
-    """Positions on the release's map, each as [x, y] from -1 to 1."""
-
-    query: MapPosition | None = Field(
-        default=None, description="Position of the session's query vector, interpolated between its nearest tracks"
-    )
-    path: list[MapPosition | None] = Field(
-        description="Position of each play of the session, in the order of `GET /sessions/{session_id}`. Null for a "
-        "track that is not in the catalogue"
-    )
-    plays: list[MapPosition] = Field(description="Positions of `plays`, in the same order")
-    items: list[MapPosition] = Field(description="Positions of `items`, in the same order")
-
-    @classmethod
-    def of(cls, places: Places) -> Self:
-        """The body for these positions."""
-        query = None if places.query is None else _rounded(places.query)
-        path = [None if math.isnan(place[0]) else place for place in _rounded(places.path)]
-        return cls(query=query, path=path, plays=_rounded(places.plays), items=_rounded(places.items))
-
-
-class ExplanationBody(BaseModel):
-    """Why the tracks were recommended."""
-
-    plays: list[ExplainedPlay] = Field(description="The plays in the encoder's window, oldest first")
-    items: list[ExplainedItem] = Field(description="In the order of the recommended tracks")
-    filtered: list[FilteredTrack] = Field(description="Best first")
-    places: PlacesBody | None = Field(default=None, description="Absent if the release has no map")
-
-    @classmethod
-    def of(cls, answer: RecommendResult, explanation: Explanation) -> Self:
-        """The body for the explanation of an answer."""
-        outcomes = (Outcome.PLAYED, Outcome.SKIPPED)
-        parts = explanation.parts if explanation.parts is not None else itertools.repeat(None)
-        baseline = explanation.baseline if explanation.baseline is not None else itertools.repeat(None)
-        known = answer.rows, explanation.contributions.tolist(), explanation.ranks_without_skips
-        lines = zip(*known, parts, baseline, strict=False)
-        track_id = answer.release.catalogue.track_id
-        return cls(
-            plays=[
-                ExplainedPlay(outcome=outcomes[skipped], **TrackBody.of(track).model_dump())
-                for track, skipped in explanation.plays
-            ],
-            items=[
-                ExplainedItem(
-                    track_id=track_id(row), contributions=line, rank_without_skips=rank, parts=of_parts, baseline=base
-                )
-                for row, line, rank, of_parts, base in lines
-            ],
-            filtered=[
-                FilteredTrack(
-                    rank=one.rank, reason="heard" if one.heard else "excluded", **TrackBody.of(one.track).model_dump()
-                )
-                for one in explanation.filtered
-            ],
-            places=PlacesBody.of(explanation.places) if explanation.places is not None else None,
-        )
-
-
-def _rounded(places: Float32) -> Any:
-    return np.round(places.astype(np.float64), 5).tolist()
-
 
 # --- bodies ---
 
@@ -235,7 +128,7 @@ async def recommendations(  # noqa: PLR0913, PLR0917 (parameters of the request)
     session_id: SessionIdQuery,
     request: Request,
     k: K = DEFAULT_K,
-    repeat: Repeat = DEFAULT_REPEAT,
+    repeat: Repeat = None,
     exclude: Excluded = [],  # noqa: B006 (never changed)
     release: ReleaseName = None,
     explain: Explain = False,
@@ -243,7 +136,9 @@ async def recommendations(  # noqa: PLR0913, PLR0917 (parameters of the request)
     filter: FilterText = None,  # noqa: A002 (the name of the parameter)
     fields: Fields = None,
     max_per_artist: MaxPerArtist = None,
-    artist_gap: ArtistGap = 0,
+    artist_gap: ArtistGap = None,
+    policy: PolicyName = None,
+    seed: Seed = None,
 ) -> Response:
     """Return the next tracks of a session.
 
@@ -257,12 +152,11 @@ async def recommendations(  # noqa: PLR0913, PLR0917 (parameters of the request)
     releases = service.releases
     active = releases.for_session(session_id) if release is None else releases.named(release)
     live = active.live
-    asked = live.caution(caution)
-    wanted = None if filter is None else await filter_of(service, live, filter)
+    asked = Asked(repeat, caution, filter, max_per_artist, artist_gap, policy, seed)
+    rules = await rules_of(service, live, asked)
     names = () if fields is None else fields_of(live, fields)
-    spacing = spacing_of(live, max_per_artist, artist_gap) if max_per_artist or artist_gap else None
     plays = await plays_or_none(service, session_id)
-    question = Question(plays, k, exclude, repeat_policy(repeat), asked, wanted, spacing)
+    question = Question(plays, k, exclude, *rules)
     content = await recommend(service, active, session_id, question, explain, names, attributed=release is None)
     return Response(content, media_type="application/json")
 
@@ -283,10 +177,7 @@ async def what_if(request: Request) -> Response:
     active = service.releases.named(asked.release)
     live, plays = active.live, service.store.kept(plays_of(asked.events))
     names = fields_of(live, ",".join(asked.fields))
-    wanted = None if asked.filter is None else await filter_of(service, live, asked.filter)
-    repeat, caution = repeat_policy(asked.repeat), live.caution(asked.caution)
-    spacing = spacing_of(live, asked.max_per_artist, asked.artist_gap)
-    question = Question(plays, asked.k, asked.exclude, repeat, caution, wanted, spacing)
+    question = Question(plays, asked.k, asked.exclude, *await asked.rules(service, live))
     answer = await active.ranking(question)
     explanation = await _explanation(service, question, answer) if asked.explain else None
     return Response(next_tracks_json(answer, explanation, names), media_type="application/json")

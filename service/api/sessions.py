@@ -10,25 +10,26 @@ from starlette.types import Receive, Scope, Send
 
 from segue.errors import UnknownSession
 from segue.filters import read_filter
-from segue.sessions import Event, EventType, RepeatPolicy, repeat_policy
+from segue.sessions import Event, EventType
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.recommendations import RecommendationsBody, recommend
 from service.api.state import (
-    DEFAULT_REPEAT,
     MAX_TRACKS,
     AppState,
     ArtistGap,
+    Asked,
     Caution,
     Fields,
     FilterText,
     MaxPerArtist,
+    PolicyName,
     Repeat,
+    Seed,
     Service,
     SessionId,
     fields_of,
-    filter_of,
     link_responses,
-    spacing_of,
+    rules_of,
 )
 from service.api.stream import EVENT_STREAM, SessionBody, SessionStreams
 from service.http.admission_control import AdmissionControl
@@ -88,16 +89,18 @@ async def report_events(  # noqa: PLR0913, PLR0917 (parameters of the request)
     session_id: SessionId,
     request: Request,
     recommend: Recommend = None,
-    repeat: Repeat = DEFAULT_REPEAT,
+    repeat: Repeat = None,
     caution: Caution = None,
     filter: FilterText = None,  # noqa: A002 (the name of the parameter)
     fields: Fields = None,
     max_per_artist: MaxPerArtist = None,
-    artist_gap: ArtistGap = 0,
+    artist_gap: ArtistGap = None,
+    policy: PolicyName = None,
+    seed: Seed = None,
 ) -> Response:
     """Append plays and skips to a session.
 
-    With `recommend`, also return its next tracks, chosen under `repeat`, `caution` and `filter`.
+    With `recommend`, also return its next tracks, chosen under the other parameters.
     """
     service: AppState = request.app.state.service
     reported = await read_json(EventsRequest, request.scope["headers"], request.receive, service.max_request_bytes)
@@ -105,10 +108,12 @@ async def report_events(  # noqa: PLR0913, PLR0917 (parameters of the request)
         read_filter(filter)  # a filter that cannot be read is an error, also without a list
     if fields is not None:
         fields_of(service.releases.for_session(session_id).live, fields)
+    if policy is not None:
+        service.policies.named(policy)
     wanted = (
         None
         if recommend is None
-        else Wanted(recommend, repeat_policy(repeat), caution, filter, fields, max_per_artist, artist_gap)
+        else Wanted(recommend, fields, Asked(repeat, caution, filter, max_per_artist, artist_gap, policy, seed))
     )
     content = await append_events(service, session_id, reported.events, wanted)
     return Response(content, media_type="application/json")
@@ -118,26 +123,20 @@ class Wanted(NamedTuple):
     """The list of next tracks that a report of events asks for."""
 
     k: int
-    repeat: RepeatPolicy
-    caution: float | None
-    filter: str | None
     fields: str | None
-    max_per_artist: int | None
-    artist_gap: int
+    options: Asked
 
 
 async def append_events(service: AppState, session_id: str, events: list[Event], wanted: Wanted | None) -> bytes:
     """Store events. Returns an EventsAnswer as JSON, with next tracks unless `wanted` is None.
 
-    Raises StoreUnavailable. Raises NoPlayHead, BadFilter and UnknownAttribute before anything is stored.
+    Raises StoreUnavailable. Raises the errors of `rules_of` before anything is stored.
     """
     active = service.releases.for_session(session_id)
     live = active.live
     if wanted is not None:
-        caution = live.caution(wanted.caution)
         fields = () if wanted.fields is None else fields_of(live, wanted.fields)
-        spacing = spacing_of(live, wanted.max_per_artist, wanted.artist_gap)
-        allowed = None if wanted.filter is None else await filter_of(service, live, wanted.filter)
+        rules = await rules_of(service, live, wanted.options)
     stored = await service.store.append(session_id, events, with_plays=wanted is not None)
     unknown = live.unknown([event.track_id for event in events])
     _count_events(service, events, stored, len(unknown))
@@ -150,7 +149,7 @@ async def append_events(service: AppState, session_id: str, events: list[Event],
         "unknown_tracks": unknown,
     }
     if wanted is not None:
-        question = Question(stored.plays, wanted.k, (), wanted.repeat, caution, allowed, spacing)
+        question = Question(stored.plays, wanted.k, (), *rules)
         tracks = await recommend(service, active, session_id, question, fields=fields)
         answer["recommendations"] = orjson.Fragment(tracks)
     return orjson.dumps(answer)

@@ -141,6 +141,7 @@ CALLS: Final[dict[tuple[str, str], Scope | None]] = {
     ("GET", "/map"): "read",
     ("GET", "/map/tracks/{position}"): "read",
     ("GET", "/releases/current"): "read",
+    ("GET", "/policies"): "read",
     ("PUT", "/releases/current"): "admin",
     ("GET", "/releases"): "admin",
     ("PUT", "/tracks/{track_id:path}"): "admin",

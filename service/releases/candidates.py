@@ -1,11 +1,12 @@
 """Rank given candidates for a session, by the same rankers as recommendations."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from segue.catalogue import PAD_ROW
+from segue.filters import Filter
 from segue.recommend import Source
 from segue.sessions import Play, RepeatPolicy
 from segue.window import to_sessions, to_windows
@@ -23,12 +24,23 @@ class RankQuestion(Question):
 
 
 def without_repeats(
-    candidates: Sequence[str], plays: Sequence[Play], repeat: RepeatPolicy
+    candidates: Sequence[str], plays: Sequence[Play], repeat: RepeatPolicy, excluded: Iterable[str] = ()
 ) -> tuple[list[str], list[str]]:
-    """Return the candidates that `repeat` allows after `plays`, and those that it excludes. Both in the given order."""
-    heard = {play.track_id for play in plays[repeat.start(len(plays)) :]}
+    """Return the candidates that `repeat` allows after `plays`, without `excluded` ones, and the others.
+
+    Both are in the given order.
+    """
+    heard = {play.track_id for play in plays[repeat.start(len(plays)) :]} | set(excluded)
     allowed = [track_id for track_id in candidates if track_id not in heard]
     return allowed, [track_id for track_id in candidates if track_id in heard]
+
+
+def outside_filter(live: LoadedRelease, wanted: Filter, candidates: Sequence[str]) -> list[str]:
+    """Return the candidates that a filter does not allow. Unknown ones are among them: they have no attributes."""
+    allowed = live.allowed(wanted)
+    assert allowed is not None
+    inside = allowed.contains(live.catalogue.rows(candidates)).tolist()
+    return [track_id for track_id, is_inside in zip(candidates, inside, strict=True) if not is_inside]
 
 
 def rank_candidates(live: LoadedRelease, question: RankQuestion) -> RecommendResult:

@@ -29,6 +29,7 @@ from segue.recommend import CautiousRanker, Ranker
 from segue.sessions import Play
 from segue.window import Windows, to_sessions, to_windows
 from service.releases.added_ranker import AddedRanker
+from service.releases.lists import Move
 from service.releases.loaded import LoadedRelease, Question, RecommendResult, Track
 
 RANKED_AGAIN: Final = 200
@@ -62,6 +63,7 @@ class Explanation:
     baseline: list[float] | None  # the score of each track without any play; None if it is 0
     parts: list[dict[str, float]] | None  # for each track, what each part of a mixture adds to its score
     ranks_without_skips: list[int | None]  # rank of each track if skipped plays are removed; None beyond RANKED_AGAIN
+    moves: list[list[Move]] | None  # for each track, the steps that changed its rank; None without policy and spacing
     filtered: list[ExcludedTrack]
     places: Places | None  # None if the release has no map
 
@@ -95,6 +97,7 @@ def explain_answer(live: LoadedRelease, question: Question, answer: RecommendRes
         baseline=baseline.tolist() if baseline is not None and answer.source == "model" else None,
         parts=_parts(live, ranker, window, targets) if answer.source == "model" else None,
         ranks_without_skips=[ranks.get(row) for row in answer.rows],
+        moves=answer.steps.moves(answer.rows) if answer.steps is not None else None,
         filtered=[ExcludedTrack(live.track(row), rank, row in heard) for rank, row in filtered],
         places=_places(live, question.plays, window, plays, answer.rows) if live.has_map else None,
     )

@@ -7,19 +7,19 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from index.tuning import read_facts
-from segue.arrays import Float32
+from segue.arrays import Float32, Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Row
 from segue.errors import BadRelease, UnknownMap
 from segue.filters import Allowed, Filter, read_filter
 from segue.hybrid import HybridRanker
 from segue.map_projection import TrackMap
+from segue.policy import Policy
 from segue.recommend import (
     PopularityRanker,
     QueryEncoder,
@@ -34,7 +34,7 @@ from segue.spacing import Spacing
 from segue.window import Windows, to_sessions
 from service.releases.added import Added, AddedTrack, added_to
 from service.releases.added_ranker import AddedRows, Vectors, similar_rows, with_added
-from service.releases.artists import Artists
+from service.releases.lists import Lists, Steps, check_policy, within
 from service.releases.rankers import (
     EmbeddingSearch,
     StepTimer,
@@ -66,7 +66,9 @@ class Question:
     repeat: RepeatPolicy = ALLOW_REPEATS
     caution: float | None = None  # None: the default of the release
     filter: Filter | None = None  # of the tracks that may be recommended
-    spacing: Spacing | None = None  # of the artists in the list
+    spacing: Spacing | None = None  # of the artists and albums in the list
+    policy: Policy | None = None  # whose steps make the list; its other options are the fields above
+    seed: int | None = None  # of the policy's exploration
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class RecommendResult:
     scores: Float32  # [len(rows)] float32
     window_plays: int
     window_skips: int
+    steps: Steps | None = None  # how the list was made, with a policy or spacing
 
     @property
     def tracks(self) -> list[Track]:
@@ -106,7 +109,7 @@ class LoadedRelease:
         self.recommender = Recommender(self.ranker, popularity, release.manifest.window.length, release.play_head)
         self._restricted = RestrictedRecommenders(self.recommender, self.catalogue, np.empty(0, dtype=np.int64))
         self._has_removed = False
-        self._artists = Artists(self.catalogue)
+        self._lists = Lists(self.catalogue)
         self.stored_catalogue, self._stored_recommender = self.catalogue, self.recommender  # without added tracks
         self.added: Added | None = None
 
@@ -118,7 +121,7 @@ class LoadedRelease:
         live.recommender = self._stored_recommender
         if added.rows is not None:
             live.recommender = with_added(live.recommender, added.rows)
-        live._artists = Artists(live.catalogue)
+        live._lists = Lists(live.catalogue)
         live.remove(())
         return live
 
@@ -126,6 +129,16 @@ class LoadedRelease:
     def vectors(self) -> Vectors | None:
         """The embeddings of the release; None without an encoder."""
         return Vectors(self.name, self.release.item_embeddings, self.nearest) if self.embeddings is not None else None
+
+    def embeddings_of(self, rows: Int) -> Float32:
+        """Return the item embeddings of rows [n] int64, among which may be added tracks. [n, dimension] float32."""
+        embeddings, added = self.release.item_embeddings, self.added_rows
+        if added is None or added.vectors is None:
+            return np.asarray(embeddings[rows])
+        found = np.array(embeddings[added.stand_in(rows)])
+        of_added = rows >= added.first
+        found[of_added] = added.vectors[rows[of_added] - added.first]
+        return found
 
     @property
     def added_rows(self) -> AddedRows | None:
@@ -139,25 +152,25 @@ class LoadedRelease:
 
     def answer(self, questions: Sequence[Question]) -> list[RecommendResult]:
         """Recommend the next tracks for each question. An answer does not depend on the other questions."""
-        if not any(question.filter or question.spacing for question in questions):
-            found = self._recommended(self.recommender_for(None), questions, [question.k for question in questions])
-            return [self._result(one) for one in found]
+        if not any(question.filter or question.spacing or question.policy for question in questions):
+            return [self._result(one) for one in self.ranked(None, questions, [one.k for one in questions])]
         answers: dict[int, RecommendResult] = {}
         by_filter: dict[Filter | None, list[int]] = {}
         for number, question in enumerate(questions):
             by_filter.setdefault(question.filter, []).append(number)
         for wanted, numbers in by_filter.items():
-            asked = [questions[number] for number in numbers]
-            recommend = partial(self._recommended, self.recommender_for(wanted))
-            for number, one in zip(numbers, self._artists.lists(asked, self.catalogue, recommend), strict=True):
-                answers[number] = self._result(one)
+            lists = self._lists.made(self, wanted, [questions[number] for number in numbers])
+            for number, (one, steps) in zip(numbers, lists, strict=True):
+                answers[number] = self._result(one, steps)
         return [answers[number] for number in range(len(questions))]
 
-    def _result(self, one: Recommendation) -> RecommendResult:
-        return RecommendResult(self, one.source, one.rows.tolist(), one.scores, one.window_plays, one.window_skips)
+    def _result(self, one: Recommendation, steps: Steps | None = None) -> RecommendResult:
+        rows = one.rows.tolist()
+        return RecommendResult(self, one.source, rows, one.scores, one.window_plays, one.window_skips, steps)
 
-    def _recommended(self, recommender: Recommender, asked: Sequence[Question], k: list[int]) -> list[Recommendation]:
-        return recommender.recommend(
+    def ranked(self, wanted: Filter | None, asked: Sequence[Question], k: list[int]) -> list[Recommendation]:
+        """Return the best tracks for each question, among those that `wanted` allows. Without spacing and policy."""
+        return self.recommender_for(wanted).recommend(
             to_sessions([question.plays for question in asked], self.catalogue),
             k,
             [self.catalogue.rows(question.exclude) for question in asked],
@@ -165,9 +178,33 @@ class LoadedRelease:
             caution=[self.caution(question.caution) for question in asked],
         )
 
-    def check_spacing(self) -> None:
-        """Raise UnknownAttribute if the release knows no artists."""
-        self._artists.check()
+    def scores_of(self, question: Question, rows: Int) -> Float32:
+        """Return the scores of tracks for a question, as in its ranking. `rows` [n] int64 -> [n] float32."""
+        sessions = to_sessions([question.plays], self.catalogue)
+        recommender = self.recommender_for(question.filter)
+        scores: Float32 = recommender.scores(sessions, rows[None], self.caution(question.caution))[0]
+        return scores
+
+    def check_spacing(self, spacing: Spacing) -> None:
+        """Raise UnknownAttribute if the release does not know the artists or albums of a rule."""
+        self._lists.check(spacing)
+
+    def check(self, question: Question) -> None:
+        """Raise the errors of a question that the release cannot answer, such as UnknownAttribute."""
+        self.caution(question.caution)
+        filters = [question.filter] if question.filter is not None else []
+        if question.spacing is not None:
+            self.check_spacing(question.spacing)
+        if question.policy is not None:
+            filters += self.filters_of(question.policy, question.filter)
+        for wanted in filters:
+            self.is_ready(wanted)
+
+    def filters_of(self, policy: Policy, wanted: Filter | None) -> list[Filter]:
+        """Return the filters whose tracks the steps of a policy need. Raises NoEmbeddings."""
+        check_policy(policy, has_embeddings=self.embeddings is not None)
+        rules = [*policy.boosts, *policy.pins]
+        return [within(wanted, rule.filter) for rule in rules if rule.filter is not None]
 
     def recommender_for(self, wanted: Filter | None) -> Recommender:
         """Return the recommender of the allowed tracks, without removed ones. Raises BadFilter or UnknownAttribute."""

@@ -86,6 +86,7 @@ def variants() -> Iterator[tuple[str, str, dict[str, Any]]]:
         *(
             "/removed-tracks",
             "/added-tracks",
+            "/policies",
             "/releases/current",
             "/releases",
             "/operations",

@@ -106,7 +106,7 @@ def _auc_pair(plays: tuple[Windows, Int, Bool], groups: Int, fitted: FittedHead)
     }
 
 
-def _weights_without_history(head: Outcomes) -> PlayHead:
+def _weights_without_history(head: PlayHead) -> PlayHead:
     """The same head without what its counts say about the track: only the session and earlier hearings are left."""
     layer = head.weights.layer.copy()
     layer[len(SESSION_FEATURES) : len(SESSION_FEATURES) + 6] = 0.0

@@ -68,18 +68,20 @@ def explored(
     rate: float,
     draw: Random,
     fixed: Collection[int] = (),
-    may_have: Callable[[list[int], int, int], bool] | None = None,
+    may_have: Callable[[list[int], int, list[int]], list[int]] | None = None,
 ) -> list[int]:
     """Return a list in which each place gets, with the probability `rate`, a candidate of `pool` that is not in it.
 
-    All candidates of `pool` that are left have the same probability. `fixed` places keep theirs. `may_have` says
-    whether a place of the list may have a candidate; a place for which no candidate is left keeps its own.
+    All candidates of `pool` that are left have the same probability. `fixed` places keep theirs. `may_have` returns
+    those of some candidates that a place of the list may have; a place for which none is left keeps its own.
     """
     made = list(listed)
     for place in range(len(made)):
         if place in fixed or draw.random() >= rate:
             continue
-        left = [one for one in pool if one not in made and (may_have is None or may_have(made, place, one))]
+        taken = set(made)
+        left = [one for one in pool if one not in taken]
+        left = left if may_have is None else may_have(made, place, left)
         if left:
             made[place] = left[draw.randrange(len(left))]
     return made

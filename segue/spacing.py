@@ -134,20 +134,18 @@ def _next(left: list[int], rules: list[_Rules], moved: dict[int, int]) -> tuple[
     return chosen, passed
 
 
-def fits(spacing: Spacing, at: int, group: int, listed: Groups, *, albums: bool = False) -> bool:
-    """Return whether a track of this artist, or album, may take the place `at` of a list without breaking a rule.
+def forbidden(spacing: Spacing, at: int, listed: Groups, *, albums: bool = False) -> set[int]:
+    """Return the artists, or albums, whose tracks would break a rule in the place `at` of a list.
 
     `listed` are those of the tracks in the list; the one in this place is not considered.
     """
     most, gap = (spacing.max_per_album, spacing.album_gap) if albums else (spacing.max_per_artist, spacing.artist_gap)
-    if group == UNKNOWN:
-        return True
     others = [*listed.tracks[:at], UNKNOWN, *listed.tracks[at + 1 :]]
-    if most is not None and others.count(group) >= most:
-        return False
     heard = [*listed.before, *others]
     middle = at + len(listed.before)
-    return group not in heard[max(middle - gap, 0) : middle + gap + 1] if gap else True
+    near = set(heard[max(middle - gap, 0) : middle + gap + 1]) if gap else set()
+    full = {group for group, count in Counter(others).items() if most is not None and count >= most}
+    return (near | full) - {UNKNOWN}
 
 
 def names_of(rules: int) -> list[str]:

@@ -58,6 +58,19 @@ def test_every_setting_is_documented() -> None:
     assert {name.lower() for name in listed} == set(Settings.model_fields)
 
 
+def test_every_key_of_a_policy_is_documented() -> None:
+    from segue.policy import Boost, Exploration, Pin, Policy, read_policy
+
+    page = (ROOT / "docs" / "how-to" / "policies.md").read_text()
+    keys = set(re.findall(r"`([\w.]+)`", page.partition("## Keys")[2].partition("## Order")[0]))
+    for kind in (Policy, Boost, Pin):
+        assert {field.alias or name for name, field in kind.model_fields.items()} - {"exploration"} <= keys
+    assert {f"exploration.{name}" for name in Exploration.model_fields} <= keys
+    example = ROOT / "docs" / "radio.toml"
+    assert f"```toml\n{example.read_text()}```" in page
+    assert read_policy(example).has_steps
+
+
 def test_every_manifest_field_is_documented() -> None:
     listed = set(re.findall(r"^\| `(\w+)` \|", doc("release-format").partition("## index.json")[0], flags=re.MULTILINE))
     assert listed >= set(Manifest.model_fields)

@@ -226,14 +226,14 @@ class TestSteps:
     def test_exploration_takes_further_tracks(self, k: int, more: int, rate: float, fixed: set[int], seed: int) -> None:
         listed, pool = list(range(k)), list(range(k, k + more))
 
-        def is_even(_: list[int], place: int, one: int) -> bool:
-            return (place + one) % 2 == 0
+        def even(_: list[int], place: int, candidates: list[int]) -> list[int]:
+            return [one for one in candidates if (place + one) % 2 == 0]
 
-        made = explored(listed, pool, rate, random.Random(seed), fixed, is_even)
+        made = explored(listed, pool, rate, random.Random(seed), fixed, even)
         assert len(set(made)) == len(made) == k
         for place, (before, after) in enumerate(zip(listed, made, strict=True)):
-            assert after == before or (after in pool and place not in fixed and is_even(made, place, after))
-        assert made == explored(listed, pool, rate, random.Random(seed), fixed, is_even)
+            assert after == before or (after in pool and place not in fixed and even(made, place, [after]))
+        assert made == explored(listed, pool, rate, random.Random(seed), fixed, even)
         assert explored(listed, pool, 0.0, random.Random(seed)) == listed
 
     def test_exploration_has_its_rate_and_draws_uniformly(self) -> None:

@@ -224,8 +224,9 @@ def test_fine_tuning_keeps_the_attributes_of_the_release(tmp_path: Path) -> None
     assert frame.schema["markets"] == pl.List(pl.String)
 
 
-def test_the_page_on_filters_shows_what_comes_out() -> None:
-    page = (ROOT / "docs" / "how-to" / "filter-tracks.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["filter-tracks", "policies"])
+def test_the_page_shows_what_comes_out(name: str) -> None:
+    page = (ROOT / "docs" / "how-to" / f"{name}.md").read_text(encoding="utf-8")
     with walk.shell() as shell:
         for command, shown in (one for block in walk.blocks(page) for one in block):
             found = words_of(shell.run(command))

@@ -19,7 +19,7 @@ from segue.filters import Every, Filter
 from segue.list_steps import boosted, diversified, explored, pinned
 from segue.policy import Pin, Policy
 from segue.recommend import EncoderRanker, Recommendation
-from segue.spacing import CANDIDATES_PER_TRACK, MAX_CANDIDATES, UNKNOWN, Groups, Spacing, fits, names_of, spaced
+from segue.spacing import CANDIDATES_PER_TRACK, MAX_CANDIDATES, UNKNOWN, Groups, Spacing, forbidden, names_of, spaced
 
 if TYPE_CHECKING:
     from service.releases.loaded import LoadedRelease, Question
@@ -265,22 +265,21 @@ class _List:
         question, depth = self._question, policy.exploration.depth
         seed = random.getrandbits(64) if question.seed is None else question.seed
         draw = random.Random(seed)  # noqa: S311 (not for secrets)
-        made = explored(order, best[question.k : depth], policy.exploration.rate, draw, fixed, self._may_have)
+        spacing = question.spacing
+        both = (None, None) if spacing is None else self._groups(spacing, self._rows)
+
+        def may_have(listed: list[int], place: int, candidates: list[int]) -> list[int]:
+            for albums, groups in zip((False, True), both, strict=True):
+                if groups is not None and spacing is not None:
+                    here = Groups([groups.tracks[one] for one in listed], groups.before)
+                    wrong = forbidden(spacing, place, here, albums=albums)
+                    candidates = [one for one in candidates if groups.tracks[one] not in wrong]
+            return candidates
+
+        made = explored(order, best[question.k : depth], policy.exploration.rate, draw, fixed, may_have)
         if made != order:
             self._keep("exploration", made)
         return made
-
-    def _may_have(self, listed: list[int], place: int, candidate: int) -> bool:
-        """Return whether a place of a list may have a candidate under the rules of spacing."""
-        spacing = self._question.spacing
-        if spacing is None:
-            return True
-        both = self._groups(spacing, self._rows[[*listed, candidate]])
-        return all(
-            fits(spacing, place, groups.tracks[-1], Groups(groups.tracks[:-1], groups.before), albums=albums)
-            for albums, groups in zip((False, True), both, strict=True)
-            if groups is not None
-        )
 
     def _best(self, rule: Filter | None, tracks: Sequence[str] | None, count: int) -> list[Row]:
         """Return the best allowed tracks of a filter, or those of `tracks` that are allowed, in their order."""

@@ -13,6 +13,7 @@ UnknownSession       2          404          asking for a session without plays
 UnknownRelease       2          404          asking for a release that does not exist
 BadFilter            2          422          a filter of tracks that cannot be read or evaluated
 UnknownAttribute     2          422          asking for an attribute that a release does not have
+UnknownSeeds         2          422          a station of which a release knows no track and no artist
 NoPlayHead           2          409          asking for caution of a release that cannot predict skips
 SwapRefused          1          409          swapping without a folder, or while another swap runs
 NoReleasesFolder     1          409          removing a track without a folder of releases
@@ -100,6 +101,12 @@ class UnknownAttribute(InputError):
     """A filter or a list of fields names an attribute that the release does not have."""
 
     title = "Unknown attribute"
+
+
+class UnknownSeeds(InputError):
+    """A release knows none of the tracks and artists of a station."""
+
+    title = "Unknown seeds"
 
 
 class NoPlayHead(InputError):

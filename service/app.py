@@ -22,13 +22,14 @@ from starlette.staticfiles import StaticFiles
 
 from index.faiss_gpu import refuse_missing_device
 from segue.errors import BadOption, SegueError, StoreUnavailable
-from service.api import batch, operations, rank, recommendations, releases, sessions, tracks
+from service.api import batch, operations, rank, recommendations, releases, sessions, stations, tracks
 from service.api.batch import BatchRequest
 from service.api.rank import RankRequest
 from service.api.recommendations import WhatIfRequest
 from service.api.releases import SwapRequest
 from service.api.sessions import EventsRequest
 from service.api.state import AppState
+from service.api.stations import StationRequest
 from service.api.stream import SessionStreams
 from service.http import auth, middleware
 from service.http.admission_control import AdmissionControl
@@ -47,7 +48,9 @@ from service.threads import BlockingCalls, Threads
 if TYPE_CHECKING:
     from service.ops.tracing import Tracing
 
-ROUTERS = tuple(room.router for room in (recommendations, batch, rank, sessions, tracks, releases, operations))
+ROUTERS = tuple(
+    room.router for room in (recommendations, batch, rank, sessions, stations, tracks, releases, operations)
+)
 HOT_ROUTES = frozenset({"report_events", "recommendations"})
 
 _log = structlog.get_logger()
@@ -257,7 +260,7 @@ def _describe(app: FastAPI) -> None:
             describe_problems(schema)
             auth.describe_access(schema)
             schemas = schema["components"]["schemas"]
-            for model in (BatchRequest, EventsRequest, RankRequest, SwapRequest, WhatIfRequest):
+            for model in (BatchRequest, EventsRequest, RankRequest, StationRequest, SwapRequest, WhatIfRequest):
                 body = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 schemas.update(body.pop("$defs", {}))
                 schemas[model.__name__] = body

@@ -5,12 +5,13 @@ from typing import Annotated, Any, NamedTuple
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field, WithJsonSchema
+from pydantic import BaseModel, Field, StringConstraints, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
 from segue.errors import UnknownSession
 from segue.filters import read_filter
-from segue.sessions import Event, EventType, RepeatPolicy, repeat_policy
+from segue.sessions import SESSION_ID_PATTERN, Event, EventType, RepeatPolicy, repeat_policy
+from service.api.fallback import with_bans
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.recommendations import RecommendationsBody, recommend
 from service.api.state import (
@@ -30,6 +31,7 @@ from service.api.state import (
     link_responses,
     spacing_of,
 )
+from service.api.stations import wishes_of
 from service.api.stream import EVENT_STREAM, SessionBody, SessionStreams
 from service.http.admission_control import AdmissionControl
 from service.problems import NotAcceptable, problem_responses
@@ -48,6 +50,11 @@ class EventsRequest(JsonBody):
     remedy = f"send at most {MAX_EVENTS} events at a time"
 
     events: list[Event] = Field(min_length=1, max_length=MAX_EVENTS)
+    listener_id: Annotated[str, StringConstraints(pattern=SESSION_ID_PATTERN)] | None = Field(
+        default=None,
+        description="Your id of the listener. Bans among the events then hold in all sessions of the listener, and the "
+        "session remembers the listener (docs/how-to/likes-and-bans.md)",
+    )
 
 
 class EventsAnswer(BaseModel):
@@ -95,7 +102,7 @@ async def report_events(  # noqa: PLR0913, PLR0917 (parameters of the request)
     max_per_artist: MaxPerArtist = None,
     artist_gap: ArtistGap = 0,
 ) -> Response:
-    """Append plays and skips to a session.
+    """Report plays, skips, likes, dislikes and bans of a session.
 
     With `recommend`, also return its next tracks, chosen under `repeat`, `caution` and `filter`.
     """
@@ -110,7 +117,7 @@ async def report_events(  # noqa: PLR0913, PLR0917 (parameters of the request)
         if recommend is None
         else Wanted(recommend, repeat_policy(repeat), caution, filter, fields, max_per_artist, artist_gap)
     )
-    content = await append_events(service, session_id, reported.events, wanted)
+    content = await append_events(service, session_id, reported, wanted)
     return Response(content, media_type="application/json")
 
 
@@ -126,19 +133,19 @@ class Wanted(NamedTuple):
     artist_gap: int
 
 
-async def append_events(service: AppState, session_id: str, events: list[Event], wanted: Wanted | None) -> bytes:
+async def append_events(service: AppState, session_id: str, reported: EventsRequest, wanted: Wanted | None) -> bytes:
     """Store events. Returns an EventsAnswer as JSON, with next tracks unless `wanted` is None.
 
     Raises StoreUnavailable. Raises NoPlayHead, BadFilter and UnknownAttribute before anything is stored.
     """
-    active = service.releases.for_session(session_id)
-    live = active.live
+    active, events = service.releases.for_session(session_id), reported.events
+    live, listener_id = active.live, reported.listener_id
     if wanted is not None:
         caution = live.caution(wanted.caution)
         fields = () if wanted.fields is None else fields_of(live, wanted.fields)
         spacing = spacing_of(live, wanted.max_per_artist, wanted.artist_gap)
         allowed = None if wanted.filter is None else await filter_of(service, live, wanted.filter)
-    stored = await service.store.append(session_id, events, with_plays=wanted is not None)
+    stored = await service.store.append(session_id, events, with_plays=wanted is not None, listener_id=listener_id)
     unknown = live.unknown([event.track_id for event in events])
     _count_events(service, events, stored, len(unknown))
     service.attribution.count(stored.attributions)
@@ -150,7 +157,12 @@ async def append_events(service: AppState, session_id: str, events: list[Event],
         "unknown_tracks": unknown,
     }
     if wanted is not None:
-        question = Question(stored.plays, wanted.k, (), wanted.repeat, caution, allowed, spacing)
+        exclude: list[str] = []
+        station = None
+        if stored.session.preferences is not None:  # they name the listener of the request as well
+            found = await with_bans(service, stored.session)
+            exclude, station, _ = await wishes_of(service, live, found.preferences)
+        question = Question(stored.plays, wanted.k, exclude, wanted.repeat, caution, allowed, spacing, station)
         tracks = await recommend(service, active, session_id, question, fields=fields)
         answer["recommendations"] = orjson.Fragment(tracks)
     return orjson.dumps(answer)
@@ -160,8 +172,13 @@ def _count_events(service: AppState, events: list[Event], stored: Appended, unkn
     """Count reported events. Redis knows which of them are duplicates and returns only their number."""
     telemetry = service.telemetry
     skips = sum(event.type is EventType.SKIP for event in events)
+    plays = sum(event.type is EventType.PLAY for event in events)
     telemetry.series(telemetry.events, "skip").inc(skips)
-    telemetry.series(telemetry.events, "play").inc(len(events) - skips)
+    telemetry.series(telemetry.events, "play").inc(plays)
+    if skips + plays < len(events):
+        for event in events:
+            if event.type not in (EventType.SKIP, EventType.PLAY):
+                telemetry.series(telemetry.events, event.type.value).inc()
     for counter, count in (
         (telemetry.duplicates, stored.duplicates),
         (telemetry.log_drops, stored.dropped),
@@ -179,11 +196,11 @@ def _count_events(service: AppState, events: list[Event], stored: Appended, unkn
     responses=problem_responses(404, 422, 503),
 )
 async def session(session_id: SessionId, service: Service) -> SessionBody:
-    """Return the plays of a session, oldest first."""
-    plays = await service.store.plays(session_id)
-    if not plays:
+    """Return the plays of a session, oldest first, with its station, likes, dislikes and bans."""
+    found = await service.store.session(session_id)
+    if not found.plays and found.preferences is None:
         raise UnknownSession(f"session {session_id!r} has no plays: none were reported, it expired, or it was erased")
-    return SessionBody.of(session_id, plays)
+    return SessionBody.of(session_id, found)
 
 
 @router.delete(

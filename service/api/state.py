@@ -15,7 +15,7 @@ from segue.recommend import MAX_CAUTION
 from segue.release import RELEASE_NAME_PATTERN
 from segue.sessions import ALLOW_REPEATS, MAX_ID_LENGTH, REPEAT_PATTERN, SESSION_ID_PATTERN, TEXT_PATTERN, whole_number
 from segue.spacing import MAX_GAP, Spacing
-from service.api.stream import SessionStreams
+from service.api.stream import SessionStreams, StationBody
 from service.ops.status import Readiness, ServiceStatus
 from service.releases.loaded import LoadedRelease
 from service.releases.registry import Attribution, ReleaseRegistry
@@ -192,5 +192,9 @@ class ListOptions(RankOptions):
     )
     max_per_artist: int | None = Field(default=None, ge=1, le=MAX_TRACKS, description=MAX_PER_ARTIST_DESCRIPTION)
     artist_gap: int = Field(default=0, ge=0, le=MAX_GAP, description=ARTIST_GAP_DESCRIPTION)
+    station: StationBody | None = Field(
+        default=None,
+        description="Seeds that pull the list, in place of the session's own station (docs/how-to/stations.md)",
+    )
 
     _whole = field_validator("k", "artist_gap", "max_per_artist", mode="before")(whole_number)

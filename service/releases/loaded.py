@@ -30,6 +30,7 @@ from segue.recommend import (
 from segue.release import Release, open_release
 from segue.sessions import ALLOW_REPEATS, Play, RepeatPolicy, repeat_policy
 from segue.spacing import Spacing
+from segue.stations import Pull, pulled
 from segue.window import Windows, to_sessions
 from service.releases.artists import Artists
 from service.releases.rankers import (
@@ -41,6 +42,7 @@ from service.releases.rankers import (
     untimed,
 )
 from service.releases.restricted import RestrictedRecommenders
+from service.releases.seeds import Seeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class Question:
     caution: float | None = None  # None: the default of the release
     filter: Filter | None = None  # of the tracks that may be recommended
     spacing: Spacing | None = None  # of the artists in the list
+    station: Pull | None = None  # seeds that pull the list
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,7 @@ class LoadedRelease:
         self._restricted = RestrictedRecommenders(self.recommender, self.catalogue, np.empty(0, dtype=np.int64))
         self._has_removed = False
         self._artists = Artists(self.catalogue)
+        self.seeds = Seeds(self.catalogue, release.manifest.window.length)
 
     @property
     def folder(self) -> str:
@@ -112,16 +116,16 @@ class LoadedRelease:
 
     def answer(self, questions: Sequence[Question]) -> list[RecommendResult]:
         """Recommend the next tracks for each question. An answer does not depend on the other questions."""
-        if not any(question.filter or question.spacing for question in questions):
+        if not any(question.filter or question.spacing or question.station for question in questions):
             found = self._recommended(self.recommender_for(None), questions, [question.k for question in questions])
             return [self._result(one) for one in found]
         answers: dict[int, RecommendResult] = {}
-        by_filter: dict[Filter | None, list[int]] = {}
+        by_recommender: dict[tuple[Filter | None, Pull | None], list[int]] = {}
         for number, question in enumerate(questions):
-            by_filter.setdefault(question.filter, []).append(number)
-        for wanted, numbers in by_filter.items():
+            by_recommender.setdefault((question.filter, question.station), []).append(number)
+        for (wanted, station), numbers in by_recommender.items():
             asked = [questions[number] for number in numbers]
-            recommend = partial(self._recommended, self.recommender_for(wanted))
+            recommend = partial(self._recommended, self.recommender_for(wanted, station))
             for number, one in zip(numbers, self._artists.lists(asked, self.catalogue, recommend), strict=True):
                 answers[number] = self._result(one)
         return [answers[number] for number in range(len(questions))]
@@ -142,8 +146,13 @@ class LoadedRelease:
         """Raise UnknownAttribute if the release knows no artists."""
         self._artists.check()
 
-    def recommender_for(self, wanted: Filter | None) -> Recommender:
-        """Return the recommender of the allowed tracks, without removed ones. Raises BadFilter or UnknownAttribute."""
+    def recommender_for(self, wanted: Filter | None, station: Pull | None = None) -> Recommender:
+        """Return the recommender of the allowed tracks, without removed ones, with a station.
+
+        Raises BadFilter or UnknownAttribute.
+        """
+        if station is not None:
+            return pulled(self.recommender_for(wanted), station)
         if wanted is None and not self._has_removed:
             return self.recommender
         return self._restricted.recommender(wanted)
@@ -191,7 +200,8 @@ class LoadedRelease:
         """Recommend the most played tracks, without the encoder and the index. The fallback if the model fails."""
         heard = [play.track_id for play in question.plays[question.repeat.start(len(question.plays)) :]]
         excluded = [*question.exclude, *heard]
-        return self.answer([replace(question, plays=(), exclude=excluded, repeat=ALLOW_REPEATS, caution=None)])[0]
+        asked = replace(question, plays=(), exclude=excluded, repeat=ALLOW_REPEATS, caution=None, station=None)
+        return self.answer([asked])[0]
 
     @property
     def has_map(self) -> bool:

@@ -7,7 +7,6 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as PathParameter
 from pydantic import BaseModel, Field, WithJsonSchema
 
-from segue.errors import UnknownSeeds
 from segue.sessions import SESSION_ID_PATTERN, Preferences
 from segue.stations import Pull
 from service.api.json_body import JsonBody, described_body, read_json
@@ -18,7 +17,6 @@ from service.releases.loaded import LoadedRelease
 
 router = APIRouter()
 
-_SHOWN: Final = 5  # unknown seeds in a message
 _SEEDS: Final = MAX_SEED_TRACKS + MAX_SEED_ARTISTS
 
 ListenerIdQuery = Annotated[
@@ -68,14 +66,7 @@ async def _unknown_seeds(service: AppState, live: LoadedRelease, asked: StationB
     """The seeds that the release does not know. Raises UnknownSeeds if it knows none."""
     if not live.seeds.is_ready(asked.artists):
         await service.threads.run(live.seeds.find, asked.artists)
-    pull, unknown = live.seeds.pull(asked.station)
-    if pull is None:
-        shown = ", ".join(ascii(seed[:80]) for seed in unknown[:_SHOWN])
-        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
-        raise UnknownSeeds(
-            f"{live.name} knows none of the seeds {shown}{more}: expected track ids and artists that GET /tracks finds"
-        )
-    return unknown
+    return live.seeds.known_pull(asked.station)[1]
 
 
 # --- calls ---

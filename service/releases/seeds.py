@@ -9,9 +9,11 @@ import polars as pl
 from segue.arrays import Int
 from segue.attributes import Attribute
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue, Row
+from segue.errors import UnknownSeeds
 from segue.sessions import Station
 from segue.stations import Pull
 
+_SHOWN, _LONGEST = 5, 80  # unknown seeds in a message, and characters of each
 _MAX_KEPT: Final = 1024  # artists whose rows are kept; finding them reads a number of each track
 
 
@@ -42,6 +44,18 @@ class Seeds:
                 unknown.append(artist)
         seeds = list(filter(None, seeds))
         return (Pull(tuple(seeds), station.weight) if seeds else None), unknown
+
+    def known_pull(self, station: Station) -> tuple[Pull, list[str]]:
+        """Return the pull of a station, and the unknown seeds. Raises UnknownSeeds if no seed is known."""
+        pull, unknown = self.pull(station)
+        if pull is None:
+            shown = ", ".join(ascii(seed[:_LONGEST]) for seed in unknown[:_SHOWN])
+            more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+            raise UnknownSeeds(
+                f"the release knows none of the seeds {shown}{more}: expected ids of tracks and artists in its "
+                "catalogue"
+            )
+        return pull, unknown
 
     def is_ready(self, artists: Sequence[str], track_ids: Sequence[str] = ()) -> bool:
         """Return whether the other methods return at once for these artists, and for the artists of these tracks."""

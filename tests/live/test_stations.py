@@ -122,8 +122,8 @@ class TestStations:
             assert refused.status_code == 422
             assert refused.json()["title"] == "Unknown seeds"
             assert "knows none of the seeds 'nobody', 'No One': expected" in refused.json()["detail"]
-        body = {"sessions": [{"events": []}], "station": gone}
-        [result] = running.post("/recommendations/batch", json=body).json()["results"]
+        batch = {"sessions": [{"events": []}], "station": gone}
+        [result] = running.post("/recommendations/batch", json=batch).json()["results"]
         assert result["problem"]["status"] == 422
         assert running.get(f"/sessions/{session_id}").status_code == 404
 
@@ -261,7 +261,7 @@ class TestListeners:
 
 
 def test_scopes(start_service: StartService, tmp_path: Path) -> None:
-    made = {scope: new_key(scope, [scope]) for scope in ("client", "read", "admin")}  # type: ignore[list-item]
+    made = {scope: new_key(scope, [scope]) for scope in ("client", "read", "admin")}
     write_keys(tmp_path / "keys.toml", [kept for _, kept in made.values()])
     allowed = {
         ("PUT", "/sessions/s/station"): {"client", "admin"},
@@ -273,8 +273,8 @@ def test_scopes(start_service: StartService, tmp_path: Path) -> None:
         for (method, path), scopes in allowed.items():
             assert client.request(method, path).status_code == 401
             for scope, (text, _) in made.items():
-                body = {"json": {"artists": ["Artist 1"]}} if method == "PUT" else {}
-                answer = client.request(method, path, headers={"Authorization": f"Bearer {text}"}, **body)
+                body = {"artists": ["Artist 1"]} if method == "PUT" else None
+                answer = client.request(method, path, headers={"Authorization": f"Bearer {text}"}, json=body)
                 assert (answer.status_code < 300) is (scope in scopes), (method, path, scope, answer.text)
 
 

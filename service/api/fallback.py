@@ -27,7 +27,10 @@ async def stored_or_none(service: AppState, session_id: str, listener_id: str | 
     Raises StoreUnavailable without a fallback.
     """
     try:
-        return await with_bans(service, await service.store.session(session_id), listener_id)
+        found = await service.store.session(session_id)
+        if listener_id is None and found.preferences is None:
+            return found
+        return await with_bans(service, found, listener_id)
     except StoreUnavailable:
         if not service.fallback:
             raise

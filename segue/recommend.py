@@ -214,12 +214,16 @@ class Recommendation:
 
 @dataclass(frozen=True, slots=True)
 class Recommender:
-    """Recommends with `ranker`. Sessions without a play of a catalogue track get the most popular tracks instead."""
+    """Recommends with `ranker`.
+
+    Sessions without a play of a catalogue track get the most popular tracks instead, if the ranker needs plays.
+    """
 
     ranker: Ranker
     popularity: ServedRanker
     window: int
     head: Outcomes | None = None
+    needs_plays: bool = True
 
     def within(self, allowed: Allowed) -> "Recommender":
         """Return the same recommender, for rankers that can be restricted, which recommends only allowed tracks."""
@@ -300,6 +304,8 @@ class Recommender:
     def _by_source(self, windows: Windows) -> Iterator[tuple[Source, Ranker, Int]]:
         """Yield source, ranker and window indices: the model for windows with a known track, popularity for others."""
         usable = (windows.tracks != PAD_ROW).any(axis=1)
+        if not self.needs_plays:
+            usable[:] = True
         assignments: tuple[tuple[Source, Ranker, Int], ...] = (
             ("model", self.ranker, np.flatnonzero(usable)),
             ("popularity", self.popularity, np.flatnonzero(~usable)),

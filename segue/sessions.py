@@ -1,8 +1,9 @@
-"""Events, plays, the rule that turns the events of a session into plays, and the policy for repeated tracks.
+"""Events, the rules that turn the events of a session into plays and preferences, and the policy for repeated tracks.
 
-A client reports two types of events: a track started (`play`), or a track was skipped (`skip`).
-docs/session-semantics.md describes the rule. This module is the reference implementation in Python. The Redis script
-service/sessions/append_events.lua implements the same rule, and a property test compares the two implementations.
+A client reports what happened to a track (`play`, `skip`) and what the listener thinks of it (`like`, `dislike`, `ban`
+and their opposites). docs/session-semantics.md describes the rules. This module is the reference implementation in
+Python. The Redis script service/sessions/append_events.lua implements the same rules, and a property test compares the
+two implementations.
 """
 
 import enum
@@ -10,7 +11,7 @@ import functools
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -79,6 +80,22 @@ class EventType(enum.StrEnum):
 
     PLAY = "play"
     SKIP = "skip"
+    LIKE = "like"
+    UNLIKE = "unlike"
+    DISLIKE = "dislike"
+    UNDISLIKE = "undislike"
+    BAN = "ban"
+    UNBAN = "unban"
+    BAN_ARTIST = "ban_artist"
+    UNBAN_ARTIST = "unban_artist"
+
+    @property
+    def is_of_ban(self) -> bool:
+        """Whether an event of this type sets or lifts a ban."""
+        return self in _OF_BANS
+
+
+_OF_BANS: Final = frozenset({EventType.BAN, EventType.UNBAN, EventType.BAN_ARTIST, EventType.UNBAN_ARTIST})
 
 
 class Event(BaseModel):
@@ -86,7 +103,11 @@ class Event(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    type: EventType = Field(description="`play`: the track started. `skip`: the listener moved on from it.")
+    type: EventType = Field(
+        description="`play`: the track started. `skip`: the listener moved on from it. `like`: more like it. "
+        "`dislike`: not again in this session. `ban`: never again. `ban_artist`: nothing of its artist again. "
+        "`unlike`, `undislike`, `unban`, `unban_artist`: take that back"
+    )
     track_id: TrackId
     at: Time | None = Field(
         default=None,
@@ -134,34 +155,142 @@ class Play(NamedTuple):
         return self.outcome is Outcome.SKIPPED
 
 
+LIKES_WEIGHT: Final = 0.2  # of the liked tracks, in a session without a station
+MAX_PREFERENCES: Final = 500  # of each kind; the oldest are dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Station:
+    """Seeds that pull the recommendations of a session by `weight`, from 0 (not at all) to 1 (they alone count)."""
+
+    tracks: tuple[str, ...] = ()
+    artists: tuple[str, ...] = ()  # names, or values of the attribute artist_id
+    weight: float = 0.5
+
+
+@dataclass(slots=True)
+class Preferences:
+    """What a listener said of tracks in a session. Ids are in the order of their events, each of them once."""
+
+    likes: list[str] = field(default_factory=list)
+    dislikes: list[str] = field(default_factory=list)
+    bans: list[str] = field(default_factory=list)
+    artist_bans: list[str] = field(default_factory=list)  # tracks whose artists are banned
+    station: Station | None = None
+    listener_id: str | None = None
+
+    def __bool__(self) -> bool:
+        """Return whether there are any."""
+        return self != Preferences()
+
+    @property
+    def unwanted(self) -> list[str]:
+        """The tracks that must not be recommended, without the other tracks of banned artists."""
+        return [*self.dislikes, *self.bans]
+
+    @property
+    def pull(self) -> Station | None:
+        """The station together with the likes, or None if nothing pulls. Unwanted tracks do not pull.
+
+        Without a station the likes pull with LIKES_WEIGHT. The latest likes come first.
+        """
+        station = self.station or Station(weight=LIKES_WEIGHT)
+        unwanted = {*self.unwanted, *self.artist_bans}
+        tracks = [track for track in dict.fromkeys((*station.tracks, *reversed(self.likes))) if track not in unwanted]
+        if not station.weight or not (tracks or station.artists):
+            return None
+        return Station(tuple(tracks), station.artists, station.weight)
+
+
+class SessionState(NamedTuple):
+    """The plays of a session, oldest first, and its preferences, if there are any."""
+
+    plays: list[Play]
+    preferences: Preferences | None = None
+
+
 def apply_event(plays: list[Play], event: Event) -> None:
-    """Apply one event to the plays of a session, in place.
+    """Apply one event to the plays of a session, in place. Events other than `play`, `skip` and `dislike` change none.
 
     A `play` event appends a play with the outcome PLAYED. A `skip` event changes the latest play to SKIPPED if that
-    play is of the same track and not yet skipped. Any other `skip` event appends a play with the outcome SKIPPED.
+    play is of the same track and not yet skipped. Any other `skip` event appends a play with the outcome SKIPPED. A
+    `dislike` event changes the latest play of its track to SKIPPED.
     """
     at_ms = None if event.at is None else round(event.at.timestamp() * 1000)
     latest = plays[-1] if plays else None
     if event.type is EventType.SKIP:
         if latest is not None and latest.track_id == event.track_id and not latest.skipped:
-            heard = latest.ms_played if event.ms_played is None else event.ms_played
-            plays[-1] = latest._replace(outcome=Outcome.SKIPPED, ms_played=heard)
+            plays[-1] = _skipped(latest, event)
         else:
             plays.append(Play(event.track_id, Outcome.SKIPPED, at_ms, event.ms_played))
-    else:
+    elif event.type is EventType.PLAY:
         plays.append(Play(event.track_id, Outcome.PLAYED, at_ms, event.ms_played))
+    elif event.type is EventType.DISLIKE:
+        place = next((i for i in reversed(range(len(plays))) if plays[i].track_id == event.track_id), None)
+        if place is not None and not plays[place].skipped:
+            plays[place] = _skipped(plays[place], event)
 
 
-def plays_of(events: Iterable[Event]) -> list[Play]:
-    """Return the plays that result from a sequence of events, oldest first. Events with a repeated id are ignored."""
+def _skipped(heard: Play, event: Event) -> Play:
+    ms_played = heard.ms_played if event.ms_played is None else event.ms_played
+    return heard._replace(outcome=Outcome.SKIPPED, ms_played=ms_played)
+
+
+def apply_preference(preferences: Preferences, event: Event, *, with_listener: bool = False) -> None:
+    """Apply one event to the preferences of a session, in place. `play` and `skip` change none.
+
+    A track is liked, disliked or neither: `like` and `dislike` replace each other. `ban` takes a like back.
+    `with_listener`: the request names a listener. Its bans are stored with the listener, not with the session.
+    """
+    track, own = event.track_id, not with_listener
+    likes, dislikes = preferences.likes, preferences.dislikes
+    if event.type is EventType.LIKE:
+        _change(likes, track, add=True)
+        _change(dislikes, track, add=False)
+    elif event.type is EventType.DISLIKE:
+        _change(dislikes, track, add=True)
+        _change(likes, track, add=False)
+    elif event.type is EventType.UNLIKE:
+        _change(likes, track, add=False)
+    elif event.type is EventType.UNDISLIKE:
+        _change(dislikes, track, add=False)
+    elif event.type is EventType.BAN:
+        _change(preferences.bans, track, add=own)
+        _change(likes, track, add=False)
+    elif event.type is EventType.BAN_ARTIST:
+        _change(preferences.artist_bans, track, add=own)
+    elif event.type is EventType.UNBAN:
+        _change(preferences.bans, track, add=False)
+    elif event.type is EventType.UNBAN_ARTIST:
+        _change(preferences.artist_bans, track, add=False)
+
+
+def _change(tracks: list[str], track: str, *, add: bool) -> None:
+    """Add a track at the end unless it is there, or remove it."""
+    if not add and track in tracks:
+        tracks.remove(track)
+    elif add and track not in tracks:
+        tracks.append(track)
+        del tracks[:-MAX_PREFERENCES]
+
+
+def session_of(events: Iterable[Event], listener_id: str | None = None) -> SessionState:
+    """Return the session that results from a sequence of events. Events with a repeated id are ignored."""
     plays: list[Play] = []
+    preferences = Preferences(listener_id=listener_id)
     seen: set[str] = set()
     for event in events:
         if event.event_id is None or event.event_id not in seen:
             apply_event(plays, event)
+            apply_preference(preferences, event, with_listener=listener_id is not None)
         if event.event_id is not None:
             seen.add(event.event_id)
-    return plays
+    return SessionState(plays, preferences or None)
+
+
+def plays_of(events: Iterable[Event]) -> list[Play]:
+    """Return the plays that result from a sequence of events, oldest first. Events with a repeated id are ignored."""
+    return session_of(events).plays
 
 
 def events_of(plays: Sequence[Play]) -> list[Event]:

@@ -22,7 +22,18 @@ from starlette.staticfiles import StaticFiles
 
 from index.faiss_gpu import refuse_missing_device
 from segue.errors import BadOption, SegueError, StoreUnavailable
-from service.api import added_tracks, batch, operations, policies, rank, recommendations, releases, sessions, tracks
+from service.api import (
+    added_tracks,
+    batch,
+    operations,
+    policies,
+    rank,
+    recommendations,
+    releases,
+    sessions,
+    stations,
+    tracks,
+)
 from service.api.added_tracks import TrackToAdd
 from service.api.batch import BatchRequest
 from service.api.rank import RankRequest
@@ -30,6 +41,7 @@ from service.api.recommendations import WhatIfRequest
 from service.api.releases import SwapRequest
 from service.api.sessions import EventsRequest
 from service.api.state import AppState
+from service.api.stations import StationRequest
 from service.api.stream import SessionStreams
 from service.http import auth, middleware
 from service.http.admission_control import AdmissionControl
@@ -51,7 +63,7 @@ if TYPE_CHECKING:
 
 ROUTERS = tuple(
     room.router
-    for room in (recommendations, batch, rank, policies, sessions, tracks, added_tracks, releases, operations)
+    for room in (recommendations, batch, rank, policies, sessions, stations, tracks, added_tracks, releases, operations)
 )
 HOT_ROUTES = frozenset({"report_events", "recommendations"})
 
@@ -267,7 +279,8 @@ def _describe(app: FastAPI) -> None:
             describe_problems(schema)
             auth.describe_access(schema)
             schemas = schema["components"]["schemas"]
-            for model in (BatchRequest, EventsRequest, RankRequest, SwapRequest, TrackToAdd, WhatIfRequest):
+            bodies = BatchRequest, EventsRequest, RankRequest, StationRequest, SwapRequest, TrackToAdd, WhatIfRequest
+            for model in bodies:
                 body = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 schemas.update(body.pop("$defs", {}))
                 schemas[model.__name__] = body

@@ -25,7 +25,7 @@ SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.
 
 # The request id, as returned to the client and as logged.
 request_id: Final[ContextVar[str]] = ContextVar("request_id", default="")
-_SESSION_IN_PATH: Final = re.compile(r"(?<=/sessions/)[^/]+")
+_SESSION_IN_PATH: Final = re.compile(r"(?:(?<=/sessions/)|(?<=/listeners/))[^/]+")
 
 
 def configure_logging(level: str, log_hash_key: str) -> None:
@@ -69,7 +69,7 @@ def _add_request_id(_: Any, __: str, line: structlog.typing.EventDict) -> struct
 
 
 def _hash_session_ids(log_hash_key: str) -> structlog.typing.Processor:
-    """A processor that replaces the session ids in `session_id` and `path` by short hashes."""
+    """A processor that replaces the session ids in `session_id`, and these and listener ids in `path`, by hashes."""
 
     def hashed(session_id: str) -> str:
         return hashlib.blake2s(

@@ -11,7 +11,7 @@ from service.sessions.event_log import SCHEMA
 def read_back(folder: Path) -> dict[str, list[tuple[str, bool]]]:
     """Plays by session id, as a reader of the log should make them: of one position, the latest row counts."""
     frames = [pl.DataFrame(schema=SCHEMA)]
-    for file in sorted(folder.glob("*.parquet")):
+    for file in sorted(folder.glob("events-*.parquet")):
         # As bytes, since polars opens a file twice and the writer may replace it in between.
         with contextlib.suppress(FileNotFoundError):
             frames.append(pl.read_parquet(file.read_bytes()))

@@ -9,7 +9,7 @@ from segue.cli import main
 from segue.recommend import Recommender
 from segue.release import Release
 from segue.sessions import Outcome, Play, repeat_policy
-from service.releases.candidates import RankQuestion, answer_all, popular, rank_candidates, without_repeats
+from service.releases.candidates import RankQuestion, answer_all, popular, rank_candidates, without_unwanted
 from service.releases.loaded import LoadedRelease, Question, load_release
 
 SMALL = ("dimension=8", "heads=2", "epochs=1", "negatives=20", "window=6", "caution=0")
@@ -85,7 +85,7 @@ def test_repeat_removes_the_candidates_that_it_would_not_recommend() -> None:
         ("never", ["x"], ["c", "a", "b"]),
         ("after:2", ["x", "a"], ["c", "b"]),
     ):
-        assert without_repeats(candidates, plays, repeat_policy(text)) == (allowed, filtered)
+        assert without_unwanted(candidates, plays, repeat_policy(text)) == (allowed, filtered)
 
 
 def test_a_batch_of_both_kinds_is_answered_in_order(tiny_release: Release) -> None:

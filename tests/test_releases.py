@@ -16,7 +16,7 @@ from segue.release import Release
 from segue.sessions import Play
 from service.releases.loaded import Question
 from service.releases.registry import ReleaseRegistry, SessionSampler
-from service.sessions.store import bucket_of
+from service.sessions.privacy import bucket_of
 from service.settings import Settings, as_environment, read_settings
 from service.telemetry import Telemetry
 from service.threads import Threads

@@ -17,11 +17,26 @@ from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError, ResponseError
 
 from segue.errors import StoreUnavailable
-from segue.sessions import Event, EventType, Outcome, Play, play, plays_of, skip
+from segue.sessions import (
+    MAX_PREFERENCES,
+    Event,
+    EventType,
+    Outcome,
+    Play,
+    Preferences,
+    SessionState,
+    Station,
+    apply_event,
+    apply_preference,
+    play,
+    plays_of,
+    session_of,
+    skip,
+)
 from service.sessions.embedded_redis import embedded_redis
-from service.sessions.privacy import BUCKETS
+from service.sessions.privacy import BUCKETS, bucket_of
 from service.sessions.redis_client import store_errors
-from service.sessions.store import Appended, SessionStore, bucket_of, connect, erasures_of, keys_of, stream_of
+from service.sessions.store import Appended, SessionStore, connect, erasures_of, keys_of, preferences_of, stream_of
 from service.settings import Settings
 
 _numbers = itertools.count()
@@ -95,20 +110,120 @@ heard = st.none() | st.integers(0, 2**31 - 1)
 events = st.builds(Event, type=st.sampled_from(EventType), track_id=track_ids, at=times, ms_played=heard)
 
 
-@given(requests=st.lists(st.lists(events, min_size=1, max_size=8), min_size=1, max_size=5))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_script_makes_the_plays_that_the_reference_makes(stores: Stores, requests: list[list[Event]]) -> None:
+listeners = st.none() | st.sampled_from(["ada", "bob"])
+stations = st.builds(
+    Station,
+    tracks=st.lists(track_ids, max_size=2, unique=True).map(tuple),
+    artists=st.lists(st.sampled_from(["Ä b", "=U"]), max_size=2, unique=True).map(tuple),
+    weight=st.sampled_from([0.0, 0.1, 1.0]),
+)
+steps = st.lists(st.tuples(st.lists(events, min_size=1, max_size=8), listeners) | stations | st.just(None), max_size=5)
+
+
+def expected_of(asked: list[Any]) -> SessionState:
+    """The session by the reference implementation."""
+    plays: list[Play] = []
+    preferences = Preferences()
+    for step in asked:
+        if step is None or isinstance(step, Station):
+            preferences.station = step
+            continue
+        sent, listener = step
+        for event in sent:
+            apply_event(plays, event)
+            apply_preference(preferences, event, with_listener=listener is not None)
+        preferences.listener_id = listener or preferences.listener_id
+    return SessionState(plays, preferences or None)
+
+
+@given(asked=steps)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_scripts_make_the_session_that_the_reference_makes(stores: Stores, asked: list[Any]) -> None:
     session_id = new_session()
 
-    async def use(store: SessionStore, _: Any) -> tuple[Appended, list[Play]]:
-        for request in requests:
-            answer = await store.append(session_id, request, with_plays=True)
-        return answer, await store.plays(session_id)
+    async def use(store: SessionStore, client: Any) -> tuple[list[Appended], SessionState, int]:
+        answers = []
+        for step in asked:
+            if step is None or isinstance(step, Station):
+                await store.set_station(session_id, step)
+            else:
+                answers.append(await store.append(session_id, step[0], with_plays=True, listener_id=step[1]))
+        return answers, await store.session(session_id), int(await client.pttl(keys_of(session_id)[0]))
 
-    answer, read = stores(use)
-    expected = plays_of(event for request in requests for event in request)
-    assert read == answer.plays == expected
-    assert answer.length == len(expected)
+    answers, read, expires_ms = stores(use)
+    expected = expected_of(asked)
+    assert read == expected
+    assert (expires_ms > 0) is bool(expected.plays or expected.preferences)
+    if answers:
+        assert answers[-1].length == len(expected.plays)
+        assert answers[-1].plays == expected.plays
+
+
+@given(sent=st.lists(events, min_size=1, max_size=12), with_plays_first=st.booleans())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_logged_makes_the_same_session(stores: Stores, sent: list[Event], with_plays_first: bool) -> None:
+    """Of each position the latest row is the play, also if a dislike changed a play that is not the latest one."""
+    session_id = new_session()
+    sent = [play("b"), play("a"), play("b"), *sent] if with_plays_first else sent
+
+    async def use(store: SessionStore, client: Any) -> tuple[Any, Any]:
+        keys = [stream_of(bucket_of(session_id)), preferences_of(bucket_of(session_id))]
+        await client.delete(*keys)
+        for start in range(0, len(sent), 3):
+            await store.append(session_id, sent[start : start + 3])
+        return [fields for _, fields in await client.xrange(keys[0])], [f for _, f in await client.xrange(keys[1])]
+
+    rows, said = stores(use)
+    plays = {int(row["position"]): (row["track_id"], row["skipped"] == "1") for row in rows}
+    assert [plays[i] for i in range(len(plays))] == [(one.track_id, one.skipped) for one in plays_of(sent)]
+    others = [(e.type.value, e.track_id) for e in sent if e.type not in (EventType.PLAY, EventType.SKIP)]
+    assert [(one["type"], one["track_id"]) for one in said] == others
+
+
+def test_the_latest_preferences_are_kept(stores: Stores, session_id: str) -> None:
+    async def use(store: SessionStore, _: Any) -> SessionState:
+        station = Station(tuple(f"s{i}" for i in range(MAX_PREFERENCES + 5)))
+        await store.set_station(session_id, station)
+        for number in range(0, MAX_PREFERENCES + 20, 20):
+            likes = [Event(type=EventType.LIKE, track_id=f"t{number + i}") for i in range(20)]
+            await store.append(session_id, likes)
+        await store.append(session_id, [Event(type=EventType.BAN, track_id="x")])
+        found: SessionState = await store.session(session_id)
+        assert found.preferences is not None
+        assert found.preferences.station == station
+        return found
+
+    preferences = stores(use).preferences
+    assert preferences.likes == [f"t{i}" for i in range(20, MAX_PREFERENCES + 20)]
+    assert preferences.bans == ["x"]
+
+
+def test_the_bans_of_a_listener_outlive_the_session(stores: Stores, session_id: str) -> None:
+    listener = f"listener-of-{session_id}"
+    ban, unban = (Event(type=kind, track_id="a", event_id=kind) for kind in (EventType.BAN, EventType.UNBAN))
+    artist = Event(type=EventType.BAN_ARTIST, track_id="b")
+
+    async def use(store: SessionStore, client: Any) -> None:
+        await store.append(session_id, [ban, play("c"), artist], listener_id=listener)
+        assert await store.session(session_id) == (
+            [Play("c", at_ms=(await store.plays(session_id))[0].at_ms)],
+            Preferences(listener_id=listener),
+        )
+        assert await store.listeners.bans(listener) == (["a"], ["b"])
+        await store.erase(session_id)
+        assert await store.listeners.bans(listener) == (["a"], ["b"])
+        await store.append(session_id, [unban], listener_id=listener)
+        await store.append(session_id, [ban], listener_id=listener)  # sent again: the id is known
+        assert await store.listeners.bans(listener) == ([], ["b"])
+        await store.append(
+            new_session(), [ban], listener_id=listener
+        )  # the same id in another session is another event
+        assert await store.listeners.bans(listener) == (["a"], ["b"])
+        await store.listeners.erase(listener)
+        assert await store.listeners.bans(listener) == ([], [])
+        assert [key async for key in client.scan_iter(match=f"*{listener}*")] == []
+
+    stores(use)
 
 
 @given(
@@ -129,7 +244,9 @@ def test_an_event_id_has_an_effect_once(stores: Stores, reports: list[tuple[Even
             first.append(event)
         seen.add(event.event_id or "")
     answer = appended(stores, new_session(), sent)
-    assert outcomes(answer.plays) == outcomes(plays_of(first))
+    expected = session_of(first)
+    assert outcomes(answer.plays) == outcomes(expected.plays)
+    assert answer.session.preferences == expected.preferences
     assert answer.duplicates == len(sent) - len(first)
 
 
@@ -170,10 +287,12 @@ def test_erasing_leaves_no_trace_but_the_mark(stores: Stores, session_id: str) -
     async def use(store: SessionStore, client: Any) -> None:
         stream, erasures = stream_of(bucket_of(session_id)), erasures_of(bucket_of(session_id))
         neighbour = next(name for name in map(str, range(10_000)) if bucket_of(name) == bucket_of(session_id))
-        await client.delete(stream, erasures)
+        await client.delete(stream, erasures, preferences_of(bucket_of(session_id)))
         for _ in range(12):
             await store.append(session_id, [play("secret-track"), skip("secret-track")] * 40)
-        await store.append(neighbour, [play("b")])
+        like = Event(type=EventType.LIKE, track_id="b")
+        await store.append(session_id, [Event(type=EventType.BAN, track_id="secret-track"), like])
+        await store.append(neighbour, [play("b"), like])
         await store.erase(session_id)
         await store.erase(session_id)
         assert await store.plays(session_id) == []
@@ -181,6 +300,7 @@ def test_erasing_leaves_no_trace_but_the_mark(stores: Stores, session_id: str) -
         entries: Any = await client.xrange(stream)
         found = [fields for _, fields in entries]
         assert [fields["track_id"] for fields in found] == ["b"]
+        assert [fields["track_id"] for _, fields in await client.xrange(preferences_of(bucket_of(session_id)))] == ["b"]
         marks = await client.smembers(erasures)
         assert {mark.rpartition("@")[0] for mark in marks} == {session_id}
         assert all(abs(int(mark.rpartition("@")[2]) - time.time() * 1000) < 60_000 for mark in marks)

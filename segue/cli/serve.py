@@ -125,6 +125,24 @@ def _in_order(context: click.Context, plays: tuple[str, ...], skips: tuple[str, 
     help="At least N tracks of other artists between two of an artist.  [default: 0]",
 )
 @click.option(
+    "--station-track", "station_tracks", multiple=True, metavar="TRACK", help="Seed of a station. Repeatable."
+)
+@click.option(
+    "--station-artist",
+    "station_artists",
+    multiple=True,
+    metavar="ARTIST",
+    help="Artist as a seed, by name or artist_id. Repeatable.",
+)
+@click.option(
+    "--station-weight",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    metavar="W",
+    help="Weight of the seeds, 0 to 1.",
+)
+@click.option(
     "--explain",
     is_flag=True,
     help="Show which play raises and which lowers each track most, and its rank without skips.",
@@ -157,6 +175,9 @@ def recommend(
     only: str | None,
     max_per_artist: int | None,
     artist_gap: int | None,
+    station_tracks: tuple[str, ...],
+    station_artists: tuple[str, ...],
+    station_weight: float,
     explain: bool,
     as_json: bool,
     sessions: Path | None,
@@ -171,25 +192,31 @@ def recommend(
     if sessions is not None or out is not None:
         if sessions is None or out is None:
             raise click.UsageError("--sessions and --out are used together: give both")
-        if plays or skips or explain or as_json:
+        if plays or skips or explain or as_json or station_tracks or station_artists:
             raise click.UsageError(
-                "--play, --skip, --explain and --json are for one session: omit them with --sessions"
+                "--play, --skip, --station-track, --station-artist, --explain and --json are for one session: "
+                "omit them with --sessions"
             )
     given = context.get_parameter_source("repeat") is not ParameterSource.DEFAULT
     question = _question(policy_file, k, repeat if given else None, caution, only, max_per_artist, artist_gap)
     if sessions is not None and out is not None:
         _recommend_sessions(release, sessions, out, question, overwrite=overwrite)
         return
-    from segue.sessions import plays_of
+    from segue.sessions import Station, plays_of
     from service.releases.explanation import explain_answer
     from service.releases.loaded import load_release
 
     live = load_release(release)
     live.check(question)
-    question = replace(question, plays=plays_of(_in_order(context, plays, skips)))
+    unknown_seeds: list[str] = []
+    pull = None
+    if station_tracks or station_artists:
+        pull, unknown_seeds = live.seeds.known_pull(Station(station_tracks, station_artists, station_weight))
+        pull = pull if station_weight else None
+    question = replace(question, plays=plays_of(_in_order(context, plays, skips)), station=pull)
     [answer] = live.answer([question])
     why = explain_answer(live, question, answer) if explain else None
-    if unknown := live.unknown([play.track_id for play in question.plays]):
+    if unknown := [*live.unknown([play.track_id for play in question.plays]), *unknown_seeds]:
         say(f"Ignored (not in the catalogue of {live.name}): {', '.join(unknown)}")
     if as_json:
         content = {"release": live.name, "source": answer.source, "items": items(answer)}

@@ -24,7 +24,7 @@ from segue.errors import SegueError
 from segue.filters import MAX_VALUES, read_filter
 from segue.release import RELEASE_NAME_PATTERN
 from service.api.json_body import JsonBody, described_body, read_json
-from service.api.rank import OneSession, plays_for, release_for
+from service.api.rank import OneSession, release_for, session_for
 from service.api.recommendations import NextTracks, next_tracks_json, recommend
 from service.api.state import (
     MAX_TRACKS,
@@ -32,6 +32,8 @@ from service.api.state import (
     ListOptions,
     fields_of,
 )
+from service.api.stations import wishes_of
+from service.api.stream import MAX_SEED_ARTISTS, MAX_SEED_TRACKS
 from service.http.auth import caller_of
 from service.problems import (
     Problem,
@@ -80,7 +82,9 @@ class BatchRequest(JsonBody, ListOptions):
     """Sessions to recommend tracks for. The options apply to all of them."""
 
     max_items = MAX_BATCH_EVENTS
-    max_other_values = MAX_SESSIONS * _VALUES_OF_A_SESSION + MAX_TRACKS + 2 * MAX_VALUES
+    max_other_values = (
+        MAX_SESSIONS * _VALUES_OF_A_SESSION + MAX_TRACKS + 2 * MAX_VALUES + MAX_SEED_TRACKS + MAX_SEED_ARTISTS
+    )
     remedy = f"send at most {MAX_SESSIONS} sessions with {MAX_BATCH_EVENTS:,} events in total"
 
     sessions: list[Annotated[OneSession, WrapValidator(_session_or_errors), _OrAnythingElse()]] = Field(
@@ -172,11 +176,13 @@ async def _recommendations(service: AppState, asked: BatchRequest, session: OneS
     active = release_for(service, session, asked.release)
     live = active.live
     fields, rules = fields_of(live, ",".join(asked.fields)), await asked.rules(service, live)
-    question = Question(await plays_for(service, session), asked.k, (), *rules)
+    found = await session_for(service, session)
+    exclude, station, unknown = await wishes_of(service, live, found.preferences, asked.station)
+    question = Question(found.plays, asked.k, exclude, *rules, station=station)
     if session.session_id is None:
-        return next_tracks_json(await active.ranking(question), fields=fields)
-    attributed = asked.release is None
-    return await recommend(service, active, session.session_id, question, fields=fields, attributed=attributed)
+        return next_tracks_json(await active.ranking(question), fields=fields, unknown_seeds=unknown)
+    options: dict[str, Any] = {"fields": fields, "attributed": asked.release is None, "unknown_seeds": unknown}
+    return await recommend(service, active, session.session_id, question, **options)
 
 
 def _problem(response: Response) -> bytes:

@@ -52,13 +52,14 @@ class ExplainedItem(BaseModel):
         "`baseline` add up to the score. Estimated Shapley values; empty if popularity answered"
     )
     baseline: float | None = Field(
-        default=None, description="The score without any play. Absent without caution, where it is 0"
+        default=None, description="The score without any play. Absent without caution and station, where it is 0"
     )
     parts: dict[str, float] | None = Field(
         default=None,
         description="What each part of a hybrid adds to the score: transition counts (ngram, follow, near, liked), the "
         "session itself (recent, own), popularity, and the encoder. With caution: log P(next) and "
-        "caution * log P(played), as `next` and `played`. They add up to the score. Absent without counts and caution",
+        "caution * log P(played), as `next` and `played`. With a station and no caution: what the plays and the seeds "
+        "add, as `session` and `station`. They add up to the score. Absent without counts, caution and station",
     )
     rank_without_skips: int | None = Field(
         default=None, description=f"Its rank if no play had been skipped. Absent beyond rank {RANKED_AGAIN}"
@@ -75,7 +76,8 @@ class FilteredTrack(TrackBody):
 
     rank: int = Field(ge=1, description="Its rank among all tracks")
     reason: Literal["heard", "excluded"] = Field(
-        description="`heard`: excluded by `repeat`, because the session contains the track. `excluded`: by `exclude`"
+        description="`heard`: excluded by `repeat`, because the session contains the track. `excluded`: by `exclude`, "
+        "a dislike or a ban"
     )
 
 

@@ -11,16 +11,18 @@ from segue.release import RELEASE_NAME_PATTERN
 from segue.sessions import (
     SESSION_ID_PATTERN,
     Event,
-    Play,
+    SessionState,
     TrackId,
-    plays_of,
+    session_of,
 )
+from service.api.fallback import answer_or_popular, stored_or_none
 from service.api.json_body import JsonBody, described_body, read_json
-from service.api.recommendations import MAX_HYPOTHETICAL_EVENTS, answer_or_popular, plays_or_none
+from service.api.recommendations import MAX_HYPOTHETICAL_EVENTS
 from service.api.state import AppState, Asked, RankOptions, rules_of
+from service.api.stations import wishes_of
 from service.http.auth import RANK_COST, caller_of
 from service.problems import problem_responses
-from service.releases.candidates import RankQuestion, outside_filter, without_repeats
+from service.releases.candidates import RankQuestion, outside_filter, without_unwanted
 from service.releases.loaded import RecommendResult
 from service.releases.registry import ActiveRelease
 
@@ -127,8 +129,8 @@ class RankedCandidates(BaseModel):
         description="Candidates that are not in the release's catalogue, in the order of `items`"
     )
     filtered: list[str] = Field(
-        description="Candidates that `repeat` or the filter of the policy excludes, in the order of the request. They "
-        "are not in `items`"
+        description="Candidates that `repeat`, a dislike, a ban or the filter of the policy excludes, in the order of "
+        "the request. They are not in `items`"
     )
     removed: list[str] = Field(
         description="Candidates that are removed (`PUT /removed-tracks/{track_id}`), in the order of the request. They "
@@ -147,21 +149,23 @@ class RankedCandidates(BaseModel):
 async def rank(request: Request) -> Response:
     """Rank up to 500 candidates, for example those of another system, for a stored or a hypothetical session.
 
-    The scores are those of the recommendations. No candidate is dropped unless `repeat` or the filter of the policy
-    excludes it or it is removed. Of a policy, only `repeat`, `caution` and `filter` have an effect.
+    The scores are those of the recommendations. No candidate is dropped unless `repeat`, a dislike, a ban or the filter
+    of the policy excludes it, or it is removed. Of a policy, only `repeat`, `caution` and `filter` have an effect.
     """
     service: AppState = request.app.state.service
     asked = await read_json(RankRequest, request.scope["headers"], request.receive, service.max_request_bytes)
     caller_of(request.scope).charge(RANK_COST - 1)
     active = release_for(service, asked, asked.release)
     rules = await rules_of(service, active.live, Asked(asked.repeat, asked.caution, policy=asked.policy))
-    plays = await plays_for(service, asked)
+    found = await session_for(service, asked)
+    wishes = await wishes_of(service, active.live, found.preferences)
     gone = service.releases.removed.since
     removed = [track_id for track_id in asked.candidates if track_id in gone] if gone else []
     left = [track_id for track_id in asked.candidates if track_id not in gone] if gone else asked.candidates
     outside = () if rules.filter is None else outside_filter(active.live, rules.filter, left)
-    allowed, filtered = without_repeats(left, plays, rules.repeat, outside)
-    question = RankQuestion(plays, len(allowed), caution=rules.caution, candidates=allowed)
+    allowed, filtered = without_unwanted(left, found.plays, rules.repeat, [*wishes.exclude, *outside])
+    count, station = len(allowed), wishes.station
+    question = RankQuestion(found.plays, count, caution=rules.caution, candidates=allowed, station=station)
     if asked.session_id is None:
         answer = await active.ranking(question)
     else:
@@ -176,14 +180,15 @@ def release_for(service: AppState, asked: OneSession, name: str | None) -> Activ
     return service.releases.named(name)
 
 
-async def plays_for(service: AppState, asked: OneSession) -> list[Play]:
-    """Return the plays of a stored or hypothetical session. Without the store none, if there is a fallback.
+async def session_for(service: AppState, asked: OneSession) -> SessionState:
+    """Return a stored or hypothetical session. Without the store an empty one, if there is a fallback.
 
     Raises StoreUnavailable without a fallback.
     """
     if asked.session_id is not None:
-        return await plays_or_none(service, asked.session_id)
-    return service.store.kept(plays_of(asked.events or ()))
+        return await stored_or_none(service, asked.session_id)
+    plays, preferences = session_of(asked.events or ())
+    return SessionState(service.store.kept(plays), preferences)
 
 
 def _ranked_json(answer: RecommendResult, allowed: list[str], filtered: list[str], removed: list[str]) -> bytes:

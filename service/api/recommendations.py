@@ -1,23 +1,17 @@
-"""Recommendations: for a stored session, for a hypothetical one, with explanations, and the popularity fallback.
+"""Recommendations: for a stored session, for a hypothetical one, and with explanations."""
 
-The fallback answers with the release's most played tracks while Redis or the model is unavailable, if
-SEGUE_FALLBACK=popularity. Writes have no fallback: an event that cannot be stored is not acknowledged.
-"""
-
-import time
 from collections.abc import Sequence
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 import orjson
-import structlog
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from segue.errors import ModelUnavailable, SegueError, StoreUnavailable
 from segue.filters import MAX_VALUES
 from segue.release import RELEASE_NAME_PATTERN
-from segue.sessions import Event, Play, TrackId, plays_of
+from segue.sessions import Event, TrackId, session_of
 from service.api.explanations import ExplanationBody
+from service.api.fallback import answer_or_popular, stored_or_none
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.state import (
     DEFAULT_K,
@@ -40,19 +34,18 @@ from service.api.state import (
     link_responses,
     rules_of,
 )
+from service.api.stations import ListenerIdQuery, wishes_of
+from service.api.stream import MAX_SEED_ARTISTS, MAX_SEED_TRACKS
 from service.api.tracks import RankedTrackBody
 from service.http.auth import EXPLANATION_COST, caller_of
 from service.problems import problem_responses
-from service.releases.candidates import popular
 from service.releases.explanation import Explanation, explain_answer
 from service.releases.loaded import Question, RecommendResult
 from service.releases.registry import ActiveRelease
 
 MAX_HYPOTHETICAL_EVENTS = 500
-_LOG_INTERVAL_S: Final = 1.0
 
 router = APIRouter()
-_log = structlog.get_logger()
 
 # --- bodies ---
 
@@ -75,6 +68,9 @@ class NextTracks(BaseModel):
     items: list[RankedTrackBody] = Field(description="Best first")
     window: WindowBody
     explanation: ExplanationBody | None = Field(default=None, description="Present if you set `explain`")
+    unknown_seeds: list[str] | None = Field(
+        default=None, description="Seeds of the request's station that the release does not know. Absent if none"
+    )
 
 
 class RecommendationsBody(NextTracks):
@@ -87,7 +83,7 @@ class WhatIfRequest(JsonBody, ListOptions):
     """A hypothetical session: what would be recommended after these events."""
 
     max_items = MAX_HYPOTHETICAL_EVENTS
-    max_other_values = 2 * MAX_TRACKS + 2 * MAX_VALUES
+    max_other_values = 2 * MAX_TRACKS + 2 * MAX_VALUES + MAX_SEED_TRACKS + MAX_SEED_ARTISTS
     remedy = (
         f"send at most {MAX_HYPOTHETICAL_EVENTS} events, {MAX_TRACKS} tracks in exclude, {MAX_VALUES} in the filter"
     )
@@ -139,6 +135,7 @@ async def recommendations(  # noqa: PLR0913, PLR0917 (parameters of the request)
     artist_gap: ArtistGap = None,
     policy: PolicyName = None,
     seed: Seed = None,
+    listener_id: ListenerIdQuery = None,
 ) -> Response:
     """Return the next tracks of a session.
 
@@ -155,8 +152,12 @@ async def recommendations(  # noqa: PLR0913, PLR0917 (parameters of the request)
     asked = Asked(repeat, caution, filter, max_per_artist, artist_gap, policy, seed)
     rules = await rules_of(service, live, asked)
     names = () if fields is None else fields_of(live, fields)
-    plays = await plays_or_none(service, session_id)
-    question = Question(plays, k, exclude, *rules)
+    found = await stored_or_none(service, session_id, listener_id)
+    station = None
+    if found.preferences is not None:
+        wishes = await wishes_of(service, live, found.preferences)
+        exclude, station = [*exclude, *wishes.exclude], wishes.station
+    question = Question(found.plays, k, exclude, *rules, station=station)
     content = await recommend(service, active, session_id, question, explain, names, attributed=release is None)
     return Response(content, media_type="application/json")
 
@@ -175,15 +176,19 @@ async def what_if(request: Request) -> Response:
     if asked.explain:
         caller_of(request.scope).charge(EXPLANATION_COST - 1)
     active = service.releases.named(asked.release)
-    live, plays = active.live, service.store.kept(plays_of(asked.events))
+    live, found = active.live, session_of(asked.events)
     names = fields_of(live, ",".join(asked.fields))
-    question = Question(plays, asked.k, asked.exclude, *await asked.rules(service, live))
+    rules = await asked.rules(service, live)
+    wishes = await wishes_of(service, live, found.preferences, asked.station)
+    plays, exclude = service.store.kept(found.plays), [*asked.exclude, *wishes.exclude]
+    question = Question(plays, asked.k, exclude, *rules, station=wishes.station)
     answer = await active.ranking(question)
     explanation = await _explanation(service, question, answer) if asked.explain else None
-    return Response(next_tracks_json(answer, explanation, names), media_type="application/json")
+    content = next_tracks_json(answer, explanation, names, unknown_seeds=wishes.unknown)
+    return Response(content, media_type="application/json")
 
 
-async def recommend(
+async def recommend(  # noqa: PLR0913 (options of the request)
     service: AppState,
     active: ActiveRelease,
     session_id: str,
@@ -192,6 +197,7 @@ async def recommend(
     fields: Sequence[str] = (),
     *,
     attributed: bool = True,
+    unknown_seeds: Sequence[str] = (),
 ) -> bytes:
     """The next tracks of a session: a RecommendationsBody as JSON, with the attributes `fields` of the tracks.
 
@@ -204,11 +210,17 @@ async def recommend(
         service.attribution.remember(session_id, answer)
     explanation = await _explanation(service, question, answer) if explain else None
     # Session ids need no JSON escapes.
-    return b'{"session_id":"%b",%b' % (session_id.encode(), next_tracks_json(answer, explanation, fields)[1:])
+    return b'{"session_id":"%b",%b' % (
+        session_id.encode(),
+        next_tracks_json(answer, explanation, fields, unknown_seeds)[1:],
+    )
 
 
 def next_tracks_json(
-    answer: RecommendResult, explanation: Explanation | None = None, fields: Sequence[str] = ()
+    answer: RecommendResult,
+    explanation: Explanation | None = None,
+    fields: Sequence[str] = (),
+    unknown_seeds: Sequence[str] = (),
 ) -> bytes:
     """NextTracks as JSON, from pieces that the catalogue keeps ready: pydantic takes longer than the whole search."""
     catalogue = answer.release.catalogue
@@ -225,6 +237,8 @@ def next_tracks_json(
     if explanation is not None:
         body = ExplanationBody.of(answer, explanation)
         explained = b',"explanation":' + body.model_dump_json(exclude_none=True).encode()
+    if unknown_seeds:
+        explained += b',"unknown_seeds":' + orjson.dumps(unknown_seeds)
     return b'{"release":%b,"source":"%b","items":[%b],"window":{"plays":%d,"skips":%d}%b}' % (
         orjson.dumps(answer.release.name),
         answer.source.encode(),
@@ -237,41 +251,3 @@ def next_tracks_json(
 
 async def _explanation(service: AppState, question: Question, answer: RecommendResult) -> Explanation:
     return await service.threads.run_long(explain_answer, answer.release, question, answer)
-
-
-# --- fallback ---
-
-
-async def plays_or_none(service: AppState, session_id: str) -> list[Play]:
-    """The session's plays. Without the store none, if there is a fallback; otherwise raises StoreUnavailable."""
-    try:
-        return await service.store.plays(session_id)
-    except StoreUnavailable:
-        if not service.fallback:
-            raise
-        service.telemetry.fallbacks.labels("store").inc()
-        return []
-
-
-async def answer_or_popular(service: AppState, active: ActiveRelease, question: Question) -> RecommendResult:
-    """The next tracks, by popularity if encoder or index fail and there is a fallback."""
-    try:
-        return await active.ranking(question)
-    except Exception as error:  # ONNX Runtime's and FAISS's errors share no class of their own
-        if (isinstance(error, SegueError) and not isinstance(error, ModelUnavailable)) or not service.fallback:
-            raise
-        _log_model_error(service, active, error)
-        service.telemetry.fallbacks.labels("model").inc()
-        return popular(active.live, question)
-
-
-def _log_model_error(service: AppState, active: ActiveRelease, error: Exception) -> None:
-    """Log at most one line a second, as each of thousands of requests may fail."""
-    now = time.monotonic()
-    if now - service.model_error_logged_at < _LOG_INTERVAL_S:
-        return
-    service.model_error_logged_at = now
-    if isinstance(error, ModelUnavailable):
-        _log.error("model_error", release=active.live.name, reason=str(error))
-    else:
-        _log.exception("model_error", release=active.live.name)

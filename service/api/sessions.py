@@ -5,12 +5,13 @@ from typing import Annotated, Any, NamedTuple
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field, WithJsonSchema
+from pydantic import BaseModel, Field, StringConstraints, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
 from segue.errors import UnknownSession
 from segue.filters import read_filter
-from segue.sessions import Event, EventType
+from segue.sessions import SESSION_ID_PATTERN, Event, EventType
+from service.api.fallback import with_bans
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.recommendations import RecommendationsBody, recommend
 from service.api.state import (
@@ -31,6 +32,7 @@ from service.api.state import (
     link_responses,
     rules_of,
 )
+from service.api.stations import wishes_of
 from service.api.stream import EVENT_STREAM, SessionBody, SessionStreams
 from service.http.admission_control import AdmissionControl
 from service.problems import NotAcceptable, problem_responses
@@ -49,6 +51,11 @@ class EventsRequest(JsonBody):
     remedy = f"send at most {MAX_EVENTS} events at a time"
 
     events: list[Event] = Field(min_length=1, max_length=MAX_EVENTS)
+    listener_id: Annotated[str, StringConstraints(pattern=SESSION_ID_PATTERN)] | None = Field(
+        default=None,
+        description="Your id of the listener. Bans among the events then hold in all sessions of the listener, and the "
+        "session remembers the listener (docs/how-to/likes-and-bans.md)",
+    )
 
 
 class EventsAnswer(BaseModel):
@@ -98,7 +105,7 @@ async def report_events(  # noqa: PLR0913, PLR0917 (parameters of the request)
     policy: PolicyName = None,
     seed: Seed = None,
 ) -> Response:
-    """Append plays and skips to a session.
+    """Report plays, skips, likes, dislikes and bans of a session.
 
     With `recommend`, also return its next tracks, chosen under the other parameters.
     """
@@ -115,7 +122,7 @@ async def report_events(  # noqa: PLR0913, PLR0917 (parameters of the request)
         if recommend is None
         else Wanted(recommend, fields, Asked(repeat, caution, filter, max_per_artist, artist_gap, policy, seed))
     )
-    content = await append_events(service, session_id, reported.events, wanted)
+    content = await append_events(service, session_id, reported, wanted)
     return Response(content, media_type="application/json")
 
 
@@ -127,17 +134,17 @@ class Wanted(NamedTuple):
     options: Asked
 
 
-async def append_events(service: AppState, session_id: str, events: list[Event], wanted: Wanted | None) -> bytes:
+async def append_events(service: AppState, session_id: str, reported: EventsRequest, wanted: Wanted | None) -> bytes:
     """Store events. Returns an EventsAnswer as JSON, with next tracks unless `wanted` is None.
 
     Raises StoreUnavailable. Raises the errors of `rules_of` before anything is stored.
     """
-    active = service.releases.for_session(session_id)
-    live = active.live
+    active, events = service.releases.for_session(session_id), reported.events
+    live, listener_id = active.live, reported.listener_id
     if wanted is not None:
         fields = () if wanted.fields is None else fields_of(live, wanted.fields)
         rules = await rules_of(service, live, wanted.options)
-    stored = await service.store.append(session_id, events, with_plays=wanted is not None)
+    stored = await service.store.append(session_id, events, with_plays=wanted is not None, listener_id=listener_id)
     unknown = live.unknown([event.track_id for event in events])
     _count_events(service, events, stored, len(unknown))
     service.attribution.count(stored.attributions)
@@ -149,7 +156,12 @@ async def append_events(service: AppState, session_id: str, events: list[Event],
         "unknown_tracks": unknown,
     }
     if wanted is not None:
-        question = Question(stored.plays, wanted.k, (), *rules)
+        exclude: list[str] = []
+        station = None
+        if stored.session.preferences is not None:  # they name the listener of the request as well
+            found = await with_bans(service, stored.session)
+            exclude, station, _ = await wishes_of(service, live, found.preferences)
+        question = Question(stored.plays, wanted.k, exclude, *rules, station=station)
         tracks = await recommend(service, active, session_id, question, fields=fields)
         answer["recommendations"] = orjson.Fragment(tracks)
     return orjson.dumps(answer)
@@ -159,8 +171,13 @@ def _count_events(service: AppState, events: list[Event], stored: Appended, unkn
     """Count reported events. Redis knows which of them are duplicates and returns only their number."""
     telemetry = service.telemetry
     skips = sum(event.type is EventType.SKIP for event in events)
+    plays = sum(event.type is EventType.PLAY for event in events)
     telemetry.series(telemetry.events, "skip").inc(skips)
-    telemetry.series(telemetry.events, "play").inc(len(events) - skips)
+    telemetry.series(telemetry.events, "play").inc(plays)
+    if skips + plays < len(events):
+        for event in events:
+            if event.type not in (EventType.SKIP, EventType.PLAY):
+                telemetry.series(telemetry.events, event.type.value).inc()
     for counter, count in (
         (telemetry.duplicates, stored.duplicates),
         (telemetry.log_drops, stored.dropped),
@@ -178,11 +195,11 @@ def _count_events(service: AppState, events: list[Event], stored: Appended, unkn
     responses=problem_responses(404, 422, 503),
 )
 async def session(session_id: SessionId, service: Service) -> SessionBody:
-    """Return the plays of a session, oldest first."""
-    plays = await service.store.plays(session_id)
-    if not plays:
+    """Return the plays of a session, oldest first, with its station, likes, dislikes and bans."""
+    found = await service.store.session(session_id)
+    if not found.plays and found.preferences is None:
         raise UnknownSession(f"session {session_id!r} has no plays: none were reported, it expired, or it was erased")
-    return SessionBody.of(session_id, plays)
+    return SessionBody.of(session_id, found)
 
 
 @router.delete(

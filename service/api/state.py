@@ -26,7 +26,7 @@ from segue.sessions import (
     whole_number,
 )
 from segue.spacing import MAX_GAP, Spacing
-from service.api.stream import SessionStreams
+from service.api.stream import SessionStreams, StationBody
 from service.ops.status import Readiness, ServiceStatus
 from service.releases.loaded import LoadedRelease
 from service.releases.policies import Policies
@@ -280,6 +280,10 @@ class ListOptions(RankOptions):
     max_per_artist: int | None = Field(default=None, ge=1, le=MAX_TRACKS, description=MAX_PER_ARTIST_DESCRIPTION)
     artist_gap: int | None = Field(default=None, ge=0, le=MAX_GAP, description=ARTIST_GAP_DESCRIPTION)
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description=SEED_DESCRIPTION)
+    station: StationBody | None = Field(
+        default=None,
+        description="Seeds that pull the list, in place of the session's own station (docs/how-to/stations.md)",
+    )
 
     _whole = field_validator("k", "artist_gap", "max_per_artist", "seed", mode="before")(whole_number)
 

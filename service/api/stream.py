@@ -10,12 +10,13 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import Final, Self
+from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from segue.errors import Overloaded, StoreUnavailable
-from segue.sessions import Outcome, Play
+from segue.sessions import CONTROL_CHARACTERS, MAX_ID_LENGTH, Outcome, SessionState, Station, TrackId
 from service.sessions.store import SessionStore
 
 EVENT_STREAM: Final = "text/event-stream"
@@ -38,14 +39,72 @@ class PlayBody(BaseModel):
     ms_played: int | None = Field(default=None, description="Absent if the client did not report it")
 
 
+MAX_SEED_TRACKS: Final = 100
+MAX_SEED_ARTISTS: Final = 10
+
+_Artist = Annotated[
+    str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH, pattern=rf"^[^{CONTROL_CHARACTERS}]+$")
+]
+
+
+class StationBody(BaseModel):
+    """Seeds that pull the recommendations of a session."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tracks: list[TrackId] = Field(
+        default_factory=list,
+        max_length=MAX_SEED_TRACKS,
+        description="Track ids, such as those of a playlist. Together they are one seed",
+    )
+    artists: list[_Artist] = Field(
+        default_factory=list,
+        max_length=MAX_SEED_ARTISTS,
+        description="Artists by name or `artist_id`. Each is a seed, by its most played tracks",
+    )
+    weight: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Weight of P(next | seeds) in the score; 1 - weight is that of P(next | session). 0: no pull, also "
+        "of likes. 1: the session's plays have no effect on the scores",
+    )
+
+    @model_validator(mode="after")
+    def _some_seed(self) -> Self:
+        if not self.tracks and not self.artists:
+            raise PydanticCustomError("no_seed", "Send at least one track or artist")
+        return self
+
+    @property
+    def station(self) -> Station:
+        """The station. A seed counts once."""
+        return Station(tuple(dict.fromkeys(self.tracks)), tuple(dict.fromkeys(self.artists)), self.weight)
+
+    @classmethod
+    def of(cls, station: Station) -> "StationBody":
+        """The body for a station."""
+        return StationBody(tracks=[*station.tracks], artists=[*station.artists], weight=station.weight)
+
+
 class SessionBody(BaseModel):
-    """The plays of a session, oldest first."""
+    """The plays of a session, oldest first, and its preferences."""
 
     session_id: str
     plays: list[PlayBody]
+    station: StationBody | None = Field(default=None, description="Absent if the session has none")
+    likes: list[str] | None = Field(default=None, description="Liked tracks, oldest first. Absent if there are none")
+    dislikes: list[str] | None = Field(default=None, description="Disliked tracks. Absent if there are none")
+    bans: list[str] | None = Field(
+        default=None, description="Tracks banned in this session. Bans of the listener are in GET /listeners"
+    )
+    artist_bans: list[str] | None = Field(
+        default=None, description="Tracks whose artists are banned in this session. Absent if there are none"
+    )
+    listener_id: str | None = Field(default=None, description="The listener that the latest events named, if any")
 
     @classmethod
-    def of(cls, session_id: str, plays: list[Play]) -> Self:
+    def of(cls, session_id: str, found: SessionState) -> Self:
         """The body for a session."""
         bodies = [
             PlayBody(
@@ -54,9 +113,21 @@ class SessionBody(BaseModel):
                 at=_EPOCH + timedelta(milliseconds=play.at_ms or 0),
                 ms_played=play.ms_played,
             )
-            for play in plays
+            for play in found.plays
         ]
-        return cls(session_id=session_id, plays=bodies)
+        said = found.preferences
+        if said is None:
+            return cls(session_id=session_id, plays=bodies)
+        return cls(
+            session_id=session_id,
+            plays=bodies,
+            station=None if said.station is None else StationBody.of(said.station),
+            likes=said.likes or None,
+            dislikes=said.dislikes or None,
+            bans=said.bans or None,
+            artist_bans=said.artist_bans or None,
+            listener_id=said.listener_id,
+        )
 
 
 class SessionStreams:
@@ -80,24 +151,24 @@ class SessionStreams:
         self._open -= 1
 
     async def changes(self, session_id: str, leaving: asyncio.Event) -> AsyncIterator[bytes]:
-        """The session's plays now and after each change, for `MAX_STREAM_S` or until `leaving` is set.
+        """The session now and after each change, for `MAX_STREAM_S` or until `leaving` is set.
 
         Sends `away` while the session store is unavailable. Sends at least a heartbeat every `HEARTBEAT_INTERVAL_S`
         seconds, so that both ends notice when the other is gone, and no proxy closes the connection as idle.
         """
-        shown: list[Play] | None = None
+        shown: SessionState | None = None
         sent_at = time.monotonic()
         ends_at = sent_at + MAX_STREAM_S
         while not leaving.is_set() and time.monotonic() < ends_at:
-            plays = await self._plays(session_id)
-            if plays is None:
+            found = await self._found(session_id)
+            if found is None:
                 shown, sent_at = None, time.monotonic()
                 yield _AWAY
-            elif plays != shown:
-                shown, sent_at = plays, time.monotonic()
+            elif found != shown:
+                shown, sent_at = found, time.monotonic()
                 yield (
                     b"event: session\ndata: %b\n\n"
-                    % SessionBody.of(session_id, plays).model_dump_json(exclude_none=True).encode()
+                    % SessionBody.of(session_id, found).model_dump_json(exclude_none=True).encode()
                 )
             elif time.monotonic() - sent_at >= HEARTBEAT_INTERVAL_S - POLL_INTERVAL_S:
                 sent_at = time.monotonic()
@@ -105,8 +176,8 @@ class SessionStreams:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(leaving.wait(), POLL_INTERVAL_S)
 
-    async def _plays(self, session_id: str) -> list[Play] | None:
+    async def _found(self, session_id: str) -> SessionState | None:
         try:
-            return await self._store.plays(session_id)
+            return await self._store.session(session_id)
         except StoreUnavailable:
             return None

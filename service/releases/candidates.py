@@ -17,20 +17,17 @@ from service.releases.loaded import LoadedRelease, Question, RecommendResult
 class RankQuestion(Question):
     """A request to rank `candidates` for one session. `k`, `exclude` and `repeat` have no effect.
 
-    The caller removes candidates that `repeat` excludes (`without_repeats`).
+    The caller removes candidates that must not be in the answer (`without_unwanted`).
     """
 
     candidates: Sequence[str] = ()
 
 
-def without_repeats(
-    candidates: Sequence[str], plays: Sequence[Play], repeat: RepeatPolicy, excluded: Iterable[str] = ()
+def without_unwanted(
+    candidates: Sequence[str], plays: Sequence[Play], repeat: RepeatPolicy, unwanted: Iterable[str] = ()
 ) -> tuple[list[str], list[str]]:
-    """Return the candidates that `repeat` allows after `plays`, without `excluded` ones, and the others.
-
-    Both are in the given order.
-    """
-    heard = {play.track_id for play in plays[repeat.start(len(plays)) :]} | set(excluded)
+    """Return the candidates that `repeat` allows after `plays`, without unwanted ones, and the others, in order."""
+    heard = {*unwanted, *(play.track_id for play in plays[repeat.start(len(plays)) :])}
     allowed = [track_id for track_id in candidates if track_id not in heard]
     return allowed, [track_id for track_id in candidates if track_id in heard]
 
@@ -49,11 +46,11 @@ def rank_candidates(live: LoadedRelease, question: RankQuestion) -> RecommendRes
     Unknown candidates are not in the result. Popularity answers if the session has no play of a known track.
     """
     sessions = to_sessions([question.plays], live.catalogue)
-    recommender = live.recommender_for(None)
+    recommender = live.recommender_for(None, question.station)
     windows = to_windows(sessions, recommender.window)
     known = windows.tracks[0] != PAD_ROW
     skips = int(windows.skipped[0].sum())
-    source: Source = "model" if known.any() else "popularity"
+    source: Source = "model" if known.any() or question.station else "popularity"
     rows = live.catalogue.rows(question.candidates)
     rows = rows[rows != PAD_ROW]
     scores = np.empty(0, dtype=np.float32)
@@ -74,5 +71,5 @@ def answer_all(live: LoadedRelease, questions: Sequence[Question]) -> list[Recom
 def popular(live: LoadedRelease, question: Question) -> RecommendResult:
     """Answer one question by popularity, without the encoder and the index. The fallback if the model fails."""
     if isinstance(question, RankQuestion):
-        return rank_candidates(live, replace(question, plays=()))
+        return rank_candidates(live, replace(question, plays=(), station=None))
     return live.popular(question)

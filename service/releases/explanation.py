@@ -27,6 +27,7 @@ from segue.map_projection import NEAREST, among
 from segue.ngram import POPULARITY_PRIOR
 from segue.recommend import CautiousRanker, Ranker
 from segue.sessions import Play
+from segue.stations import StationRanker
 from segue.window import Windows, to_sessions, to_windows
 from service.releases.added_ranker import AddedRanker
 from service.releases.lists import Move
@@ -71,7 +72,8 @@ class Explanation:
 def explain_answer(live: LoadedRelease, question: Question, answer: RecommendResult) -> Explanation:
     """Explain the answer of `live` to `question`. The encoder runs on up to a few hundred windows."""
     catalogue, caution = live.catalogue, live.caution(question.caution)
-    recommender = live.recommender_for(question.filter)
+    # A popularity answer has no station: it is the fallback.
+    recommender = live.recommender_for(question.filter, question.station if answer.source == "model" else None)
     heard_plays = question.plays[question.repeat.start(len(question.plays)) :]
     heard = set(catalogue.rows([play.track_id for play in heard_plays]).tolist())
     # A popularity answer does not depend on the plays, so they are not explained.
@@ -106,11 +108,15 @@ def explain_answer(live: LoadedRelease, question: Question, answer: RecommendRes
 def _parts(live: LoadedRelease, ranker: Ranker, window: Windows, targets: Int) -> list[dict[str, float]] | None:
     """Return what each part of a mixture adds to the score of each target. None if the ranker is no mixture.
 
-    With caution, the parts are log P(next) and the weighted log P(played).
+    With caution, the parts are log P(next) and the weighted log P(played). With a station and without caution, they are
+    those of the session and of the seeds.
     """
+    mixed = ranker.ranker if isinstance(ranker, AddedRanker) else ranker
     if isinstance(ranker, CautiousRanker):
         names: tuple[str, ...] = ("next", "played")
-    elif isinstance(ranker.ranker if isinstance(ranker, AddedRanker) else ranker, HybridRanker):
+    elif isinstance(ranker, StationRanker):
+        names = ("session", "station")
+    elif isinstance(mixed, HybridRanker):
         names = ALL_PARTS if live.embeddings is not None else ALL_PARTS[:-1]
     else:
         return None
@@ -119,13 +125,20 @@ def _parts(live: LoadedRelease, ranker: Ranker, window: Windows, targets: Int) -
 
 
 def _without_plays(live: LoadedRelease, ranker: Ranker, length: int, targets: Int) -> Float64 | None:
-    """Return the score of each target without any play: by popularity for P(next). None if it is 0, without caution."""
-    if not isinstance(ranker, CautiousRanker):
+    """Return the score of each target without any play. None if it is 0: without caution and station.
+
+    With caution, P(next) is by popularity. With a station, it is P(next | seeds).
+    """
+    if not isinstance(ranker, CautiousRanker | StationRanker):
         return None
     plays = np.maximum(live.catalogue.plays, POPULARITY_PRIOR)
     none = Windows(np.full((1, length), PAD_ROW, dtype=np.int64), np.zeros((1, length), dtype=np.bool_))
+    without: Float64
+    if isinstance(ranker, StationRanker) or isinstance(ranker.ranker, StationRanker):
+        without = ranker.scores(none, targets[None])[0].astype(np.float64)
+        return without
     log_next = np.log(plays[targets] / plays[FIRST_TRACK_ROW:].sum())
-    without: Float64 = log_next + ranker.caution * ranker.head.log_played(none, targets[None])[0]
+    without = log_next + ranker.caution * ranker.head.log_played(none, targets[None])[0]
     return without
 
 

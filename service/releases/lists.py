@@ -116,7 +116,10 @@ class Lists:
     def made(
         self, live: "LoadedRelease", wanted: Filter | None, asked: "Sequence[Question]"
     ) -> list[tuple[Recommendation, Steps | None]]:
-        """Return the list of each question, and how it was made. All questions have the filter `wanted`."""
+        """Return the list of each question, and how it was made.
+
+        All questions have the filter `wanted` and the same station.
+        """
         now = time.time()
         sizes = [_candidates(question, now) for question in asked]
         lists: list[tuple[Recommendation, Steps | None]] = []
@@ -218,7 +221,8 @@ class _List:
     def _log_scores(self) -> Float64:
         """Return the logarithm of the probability of each candidate, up to a constant."""
         scores: Float64 = self._scores.astype(np.float64)
-        is_log = isinstance(self._live.ranker, EncoderRanker) or self._live.caution(self._question.caution) > 0
+        of_encoder = isinstance(self._live.ranker, EncoderRanker) and self._question.station is None
+        is_log = of_encoder or self._live.caution(self._question.caution) > 0
         return scores if is_log and self._source == "model" else np.log(np.maximum(scores, _LEAST_PROBABILITY))
 
     def _space(self, spacing: Spacing, order: list[int]) -> list[int]:

@@ -31,6 +31,7 @@ from segue.recommend import (
 from segue.release import Release, open_release
 from segue.sessions import ALLOW_REPEATS, Play, RepeatPolicy, repeat_policy
 from segue.spacing import Spacing
+from segue.stations import Pull, pulled
 from segue.window import Windows, to_sessions
 from service.releases.added import Added, AddedTrack, added_to
 from service.releases.added_ranker import AddedRows, Vectors, similar_rows, with_added
@@ -44,6 +45,7 @@ from service.releases.rankers import (
     untimed,
 )
 from service.releases.restricted import RestrictedRecommenders
+from service.releases.seeds import Seeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class Question:
     spacing: Spacing | None = None  # of the artists and albums in the list
     policy: Policy | None = None  # whose steps make the list; its other options are the fields above
     seed: int | None = None  # of the policy's exploration
+    station: Pull | None = None  # seeds that pull the list
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,7 @@ class LoadedRelease:
         self._restricted = RestrictedRecommenders(self.recommender, self.catalogue, np.empty(0, dtype=np.int64))
         self._has_removed = False
         self._lists = Lists(self.catalogue)
+        self.seeds = Seeds(self.catalogue, release.manifest.window.length)
         self.stored_catalogue, self._stored_recommender = self.catalogue, self.recommender  # without added tracks
         self.added: Added | None = None
 
@@ -122,6 +126,7 @@ class LoadedRelease:
         if added.rows is not None:
             live.recommender = with_added(live.recommender, added.rows)
         live._lists = Lists(live.catalogue)
+        live.seeds = Seeds(live.catalogue, self.release.manifest.window.length)
         live.remove(())
         return live
 
@@ -152,13 +157,13 @@ class LoadedRelease:
 
     def answer(self, questions: Sequence[Question]) -> list[RecommendResult]:
         """Recommend the next tracks for each question. An answer does not depend on the other questions."""
-        if not any(question.filter or question.spacing or question.policy for question in questions):
+        if not any(one.filter or one.spacing or one.policy or one.station for one in questions):
             return [self._result(one) for one in self.ranked(None, questions, [one.k for one in questions])]
         answers: dict[int, RecommendResult] = {}
-        by_filter: dict[Filter | None, list[int]] = {}
+        by_recommender: dict[tuple[Filter | None, Pull | None], list[int]] = {}
         for number, question in enumerate(questions):
-            by_filter.setdefault(question.filter, []).append(number)
-        for wanted, numbers in by_filter.items():
+            by_recommender.setdefault((question.filter, question.station), []).append(number)
+        for (wanted, _), numbers in by_recommender.items():
             lists = self._lists.made(self, wanted, [questions[number] for number in numbers])
             for number, (one, steps) in zip(numbers, lists, strict=True):
                 answers[number] = self._result(one, steps)
@@ -169,8 +174,11 @@ class LoadedRelease:
         return RecommendResult(self, one.source, rows, one.scores, one.window_plays, one.window_skips, steps)
 
     def ranked(self, wanted: Filter | None, asked: Sequence[Question], k: list[int]) -> list[Recommendation]:
-        """Return the best tracks for each question, among those that `wanted` allows. Without spacing and policy."""
-        return self.recommender_for(wanted).recommend(
+        """Return the best tracks for each question, among those that `wanted` allows. Without spacing and policy.
+
+        All questions have the same station.
+        """
+        return self.recommender_for(wanted, asked[0].station).recommend(
             to_sessions([question.plays for question in asked], self.catalogue),
             k,
             [self.catalogue.rows(question.exclude) for question in asked],
@@ -181,7 +189,7 @@ class LoadedRelease:
     def scores_of(self, question: Question, rows: Int) -> Float32:
         """Return the scores of tracks for a question, as in its ranking. `rows` [n] int64 -> [n] float32."""
         sessions = to_sessions([question.plays], self.catalogue)
-        recommender = self.recommender_for(question.filter)
+        recommender = self.recommender_for(question.filter, question.station)
         scores: Float32 = recommender.scores(sessions, rows[None], self.caution(question.caution))[0]
         return scores
 
@@ -206,8 +214,13 @@ class LoadedRelease:
         rules = [*policy.boosts, *policy.pins]
         return [within(wanted, rule.filter) for rule in rules if rule.filter is not None]
 
-    def recommender_for(self, wanted: Filter | None) -> Recommender:
-        """Return the recommender of the allowed tracks, without removed ones. Raises BadFilter or UnknownAttribute."""
+    def recommender_for(self, wanted: Filter | None, station: Pull | None = None) -> Recommender:
+        """Return the recommender of the allowed tracks, without removed ones, with a station.
+
+        Raises BadFilter or UnknownAttribute.
+        """
+        if station is not None:
+            return pulled(self.recommender_for(wanted), station)
         if wanted is None and not self._has_removed:
             return self.recommender
         return self._restricted.recommender(wanted)
@@ -255,7 +268,8 @@ class LoadedRelease:
         """Recommend the most played tracks, without the encoder and the index. The fallback if the model fails."""
         heard = [play.track_id for play in question.plays[question.repeat.start(len(question.plays)) :]]
         excluded = [*question.exclude, *heard]
-        return self.answer([replace(question, plays=(), exclude=excluded, repeat=ALLOW_REPEATS, caution=None)])[0]
+        asked = replace(question, plays=(), exclude=excluded, repeat=ALLOW_REPEATS, caution=None, station=None)
+        return self.answer([asked])[0]
 
     @property
     def has_map(self) -> bool:

@@ -1,4 +1,7 @@
-"""The event log: reported events as Parquet files, which `segue prepare events` reads as training data.
+"""The event log: reported events as Parquet files. `segue prepare events` reads the plays as training data.
+
+Plays are in files `events-*.parquet`. Likes, dislikes and bans are in files `preferences-*.parquet`, so that no reader
+of plays takes them for plays.
 
 Every event stays in its Redis stream until it is in a file, so a crash loses nothing. A crash between writing and
 deleting writes some rows twice (at least once delivery). Each folder has one writer at a time. Per session_id and
@@ -27,7 +30,7 @@ from segue.errors import BadOption, StoreUnavailable
 from segue.safe_files import UNREADABLE, DamagedFile, check_footer, private_file
 from service.sessions.privacy import BUCKETS, close_to_others
 from service.sessions.redis_client import store_errors
-from service.sessions.store import erasures_of, stream_of
+from service.sessions.store import erasures_of, preferences_of, stream_of
 from service.telemetry import Telemetry
 from service.threads import BlockingCalls
 
@@ -42,12 +45,22 @@ SCHEMA: Final[dict[str, pl.DataType]] = {
     "ms_played": pl.Int64(),
     "written_at": pl.Datetime("us", "UTC"),  # from the entry id of the stream, which never decreases
 }
+PREFERENCE_SCHEMA: Final[dict[str, pl.DataType]] = {
+    "session_id": pl.String(),  # as above
+    "position": pl.Int64(),  # index of the latest play of the session at that time, -1 for none
+    "type": pl.String(),  # of the event, such as like
+    "track_id": pl.String(),
+    "timestamp": pl.Datetime("ms", "UTC"),
+    "written_at": pl.Datetime("us", "UTC"),
+}
 _MAX_ROWS: Final = 100_000  # per file
 # Entries read, and rows passed to Polars, per step. A step blocks the event loop or the GIL for a few milliseconds.
 _CHUNK_SIZE: Final = 500
 _UNFINISHED: Final = ".unfinished"
 _DIGITS: Final = 32  # of the content's sha256, in the file name
-_NAME: Final = re.compile(rf"events-\d{{8}}T\d{{6}}-([0-9a-f]{{{_DIGITS}}})\.parquet")
+_EVENTS, _PREFERENCES = "events", "preferences"  # the kinds of files
+_SCHEMAS: Final = {_EVENTS: SCHEMA, _PREFERENCES: PREFERENCE_SCHEMA}
+_NAME: Final = re.compile(rf"(?:events|preferences)-\d{{8}}T\d{{6}}-([0-9a-f]{{{_DIGITS}}})\.parquet")
 
 Entry: TypeAlias = tuple[str, dict[str, str]]
 
@@ -58,6 +71,7 @@ class _Batch:
 
     read_to: dict[str, str] = field(default_factory=dict)  # stream -> id of the last entry read
     rows: list[tuple[Any, ...]] = field(default_factory=list)
+    preferences: list[tuple[Any, ...]] = field(default_factory=list)
     erasures: dict[str, list[str]] = field(default_factory=dict)  # key of the erasure set -> its marks
     oldest_us: int | None = None
     full: bool = False  # whether the streams may contain more
@@ -67,7 +81,10 @@ class _Batch:
         for entry_id, fields in entries:
             written_us = _written_us(entry_id)
             self.oldest_us = min(self.oldest_us or written_us, written_us)
-            self.rows.append(_row(fields, written_us))
+            if "type" in fields:
+                self.preferences.append(_preference(fields, written_us))
+            else:
+                self.rows.append(_row(fields, written_us))
 
 
 class EventLog:
@@ -93,7 +110,7 @@ class EventLog:
             self._lock.close()
 
     async def flush(self) -> int:
-        """Move all events to files. Returns the number of rows written, 0 if another process is the writer."""
+        """Move all events to files. Returns the number of plays written, 0 if another process is the writer."""
         if not self._is_writer():
             return 0
         rows = 0
@@ -106,6 +123,8 @@ class EventLog:
                 await self._disk_calls(erase_from_files, self._folder, marks)
             if batch.rows:
                 await self._disk_calls(write_file, self._folder, batch.rows)
+            if batch.preferences:
+                await self._disk_calls(write_file, self._folder, batch.preferences, _PREFERENCES)
             await self._delete(batch)
             rows += len(batch.rows)
             self._telemetry.logged_plays.inc(len(batch.rows))
@@ -152,7 +171,7 @@ class EventLog:
                 while entries := await self._entries(stream, start):
                     batch.add(stream, entries)
                     start = "(" + entries[-1][0]
-                    batch.full = len(batch.rows) >= _MAX_ROWS
+                    batch.full = len(batch.rows) + len(batch.preferences) >= _MAX_ROWS
                     if batch.full:
                         return batch
                     if len(entries) < _CHUNK_SIZE:
@@ -164,7 +183,7 @@ class EventLog:
         return list(entries)
 
     async def _streams_with_entries(self) -> list[str]:
-        streams = [stream_of(bucket) for bucket in range(BUCKETS)]
+        streams = [key_of(bucket) for key_of in (stream_of, preferences_of) for bucket in range(BUCKETS)]
         pipeline = self._client.pipeline(transaction=False)
         for stream in streams:
             pipeline.xlen(stream)
@@ -194,22 +213,26 @@ class EventLog:
 def open_folder(folder: Path) -> Path:
     """Create the folder if needed, and close it to other users. Raises BadOption if it is not writable."""
     try:
-        close_to_others(folder, own=("events-*.parquet", f".*{_UNFINISHED}", "lock"))  # it may contain other files
+        own = (*(f"{kind}-*.parquet" for kind in _SCHEMAS), f".*{_UNFINISHED}", "lock")
+        close_to_others(folder, own=own)  # it may contain other files
         private_file(folder / "lock")
     except OSError as error:
         raise BadOption(f"the event log folder {folder} cannot be written: {error.strerror}; choose another") from error
     return folder
 
 
-def write_file(folder: Path, rows: Sequence[tuple[Any, ...]]) -> Path:
-    """Atomically write rows, with columns in the order of SCHEMA, to a new file. Returns its path."""
+def write_file(folder: Path, rows: Sequence[tuple[Any, ...]], kind: str = _EVENTS) -> Path:
+    """Atomically write rows to a new file. Returns its path.
+
+    `kind` is `events`, with columns in the order of SCHEMA, or `preferences`, in the order of PREFERENCE_SCHEMA.
+    """
     chunks = [rows[start : start + _CHUNK_SIZE] for start in range(0, len(rows), _CHUNK_SIZE)]
-    frame = pl.concat([pl.DataFrame(chunk, schema=SCHEMA, orient="row") for chunk in chunks])
-    return _write_atomically(frame, folder, f"events-{datetime.now(UTC):%Y%m%dT%H%M%S}")
+    frame = pl.concat([pl.DataFrame(chunk, schema=_SCHEMAS[kind], orient="row") for chunk in chunks])
+    return _write_atomically(frame, folder, f"{kind}-{datetime.now(UTC):%Y%m%dT%H%M%S}")
 
 
 def erase_from_files(folder: Path, marks: Sequence[str]) -> None:
-    """Remove the plays of erased sessions from the folder's files. A changed file gets a new name.
+    """Remove the plays and preferences of erased sessions from the folder's files. A changed file gets a new name.
 
     A mark `<id>@<ms>` erases the sessions with that id that started until then. Damaged files are skipped, because they
     must not block the events that are written after the erasure.
@@ -219,7 +242,7 @@ def erase_from_files(folder: Path, marks: Sequence[str]) -> None:
         until[session_id] = max(int(ms), until.get(session_id, 0))
     session, start_ms = (pl.col("session_id").str.extract(pattern, 1) for pattern in ("^(.*)@", "@([0-9]+)$"))
     is_erased = start_ms.cast(pl.Int64) <= session.replace_strict(until, default=-1, return_dtype=pl.Int64)
-    for path in sorted(folder.glob("events-*.parquet")):
+    for path in sorted(path for kind in _SCHEMAS for path in folder.glob(f"{kind}-*.parquet")):
         try:
             _check_digest(path)
             check_footer(path)
@@ -288,5 +311,16 @@ def _row(fields: Mapping[str, str], written_us: int) -> tuple[Any, ...]:
         fields["skipped"] == "1",
         int(fields["at"]),
         int(fields["ms_played"]) if fields["ms_played"] else None,
+        written_us,
+    )
+
+
+def _preference(fields: Mapping[str, str], written_us: int) -> tuple[Any, ...]:
+    return (
+        fields["session_id"],
+        int(fields["position"]),
+        fields["type"],
+        fields["track_id"],
+        int(fields["at"]),
         written_us,
     )

@@ -11,6 +11,7 @@ import contextlib
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -61,6 +62,11 @@ def close_to_others(folder: Path, *, shareable: bool = True, own: Sequence[str] 
         return
     if was_open:
         _log.warning("folder_closed_to_others", folder=str(folder), remedy="see File permissions in docs/operations.md")
+
+
+def bucket_of(name: str) -> int:
+    """The bucket of a session or listener, 0 to 63."""
+    return zlib.crc32(name.encode()) % BUCKETS
 
 
 def erased_marker(bucket: int) -> str:

@@ -10,7 +10,6 @@ flushed. If the Redis user lacks the permission, the check passes and a warning 
 """
 
 import asyncio
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +22,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from segue.errors import BadOption, StoreUnavailable
-from segue.sessions import Event, Outcome, Play
+from segue.sessions import MAX_PREFERENCES, Event, Play, SessionState, Station
 from service.sessions.embedded_redis import MIN_VERSION, format_version
-from service.sessions.privacy import BUCKETS, erased_marker
+from service.sessions.preferences import ListenerStore, decode_session, encode_station
+from service.sessions.privacy import BUCKETS, bucket_of, erased_marker
 from service.sessions.redis_client import Command, RedisCommands, Script, store_errors
 from service.settings import FSYNC, Durability, Settings
 from service.telemetry import Telemetry
@@ -154,10 +154,15 @@ class Appended:
 
     length: int  # plays in the session
     duplicates: int  # events ignored because their id was already known
-    plays: list[Play]  # oldest first; empty unless requested
+    session: SessionState  # empty unless requested
     attributions: list[str] = field(default_factory=list)  # format: see append_events.lua
     dropped: int = 0  # entries dropped from the event log's full stream
     began: bool = False  # whether these events started the session
+
+    @property
+    def plays(self) -> list[Play]:
+        """The plays, oldest first. Empty unless requested."""
+        return self.session.plays
 
 
 def connect(settings: Settings) -> "Redis | RedisCluster":
@@ -199,14 +204,14 @@ def _read_password(file: Path) -> str:
     return password
 
 
-def bucket_of(session_id: str) -> int:
-    """The bucket of a session, 0 to 63."""
-    return zlib.crc32(session_id.encode()) % BUCKETS
-
-
 def stream_of(bucket: int) -> str:
     """The key of the event stream of a bucket."""
     return f"segue:{{b{bucket}}}:events"
+
+
+def preferences_of(bucket: int) -> str:
+    """The key of the stream of likes, dislikes and bans of a bucket."""
+    return f"segue:{{b{bucket}}}:preferences"
 
 
 def erasures_of(bucket: int) -> str:
@@ -215,10 +220,10 @@ def erasures_of(bucket: int) -> str:
 
 
 def keys_of(session_id: str) -> list[str]:
-    """The keys of a session: plays, facts, event ids, and the event stream of its bucket."""
+    """The keys of a session: plays, facts, event ids, and the two streams of its bucket (events, preferences)."""
     bucket = bucket_of(session_id)
     prefix = f"segue:{{b{bucket}}}:{session_id}"
-    return [f"{prefix}:plays", f"{prefix}:facts", f"{prefix}:event_ids", stream_of(bucket)]
+    return [f"{prefix}:plays", f"{prefix}:facts", f"{prefix}:event_ids", stream_of(bucket), preferences_of(bucket)]
 
 
 class SessionStore:
@@ -233,31 +238,52 @@ class SessionStore:
         self._erase = Script.read("erase_session.lua")
         self._remember = Script.read("remember.lua")
         self._probe = Script.read("write_probe.lua")
+        self._set_station = Script.read("set_station.lua")
+        change_bans = Script.read("change_bans.lua")
         self._client = client
-        scripts = (self._append, self._erase, self._remember, self._probe)
+        scripts = (self._append, self._erase, self._remember, self._probe, self._set_station, change_bans)
         self._send = RedisCommands(client, settings, telemetry or Telemetry(), scripts)
+        self.listeners = ListenerStore(self._send, change_bans)
         self._durability = DurabilityCheck(client, settings.durability)
 
-    async def append(self, session_id: str, events: Sequence[Event], *, with_plays: bool = False) -> Appended:
+    async def append(
+        self, session_id: str, events: Sequence[Event], *, with_plays: bool = False, listener_id: str | None = None
+    ) -> Appended:
         """Apply the events to the session atomically, in one round trip.
 
-        If the connection is lost, the write is retried only if all events have an id.
+        If the connection is lost, the write is retried only if all events have an id. With a listener, the bans among
+        the events are stored with the listener first: they may be in another node of a cluster.
         """
+        if listener_id is not None:
+            await self.listeners.apply(listener_id, session_id, events)
         limits = [self._idle_gap_ms, self._max_plays, MAX_EVENT_IDS, self._stream_length, int(with_plays)]
-        arguments: list[str | int] = [session_id, *limits, *(value for event in events for value in _encode(event))]
+        arguments: list[str | int] = [session_id, *limits, listener_id or "", MAX_PREFERENCES]
+        for event in events:
+            arguments += _encode(event)
         have_ids = all(event.event_id for event in events)
         command = self._append.call(keys_of(session_id), arguments, repeatable=have_ids)
-        length, duplicates, plays, attributions, dropped, began = await self._send(command)
-        return Appended(int(length), int(duplicates), _decode_plays(plays), attributions, int(dropped), bool(began))
+        length, duplicates, stored, attributions, dropped, began = await self._send(command)
+        session = decode_session(stored)
+        return Appended(int(length), int(duplicates), session, attributions, int(dropped), bool(began))
 
     def kept(self, plays: list[Play]) -> list[Play]:
         """The latest of these plays, at most `max_session_plays`."""
         return plays[-self._max_plays :]
 
+    async def session(self, session_id: str) -> SessionState:
+        """The session's plays, oldest first, and its preferences. Empty for an unknown session."""
+        words = ("LRANGE", keys_of(session_id)[0], 0, -1)
+        return decode_session(await self._send(Command(words, repeatable=True, writes=False)))
+
     async def plays(self, session_id: str) -> list[Play]:
         """The session's plays, oldest first. Empty for an unknown session."""
-        words = ("LRANGE", keys_of(session_id)[0], 0, -1)
-        return _decode_plays(await self._send(Command(words, repeatable=True, writes=False)))
+        return (await self.session(session_id)).plays
+
+    async def set_station(self, session_id: str, station: Station | None) -> bool:
+        """Set the station of a session, or remove it. Returns whether the session had one."""
+        lines = "" if station is None else encode_station(station)
+        arguments: list[str | int] = [self._idle_gap_ms, lines]
+        return bool(await self._send(self._set_station.call(keys_of(session_id)[:3], arguments, repeatable=True)))
 
     async def remember(self, session_id: str, release: str, track_ids: Sequence[str]) -> None:
         """Store the list that a release recommended with the session, in place of the previous list."""
@@ -305,12 +331,3 @@ def _encode(event: Event) -> tuple[str, str, str | int, str | int, str]:
         at_ms = min(max(round(event.at.timestamp() * 1000), _MIN_MS), _MAX_MS)
     ms_played = "" if event.ms_played is None else event.ms_played
     return event.type.value, event.track_id, at_ms, ms_played, event.event_id or ""
-
-
-def _decode_plays(stored: Iterable[str]) -> list[Play]:
-    plays = []
-    for line in stored:
-        outcome, at_ms, ms_played, track_id = line.split("\t", 3)
-        heard_ms = int(ms_played) if ms_played else None
-        plays.append(Play(track_id, Outcome.SKIPPED if outcome == "S" else Outcome.PLAYED, int(at_ms), heard_ms))
-    return plays

@@ -298,7 +298,7 @@ def sessions_in_logs(start_service: StartService) -> Any:
     """A service whose store fails in a way that nobody foresaw, at every session."""
     prelude = (
         "import service.sessions.store as s;"
-        "s.SessionStore.plays = lambda self, session_id: {}[0];"
+        "s.SessionStore.session = lambda self, session_id: {}[0];"
         "s.SessionStore.erase = lambda self, session_id: {}[0]"
     )
     return start_service(prelude=prelude, log_level="debug", log_hash_key="k" * 32)

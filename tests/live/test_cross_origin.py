@@ -128,7 +128,7 @@ class TestAnAllowedOrigin:
             assert "access-control-allow-credentials" not in answer.headers
 
     def test_is_told_so_of_failures_too(self, start_service: StartService) -> None:
-        prelude = "import service.sessions.store as s; s.SessionStore.plays = lambda self, session_id: {}[0]"
+        prelude = "import service.sessions.store as s; s.SessionStore.session = lambda self, session_id: {}[0]"
         with start_service(prelude=prelude, cors_origins=ALLOWED).client() as client:
             answer = client.get("/sessions/s", headers={"Origin": ALLOWED})
             assert answer.status_code == 500

@@ -101,12 +101,16 @@ def variants() -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield "PUT", "/removed-tracks/g0-t00", {}
     yield "PUT", "/tracks/g0-t00", {"json": {"title": VICTIM}}
     yield "PUT", "/tracks/g0-t00", {"json": {"neighbours": [VICTIM]}}
+    yield "PUT", f"/sessions/{VICTIM}/station", {"json": {"artists": ["Artist 1", "no one"]}}
+    yield "PUT", f"/sessions/{VICTIM}/station", {"json": {"tracks": ["no track"]}}
+    yield "GET", f"/listeners/{VICTIM}", {}
 
 
 def test_every_call_is_among_the_variants() -> None:
     asked = {(method, path.partition("?")[0]) for method, path, _ in variants()}
     for method, template in CALLS:
         path = template.replace("{session_id}", VICTIM).replace("{track_id:path}", "g0-t00")
+        path = path.replace("{listener_id}", VICTIM)
         path = path.replace("{position}", "0").replace("{path:path}", "player.js")
         assert (method, path) in asked or method in {"HEAD", "DELETE"}, (method, template)
 

@@ -28,6 +28,12 @@ ADDED: dict[str, list[Any]] = {
     "attributes": [{}, {"genre": "g1", "explicit": False, "markets": ["FR"], "year": None}],
     "embedding": [[]],
 }
+# A new track needs neighbours, a known one does not: which one it is depends on the release as well.
+CONFIGURATION = """
+[[operations]]
+include-path = "/added-tracks/{track_id}"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 409, 422]
+"""
 
 
 def described(address: httpx.URL, folder: Path, headers: dict[str, str]) -> Path:
@@ -51,7 +57,6 @@ def described(address: httpx.URL, folder: Path, headers: dict[str, str]) -> Path
     visit(spec)
     added = spec["components"]["schemas"]["TrackToAdd"]
     added["properties"] |= {name: {"enum": values} for name, values in ADDED.items()}
-    added["required"] = ["neighbours"]
     path = folder / "openapi.json"
     path.write_text(json.dumps(spec))
     return path
@@ -62,9 +67,20 @@ def check(address: httpx.URL, folder: Path, examples: int, *more: str) -> str:
     headers = dict(one.split(": ") for one in more if ": " in one)
     program = Path(sys.executable).with_name("schemathesis")
     options = ["--max-examples", str(examples), "--checks", "all", "--generation-deterministic", "--no-color", *more]
+    configuration = folder / "schemathesis.toml"
+    configuration.write_text(CONFIGURATION)
     options += ["--exclude-path-regex", "/stream$"]  # it has no end: test_session_stream.py
     done = subprocess.run(
-        [program, "run", str(described(address, folder, headers)), "--url", str(address), *options],
+        [
+            program,
+            "--config-file",
+            str(configuration),
+            "run",
+            str(described(address, folder, headers)),
+            "--url",
+            str(address),
+            *options,
+        ],
         cwd=folder,
         capture_output=True,
         text=True,

@@ -17,16 +17,20 @@ pytest.importorskip("onnx")
 from segue.arrays import Float32
 from segue.catalogue import Catalogue
 from segue.errors import InputError, UnknownAttribute
-from segue.filters import read_filter
+from segue.filters import Allowed, read_filter
+from segue.hybrid import HybridRanker
 from segue.release import DatasetFacts, ReleaseMetadata, WindowFacts, write_release
 from segue.sessions import Outcome, Play, repeat_policy
 from segue.spacing import Spacing
 from service.releases.added import AddedTrack, added_to, check_track
+from service.releases.added_ranker import AddedRanker, AddedRows
 from service.releases.candidates import RankQuestion, rank_candidates
 from service.releases.explanation import explain_answer
 from service.releases.loaded import LoadedRelease, Question, load_release
 from tests.conftest import encoder_of
 from tests.test_candidates import folder, sessions_of
+from tests.test_ngram import Fixed, counts_of, window_of
+from training.models.mixture import prior_mixture
 
 __all__ = ["folder"]  # a fixture
 
@@ -269,17 +273,30 @@ def test_without_an_encoder_similar_tracks_share_pairs(folder: Path) -> None:
     assert [one.track_id for one in found] == [query, *(one.track_id for one in expected)]
 
 
-def test_a_filter_that_hides_the_neighbours_leaves_the_score(folder: Path) -> None:
+def test_a_filter_that_hides_the_neighbours_leaves_the_score() -> None:
     """A hybrid shares out the encoder's part among the allowed tracks: neighbours count as such."""
-    base = load_release(folder / "hybrid")
-    plays = [Play(base.catalogue.track_id(5))]
-    best = [one.track_id for one in base.recommend(plays, 3).tracks]
-    live = base.with_added({"new": changed(neighbours=best[:1])})
-    before = {one.track_id: one.score for one in live.recommend(plays, 10).tracks}
-    live.remove(best[:1])
-    after = live.recommend(plays, 10).tracks
-    assert after[0].track_id == "new"
-    assert after[0].score == pytest.approx(before["new"], rel=1e-3)
+    rng = np.random.default_rng(2)
+    encoder = Fixed(rng.normal(size=59).tolist())
+    ranker = HybridRanker(
+        counts_of(rng.integers(1, 60, (30, 8)).tolist(), 60), prior_mixture(0.05), np.arange(1, 60), encoder
+    )
+    best = int(np.argmax(encoder.by_row))
+    added = AddedRows(60, np.array([[best]]), np.ones((1, 1), np.float32), None)
+    windows = window_of([3, 4, 5])
+    hidden = np.arange(60) % 2 == 1  # and the added track is allowed
+    hidden[[best - 1, 59]] = False, True
+    seen = hidden.copy()
+    seen[best - 1] = True
+    expected = ranker.within(Allowed(seen[:59])).scores(windows, np.array([[best]]))[0, 0]
+    without = ranker.within(Allowed(hidden[:59])).scores(windows, np.array([[best]]))[0, 0]
+    assert expected > 1.4 * without
+    within = AddedRanker(ranker, added).within(Allowed(hidden))
+    found = within.rank(windows, 60)
+    assert best not in found.rows
+    assert found.scores[found.rows == 60] == pytest.approx(expected, rel=1e-5)
+    assert within.scores(windows, np.array([[60]])) == pytest.approx(expected, rel=1e-5)
+    stored = within.scores(windows, np.array([[60, 7]]))[0, 1]
+    assert stored == pytest.approx(ranker.within(Allowed(hidden[:59])).scores(windows, np.array([[7]]))[0, 0], rel=1e-5)
 
 
 # --- changes of known tracks, neighbours ---

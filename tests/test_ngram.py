@@ -256,6 +256,23 @@ def network_of(seed: int) -> Network:
     return Network(*(rng.normal(0, 0.3, shape) for shape in shapes))
 
 
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_a_list_and_scores_in_one_pass_are_those_of_two(seed: int | None) -> None:
+    rng = np.random.default_rng(0)
+    lists = rng.integers(1, 60, (30, 8)).tolist()
+    network = None if seed is None else network_of(seed)
+    encoder = Fixed(rng.normal(size=59).tolist())
+    ranker = HybridRanker(counts_of(lists, 60), prior_mixture(0.05), np.arange(1, 60), encoder, network)
+    windows = window_of(*lists[:7])
+    rows = rng.integers(1, 60, (7, 9))
+    for one in (ranker, ranker.within(Allowed(rng.random(59) < 0.6)), ranker.within(Allowed(np.zeros(59, np.bool_)))):
+        found, scores = one.rank_and_score(windows, 12, rows)
+        expected = one.rank(windows, 12)
+        np.testing.assert_array_equal(found.rows, expected.rows)
+        np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-6)
+        np.testing.assert_allclose(scores, one.scores(windows, rows), rtol=1e-5)
+
+
 class TestNetwork:
     """The most probable track of the mixture is followed by the next one in the log, except after a skip."""
 

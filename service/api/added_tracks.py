@@ -122,7 +122,7 @@ class DeletionBody(BaseModel):
 
 
 @router.put(
-    "/tracks/{track_id:path}",
+    "/added-tracks/{track_id:path}",
     tags=["tracks"],
     response_model_exclude_none=True,
     responses=problem_responses(404, 409, 413, 415, 422, 503),

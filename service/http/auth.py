@@ -148,7 +148,7 @@ CALLS: Final[dict[tuple[str, str], Scope | None]] = {
     ("GET", "/policies"): "read",
     ("PUT", "/releases/current"): "admin",
     ("GET", "/releases"): "admin",
-    ("PUT", "/tracks/{track_id:path}"): "admin",
+    ("PUT", "/added-tracks/{track_id:path}"): "admin",
     ("DELETE", "/added-tracks/{track_id:path}"): "admin",
     ("GET", "/added-tracks"): "admin",
     ("PUT", "/removed-tracks/{track_id:path}"): "admin",

@@ -26,7 +26,7 @@ TRACK: Final = {
 
 
 def put(client: httpx.Client, track_id: str, body: Any) -> Any:
-    return client.put(f"/tracks/{quote(track_id, safe='/')}", json=body).raise_for_status().json()
+    return client.put(f"/added-tracks/{quote(track_id, safe='/')}", json=body).raise_for_status().json()
 
 
 def ids(answer: Any) -> list[str]:
@@ -167,21 +167,21 @@ BAD: Final[list[tuple[Any, int, str]]] = [
 def test_bad_bodies_are_problem_documents_and_add_nothing(releases_dir: Path, start_service: StartService) -> None:
     with start_service(releases_dir=releases_dir).client() as client:
         for body, status, told in BAD:
-            answer = client.put("/tracks/new", json=body)
+            answer = client.put("/added-tracks/new", json=body)
             assert answer.status_code == status, answer.text
             assert answer.headers["content-type"] == "application/problem+json"
             assert told in answer.json()["detail"] + str(answer.json().get("errors")), answer.text
-        assert client.put("/tracks/new", content="{}").status_code == 415
-        assert client.put("/tracks/new", json={"title": "x" * 300_000}).status_code == 413
-        assert client.put(f"/tracks/{'x' * 300}", json=TRACK).status_code == 422
+        assert client.put("/added-tracks/new", content="{}").status_code == 415
+        assert client.put("/added-tracks/new", json={"title": "x" * 300_000}).status_code == 413
+        assert client.put(f"/added-tracks/{'x' * 300}", json=TRACK).status_code == 422
         assert client.get("/added-tracks").json() == {"items": []}
         (releases_dir / "added-tracks.json").write_text('{"added": {"a": 1}}')
-        until(lambda: client.put("/tracks/new", json=TRACK).status_code == 503)
-        assert "is damaged" in client.put("/tracks/new", json=TRACK).json()["detail"]
+        until(lambda: client.put("/added-tracks/new", json=TRACK).status_code == 503)
+        assert "is damaged" in client.put("/added-tracks/new", json=TRACK).json()["detail"]
 
 
 def test_an_added_track_needs_a_folder_of_releases(start_service: StartService) -> None:
     with start_service().client() as client:
-        answer = client.put("/tracks/new", json=TRACK)
+        answer = client.put("/added-tracks/new", json=TRACK)
         assert answer.status_code == 409
         assert "set SEGUE_RELEASES_DIR" in answer.json()["detail"]

@@ -22,6 +22,18 @@ EXAMPLES = pytest.mark.parametrize(
 # What a filter and `fields` can name depends on the release, which a description cannot say.
 FILTERS = ["explicit:false", "genre:g1|g2,!explicit:true", '{"any": [{"markets": "DE"}, {"year": {"min": 2003}}]}']
 FIELDS = ["genre", "explicit,markets,year"]
+# So do the neighbours and attributes of an added track.
+ADDED: dict[str, list[Any]] = {
+    "neighbours": [["g0-t00"], ["g1-t01", "g2-t02"]],
+    "attributes": [{}, {"genre": "g1", "explicit": False, "markets": ["FR"], "year": None}],
+    "embedding": [[]],
+}
+# A new track needs neighbours, a known one does not: which one it is depends on the release as well.
+CONFIGURATION = """
+[[operations]]
+include-path = "/added-tracks/{track_id}"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 409, 422]
+"""
 
 
 def described(address: httpx.URL, folder: Path, headers: dict[str, str]) -> Path:
@@ -43,6 +55,8 @@ def described(address: httpx.URL, folder: Path, headers: dict[str, str]) -> Path
                 visit(inner)
 
     visit(spec)
+    added = spec["components"]["schemas"]["TrackToAdd"]
+    added["properties"] |= {name: {"enum": values} for name, values in ADDED.items()}
     path = folder / "openapi.json"
     path.write_text(json.dumps(spec))
     return path
@@ -53,9 +67,20 @@ def check(address: httpx.URL, folder: Path, examples: int, *more: str) -> str:
     headers = dict(one.split(": ") for one in more if ": " in one)
     program = Path(sys.executable).with_name("schemathesis")
     options = ["--max-examples", str(examples), "--checks", "all", "--generation-deterministic", "--no-color", *more]
+    configuration = folder / "schemathesis.toml"
+    configuration.write_text(CONFIGURATION)
     options += ["--exclude-path-regex", "/stream$"]  # it has no end: test_session_stream.py
     done = subprocess.run(
-        [program, "run", str(described(address, folder, headers)), "--url", str(address), *options],
+        [
+            program,
+            "--config-file",
+            str(configuration),
+            "run",
+            str(described(address, folder, headers)),
+            "--url",
+            str(address),
+            *options,
+        ],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -87,7 +112,8 @@ def test_it_does_so_all_along_a_session(
 ) -> None:
     """From what is reported to recommendations, to tracks near those, to the plays, to their erasure."""
     # Left to itself, Schemathesis starts its walks at these paths, from where none leads to a session.
-    away = [one for path in ("/tracks", "/removed-tracks/{track_id}") for one in ("--exclude-path", path)]
+    elsewhere = ("/tracks", "/added-tracks/{track_id}", "/removed-tracks/{track_id}")
+    away = [one for path in elsewhere for one in ("--exclude-path", path)]
     said = check(running.base_url, tmp_path, examples, "--phases", "stateful", *away)
     [covered] = re.findall(r"API Links: +(\d+) covered", said)
     assert int(covered) >= 4, said
@@ -95,8 +121,10 @@ def test_it_does_so_all_along_a_session(
 
 
 @pytest.mark.slow
-def test_so_does_one_with_keys(start_service: Callable[..., Any], tmp_path: Path) -> None:
+def test_so_does_one_with_keys_and_a_folder_of_releases(
+    start_service: Callable[..., Any], tmp_path: Path, releases_dir: Path
+) -> None:
     key, kept = new_key("tests", ["admin"])
     write_keys(tmp_path / "keys.toml", [kept])
-    address = httpx.URL(start_service(api_keys=tmp_path / "keys.toml").address())
+    address = httpx.URL(start_service(api_keys=tmp_path / "keys.toml", releases_dir=releases_dir).address())
     check(address, tmp_path, 15, "--header", f"Authorization: Bearer {key}")

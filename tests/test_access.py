@@ -114,7 +114,9 @@ class TestTable:
         assert told == {
             (
                 method,
-                re.sub(r"\{(session_id|listener_id|track_id:path|position)\}", "{id}", path).replace("{path:path}", "…"),
+                re.sub(r"\{(session_id|listener_id|track_id:path|position)\}", "{id}", path).replace(
+                    "{path:path}", "…"
+                ),
             ): scope
             for (method, path), scope in CALLS.items()
             if method != "HEAD"

@@ -238,7 +238,10 @@ class Calls(App):
             ("player.js", "index.html", "player.css", "../app.py", "..", "", "/etc/passwd", "a\0b", "." * 300)
         )
         path = (
-            template.replace("{session_id}", session_id).replace("{track_id:path}", track).replace("{path:path}", file)
+            template.replace("{session_id}", session_id)
+            .replace("{listener_id}", session_id)
+            .replace("{track_id:path}", track)
+            .replace("{path:path}", file)
         )
         if rng.random() < 0.3:
             content = damaged(path.encode("utf-8", "surrogatepass"), rng)

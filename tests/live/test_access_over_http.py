@@ -53,6 +53,7 @@ def bearer(key: str) -> dict[str, str]:
 def url_of(template: str) -> str:
     for name, value in {
         "{session_id}": "s",
+        "{listener_id}": "l",
         "{track_id:path}": "g0-t00",
         "{position}": "0",
         "{path:path}": "player.js",
@@ -313,7 +314,7 @@ def test_logs_hold_hashes_for_session_ids(sessions_in_logs: Any) -> None:
     sessions_in_logs.stop()
     logged = "\n".join(sessions_in_logs.output)
     assert "request_error" in logged
-    assert "listener" not in logged
+    assert "listener-" not in logged
     paths = [
         line.partition('"path": "')[2].partition('"')[0] for line in sessions_in_logs.output if "request_error" in line
     ]

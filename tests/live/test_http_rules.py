@@ -58,7 +58,13 @@ class TestHead:
     @pytest.mark.parametrize("path", sorted(path for method, path in CALLS if method == "GET"))
     def test_has_the_status_and_headers_of_get(self, running: httpx.Client, path: str) -> None:
         running.post("/sessions/head/events", content=EVENTS, headers={"Content-Type": "application/json"})
-        names = {"session_id": "head", "track_id:path": "g0-t00", "position": "0", "path:path": "player.js"}
+        names = {
+            "session_id": "head",
+            "listener_id": "head",
+            "track_id:path": "g0-t00",
+            "position": "0",
+            "path:path": "player.js",
+        }
         for name, value in names.items():
             path = path.replace(f"{{{name}}}", value)
         query = "?session_id=head" if path == "/recommendations" else ""

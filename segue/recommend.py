@@ -161,6 +161,8 @@ def log_probabilities(ranker: Ranker, windows: Windows, scores: Float32, best: F
     if not getattr(ranker, "has_logits", False):
         return np.log(np.maximum(scores.astype(np.float64), _LEAST_PROBABILITY))
     known = ranker.rank(windows, NORMALISED).scores if best is None else best[:, :NORMALISED]
+    if not known.shape[1]:  # no track is allowed
+        return np.full(scores.shape, np.log(_LEAST_PROBABILITY))
     logits = known.astype(np.float64)
     largest = logits[:, :1]
     log_next: Float64 = scores - (largest + np.log(np.exp(logits - largest).sum(axis=1, keepdims=True)))

@@ -164,7 +164,7 @@ def _positions(attribute: Attribute, small: Attribute) -> Iterable[tuple[int, An
     values = attribute.values
     if attribute.kind == "set":  # the members of a set have no order
         return enumerate(values.to_list())
-    same = values.is_in(small.values.cast(values.dtype), nulls_equal=True)
+    same = values.is_in(small.values.cast(values.dtype).implode(), nulls_equal=True)
     return zip(np.flatnonzero(same.to_numpy()).tolist(), values.filter(same).to_list(), strict=True)
 
 

@@ -107,17 +107,17 @@ async function* eventsOf(body) {
 
 /**
  * Call until the call succeeds or cannot succeed later, at most every four seconds. `onFailure` gets each temporary error.
- * Throws CallFailed, also if `signal` aborts.
+ * Throws CallFailed, also if `signal` aborts: then `isGivenUp` is set.
  */
 export async function callUntilAnswered(ask, onFailure, signal) {
   for (let failures = 0; ; failures++) {
     try {
       return await ask();
     } catch (error) {
-      if (!error.isTemporary || signal.aborted) throw error;
+      if (!error.isTemporary) throw error;
       onFailure(error);
       await pause(RETRY_AFTER_MS[Math.min(failures, RETRY_AFTER_MS.length - 1)], signal);
-      if (signal.aborted) throw error;
+      if (signal.aborted) throw Object.assign(error, { isGivenUp: true });
     }
   }
 }

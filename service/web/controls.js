@@ -25,6 +25,7 @@ export function listenToControls(given) {
   byId("clean").addEventListener("change", () => changed({ clean: byId("clean").checked }));
   byId("reset").addEventListener("click", () => changed({ genres: [], clean: false, perArtist: "", gap: "", caution: "" }));
   byId("station").addEventListener("click", toggleStation);
+  byId("tune").addEventListener("toggle", loadCaution, { once: true });
   showOptions();
 }
 
@@ -62,15 +63,16 @@ function chip(genre) {
   return made;
 }
 
-/** Find out what the service and its release know beyond the basic calls. */
+/** Find out what the service knows beyond the basic calls. */
 export async function loadFeatures() {
-  const [api, cautious] = await Promise.all([
-    call("openapi.json").catch(() => null),
-    send("recommendations/what-if", { events: [], k: 1, caution: 1 }).then(() => true, () => false),
-  ]);
-  features.caution = cautious;
+  const api = await call("openapi.json").catch(() => null);
   features.station = Boolean(api?.paths?.[STATION_PATH]?.put);
   features.feedback = ["like", "ban"].every((type) => api?.components?.schemas?.EventType?.enum?.includes(type));
+}
+
+/** Find out whether the release has a play head: without one, it refuses a caution. */
+async function loadCaution() {
+  features.caution = await send("recommendations/what-if", { events: [], k: 1, caution: 1 }).then(() => true, () => false);
   showOptions();
 }
 

@@ -40,8 +40,8 @@ async function act(action) {
     await action();
     tell("");
   } catch (error) {
-    waiting = null;
-    tell(error.message);
+    if (!error.isGivenUp) waiting = null;
+    tell(error.isGivenUp ? "" : error.message);
   } finally {
     busy = false;
     showControls();

@@ -117,7 +117,7 @@ export async function callUntilAnswered(ask, onFailure, signal) {
       if (!error.isTemporary) throw error;
       onFailure(error);
       await pause(RETRY_AFTER_MS[Math.min(failures, RETRY_AFTER_MS.length - 1)], signal);
-      if (signal.aborted) throw Object.assign(error, { isGivenUp: true });
+      if (signal?.aborted) throw Object.assign(error, { isGivenUp: true });
     }
   }
 }

@@ -36,7 +36,7 @@ export function showMove(track) {
   const to = marks.find(({ kind }) => kind === "query")?.place;
   move = track && standing && to ? { from: standing, to, words: `moved away from ${titleOf(track)}` } : null;
   byId("map").dataset.move = move ? move.words : "";
-  redraw();
+  if (view) redraw();
 }
 
 /** Show the session of a list on the map. The points are loaded with the first list of a release. `skipped`: the latest skip. */

@@ -10,8 +10,8 @@ import { changeOf, compareWith, currentAnswer, firstNext, forgetRanks, forgetRow
 import { heard, listenToClock, showControls, showName, showNow, showQueue, showSkipped, togglePause } from "./now.js";
 import { showSession } from "./ribbon.js";
 import { listenToSearch, loadPopular } from "./search.js";
-import { asFragment, continueWith, explained, giveUp, hadItBeenPlayed, NEXT, open, recommendations, replay, report, setStarted, startAnew, state, streamPath, supposed, takeOver, titleOf } from "./session.js";
-import { listenToReplay, showShared } from "./shared.js";
+import { continueWith, explained, giveUp, hadItBeenPlayed, NEXT, open, recommendations, replay, report, setStarted, startAnew, state, streamPath, supposed, takeOver, titleOf } from "./session.js";
+import { listenToReplay, share, showShared } from "./shared.js";
 import { listenToShowMe, stopShowing } from "./show-me.js";
 import { byId, isStill } from "./show.js";
 import { hideStory, quoted, tellStory } from "./story.js";
@@ -94,8 +94,8 @@ function play(track) {
 async function countPlay(track, lead) {
   const before = shownRanks();
   rememberRanks("play");
-  const { items } = await reported("play", track);
   setStarted(false);
+  const { items } = await reported("play", track);
   tellStory("play", lead, changeOf(items, before));
 }
 
@@ -128,10 +128,10 @@ function skip() {
     if (state.isStarted && latest?.outcome === "played" && latest.track_id === track.track_id) await reported("play", track);
     const plays = state.isStarted ? [...state.plays, { track_id: track.track_id, outcome: "played" }] : state.plays;
     rememberRanks("skip");
+    setStarted(false);
     const { items } = await reported("skip", track, heard());
     skipped = { track, before: plays };
     state.now = null;
-    setStarted(false);
     held = { track: state.queue.shift() ?? firstNext() };
     tellStory("skip", ["You skipped ", quoted(track)], changeOf(items, before), ["undo", "what-if"]);
     showQueue();
@@ -319,29 +319,17 @@ function giveFeedback(type, track) {
   });
 }
 
-async function share() {
-  const address = `${location.origin}${location.pathname}${asFragment()}`;
-  try {
-    await navigator.clipboard.writeText(address);
-    byId("said").textContent = "Link copied. It replays this session.";
-  } catch {
-    history.replaceState(null, "", asFragment()); // replaceState fires no hashchange event
-    byId("said").textContent = "Copy the address of this page. It replays this session.";
-  }
-}
-
-async function newSession() {
+/** Open another session: the one that `begin` makes. */
+async function newSession(begin = startAnew) {
   dropHeld();
   skipped = null;
-  startAnew();
-  history.replaceState(null, "", location.pathname);
   forgetRanks();
   hideStory();
   showMove(null);
+  await begin();
+  history.replaceState(null, "", location.pathname);
   await openSession();
 }
-
-// ---- wiring
 
 /** A click ends the demonstration; its own steps do not. */
 const byHand = (action) => () => { stopShowing(); return action(); };
@@ -352,7 +340,7 @@ byId("pause").addEventListener("click", togglePause);
 byId("undo").addEventListener("click", byHand(undo));
 byId("what-if").addEventListener("click", byHand(toggleSupposed));
 byId("share").addEventListener("click", share);
-byId("new-session").addEventListener("click", byHand(() => { giveUp(); return act(newSession); }));
+byId("new-session").addEventListener("click", byHand(() => { giveUp(); return act(() => newSession()); }));
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   keepKey(byId("key").value.trim());
@@ -380,30 +368,22 @@ listenToTimes(({ last, median }) => {
 });
 listenToClock({ counted: count, ended: finish });
 listenToSearch(choices, tell);
-listenToShowMe({ begin: () => act(newSession), play, skip });
+listenToShowMe({ begin: () => act(() => newSession()), play, skip });
 listenToControls({ changed: () => listAgain("options", "You changed the options"), stationed: (name) => listAgain("options", name ? `Radio from ${name}` : "The radio ended"), failed: (error) => tell(error.message) });
-listenToReplay((events) => act(async () => {
-  dropHeld();
-  skipped = null;
-  hideStory();
-  forgetRanks();
-  await replay(events);
-  await openSession();
-}));
+listenToReplay((events) => act(() => newSession(() => replay(events))));
 addEventListener("hashchange", () => act(showShared));
 listenToReleases(() => listAgain("release", `You chose ${byId("releases").selectedOptions[0]?.text}`, `${byId("releases").selectedOptions[0]?.text} is selected.`),
   (live) => compareLive(live, choices));
 
 /** Open the session, and try again until the service and Redis answer. */
 function start() {
-  const never = new AbortController().signal;
   const away = (error) => tell(error.status ? `Sessions are unavailable. Retrying… (${error.message})` : "The service does not answer. Retrying…");
   act(async () => {
     await callUntilAnswered(async () => {
       await Promise.all([readLive(), loadPopular()]);
       showOptions();
       await openSession();
-    }, away, never);
+    }, away);
     await showShared();
     loadFeatures().then(showFeatures);
   });

@@ -122,7 +122,7 @@ def test_what_it_shows_is_what_the_service_answers(browser: "Browser", swappable
         assert page.locator("#outcomes th").all_text_contents() == [latest["release"]["name"]]
         assert values(page, "#outcomes td.number") == pytest.approx([0, 40, 0.75, 0.25, 0.25], abs=10)
         assert page.locator("#outcomes td").all_text_contents()[2:] == [
-            "40", "75.0 %", "25.0 % (10 of 40), 14–40 %", "25.0 %",
+            "40", "75.0 %", "25.0 % (10 of 40), 14\N{EN DASH}40 %", "25.0 %",
         ]  # fmt: skip
         assert "append-only file" in page.locator("#redis").inner_text()
         assert latest["event_log"]["last_file"]["name"] in page.locator("#log").inner_text()

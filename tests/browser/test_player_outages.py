@@ -76,9 +76,7 @@ def test_a_page_that_is_opened_while_redis_is_away_recovers(
 
 
 @pytest.mark.parametrize("loss", ["answer", "overload"])
-def test_an_event_is_stored_once_although_its_answer_is_lost(
-    page: "Page", running: httpx.Client, loss: str
-) -> None:
+def test_an_event_is_stored_once_although_its_answer_is_lost(page: "Page", running: httpx.Client, loss: str) -> None:
     """The service stores the skip, and the connection ends before the answer; or it is overloaded at first."""
     search_and_play(page, "g2-t05", "Song 29")
     sent = event_ids(page)

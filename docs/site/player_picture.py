@@ -3,7 +3,7 @@
     segue demo --no-browser
     python docs/site/player_picture.py http://127.0.0.1:8000 docs/player.webp
 
-Runs "Show me", which plays three tracks and skips one, then looks at what would be next had the track been played; needs
+Runs "Show me", which plays three tracks and skips one, then looks at the list had the track been played. Needs
 Playwright and Chromium.
 """
 

@@ -21,7 +21,7 @@ const hues = new Map(); // kind of music -> hue, in the order of appearance, so 
 const GOLDEN_DEG = 137.508;
 
 /** The hue of a track in degrees. */
-export function hueOf(track) {
+function hueOf(track) {
   const kind = track.attributes?.genre ?? track.artist ?? track.track_id;
   if (!hues.has(kind)) hues.set(kind, Math.round(170 + hues.size * GOLDEN_DEG) % 360);
   return hues.get(kind);

@@ -92,11 +92,11 @@ def test_both_lists_are_those_of_the_api_and_say_where_they_differ(
 
 def places_moved(client: httpx.Client, release: Release, session_id: str) -> str:
     """The mean move of the tracks that are in the lists with the skip and without it, by the API."""
-    query = {"session_id": session_id, "k": 15, "repeat": "never", "release": release.name}
+    query: dict[str, Any] = {"session_id": session_id, "k": 15, "repeat": "never", "release": release.name}
     here = [item["track_id"] for item in client.get("/recommendations", params=query).json()["items"]]
     plays = client.get(f"/sessions/{session_id}").json()["plays"]
     events = [{"type": "play", "track_id": play["track_id"]} for play in plays]
-    body = {"events": events, "k": 15, "repeat": "never", "release": release.name}
+    body: dict[str, Any] = {"events": events, "k": 15, "repeat": "never", "release": release.name}
     there = [item["track_id"] for item in client.post("/recommendations/what-if", json=body).json()["items"]]
     both = [track for track in here if track in there]
     return f"{sum(abs(here.index(track) - there.index(track)) for track in both) / max(1, len(both)):.1f}"

@@ -315,7 +315,6 @@ _STORE_TESTS = frozenset(
         "test_fuzzing",
         "test_hot_routes",
         "test_operations",
-        "test_player",
         "test_schemathesis",
         "test_session_semantics",
         "test_session_stream",

@@ -32,6 +32,13 @@ def manifests() -> Iterator[dict[str, Any]]:
         yield from yaml.safe_load_all(path.read_text())
 
 
+def test_no_series_of_a_panel_is_without_its_labels() -> None:
+    """`or vector(0)` adds a series without labels to one that is grouped: a nameless line of zeros."""
+    grouped = [target["expr"] for panel in PANELS for target in panel["targets"] if "legendFormat" in target]
+    assert grouped
+    assert [expression for expression in grouped if " by " in expression and "vector(0)" in expression] == []
+
+
 def container_of(manifest: dict[str, Any]) -> dict[str, Any]:
     container: dict[str, Any] = manifest["spec"]["template"]["spec"]["containers"][0]
     return container

@@ -46,6 +46,12 @@ def test_the_smallest_world_has_all_its_tracks_with_names(tmp_path: Path) -> Non
     assert catalogue.frame["artist"].n_unique() > 30
 
 
+def test_names_of_bands_are_plurals(tmp_path: Path) -> None:
+    artists = simulate(2000, 100, tmp_path / "world").catalogue.frame["artist"]
+    assert not artists.str.contains("sss$|Echos$").any()
+    assert artists.str.contains("Compasses$|Echoes$").any()
+
+
 def test_listeners_skip_what_does_not_fit_their_taste(world: SyntheticData) -> None:
     assert world.skipped[world.fits].mean() == pytest.approx(0.05, abs=0.01)
     assert world.skipped[~world.fits].mean() == pytest.approx(0.9, abs=0.01)

@@ -144,12 +144,21 @@ def _is_system(release: Path) -> bool:
 
 
 def _serve(releases: Path, data: Path, port: int, *, browser: bool) -> None:
-    """Serve the first system. The second is live with a share of 0, so that the player can compare the two."""
+    """Serve one system. The other is live with a share of 0, so that the player can compare the two."""
     from service.server import serve as run
     from service.settings import read_settings
 
-    first, second = SYSTEMS
+    current, other = _current_and_other(releases)
     settings = read_settings(
-        release=releases / first, releases_dir=releases, experiment=f"{second}:0", data_dir=data, port=port
+        release=releases / current, releases_dir=releases, experiment=f"{other}:0", data_dir=data, port=port
     )
     run(settings, 1, open_player=browser)
+
+
+def _current_and_other(releases: Path) -> tuple[str, str]:
+    """The folder names of the system to serve and of the other one. A swap on the page `/ops` outlasts the service."""
+    from service.releases.folder import ReleasesFolder
+
+    first, second = SYSTEMS
+    pointer = ReleasesFolder(releases).look()
+    return (second, first) if pointer is not None and pointer.name == second else (first, second)

@@ -5,13 +5,18 @@ import { addressOf } from "./place.js";
 const API_KEY = "segue.key";
 const KEPT_TIMES = 50;
 const RETRY_AFTER_MS = [250, 500, 1000, 2000, 4000];
+const ANSWER_MS = 10_000; // longer than the service's own limits
 
-/** A failed call, with a message for the listener. `status` is 0 if there was no response. */
+/** A failed call, with a message for the listener. `status` is 0 if there was no response, `title` is that of the problem. */
 export class CallFailed extends Error {
-  constructor(message, status) {
+  constructor(message, status, title = "") {
     super(message);
     this.status = status;
+    this.title = title;
   }
+
+  /** Whether the same call may succeed later. */
+  get isTemporary() { return this.status === 0 || this.status === 429 || this.status >= 500; }
 }
 
 const times = [];
@@ -32,7 +37,7 @@ export async function call(path, options = {}) {
   const began = performance.now();
   let answer;
   try {
-    answer = await fetch(addressOf(path), { ...options, headers: headersOf(options.headers) });
+    answer = await fetch(addressOf(path), { ...options, headers: headersOf(options.headers), signal: AbortSignal.timeout(ANSWER_MS) });
   } catch {
     throw new CallFailed("The service does not answer. Is it still running?", 0);
   }
@@ -41,7 +46,7 @@ export async function call(path, options = {}) {
   if (answer.status === 401 || answer.status === 403) onKeyWanted();
   if (!answer.ok) {
     const message = body?.detail ? `${body.title}: ${body.detail}` : `The service answered ${answer.status}.`;
-    throw new CallFailed(message, answer.status);
+    throw new CallFailed(message, answer.status, body?.title);
   }
   return body;
 }
@@ -100,9 +105,26 @@ async function* eventsOf(body) {
   }
 }
 
-function pause(ms, signal) {
+/**
+ * Call until the call succeeds or cannot succeed later, at most every four seconds. `onFailure` gets each temporary error.
+ * Throws CallFailed, also if `signal` aborts: then `isGivenUp` is set.
+ */
+export async function callUntilAnswered(ask, onFailure, signal) {
+  for (let failures = 0; ; failures++) {
+    try {
+      return await ask();
+    } catch (error) {
+      if (!error.isTemporary) throw error;
+      onFailure(error);
+      await pause(RETRY_AFTER_MS[Math.min(failures, RETRY_AFTER_MS.length - 1)], signal);
+      if (signal?.aborted) throw Object.assign(error, { isGivenUp: true });
+    }
+  }
+}
+
+export function pause(ms, signal) {
   return new Promise((resolve) => {
     const timer = setTimeout(resolve, ms);
-    signal.addEventListener("abort", () => { clearTimeout(timer); resolve(); }, { once: true });
+    signal?.addEventListener("abort", () => { clearTimeout(timer); resolve(); }, { once: true });
   });
 }

@@ -39,7 +39,7 @@ export async function readLive() {
 export async function showAnswering(name) {
   if (chosen !== state.release || !live.some((release) => release.name === name)) await readLive().catch(() => null);
   const count = tracks[name];
-  byId("release").textContent = count === undefined ? name : `${name}, ${count.toLocaleString("en")} tracks`;
+  byId("release").textContent = count === undefined ? name : `${name}, ${count.toLocaleString("en")} tracks`; // a line of its own: its length moves nothing
   byId("releases").value = state.release ?? name;
 }
 

@@ -3,6 +3,7 @@
 export const NUMBERED = 5; // next tracks with a number
 const REACH = 12; // largest distance in pixels at which a mark is selected
 const FADED = 0.45; // opacity of plays outside the encoder's window
+const STEPS = 5; // latest steps of the path that are drawn as lines; older plays are dots
 
 /** The marks of a list, its explanation and the session's plays; none for a release without a map. */
 export function marksOf({ items, explanation }, plays) {
@@ -31,7 +32,7 @@ export const isOfPath = ({ kind }) => kind === "played" || kind === "skipped";
 export function drawMarks(context, marks, pixelOf, colours, unit, share) {
   const path = marks.filter(isOfPath);
   context.lineJoin = "round";
-  for (let at = 1; at < path.length; at++) {
+  for (let at = Math.max(1, path.length - STEPS); at < path.length; at++) {
     context.globalAlpha = path[at].isSeen ? 1 : FADED;
     const [from, to] = [path[at - 1].place, path[at].place];
     const reached = at === path.length - 1 ? between(from, to, share) : to;
@@ -46,6 +47,54 @@ export function drawMarks(context, marks, pixelOf, colours, unit, share) {
     }
   }
   context.globalAlpha = 1;
+  drawNumbers(context, marks.filter(({ rank }) => rank <= NUMBERED), pixelOf, colours, unit);
+}
+
+/** The ranks of the first next tracks: over all marks, and none over another. */
+function drawNumbers(context, numbered, pixelOf, colours, unit) {
+  const taken = [];
+  context.font = `600 ${11 * unit}px system-ui, sans-serif`;
+  context.lineWidth = 3 * unit;
+  context.strokeStyle = colours.card;
+  context.fillStyle = colours.text;
+  for (const { rank, place } of numbered) {
+    const [x, y] = pixelOf(place);
+    const spots = [[10, 4], [-17, 4], [-3, -10], [-3, 18], [14, -8], [14, 16]].map(([across, down]) => [x + across * unit, y + down * unit]);
+    const isFree = ([left, base]) => !taken.some((other) => Math.abs(other[0] - left) < 10 * unit && Math.abs(other[1] - base) < 11 * unit);
+    const spot = spots.find(isFree) ?? spots[0];
+    taken.push(spot);
+    context.strokeText(rank, ...spot);
+    context.fillText(rank, ...spot);
+  }
+}
+
+/** An arrow from where the session stood to where it stands, in the colour of skips. */
+export function drawMove(context, { from, to, words }, pixelOf, colours, unit, share) {
+  const [start, end] = [pixelOf(from), pixelOf(between(from, to, share))];
+  const angle = Math.atan2(end[1] - start[1], end[0] - start[0]);
+  for (const [colour, width] of [[colours.card, 7], [colours.skipped, 3.5]]) {
+    context.strokeStyle = colour;
+    context.lineWidth = width * unit;
+    context.lineCap = "round";
+    context.beginPath();
+    context.moveTo(...start);
+    context.lineTo(...end);
+    for (const turn of [2.6, -2.6]) {
+      context.moveTo(...end);
+      context.lineTo(end[0] + 12 * unit * Math.cos(angle + turn), end[1] + 12 * unit * Math.sin(angle + turn));
+    }
+    context.stroke();
+  }
+  context.font = `600 ${12 * unit}px system-ui, sans-serif`;
+  context.lineWidth = 4 * unit;
+  context.strokeStyle = colours.card;
+  context.fillStyle = colours.skipped;
+  const half = context.measureText(words).width / 2;
+  const x = Math.max(half + 4 * unit, Math.min(context.canvas.width - half - 4 * unit, start[0]));
+  context.textAlign = "center";
+  context.strokeText(words, x, start[1] - 14 * unit);
+  context.fillText(words, x, start[1] - 14 * unit);
+  context.textAlign = "start";
 }
 
 /** The position at `share` (0 to 1) of the way between two positions. */
@@ -96,13 +145,6 @@ const SHAPES = {
     context.lineTo(x - half, y);
     context.closePath();
     paint(context, colours.card, colours.accent, unit);
-    if (rank > NUMBERED) return;
-    context.font = `600 ${11 * unit}px system-ui, sans-serif`;
-    context.lineWidth = 3 * unit;
-    context.strokeStyle = colours.card;
-    context.fillStyle = colours.text;
-    context.strokeText(rank, x + half + 2 * unit, y + 4 * unit);
-    context.fillText(rank, x + half + 2 * unit, y + 4 * unit);
   },
   query(context, x, y, colours, unit) {
     for (const [colour, width] of [[colours.card, 5], [colours.text, 2]]) {

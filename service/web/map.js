@@ -1,9 +1,11 @@
 // The map of the catalogue: each track is a point and the session is a path.
 
 import { bytes, call } from "./api.js";
-import { NUMBERED, between, drawMarks, isOfPath, markAt, marksOf } from "./map-marks.js";
+import { NUMBERED, between, drawMarks, drawMove, isOfPath, markAt, marksOf } from "./map-marks.js";
 import { Points } from "./map-points.js";
+import { drawRegions, regionsOf } from "./map-regions.js";
 import { View } from "./map-view.js";
+import { mostPlayed } from "./search.js";
 import { state, titleOf, trackOf } from "./session.js";
 import { byId, button, element } from "./show.js";
 
@@ -19,6 +21,9 @@ let release = null; // the release of the map
 let points = null;
 let marks = [];
 let movement = { began: -Infinity };
+let move = null; // { from, to, words }: where the session stood before the latest skip, and where it stands
+let standing = null; // where the session stood with the latest play
+let regions = [];
 let view = null;
 let colours = null;
 let choices = null;
@@ -26,14 +31,27 @@ let scheduled = false;
 let pointing = 0;
 const names = new Map(); // position -> track
 
-/** Show the session of a list on the map. The points are loaded with the first list of a release. */
-export async function showMap(answer, onChoice) {
+/** Show the move that the skip of a track caused, until the next action; null to show none. */
+export function showMove(track) {
+  const to = marks.find(({ kind }) => kind === "query")?.place;
+  move = track && standing && to ? { from: standing, to, words: `moved away from ${titleOf(track)}` } : null;
+  byId("map").dataset.move = move ? move.words : "";
+  if (view) redraw();
+}
+
+/** Show the session of a list on the map. The points are loaded with the first list of a release. `skipped`: the latest skip. */
+export async function showMap(answer, onChoice, skipped = null) {
   choices = onChoice;
   const before = marks;
   marks = marksOf(answer, state.plays);
   byId("map-part").hidden = !answer.explanation?.places;
   if (byId("map-part").hidden) return;
   describe(answer);
+  if (!skipped) {
+    standing = answer.explanation.places.query ?? null;
+    move = null;
+    byId("map").dataset.move = "";
+  }
   view ??= newView();
   moveFrom(before);
   redraw();
@@ -44,6 +62,8 @@ export async function showMap(answer, onChoice) {
     if (answer.release !== release) return; // another release has been selected meanwhile
     points = new Points(content);
     names.clear();
+    regions = regionsOf(mostPlayed(), (at) => points.placeOf(at), points.count);
+    byId("map").dataset.regions = regions.map((region) => region.name).join("|");
     const shown = `${points.count.toLocaleString("en")} ${points.count === MOST ? "most played " : ""}tracks`;
     byId("map-about").textContent = `${shown}. Similar tracks are close together.`;
     byId("map").dataset.points = points.count;
@@ -104,15 +124,17 @@ function draw() {
   const share = moved();
   if (points) points.draw(context, view, colours.points);
   else context.clearRect(0, 0, view.width, view.height);
+  drawRegions(context, regions, view.pixelOf, colours, view.ratio);
   const onWay = (mark) => (mark.kind === "query" && movement.query ? { ...mark, place: between(...movement.query, share) } : mark);
   drawMarks(context, share < 1 ? marks.map(onWay) : marks, view.pixelOf, colours, view.ratio, movement.isStep ? share : 1);
+  if (move) drawMove(context, move, view.pixelOf, colours, view.ratio, share);
   if (share < 1) redraw();
 }
 
 function coloursOf(style) {
   const of = (variable) => style.getPropertyValue(variable).trim();
   const points = of("--points").match(/[0-9a-f]{2}/gi).map((part) => parseInt(part, 16));
-  return { points, card: of("--card"), text: of("--text"), accent: of("--accent"), skipped: of("--skipped") };
+  return { points, card: of("--card"), text: of("--text"), quiet: of("--quiet"), accent: of("--accent"), skipped: of("--skipped") };
 }
 
 /** Describe the session on the map for screen readers. */

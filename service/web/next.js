@@ -1,102 +1,176 @@
-// The next tracks: how each moved after the last event, and why it has its rank.
+// The next tracks: how each one moved, and one reason where there is something to say.
 
-import { details, reasonsOf } from "./reasons.js";
-import { state, titleOf, trackOf } from "./session.js";
-import { byId, button, element, sign } from "./show.js";
+import { artOf } from "./art.js";
+import { closestPlay, fillReasons, reasonsOf } from "./reasons.js";
+import { NEXT, state, titleOf, trackOf } from "./session.js";
+import { byId, button, element, isStill, sign } from "./show.js";
 
-const GONE = 3; // removed tracks to name
+const MOVE_MS = 450;
+const LEAVE_MS = 700;
+const EASING = "cubic-bezier(.2, .7, .2, 1)";
 
-let ranks = new Map(); // track id -> rank in the current list
-let answered = null;
-let before = new Map(); // ranks before the last event
+const NOTHING = { kind: "none", ranks: new Map() };
+let ranks = new Map(); // track id -> rank in the list that is shown
+let answered = null; // the session's list, also while a hypothetical one is shown
+let baseline = NOTHING; // what the arrows compare with: `kind` says why, `ranks` has the rank of each track then
+const rows = new Map(); // track id -> its row
 
-/** Compare the next list with the one that is shown now. */
-export function rememberRanks() {
-  before = new Map(ranks);
+/** Compare the next list with the one that is shown now. `kind`: "skip", "play", "release", "options" or "other". */
+export function rememberRanks(kind) {
+  baseline = { kind, ranks: new Map(ranks) };
+}
+
+/** Compare with these ranks, such as those of a hypothetical list. */
+export function compareWith(kind, items) {
+  baseline = { kind, ranks: new Map(items.map((track) => [track.track_id, track.rank])) };
 }
 
 /** Compare the next list with nothing. */
 export function forgetRanks() {
   ranks = new Map();
-  rememberRanks();
+  baseline = NOTHING;
 }
 
-export const firstNext = () => answered?.items[0];
+/** Mark the row of the current track, if it is in the list: its outcome is not known yet. */
+export function markPlaying() {
+  for (const [id, item] of rows) item.classList.toggle("playing", state.isStarted && id === state.now?.track_id);
+}
+
+/** Build rows anew with the next list. */
+export const forgetRows = () => rows.clear();
+
+/** The ranks of the list that is shown. */
+export const shownRanks = () => new Map(ranks);
+export const firstNext = () => answered?.items.find((track) => track.track_id !== state.now?.track_id);
 export const nthNext = (rank) => answered?.items[rank - 1];
+export const currentAnswer = () => answered;
 
-/** Show a list of recommendations; `onPlay` and `onQueue` receive the clicked track. */
-export function showNext(answer, { onPlay, onQueue }) {
-  answered = answer;
+/**
+ * How a list differs from earlier ranks: tracks that left, came in and moved, and by how many places those that stayed moved
+ * on average. Tracks of the session are left out of both, so the place of a track that starts is not a change.
+ */
+export function changeOf(items, earlier) {
+  const was = withoutHeard(earlier);
+  const shown = new Set(items.map((track) => track.track_id));
+  const left = [...was].filter(([id, rank]) => rank <= NEXT && !shown.has(id)).map(([id, rank]) => ({ ...trackOf(id), rank }));
+  const came = items.filter((track) => !(was.get(track.track_id) <= NEXT));
+  const stayed = items.filter((track) => was.get(track.track_id) <= NEXT);
+  const moved = stayed.filter((track) => was.get(track.track_id) !== track.rank);
+  const places = stayed.reduce((sum, track) => sum + Math.abs(was.get(track.track_id) - track.rank), 0);
+  return { left, came, moved: moved.length, mean: stayed.length ? places / stayed.length : 0 };
+}
+
+function withoutHeard(earlier) {
+  const heard = new Set(state.plays.map((play) => play.track_id));
+  const gone = [...earlier].filter(([id]) => heard.has(id)).map(([, rank]) => rank);
+  return new Map([...earlier].filter(([id]) => !heard.has(id)).map(([id, rank]) => [id, rank - gone.filter((other) => other < rank).length]));
+}
+
+/** Show a list. `onPlay`, `onQueue` and `onFeedback` receive the clicked track. A hypothetical list does not decide what plays next. */
+export function showNext(answer, choices, { hypothetical = false } = {}) {
+  if (!hypothetical) answered = answer;
   const list = byId("next");
-  const tops = new Map([...list.children].map((item) => [item.dataset.track, item.getBoundingClientRect().top]));
-  const open = new Set([...list.querySelectorAll("details[open]")].map((one) => one.closest("li").dataset.track));
+  const before = new Map([...list.children].map((item) => [item.dataset.track, item.getBoundingClientRect()]));
   const focused = list.contains(document.activeElement) ? document.activeElement.closest("li").dataset.track : null;
+  const was = withoutHeard(baseline.ranks);
   const why = reasonsOf(answer);
-  list.replaceChildren(...answer.items.map((track) => {
-    const item = element("li", "", row(track, answer.source, { onPlay, onQueue }));
-    if (why.has(track.track_id)) item.append(details(why.get(track.track_id), open.has(track.track_id)));
-    else if (!answer.explanation && answer.source === "model") item.append(roomForReasons(answer.window));
-    item.dataset.track = track.track_id;
-    return item;
-  }));
-  slideFrom(tops, list);
-  showGone(answer.items);
-  ranks = new Map(answer.items.map((track) => [track.track_id, track.rank]));
-  if (focused !== null) (list.querySelector(`li[data-track="${CSS.escape(focused)}"] button`) ?? byId("next-title")).focus();
-  byId("source").textContent = answer.source === "model"
-    ? `Based on ${answer.window.plays} played and ${answer.window.skips} skipped`
-    : "The most played tracks, until you play or skip one";
-}
-
-function row(track, source, { onPlay, onQueue }) {
-  const artist = element("span", "artist", track.artist ?? "");
-  const play = button("", () => onPlay(track), "play");
-  play.append(element("span", "rank", String(track.rank)), element("span", "name", element("span", "title", titleOf(track)), artist));
-  const facts = element("span", "facts", movement(track), scoreOf(track, source));
-  const queue = button("", () => onQueue(track), "queue");
-  queue.append(sign("+", `Play ${titleOf(track)} next`));
-  return element("div", "row", play, facts, queue);
-}
-
-/** Name the tracks that left the list with the last event and were not played. */
-function showGone(items) {
-  const stays = new Set([...items, ...state.plays].map((track) => track.track_id));
-  const gone = [...before].filter(([id]) => !stays.has(id)).sort((one, other) => one[1] - other[1]);
-  const named = gone.slice(0, GONE).map(([id, rank]) => `${titleOf(trackOf(id))} (was ${rank})`).join(", ");
-  const more = gone.length > GONE ? ` and ${gone.length - GONE} more` : "";
-  byId("gone").textContent = named ? `Removed: ${named}${more}` : "";
-}
-
-/** Reserve the height of the reasons, so that the list does not jump when they arrive. */
-function roomForReasons({ skips }) {
-  return element("div", skips ? "waiting two" : "waiting");
-}
-
-/** The score of a track; for the popularity list, its number of plays. */
-function scoreOf({ score }, source) {
-  if (source !== "model") return element("span", "score", `${score.toLocaleString("en")} plays`);
-  return sign(score.toFixed(2), `score ${score.toFixed(2)}`, "score");
-}
-
-function movement({ track_id: id, rank }) {
-  const was = before.get(id);
-  if (!before.size || was === rank) return element("span", "move", "");
-  if (was === undefined) return sign("new", "new in the list", "move new");
-  return was > rank
-    ? sign(`▲ ${was - rank}`, `up ${was - rank}, was ${was}`, "move up")
-    : sign(`▼ ${rank - was}`, `down ${rank - was}, was ${was}`, "move down");
-}
-
-/** Animate each remaining track from its previous position. */
-function slideFrom(tops, list) {
-  for (const item of list.children) {
-    const top = tops.get(item.dataset.track);
-    if (top === undefined) continue;
-    item.style.transition = "none";
-    item.style.transform = `translateY(${top - item.getBoundingClientRect().top}px)`;
-    requestAnimationFrame(() => {
-      item.style.transition = "";
-      item.style.transform = "";
-    });
+  for (const id of rows.keys()) if (!answer.items.some((track) => track.track_id === id)) rows.delete(id);
+  const items = answer.items.map((track) => rowOf(track, choices));
+  let closest = null;
+  answer.items.forEach((track, at) => {
+    const close = closestPlay(why.get(track.track_id));
+    const reason = baseline.kind === "skip" || baseline.kind === "hypothetical"
+      ? difference(track, was) : close && close !== closest ? `close to ${titleOf(trackOf(close))}` : "";
+    closest = close ?? closest;
+    fillRow(items[at], track, was, reason, answer.source);
+    fillReasons(items[at], why.get(track.track_id), answer);
+  });
+  const isSameOrder = items.length === list.children.length && items.every((item, at) => list.children[at] === item);
+  if (!isSameOrder) {
+    list.replaceChildren(...items);
+    animate(list, before);
   }
+  ranks = new Map(answer.items.map((track) => [track.track_id, track.rank]));
+  list.dataset.shown = Number(list.dataset.shown ?? 0) + 1; // measurements and tests wait for it
+  if (focused !== null && !list.contains(document.activeElement)) (rows.get(focused)?.querySelector("button") ?? byId("next-title")).focus();
+  byId("source").textContent = sourceOf(answer);
+}
+
+function sourceOf({ source, window: { plays, skips } }) {
+  if (source !== "model") return "The most played tracks, until you play or skip one";
+  return `Based on ${plays} played and ${skips} skipped`;
+}
+
+/** The row of a track. A row is kept while its track is in the list, with its focus and its open reasons. */
+function rowOf(track, { onPlay, onQueue, onFeedback }) {
+  const id = track.track_id;
+  if (rows.has(id)) return rows.get(id);
+  const play = button("", () => onPlay(trackOf(id)), "play");
+  play.append(element("span", "rank"), artOf(track),
+    element("span", "name", element("span", "title", titleOf(track)), element("span", "artist", track.artist ?? "")));
+  const queue = button("", () => onQueue(trackOf(id)), "icon queue");
+  queue.append(sign("+", `Add to queue: ${titleOf(track)}`));
+  const item = element("li", "", element("div", "row", play, element("span", "reason"), element("span", "move")));
+  const tools = element("span", "tools");
+  for (const [type, mark, words] of onFeedback ? [["like", "♥", "Like"], ["ban", "⊘", "Never play"]] : []) {
+    const told = button("", () => onFeedback(type, trackOf(id)), `icon ${type}`);
+    told.append(sign(mark, `${words}: ${titleOf(track)}`));
+    tools.append(told);
+  }
+  tools.append(queue);
+  item.firstChild.append(tools);
+  item.dataset.track = id;
+  rows.set(id, item);
+  return item;
+}
+
+function fillRow(item, track, was, reason, source) {
+  const [kind, ...mark] = movement(track, was);
+  item.className = `${kind} ${baseline.kind === "skip" || baseline.kind === "hypothetical" ? "by-skip" : ""}`;
+  item.querySelector(".rank").textContent = track.rank;
+  item.querySelector(".move").replaceWith(mark.length ? sign(...mark, `move ${kind}`) : element("span", "move"));
+  item.querySelector(".reason").textContent = reason;
+  item.querySelector(".reason").title = reason;
+  if (source !== "model") item.querySelector(".reason").textContent = `${track.score.toLocaleString("en")} plays`;
+}
+
+function movement({ track_id: id, rank }, was) {
+  const before = was.get(id);
+  if (!baseline.ranks.size || before === rank) return ["stayed"];
+  if (!(before <= NEXT)) return ["new", "new", "new in the list"];
+  const moved = Math.abs(before - rank);
+  return before > rank ? ["up", `▲ ${moved}`, `up ${moved}, was ${before}`] : ["down", `▼ ${moved}`, `down ${moved}, was ${before}`];
+}
+
+/** Where a track would be without the latest skip; empty if it is there now. */
+function difference({ track_id: id, rank }, was) {
+  const there = was.get(id);
+  if (there === rank) return "";
+  if (baseline.kind === "hypothetical") return there === undefined ? "not in your list" : `#${there} in your list`;
+  return there === undefined ? "not in the list had you played it" : `would be #${there} had you played it`;
+}
+
+// ---- movement
+
+/** Slide rows from where they were, fade new ones in, and let those that left slide out. */
+function animate(list, before) {
+  if (isStill()) return;
+  const frame = byId("next-frame").getBoundingClientRect();
+  for (const item of list.children) {
+    const from = before.get(item.dataset.track);
+    const down = from ? from.top - item.getBoundingClientRect().top : 0;
+    if (from && down) item.animate([{ transform: `translateY(${down}px)` }, { transform: "none" }], { duration: MOVE_MS, easing: EASING });
+    if (!from && before.size) item.animate([{ transform: "translateX(3rem)", opacity: 0 }, { transform: "none", opacity: 1 }], { duration: MOVE_MS, easing: EASING });
+  }
+  const heard = new Set(state.plays.map((play) => play.track_id));
+  const ghosts = [...before].filter(([id]) => !rows.has(id) && !heard.has(id)).map(([id, { top, height }]) => {
+    const track = trackOf(id);
+    const ghost = element("div", `ghost ${baseline.kind === "skip" ? "by-skip" : ""}`, artOf(track), element("span", "title", titleOf(track)));
+    ghost.style.top = `${top - frame.top}px`;
+    ghost.style.height = `${height}px`;
+    ghost.animate([{ opacity: 1, transform: "none" }, { opacity: 0, transform: "translateX(40%)" }], { duration: LEAVE_MS, easing: "ease-in" })
+      .finished.then(() => ghost.remove(), () => ghost.remove());
+    return ghost;
+  });
+  byId("leaving").append(...ghosts);
 }

@@ -40,9 +40,13 @@ export function draw(figure, { lines, now, span, show, most = 0 }) {
   for (const [number, line] of lines.entries()) {
     const shown = line.points.filter(([at]) => at >= now - span);
     svg.append(shape("path", { d: path(shown, x, y), class: `line line-${number}` }));
+    for (const [at, value] of alone(shown)) svg.append(shape("circle", { cx: x(at), cy: y(value), r: 2.5, class: `dot line-${number}` }));
   }
   figure.querySelector(".drawing").replaceChildren(svg);
 }
+
+/** Points without a neighbour, which no line shows. */
+const alone = (points) => points.filter(([, value], at) => value !== null && (points[at - 1]?.[1] ?? null) === null && (points[at + 1]?.[1] ?? null) === null);
 
 function path(points, x, y) {
   let pen = "M";
@@ -52,7 +56,6 @@ function path(points, x, y) {
       pen = "M";
     } else {
       steps.push(`${pen}${x(at).toFixed(1)} ${y(value).toFixed(1)}`);
-      if (pen === "M") steps.push("h0.01"); // so that a single point is visible
       pen = "L";
     }
   }

@@ -29,6 +29,20 @@ export function quantile(within, bounds, percent) {
 }
 
 /**
+ * The 95 % interval of a rate, as [low, high] shares. Wilson's score interval, which holds for few trials as well:
+ * https://doi.org/10.1080/01621459.1927.10502953
+ */
+export function wilson(hits, trials) {
+  if (!trials) return [0, 1];
+  const z = 1.959964;
+  const share = hits / trials;
+  const scale = 1 + z ** 2 / trials;
+  const centre = share + z ** 2 / (2 * trials);
+  const half = z * Math.sqrt((share * (1 - share)) / trials + z ** 2 / (4 * trials ** 2));
+  return [(centre - half) / scale, (centre + half) / scale];
+}
+
+/**
  * Rates per second, latencies in ms and skip rates between two snapshots. Without an earlier snapshot of the same
  * start and replica, they cover everything since the start, and rates are null.
  */

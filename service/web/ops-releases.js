@@ -6,7 +6,7 @@ import { byId, count, element, row, when } from "./ops-show.js";
 const READ_EVERY_MS = 10_000;
 const SWAP_LIMIT_MS = 300_000; // loading and validating a large release takes minutes
 
-const state = { shown: "", current: "", names: new Map(), readAt: -Infinity, folder: "", swapping: false };
+const state = { shown: "", current: "", names: new Map(), readAt: -Infinity, folder: "", swapping: false, experiment: null };
 
 /** Read the list again if it may have changed. */
 export async function readReleases({ release }) {
@@ -19,7 +19,10 @@ export async function readReleases({ release }) {
 
 export function showServed({ release, experiment }) {
   const parts = [`Live release: ${release.folder} (${release.name}).`];
-  if (experiment) {
+  state.experiment = experiment ?? null;
+  if (experiment?.release === release.name) {
+    parts.push(`The A/B test is void: both arms are ${experiment.folder} (${experiment.release}). Roll back, or end it by removing SEGUE_EXPERIMENT.`);
+  } else if (experiment) {
     parts.push(`A/B test: ${(experiment.share * 100).toFixed(1)} % of the sessions use ${experiment.folder} (${experiment.release}).`);
   } else parts.push("No A/B test is running.");
   if (byId("served").textContent !== parts.join(" ")) byId("served").textContent = parts.join(" ");
@@ -72,7 +75,9 @@ function action(item, { current }) {
 function ask(what, folder) {
   const named = `${folder} (${state.names.get(folder)})`;
   byId("confirm-title").textContent = `${what} to ${folder}?`;
-  byId("confirm-text").textContent = `Listeners will get their next tracks from ${named} instead of ${state.current}. `
+  const voids = state.experiment?.folder === folder
+    ? `This voids the A/B test: ${folder} is its second arm, so both arms would be the same release. ` : "";
+  byId("confirm-text").textContent = `${voids}Listeners will get their next tracks from ${named} instead of ${state.current}. `
     + "The service validates it first. If validation fails, the current release stays live. No request fails during the swap.";
   byId("confirm-yes").textContent = `${what} to ${folder}`;
   byId("confirm-yes").onclick = () => {

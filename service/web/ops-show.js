@@ -19,10 +19,10 @@ export const percent = (value) => (value === null ? "–" : `${(value * 100).toF
 export const size = (bytes) => (bytes < 1e6 ? `${number(bytes / 1e3)} kB` : `${number(bytes / 1e6)} MB`);
 export const when = (text) => new Date(text).toLocaleString("en", { dateStyle: "medium", timeStyle: "medium" });
 
-/** A table row: a header, then cells of [text, value, true if alarming]. */
+/** A table row: a header, then cells of [text, value, true if alarming or "quiet" if uncertain]. */
 export function row(name, cells) {
   return element("tr", {}, element("th", { scope: "row" }, name), ...cells.map(([text, value, alarming]) => {
-    const cell = element("td", { className: value === undefined ? "" : `number${alarming ? " bad" : ""}` }, text);
+    const cell = element("td", { className: value === undefined ? "" : `number${alarming === "quiet" ? " quiet" : alarming ? " bad" : ""}` }, text);
     if (value !== undefined) cell.dataset.value = value ?? "";
     return cell;
   }));

@@ -1,7 +1,7 @@
 // The operations page: requests GET /operations every two seconds and shows the result. Swapping is in ops-releases.js.
 
 import { draw } from "./ops-charts.js";
-import { History, figures } from "./ops-figures.js";
+import { History, figures, wilson } from "./ops-figures.js";
 import { call, setKey } from "./ops-service.js";
 import { readReleases, showServed } from "./ops-releases.js";
 import { byId, count, element, facts, number, percent, row, size, when } from "./ops-show.js";
@@ -9,6 +9,8 @@ import { byId, count, element, facts, number, percent, row, size, when } from ".
 const EVERY_MS = 2000;
 const FIGURES_S = 10; // period of rates and latencies
 const SKIPS_S = 300; // period of skip rates, which need more plays
+const FEWEST_SAID = 100; // plays below which a skip rate is grey
+const FEWEST_DRAWN = 30; // plays below which a skip rate is not drawn
 const SPANS_S = [60, 120, 300]; // time span of the charts: the shortest that covers the data
 
 const state = { history: new History(), points: [], paused: false, timer: 0, latest: null };
@@ -33,6 +35,8 @@ async function look() {
 /** Show an error. Return true if the page should retry. */
 function fail(error) {
   byId("live").classList.add("stale");
+  byId("strip").firstElementChild?.classList.add("bad");
+  byId("strip").querySelector("b")?.replaceChildren("NO ANSWER");
   const wantsKey = error.status === 401 || error.status === 403;
   byId("error").textContent = wantsKey ? error.message : `${error.message} Retrying…`;
   byId("error").hidden = false;
@@ -63,6 +67,7 @@ function take(snapshot) {
   byId("live").hidden = false;
   byId("live").classList.remove("stale");
   byId("pause").hidden = false;
+  showStrip(snapshot);
   showNow(snapshot, now);
   showCharts(snapshot.at);
   showRoutes(now, figures(null, snapshot));
@@ -72,17 +77,34 @@ function take(snapshot) {
   showFacts(snapshot.release);
 }
 
+/** One line per part of the service, red where it is away. Each links to its section. */
+function showStrip({ redis, event_log: log, release, experiment }) {
+  const lag = log.oldest_s === null || log.oldest_s === undefined ? "" : `, lag ${number(log.oldest_s)} s`;
+  const logWords = !log.kept ? "off" : log.waiting === null || log.waiting === undefined ? "unknown" : `${count(log.waiting)} waiting${lag}`;
+  const isVoid = experiment?.release === release.name;
+  const parts = [
+    ["Service", "up", false, "now"],
+    ["Redis", redis.reachable ? (redis.workers_away ? "circuit breaker open" : "up") : "AWAY", !redis.reachable || redis.workers_away > 0, "redis"],
+    ["Event log", logWords, log.kept && (logWords === "unknown" || log.dropped > 0 || log.failures > 0), "log"],
+    ["Release", release.folder, false, "facts"],
+    ["Experiment", experiment ? `${experiment.folder}, ${(experiment.share * 100).toFixed(0)} %${isVoid ? ": VOID, both arms are the same release" : ""}` : "none", isVoid, "releases"],
+  ];
+  byId("strip").replaceChildren(...parts.map(([name, words, alarming, section]) => element("li", { className: alarming ? "bad" : "" },
+    element("a", { href: `#${section}-title` }, `${name} `, element("b", {}, words)))));
+}
+
 function showNow({ events }, now) {
+  const ms = (value) => (value === null || value === undefined ? "–" : `${number(value)} ms`);
   const tiles = [
-    ["Requests per s", number(now.total.per_s), now.total.per_s],
-    ["p50 latency", `${number(now.total.p50_ms)} ms`, now.total.p50_ms],
-    ["p90 latency", `${number(now.total.p90_ms)} ms`, now.total.p90_ms],
-    ["p99 latency", `${number(now.total.p99_ms)} ms`, now.total.p99_ms],
-    ["5xx per s", number(now.total.errors_per_s), now.total.errors_per_s, true],
-    ["Shed per s", number(now.shed_per_s), now.shed_per_s, true],
-    ["Events per s", number(now.events_per_s), now.events_per_s],
-    ["New sessions per s", number(now.sessions_per_s), now.sessions_per_s],
-    ["Sessions since start", count(events.sessions), events.sessions],
+    ["Requests/s", number(now.total.per_s), now.total.per_s],
+    ["p50", ms(now.total.p50_ms), now.total.p50_ms],
+    ["p90", ms(now.total.p90_ms), now.total.p90_ms],
+    ["p99", ms(now.total.p99_ms), now.total.p99_ms],
+    ["5xx/s", number(now.total.errors_per_s), now.total.errors_per_s, true],
+    ["Shed/s", number(now.shed_per_s), now.shed_per_s, true],
+    ["Events/s", number(now.events_per_s), now.events_per_s],
+    ["New sessions/s", number(now.sessions_per_s), now.sessions_per_s],
+    ["Sessions", count(events.sessions), events.sessions],
   ];
   byId("now").replaceChildren(...tiles.map(([name, text, value, alarming]) => {
     const shown = element("dd", { className: alarming && value ? "bad" : "" }, text);
@@ -102,7 +124,10 @@ function showCharts(now) {
     show: number,
   });
   const names = [...new Set(state.points.flatMap(({ releases }) => releases.map(({ release }) => release)))].slice(-4);
-  const rateOf = (name) => ({ releases }) => releases.find(({ release }) => release === name)?.skip_rate ?? null;
+  const rateOf = (name) => ({ releases }) => {
+    const found = releases.find(({ release }) => release === name);
+    return found && found.plays >= FEWEST_DRAWN ? found.skip_rate : null;
+  };
   draw(byId("skip-chart"), { ...common, lines: names.map((name) => line(name, rateOf(name))), show: (share) => `${Math.round(share * 100)} %`, most: 1 });
   byId("skip-legend").replaceChildren(...names.flatMap((name, place) =>
     [element("span", { className: `swatch line-${place}` }), ` ${name}`]));
@@ -122,13 +147,20 @@ function showRoutes(now, ever) {
   ])));
 }
 
+/** A skip rate with its counts and its interval: "38.5 % (5 of 13), 18-64 %". */
+function rateWords({ plays, skip_rate: rate }) {
+  if (!plays) return "–";
+  const [low, high] = wilson(Math.round(rate * plays), plays).map((share) => Math.round(share * 100));
+  return `${percent(rate)} (${count(Math.round(rate * plays))} of ${count(plays)}), ${low}–${high} %`;
+}
+
 function showOutcomes(now, skips, ever) {
   byId("outcomes").replaceChildren(...skips.releases.map((line, place) => row(line.release, [
     [line.in_use ? "yes" : "no"],
     [number(now.releases[place].lists_per_s), now.releases[place].lists_per_s],
     [count(line.plays), line.plays],
     [percent(line.played_rate), line.played_rate],
-    [percent(line.skip_rate), line.skip_rate],
+    [rateWords(line), line.skip_rate, line.plays < FEWEST_SAID ? "quiet" : false],
     [percent(ever.releases[place].skip_rate), ever.releases[place].skip_rate],
   ])));
 }
@@ -161,7 +193,10 @@ function showStore({ redis, event_log: log, fallbacks }) {
 
 function showFacts(release) {
   const { validation, best_epoch: best } = release.evaluation;
-  const measured = Object.entries(validation ?? {}).map(([name, value]) => [`Validation ${name}`, Number(value).toFixed(4)]);
+  const { protocol, group, ...metrics } = validation ?? {};
+  const of = [group && `${group} targets`, protocol && `${protocol} ranking`].filter(Boolean).join(", ");
+  const measured = Object.entries(metrics).filter(([, value]) => typeof value === "number")
+    .map(([name, value]) => [`Validation ${name}`, `${value.toFixed(4)}${of && ` (${of})`}`]);
   const loss = release.loss && `${release.loss.objective}, ${release.loss.alpha} NLL + ${release.loss.beta} NCE`;
   facts("facts", {
     Name: release.name,

@@ -1,30 +1,34 @@
-// The player: search, play, skip, and watch the next tracks change. Plain modules, no build step, no third-party code.
+// The player: play, skip, and watch the next tracks change. Plain modules, no build step, no third-party code.
 
-import { call, keepKey, listenForKeys, listenToTimes, watch } from "./api.js";
+import { callUntilAnswered, keepKey, listenForKeys, listenToTimes, watch } from "./api.js";
 import { compareAgain, compareLive, toggleCompare } from "./compare.js";
+import { feedbackOf, listenToControls, loadFeatures, showOptions, showStation } from "./controls.js";
 import { listenToKeys } from "./keys.js";
 import { chooseOther, listenToReleases, readLive, showAnswering } from "./live.js";
-import { showMap } from "./map.js";
-import { firstNext, forgetRanks, nthNext, rememberRanks, showNext } from "./next.js";
-import { heard, listenToEnd, showControls, showName, showNow, showQueue, togglePause } from "./now.js";
+import { showMap, showMove } from "./map.js";
+import { changeOf, compareWith, currentAnswer, firstNext, forgetRanks, forgetRows, markPlaying, nthNext, rememberRanks, shownRanks, showNext } from "./next.js";
+import { heard, listenToClock, showControls, showName, showNow, showQueue, showSkipped, togglePause } from "./now.js";
 import { showSession } from "./ribbon.js";
-import { asFragment, explained, open, recommendations, remember, replay, report, startAnew, state, streamPath, takeOver, titleOf } from "./session.js";
-import { listenToReplay, showShared } from "./shared.js";
-import { byId, button, element, sign } from "./show.js";
+import { listenToSearch, loadPopular } from "./search.js";
+import { continueWith, explained, giveUp, hadItBeenPlayed, NEXT, open, recommendations, replay, report, setStarted, startAnew, state, streamPath, supposed, takeOver, titleOf } from "./session.js";
+import { listenToReplay, share, showShared } from "./shared.js";
+import { listenToShowMe, stopShowing } from "./show-me.js";
+import { byId, isStill } from "./show.js";
+import { hideStory, quoted, tellStory } from "./story.js";
 
-const SEEDS = 6;
-const SEEDS_AMONG = 100; // most played tracks to choose from, so that one artist does not take every place
-const FOUND = 12;
-const TYPING_MS = 150;
+const HOLD_MS = 1500; // how long "Skipped" is shown before the next track starts
 const EXPLAINED_AGAIN_MS = [500, 1000, 2000];
 
 let busy = false;
 let waiting = null;
 let watching = new AbortController();
+let held = null; // { track, timer }: the track that starts in a moment, after a skip
+let skipped = null; // { track, before }: the latest skip, until the next action; `before` are the plays before it
+let supposing = false; // whether the list of "what if you had played it?" is shown
 
 /**
  * Run one action at a time. While one runs, only the latest further action waits; it is dropped if the current one fails.
- * An error is shown at the top of the page.
+ * An error is shown at the edge of the window.
  */
 async function act(action) {
   if (busy) {
@@ -36,8 +40,8 @@ async function act(action) {
     await action();
     tell("");
   } catch (error) {
-    waiting = null;
-    tell(error.message);
+    if (!error.isGivenUp) waiting = null;
+    tell(error.isGivenUp ? "" : error.message);
   } finally {
     busy = false;
     showControls();
@@ -54,27 +58,58 @@ function tell(words) {
 
 // ---- actions of the listener
 
-const choices = { onPlay: play, onQueue: enqueue };
+const choices = { onPlay: (track) => { stopShowing(); return play(track); }, onQueue: enqueue, onFeedback: null };
 
 async function reported(type, track, ms) {
-  showAnswer(await report(type, track, ms));
+  const unsaved = (error) => tell(`Your ${type} of ${titleOf(track)} is not saved yet. Sending it again… (${error.message})`);
+  const answer = await report(type, track, ms, unsaved);
+  tell("");
+  showAnswer(answer);
   showSession();
   compareAgain();
+  return answer;
 }
 
 function showAnswer(answer) {
+  supposing = false;
+  showSupposing();
   showNext(answer, choices);
+  markPlaying();
   showAnswering(answer.release);
 }
 
+/** Play a track that the listener chose. It counts as played at once. */
 function play(track) {
   return act(async () => {
-    rememberRanks();
-    await reported("play", track);
+    dropHeld();
+    skipped = null;
+    await countPlay(track, ["You played ", quoted(track)]);
     state.now = track;
     showNow();
     explainNext();
   });
+}
+
+/** Report that a track was played, and say what that changed. */
+async function countPlay(track, lead) {
+  const before = shownRanks();
+  rememberRanks("play");
+  setStarted(false);
+  const { items } = await reported("play", track);
+  tellStory("play", lead, changeOf(items, before));
+}
+
+/**
+ * Start a track without a report: its outcome is not known yet. It counts as played after ten seconds or at its end, and as
+ * skipped if it is skipped, so each change of the list has one cause.
+ */
+function startTrack(track) {
+  state.now = track ?? null;
+  setStarted(Boolean(track));
+  showQueue();
+  showNow();
+  showSession();
+  markPlaying();
 }
 
 function enqueue(track) {
@@ -83,32 +118,129 @@ function enqueue(track) {
   byId("said").textContent = `${titleOf(track)} plays next.`;
 }
 
-/** Finish the current track and start the next one: from the queue, or else the first recommendation. */
-function goOn(isSkip) {
+/** Skip the current track and show what that changes. The next track starts in a moment. */
+function skip() {
   return act(async () => {
+    startHeld();
     if (!state.now) return; // the action before this one has already finished the track
-    rememberRanks(); // arrows compare with the list on the screen, across both events
-    if (isSkip) await reported("skip", state.now, heard());
-    const following = state.queue.shift() ?? firstNext();
+    const [track, before, latest] = [state.now, shownRanks(), state.plays.at(-1)];
+    // A single skip would turn an earlier play of the same track into a skip.
+    if (state.isStarted && latest?.outcome === "played" && latest.track_id === track.track_id) await reported("play", track);
+    const plays = state.isStarted ? [...state.plays, { track_id: track.track_id, outcome: "played" }] : state.plays;
+    rememberRanks("skip");
+    setStarted(false);
+    const { items } = await reported("skip", track, heard());
+    skipped = { track, before: plays };
     state.now = null;
-    if (following) {
-      await reported("play", following);
-      state.now = following;
-    }
+    held = { track: state.queue.shift() ?? firstNext() };
+    tellStory("skip", ["You skipped ", quoted(track)], changeOf(items, before), ["undo", "what-if"]);
     showQueue();
-    showNow();
+    showSkipped(track, held.track);
+    if (isStill()) startHeld();
+    else held.timer = setTimeout(() => act(startHeld), HOLD_MS);
     explainNext();
   });
 }
 
-/** Load the reasons after the list, because they take longer to compute. Drop them if the session has changed meanwhile. */
+/** Finish the current track as played and start the next one: from the queue, or else the first recommendation. */
+function finish() {
+  return act(async () => {
+    startHeld();
+    const track = state.now;
+    if (!track) return;
+    skipped = null;
+    if (state.isStarted) await countPlay(track, ["You played ", quoted(track)]);
+    else tellStory("play", [quoted(track), " ended"], changeOf(currentAnswer().items, shownRanks()));
+    startTrack(state.queue.shift() ?? firstNext());
+    explainNext();
+  });
+}
+
+/** The current track was heard for so long that it counts as played. */
+function count() {
+  return act(async () => {
+    if (!state.isStarted) return;
+    skipped = null;
+    await countPlay(state.now, ["You are listening to ", quoted(state.now)]);
+    explainNext();
+  });
+}
+
+/** Start the track that follows a skip. */
+function startHeld() {
+  if (!held) return;
+  const { track } = held;
+  dropHeld();
+  startTrack(track);
+}
+
+function dropHeld() {
+  clearTimeout(held?.timer);
+  held = null;
+}
+
+/** Continue in a copy of the session without the latest skip: no event takes a skip back. */
+function undo() {
+  if (!skipped) return undefined;
+  return act(async () => {
+    if (!skipped) return;
+    dropHeld();
+    const { before, track } = skipped;
+    skipped = null;
+    const ranks = shownRanks();
+    rememberRanks("other");
+    await continueWith(before);
+    await openSession();
+    tellStory("other", ["Undone: this is a copy of the session in which you did not skip ", quoted(track)], changeOf(currentAnswer().items, ranks));
+  });
+}
+
+/** Show the list had the skipped track been played, or return to the session's list. */
+function toggleSupposed() {
+  if (!skipped) return undefined;
+  return act(async () => {
+    if (!skipped) return;
+    if (supposing) {
+      compareWith("skip", (await supposed(hadItBeenPlayed(), currentAnswer().release)).items);
+      showAnswer(currentAnswer());
+      return;
+    }
+    const answer = await supposed(hadItBeenPlayed(), currentAnswer().release, NEXT);
+    compareWith("hypothetical", currentAnswer().items);
+    supposing = true;
+    showNext(answer, choices, { hypothetical: true });
+    showSupposing();
+  });
+}
+
+function showSupposing() {
+  document.body.classList.toggle("supposing", supposing);
+  byId("what-if").setAttribute("aria-pressed", supposing);
+  byId("what-if").querySelector(".label").textContent = supposing ? "Back to your session" : "What if you had played it?";
+  byId("next-title").textContent = supposing && skipped ? `Next tracks, had you played ${titleOf(skipped.track)}` : "Next tracks";
+}
+
+/**
+ * Load the reasons after the list, because they take longer to compute. After a skip, load the list had the track been played
+ * first. Drop both if the session has changed meanwhile.
+ */
 async function explainNext() {
-  const plays = state.plays;
+  const { plays } = state;
+  const isOver = () => plays !== state.plays || busy || supposing;
+  if (skipped) {
+    const answer = await supposed(hadItBeenPlayed(), currentAnswer().release).catch(() => null);
+    if (plays !== state.plays || supposing) return;
+    if (answer) {
+      compareWith("skip", answer.items);
+      showAnswer(currentAnswer());
+    }
+  }
   for (const wait of EXPLAINED_AGAIN_MS) {
     const answer = await explained().catch(() => null);
-    if (plays !== state.plays || busy) return;
+    if (isOver()) return;
     if (answer) {
       showExplained(answer);
+      if (skipped) showMove(skipped.track);
       return;
     }
     await new Promise((resolve) => setTimeout(resolve, wait)); // an overloaded service answers 503 and asks for a retry
@@ -119,7 +251,7 @@ function showExplained(answer) {
   showAnswer(answer);
   showSession();
   showName(); // the explanation names tracks that were played in another tab
-  showMap(answer, choices);
+  showMap(answer, choices, skipped?.track);
 }
 
 async function openSession() {
@@ -139,9 +271,9 @@ function watchSession() {
   if (document.hidden) return; // a browser opens only six connections to a host, shared by all tabs
   watch(streamPath(), {
     session: ({ plays }) => follow(plays),
-    away: () => tell("Sessions are unavailable. Retrying…"),
-    lost: () => tell("The service does not answer. Retrying…"),
-    found: () => tell(""),
+    away: () => { if (!busy) tell("Sessions are unavailable. Retrying…"); },
+    lost: () => { if (!busy) tell("The service does not answer. Retrying…"); },
+    found: () => { if (!busy) tell(""); },
   }, watching.signal);
 }
 
@@ -150,98 +282,65 @@ function follow(plays) {
   if (!byId("error").hidden) tell("");
   const before = state.now?.track_id;
   if (!takeOver(plays)) return;
-  rememberRanks();
+  dropHeld();
+  skipped = null;
+  hideStory();
+  rememberRanks("other");
   showSession();
   if (state.now?.track_id !== before) showNow();
   explainNext();
   compareAgain();
 }
 
-/** Show the list of another release for the same session. Arrows show how it differs from the previous list. */
-function switchRelease() {
+/** Request the list again after a change of release, options or station. Arrows show how it differs from the one before. */
+function listAgain(kind, lead, words) {
   return act(async () => {
-    rememberRanks();
-    showAnswer(await recommendations());
-    byId("said").textContent = `${byId("releases").selectedOptions[0]?.text} is selected.`;
+    const before = shownRanks();
+    skipped = null;
+    rememberRanks(kind);
+    const answer = await recommendations();
+    showAnswer(answer);
+    tellStory("other", [lead], changeOf(answer.items, before));
+    byId("said").textContent = words ?? "";
+    compareAgain();
     explainNext();
   });
 }
 
-async function share() {
-  const address = `${location.origin}${location.pathname}${asFragment()}`;
-  try {
-    await navigator.clipboard.writeText(address);
-    byId("said").textContent = "Link copied. It replays this session.";
-  } catch {
-    history.replaceState(null, "", asFragment()); // replaceState fires no hashchange event
-    byId("said").textContent = "Copy the address of this page. It replays this session.";
-  }
+/** Report a like or a ban, where the service knows them. */
+function giveFeedback(type, track) {
+  return act(async () => {
+    const before = shownRanks();
+    skipped = null;
+    rememberRanks("other");
+    const { items } = await reported(type, track);
+    tellStory(type === "ban" ? "skip" : "play", [type === "ban" ? "You banned " : "You like ", quoted(track)], changeOf(items, before));
+    explainNext();
+  });
 }
 
-// ---- finding tracks
-
-let typing = 0;
-let asked = 0;
-
-async function search() {
-  const number = ++asked;
-  const words = byId("query").value;
-  try {
-    const { items: found } = await call(`tracks?${new URLSearchParams({ query: words, limit: words ? FOUND : SEEDS_AMONG })}`);
-    if (number !== asked) return; // a newer search has started
-    remember(found);
-    const items = words ? found : seedsOf(found);
-    byId("found-title").textContent = words ? resultsTitle(items.length) : "Popular tracks";
-    byId("search-part").dataset.shows = words ? "found" : "seeds";
-    byId("found").replaceChildren(...items.map(foundRow));
-    if (!items.length) byId("found").append(element("li", "quiet", "No track matches all of these words."));
-  } catch (error) {
-    tell(error.message);
-  }
-}
-
-/** The heading of the search results. */
-function resultsTitle(count) {
-  if (count === FOUND) return `First ${count} results`;
-  return count === 1 ? "1 result" : `${count} results`;
-}
-
-/** The most played track of each artist first, so that the starting points differ. */
-function seedsOf(tracks) {
-  const artists = new Set();
-  const isNew = ({ artist }) => artist && !artists.has(artist) && artists.add(artist);
-  const firsts = tracks.filter(isNew);
-  return [...firsts, ...tracks.filter((track) => !firsts.includes(track))].slice(0, SEEDS);
-}
-
-function foundRow(track) {
-  const chosen = button("", () => play(track), "play");
-  chosen.append(element("span", "name", element("span", "title", titleOf(track)), element("span", "artist", track.artist ?? "")));
-  const queue = button("", () => enqueue(track), "queue");
-  queue.append(sign("+", `Play ${titleOf(track)} next`));
-  return element("li", "row", chosen, queue);
-}
-
-// ---- wiring
-
-byId("query").addEventListener("input", () => {
-  clearTimeout(typing);
-  typing = setTimeout(search, TYPING_MS);
-});
-byId("search").addEventListener("submit", (event) => {
-  event.preventDefault();
-  search();
-});
-byId("skip").addEventListener("click", () => goOn(true));
-byId("played").addEventListener("click", () => goOn(false));
-byId("pause").addEventListener("click", togglePause);
-byId("share").addEventListener("click", share);
-byId("new-session").addEventListener("click", () => act(async () => {
-  startAnew();
-  history.replaceState(null, "", location.pathname);
+/** Open another session: the one that `begin` makes. */
+async function newSession(begin = startAnew) {
+  dropHeld();
+  skipped = null;
   forgetRanks();
+  hideStory();
+  showMove(null);
+  await begin();
+  history.replaceState(null, "", location.pathname);
   await openSession();
-}));
+}
+
+/** A click ends the demonstration; its own steps do not. */
+const byHand = (action) => () => { stopShowing(); return action(); };
+
+byId("skip").addEventListener("click", byHand(skip));
+byId("played").addEventListener("click", byHand(finish));
+byId("pause").addEventListener("click", togglePause);
+byId("undo").addEventListener("click", byHand(undo));
+byId("what-if").addEventListener("click", byHand(toggleSupposed));
+byId("share").addEventListener("click", share);
+byId("new-session").addEventListener("click", byHand(() => { giveUp(); return act(() => newSession()); }));
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   keepKey(byId("key").value.trim());
@@ -256,30 +355,46 @@ listenToKeys({
   s: () => byId("skip").click(),
   e: () => byId("played").click(),
   p: () => byId("pause").click(),
+  u: () => byId("undo").click(),
+  w: () => byId("what-if").click(),
   m: () => byId("map").focus(),
   c: toggleCompare,
   r: chooseOther,
-  ...Object.fromEntries([1, 2, 3, 4, 5, 6, 7, 8, 9].map((rank) => [rank, () => nthNext(rank) && play(nthNext(rank))])),
+  ...Object.fromEntries([1, 2, 3, 4, 5, 6, 7, 8, 9].map((rank) => [rank, () => nthNext(rank) && choices.onPlay(nthNext(rank))])),
 });
 listenForKeys(() => { byId("key-form").hidden = false; });
 listenToTimes(({ last, median }) => {
   byId("latency").textContent = `Last response ${last.toFixed(0)} ms, median ${median.toFixed(0)} ms`;
 });
-listenToEnd(() => goOn(false));
-listenToReplay((events) => act(async () => {
-  forgetRanks();
-  await replay(events);
-  await openSession();
-}));
+listenToClock({ counted: count, ended: finish });
+listenToSearch(choices, tell);
+listenToShowMe({ begin: () => act(() => newSession()), play, skip });
+listenToControls({ changed: () => listAgain("options", "You changed the options"), stationed: (name) => listAgain("options", name ? `Radio from ${name}` : "The radio ended"), failed: (error) => tell(error.message) });
+listenToReplay((events) => act(() => newSession(() => replay(events))));
 addEventListener("hashchange", () => act(showShared));
-listenToReleases(switchRelease, (live) => compareLive(live, choices));
+listenToReleases(() => listAgain("release", `You chose ${byId("releases").selectedOptions[0]?.text}`, `${byId("releases").selectedOptions[0]?.text} is selected.`),
+  (live) => compareLive(live, choices));
 
+/** Open the session, and try again until the service and Redis answer. */
 function start() {
+  const away = (error) => tell(error.status ? `Sessions are unavailable. Retrying… (${error.message})` : "The service does not answer. Retrying…");
   act(async () => {
-    await readLive();
-    await openSession();
+    await callUntilAnswered(async () => {
+      await Promise.all([readLive(), loadPopular()]);
+      showOptions();
+      await openSession();
+    }, away);
     await showShared();
+    loadFeatures().then(showFeatures);
   });
-  search();
 }
+
+function showFeatures() {
+  choices.onFeedback = feedbackOf((type, track) => { stopShowing(); return giveFeedback(type, track); });
+  showStation();
+  if (!choices.onFeedback || !currentAnswer()) return;
+  forgetRows();
+  showNext(currentAnswer(), choices);
+}
+
 start();

@@ -1,7 +1,7 @@
-// Why a track has its rank: the play it is closest to, the skip that moves it most, and how much each contributes to its score.
+// The details of a track: its score, and how much each play and skip contributes to it.
 
 import { titleOf, trackOf } from "./session.js";
-import { element, hidden } from "./show.js";
+import { button, element, hidden, sign } from "./show.js";
 
 const SHOWN = 6; // bars; the last one sums the remaining plays
 
@@ -11,34 +11,47 @@ export function reasonsOf({ items, explanation }) {
   return new Map(explanation.items.map((item, at) => {
     const parts = item.contributions.map((value, place) => ({ ...explanation.plays[place], value }));
     parts.sort((one, other) => Math.abs(other.value) - Math.abs(one.value));
-    return [item.track_id, { parts, score: items[at].score, withoutSkips: item.rank_without_skips }];
+    return [item.track_id, { parts, score: items[at].score, withoutSkips: item.rank_without_skips, baseline: item.baseline }];
   }).filter(([, why]) => why.parts.length));
 }
 
-/** The main reasons in one or two lines; opening the element shows all contributions. */
-export function details({ parts, score, withoutSkips }, isOpen) {
-  const made = element("details", "why", element("summary", "", ...inShort(parts)), element("ul", "", ...bars(parts)));
-  const together = `Total score: ${score.toFixed(2).replace("-", "−")}.`;
+/** The id of the play that raises the score most; undefined if none does. */
+export const closestPlay = (why) => why?.parts.find((part) => part.outcome === "played" && part.value > 0)?.track_id;
+
+/** Give a row the button that opens its details. They are built when they are open. */
+export function fillReasons(item, why, answer) {
+  const row = item.firstChild;
+  let toggle = row.querySelector(".why");
+  if (!why) {
+    if (!answer.explanation && answer.source === "model" && toggle) return; // the new reasons are on their way
+    toggle?.remove();
+    item.querySelector(".details")?.remove();
+    return;
+  }
+  if (!toggle) {
+    toggle = button("", () => open(item, !item.querySelector(".details")), "icon why");
+    toggle.append(sign("i", `Details: ${titleOf(trackOf(item.dataset.track))}`));
+    toggle.setAttribute("aria-expanded", "false");
+    row.querySelector(".tools").prepend(toggle);
+  }
+  toggle.reasons = why;
+  if (item.querySelector(".details")) open(item, true);
+}
+
+function open(item, isOpen) {
+  const toggle = item.querySelector(".why");
+  item.querySelector(".details")?.remove();
+  toggle.setAttribute("aria-expanded", isOpen);
+  if (isOpen) item.append(details(toggle.reasons));
+}
+
+function details({ parts, score, withoutSkips, baseline }) {
+  const number = (value) => value.toFixed(2).replace("-", "−");
+  const start = baseline === undefined ? "" : ` Without any play: ${number(baseline)}.`;
   const without = withoutSkips ? ` Rank without skips: ${withoutSkips}.` : " Rank without skips: below 200.";
   const hasSkip = parts.some((part) => part.outcome === "skipped");
-  made.append(element("p", "quiet", together + (hasSkip ? without : "")));
-  made.open = isOpen;
-  return made;
-}
-
-function inShort(parts) {
-  const played = parts.find((part) => part.outcome === "played" && part.value > 0);
-  const skipped = parts.find((part) => part.outcome === "skipped");
-  const reasons = [];
-  if (played) reasons.push(reason("played", "close to ", played));
-  if (skipped && skipped.value < 0) reasons.push(reason("skipped", "lowered by the skip of ", skipped));
-  if (skipped && skipped.value > 0) reasons.push(reason("skipped", "raised by the skip of ", skipped));
-  return reasons.length ? reasons : ["details"];
-}
-
-function reason(outcome, words, part) {
-  const mark = element("span", `mark ${outcome}`);
-  return element("span", "reason", mark, element("span", "", words, element("b", "", titleOf(trackOf(part.track_id)))));
+  return element("div", "details", element("ul", "", ...bars(parts)),
+    element("p", "quiet", `Total score: ${number(score)}.${start}${hasSkip ? without : ""}`));
 }
 
 function bars(parts) {

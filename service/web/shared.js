@@ -1,6 +1,6 @@
 // A session from a link: shown first, and reported only after a click.
 
-import { nameTracks, sharedIn, titleOf, trackOf } from "./session.js";
+import { asFragment, nameTracks, sharedIn, titleOf, trackOf } from "./session.js";
 import { byId, element, hidden } from "./show.js";
 
 const SHOWN = 20;
@@ -59,4 +59,16 @@ function show() {
   }));
   if (events.length > SHOWN) byId("shared").append(element("li", "quiet", `and ${events.length - SHOWN} more`));
   byId("shared-part").hidden = false;
+}
+
+/** Copy a link that replays this session. */
+export async function share() {
+  const address = `${location.origin}${location.pathname}${asFragment()}`;
+  try {
+    await navigator.clipboard.writeText(address);
+    byId("said").textContent = "Link copied. It replays this session.";
+  } catch {
+    history.replaceState(null, "", asFragment()); // replaceState fires no hashchange event
+    byId("said").textContent = "Copy the address of this page. It replays this session.";
+  }
 }

@@ -27,3 +27,6 @@ export function sign(shown, words, className = "") {
   made.title = words;
   return made;
 }
+
+/** Whether the listener prefers reduced motion. */
+export const isStill = () => matchMedia("(prefers-reduced-motion: reduce)").matches;

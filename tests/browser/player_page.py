@@ -42,8 +42,8 @@ def opened(
     `faults` gets what went wrong: exceptions, what the content policy forbade, requests to anybody else.
     A call that is answered by 4xx is none, though Chromium notes it on its console.
     """
-    options = {"viewport": {"width": 1100, "height": 800}} | options
-    context = browser.new_context(base_url=address, reduced_motion="reduce", **options)
+    options = {"viewport": {"width": 1100, "height": 800}, "reduced_motion": "reduce"} | options
+    context = browser.new_context(base_url=address, **options)
     context.set_default_timeout(10_000)
     context.add_init_script(NOTE_VIOLATIONS)
     page = context.new_page()

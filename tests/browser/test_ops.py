@@ -27,7 +27,8 @@ def measured(releases_dir: Path) -> Path:
     """Releases that say how good they were, and two that cannot be served: one at a glance, one when it is opened."""
     for name, hr10 in (("first", 0.4321), ("second", 0.5678)):
         manifest = json.loads((releases_dir / name / "manifest.json").read_text())
-        manifest["evaluation"] = {"validation": {"HR@10": hr10, "MRR@10": 0.25}, "best_epoch": 7}
+        validation = {"protocol": "full", "group": "all", "HR@10": hr10, "MRR@10": 0.25}
+        manifest["evaluation"] = {"validation": validation, "best_epoch": 7}
         (releases_dir / name / "manifest.json").write_text(json.dumps(manifest))
     (releases_dir / "empty").mkdir()
     (releases_dir / "damaged").mkdir()
@@ -85,7 +86,7 @@ def test_what_it_shows_is_what_the_service_answers(browser: "Browser", swappable
         page.on("response", lambda answer: told.append(answer.json()) if answer.url.endswith("/operations") else None)
         page.goto("/ops")
         playwright.expect(page.get_by_role("status").first).to_contain_text("Live")
-        listen(swappable, 20)
+        listen(swappable, 40)
         swappable.get("/recommendations")  # a 422
         playwright.expect(page.locator("#routes tr", has_text="POST /sessions")).to_be_visible()
         page.wait_for_timeout(2500)  # another look, with all of it
@@ -103,7 +104,7 @@ def test_what_it_shows_is_what_the_service_answers(browser: "Browser", swappable
         assert total["per_s"] > 0
         assert values(page, "#now dd") == pytest.approx([
             total["per_s"], total["p50_ms"], total["p90_ms"], total["p99_ms"], total["errors_per_s"],
-            wanted["shed_per_s"], wanted["events_per_s"], wanted["sessions_per_s"], 20,
+            wanted["shed_per_s"], wanted["events_per_s"], wanted["sessions_per_s"], 40,
         ])  # fmt: skip
         names = page.locator("#routes th").all_text_contents()
         assert set(names) == {"all listener requests", *(one["name"] for one in wanted["routes"])}
@@ -117,14 +118,24 @@ def test_what_it_shows_is_what_the_service_answers(browser: "Browser", swappable
                 line["errors_per_s"], since,
             ])  # fmt: skip
         [credited] = skips["releases"]
-        assert (credited["plays"], credited["skip_rate"]) == (20, 0.25)
+        assert (credited["plays"], credited["skip_rate"]) == (40, 0.25)
         assert page.locator("#outcomes th").all_text_contents() == [latest["release"]["name"]]
-        assert values(page, "#outcomes td.number") == pytest.approx([0, 20, 0.75, 0.25, 0.25], abs=10)
-        assert page.locator("#outcomes td").all_text_contents()[2:] == ["20", "75.0 %", "25.0 %", "25.0 %"]
+        assert values(page, "#outcomes td.number") == pytest.approx([0, 40, 0.75, 0.25, 0.25], abs=10)
+        assert page.locator("#outcomes td").all_text_contents()[2:] == [
+            "40", "75.0 %", "25.0 % (10 of 40), 14\N{EN DASH}40 %", "25.0 %",
+        ]  # fmt: skip
         assert "append-only file" in page.locator("#redis").inner_text()
         assert latest["event_log"]["last_file"]["name"] in page.locator("#log").inner_text()
         facts = page.locator("#facts").inner_text()
-        assert "0.4321" in facts
+        assert "0.4321 (all targets, full ranking)" in facts
+        assert "NaN" not in page.locator("body").inner_text()
+        strip = page.locator("#strip li").all_inner_texts()
+        assert strip[:2] == ["Service up", "Redis up"]
+        assert strip[3:] == ["Release first", "Experiment none"]
+        tops = page.locator("#now dd").evaluate_all(
+            "all => all.slice(0, 3).map((one) => one.getBoundingClientRect().top)"
+        )
+        assert len(set(tops)) == 1  # the values of tiles in a row stand at one height
         assert latest["release"]["name"] in facts
         charts = page.locator(".drawing svg").evaluate_all("all => all.map(one => one.getAttribute('aria-label'))")
         assert [chart.split(".")[0] for chart in charts] == [
@@ -178,6 +189,13 @@ def test_its_arithmetic_is_that_of_segue_top(browser: "Browser", running: httpx.
             return [0, 0.3, 1, 1.01, 3, 50, 51, 700].map(roundUp);
         }""")
         assert rounded == pytest.approx([1, 0.5, 1, 2, 5, 50, 100, 1000])
+        intervals = page.evaluate("""async () => {
+            const { wilson } = await import("/web/ops-figures.js");
+            return [[5, 13], [0, 10], [10, 10], [385, 1000], [0, 0]].map(([hits, trials]) => wilson(hits, trials));
+        }""")
+        # statsmodels' proportion_confint(..., method="wilson")
+        wanted = [[0.1771, 0.6448], [0, 0.2775], [0.7225, 1], [0.3554, 0.4155], [0, 1]]
+        assert flat(intervals) == pytest.approx(flat(wanted), abs=1e-4)
 
 
 def flat(found: Any, path: str = "") -> dict[str, Any]:
@@ -226,6 +244,21 @@ def test_releases_are_swapped_and_rolled_back_by_keyboard(browser: "Browser", sw
         playwright.expect(page.locator("#outcome")).to_contain_text("is live.")
         assert serving(swappable) == "first"
         playwright.expect(page.get_by_role("button", name="Roll back to second")).to_be_visible()
+
+
+def test_a_swap_that_voids_the_experiment_is_announced(
+    browser: "Browser", start_service: StartService, measured: Path
+) -> None:
+    settings = {"release": measured / "first", "releases_dir": measured, "experiment": "second:0.5"}
+    address = start_service(**settings).address()
+    with watched(browser, address, "/ops") as page:
+        playwright.expect(page.locator("#strip")).to_contain_text("Experiment second, 50 %")
+        page.get_by_role("button", name="Swap to second").click()
+        dialog = page.get_by_role("dialog")
+        playwright.expect(dialog).to_contain_text("This voids the A/B test: second is its second arm")
+        dialog.get_by_role("button", name="Swap to second").click()
+        playwright.expect(page.locator("#strip li.bad")).to_contain_text("VOID", timeout=20_000)
+        playwright.expect(page.locator("#served")).to_contain_text("The A/B test is void")
 
 
 def test_a_damaged_release_is_refused_in_words_and_nothing_changes(browser: "Browser", swappable: httpx.Client) -> None:
@@ -285,10 +318,12 @@ def test_a_service_that_goes_is_said_and_waited_for(
             with server.frozen():
                 playwright.expect(page.locator("#redis")).to_contain_text("it did not respond within 1 s")
                 playwright.expect(page.locator("#redis dd.bad").first).to_have_text("unreachable")
+                playwright.expect(page.locator("#strip li.bad", has_text="Redis AWAY")).to_be_visible()
             playwright.expect(page.locator("#redis")).not_to_contain_text("does not answer")
             service.stop()
             playwright.expect(page.get_by_role("alert")).to_have_text("The service does not answer. Retrying…")
             playwright.expect(page.get_by_role("status").first).to_have_text("No response")
+            playwright.expect(page.locator("#strip li.bad", has_text="Service NO ANSWER")).to_be_visible()
             start_service(**given, port=address.rpartition(":")[2]).address()
             playwright.expect(page.get_by_role("alert")).to_be_hidden()
             playwright.expect(page.get_by_role("status").first).to_contain_text("Live")

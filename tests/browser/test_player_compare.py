@@ -90,12 +90,31 @@ def test_both_lists_are_those_of_the_api_and_say_where_they_differ(
     playwright.expect(comparing.locator("#compare-words")).to_contain_text(f"{shared} of 15 tracks are in both lists")
 
 
-def test_a_skip_moves_both(comparing: "Page") -> None:
+def places_moved(client: httpx.Client, release: Release, session_id: str) -> str:
+    """The mean move of the tracks that are in the lists with the skip and without it, by the API."""
+    query: dict[str, Any] = {"session_id": session_id, "k": 15, "repeat": "never", "release": release.name}
+    here = [item["track_id"] for item in client.get("/recommendations", params=query).json()["items"]]
+    plays = client.get(f"/sessions/{session_id}").json()["plays"]
+    events = [{"type": "play", "track_id": play["track_id"]} for play in plays]
+    body: dict[str, Any] = {"events": events, "k": 15, "repeat": "never", "release": release.name}
+    there = [item["track_id"] for item in client.post("/recommendations/what-if", json=body).json()["items"]]
+    both = [track for track in here if track in there]
+    return f"{sum(abs(here.index(track) - there.index(track)) for track in both) / max(1, len(both)):.1f}"
+
+
+def test_a_skip_moves_both(comparing: "Page", both: httpx.Client, tiny_release: Release, reluctant: Release) -> None:
+    numbers = comparing.locator("#compare-lists .number")
+    playwright.expect(numbers.first).to_have_text("Skip a track to see how far the list moves.")
+    search_and_play(comparing, "g3-t00", "Song 36")
     search_and_play(comparing, "g1-t00", "Song 12")
-    playwright.expect(comparing.locator(f"{SIDES[0]} li").first).to_have_attribute("data-track", "g1-t01")
+    playwright.expect(comparing.locator(f"{SIDES[0]} li[data-track^='g1']").first).to_be_attached()
     comparing.get_by_role("button", name="Skip").click()
     for side in SIDES:
         playwright.expect(comparing.locator(f"{side} li[data-track^='g1']")).to_have_count(0)
+    session_id = comparing.evaluate("localStorage.getItem('segue.session')")
+    told = [f"{places_moved(both, release, session_id)} places moved" for release in (tiny_release, reluctant)]
+    playwright.expect(numbers).to_contain_text(told)
+    playwright.expect(numbers.first).to_contain_text("by the skip of Song 12")
     comparing.get_by_role("button", name="Compare two releases").click()
     playwright.expect(comparing.locator("#compare-part")).to_be_hidden()
 

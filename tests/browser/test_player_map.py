@@ -52,8 +52,10 @@ def test_the_path_grows_with_the_session(page: "Page", map_: "Locator", running:
     assert painted(map_, LEFT) > before  # a mark lies where the track's point is
     search_and_play(page, "g1-t00", "Song 12")
     page.get_by_role("button", name="Skip").click()
-    playwright.expect(map_).to_have_attribute("data-path", "3")
+    playwright.expect(map_).to_have_attribute("data-path", "2")
     playwright.expect(page.locator("#map-words")).to_contain_text("Song 36 (played), Song 12 (skipped)")
+    playwright.expect(map_).to_have_attribute("data-move", "moved away from Song 12")
+    playwright.expect(map_).to_have_attribute("data-regions", "g0|g1|g2|g3|g4|g5")
     session_id = page.evaluate("localStorage.getItem('segue.session')")
     answer = running.get(f"/recommendations?session_id={session_id}&k=15&repeat=never&explain=true").json()
     query = answer["explanation"]["places"]["query"]
@@ -215,7 +217,7 @@ def test_it_stands_in_nobodys_way(page: "Page", map_: "Locator", scheme: "Litera
     search_and_play(page, "g3-t00", "Song 36")
     search_and_play(page, "g1-t00", "Song 12")
     page.get_by_role("button", name="Skip").click()
-    playwright.expect(map_).to_have_attribute("data-path", "3")
+    playwright.expect(map_).to_have_attribute("data-path", "2")
     page.get_by_role("button", name="Follow session").click()
     map_.focus()
     page.keyboard.press("Enter")

@@ -59,3 +59,15 @@ def test_it_serves_both_so_that_the_player_can_compare_them(tmp_path: Path) -> N
             demo.send_signal(signal.SIGTERM)
             demo.stdout.read()
     assert demo.returncode == 0
+
+
+def test_a_demo_that_was_swapped_compares_with_the_other_release(tmp_path: Path) -> None:
+    """The pointer outlasts the demo: with it, the release that is live must not be compared with itself."""
+    from segue.cli.demo import SYSTEMS, _current_and_other
+
+    first, second = SYSTEMS
+    for name in SYSTEMS:
+        (tmp_path / name).mkdir()
+    assert _current_and_other(tmp_path) == (first, second)
+    (tmp_path / "current").write_text(f"{second}\n{first}\n")
+    assert _current_and_other(tmp_path) == (second, first)

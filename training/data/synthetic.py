@@ -327,6 +327,7 @@ def _names(world: SyntheticData) -> dict[str, pl.Series]:
     titles = drawn(_FIRST_WORDS, tracks) + " " + drawn(_SECOND_WORDS, tracks) + drawn(_ENDINGS, tracks)
     singers = drawn(_FORENAMES, artists) + " " + drawn(_SECOND_WORDS, artists)
     bands = "The " + drawn(_FIRST_WORDS, artists) + " " + drawn(_SECOND_WORDS, artists) + "s"
+    bands = bands.str.replace("(ss|Echo)s$", "${1}es")
     artist = singers.zip_with(pl.Series(rng.random(artists) < 0.5), bands)
     return {"title": titles, "artist": artist.gather(world.artist)}
 

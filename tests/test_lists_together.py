@@ -89,6 +89,7 @@ policies = st.fixed_dictionaries(
     given_policy=policies,
 )
 def test_a_list_has_k_allowed_tracks_and_no_other(
+    *,
     live: LoadedRelease,
     plays: list[tuple[str, Outcome]],
     k: int,

@@ -34,6 +34,7 @@ from segue.client_answers import (
     Reported,
     ServiceError,
     Track,
+    TrackFields,
     Unavailable,
     error_of,
 )
@@ -130,13 +131,22 @@ class _Method(Generic[P, T]):
 
 
 def _events(
-    session_id: str, events: Sequence[Event], *, recommend: int = 0, **options: Unpack[Options]
+    session_id: str,
+    events: Sequence[Event],
+    *,
+    recommend: int = 0,
+    listener_id: str | None = None,
+    **options: Unpack[Options],
 ) -> _Call[Reported]:
-    """Report up to 100 events, made by `segue.sessions.play` and `skip`. `recommend=N` also returns N tracks."""
+    """Report up to 100 events, made by `segue.sessions.play` and `skip`. `recommend=N` also returns N tracks.
+
+    With `listener_id`, bans among the events hold in all sessions of the listener.
+    """
     named = [one if one.event_id else one.model_copy(update={"event_id": uuid.uuid4().hex}) for one in events]
     query = _in_query(options) | ({"recommend": recommend} if recommend else {})
-    path = f"/sessions/{quote(session_id, safe='')}/events"
-    return _Call("POST", path, Reported.model_validate_json, query, {"events": _as_json(named)})
+    path = _path("sessions", session_id, "events")
+    body = {"events": _as_json(named)} | ({} if listener_id is None else {"listener_id": listener_id})
+    return _Call("POST", path, Reported.model_validate_json, query, body)
 
 
 def _play(session_id: str, track_id: str, **fields: Unpack[EventFields]) -> _Call[Reported]:
@@ -149,9 +159,30 @@ def _skip(session_id: str, track_id: str, **fields: Unpack[EventFields]) -> _Cal
     return _events(session_id, [Event(type=EventType.SKIP, track_id=track_id, **fields)])
 
 
-def _recommend(session_id: str, k: int = 20, **options: Unpack[Options]) -> _Call[Recommendations]:
-    """Return the next `k` tracks of a session."""
+def _like(session_id: str, track_id: str, **fields: Unpack[EventFields]) -> _Call[Reported]:
+    """Report that the listener likes a track. It pulls the session's recommendations."""
+    return _events(session_id, [Event(type=EventType.LIKE, track_id=track_id, **fields)])
+
+
+def _dislike(session_id: str, track_id: str, **fields: Unpack[EventFields]) -> _Call[Reported]:
+    """Report that the listener dislikes a track. It is not recommended again in the session."""
+    return _events(session_id, [Event(type=EventType.DISLIKE, track_id=track_id, **fields)])
+
+
+def _ban(
+    session_id: str, track_id: str, *, listener_id: str | None = None, whole_artist: bool = False
+) -> _Call[Reported]:
+    """Ban a track, or all tracks of its artist, in the session, and in all sessions of a listener."""
+    kind = EventType.BAN_ARTIST if whole_artist else EventType.BAN
+    return _events(session_id, [Event(type=kind, track_id=track_id)], listener_id=listener_id)
+
+
+def _recommend(
+    session_id: str, k: int = 20, *, listener_id: str | None = None, **options: Unpack[Options]
+) -> _Call[Recommendations]:
+    """Return the next `k` tracks of a session. The bans of `listener_id` hold, or of the session's own listener."""
     query = {"session_id": session_id, "k": k, **_in_query(options)}
+    query |= {} if listener_id is None else {"listener_id": listener_id}
     return _Call("GET", "/recommendations", Recommendations.model_validate_json, query)
 
 
@@ -188,7 +219,7 @@ def _rank(
 
 def _similar(track_id: str, k: int = 20, **only: str) -> _Call[list[RankedTrack]]:
     """Return the `k` tracks most similar to a track. `only` is filter=FILTER, or nothing."""
-    path = f"/tracks/{quote(track_id, safe='')}/similar"
+    path = _path("tracks", track_id, "similar")
     return _Call("GET", path, lambda content: _RANKED_TRACKS.validate_json(content)["items"], {"k": k, **only})
 
 
@@ -200,7 +231,46 @@ def _search(query: str, limit: int = 20, **only: str) -> _Call[list[Track]]:
 
 def _forget(session_id: str) -> _Call[None]:
     """Erase a session. The API key needs the scope `admin`."""
-    return _Call("DELETE", f"/sessions/{quote(session_id, safe='')}", lambda _: None)
+    return _Call("DELETE", _path("sessions", session_id), lambda _: None)
+
+
+def _start_station(
+    session_id: str, *, artists: Sequence[str] = (), tracks: Sequence[str] = (), weight: float = 0.5
+) -> _Call[list[str]]:
+    """Let artists and tracks pull a session's recommendations. Returns the seeds that the service does not know."""
+    body = {"artists": list(artists), "tracks": list(tracks), "weight": weight}
+    return _Call(
+        "PUT", _path("sessions", session_id, "station"), lambda content: json.loads(content)["unknown"], {}, body
+    )
+
+
+def _end_station(session_id: str) -> _Call[None]:
+    """End the station of a session."""
+    return _Call("DELETE", _path("sessions", session_id, "station"), lambda _: None)
+
+
+def _add_track(track_id: str, **facts: Unpack[TrackFields]) -> _Call[None]:
+    """Add a track, or change what is known of one, without training. The API key needs the scope `admin`."""
+    return _Call("PUT", _path("added-tracks", track_id), lambda _: None, {}, facts)
+
+
+def _remove_track(track_id: str) -> _Call[None]:
+    """Take a track down: no answer has it from now on. The API key needs the scope `admin`."""
+    return _Call("PUT", _path("removed-tracks", track_id), lambda _: None)
+
+
+def _restore_track(track_id: str) -> _Call[None]:
+    """Bring back a track that was taken down. The API key needs the scope `admin`."""
+    return _Call("DELETE", _path("removed-tracks", track_id), lambda _: None)
+
+
+def _forget_listener(listener_id: str) -> _Call[None]:
+    """Erase the bans of a listener. The API key needs the scope `admin`."""
+    return _Call("DELETE", _path("listeners", listener_id), lambda _: None)
+
+
+def _path(*parts: str) -> str:
+    return "".join(f"/{quote(part, safe='')}" for part in parts)
 
 
 class _Attempts:
@@ -243,13 +313,22 @@ class _Methods:
     events = _Method(_events)
     play = _Method(_play)
     skip = _Method(_skip)
+    like = _Method(_like)
+    dislike = _Method(_dislike)
+    ban = _Method(_ban)
     recommend = _Method(_recommend)
     recommend_batch = _Method(_recommend_batch)
     what_if = _Method(_what_if)
     rank = _Method(_rank)
     similar = _Method(_similar)
     search = _Method(_search)
+    start_station = _Method(_start_station)
+    end_station = _Method(_end_station)
+    add_track = _Method(_add_track)
+    remove_track = _Method(_remove_track)
+    restore_track = _Method(_restore_track)
     forget = _Method(_forget)
+    forget_listener = _Method(_forget_listener)
 
 
 class Client(_Methods):

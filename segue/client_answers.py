@@ -143,3 +143,13 @@ class EventFields(TypedDict, total=False):
     at: datetime  # with a time zone; without it, the time of arrival counts
     ms_played: int
     event_id: str
+
+
+class TrackFields(TypedDict, total=False):
+    """Fields of an added or changed track. A new track needs neighbours, an embedding, or a known artist or album."""
+
+    title: str
+    artist: str
+    attributes: dict[str, Any]
+    neighbours: list[str]
+    embedding: list[float]

@@ -147,7 +147,7 @@ function difference({ track_id: id, rank }, was) {
   const there = was.get(id);
   if (there === rank) return "";
   if (baseline.kind === "hypothetical") return there === undefined ? "not in your list" : `#${there} in your list`;
-  return there === undefined ? "not in the list had you played it" : `would be #${there} had you played it`;
+  return there === undefined ? "not in the list without the skip" : `would be #${there} without the skip`;
 }
 
 // ---- movement

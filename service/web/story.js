@@ -16,7 +16,7 @@ export function tellStory(kind, lead, change, actions = []) {
   story.dataset.kind = kind;
   story.hidden = false;
   const counts = [
-    ["left", change.left.length, change.left.length === 1 ? "track left" : "tracks left"],
+    ["left", change.left.length, change.left.length === 1 ? "track left the list" : "tracks left the list"],
     ["came", change.came.length, "came in"],
     ["moved", change.moved, "moved"],
   ].filter(([, count]) => count);

@@ -45,7 +45,9 @@ def test_the_sentence_counts_what_the_skip_changed(page: "Page", running: httpx.
     left = [track for track in before if track not in after]
     moved = sum(after.index(track) != before.index(track) for track in after if track in before)
     assert len(left) > 1
-    told = f"You skipped Song 48: {len(left)} tracks left, {len(left)} came in" + f", {moved} moved" * (moved > 0)
+    told = f"You skipped Song 48: {len(left)} tracks left the list, {len(left)} came in" + f", {moved} moved" * (
+        moved > 0
+    )
     playwright.expect(page.locator(STORY)).to_have_text(f"{told}.")
     page.get_by_text("Which tracks?").click()
     playwright.expect(page.locator("#story-which")).to_contain_text(f"(was {before.index(left[0]) + 1})")
@@ -61,10 +63,10 @@ def test_a_row_says_where_it_would_be_only_where_that_differs(page: "Page", runn
     expected = []
     for rank, track in enumerate(here):
         if track not in there:
-            expected.append("not in the list had you played it")
+            expected.append("not in the list without the skip")
         else:
             would = there.index(track)
-            expected.append("" if would == rank else f"would be #{would + 1} had you played it")
+            expected.append("" if would == rank else f"would be #{would + 1} without the skip")
     assert len(set(expected)) > 2
     playwright.expect(page.locator("#next .reason")).to_have_text(expected)
     playwright.expect(page.locator("#next .why")).to_have_count(15)

@@ -2,6 +2,7 @@
 
 import asyncio
 import http.server
+import shutil
 import subprocess
 import sys
 import threading
@@ -29,6 +30,7 @@ from segue.client import (
     ServiceError,
     Unavailable,
 )
+from segue.release import Release
 from segue.sessions import play, skip
 from service.http.keys import new_key, write_keys
 from tests.conftest import StartService, recommended, track_ids
@@ -84,6 +86,39 @@ class TestSync:
             assert client.search(LAST)[0].track_id == LAST
             client.forget(session_id)
             assert running.get(f"/sessions/{session_id}").status_code == 404
+
+    def test_stations_likes_and_bans(self, running: httpx.Client) -> None:
+        session_id, other, listener = new_id(), new_id(), new_id()
+        with Client(str(running.base_url)) as client:
+            assert client.start_station(session_id, artists=["Artist 2", "nobody"], weight=0.7) == ["nobody"]
+            of_station = client.recommend(session_id, 3)
+            assert (of_station.source, {item.artist for item in of_station.items}) == ("model", {"Artist 2"})
+            client.end_station(session_id)
+            assert client.recommend(session_id, 3).source == "popularity"
+            assert client.like(session_id, "g4-t00").accepted == 1
+            assert client.recommend(session_id, 1).items[0].artist == "Artist 4"
+            client.dislike(session_id, "g4-t01")
+            client.ban(session_id, "g4-t02", listener_id=listener)
+            client.ban(session_id, "g5-t00", listener_id=listener, whole_artist=True)
+            found = {item.track_id for item in client.recommend(session_id, 72).items}
+            assert not found & {"g4-t01", "g4-t02", *track_ids()[60:]}
+            elsewhere = {item.track_id for item in client.recommend(other, 72, listener_id=listener).items}
+            assert not elsewhere & {"g4-t02", *track_ids()[60:]}
+            client.forget_listener(listener)
+            assert "g4-t02" in {item.track_id for item in client.recommend(other, 72, listener_id=listener).items}
+
+    def test_tracks_are_added_and_taken_down(
+        self, start_service: StartService, tiny_release: Release, tmp_path: Path
+    ) -> None:
+        shutil.copytree(tiny_release.path, tmp_path / "releases" / "tiny")
+        with Client(start_service(releases_dir=tmp_path / "releases").address()) as client:
+            client.add_track("new/1", title="Fresh", neighbours=["g1-t00"])
+            assert [track.track_id for track in client.search("fresh")] == ["new/1"]
+            assert "new/1" in {item.track_id for item in client.what_if([play("g1-t00")], 20).items}
+            client.remove_track("g1-t01")
+            assert "g1-t01" not in {item.track_id for item in client.what_if([play("g1-t00")], 72).items}
+            client.restore_track("g1-t01")
+            assert "g1-t01" in {item.track_id for item in client.what_if([play("g1-t00")], 72).items}
 
     def test_problems_are_typed_errors(self, running: httpx.Client) -> None:
         with Client(str(running.base_url)) as client:

@@ -44,7 +44,7 @@ def opened(
     """
     options = {"viewport": {"width": 1100, "height": 800}, "reduced_motion": "reduce"} | options
     context = browser.new_context(base_url=address, **options)
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(30_000)
     context.add_init_script(NOTE_VIOLATIONS)
     page = context.new_page()
     page.on("pageerror", lambda error: faults.append(str(error)))

@@ -16,7 +16,7 @@ BadPolicy            2          422          a policy file with an unknown key o
 UnknownPolicy        2          404          asking for a policy that the service does not have
 NoEmbeddings         2          409          diversity of a release without an encoder
 UnknownAttribute     2          422          asking for an attribute that a release does not have
-UnknownSeeds         2          422          a station of which a release knows no track and no artist
+UnknownSeeds         2          404          a station of which a release knows no track and no artist
 NoPlayHead           2          409          asking for caution of a release that cannot predict skips
 SwapRefused          1          409          swapping without a folder, or while another swap runs
 NoReleasesFolder     1          409          removing or adding a track without a folder of releases
@@ -130,6 +130,7 @@ class UnknownAttribute(InputError):
 class UnknownSeeds(InputError):
     """A release knows none of the tracks and artists of a station."""
 
+    http_status = 404
     title = "Unknown seeds"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 from redis.asyncio import Redis, RedisCluster
 from starlette.staticfiles import StaticFiles
@@ -47,7 +47,7 @@ from service.http import auth, middleware
 from service.http.admission_control import AdmissionControl
 from service.http.middleware import CrossOrigin, HotRoutes, Measured, Preflight
 from service.ops.status import Readiness, RedisStatus, ServiceStatus
-from service.problems import answer_problems, describe_problems
+from service.problems import answer_problems, describe_problems, only_known_parameters
 from service.releases.policies import Policies
 from service.releases.registry import Attribution, ReleaseRegistry, check_servable
 from service.sessions.embedded_redis import embedded_redis, terminate_with_parent
@@ -109,7 +109,7 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     for router in ROUTERS:
-        app.include_router(router)
+        app.include_router(router, dependencies=[Depends(only_known_parameters)])
     app.mount("/web", operations.without_range(StaticFiles(directory=operations.WEB)), name="web")
     app.mount("/docs/files", operations.without_range(operations.ViewerFiles()), name="docs")
     answer_problems(app, [*app.router.routes, *(route for router in ROUTERS for route in router.routes)])

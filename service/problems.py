@@ -1,12 +1,14 @@
 """Every error as an RFC 9457 problem document (`application/problem+json`), and their description in OpenAPI."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_origin
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -142,6 +144,39 @@ def answer_problems(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     app.add_exception_handler(SegueError, on_segue_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid_request)
+
+
+def parameter_errors(
+    given: Iterable[tuple[str, str]], known: AbstractSet[str], lists: AbstractSet[str]
+) -> list[dict[str, Any]]:
+    """Return an error for each query parameter that a call does not have, or that is repeated and not in `lists`.
+
+    An ignored parameter could be a filter. `given` are names and values.
+    """
+    errors: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for name, value in given:
+        if name not in known:
+            expected = f"expected one of {', '.join(sorted(known))}" if known else "expected no parameter"
+            errors.append({"type": "unknown_parameter", "loc": ("query", name), "msg": expected, "input": value})
+        elif name in seen and name not in lists:
+            errors.append(
+                {"type": "repeated_parameter", "loc": ("query", name), "msg": "expected one value", "input": value}
+            )
+        seen.add(name)
+    return errors
+
+
+async def only_known_parameters(request: Request) -> None:
+    """A dependency of calls that document a 422: raise RequestValidationError for unknown or repeated parameters."""
+    route = request.scope["route"]
+    if not isinstance(route, APIRoute) or 422 not in route.responses or not request.scope["query_string"]:
+        return
+    parameters = route.dependant.query_params
+    lists = {one.alias for one in parameters if get_origin(one.field_info.annotation) is list}
+    errors = parameter_errors(request.query_params.multi_items(), {one.alias for one in parameters}, lists)
+    if errors:
+        raise RequestValidationError(errors)
 
 
 def invalid_request_response(error: RequestValidationError) -> Response:

@@ -98,7 +98,7 @@ class ListenerBody(BaseModel):
 @router.put(
     "/sessions/{session_id}/station",
     tags=["sessions"],
-    responses=problem_responses(413, 415, 422, 503),
+    responses=problem_responses(404, 413, 415, 422, 503),
     openapi_extra=described_body(StationRequest),
 )
 async def set_station(session_id: SessionId, service: Service, request: Request) -> StationAnswer:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from segue.errors import Overloaded, StoreUnavailable
@@ -47,10 +47,15 @@ _Artist = Annotated[
 ]
 
 
+_SOME_SEED: Final[JsonValue] = [
+    {"required": [name], "properties": {name: {"minItems": 1}}} for name in ("tracks", "artists")
+]
+
+
 class StationBody(BaseModel):
     """Seeds that pull the recommendations of a session."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"anyOf": _SOME_SEED})
 
     tracks: list[TrackId] = Field(
         default_factory=list,

@@ -32,7 +32,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from segue.errors import SegueError
 from service.http.admission_control import AdmissionControl
-from service.problems import invalid_request_response, problem_response, response_to
+from service.problems import invalid_request_response, parameter_errors, problem_response, response_to
 from service.settings import Settings
 from service.telemetry import Telemetry, request_id
 
@@ -333,6 +333,8 @@ class _HotRoute:
         """Return the response to a request. If the request is invalid or fails, return a problem document."""
         try:
             given = self._parameters.model_validate({**self._read_query(request.scope["query_string"]), **path})
+        except RequestValidationError as error:
+            return invalid_request_response(error)
         except ValidationError as error:  # of the parameters: one from the endpoint itself is a fault of the service
             return invalid_request_response(RequestValidationError([self._located(one) for one in error.errors()]))
         try:
@@ -344,20 +346,22 @@ class _HotRoute:
         return answer
 
     def _read_query(self, query: bytes) -> dict[str, Any]:
-        """Return the declared query parameters. As in FastAPI, the last value counts, except for list parameters."""
+        """Return the query parameters. Raises RequestValidationError for unknown and for repeated ones."""
         if not query:
             return {}
         text = query.decode("latin-1")
         if "%" in text or "+" in text:
             pairs = parse_qsl(text, keep_blank_values=True)
         else:
-            pairs = [(name, value) for name, _, value in (part.partition("=") for part in text.split("&"))]
+            pairs = [(name, value) for name, _, value in (part.partition("=") for part in text.split("&")) if name]
         found: dict[str, Any] = {}
         for name, value in pairs:
             if name in self._lists:
                 found.setdefault(name, []).append(value)
-            elif name in self._query:
+            elif name in self._query and name not in found:
                 found[name] = value
+            else:
+                raise RequestValidationError(parameter_errors(pairs, self._query, self._lists))
         return found
 
     def _located(self, error: Any) -> dict[str, Any]:

@@ -200,3 +200,25 @@ def test_a_takedown_needs_a_folder_of_releases(client: httpx.Client) -> None:
     assert answer.status_code == 409
     assert "set SEGUE_RELEASES_DIR" in answer.json()["detail"]
     assert "g1-t01" in str(recommended(client, "nobody", k=100)["items"])
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "expected"),
+    [
+        ("/recommendations?session_id=a&filters=genre:g1", "query.filters", "expected one of artist_gap, caution"),
+        ("/recommendations?session_id=a&filter=genre:g1&filter=explicit:false", "query.filter", "expected one value"),
+        ("/tracks?query=song&policy=radio", "query.policy", "expected one of"),
+        ("/tracks?query=song&filter=genre:g1&filter=genre:g2", "query.filter", "expected one value"),
+        ("/tracks/g0-t00/similar?filters=genre:g1", "query.filters", "expected one of fields, filter, k"),
+        ("/sessions/a?explain=true", "query.explain", "expected no parameter"),
+    ],
+)
+def test_an_unknown_or_repeated_parameter_is_never_ignored(
+    running: httpx.Client, path: str, field: str, expected: str
+) -> None:
+    answer = running.get(path)
+    assert answer.status_code == 422
+    [error] = answer.json()["errors"]
+    assert error["field"] == field
+    assert expected in error["expected"]
+    assert expected in answer.json()["detail"]

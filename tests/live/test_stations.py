@@ -119,12 +119,12 @@ class TestStations:
             running.put(f"/sessions/{session_id}/station", json=gone),
             running.post("/recommendations/what-if", json={"events": [], "station": gone}),
         ):
-            assert refused.status_code == 422
+            assert refused.status_code == 404
             assert refused.json()["title"] == "Unknown seeds"
             assert "knows none of the seeds 'nobody', 'No One': expected" in refused.json()["detail"]
         batch = {"sessions": [{"events": []}], "station": gone}
         [result] = running.post("/recommendations/batch", json=batch).json()["results"]
-        assert result["problem"]["status"] == 422
+        assert result["problem"]["status"] == 404
         assert running.get(f"/sessions/{session_id}").status_code == 404
 
     @pytest.mark.parametrize(

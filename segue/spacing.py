@@ -56,6 +56,7 @@ class Groups(NamedTuple):
 
     tracks: Sequence[int]  # of the ranked tracks, best first
     before: Sequence[int] = ()  # of the session's plays, oldest first
+    pinned: Sequence[int] = ()  # of further tracks of the list, which count for the maximum
 
 
 class Spaced(NamedTuple):
@@ -73,7 +74,7 @@ class _Rules:
         self._of = groups.tracks
         self._most = len(groups.tracks) if most is None else most
         self._latest = deque(groups.before, maxlen=gap)
-        self._counts: Counter[int] = Counter()
+        self._counts: Counter[int] = Counter(groups.pinned)
         self._most_bit, self._gap_bit = 1 << RULES.index(most_rule), 1 << RULES.index(gap_rule)
 
     def broken(self, place: int) -> int:

@@ -131,11 +131,12 @@ def _reference(
         made = diversified(facts.embeddings[order], question.k, diversity)  # compared with its definition above
         order = [order[place] for place in made]
         lists["diversity"] = order
-    order, relaxed = spaced_plainly(facts, order, question, heard)
+    places = pinned_places(facts, question, allowed, policy)
+    order, relaxed = spaced_plainly(facts, order, question, heard, [*places.values()])
     if question.spacing is not None:
         lists["spacing"] = order
     lists["relaxed"] = [1] if relaxed and len(lists["ranking"]) == pool < 1_000 else []
-    return lists | after_spacing(facts, order, best, question, allowed, policy)
+    return lists | after_spacing(facts, order, best, question, places, policy)
 
 
 def holds(facts: Facts, row: int, rule: dict[str, Any]) -> bool:
@@ -149,7 +150,9 @@ def group(facts: Facts, row: int, name: str) -> int | str:
     return UNKNOWN if found is None else str(found)
 
 
-def broken(facts: Facts, row: int, listed: Sequence[int], before: Sequence[int], spacing: Spacing) -> int:
+def broken(
+    facts: Facts, row: int, listed: Sequence[int], before: Sequence[int], spacing: Spacing, pins: Sequence[int]
+) -> int:
     """The last rule that would have to be given up for a track, 0 for none."""
     worst = 0
     for most, gap, name, of_gap, of_most in (
@@ -160,34 +163,49 @@ def broken(facts: Facts, row: int, listed: Sequence[int], before: Sequence[int],
         latest = [*before, *listed][-gap:] if gap else []
         if mine != UNKNOWN and mine in [group(facts, other, name) for other in latest]:
             worst = max(worst, of_gap)
-        if mine != UNKNOWN and most is not None and [group(facts, one, name) for one in listed].count(mine) >= most:
+        if (
+            mine != UNKNOWN
+            and most is not None
+            and [group(facts, one, name) for one in [*listed, *pins]].count(mine) >= most
+        ):
             worst = max(worst, of_most)
     return worst
 
 
-def spaced_plainly(facts: Facts, order: list[int], question: Question, heard: list[int]) -> tuple[list[int], bool]:
+def spaced_plainly(
+    facts: Facts, order: list[int], question: Question, heard: list[int], pins: list[int]
+) -> tuple[list[int], bool]:
     if question.spacing is None:
         return order[: question.k], False
     listed: list[int] = []
-    left = list(order)
+    left = [row for row in order if row not in pins]
     relaxed = False
-    while left and len(listed) < question.k:
-        worst = [broken(facts, row, listed, heard, question.spacing) for row in left]
+    while left and len(listed) < question.k - len(pins):
+        worst = [broken(facts, row, listed, heard, question.spacing, pins) for row in left]
         relaxed |= min(worst) > 0
         listed.append(left.pop(worst.index(min(worst))))
     return listed, relaxed
 
 
-def after_spacing(
-    facts: Facts, order: list[int], best: list[int], question: Question, allowed: list[int], policy: dict[str, Any]
-) -> Lists:
-    lists: Lists = {}
+def pinned_places(facts: Facts, question: Question, allowed: list[int], policy: dict[str, Any]) -> dict[int, int]:
     places: dict[int, int] = {}
     for pin in policy.get("pins", []):
         ordered = allowed if "filter" in pin else [facts.live.catalogue.row(one) for one in pin["tracks"]]
         found = [row for row in ordered if row in allowed and holds(facts, row, pin) and row not in places.values()]
         if found and pin["place"] <= question.k and pin["place"] - 1 not in places:
             places[pin["place"] - 1] = found[0]
+    return places
+
+
+def after_spacing(
+    facts: Facts,
+    order: list[int],
+    best: list[int],
+    question: Question,
+    places: dict[int, int],
+    policy: dict[str, Any],
+) -> Lists:
+    lists: Lists = {}
     if places:
         order = pinned(order, places, question.k)
         lists["pin"] = order
@@ -291,7 +309,8 @@ class TestLists:
             return
         for row, moves in zip(answer.rows, answer.steps.moves(answer.rows), strict=True):
             assert [move[:3] for move in moves] == expected_moves(row, lists)
-            assert all(move.rules for move in moves if move.step == "spacing")
+            # A pinned track leaves the list that is spaced, so those behind it move up without a rule.
+            assert all(move.rules or "pins" in policy for move in moves if move.step == "spacing")
 
     def test_an_answer_does_not_depend_on_its_batch(self, facts: Facts) -> None:
         policies = [None, Policy(diversity=0.5), Policy.model_validate({"pins": [{"tracks": ["t3"], "place": 2}]})]

@@ -6,7 +6,7 @@ list has. A step moves tracks, and never makes a list shorter. The list after ea
 
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
@@ -182,12 +182,14 @@ class _List:
             vectors = live.embeddings_of(self._rows[order])
             order = [order[place] for place in diversified(vectors, question.k, policy.diversity)]
             self._keep("diversity", order)
+        pins = self._pins(policy.pins) if policy is not None and policy.pins else {}
         spacing = question.spacing
         has_rules = spacing is not None and (spacing.of_artists or spacing.of_albums)
-        order = self._space(spacing, order) if spacing is not None and has_rules else order[: question.k]
-        fixed: set[int] = set()
-        if policy is not None and policy.pins:
-            order, fixed = self._pin(policy.pins, order)
+        order = self._space(spacing, order, pins) if spacing is not None and has_rules else order[: question.k]
+        if pins:
+            order = pinned(order, pins, question.k)
+            self._keep("pin", order)
+        fixed = {place for place, candidate in enumerate(order) if candidate in pins.values()}
         if policy is not None and policy.exploration is not None:
             order = self._explore(policy, order, best, fixed)
         self._order = order
@@ -225,9 +227,17 @@ class _List:
         is_log = of_encoder or self._live.caution(self._question.caution) > 0
         return scores if is_log and self._source == "model" else np.log(np.maximum(scores, _LEAST_PROBABILITY))
 
-    def _space(self, spacing: Spacing, order: list[int]) -> list[int]:
-        artists, albums = self._groups(spacing, self._rows[order])
-        chosen = spaced(self._question.k, spacing, artists, albums)
+    def _space(self, spacing: Spacing, order: list[int], pins: Mapping[int, int]) -> list[int]:
+        """Return the list without its pins, which count for the maxima."""
+        fixed = set(pins.values())
+        order = [candidate for candidate in order if candidate not in fixed]
+        artists, albums = self._groups(spacing, self._rows[[*order, *fixed]])
+        if fixed:
+            artists, albums = (
+                groups and Groups(groups.tracks[: len(order)], groups.before, groups.tracks[len(order) :])
+                for groups in (artists, albums)
+            )
+        chosen = spaced(max(self._question.k - len(fixed), 0), spacing, artists, albums)
         self.relaxed = chosen.relaxed
         self.rules = {int(self._rows[order[place]]): rules for place, rules in chosen.rules.items()}
         made = [order[place] for place in chosen.places]
@@ -248,8 +258,8 @@ class _List:
         )
         return artists, albums
 
-    def _pin(self, pins: Sequence[Pin], order: list[int]) -> tuple[list[int], set[int]]:
-        """Return the list with its pins, and the places that have one."""
+    def _pins(self, pins: Sequence[Pin]) -> dict[int, int]:
+        """Return the pinned candidates by place, from 0."""
         fixed: dict[int, int] = {}
         for pin in pins:
             if not pin.is_active(self._now) or pin.place > self._question.k or pin.place - 1 in fixed:
@@ -258,11 +268,7 @@ class _List:
             found = [row for row in self._best(pin.filter, pin.tracks, len(pins)) if row not in used]
             if found:
                 fixed[pin.place - 1] = self._add(found[:1])[0]
-        if not fixed:
-            return order, set()
-        made = pinned(order, fixed, self._question.k)
-        self._keep("pin", made)
-        return made, {place for place, candidate in enumerate(made) if candidate in fixed.values()}
+        return fixed
 
     def _explore(self, policy: Policy, order: list[int], best: list[int], fixed: set[int]) -> list[int]:
         assert policy.exploration is not None

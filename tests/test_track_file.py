@@ -75,6 +75,14 @@ def test_the_values_of_a_text_file_give_the_type(values: list[str], expected: li
     assert read_tracks(path)["it"].to_list() == expected
 
 
+def test_a_market_of_norway_alone_is_a_text(tmp_path: Path) -> None:
+    file = tmp_path / "tracks.csv"
+    file.write_text("track_id,market,live\na,NO,no\nb,NO,no\n")
+    found = read_tracks(file)
+    assert found["market"].to_list() == ["NO", "NO"]
+    assert found["live"].to_list() == [False, False]
+
+
 def test_ids_stay_texts_and_explicit_is_a_flag(tmp_path: Path) -> None:
     path = tmp_path / "tracks.csv"
     path.write_text("track_id,artist_id,explicit\n1,12,0\n2,13,1\n")

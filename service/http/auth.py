@@ -290,6 +290,7 @@ def _unauthorized(*, sent: bool) -> Response:
 
 def _forbidden(key: Key, call: str, scope: Scope) -> Response:
     has = " and ".join(sorted(key.scopes))
+    call = call.replace(":path}", "}")
     return problem_response(
         403,
         f"the key {key.name!r} has the scope {has}, and {call} needs {scope}: use another key",

@@ -26,6 +26,7 @@ from segue.errors import (
     SwapRefused,
     UnknownRelease,
 )
+from segue.ngram import FILES as COUNTS
 from segue.release import ENCODER, read_manifest
 from service.releases.added import AddedTrack, AddedTracksFile
 from service.releases.folder import ListedRelease, PointerState, ReleaseList, ReleasesFolder
@@ -102,8 +103,8 @@ def _listed(path: Path) -> ListedRelease:
         tracks=manifest.tracks,
         validation_hr10=hr10 if isinstance(hr10, (int, float)) else None,
         problem=None
-        if ENCODER in manifest.files
-        else f"{manifest.model} has no encoder: it can be evaluated, not served",
+        if ENCODER in manifest.files or COUNTS[0] in manifest.files
+        else f"{manifest.model} has no encoder and no transition counts: it can be evaluated, not served",
     )
 
 

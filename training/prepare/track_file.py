@@ -4,7 +4,7 @@ A CSV, TSV, JSON Lines or Parquet file with a line per track. The column track_i
 the track; every other column is an attribute (segue.attributes). The types of a Parquet file are kept. The values of a
 text file give the type of its column:
 
-    true, false, yes, no in any case, for explicit also 1 and 0    boolean
+    true, false, yes, no in any case, for explicit also 1 and 0    boolean; NO alone is a text, as for Norway
     numbers, unless one has a leading zero or the name ends in id  number
     2026-11-29, or a time that starts with such a date             date
     texts, one of them with a |                                    set: the texts between the bars
@@ -183,7 +183,7 @@ def _of_text(column: pl.Series) -> pl.Series:
     true, false = (*_TRUE, *["1"] * numeric), (*_FALSE, *["0"] * numeric)
     if not len(given):
         return texts
-    if lower.is_in([*true, *false]).all():
+    if lower.is_in([*true, *false]).all() and (numeric or not (given == "NO").all()):
         known = texts.str.to_lowercase()
         return pl.select(pl.when(known.is_not_null()).then(known.is_in(true))).to_series().alias(column.name)
     numbers = _numbers(texts)

@@ -13,9 +13,11 @@ import pytest
 pytest.importorskip("faiss")
 pytest.importorskip("onnx")
 
+from segue.client import Client, ServiceError
 from segue.sessions import Outcome, Play
 from service.releases.loaded import load_release
 from tests.conftest import ServiceProcess, StartService, recommended, track_ids, write_tiny_release
+from tests.live.redis_server import Server
 from tests.stopwatch import until
 
 EVENTS = [{"type": "play", "track_id": "g1-t00"}, {"type": "skip", "track_id": "g2-t00"}]
@@ -193,6 +195,62 @@ def test_a_takedown_reaches_every_replica_within_a_second(
             assert gone not in str(recommended(other, "fresh", k=100)["items"])
             assert admin.delete(f"/removed-tracks/{gone}").json()["changed"] is True
             until(lambda: gone in str(recommended(other, "fresh", k=100)["items"]))
+
+
+def test_a_takedown_holds_while_redis_restarts_and_a_release_is_swapped(
+    tmp_path: Path, start_service: StartService
+) -> None:
+    folder = tmp_path / "releases"
+    for name in ("first", "second"):
+        write_tiny_release(folder / name)
+    redis = Server(tmp_path / "redis", appendonly="yes", appendfsync="always")
+    options: dict[str, Any] = {"releases_dir": folder, "release": folder / "first", "redis_url": redis.url}
+    options |= {"durability": "always", "fallback": "popularity"}
+    replicas = [start_service(data_dir=tmp_path / f"data-{number}", **options).address() for number in range(2)]
+    gone, calls = "g1-t01", itertools.count()
+    wrong: list[str] = []
+    leaving, hidden = threading.Event(), threading.Event()
+
+    def listen(address: str, number: int) -> None:
+        with Client(address, deadline_s=30) as client:
+            for turn in itertools.count():
+                if leaving.is_set():
+                    return
+                is_hidden = hidden.is_set()
+                session_id = f"redis-{number}-{turn % 5}"
+                try:
+                    client.play(session_id, "g1-t00")
+                    found = client.recommend(session_id, 40)
+                except ServiceError as error:
+                    wrong.append(str(error))
+                    continue
+                next(calls)
+                if is_hidden and gone in {item.track_id for item in found.items}:
+                    wrong.append(f"turn {turn} has the track")
+
+    threads = [threading.Thread(target=listen, args=one) for one in zip(replicas, range(2), strict=True)]
+    try:
+        with Client(replicas[0]) as admin:
+            for thread in threads:
+                thread.start()
+            until(lambda: next(calls) > 20)
+            admin.remove_track(gone)
+            time.sleep(1)  # the promise for other replicas
+            hidden.set()
+            redis.kill()
+            time.sleep(0.5)
+            redis.start()
+            before = next(calls)
+            until(lambda: next(calls) > before + 20)
+            httpx.put(f"{replicas[1]}/releases/current", json={"name": "second"}, trust_env=False, timeout=20)
+            before = next(calls)
+            until(lambda: next(calls) > before + 40)
+    finally:
+        leaving.set()
+        for thread in threads:
+            thread.join()
+        redis.kill()
+    assert not wrong, wrong[:3]
 
 
 def test_a_takedown_needs_a_folder_of_releases(client: httpx.Client) -> None:

@@ -23,7 +23,7 @@ StartService = Callable[..., Any]
 GENERATOR = Path(__file__).parents[2] / "benchmarks" / "serving" / "load.py"
 # A release that takes its time: each encoding sleeps.
 SLOW = (
-    "import time, service.releases.loaded as o; encode = o.OnnxEncoder.encode;"
+    "import time, service.releases.rankers as o; encode = o.OnnxEncoder.encode;"
     "o.OnnxEncoder.encode = lambda self, windows: (time.sleep(0.002 * len(windows)), encode(self, windows))[1]"
 )
 REPORT = b"POST /sessions/a/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

@@ -7,7 +7,7 @@ DEMO_FLAGS ?=
 BENCH ?= /tmp/segue-bench
 
 # The tests to run; CI uses MARKS="not nightly". Two cores run four processes, because tests mostly wait for services. A file stays in one process, so that its tests share fixtures.
-# Tests marked `alone`, which are slow ones in tests/live, run first and one after another.
+# Tests marked `alone`, which are slow ones in tests/live, run first and one after another. Each browser keeps a core busy, so only two run at a time.
 MARKS ?= not slow
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
@@ -19,7 +19,8 @@ demo: $(VENV)/.demo-installed  ## train on synthetic data and open the player
 
 test: $(VENV)/.dev-installed  ## run the tests; SEGUE_DATA=folder adds those on real data, TESTS= selects some
 	$(if $(TESTS)$(filter-out not slow,$(MARKS)),$(PYTEST) -m "($(MARKS)) and alone" $(or $(TESTS),tests/live) || [ $$? = 5 ])
-	$(PYTEST) -m "($(MARKS)) and not alone" $(if $(TESTS),,$(PARALLEL)) --durations=25 $(TESTS)
+	$(if $(TESTS),,$(PYTEST) -m "$(MARKS)" $(subst -n 4,-n 2,$(PARALLEL)) tests/browser)
+	$(PYTEST) -m "($(MARKS)) and not alone" $(if $(TESTS),,$(PARALLEL) --ignore tests/browser) --durations=25 $(TESTS)
 
 fuzz: $(VENV)/.dev-installed  ## fuzz parsers with 110,000 inputs and each endpoint with 500; takes half an hour
 	$(PYTEST) -m nightly

@@ -89,9 +89,14 @@ def test_what_it_shows_is_what_the_service_answers(browser: "Browser", swappable
         listen(swappable, 40)
         swappable.get("/recommendations")  # a 422
         playwright.expect(page.locator("#routes tr", has_text="POST /sessions")).to_be_visible()
-        page.wait_for_timeout(2500)  # another look, with all of it
+        looks = len(told) + 2  # the second one began after all of it
+        for _ in range(240):
+            page.wait_for_timeout(250)
+            if len(told) >= looks:
+                break
         page.get_by_role("button", name="Pause").click()
         playwright.expect(page.get_by_role("status").first).to_contain_text("Paused")
+        page.wait_for_timeout(1000)  # for the answer of a look under way
         shown = len(told)
         page.wait_for_timeout(2500)
         assert len(told) == shown

@@ -332,7 +332,7 @@ def test_it_imports_neither_the_service_nor_data_frames() -> None:
 
 def test_every_method_is_documented() -> None:
     names = [name for name, value in vars(module._Methods).items() if isinstance(value, module._Method)]
-    assert len(names) == 10
+    assert len(names) == 19
     for name in names:
         assert getattr(Client, name).__doc__
         with Client("http://127.0.0.1:1") as client:

@@ -16,7 +16,7 @@ BODY = {"events": [{"type": "play", "track_id": "g0-t00"}]}
 HOT = ("GET /recommendations?session_id=s", "POST /sessions/s/events")
 OTHERS = (
     "GET /recommendations?k=3&session_id=s",
-    "POST /sessions/s/events?a=1",
+    "POST /sessions/s/events?recommend=1",
     "GET /health/live",
     "GET /",
     "DELETE /sessions/s",
@@ -88,7 +88,7 @@ def test_one_name_is_given(running: httpx.Client, lines: str) -> None:
         assert client.recv(100).split()[1] in (b"400", b"421")
 
 
-@pytest.mark.parametrize("query", ["", "?a=1"])
+@pytest.mark.parametrize("query", ["", "?recommend=1"])
 @pytest.mark.parametrize(
     "kind",
     [

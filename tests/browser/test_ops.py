@@ -80,6 +80,18 @@ def values(page: "Page", cells: str) -> list[float | None]:
     return [float(text) if text else None for text in texts]
 
 
+def pause_after_two_looks(page: "Page", told: list[dict[str, Any]]) -> None:
+    """Pause the page. The second of two more looks has seen all requests that were answered before."""
+    looks = len(told) + 2
+    for _ in range(240):
+        page.wait_for_timeout(250)
+        if len(told) >= looks:
+            break
+    page.get_by_role("button", name="Pause").click()
+    playwright.expect(page.get_by_role("status").first).to_contain_text("Paused")
+    page.wait_for_timeout(1000)  # for the answer of a look under way
+
+
 def test_what_it_shows_is_what_the_service_answers(browser: "Browser", swappable: httpx.Client) -> None:
     told: list[dict[str, Any]] = []
     with watched(browser, str(swappable.base_url), "/") as page:
@@ -89,14 +101,7 @@ def test_what_it_shows_is_what_the_service_answers(browser: "Browser", swappable
         listen(swappable, 40)
         swappable.get("/recommendations")  # a 422
         playwright.expect(page.locator("#routes tr", has_text="POST /sessions")).to_be_visible()
-        looks = len(told) + 2  # the second one began after all of it
-        for _ in range(240):
-            page.wait_for_timeout(250)
-            if len(told) >= looks:
-                break
-        page.get_by_role("button", name="Pause").click()
-        playwright.expect(page.get_by_role("status").first).to_contain_text("Paused")
-        page.wait_for_timeout(1000)  # for the answer of a look under way
+        pause_after_two_looks(page, told)
         shown = len(told)
         page.wait_for_timeout(2500)
         assert len(told) == shown

@@ -70,7 +70,7 @@ def _repeat(given: object) -> RepeatPolicy:
 
 
 def _instant(given: object, *, end: bool) -> float:
-    """Return a date or time in seconds since 1970. A date is the begin of its day in UTC, or with `end` its end."""
+    """Return a date or time in seconds since 1970. A date is the start of its day in UTC, or the end with `end`."""
     expected = PydanticCustomError(
         "date", "expected a date such as 2026-12-01, or a time with an offset such as 2026-12-01T08:00:00Z"
     )

@@ -44,7 +44,7 @@ class Film:
         self.shoot(then_ms)
 
     def save(self, path: Path) -> None:
-        """As an animation that begins anew without end."""
+        """As an animation that repeats without end."""
         first, *others = self._frames
         first.save(path, save_all=True, append_images=others, duration=self._ms, loop=0, quality=60, method=6)
 

@@ -86,8 +86,8 @@ class ListenerStore:
         """Return the bans of a listener. Empty for an unknown one."""
         words = ("ZRANGE", _keys_of(listener_id)[0], 0, -1)
         stored: list[str] = await self._send(Command(words, repeatable=True, writes=False))
-        parted = [line.partition("\t") for line in stored]
-        of_kind = {kind: [track for found, _, track in parted if found == kind] for kind in (_BAN, _ARTIST_BAN)}
+        entries = [line.partition("\t") for line in stored]
+        of_kind = {kind: [track for found, _, track in entries if found == kind] for kind in (_BAN, _ARTIST_BAN)}
         return Bans(of_kind[_BAN], of_kind[_ARTIST_BAN])
 
     async def apply(self, listener_id: str, session_id: str, events: Sequence[Event]) -> None:

@@ -36,7 +36,7 @@ export function markPlaying() {
   for (const [id, item] of rows) item.classList.toggle("playing", state.isStarted && id === state.now?.track_id);
 }
 
-/** Build rows anew with the next list. */
+/** Rebuild the rows with the next list. */
 export const forgetRows = () => rows.clear();
 
 /** The ranks of the list that is shown. */

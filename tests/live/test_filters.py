@@ -280,3 +280,14 @@ def test_an_unknown_or_repeated_parameter_is_never_ignored(
     assert error["field"] == field
     assert expected in error["expected"]
     assert expected in answer.json()["detail"]
+
+
+def test_no_call_ignores_an_unknown_parameter(running: httpx.Client) -> None:
+    ids = {"session_id": "s", "listener_id": "l", "track_id": "g0-t00", "position": "0"}
+    paths = running.get("/openapi.json").json()["paths"]
+    asked = [path for path, calls in paths.items() if "422" in calls.get("get", {}).get("responses", {})]
+    assert len(asked) > 7
+    for path in asked:
+        answer = running.get(path.format(**ids), params={"nothing": "1"}, headers={"Accept": "text/event-stream"})
+        fields = [error["field"] for error in answer.json().get("errors", [])]
+        assert (answer.status_code, fields[:1]) == (422, ["query.nothing"]), path

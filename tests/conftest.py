@@ -118,17 +118,28 @@ def write_tiny_release(path: Path, prefix: str = "", more: Mapping[str, Any] = M
     places = np.zeros((catalogue.num_rows, 2), dtype=np.float32)  # genres lie around the middle, their tracks in a line
     places[1:, 0] = 0.8 * np.cos(angles) + np.arange(len(ids)) % TRACKS_OF_A_GENRE / 100
     places[1:, 1] = 0.8 * np.sin(angles)
+    return write_encoder_release(path, catalogue, embeddings, WINDOW, {"map.npy": places, **more})
+
+
+def write_encoder_release(
+    path: Path,
+    catalogue: Catalogue,
+    embeddings: "np.ndarray[tuple[int, int], np.dtype[np.float32]]",
+    window: int = WINDOW,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> Release:
+    """Write a release with the encoder of `encoder_of` and the embeddings [num_rows, dimension] of a catalogue."""
     draft = ReleaseMetadata(
         model="sasrec",
         options={},
         loss=None,
-        window=WindowFacts(length=WINDOW),
-        dimension=GENRES + 1,
+        window=WindowFacts(length=window),
+        dimension=embeddings.shape[1],
         dataset=DatasetFacts(fingerprint="0" * 16, source="tests", split="last-play"),
         source_commit=None,
         evaluation={},
     )
-    arrays = {"item_embeddings.npy": embeddings, "map.npy": places, **more}
+    arrays = {"item_embeddings.npy": embeddings, **more}
     return write_release(path, draft, catalogue, arrays, encoder_of(embeddings))
 
 

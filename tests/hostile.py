@@ -14,9 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from index import faiss_cpu
 from index import ivf as mapped_lists
 from index.faiss_cpu import FaissIndex, Kind
-from segue.release import DatasetFacts, Release, ReleaseMetadata, WindowFacts, write_release
+from segue.release import Release
 from tests.catalogues import catalogue_of
-from tests.conftest import WINDOW, encoder_of
+from tests.conftest import WINDOW, encoder_of, write_encoder_release
 from tests.sealing import sealed
 
 faiss: Any = faiss_module
@@ -30,18 +30,8 @@ def write_plain_release(path: Path) -> Release:
     embeddings = np.zeros((TRACKS + 1, DIMENSION), dtype=np.float32)
     embeddings[1:] = rng.normal(size=(TRACKS, DIMENSION))
     embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-9)
-    draft = ReleaseMetadata(
-        model="sasrec",
-        options={},
-        loss=None,
-        window=WindowFacts(length=WINDOW),
-        dimension=DIMENSION,
-        dataset=DatasetFacts(fingerprint="0" * 16, source="tests", split="last-play"),
-        source_commit=None,
-        evaluation={},
-    )
     catalogue = catalogue_of([f"t{number:05}" for number in range(TRACKS)])
-    return write_release(path, draft, catalogue, {"item_embeddings.npy": embeddings}, encoder_of(embeddings))
+    return write_encoder_release(path, catalogue, embeddings, WINDOW)
 
 
 class Hostile:

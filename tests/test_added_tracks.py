@@ -19,7 +19,6 @@ from segue.catalogue import Catalogue
 from segue.errors import InputError, UnknownAttribute
 from segue.filters import Allowed, read_filter
 from segue.hybrid import HybridRanker
-from segue.release import DatasetFacts, ReleaseMetadata, WindowFacts, write_release
 from segue.sessions import Outcome, Play, repeat_policy
 from segue.spacing import Spacing
 from service.releases.added import AddedTrack, added_to, check_track
@@ -27,7 +26,7 @@ from service.releases.added_ranker import AddedRanker, AddedRows
 from service.releases.candidates import RankQuestion, rank_candidates
 from service.releases.explanation import explain_answer
 from service.releases.loaded import LoadedRelease, Question, load_release
-from tests.conftest import encoder_of
+from tests.conftest import write_encoder_release
 from tests.test_candidates import folder, sessions_of
 from tests.test_ngram import Fixed, counts_of, window_of
 from training.models.mixture import prior_mixture
@@ -62,19 +61,8 @@ def frame_and_embeddings() -> tuple[pl.DataFrame, Float32]:
 
 
 def opened(path: Path, frame: pl.DataFrame, embeddings: Float32) -> LoadedRelease:
-    metadata = ReleaseMetadata(
-        model="sasrec",
-        options={},
-        loss=None,
-        window=WindowFacts(length=WINDOW),
-        dimension=DIMENSION,
-        dataset=DatasetFacts(fingerprint="0" * 16, source="tests", split="last-play"),
-        source_commit=None,
-        evaluation={},
-    )
     places = np.tanh(embeddings[:, :2])
-    arrays = {"item_embeddings.npy": embeddings, "map.npy": places}
-    write_release(path, metadata, Catalogue.from_frame(frame), arrays, encoder_of(embeddings))
+    write_encoder_release(path, Catalogue.from_frame(frame), embeddings, WINDOW, {"map.npy": places})
     return load_release(path)
 
 

@@ -14,12 +14,11 @@ pytest.importorskip("onnx")
 from segue.catalogue import Catalogue
 from segue.filters import read_filter
 from segue.policy import Policy
-from segue.release import DatasetFacts, ReleaseMetadata, WindowFacts, write_release
 from segue.sessions import ALLOW_REPEATS, NEVER_REPEAT, Outcome, Play, Station
 from service.releases.added import AddedTrack
 from service.releases.explanation import explain_answer
 from service.releases.loaded import LoadedRelease, Question, load_release
-from tests.conftest import encoder_of
+from tests.conftest import write_encoder_release
 
 TRACKS: Final = 60
 GENRES: Final = ("rock", "jazz", "folk")
@@ -36,19 +35,9 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> LoadedRelease:
     lines = [{"track_id": f"t{i}", "plays": 100 - i, **attributes_of(i)} for i in range(TRACKS)]
     embeddings = rng.standard_normal((TRACKS + 1, 6), dtype=np.float32)
     embeddings[0] = 0
-    draft = ReleaseMetadata(
-        model="sasrec",
-        options={},
-        loss=None,
-        window=WindowFacts(length=5),
-        dimension=6,
-        dataset=DatasetFacts(fingerprint="0" * 16, source="tests", split="last-play"),
-        source_commit=None,
-        evaluation={},
-    )
     path: Path = tmp_path_factory.mktemp("together") / "release"
     catalogue = Catalogue.from_frame(pl.DataFrame(lines))
-    written = write_release(path, draft, catalogue, {"item_embeddings.npy": embeddings}, encoder_of(embeddings))
+    written = write_encoder_release(path, catalogue, embeddings)
 
     def changed(number: int, neighbours: list[str]) -> AddedTrack:
         return AddedTrack.now(title=None, artist=None, attributes=attributes_of(number), neighbours=neighbours)

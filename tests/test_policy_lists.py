@@ -19,12 +19,11 @@ from segue.catalogue import Catalogue
 from segue.filters import read_filter
 from segue.list_steps import diversified, explored, pinned
 from segue.policy import Policy
-from segue.release import DatasetFacts, ReleaseMetadata, WindowFacts, write_release
 from segue.sessions import ALLOW_REPEATS, NEVER_REPEAT, Outcome, Play
 from segue.spacing import UNKNOWN, Spacing
 from service.releases.lists import Move
 from service.releases.loaded import LoadedRelease, Question, load_release
-from tests.conftest import encoder_of
+from tests.conftest import write_encoder_release
 
 TRACKS = 400
 GENRES = ("rock", "jazz", "folk", "rare")
@@ -60,18 +59,8 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Facts:
     embeddings[0] = 0
     rare = np.flatnonzero(np.array(frame["genre"].to_list()) == "rare") + 1
     embeddings[rare] = embeddings[rare] / 4 - embeddings[2] - embeddings[3]  # far from t1 and t2
-    draft = ReleaseMetadata(
-        model="sasrec",
-        options={},
-        loss=None,
-        window=WindowFacts(length=5),
-        dimension=6,
-        dataset=DatasetFacts(fingerprint="0" * 16, source="tests", split="last-play"),
-        source_commit=None,
-        evaluation={},
-    )
     path = tmp_path_factory.mktemp("policies") / "release"
-    release = write_release(path, draft, catalogue, {"item_embeddings.npy": embeddings}, encoder_of(embeddings))
+    release = write_encoder_release(path, catalogue, embeddings)
     return Facts(load_release(release.path), frame, embeddings)
 
 

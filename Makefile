@@ -12,14 +12,20 @@ MARKS ?= not slow
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test fuzz check docs lock image-check bench bench-serving bench-training gpu-check clean
+.PHONY: demo test test-alone test-browser test-others fuzz check docs lock image-check bench bench-serving bench-training gpu-check clean
 
 demo: $(VENV)/.demo-installed  ## train on synthetic data and open the player
 	$(BIN)/segue demo $(DEMO_FLAGS)
 
-test: $(VENV)/.dev-installed  ## run the tests; SEGUE_DATA=folder adds those on real data, TESTS= selects some
+test: test-alone test-browser test-others  ## run the tests; SEGUE_DATA=folder adds those on real data, TESTS= selects some
+
+test-alone: $(VENV)/.dev-installed
 	$(if $(TESTS)$(filter-out not slow,$(MARKS)),$(PYTEST) -m "($(MARKS)) and alone" $(or $(TESTS),tests/live) || [ $$? = 5 ])
+
+test-browser: $(VENV)/.dev-installed
 	$(if $(TESTS),,$(PYTEST) -m "$(MARKS)" $(subst -n 4,-n 2,$(PARALLEL)) tests/browser)
+
+test-others: $(VENV)/.dev-installed
 	$(PYTEST) -m "($(MARKS)) and not alone" $(if $(TESTS),,$(PARALLEL) --ignore tests/browser) --durations=25 $(TESTS)
 
 fuzz: $(VENV)/.dev-installed  ## fuzz parsers with 110,000 inputs and each endpoint with 500; takes half an hour

@@ -116,6 +116,11 @@ class Telemetry:
             "fallbacks", "Popularity lists returned because the session store or the model failed", "component"
         )
         self.release_swaps = self._counter("release_swaps", "Releases loaded or rejected", "result")
+        # A series that exists from the start, as 0, is a line of a dashboard, and its first count is a rise.
+        for component in ("store", "model"):
+            self.fallbacks.labels(component)
+        for result in ("loaded", "rejected"):
+            self.release_swaps.labels(result)
         self.release_in_use = Gauge(
             "segue_release_in_use",
             "1 for each live release, 0 for a replaced one",

@@ -178,7 +178,7 @@ function showStore({ redis, event_log: log, fallbacks }) {
     "Connected clients": known && count(redis.clients),
     Version: known && `${redis.version}${redis.nodes > 1 ? `, ${redis.nodes} servers` : ""}`,
     "Retried commands": count(redis.repeats),
-    "Popularity fallback": Object.entries(fallbacks).map(([failed, lists]) => `${count(lists)} lists (${failed} failed)`).join(", ") || "never used",
+    "Popularity fallback": Object.entries(fallbacks).filter(([, lists]) => lists).map(([failed, lists]) => `${count(lists)} lists (${failed} failed)`).join(", ") || "never used",
   });
   facts("log", {
     Status: !log.kept ? "off" : log.written_here ? "written by this service" : "written by another service",

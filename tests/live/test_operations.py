@@ -64,7 +64,8 @@ def test_counts_are_those_of_all_workers_together(start_service: StartService, w
     assert (release["release"], release["in_use"]) == (after["release"]["name"], True)
     assert (release["lists"], release["popularity_lists"]) == (8, 0)
     assert (release["plays"], release["skips"]) == (2, 1)
-    assert (after["shed"], after["fallbacks"], after["swaps"], after["experiment"]) == (0, {}, {}, None)
+    assert (after["shed"], after["experiment"]) == (0, None)
+    assert (after["fallbacks"], after["swaps"]) == ({"store": 0, "model": 0}, {"loaded": 0, "rejected": 0})
 
 
 def test_a_session_is_counted_once_and_again_after_its_end(start_service: StartService) -> None:
@@ -115,7 +116,7 @@ class TestRedis:
                 httpx.get(f"{address}/recommendations?session_id=s", trust_env=False)
             told = operations(address)
             assert (told["redis"]["reachable"], told["redis"]["workers_away"]) == (False, 1)
-            assert told["fallbacks"] == {"store": 2}
+            assert told["fallbacks"] == {"store": 2, "model": 0}
             assert str(server.port) not in str(told["redis"])
             server.start()
             until(lambda: operations(address)["redis"]["workers_away"] == 0)

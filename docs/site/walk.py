@@ -1,6 +1,7 @@
 """Carries out what a document says: the commands of its `console` blocks, in order, in a folder of their own.
 
-`python -m docs.site.walk docs/tutorial.md` puts what they print below them; a test does the same and compares.
+`python -m docs.site.walk docs/tutorial.md` puts what they print below them; a test does the same and compares. Pages
+that continue another one, such as those in AFTER, are walked after it in the same folder.
 """
 
 import os
@@ -18,6 +19,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
 LOGS: Final = ("plays.csv", "tracks.csv", "my_spotify_data.zip", "radio.toml")
+AFTER: Final = {"stations": "filter-tracks", "likes-and-bans": "filter-tracks", "add-tracks": "filter-tracks"}
 PORT: Final = "8000"  # in the document; a free one takes its place
 _SERVE: Final = re.compile(r"((?:\w+=\S+ )*)(segue serve.*)")
 _BLOCK: Final = re.compile(r"```console\n(.*?)```\n", re.DOTALL)
@@ -103,17 +105,19 @@ def blocks(document: str) -> list[list[tuple[str, str]]]:
     return found
 
 
-def filled(document: str) -> str:
+def filled(document: str, walked: Shell) -> str:
     """The document with what its commands print now."""
-    with shell() as walked:
 
-        def block(old: re.Match[str]) -> str:
-            (commands,) = blocks(old.group(0))
-            return "```console\n" + "".join(f"$ {c}\n{walked.run(c)}" for c, _ in commands) + "```\n"
+    def block(old: re.Match[str]) -> str:
+        (commands,) = blocks(old.group(0))
+        return "```console\n" + "".join(f"$ {c}\n{walked.run(c)}" for c, _ in commands) + "```\n"
 
-        return _BLOCK.sub(block, document)
+    return _BLOCK.sub(block, document)
 
 
 if __name__ == "__main__":
     for path in map(Path, sys.argv[1:]):
-        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+        with shell() as walked:
+            if path.stem in AFTER:
+                filled(path.with_stem(AFTER[path.stem]).read_text(encoding="utf-8"), walked)
+            path.write_text(filled(path.read_text(encoding="utf-8"), walked), encoding="utf-8")

@@ -264,6 +264,16 @@ def _restore_track(track_id: str) -> _Call[None]:
     return _Call("DELETE", _path("removed-tracks", track_id), lambda _: None)
 
 
+def _remove_tracks(track_ids: Sequence[str]) -> _Call[None]:
+    """Take up to 1,000 tracks down, all or none. The API key needs the scope `admin`."""
+    return _Call("POST", "/removed-tracks", lambda _: None, {}, {"track_ids": list(track_ids)})
+
+
+def _restore_tracks(track_ids: Sequence[str]) -> _Call[None]:
+    """Bring back up to 1,000 tracks that were taken down. The API key needs the scope `admin`."""
+    return _Call("POST", "/removed-tracks", lambda _: None, {}, {"track_ids": list(track_ids), "removed": False})
+
+
 def _forget_listener(listener_id: str) -> _Call[None]:
     """Erase the bans of a listener. The API key needs the scope `admin`."""
     return _Call("DELETE", _path("listeners", listener_id), lambda _: None)
@@ -327,6 +337,8 @@ class _Methods:
     add_track = _Method(_add_track)
     remove_track = _Method(_remove_track)
     restore_track = _Method(_restore_track)
+    remove_tracks = _Method(_remove_tracks)
+    restore_tracks = _Method(_restore_tracks)
     forget = _Method(_forget)
     forget_listener = _Method(_forget_listener)
 

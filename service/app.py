@@ -43,6 +43,7 @@ from service.api.sessions import EventsRequest
 from service.api.state import AppState
 from service.api.stations import StationRequest
 from service.api.stream import SessionStreams
+from service.api.tracks import Takedown
 from service.http import auth, middleware
 from service.http.admission_control import AdmissionControl
 from service.http.middleware import CrossOrigin, HotRoutes, Measured, Preflight
@@ -279,7 +280,10 @@ def _describe(app: FastAPI) -> None:
             describe_problems(schema)
             auth.describe_access(schema)
             schemas = schema["components"]["schemas"]
-            bodies = BatchRequest, EventsRequest, RankRequest, StationRequest, SwapRequest, TrackToAdd, WhatIfRequest
+            bodies = (
+                *(BatchRequest, EventsRequest, RankRequest, StationRequest),
+                *(SwapRequest, Takedown, TrackToAdd, WhatIfRequest),
+            )
             for model in bodies:
                 body = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 schemas.update(body.pop("$defs", {}))

@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Self
 
-from fastapi import APIRouter, Header, Path, Query, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from segue.errors import UnknownTrack
+from segue.sessions import TrackId
+from service.api.json_body import JsonBody, described_body, read_json
 from service.api.state import (
     ATTRIBUTES_DESCRIPTION,
     DEFAULT_K,
     MAX_TRACKS,
+    AppState,
     Fields,
     FilterText,
     K,
@@ -26,6 +29,7 @@ from service.releases.loaded import Track
 
 MAX_POINTS: Final = 100_000
 MAX_LISTED: Final = 1_000
+MAX_CHANGED: Final = 1_000
 _BYTES: Final = "application/octet-stream"
 _UNKNOWN: Final = "Absent if the catalogue does not know it"
 
@@ -147,6 +151,26 @@ class RemovalBody(BaseModel):
     in_catalogue: bool = Field(description="Whether the current release has the track")
 
 
+class Takedown(JsonBody):
+    """Tracks to remove, or to restore, in one step."""
+
+    max_items = MAX_CHANGED
+    remedy = f"send at most {MAX_CHANGED:,} tracks"
+
+    track_ids: list[TrackId] = Field(min_length=1, max_length=MAX_CHANGED, description="Tracks, known or not")
+    removed: bool = Field(default=True, description="true: remove the tracks. false: restore them")
+
+
+class TakedownBody(BaseModel):
+    """What a takedown of several tracks changed."""
+
+    removed: bool
+    changed: int = Field(description="Number of tracks that this call changed. The others were so before")
+    not_in_catalogue: list[str] = Field(
+        description="The tracks that the current release does not have. They are changed too"
+    )
+
+
 class RemovedTrack(BaseModel):
     """A removed track."""
 
@@ -175,6 +199,26 @@ async def remove_track(track_id: TrackIdPath, service: Service) -> RemovalBody:
     restart, a swap and a training. Sessions keep their plays of it.
     """
     return await _change(service, track_id, removed=True)
+
+
+@router.post(
+    "/removed-tracks",
+    tags=["tracks"],
+    responses=problem_responses(409, 413, 415, 422, 503),
+    openapi_extra=described_body(Takedown),
+)
+async def remove_tracks(request: Request) -> TakedownBody:
+    """Remove or restore up to 1,000 tracks, all of them or none.
+
+    The effect on each track is that of the call for one track.
+    """
+    service: AppState = request.app.state.service
+    asked = await read_json(Takedown, request.scope["headers"], request.receive, service.max_request_bytes)
+    changed = await service.releases.removed.change_all(asked.track_ids, removed=asked.removed)
+    await service.threads.run_long(service.releases.apply_changes)
+    catalogue = service.releases.current.live.catalogue
+    unknown = [track_id for track_id in dict.fromkeys(asked.track_ids) if track_id not in catalogue]
+    return TakedownBody(removed=asked.removed, changed=changed, not_in_catalogue=unknown)
 
 
 @router.get("/removed-tracks", tags=["tracks"], responses=problem_responses(503))

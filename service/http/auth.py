@@ -153,6 +153,7 @@ CALLS: Final[dict[tuple[str, str], Scope | None]] = {
     ("GET", "/added-tracks"): "admin",
     ("PUT", "/removed-tracks/{track_id:path}"): "admin",
     ("DELETE", "/removed-tracks/{track_id:path}"): "admin",
+    ("POST", "/removed-tracks"): "admin",
     ("GET", "/removed-tracks"): "admin",
     ("GET", "/operations"): "admin",
     ("GET", "/metrics"): "metrics",

@@ -20,6 +20,7 @@ StartService = Callable[..., Any]
 BODY = {"events": [{"type": "play", "track_id": "g0-t00"}]}
 BODIES = {
     "/rank": {**BODY, "candidates": ["g0-t00", "g0-t01"]},
+    "/removed-tracks": {"track_ids": ["g0-t00"], "removed": False},
     "/recommendations/batch": {"sessions": [BODY, {"session_id": "s"}]},
 }
 KEYS = ("client", "read", "metrics", "admin")

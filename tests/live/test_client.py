@@ -118,6 +118,8 @@ class TestSync:
             client.remove_track("g1-t01")
             assert "g1-t01" not in {item.track_id for item in client.what_if([play("g1-t00")], 72).items}
             client.restore_track("g1-t01")
+            client.remove_tracks(["g1-t01", "g1-t02"])
+            client.restore_tracks(["g1-t01", "g1-t02"])
             assert "g1-t01" in {item.track_id for item in client.what_if([play("g1-t00")], 72).items}
 
     def test_problems_are_typed_errors(self, running: httpx.Client) -> None:
@@ -332,7 +334,7 @@ def test_it_imports_neither_the_service_nor_data_frames() -> None:
 
 def test_every_method_is_documented() -> None:
     names = [name for name, value in vars(module._Methods).items() if isinstance(value, module._Method)]
-    assert len(names) == 19
+    assert len(names) == 21
     for name in names:
         assert getattr(Client, name).__doc__
         with Client("http://127.0.0.1:1") as client:

@@ -253,6 +253,29 @@ def test_a_takedown_holds_while_redis_restarts_and_a_release_is_swapped(
     assert not wrong, wrong[:3]
 
 
+def test_many_tracks_are_taken_down_in_one_step_or_none(
+    start_service: StartService, releases_dir: Path, tmp_path: Path
+) -> None:
+    gone = [f"g{group}-t{number:02}" for group in (0, 1) for number in range(12)]
+    running = start_service(releases_dir=releases_dir, data_dir=tmp_path / "data")
+    with httpx.Client(base_url=running.address(), trust_env=False) as admin:
+        answer = admin.post("/removed-tracks", json={"track_ids": [*gone, "no/such", gone[0]]})
+        assert answer.json() == {"removed": True, "changed": 25, "not_in_catalogue": ["no/such"]}
+        assert admin.get("/removed-tracks").json()["total"] == 25
+        left = {item["track_id"] for item in recommended(admin, "fresh", k=100)["items"]}
+        assert len(left) >= 20
+        assert not left.intersection(gone)
+        again = admin.post("/removed-tracks", json={"track_ids": [*gone, "g2-t00"]}).json()
+        assert (again["changed"], again["not_in_catalogue"]) == (1, [])
+        for wrong in ([], [f"t{number}" for number in range(1001)], ["g3-t00", ""], ["g3-t00", "line\nbreak"]):
+            refused = admin.post("/removed-tracks", json={"track_ids": wrong})
+            assert refused.status_code == 422, wrong
+        assert admin.get("/removed-tracks").json()["total"] == 26
+        back = admin.post("/removed-tracks", json={"track_ids": [*gone, "no/such", "g2-t00"], "removed": False}).json()
+        assert back == {"removed": False, "changed": 26, "not_in_catalogue": ["no/such"]}
+        assert set(gone) & {item["track_id"] for item in recommended(admin, "fresh", k=100)["items"]}
+
+
 def test_a_takedown_needs_a_folder_of_releases(client: httpx.Client) -> None:
     answer = client.put("/removed-tracks/g1-t01")
     assert answer.status_code == 409

@@ -96,6 +96,7 @@ def variants() -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield "GET", path, {}
     yield "PUT", "/releases/current", {"json": {"name": VICTIM}}
     yield "PUT", "/removed-tracks/g0-t00", {}
+    yield "POST", "/removed-tracks", {"json": {"track_ids": ["g0-t00", VICTIM]}}
     yield "PUT", "/added-tracks/g0-t00", {"json": {"title": VICTIM}}
     yield "PUT", "/added-tracks/g0-t00", {"json": {"neighbours": [VICTIM]}}
     yield "PUT", f"/sessions/{VICTIM}/station", {"json": {"artists": ["Artist 1", "no one"]}}

@@ -19,6 +19,7 @@ from training.export_onnx import header_bytes
 from training.track_map import track_map
 
 _NEIGHBOURS = 20
+_MARKETS, _MARKETS_OF_MANY = 60, 8  # above a million tracks, the names of 60 markets would not fit into memory at once
 _ROWS_AT_ONCE = 200_000
 
 
@@ -55,7 +56,8 @@ def enlarge(trained: Release, tracks: int, out: Path, seed: int = 0, *, mapped: 
 def _attributes(origins: Int, rng: np.random.Generator) -> dict[str, pl.Series]:
     """Attributes for filters: some of the track alone, others shared by all tracks of the same origin."""
     count = int(origins.max()) + 1
-    markets = [[f"M{number:02}" for number in np.flatnonzero(rng.random(60) < 0.7)] for _ in range(200)]
+    all_markets = _MARKETS if len(origins) <= 1_000_000 else _MARKETS_OF_MANY
+    markets = [[f"M{number:02}" for number in np.flatnonzero(rng.random(all_markets) < 0.7)] for _ in range(200)]
     return {
         "bucket": pl.Series(rng.integers(0, 1000, len(origins))),  # any share of all tracks
         "explicit": pl.Series(rng.random(len(origins)) < 0.15),

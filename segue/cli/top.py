@@ -271,7 +271,11 @@ def log_line(log: Snapshot) -> str:
 def _experiment(experiment: Snapshot | None) -> str:
     if experiment is None:
         return "none"
-    return f"{experiment['release']} in {experiment['folder']}, {experiment['share']:.0%} of sessions"
+    words = f"{experiment['release']} in {experiment['folder']}, {experiment['share']:.0%} of sessions"
+    if experiment["state"] in ("ended", "void"):
+        word = "ENDED" if experiment["state"] == "ended" else "VOID"
+        words += f", {word} since {experiment['since'][:19]}Z: {experiment['reason']}"
+    return words
 
 
 def _clock(at: float) -> str:

@@ -164,10 +164,11 @@ function showOutcomes(now, skips, ever) {
   byId("outcomes").replaceChildren(...skips.releases.map((line, place) => row(line.release, [
     [line.in_use ? "yes" : "no"],
     [number(now.releases[place].lists_per_s), now.releases[place].lists_per_s],
+    [count(ever.releases[place].lists), ever.releases[place].lists],
     [count(line.plays), line.plays],
     [percent(line.played_rate), line.played_rate],
     [rateWords(line), line.skip_rate, line.plays < FEWEST_SAID ? "quiet" : false],
-    [percent(ever.releases[place].skip_rate), ever.releases[place].skip_rate],
+    [rateWords(ever.releases[place]), ever.releases[place].skip_rate, ever.releases[place].plays < FEWEST_SAID ? "quiet" : false],
   ])));
 }
 

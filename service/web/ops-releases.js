@@ -87,7 +87,9 @@ function action(item, { current }) {
 function ask(what, folder) {
   const named = `${folder} (${state.names.get(folder)})`;
   byId("confirm-title").textContent = `${what} to ${folder}?`;
-  byId("confirm-text").textContent = `Listeners will get their next tracks from ${named} instead of ${state.current}. `
+  const same = state.experiment?.state === "idle" && state.names.get(folder) === state.experiment.release
+    ? "The player can no longer compare two releases, because only this one is live then. " : "";
+  byId("confirm-text").textContent = `${same}Listeners will get their next tracks from ${named} instead of ${state.current}. `
     + "The service validates it first. If validation fails, the current release stays live. No request fails during the swap.";
   const ending = ends(folder);
   byId("confirm-test").hidden = !ending;

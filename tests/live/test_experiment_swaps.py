@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("faiss")
 pytest.importorskip("onnx")
 
+from segue.cli.top import experiment_line
 from tests.conftest import recommended, write_tiny_release
 from tests.stopwatch import until
 
@@ -105,6 +106,8 @@ def test_a_swap_ends_a_running_test_only_if_the_request_says_so(
     assert ended["reason"] == "a swap to third ended it"
     assert abs((datetime.now(UTC) - datetime.fromisoformat(ended["since"])).total_seconds()) < 30
     assert served(address) == {names["third"]}
+    words = f"{names['second']} in second, 50% of sessions, ENDED since {ended['since']}: a swap to third ended it"
+    assert experiment_line(ended) == words  # in `segue top`
 
     assert swap(address, "first").status_code == 200  # rolled back, and the test stays ended
     assert agreed(address, live={"first": 1.0, "second": 0.0})["since"] == ended["since"]

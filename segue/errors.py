@@ -19,6 +19,7 @@ UnknownAttribute     2          422          asking for an attribute that a rele
 UnknownSeeds         2          404          a station of which a release knows no track and no artist
 NoPlayHead           2          409          asking for caution of a release that cannot predict skips
 SwapRefused          1          409          swapping without a folder, or while another swap runs
+EndsExperiment       1          409          a swap that would end the running A/B test
 NoReleasesFolder     1          409          removing or adding a track without a folder of releases
 TooManyTracks        1          409          removing or adding more tracks than the service keeps
 ReleasesUnavailable  1          503          the folder of releases cannot be written
@@ -146,6 +147,12 @@ class SwapRefused(SegueError):
 
     http_status = 409
     title = "Swap refused"
+
+
+class EndsExperiment(SwapRefused):
+    """A swap would change a release of the running A/B test, and the request does not say that the test may end."""
+
+    title = "A/B test running"
 
 
 class NoReleasesFolder(SegueError):

@@ -49,8 +49,9 @@ from service.http.admission_control import AdmissionControl
 from service.http.middleware import CrossOrigin, HotRoutes, Measured, Preflight
 from service.ops.status import Readiness, RedisStatus, ServiceStatus
 from service.problems import answer_problems, describe_problems, only_known_parameters
+from service.releases.attribution import Attribution
 from service.releases.policies import Policies
-from service.releases.registry import Attribution, ReleaseRegistry, check_servable
+from service.releases.registry import ReleaseRegistry, check_servable
 from service.sessions.embedded_redis import embedded_redis, terminate_with_parent
 from service.sessions.event_log import EventLog, open_folder
 from service.sessions.store import DurabilityCheck, SessionStore, connect

@@ -69,8 +69,9 @@ _DESCRIPTIONS = {
     404: "Not found",
     405: "The path does not support this method; `Allow` lists those it supports",
     406: "The response is a stream of events, which `Accept` excludes",
-    409: "Not possible now: another swap is in progress, there is no folder of releases, `caution` is above 0 and the "
-    "release has no play head, or the policy has `diversity` and the release has no encoder",
+    409: "Not possible now: another swap is in progress, a swap would end the running A/B test, there is no folder of "
+    "releases, `caution` is above 0 and the release has no play head, or the policy has `diversity` and the release "
+    "has no encoder",
     413: "The body is too large",
     415: "The body has a `Content-Encoding`, or its `Content-Type` is not JSON",
     422: "The request is invalid; `errors` lists the fields",

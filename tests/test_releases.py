@@ -14,8 +14,9 @@ import pytest
 from segue.errors import BadOption, SwapRefused
 from segue.release import Release
 from segue.sessions import Play
+from service.releases.experiment import SessionSampler
 from service.releases.loaded import Question
-from service.releases.registry import ReleaseRegistry, SessionSampler
+from service.releases.registry import ReleaseRegistry
 from service.sessions.privacy import bucket_of
 from service.settings import Settings, as_environment, read_settings
 from service.telemetry import Telemetry

@@ -107,6 +107,7 @@ def _release(before: Mapping[str, Any] | None, after: Mapping[str, Any], rate: A
     return {
         "release": after["release"],
         "in_use": after["in_use"],
+        "lists": lists,
         "lists_per_s": rate(lists),
         "plays": plays,
         "skip_rate": skips / plays if plays else None,

@@ -224,7 +224,7 @@ class Screen:
         facts: dict[str, Any] = {
             "release": f"{latest['release']['name']} in {latest['release']['folder']}",
             "validation HR@10": validation.get("HR@10", "unknown"),
-            "A/B test": _experiment(latest["experiment"]),
+            "A/B test": experiment_line(latest["experiment"]),
             "sessions": f"{events['sessions']:,} started, {_number(figures['sessions_per_s'])} per s",
             "events": f"{events['plays'] + events['skips']:,}, {_number(figures['events_per_s'])} per s",
             "shed": f"{latest['shed']:,} requests, {_number(figures['shed_per_s'])} per s",
@@ -268,10 +268,15 @@ def log_line(log: Snapshot) -> str:
     return ", ".join(parts)
 
 
-def _experiment(experiment: Snapshot | None) -> str:
+def experiment_line(experiment: Snapshot | None) -> str:
+    """Describe the A/B test in one line."""
     if experiment is None:
         return "none"
-    return f"{experiment['release']} in {experiment['folder']}, {experiment['share']:.0%} of sessions"
+    words = f"{experiment['release']} in {experiment['folder']}, {experiment['share']:.0%} of sessions"
+    if experiment["state"] in ("ended", "void"):
+        word = "ENDED" if experiment["state"] == "ended" else "VOID"
+        words += f", {word} since {experiment['since'][:19]}Z: {experiment['reason']}"
+    return words
 
 
 def _clock(at: float) -> str:

@@ -68,6 +68,10 @@ class SwapRequest(JsonBody):
         description="The release's folder in SEGUE_RELEASES_DIR",
         examples=["sasrec-2026-11"],
     )
+    end_experiment: bool = Field(
+        default=False,
+        description="End the running A/B test. Without it, a swap that would change one of its releases gets a 409",
+    )
 
 
 @router.get("/releases", tags=["releases"], responses=problem_responses(503))
@@ -89,10 +93,13 @@ async def current_release(service: Service) -> CurrentReleaseBody:
     openapi_extra=described_body(SwapRequest),
 )
 async def swap_release(request: Request) -> CurrentReleaseBody:
-    """Swap to another release, once it is verified and warm. If it is rejected, the current release stays live."""
+    """Swap to another release, once it is verified and warm. If it is rejected, the current release stays live.
+
+    While an A/B test is running, a swap ends it and needs `end_experiment`. All sessions then get the new release.
+    """
     service: AppState = request.app.state.service
     wanted = await read_json(SwapRequest, request.scope["headers"], request.receive, service.max_request_bytes)
-    await service.releases.swap(wanted.name)
+    await service.releases.swap(wanted.name, end_experiment=wanted.end_experiment)
     return _current(service)
 
 

@@ -28,9 +28,10 @@ from segue.sessions import (
 from segue.spacing import MAX_GAP, Spacing
 from service.api.stream import SessionStreams, StationBody
 from service.ops.status import Readiness, ServiceStatus
+from service.releases.attribution import Attribution
 from service.releases.loaded import LoadedRelease
 from service.releases.policies import Policies
-from service.releases.registry import Attribution, ReleaseRegistry
+from service.releases.registry import ReleaseRegistry
 from service.sessions.store import SessionStore
 from service.telemetry import Telemetry
 from service.threads import Threads

@@ -25,6 +25,7 @@ from segue.catalogue import FIRST_TRACK_ROW
 from segue.errors import ModelUnavailable, SegueError
 from segue.sessions import Play
 from service.ops.metrics_snapshot import EventNumbers, MetricsSnapshot, ReleaseNumbers, RouteNumbers
+from service.releases.experiment import ExperimentBody
 from service.releases.folder import ReleaseBody
 from service.releases.loaded import LoadedRelease, Question
 from service.releases.registry import ReleaseRegistry
@@ -85,14 +86,6 @@ class EventLogState(BaseModel):
     failures: int = Field(description="Failed flushes")
 
 
-class Experiment(BaseModel):
-    """The A/B test: a second release that serves a share of the sessions."""
-
-    release: str
-    folder: str
-    share: float
-
-
 class Operations(BaseModel):
     """The state of the service. Counters start at zero with the service."""
 
@@ -107,7 +100,7 @@ class Operations(BaseModel):
     redis: RedisState
     event_log: EventLogState
     release: ReleaseBody = Field(description="The current release")
-    experiment: Experiment | None = None
+    experiment: ExperimentBody | None = None
     swaps: dict[str, int] = Field(description="Number of releases `loaded` and `rejected`")
 
 
@@ -217,7 +210,6 @@ class ServiceStatus:
         self._store = store
         self._releases = releases
         self._telemetry = telemetry
-        self._share = settings.experiment[1] if settings.experiment is not None else 0.0
         self._reading = BlockingCalls("metrics and the event log's folder", LIMIT_S, max_calls=32)
         self._log_kept = settings.event_log
         self._folder = (
@@ -241,7 +233,7 @@ class ServiceStatus:
             redis=self._redis(store, numbers),
             event_log=await self._event_log(store, numbers),
             release=ReleaseBody.of(self._releases.current.live),
-            experiment=self._experiment(),
+            experiment=self._releases.experiment(),
             swaps=numbers.by("segue_release_swaps_total", "result"),
         )
 
@@ -273,12 +265,6 @@ class ServiceStatus:
             return await self._reading(self._folder.latest)
         except TimeoutError:  # the disk does not respond
             return None
-
-    def _experiment(self) -> Experiment | None:
-        challenger = self._releases.challenger
-        if challenger is None:
-            return None
-        return Experiment(release=challenger.live.name, folder=challenger.live.folder, share=self._share)
 
 
 # --- readiness ---

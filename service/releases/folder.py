@@ -1,8 +1,9 @@
 """The folder of releases, and the response models that describe releases.
 
 The folder contains one subfolder per release, and a pointer file named `current`. The pointer contains the folder name
-of the live release. An optional second line contains the folder name of the previous release, for a rollback. All
-workers and replicas that share the folder watch the pointer, so writing the pointer swaps the release in all of them.
+of the live release. An optional second line contains the folder name of the previous release, for a rollback. A line
+that starts with `ended` says which A/B test a swap ended. All workers and replicas that share the folder watch the
+pointer, so writing the pointer swaps the release in all of them.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -26,6 +27,7 @@ from service.settings import FOLDER_NAME_PATTERN
 POINTER: Final = "current"
 _NOT_RELEASES: Final = (CHECKPOINT_SUFFIX, RUN_SUFFIX)  # folders that training creates next to a release
 _MAX_POINTER_BYTES: Final = 1024
+_ENDED: Final = "ended "
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,12 @@ class PointerState:
     written_ns: int
     files: tuple[tuple[str, int, int], ...]  # name, size and modification time of each file of the release
     before: str | None = None  # the previous release
+    ended: str | None = None  # the A/B test that a swap ended, as service/releases/experiment.py reads it
+
+    @property
+    def written(self) -> datetime:
+        """When the pointer was written."""
+        return datetime.fromtimestamp(self.written_ns // 1_000_000_000, UTC)
 
 
 class ReleasesFolder:
@@ -99,22 +107,24 @@ class ReleasesFolder:
             raise ReleasesUnavailable(
                 f"{file} cannot be read ({error.strerror}): check its disk and permissions"
             ) from error
-        name, _, before = (line.strip() for line in text.strip().partition("\n"))
-        known = before if re.fullmatch(FOLDER_NAME_PATTERN, before) else None
-        return PointerState(name, written_ns, self._files(name), known) if name else None
+        name, *others = (line.strip() for line in text.strip().split("\n"))
+        before = next((line for line in others if re.fullmatch(FOLDER_NAME_PATTERN, line)), None)
+        ended = next((line.removeprefix(_ENDED) for line in others if line.startswith(_ENDED)), None)
+        return PointerState(name, written_ns, self._files(name), before, ended) if name else None
 
-    def point(self, name: str, before: str | None = None) -> PointerState:
+    def point(self, name: str, before: str | None = None, ended: str | None = None) -> PointerState:
         """Write the pointer atomically, and return its new state.
 
-        `name` is the folder name of the live release, and `before` that of the previous release. Raises
-        ReleasesUnavailable if the pointer cannot be written.
+        `name` is the folder name of the live release, `before` that of the previous release, and `ended` the A/B test
+        that a swap ended. Raises ReleasesUnavailable if the pointer cannot be written.
         """
         files = self._files(name)
+        lines = name, before, ended and f"{_ENDED}{ended}"
         unfinished = self._path / f".{POINTER}.{uuid.uuid4().hex[:8]}"
         try:
-            unfinished.write_text("".join(f"{line}\n" for line in (name, before) if line), encoding="utf-8")
+            unfinished.write_text("".join(f"{line}\n" for line in lines if line), encoding="utf-8")
             # The state is read before the rename, because another process may replace the pointer right after it.
-            seen = PointerState(name, unfinished.stat().st_mtime_ns, files, before)
+            seen = PointerState(name, unfinished.stat().st_mtime_ns, files, before, ended)
             unfinished.replace(self._path / POINTER)
         except OSError as error:
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Live releases: hot swap, A/B test, and the attribution of plays and skips to releases.
+"""Live releases: hot swap and A/B test.
 
 A request gets one ActiveRelease and uses only that release, so no response mixes two releases. Reference counting frees
 a replaced release when the last request that uses the release ends.
@@ -7,10 +7,10 @@ a replaced release when the last request that uses the release ends.
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
@@ -22,19 +22,18 @@ from segue.errors import (
     InputError,
     ReleasesUnavailable,
     SegueError,
-    StoreUnavailable,
     SwapRefused,
     UnknownRelease,
 )
 from segue.ngram import FILES as COUNTS
 from segue.release import ENCODER, read_manifest
 from service.releases.added import AddedTrack, AddedTracksFile
+from service.releases.experiment import NO_SESSIONS, Experiment, ExperimentBody, SessionSampler
 from service.releases.folder import ListedRelease, PointerState, ReleaseList, ReleasesFolder
-from service.releases.loaded import LoadedRelease, RecommendResult, load_release
+from service.releases.loaded import LoadedRelease, load_release
 from service.releases.ranking import Ranking
 from service.releases.removed import RemovedTracks
 from service.releases.trial import validate_in_child
-from service.sessions.store import SessionStore
 from service.settings import Settings
 from service.telemetry import Telemetry
 from service.threads import BlockingCalls, Threads
@@ -108,71 +107,6 @@ def _listed(path: Path) -> ListedRelease:
     )
 
 
-class SessionSampler:
-    """Selects a random share of all sessions. `session_id in sampler` takes about a microsecond.
-
-    The result is the same in every worker, on every machine and after every restart. A sample with a larger share
-    contains the sample with a smaller share. Samples for different purposes are independent of each other and of the
-    buckets of the session store. The hash is a keyed BLAKE2. A prefix is not enough with a linear hash such as the CRC
-    of the session store, because it would only permute the buckets.
-    """
-
-    def __init__(self, purpose: str, share: float) -> None:
-        """Create a sampler. `purpose` is the key of the hash. `share` is the share of sessions, from 0 to 1."""
-        self._key = blake2b(purpose.encode(), digest_size=32).digest()
-        self._end = int(share * 2**64)
-
-    def __contains__(self, session_id: str) -> bool:
-        """Return True if the session is in the sample."""
-        if not self._end:
-            return False
-        return int.from_bytes(blake2b(session_id.encode(), digest_size=8, key=self._key).digest(), "big") < self._end
-
-
-_MAX_STORING: Final = 200  # lists being written to Redis; if Redis is slow, further lists are dropped
-
-
-class Attribution:
-    """Counts the plays and skips of recommended tracks by release, for a sample of the sessions.
-
-    Each recommended list is stored in Redis with its session, because another worker usually receives the events that
-    follow. The response does not wait for Redis: the write is part of the next command pipeline. The Redis script that
-    stores an event reads the list together with the session. The sampling unit is the session, so the play and skip
-    rates are unbiased. Use an instance in one event loop only.
-    """
-
-    def __init__(self, store: SessionStore, share: float, telemetry: Telemetry) -> None:
-        """Create the attribution. `share` is the share of sessions in the sample, from 0 to 1."""
-        self._store = store
-        self._sample = SessionSampler("credits", share)
-        self._telemetry = telemetry
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def remember(self, session_id: str, answer: RecommendResult) -> None:
-        """Start to store a recommended list if the session is in the sample. Does not wait until it is stored."""
-        if session_id in self._sample and len(self._tasks) < _MAX_STORING:
-            task = asyncio.create_task(self._remember(session_id, answer))
-            self._tasks.add(task)  # asyncio itself keeps no reference
-            task.add_done_callback(self._tasks.discard)
-
-    def count(self, attributions: Iterable[str]) -> None:
-        """Count the attributions that the session store returned for events.
-
-        service/sessions/append_events.lua describes the format of an attribution.
-        """
-        for attribution in attributions:
-            kind, _, release = attribution.partition("\t")
-            if kind != "L":
-                self._telemetry.attributed_plays.labels(release).inc()
-            if kind != "P":
-                self._telemetry.attributed_skips.labels(release).inc()
-
-    async def _remember(self, session_id: str, answer: RecommendResult) -> None:
-        track_ids = [answer.release.catalogue.track_id(row) for row in answer.rows]
-        with contextlib.suppress(StoreUnavailable):  # the list is lost; metrics show that Redis is unavailable
-            await self._store.remember(session_id, answer.release.name, track_ids)
-
-
 class ReleaseRegistry:
     """The live releases of one worker. Use an instance in one event loop only.
 
@@ -207,23 +141,24 @@ class ReleaseRegistry:
         self._opening = BlockingCalls("a release")  # validation has its own time limit
         self._reading = BlockingCalls("the folder of releases", _DISK_TIMEOUT_S)
         self._challenger: ActiveRelease | None = None
-        self._share = 0.0  # the share of sessions that the challenger serves
+        self._experiment: Experiment | None = None
+        self._challenged: SessionSampler = NO_SESSIONS  # the sessions that the challenger serves
+        self._live_since: datetime | None = None  # the latest swap
         self.current = self._served(self._first(settings.release))
         if settings.experiment is not None:
-            name, self._share = settings.experiment
             if self._folder is None:
                 raise BadOption("an experiment needs a folder of releases: set SEGUE_RELEASES_DIR")
-            self._challenger = self._served(self._validate_and_open(self._folder.find(name)))
-            # The name is part of the hash, so that the samples of different experiments are independent.
-            self._experiment_sample = SessionSampler(f"experiment {name}", self._share)
-        self._update_in_use()
+            self._experiment = Experiment(*settings.experiment)
+            self._challenger = self._served(self._validate_and_open(self._folder.find(self._experiment.folder)))
+            self._follow_experiment()
+        self._announce_live()
 
     def for_session(self, session_id: str) -> ActiveRelease:
         """Return the release that serves a session.
 
         A session keeps its release while the live releases, the experiment and its share stay the same.
         """
-        if self._challenger is not None and session_id in self._experiment_sample:
+        if self._challenger is not None and session_id in self._challenged:
             return self._challenger
         return self.current
 
@@ -231,7 +166,8 @@ class ReleaseRegistry:
         """Return the live releases with their shares of the sessions. The current release is first."""
         if self._challenger is None or self._challenger.live.name == self.current.live.name:
             return [(self.current, 1.0)]
-        return [(self.current, 1.0 - self._share), (self._challenger, self._share)]
+        share = self._experiment.share if self._experiment is not None else 0.0
+        return [(self.current, 1.0 - share), (self._challenger, share)]
 
     def named(self, name: str | None) -> ActiveRelease:
         """Return the live release with this name, or the current release for None. Raises UnknownRelease."""
@@ -241,12 +177,13 @@ class ReleaseRegistry:
         # The message must not list the live releases: clients need another scope of the API key to read them.
         raise UnknownRelease(f"{name!r} is not live here: GET /releases/current names the releases that are")
 
-    async def swap(self, name: str) -> ActiveRelease:
+    async def swap(self, name: str, *, end_experiment: bool = False) -> ActiveRelease:
         """Swap to the release in the folder `name`, and write the pointer so that other workers and replicas follow.
 
-        Raises SwapRefused if another swap is in progress or if there is no folder of releases. Raises UnknownRelease,
-        BadRelease, and ReleasesUnavailable if the pointer cannot be written. After an error, the previous release stays
-        live.
+        `end_experiment` ends a running A/B test. Without it, a swap that changes an arm of the test raises
+        EndsExperiment. Raises SwapRefused if another swap is in progress or if there is no folder of releases. Raises
+        UnknownRelease, BadRelease, and ReleasesUnavailable if the pointer cannot be written. After an error, the
+        previous release stays live.
         """
         folder = self._folder
         if folder is None:
@@ -254,28 +191,43 @@ class ReleaseRegistry:
 
         def open_and_point() -> tuple[ActiveRelease, PointerState]:
             with folder.locked():
+                ended = self._ended_by(name, folder, end_experiment=end_experiment)
                 live = self._served(self._validate_and_open(folder.find(name)))
                 if self._leaving.is_set():
                     raise SwapRefused("the service is shutting down: retry the swap after the restart")
-                return live, folder.point(name, self._before(folder, name))
+                return live, folder.point(name, self._before(folder, name), ended)
 
         with self._exclusive_swap(), self._count_rejections(name):
             try:
-                live, self._seen = await self._opening(open_and_point)
+                live, seen = await self._opening(open_and_point)
             except asyncio.CancelledError:  # the service is shutting down, and the client gets an error
                 self.leave()
                 raise
-            self._replace(live)
+            self._seen = seen
+            self._replace(live, seen)
             return self.current
+
+    def _ended_by(self, name: str, folder: ReleasesFolder, *, end_experiment: bool) -> str | None:
+        """Return the end of the A/B test, for the pointer that a swap writes. Raises EndsExperiment, BadRelease."""
+        seen = folder.look()
+        ended = seen.ended if seen is not None else None
+        if self._experiment is None or self._challenger is None:
+            return ended
+        if end_experiment:
+            return self._experiment.end(name, ended)
+        live = self.current.live.name, self._challenger.live.name
+        self._experiment.check_swap(read_manifest(folder.find(name)), name, ended, live)
+        return ended
 
     def leave(self) -> None:
         """Stop validating releases and writing the pointer, because the service is shutting down."""
         self._leaving.set()
 
-    @property
-    def challenger(self) -> ActiveRelease | None:
-        """The release under test in the experiment, if there is one."""
-        return self._challenger
+    def experiment(self) -> ExperimentBody | None:
+        """Return the state of the A/B test, or None if there is none."""
+        if self._experiment is None or self._challenger is None:
+            return None
+        return self._experiment.state(self.current.live, self._challenger.live, self._live_since)
 
     async def listing(self) -> ReleaseList:
         """Return the releases in the folder. Reads only their manifests. Raises ReleasesUnavailable."""
@@ -329,10 +281,10 @@ class ReleaseRegistry:
             return  # if a swap was requested during the read, `seen` is stale
         with self._exclusive_swap():
             self._seen = seen
+            self._follow_experiment()
             with contextlib.suppress(SegueError), self._count_rejections(seen.name):
-                self._replace(
-                    await self._opening(lambda: self._served(self._validate_and_open(folder.find(seen.name))))
-                )
+                live = await self._opening(lambda: self._served(self._validate_and_open(folder.find(seen.name))))
+                self._replace(live, seen)
 
     def _first(self, release: Path) -> LoadedRelease:
         """Load the release that the pointer names. If that fails, load `release`."""
@@ -340,7 +292,9 @@ class ReleaseRegistry:
             if self._folder is not None and (seen := self._folder.look()) is not None:
                 self._seen = seen
                 with self._count_rejections(seen.name):
-                    return self._validate_and_open(self._folder.find(seen.name))
+                    live = self._validate_and_open(self._folder.find(seen.name))
+                    self._live_since = seen.written
+                    return live
         return self._open(release)
 
     def _validate_and_open(self, path: Path) -> LoadedRelease:
@@ -366,19 +320,30 @@ class ReleaseRegistry:
         served.apply(self.added.tracks, self.removed.since)
         return served
 
-    def _replace(self, served: ActiveRelease) -> None:
+    def _replace(self, served: ActiveRelease, seen: PointerState) -> None:
         before = self.current.live.name
         self.current = served
+        self._live_since = seen.written
+        self._follow_experiment()
         self.apply_changes()  # of tracks that changed meanwhile
         self._telemetry.release_in_use.labels(before).set(0)
-        self._update_in_use()
+        self._announce_live()
         self._telemetry.release_swaps.labels("loaded").inc()
         _log.info("release_swapped", release=served.live.name, folder=served.live.folder, before=before)
 
-    def _update_in_use(self) -> None:
+    def _follow_experiment(self) -> None:
+        """Apply the end of the A/B test in the pointer."""
+        if self._experiment is not None:
+            self._experiment.follow(self._seen.ended if self._seen is not None else None)
+            self._challenged = self._experiment.sample
+
+    def _announce_live(self) -> None:
         for served in (self.current, self._challenger):
             if served is not None:
                 self._telemetry.release_in_use.labels(served.live.name).set(1)
+        test = self.experiment()
+        if test is not None and test.state == "void":
+            _log.warning("experiment_void", experiment=test.folder, since=test.since.isoformat(), reason=test.reason)
 
     @contextlib.contextmanager
     def _exclusive_swap(self) -> Iterator[None]:

@@ -103,6 +103,7 @@ function releaseSince(before, after, rate) {
   return {
     release: after.release,
     in_use: after.in_use,
+    lists,
     lists_per_s: rate(lists),
     plays,
     skip_rate: plays ? skips / plays : null,

@@ -1,12 +1,12 @@
 // The releases that the service can swap to: the list, the confirmation before a swap, and its result.
 
 import { call } from "./ops-service.js";
-import { byId, count, element, row, when } from "./ops-show.js";
+import { byId, count, element, percent, row, when } from "./ops-show.js";
 
 const READ_EVERY_MS = 10_000;
 const SWAP_LIMIT_MS = 300_000; // loading and validating a large release takes minutes
 
-const state = { shown: "", current: "", names: new Map(), readAt: -Infinity, folder: "", swapping: false, experiment: null };
+const state = { shown: "", current: "", names: new Map(), readAt: -Infinity, folder: "", swapping: false, release: null, experiment: null };
 
 /** Read the list again if it may have changed. */
 export async function readReleases({ release }) {
@@ -18,14 +18,26 @@ export async function readReleases({ release }) {
 }
 
 export function showServed({ release, experiment }) {
-  const parts = [`Live release: ${release.folder} (${release.name}).`];
-  state.experiment = experiment ?? null;
-  if (experiment?.release === release.name) {
-    parts.push(`The A/B test is void: both arms are ${experiment.folder} (${experiment.release}). Roll back, or end it by removing SEGUE_EXPERIMENT.`);
-  } else if (experiment) {
-    parts.push(`A/B test: ${(experiment.share * 100).toFixed(1)} % of the sessions use ${experiment.folder} (${experiment.release}).`);
-  } else parts.push("No A/B test is running.");
-  if (byId("served").textContent !== parts.join(" ")) byId("served").textContent = parts.join(" ");
+  Object.assign(state, { release, experiment });
+  const words = `Live release: ${release.folder} (${release.name}). ${experimentWords(experiment)}`;
+  if (byId("served").textContent !== words) byId("served").textContent = words;
+}
+
+function experimentWords(experiment) {
+  if (!experiment) return "No A/B test is running.";
+  const named = `${experiment.folder} (${experiment.release})`;
+  const since = when(experiment.since);
+  return {
+    running: `A/B test: ${percent(experiment.share)} of the sessions get ${named}, the others the live release. Neither release has changed since ${since}.`,
+    ended: `The A/B test with ${named} ended on ${since}: ${experiment.reason}. All sessions get the live release.`,
+    void: `The A/B test is void since ${since}: ${experiment.reason}. Swap to another release, or remove SEGUE_EXPERIMENT.`,
+    idle: `${named} gets no sessions. Requests can select it with release=.`,
+  }[experiment.state];
+}
+
+/** Whether a swap to a folder would end the running A/B test. The service refuses it then unless it is told to. */
+function ends(folder) {
+  return state.experiment?.state === "running" && state.names.get(folder) !== state.release.name;
 }
 
 /** Render the list. Only after a change, and keep the focus. */
@@ -75,26 +87,42 @@ function action(item, { current }) {
 function ask(what, folder) {
   const named = `${folder} (${state.names.get(folder)})`;
   byId("confirm-title").textContent = `${what} to ${folder}?`;
-  const voids = state.experiment?.folder === folder
-    ? `This voids the A/B test: ${folder} is its second arm, so both arms would be the same release. ` : "";
-  byId("confirm-text").textContent = `${voids}Listeners will get their next tracks from ${named} instead of ${state.current}. `
+  const same = state.experiment?.state === "idle" && state.names.get(folder) === state.experiment.release
+    ? "The player can no longer compare two releases, because only this one is live then. " : "";
+  byId("confirm-text").textContent = `${same}Listeners will get their next tracks from ${named} instead of ${state.current}. `
     + "The service validates it first. If validation fails, the current release stays live. No request fails during the swap.";
+  const ending = ends(folder);
+  byId("confirm-test").hidden = !ending;
+  if (ending) byId("confirm-lost").textContent = lost(folder, state.experiment);
+  byId("confirm-end").checked = false;
+  byId("confirm-end").onchange = () => { byId("confirm-yes").disabled = !byId("confirm-end").checked; };
+  byId("confirm-yes").disabled = ending;
   byId("confirm-yes").textContent = `${what} to ${folder}`;
   byId("confirm-yes").onclick = () => {
     byId("confirm").close();
-    swap(folder, named);
+    swap(folder, named, ending);
   };
   byId("confirm").showModal();
 }
 
+/** What a swap that ends the A/B test costs. */
+function lost(folder, { folder: second, share, since }) {
+  const why = state.names.get(folder) === state.experiment.release
+    ? `${folder} is its second release, so both arms would be the same`
+    : `${state.current} is its first release`;
+  return `An A/B test is running: ${why}. It has compared ${state.current} with ${second} (${percent(share)} of the sessions) since ${when(since)}. `
+    + "After the swap all sessions get one release, and no further play compares the two. What was counted so far stays in the metrics. "
+    + "A roll back does not start the test again.";
+}
+
 byId("confirm-no").addEventListener("click", () => byId("confirm").close());
 
-async function swap(folder, named) {
+async function swap(folder, named, ending) {
   state.swapping = true;
   tell("outcome", `Loading and validating ${named}. ${state.current} stays live until it is ready.`);
   for (const button of document.querySelectorAll("#folder button, #roll-back")) button.disabled = true;
   try {
-    const body = JSON.stringify({ name: folder });
+    const body = JSON.stringify({ name: folder, ...(ending && { end_experiment: true }) });
     const headers = { "Content-Type": "application/json" };
     const release = await call("releases/current", { method: "PUT", headers, body }, SWAP_LIMIT_MS);
     tell("outcome", `${release.folder} (${release.name}) is live. Other workers and replicas load it within seconds.`);

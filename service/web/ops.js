@@ -81,16 +81,22 @@ function take(snapshot) {
 function showStrip({ redis, event_log: log, release, experiment }) {
   const lag = log.oldest_s === null || log.oldest_s === undefined ? "" : `, lag ${number(log.oldest_s)} s`;
   const logWords = !log.kept ? "off" : log.waiting === null || log.waiting === undefined ? "unknown" : `${count(log.waiting)} waiting${lag}`;
-  const isVoid = experiment?.release === release.name;
   const parts = [
     ["Service", "up", false, "now"],
     ["Redis", redis.reachable ? (redis.workers_away ? "circuit breaker open" : "up") : "AWAY", !redis.reachable || redis.workers_away > 0, "redis"],
     ["Event log", logWords, log.kept && (logWords === "unknown" || log.dropped > 0 || log.failures > 0), "log"],
     ["Release", release.folder, false, "facts"],
-    ["Experiment", experiment ? `${experiment.folder}, ${(experiment.share * 100).toFixed(0)} %${isVoid ? ": VOID, both arms are the same release" : ""}` : "none", isVoid, "releases"],
+    ["Experiment", experimentWords(experiment), experiment?.state === "void", "releases"],
   ];
   byId("strip").replaceChildren(...parts.map(([name, words, alarming, section]) => element("li", { className: alarming ? "bad" : "" },
     element("a", { href: `#${section}-title` }, `${name} `, element("b", {}, words)))));
+}
+
+function experimentWords(experiment) {
+  if (!experiment) return "none";
+  const { folder, share, state: now, since, reason } = experiment;
+  if (now === "ended") return `${folder}, ended ${when(since)}`;
+  return `${folder}, ${(share * 100).toFixed(0)} %${now === "void" ? `: VOID since ${when(since)}, ${reason}` : ""}`;
 }
 
 function showNow({ events }, now) {
@@ -158,10 +164,11 @@ function showOutcomes(now, skips, ever) {
   byId("outcomes").replaceChildren(...skips.releases.map((line, place) => row(line.release, [
     [line.in_use ? "yes" : "no"],
     [number(now.releases[place].lists_per_s), now.releases[place].lists_per_s],
+    [count(ever.releases[place].lists), ever.releases[place].lists],
     [count(line.plays), line.plays],
     [percent(line.played_rate), line.played_rate],
     [rateWords(line), line.skip_rate, line.plays < FEWEST_SAID ? "quiet" : false],
-    [percent(ever.releases[place].skip_rate), ever.releases[place].skip_rate],
+    [rateWords(ever.releases[place]), ever.releases[place].skip_rate, ever.releases[place].plays < FEWEST_SAID ? "quiet" : false],
   ])));
 }
 

@@ -128,12 +128,11 @@ def test_what_it_shows_is_what_the_service_answers(browser: "Browser", swappable
                 line["errors_per_s"], since,
             ])  # fmt: skip
         [credited] = skips["releases"]
-        assert (credited["plays"], credited["skip_rate"]) == (40, 0.25)
+        assert (credited["plays"], credited["skip_rate"], latest["releases"][0]["lists"]) == (40, 0.25, 40)
         assert page.locator("#outcomes th").all_text_contents() == [latest["release"]["name"]]
-        assert values(page, "#outcomes td.number") == pytest.approx([0, 40, 0.75, 0.25, 0.25], abs=10)
-        assert page.locator("#outcomes td").all_text_contents()[2:] == [
-            "40", "75.0 %", "25.0 % (10 of 40), 14\N{EN DASH}40 %", "25.0 %",
-        ]  # fmt: skip
+        assert values(page, "#outcomes td.number")[1:] == [40, 40, 0.75, 0.25, 0.25]
+        skipped = "25.0 % (10 of 40), 14\N{EN DASH}40 %"
+        assert page.locator("#outcomes td").all_text_contents()[2:] == ["40", "40", "75.0 %", skipped, skipped]
         assert "append-only file" in page.locator("#redis").inner_text()
         assert latest["event_log"]["last_file"]["name"] in page.locator("#log").inner_text()
         facts = page.locator("#facts").inner_text()
@@ -256,19 +255,54 @@ def test_releases_are_swapped_and_rolled_back_by_keyboard(browser: "Browser", sw
         playwright.expect(page.get_by_role("button", name="Roll back to second")).to_be_visible()
 
 
-def test_a_swap_that_voids_the_experiment_is_announced(
+def test_a_swap_that_ends_the_experiment_asks_first(
     browser: "Browser", start_service: StartService, measured: Path
 ) -> None:
     settings = {"release": measured / "first", "releases_dir": measured, "experiment": "second:0.5"}
-    address = start_service(**settings).address()
-    with watched(browser, address, "/ops") as page:
-        playwright.expect(page.locator("#strip")).to_contain_text("Experiment second, 50 %")
+    service = start_service(**settings)
+    with service.client() as client, watched(browser, service.address(), "/ops") as page:
+        strip, dialog = page.locator("#strip"), page.get_by_role("dialog")
+        playwright.expect(strip).to_contain_text("Experiment second, 50 %")
+        playwright.expect(page.locator("#served")).to_contain_text("A/B test: 50.0 % of the sessions get second (")
         page.get_by_role("button", name="Swap to second").click()
-        dialog = page.get_by_role("dialog")
-        playwright.expect(dialog).to_contain_text("This voids the A/B test: second is its second arm")
-        dialog.get_by_role("button", name="Swap to second").click()
-        playwright.expect(page.locator("#strip li.bad")).to_contain_text("VOID", timeout=20_000)
-        playwright.expect(page.locator("#served")).to_contain_text("The A/B test is void")
+        playwright.expect(dialog).to_contain_text("An A/B test is running: second is its second release")
+        playwright.expect(dialog).to_contain_text("compared first with second (50.0 % of the sessions) since")
+        yes = dialog.get_by_role("button", name="Swap to second")
+        playwright.expect(yes).to_be_disabled()
+        assert violations(page) == []
+        ending = dialog.get_by_label("End the A/B test")
+        ending.check()
+        dialog.get_by_role("button", name="Cancel").click()
+        page.get_by_role("button", name="Swap to second").click()  # it asks each time
+        playwright.expect(ending).not_to_be_checked()
+        page.keyboard.press("Space")
+        playwright.expect(ending).to_be_checked()
+        page.keyboard.press("Tab")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        playwright.expect(page.locator("#outcome")).to_contain_text("is live", timeout=20_000)
+        playwright.expect(strip).to_contain_text("Experiment second, ended")
+        playwright.expect(page.locator("#served")).to_contain_text("ended on")
+        playwright.expect(page.locator("#served")).to_contain_text("a swap to second ended it")
+        assert client.get("/operations").json()["experiment"]["state"] == "ended"
+        page.get_by_role("button", name="Roll back to first").click()
+        playwright.expect(ending).to_be_hidden()  # nothing is left to end
+        dialog.get_by_role("button", name="Roll back to first").click()
+        playwright.expect(page.locator("#outcome")).to_contain_text("first (", timeout=20_000)
+        assert serving(client) == "first"
+
+
+def test_a_void_experiment_is_red_and_says_since_when(
+    browser: "Browser", start_service: StartService, measured: Path
+) -> None:
+    (measured / "current").write_text("second\n")
+    settings = {"release": measured / "first", "releases_dir": measured, "experiment": "second:0.5"}
+    with watched(browser, start_service(**settings).address(), "/ops") as page:
+        playwright.expect(page.locator("#strip li.bad")).to_contain_text("Experiment second, 50 %: VOID since")
+        playwright.expect(page.locator("#served")).to_contain_text("The A/B test is void since")
+        playwright.expect(page.locator("#served")).to_contain_text("both arms are sasrec-")
+        page.get_by_role("button", name="Swap to first").click()
+        playwright.expect(page.get_by_label("End the A/B test")).to_be_hidden()  # the swap voids nothing
 
 
 def test_a_damaged_release_is_refused_in_words_and_nothing_changes(browser: "Browser", swappable: httpx.Client) -> None:

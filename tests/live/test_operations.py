@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +249,9 @@ class TestReleases:
             assert "is damaged" in items["damaged"]["problem"]
             assert "it is a link" in items["link"]["problem"]
             experiment = operations(client.base_url)["experiment"]
-            assert experiment == {"release": items["second"]["name"], "folder": "second", "share": 0.25}
+            assert datetime.fromisoformat(experiment.pop("since")) < datetime.now(UTC)
+            named = {"release": items["second"]["name"], "folder": "second", "share": 0.25}
+            assert experiment == {**named, "state": "running", "reason": None}
 
     def test_without_a_folder_has_nothing_to_swap_to(self, running: httpx.Client) -> None:
         assert running.get("/releases").json() == {"items": [], "can_swap": False, "current": "tiny", "before": None}

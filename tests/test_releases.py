@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from segue.errors import BadOption, SwapRefused
+from segue.errors import BadOption, EndsExperiment, SwapRefused
 from segue.release import Release
 from segue.sessions import Play
 from service.releases.experiment import SessionSampler
@@ -21,6 +21,7 @@ from service.sessions.privacy import bucket_of
 from service.settings import Settings, as_environment, read_settings
 from service.telemetry import Telemetry
 from service.threads import Threads
+from tests.conftest import write_tiny_release
 
 SESSIONS = [f"session-{number}" for number in range(20_000)]
 
@@ -166,6 +167,21 @@ class TestExperiments:
         asyncio.run(releases.swap("third"))
         again = {session for session in SESSIONS if releases.for_session(session).live.folder == "second"}
         assert again == challenged
+
+    def test_only_a_swap_that_says_so_ends_it(self, releases_dir: Path) -> None:
+        write_tiny_release(releases_dir / "third", "y-")
+        releases = opened(releases_dir, experiment=("second", 0.5))
+        for target in ("second", "third"):
+            with pytest.raises(EndsExperiment, match=f"A swap to {target} would end it"):
+                asyncio.run(releases.swap(target))
+        asyncio.run(releases.swap("third", end_experiment=True))
+        again = opened(releases_dir, experiment=("second", 0.5))  # after a restart
+        for registry in (releases, again):
+            test = registry.experiment()
+            assert test is not None
+            assert (test.state, test.reason) == ("ended", "a swap to third ended it")
+            assert {registry.for_session(session).live.folder for session in SESSIONS[:50]} == {"third"}
+            assert [(one.live.folder, share) for one, share in registry.live()] == [("third", 1.0), ("second", 0.0)]
 
     @pytest.mark.parametrize(("share", "expected"), [(0, 0), (1, len(SESSIONS))])
     def test_nobody_and_everybody(self, share: float, expected: int) -> None:

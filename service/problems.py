@@ -174,7 +174,7 @@ def _unknown_path(request: Request) -> Response:
 
 
 def prefers_html(accept: str) -> bool:
-    """Return True if an `Accept` header names `text/html` with a higher quality than JSON (RFC 9110, section 12.5.1)."""
+    """Return True if an `Accept` header names `text/html` with a higher quality than JSON (RFC 9110, 12.5.1)."""
     qualities: dict[str, float] = {}
     for part in accept.lower().split(","):
         name, *parameters = (piece.strip() for piece in part.split(";"))

@@ -60,15 +60,33 @@ def answer_to(shell: walk.Shell, command: str) -> tuple[str, str]:
 
 
 def formatted(value: Any, indent: str = "") -> str:
-    """JSON over lines: an object or array that fits stays on its line."""
+    """JSON over lines of at most 80 characters where possible. An object or array that fits stays on its line."""
     line = json.dumps(value, ensure_ascii=False)
     if len(indent) + len(line) <= _WIDTH or not isinstance(value, dict | list):
         return line
-    inner = indent + "  "
+    inside = value.values() if isinstance(value, dict) else value
+    is_flat = not any(isinstance(part, dict | list) for part in inside)
+    inner = indent + (" " if is_flat else "  ")
     if isinstance(value, dict):
         parts = [f"{json.dumps(key)}: {formatted(part, inner)}" for key, part in value.items()]
-        return "{\n" + ",\n".join(inner + part for part in parts) + f"\n{indent}}}"
-    return "[\n" + ",\n".join(inner + formatted(part, inner) for part in value) + f"\n{indent}]"
+    else:
+        parts = [formatted(part, inner) for part in value]
+    if is_flat:
+        parts = _packed(parts, _WIDTH - len(inner))
+    joined = f",\n{inner}".join(parts)
+    opening, closing = line[0], line[-1]
+    return f"{opening}{joined}{closing}" if is_flat else f"{opening}\n{inner}{joined}\n{indent}{closing}"
+
+
+def _packed(parts: list[str], width: int) -> list[str]:
+    """The parts, as many on each line as fit."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(part) + 3 <= width:
+            lines[-1] += f", {part}"
+        else:
+            lines.append(part)
+    return lines
 
 
 if __name__ == "__main__":

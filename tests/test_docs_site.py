@@ -197,6 +197,8 @@ class TestHttpExamples:
 
     def test_shapes_differ_by_keys_types_and_counts(self) -> None:
         one = {"items": [{"rank": 1, "id": "a"}], "more": None}
+        assert shape("204\n") != shape("404\n")
+        assert shape('seconds{status="200"} 1.5\n') == shape('seconds{status="200"} 2\n')
         assert shape(one) == shape({"items": [{"rank": 2.5, "id": "b"}], "more": None})
         for other in (
             {"items": [{"rank": 1, "id": "a"}]},
@@ -222,6 +224,8 @@ def shape(value: Any) -> Any:
         return {key: shape(part) for key, part in value.items()}
     if isinstance(value, list):
         return [shape(part) for part in value]
+    if isinstance(value, str) and re.fullmatch(r"\d{3}\n", value):
+        return value  # an HTTP status
     if isinstance(value, str) and "\n" in value:
         return re.sub(r"-?[\d.]+(e-?\d+)?", "0", value)
     return "number" if type(value) in (int, float) else type(value).__name__

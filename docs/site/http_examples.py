@@ -53,10 +53,9 @@ def service() -> Iterator[walk.Shell]:
 def answer_to(shell: walk.Shell, command: str) -> tuple[str, str]:
     """What a command prints: its language, `json` or `text`, and its text, with JSON over lines."""
     output = shell.run(command)
-    try:
+    if output.startswith("{"):
         return "json", f"{formatted(json.loads(output))}\n"
-    except json.JSONDecodeError:
-        return "text", output
+    return "text", output
 
 
 def formatted(value: Any, indent: str = "") -> str:

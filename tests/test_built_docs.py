@@ -53,7 +53,7 @@ class TestSite:
         value = json.loads((RESULTS / "synthetic" / "report.json").read_text())["questions"][0]["systems"][
             "gru4rec+nce"
         ]
-        assert f"{value['groups']['played']['HR@10']['value']:.3f} [" in text
+        assert f"{value['groups']['played']['HR@10']['value']:.3f}\xa0[" in text
 
     def test_the_reports_lie_beside_the_pages(self, site: Path) -> None:
         for name in ("synthetic", "mssd"):

@@ -1,6 +1,6 @@
 # The service with its index on a GPU:  docker build -f docker/service-gpu.Dockerfile -t segue-service-gpu .
 # The CUDA libraries are Python packages; the driver is that of the host (docker run --gpus 1, NVIDIA Container Toolkit).
-# The base is pinned by its version. Add its digest when you build: docs/operations.md, "Pin images".
+# The base is pinned by its version. Add its digest when you build: docs/operate/deploy.md, "Pin image versions".
 ARG PYTHON=python:3.11.14-slim-bookworm
 
 FROM ${PYTHON} AS build

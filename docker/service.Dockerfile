@@ -1,5 +1,5 @@
 # The service on a CPU:  docker build -f docker/service.Dockerfile -t segue-service .
-# The base is pinned by its version. Add its digest when you build: docs/operations.md, "Pin images".
+# The base is pinned by its version. Add its digest when you build: docs/operate/deploy.md, "Pin image versions".
 ARG PYTHON=python:3.11.14-slim-bookworm
 
 FROM ${PYTHON} AS build

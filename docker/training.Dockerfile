@@ -1,7 +1,7 @@
 # prepare, train, evaluate, index:  docker build -f docker/training.Dockerfile -t segue-training .
 #   docker run --rm --gpus all -v "$PWD:/work" --user "$(id -u)" segue-training train data/mine --out releases/mine
 # torch includes CUDA (5 GB). For the CPU builds of torch, which have other hashes, see "Pin images" too.
-# The base is pinned by its version. Add its digest when you build: docs/operations.md, "Pin images".
+# The base is pinned by its version. Add its digest when you build: docs/operate/deploy.md, "Pin image versions".
 ARG PYTHON=python:3.11.14-slim-bookworm
 
 FROM ${PYTHON} AS build

@@ -1,17 +1,18 @@
 """Every error as an RFC 9457 problem document (`application/problem+json`), and their description in OpenAPI."""
 
+import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from http import HTTPStatus
-from typing import Any, ClassVar, get_origin
+from typing import Any, ClassVar, Final, get_origin
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
@@ -131,8 +132,7 @@ def answer_problems(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         headers = dict(error.headers or {})
         detail = str(error.detail)
         if error.status_code == 404:
-            # From the scope: request.url fails if the query is not UTF-8.
-            detail = f"{ascii(request.scope['path'])[1:-1]} is not a path of this service: GET /openapi.json lists them"
+            return _unknown_path(request)
         if error.status_code == 405:
             headers["Allow"] = ", ".join(_allowed(routes, request.scope)) or "GET, HEAD"
             detail = f"{request.method} is not supported by this path: use {headers['Allow']}"
@@ -145,6 +145,48 @@ def answer_problems(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     app.add_exception_handler(SegueError, on_segue_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid_request)
+
+
+_PAGE: Final = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>Not found - Segue</title>
+<main>
+<h1>Not found</h1>
+<p><code>{path}</code> is not a path of this service.</p>
+<p><a href="{root}">Player</a>, <a href="{root}docs">HTTP API</a>, <a href="{root}ops">operations</a></p>
+</main>
+</html>
+"""
+
+
+def _unknown_path(request: Request) -> Response:
+    """A 404: a short page if the client prefers HTML, as a browser's address bar does, else a problem document."""
+    headers = {"Vary": "Accept"}
+    path = ascii(request.scope["path"])[1:-1]  # from the scope: request.url fails if the query is not UTF-8
+    if not prefers_html(", ".join(request.headers.getlist("accept"))):
+        detail = f"{path} is not a path of this service: GET /openapi.json lists them"
+        return problem_response(404, detail, headers=headers)
+    # Relative links, because a proxy may strip a prefix of the path.
+    root = "../" * (request.scope["raw_path"].count(b"/") - 1) or "./"
+    return HTMLResponse(_PAGE.format(path=html.escape(path), root=root), 404, headers)
+
+
+def prefers_html(accept: str) -> bool:
+    """Return True if an `Accept` header names `text/html` with a higher quality than JSON (RFC 9110, 12.5.1)."""
+    qualities: dict[str, float] = {}
+    for part in accept.lower().split(","):
+        name, *parameters = (piece.strip() for piece in part.split(";"))
+        given = next((one.removeprefix("q=") for one in parameters if one.startswith("q=")), "1")
+        try:
+            qualities[name] = float(given)
+        except ValueError:
+            qualities[name] = 0.0
+    json_types = (MEDIA_TYPE, "application/json", "application/*", "*/*")
+    as_json = next((qualities[name] for name in json_types if name in qualities), 0.0)
+    return qualities.get("text/html", 0.0) > as_json
 
 
 def parameter_errors(

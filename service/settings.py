@@ -361,7 +361,7 @@ def check_environment(names: Iterable[str]) -> None:
         if not upper.startswith(PREFIX) or upper in settings | _OTHER_VARIABLES or _SERVICE_LINK.fullmatch(upper):
             continue
         known = difflib.get_close_matches(upper, settings, n=1)
-        remedy = f"did you mean {known[0]}?" if known else "docs/operations.md lists the settings"
+        remedy = f"did you mean {known[0]}?" if known else "docs/operate/settings.md lists the settings"
         raise BadOption(f"unknown setting {name}: {remedy}")
 
 
@@ -376,13 +376,13 @@ def read_settings(**given: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:
-            raise BadOption(f"{first['msg'].removeprefix('Value error, ')}; see docs/operations.md") from error
+            raise BadOption(f"{first['msg'].removeprefix('Value error, ')}; see docs/operate/settings.md") from error
         name = str(first["loc"][0])
         if first["type"] == "missing":
             raise BadOption(f"{name} is missing: set {PREFIX}{name.upper()}, or pass it to `segue serve`") from error
         found = _shown(name, first["input"])
         raise BadOption(
-            f"{name} is {found}: {expectation(first)}; see {PREFIX}{name.upper()} in docs/operations.md"
+            f"{name} is {found}: {expectation(first)}; see {PREFIX}{name.upper()} in docs/operate/settings.md"
         ) from error
 
 

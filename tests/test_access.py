@@ -106,7 +106,7 @@ class TestTable:
                     assert refused == {"401", "403", "429"}
 
     def test_the_operators_manual_holds_the_same_table(self) -> None:
-        manual = Path(__file__).parents[1] / "docs" / "operations.md"
+        manual = Path(__file__).parents[1] / "docs" / "operate" / "access.md"
         if not manual.exists():
             pytest.skip("the documents are not part of the wheel")
         rows = re.findall(r"^\| `(\w+) (/\S*)` \| `?(\w+)`? \|", manual.read_text(encoding="utf-8"), re.MULTILINE)

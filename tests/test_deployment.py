@@ -225,9 +225,8 @@ def test_the_kustomize_base_takes_the_image_of_this_version() -> None:
 
 def test_every_variable_of_the_compose_file_is_documented() -> None:
     named = set(re.findall(r"\$\{(\w+)", (DOCKER / "compose.yaml").read_text()))
-    listed = (
-        (ROOT / "docs" / "operations.md").read_text().partition("### Docker Compose")[2].partition("### Kubernetes")[0]
-    )
+    manual = (ROOT / "docs" / "operate" / "deploy.md").read_text()
+    listed = manual.partition("## Docker Compose")[2].partition("## Kubernetes")[0]
     rows = " ".join(re.findall(r"^\| (`.*?) \|", listed, flags=re.MULTILINE))
     assert named == set(re.findall(r"`(\w+)`", rows))
     bases = set(

@@ -54,7 +54,7 @@ def test_every_setting_is_documented() -> None:
     pytest.importorskip("pydantic_settings")
     from service.settings import Settings
 
-    listed = dict(re.findall(r"^\| `SEGUE_(\w+)` \| ([^|]*) \|", doc("operations"), flags=re.MULTILINE))
+    listed = dict(re.findall(r"^\| `SEGUE_(\w+)` \| ([^|]*) \|", doc("operate/settings"), flags=re.MULTILINE))
     assert {name.lower() for name in listed} == set(Settings.model_fields)
 
 
@@ -98,6 +98,13 @@ def test_the_table_of_serving_is_the_one_that_was_measured() -> None:
 
 def test_the_readme_is_a_page_or_two() -> None:
     assert len(README.splitlines()) <= 130
+
+
+def test_the_pages_on_operations_are_short_and_listed() -> None:
+    pages = sorted((ROOT / "docs" / "operate").glob("*.md"))
+    listed = re.findall(r"\]\(operate/(\w+\.md)\)", doc("operations"))
+    assert sorted(listed) == [page.name for page in pages]
+    assert all(len(page.read_text(encoding="utf-8").splitlines()) <= 300 for page in pages)
 
 
 def test_no_document_is_unfinished() -> None:

@@ -1,25 +1,19 @@
-"""The documentation site: it builds strictly, its reference is the code, its tutorial is what comes out."""
+"""What the documentation site is made from: its reference is the code, its examples are what comes out."""
 
 import json
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Literal
+from typing import Any
 
 import pytest
 import yaml
 
 pytest.importorskip("material", reason="the documents are not part of the wheel")
 
-from docs.site import figures, hooks, http_reference, plays, reference, spotify_history, walk
+from docs.site import figures, hooks, http_examples, http_reference, plays, reference, spotify_history, walk
 from segue.cli import segue
 from service.settings import Settings
 from training.data.describe.description import Description
@@ -27,106 +21,35 @@ from training.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+HTTP = (ROOT / "docs" / "reference" / "http.md").read_text(encoding="utf-8")
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built as `make docs` builds it: a broken link or a page that is not in the navigation is an error."""
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.mark.slow
-class TestSite:
-    def test_no_page_takes_anything_from_elsewhere(self, site: Path) -> None:
-        pages = [page for page in site.rglob("*.html") if page.name != "report.html"]
-        assert len(pages) > 25
-        for page in pages:
-            text = page.read_text(encoding="utf-8")
-            taken = re.findall(r'<(?:script|img|iframe|source)[^>]*\bsrc="([^"]*)"', text)
-            taken += re.findall(r'<link[^>]*\bhref="([^"]*)"', text)
-            assert not [address for address in taken if re.match(r"(https?:)?//", address)], page
-
-    def test_every_asked_figure_is_there(self, site: Path) -> None:
-        text = (site / "science.html").read_text(encoding="utf-8")
-        assert "<!-- results" not in text
-        for picture in re.findall(r'src="(results/[^"]*)"', text):
-            assert (site / picture).is_file(), picture
-        value = json.loads((RESULTS / "synthetic" / "report.json").read_text())["questions"][0]["systems"][
-            "gru4rec+nce"
-        ]
-        assert f"{value['groups']['played']['HR@10']['value']:.3f} [" in text
-
-    def test_the_reports_lie_beside_the_pages(self, site: Path) -> None:
-        for name in ("synthetic", "mssd"):
-            assert (site / "results" / name / "report.html").read_bytes() == (
-                RESULTS / name / "report.html"
-            ).read_bytes()
-
-    def test_nothing_of_the_site_is_packaged(self) -> None:
-        assert "docs" not in re.findall(r"include = \[(.*)\]", (ROOT / "pyproject.toml").read_text())[0]
-
-
-# What the theme itself has; everything else on a page is ours.
-OF_THE_THEME = {"aria-dialog-name": {"enabled": False}, "landmark-unique": {"enabled": False}}
-
-
-@pytest.fixture(scope="module")
-def served(site: Path) -> Iterator[str]:
-    """The site's address, served from its folder."""
-
-    class Silent(SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=str(site))) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium is installed")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_finds_its_way_and_asks_nobody_else(served: str, scheme: "Literal['light', 'dark']") -> None:
-    playwright = pytest.importorskip("playwright.sync_api")
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--headless", "--no-sandbox"])
-        page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 900})
-        faults: list[str] = []
-        page.on("request", lambda r: None if r.url.startswith((served, "data:")) else faults.append(r.url))
-        page.on("console", lambda message: faults.append(message.text))
-        for name in ("index", "science", "reference/http"):
-            page.goto(f"{served}/{name}.html")
-            found = axe.Axe().run(page, options={"rules": OF_THE_THEME})
-            assert found.violations_count == 0, found.generate_report()
-        page.keyboard.press("/")
-        page.keyboard.type("log_q")
-        found = page.locator(".md-search-result__link[href*='science.html']").first
-        playwright.expect(found).to_be_visible()
-        page.set_viewport_size({"width": 320, "height": 640})
-        page.goto(f"{served}/tutorial.html")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 320
-        browser.close()
-    assert faults == []
 
 
 class TestLinks:
     def test_links_are_followed_from_where_a_document_stands_on_the_site(self) -> None:
         for text, source, target, expected in (
-            ("[a](docs/operations.md#x)", "README.md", "index.md", "[a](operations.md#x)"),
+            ("[a](docs/operations.md#x)", "README.md", "quick-start.md", "[a](operations.md#x)"),
             ("[a](../../benchmarks/README.md)", "docs/how-to/a.md", "how-to/a.md", "[a](../measurements.md)"),
             ("[a](results/mssd/report.md)", "benchmarks/README.md", "measurements.md", "[a](results/mssd/tables.md)"),
             ("[a](../../training/options.py)", "docs/how-to/a.md", "how-to/a.md", "[a](../reference/options.md)"),
-            ("[a](LICENSE)", "README.md", "index.md", "[a](LICENSE.txt)"),
-            ("[a](https://example.org/docs/a.md)", "README.md", "index.md", "[a](https://example.org/docs/a.md)"),
+            ("[a](../README.md#x)", "docs/index.md", "index.md", "[a](quick-start.md#x)"),
+            ("[a](LICENSE)", "README.md", "quick-start.md", "[a](LICENSE.txt)"),
+            ("[a](https://example.org/docs/a.md)", "README.md", "quick-start.md", "[a](https://example.org/docs/a.md)"),
         ):
             assert hooks.relinked(text, source, target) == expected
+
+
+class TestTables:
+    def test_intervals_and_gains_are_not_broken_over_lines(self) -> None:
+        row = "| a | 0.470 [0.459, 0.481] | **-0.1 [-0.2, +0.3]** | 0.482 (+1%) | 12 % [9 %, 15 %] |"
+        assert hooks.whole_intervals(f"x 1 [2, 3]\n{row}\ny") == (
+            "x 1 [2, 3]\n| a | 0.470\xa0[0.459,\xa00.481] | **-0.1\xa0[-0.2,\xa0+0.3]** | 0.482\xa0(+1%) "
+            "| 12 % [9 %, 15 %] |\ny"
+        )
+
+    def test_links_in_tables_stay(self) -> None:
+        row = "| see 1 [2](a.md) |"
+        assert hooks.whole_intervals(row) == row
 
 
 class TestReference:
@@ -166,19 +89,34 @@ class TestReference:
                 assert row[1] != "any value", f"{name}.{field}"
                 assert facts.get("description", "") in row[2], f"{name}.{field}"
 
-    def test_it_has_every_call_and_every_schema(self) -> None:
+    def test_it_has_every_call_with_an_example(self) -> None:
         text = (ROOT / "openapi.yaml").read_text()
-        description = yaml.safe_load(text)
-        page = http_reference.http(text)
-        for path, methods in description["paths"].items():
-            for method, call in methods.items():
-                section = page.partition(f"## {method.upper()} {path} {{")[2].partition("\n## ")[0]
-                assert section, path
-                assert all(f"| {code} |" in section for code in call["responses"])
-                assert all(f"| `{parameter['name']}` |" in section for parameter in call.get("parameters", []))
-        for name, schema in description["components"]["schemas"].items():
-            section = page.partition(f"### {name}\n")[2].partition("\n### ")[0]
+        page = http_reference.http(HTTP, text)
+        calls = [(path, *of) for path, methods in yaml.safe_load(text)["paths"].items() for of in methods.items()]
+        assert len(re.findall(r"^### ", page, re.MULTILINE)) == len(calls)
+        for path, method, call in calls:
+            section = re.split(r"\n##", page.partition(f"### {method.upper()} {path} {{")[2])[0]
+            [(command, _)] = http_examples.examples(section)
+            assert re.search(re.sub(r"\{\w+\}", r"[\\w-]+", f":8000{path}['?]"), command), command
+            assert re.search(rf"-X {method} ", command, re.IGNORECASE) or method == (
+                "post" if "-d" in command else "get"
+            )
+            for status in call["responses"]:
+                assert re.search(rf"^\| {status} \||Errors.*\b{status}\b", section, re.MULTILINE), (path, status)
+                assert int(status) < 400 or f"\n| {status} |" in page.partition("## Errors")[2]
+            assert all(f"| `{parameter['name']}` |" in section for parameter in call.get("parameters", []))
+
+    def test_it_has_every_schema(self) -> None:
+        text = (ROOT / "openapi.yaml").read_text()
+        page = http_reference.schemas(text)
+        for name, schema in yaml.safe_load(text)["components"]["schemas"].items():
+            section = page.partition(f"## {name}\n")[2].partition("\n## ")[0]
+            assert section, name
             assert all(f"| `{field}` |" in section for field in schema.get("properties", {})), name
+
+    def test_a_call_that_does_not_exist_is_an_error(self) -> None:
+        with pytest.raises(KeyError, match="/nothing"):
+            http_reference.http(HTTP + "\n### GET /nothing\n", (ROOT / "openapi.yaml").read_text())
 
     def test_it_has_every_module_that_others_may_build_on(self) -> None:
         for module in reference.MODULES:
@@ -237,6 +175,60 @@ class TestTutorial:
                 found = words_of(shell.run(command))
                 alike = (found & words_of(shown)).total()
                 assert alike >= 0.8 * max(found.total(), words_of(shown).total()), command
+
+
+class TestHttpExamples:
+    @pytest.mark.slow
+    @pytest.mark.timeout(900)
+    @pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")), reason="needs curl and jq")
+    def test_the_answers_are_those_of_a_service(self) -> None:
+        with http_examples.service() as shell:
+            for command, shown in http_examples.examples(HTTP):
+                language, answer = http_examples.answer_to(shell, command)
+                if language == "json":
+                    assert shape(json.loads(shown)) == shape(json.loads(answer)), command
+                else:
+                    assert shape(shown) == shape(answer), command
+
+    def test_only_the_last_answer_is_an_error(self) -> None:
+        answers = [json.loads(shown) for _, shown in http_examples.examples(HTTP) if shown.startswith("{")]
+        assert [answer.get("status") for answer in answers if "title" in answer and "detail" in answer] == [422]
+        assert answers[-1]["status"] == 422
+
+    def test_shapes_differ_by_keys_types_and_counts(self) -> None:
+        one = {"items": [{"rank": 1, "id": "a"}], "more": None}
+        assert shape("204\n") != shape("404\n")
+        assert shape('seconds{status="200"} 1.5\n') == shape('seconds{status="200"} 2\n')
+        assert shape(one) == shape({"items": [{"rank": 2.5, "id": "b"}], "more": None})
+        for other in (
+            {"items": [{"rank": 1, "id": "a"}]},
+            {"items": [{"rank": "1", "id": "a"}], "more": None},
+            {"items": [], "more": None},
+            {"items": [{"rank": 1, "id": "a"}], "more": 1},
+            {"items": [{"rank": 1, "id": "a"}], "more": True},
+        ):
+            assert shape(one) != shape(other)
+
+    def test_json_is_put_on_lines_that_fit(self) -> None:
+        long = {"a": ["x" * 60, "y" * 60], "b": {"c": 1}}
+        text = http_examples.formatted(long)
+        assert json.loads(text) == long
+        assert max(map(len, text.splitlines())) < 80
+        assert http_examples.formatted(["x" * 60, "y" * 60]) == f'["{"x" * 60}",\n "{"y" * 60}"]'
+        assert http_examples.formatted({"a": [1, {"b": None}]}) == '{"a": [1, {"b": null}]}'
+
+
+def shape(value: Any) -> Any:
+    """The keys, counts and types of JSON; the words of a text."""
+    if isinstance(value, dict):
+        return {key: shape(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [shape(part) for part in value]
+    if isinstance(value, str) and re.fullmatch(r"\d{3}\n", value):
+        return value  # an HTTP status
+    if isinstance(value, str) and "\n" in value:
+        return re.sub(r"-?[\d.]+(e-?\d+)?", "0", value)
+    return "number" if type(value) in (int, float) else type(value).__name__
 
 
 def words_of(text: str) -> Counter[str]:

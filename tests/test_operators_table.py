@@ -1,4 +1,4 @@
-"""The operator's table in docs/operations.md: every row is shown by tests, and its alerts exist."""
+"""The operator's table in docs/operate/failures.md: every row is shown by tests, and its alerts exist."""
 
 import ast
 import re
@@ -93,8 +93,8 @@ SHOWN_BY: Final[dict[str, tuple[str, ...]]] = {
 
 def rows() -> list[list[str]]:
     """The table's rows, as their cells."""
-    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-    section = text.partition("## Failure modes")[2].partition("\n#")[0]
+    text = (ROOT / "docs" / "operate" / "failures.md").read_text(encoding="utf-8")
+    section = text.partition("# Failure modes")[2].partition("\n#")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     assert cells[0] == ["failure", "what the client sees", "what readiness says", "which alert fires"]

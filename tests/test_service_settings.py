@@ -74,7 +74,7 @@ def test_workers_read_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None
         ("SEGUE_PROT", "did you mean SEGUE_PORT?"),
         ("segue_prot", "did you mean SEGUE_PORT?"),
         ("SEGUE_SHUTDOWN_GRACE", "did you mean SEGUE_SHUTDOWN_GRACE_S?"),
-        ("SEGUE_SOMETHING_ELSE_ENTIRELY", "docs/operations.md lists the settings"),
+        ("SEGUE_SOMETHING_ELSE_ENTIRELY", "docs/operate/settings.md lists the settings"),
     ],
 )
 def test_an_unknown_setting_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, remedy: str) -> None:

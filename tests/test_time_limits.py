@@ -117,7 +117,8 @@ def test_whoever_ends_the_service_waits_until_it_has_ended() -> None:
             pod["containers"][0].get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["sleep", "0"])
         )
         assert needed + int(hook[1]) < pod["terminationGracePeriodSeconds"], name
-    [documented] = re.findall(r"docker run [^`]*?--stop-timeout (\d+)", (ROOT / "docs" / "operations.md").read_text())
+    manual = (ROOT / "docs" / "operate" / "deploy.md").read_text()
+    [documented] = re.findall(r"docker run [^`]*?--stop-timeout (\d+)", manual)
     assert needed < int(documented)
 
 

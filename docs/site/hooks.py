@@ -6,6 +6,7 @@ well where it lies. What the made pages say is in reference.py, http_reference.p
 
 import posixpath
 import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -19,7 +20,7 @@ from docs.site import figures, http_reference, reference
 ROOT: Final = Path(__file__).parents[2]
 # Documents that lie outside docs/, and where they stand on the site.
 PAGES: Final = {
-    "README.md": "index.md",
+    "README.md": "quick-start.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "benchmarks/README.md": "measurements.md",
@@ -30,8 +31,11 @@ SOURCES: Final = {
     "training/options.py": "reference/options.md",
     "training/data/describe/description.py": "reference/description.md",
     "service/settings.py": "reference/settings.md",
+    "segue/cli/__init__.py": "reference/commands.md",
+    "segue/__init__.py": "reference/python.md",
 }
 COPIES: Final = {"LICENSE": "LICENSE.txt", "openapi.yaml": "openapi.yaml"}
+OPENAPI: Final = ROOT / "openapi.yaml"
 RESULTS: Final = "benchmarks/results"
 PICTURES: Final = "results/figures/"
 MADE: Final[dict[str, Callable[[], str]]] = {
@@ -40,9 +44,24 @@ MADE: Final[dict[str, Callable[[], str]]] = {
     "reference/options.md": reference.options,
     "reference/description.md": reference.description,
     "reference/python.md": reference.python,
-    "reference/http.md": lambda: http_reference.http((ROOT / "openapi.yaml").read_text(encoding="utf-8")),
+    "reference/schemas.md": lambda: http_reference.schemas(OPENAPI.read_text(encoding="utf-8")),
 }
+# In a row of a table: an interval, such as `0.470 [0.459, 0.481]`, or a gain, such as `0.482 (+1%)`.
+_INTERVAL: Final = re.compile(r"(?<=[\d%]) (\[[-+\d.]+%?,) ([-+\d.]+%?\])(?!\()")
+_GAIN: Final = re.compile(r"(?<=\d) (\([-+][\d.]+%\))")
 _LINK: Final = re.compile(r"(\]\()([^)#\s:]+)(#[^)\s]*)?(\))")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Show the version on every page."""
+    config.copyright = f"Segue {version()}. Apache License 2.0."
+    return config
+
+
+def version() -> str:
+    """The version in pyproject.toml."""
+    found: str = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    return found
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -60,10 +79,23 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 (mkdocs' names)
-    """Put figures in, and let links lead to where their targets stand on the site."""
+    """Put in figures, the version and what openapi.yaml says; let links lead to where their targets are on the site."""
     target = page.file.src_uri
     made = posixpath.relpath(PICTURES, posixpath.dirname(target) or ".") + "/"
-    return figures.filled(relinked(markdown, repository_path(target), target), ROOT / RESULTS, made)
+    text = figures.filled(relinked(markdown, repository_path(target), target), ROOT / RESULTS, made)
+    if target == http_reference.PAGE:
+        text = http_reference.http(text, OPENAPI.read_text(encoding="utf-8"))
+    return whole_intervals(text.replace("<!-- version -->", version()))
+
+
+def whole_intervals(markdown: str) -> str:
+    """The text with intervals and gains in tables that a browser does not break over lines."""
+    space = "\u00a0"
+
+    def whole(row: re.Match[str]) -> str:
+        return _GAIN.sub(rf"{space}\1", _INTERVAL.sub(rf"{space}\1{space}\2", row[0]))
+
+    return re.sub(r"^\|.*\|$", whole, markdown, flags=re.MULTILINE)
 
 
 def site_path(source: str) -> str:

@@ -73,7 +73,7 @@ def settings() -> str:
     """Every setting of the service."""
     intro = (
         "# Settings of the service\n\nEvery setting is an environment variable; flags of "
-        "[`segue serve`](commands.md#segue-serve) go first. [Running it](../operations.md) says which to choose.\n"
+        "[`segue serve`](commands.md#segue-serve) take precedence. [Settings](../operate/settings.md) says more.\n"
     )
     rows = (_field(f"{PREFIX}{name.upper()}", field) for name, field in Settings.model_fields.items())
     text = f"{intro}\n{table(('variable', 'values', 'default', 'meaning'), rows)}"

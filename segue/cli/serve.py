@@ -52,7 +52,7 @@ def serve(release: Path, redis_url: str | None, host: str | None, port: int | No
     """Serve the release in the folder RELEASE over HTTP.
 
     The command prints its address when it is ready. The player is at /, the operations page at /ops and the API
-    documentation at /docs. All other settings are SEGUE_* environment variables (docs/operations.md). Options
+    documentation at /docs. All other settings are SEGUE_* environment variables (docs/operate/settings.md). Options
     take precedence over them.
     """
     from service.server import serve as run

@@ -61,7 +61,8 @@ def close_to_others(folder: Path, *, shareable: bool = True, own: Sequence[str] 
         _log.warning("folder_open_to_others", folder=str(folder), remedy="its owner must run chmod o-rwx on it")
         return
     if was_open:
-        _log.warning("folder_closed_to_others", folder=str(folder), remedy="see File permissions in docs/operations.md")
+        remedy = "see File permissions in docs/operate/redis.md"
+        _log.warning("folder_closed_to_others", folder=str(folder), remedy=remedy)
 
 
 def bucket_of(name: str) -> int:

@@ -73,7 +73,7 @@ _MESSAGES: Final = {
     "READONLY": "the session store is a read-only replica: set SEGUE_REDIS_URL to its primary",
     "MISCONF": "the session store cannot write to its disk: try again later",
     "NOREPLICAS": "the session store has too few replicas to accept writes: try again later",
-    "NOPERM": "the session store denies Segue's user write access: grant the permissions in docs/operations.md",
+    "NOPERM": "the session store denies Segue's user write access: grant the permissions in docs/operate/redis.md",
 }
 _REJECTED: Final = "the session store rejects commands at the moment: try again later"
 

@@ -58,7 +58,7 @@ class Stand:
         return self._address
 
     def start_redis(self) -> None:
-        """As docs/operations.md says a Redis that crashed is to be started."""
+        """As docs/operate/failures.md says a Redis that crashed is to be started."""
         repair_aof(self._folder / "redis")
         self.redis.start()
 

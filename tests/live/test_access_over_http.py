@@ -121,7 +121,7 @@ def test_what_is_no_call_is_closed_too(start_service: StartService, keys: Keys) 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_keys_are_rotated_while_the_service_runs(start_service: StartService, keys: Keys, workers: int) -> None:
-    """The walk of docs/operations.md: a new key beside the old one, clients change over, the old one goes."""
+    """The walk of docs/operate/access.md: a new key beside the old one, clients change over, the old one goes."""
     old = keys.new("app-1", "read")
     service = start_service(workers=workers, api_keys=keys.path)
     address = service.address()

@@ -1,4 +1,4 @@
-"""The operator walkthrough of docs/operations.md, command by command, as an operator would type it."""
+"""The operator walkthrough of docs/operate/deploy.md, command by command, as an operator would type it."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import pytest
 from service.sessions.embedded_redis import redis_server_binary
 from tests.faults.servers import free_port
 
-MANUAL = Path(__file__).parents[2] / "docs" / "operations.md"
+MANUAL = Path(__file__).parents[2] / "docs" / "operate" / "deploy.md"
 
 
 def test_the_operators_walk(releases_dir: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Every error is a problem document (RFC 9457) that says what was found and what is expected."""
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -82,6 +83,42 @@ def test_a_wrong_body_is_named(running: httpx.Client, body: str, field: str) -> 
     answer = running.post("/sessions/wrong/events", content=content, headers=JSON)
     assert field in [error["field"] for error in problem(answer, 422)["errors"]]
     assert running.get("/sessions/wrong").status_code == 404  # all or nothing
+
+
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_page"),
+    [
+        (BROWSER, True),
+        ("text/html", True),
+        ("application/json;q=0.5, text/html;q=0.6", True),
+        ("*/*", False),
+        ("application/json", False),
+        ("text/html, application/json", False),
+        ("text/html;q=0, */*", False),
+        ("text/html;q=high", False),
+        ("application/problem+json, text/html;q=0.9", False),
+        ("", False),
+    ],
+)
+def test_an_unknown_path_is_a_page_for_browsers_only(running: httpx.Client, accept: str, is_page: bool) -> None:
+    answer = running.get("/nothing/<b>&/%2F", headers={"accept": accept})
+    assert answer.headers["vary"] == "Accept"
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+    if not is_page:
+        assert "/nothing/<b>&//" in problem(answer, 404)["detail"]
+        return
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert "<code>/nothing/&lt;b&gt;&amp;//</code>" in answer.text
+    links = re.findall(r'href="([^"]*)"', answer.text)
+    assert [answer.url.join(link).path for link in links] == ["/", "/docs", "/ops"]
+    assert all(running.get(link).status_code == 200 for link in ("/", "/docs", "/ops"))
+
+
+def test_an_unknown_session_is_a_problem_document_for_browsers_too(running: httpx.Client) -> None:
+    problem(running.get("/sessions/nobody", headers={"accept": BROWSER}), 404)
 
 
 def test_what_is_unknown_is_a_404_in_words(running: httpx.Client) -> None:

@@ -22,7 +22,7 @@ from tests.stopwatch import until
 StartService = Callable[..., Any]
 PASSWORD = "pa/ss:w@rd#100%secret"
 ENCODED = quote(PASSWORD, safe="")
-MANUAL = Path(__file__).parents[2] / "docs" / "operations.md"
+MANUAL = Path(__file__).parents[2] / "docs" / "operate" / "redis.md"
 
 
 class Server(NamedTuple):

@@ -225,7 +225,7 @@ class TestBrowser:
         for words, target in (
             ("log_q", "science.html"),
             ("rollback", "operate/releases.html"),
-            ("GDPR", "erase-a-listener.html"),
+            ("GDPR", "operate/redis.html"),
             ("batch", "reference/http.html"),
         ):
             page.goto(f"{served}/index.html")

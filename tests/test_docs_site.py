@@ -200,13 +200,14 @@ class TestHttpExamples:
         assert shape("204\n") != shape("404\n")
         assert shape('seconds{status="200"} 1.5\n') == shape('seconds{status="200"} 2\n')
         assert shape(one) == shape({"items": [{"rank": 2.5, "id": "b"}], "more": None})
-        for other in (
+        others: list[Any] = [
             {"items": [{"rank": 1, "id": "a"}]},
             {"items": [{"rank": "1", "id": "a"}], "more": None},
             {"items": [], "more": None},
             {"items": [{"rank": 1, "id": "a"}], "more": 1},
             {"items": [{"rank": 1, "id": "a"}], "more": True},
-        ):
+        ]
+        for other in others:
             assert shape(one) != shape(other)
 
     def test_json_is_put_on_lines_that_fit(self) -> None:

@@ -128,7 +128,7 @@ def _systems(by_protocol: Mapping[str, ComparisonData], legend: list[str]) -> al
 def _starts_at() -> alt.Chart:
     """A line of text above the axis that says where it starts, if that is not 0."""
     start = "domain('x')[0]"
-    said = f"{start} > 0 ? 'The axis starts at ' + format({start}, '.2~f') + ', not at 0' : ''"
+    said = f"{start} > 0 ? 'The axis starts at ' + format({start}, '.2f') + ', not at 0' : ''"
     text = alt.Chart(alt.InlineData(values=[{}])).mark_text(align="left", baseline="bottom", fontSize=11, aria=False)
     made: alt.Chart = text.encode(
         x=alt.value(0), y=alt.value(-5), text=alt.value(alt.expr(said)), color=alt.value("var(--quiet)")
@@ -304,7 +304,7 @@ def _estimate_rows(by_protocol: Mapping[str, ComparisonData]) -> list[dict[str, 
 
 
 def _axis_start(measured: ComparisonData, metric: str) -> float:
-    """The value below which a system is drawn at the edge: 1.5 interquartile ranges below the first quartile (Tukey)."""
+    """The value below which a system is drawn at the edge: 1.5 interquartile ranges below the first quartile."""
     groups = {group for _, group, _ in measured.estimates}
     found = []
     for group in groups - {"all"} or groups:

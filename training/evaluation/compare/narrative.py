@@ -76,12 +76,12 @@ def chosen(by_protocol: Mapping[str, ComparisonData]) -> ComparisonData:
 _MEASURES: Final = {
     "gap": (
         "Matched gap",
-        "How much more often played targets are found than skipped ones, in sessions in which a skip is equally likely.",
+        "How much more often played targets are found than skipped ones, in sessions with an equally likely skip.",
     ),
     "effect": (
         "Matched effect",
-        "The matched gap of a system minus that of the same system without feedback, or of the Markov chain: above 0, the "
-        "system knows more about which tracks are skipped.",
+        "The matched gap of a system minus that of the same system without feedback, or of the Markov chain: above 0, "
+        "the system knows more about which tracks are skipped.",
     ),
     "auc": (
         "AUC in a session",
@@ -89,8 +89,8 @@ _MEASURES: Final = {
     ),
     "response": (
         "After a skip",
-        "How far tracks similar to a skipped one move in the list, in percentage points (pp): they should fall, so below "
-        "0 is better.",
+        "How far tracks similar to a skipped one move in the list, in percentage points (pp): they should fall, so "
+        "below 0 is better.",
     ),
     "pair": (
         "Pair seen, pair unseen",
@@ -100,7 +100,7 @@ _MEASURES: Final = {
     "after": ("After play, after skip", "Hit rates by the outcome of the play before the target."),
     "repeat": (
         "Repeat, new",
-        "Hit rates of targets that were already played in the session, and of those that were not.",
+        "Hit rates of targets that were already played in the session, and of all others.",
     ),
 }
 
@@ -138,7 +138,8 @@ def _best(measured: ComparisonData) -> str:
         return _only(best, len(systems[best].ranks), measured)
     near = _near(measured, best)
     if near:
-        of = f"{number_word(len(near))} of the {number_word(others)} other systems"
+        counts = (len(near), others) if others >= len(_WORDS) else (number_word(len(near)), number_word(others))
+        of = "{} of the {} other systems".format(*counts)
         of = "any other system" if len(near) == others else of
         of = near[0] if others == 1 else f"{of}: {listed(near)}"
         if measured.lead is not None:
@@ -164,8 +165,8 @@ def _only(system: str, seeds: int, measured: ComparisonData) -> str:
     """The sentence about a comparison of one system."""
     what = "One result" if seeds == 1 else f"One system ({seeds} seeds)"
     return (
-        f"{what}, so there is nothing to compare: {system} {_finds(measured, system)}. Add the results of other systems "
-        "on the same dataset, split, targets and policy for repeated tracks."
+        f"{what}, so there is nothing to compare: {system} {_finds(measured, system)}. Add the results of other "
+        "systems on the same dataset, split, targets and policy for repeated tracks."
     )
 
 
@@ -191,10 +192,12 @@ def of_sessions(group: str, count: str) -> str:
     return f"{count} sessions whose next track was played" if group == "played" else f"{count} sessions"
 
 
+_WORDS: Final = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
 def number_word(count: int) -> str:
     """A number as a sentence writes it: in words up to ten."""
-    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-    return words[count] if count < len(words) else str(count)
+    return _WORDS[count] if count < len(_WORDS) else str(count)
 
 
 def _feedback(measured: ComparisonData) -> str:
@@ -220,7 +223,7 @@ def _one_found(measured: ComparisonData, d: Difference) -> str:
         said, join = f"finds {_points(d.estimate.value)} {what} in its first ten {values}", " and"
     else:
         said, join = (
-            f"finds neither significantly more nor significantly fewer {what} in its first ten {values}",
+            f"finds neither significantly more nor fewer {what} in its first ten {values}",
             ", but",
         )
     at_rank_1 = _changed_at_rank_1(measured, d)

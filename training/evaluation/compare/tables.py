@@ -261,7 +261,7 @@ def skips_table(measured: ComparisonData) -> Table:
         "Gap: played minus skipped targets, higher is better; matched: between sessions in the same state. Matched "
         "effect: the matched gap minus that of the system under `against`, paired over targets. AUC: played tracks "
         "above skipped ones of the same session. After a skip: change of position of similar tracks in percentage "
-        "points; it should be below 0. AUC and changes: means over seeds of values and of the limits of their intervals.",
+        "points; it should be below 0. AUC and changes: means over seeds of values and of interval limits.",
     )
 
 

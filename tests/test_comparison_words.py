@@ -115,7 +115,7 @@ FEEDBACK_CASES: list[tuple[list[tuple[str, str, float, float]], dict[str, float]
         [("sasrec+nce", "HR@10", 0.048, 0.01), ("sasrec+nce", "MRR@10", -0.1, 0.01)],
         {"sasrec": 0.441, "sasrec+nce": 0.405},
         "With skip feedback, sasrec finds 4.8 points more played targets in its first ten (0.648 against "
-        "0.600) and 3.6 points fewer (0.405 against 0.441) at rank 1. It ranks skipped targets lower (MRR@10 "
+        "0.600) and 3.6 points fewer at rank 1 (0.405 against 0.441). It ranks skipped targets lower (MRR@10 "
         "0.400 against 0.500).",
     ),
     (
@@ -128,7 +128,7 @@ FEEDBACK_CASES: list[tuple[list[tuple[str, str, float, float]], dict[str, float]
         [("sasrec+nce", "HR@10", 0.002, 0.5), ("sasrec+nce", "MRR@10", 0.1, 0.5)],
         {"sasrec": 0.44, "sasrec+nce": 0.4},
         "With skip feedback, sasrec finds neither significantly more nor fewer played targets in its first "
-        "ten (0.602 against 0.600), but 4.0 points fewer (0.400 against 0.440) at rank 1. It ranks skipped "
+        "ten (0.602 against 0.600), but 4.0 points fewer at rank 1 (0.400 against 0.440). It ranks skipped "
         "targets neither significantly lower nor higher (MRR@10 0.600 against 0.500).",
     ),
     (
@@ -224,7 +224,7 @@ class TestWords:
 
     def test_without_outcomes_sentences_speak_of_all_targets(self, tmp_path: Path) -> None:
         unknown = {"target_known": [False] * 200, "target_skipped": [False] * 200}
-        ranks = {"sasrec": [1, 50] * 100, "sasrec+nce": [1, 1] * 100}
+        ranks = {"sasrec": [1, 50] * 100, "sasrec+nce": [1, 5] * 100}
         measured = measured_of(tmp_path, ranks, **unknown)
         first, second = words.answer(measured)
         assert "in 100 of 100 sessions (HR@10 1.000" in first

@@ -227,7 +227,7 @@ def _one_found(measured: ComparisonData, d: Difference) -> str:
             ", but",
         )
     at_rank_1 = _changed_at_rank_1(measured, d)
-    return f"With skip feedback, {name} {said}{f'{join} {at_rank_1} at rank 1' if at_rank_1 else ''}."
+    return f"With skip feedback, {name} {said}{f'{join} {at_rank_1}' if at_rank_1 else ''}."
 
 
 def _changed_at_rank_1(measured: ComparisonData, d: Difference) -> str:
@@ -235,7 +235,7 @@ def _changed_at_rank_1(measured: ComparisonData, d: Difference) -> str:
     with_it, without = (measured.estimates.get((s, d.group, "HR@1")) for s in (d.pair.system, d.pair.against))
     if with_it is None or without is None or (with_it.high >= without.low and with_it.low <= without.high):
         return ""
-    return f"{_points(with_it.value - without.value)} ({with_it.value:.3f} against {without.value:.3f})"
+    return f"{_points(with_it.value - without.value)} at rank 1 ({with_it.value:.3f} against {without.value:.3f})"
 
 
 def _points(change: float) -> str:
@@ -261,7 +261,7 @@ def _found(measured: ComparisonData, found: Sequence[Difference]) -> str:
 def _at_rank_1(measured: ComparisonData, found: Sequence[Difference]) -> str:
     """The systems whose HR@1 is clearly lower with feedback: its cost."""
     changed = [(d.pair.system, _changed_at_rank_1(measured, d)) for d in found]
-    cost = [f"{system} finds {change}" for system, change in changed if " fewer " in change]
+    cost = [f"{system} finds {change.replace(' at rank 1', '')}" for system, change in changed if " fewer " in change]
     return f"Cost at rank 1: {listed(cost)}." if cost else ""
 
 

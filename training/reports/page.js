@@ -60,8 +60,8 @@ function fit(spec) {
   const rows = spec.encoding?.y?.type === "nominal" && spec.height?.step;
   spec.width = room - (rows ? 24 : 70);
   if (!rows) return;
-  spec.height = { ...spec.height, step: 48 };
-  const inside = { labelAlign: "left", labelPadding: -2, labelOffset: -17, ticks: false, domain: false };
+  spec.height = { ...spec.height, step: 46 };
+  const inside = { labelAlign: "left", labelPadding: -2, labelOffset: -19, ticks: false, domain: false };
   spec.encoding.y = { ...spec.encoding.y, axis: inside };
 }
 
@@ -84,7 +84,8 @@ for (const [id, spec] of Object.entries(JSON.parse(document.getElementById("char
   });
 }
 
-if (narrow) for (const menus of all(".menus")) menus.open = false;
+// On a narrow screen, menus and contents are folded.
+if (narrow) for (const details of all("details.wide")) details.open = false;
 
 // --- Folded parts ---
 

@@ -76,8 +76,7 @@ def systems_chart(by_protocol: Mapping[str, ComparisonData], *, every: bool = Fa
     return Chart(
         "systems",
         "The first eight systems" if many else "Every system",
-        f"{'The menu shows all systems. ' if many else ''}Played targets: higher is better. Skipped targets: lower is "
-        "better. A triangle that points to the left is a value below the axis.",
+        f"Played: higher is better. Skipped: lower is better.{_below(by_protocol)}",
         specification(_systems(by_protocol, shown).add_params(*menus), description),
         Table(
             "HR@10 by system",
@@ -90,18 +89,27 @@ def systems_chart(by_protocol: Mapping[str, ComparisonData], *, every: bool = Fa
     )
 
 
+def _below(by_protocol: Mapping[str, ComparisonData]) -> str:
+    """A sentence about values below the axis, if there are any."""
+    rows = _estimate_rows(by_protocol)
+    return " A triangle is a value below the axis." if any(row["value"] < row["start"] for row in rows) else ""
+
+
 def _systems(by_protocol: Mapping[str, ComparisonData], legend: list[str]) -> alt.LayerChart:
-    targets = {"all": "circle", "played": "circle", "skipped": "square"}
-    inside = points(shape=shapes("targets:N", targets, legend)).transform_filter("datum.value >= datum.start")
-    below = alt.Chart().transform_filter("datum.value < datum.start")
-    arrow = below.mark_point(filled=True, size=70, opacity=1, shape="triangle-left")
-    arrow = arrow.encode(description="says:N", x="start:Q")
-    number = below.transform_calculate(shown="format(datum.value, '.3f')").mark_text(align="left", dx=8, aria=False)
-    number = number.encode(text="shown:N", x="start:Q")
-    rule = interval_rule("x").transform_filter("datum.high >= datum.start")
-    rule = rule.transform_calculate(low="max(datum.low, datum.start)")
+    # The form of a mark: the targets, or that the value is below the axis.
+    below = {f"{group} below": "triangle-left" for group in GROUPS}
+    shape = shapes("form:N", {"all": "circle", "played": "circle", "skipped": "square"} | below, legend)
+    colour = {group: "skipped" if group.startswith("skipped") else "played" for group in (*GROUPS, *below)}
+    number = alt.Chart().mark_text(align="left", dx=8, aria=False).encode(text="number:N", x="at:Q")
+    start = "domain('x')[0]"
+    says_start = f"{start} > 0 ? 'The axis starts at ' + format({start}, '.2f') + ', not at 0' : ''"
     layers: alt.LayerChart = (
-        alt.layer(rule, inside, arrow, number, _starts_at(), data=alt.InlineData(values=_estimate_rows(by_protocol)))
+        alt.layer(
+            interval_rule("x"),
+            points(shape=shape).encode(x="at:Q"),
+            number,
+            data=alt.InlineData(values=_estimate_rows(by_protocol)),
+        )
         .transform_filter("datum.metric == metric && datum.ranking == ranking")
         .transform_filter(f"targets == '{BOTH}' ? datum.targets != 'all' : datum.targets == targets")
         .transform_filter(f"model == '{EVERY}' || (model == '{FIRST}' ? datum.place <= {FEW} : datum.model == model)")
@@ -111,29 +119,29 @@ def _systems(by_protocol: Mapping[str, ComparisonData], legend: list[str]) -> al
             order=f"targets == '{BOTH}' && datum.targets == 'skipped' ? -1 : datum.value",
         )
         .transform_calculate(
-            says="datum.system + ': ' + datum.metric + ' of ' + datum.targets + ' targets ' + datum.interval"
+            says="datum.system + ': ' + datum.metric + ' of ' + datum.targets + ' targets ' + datum.interval",
+            at="max(datum.value, datum.start)",
+            low="max(datum.low, datum.start)",
+            high="max(datum.high, datum.start)",
+            form="datum.targets + (datum.value < datum.start ? ' below' : '')",
+            number="datum.value < datum.start ? format(datum.value, '.3f') : ''",
         )
         .encode(
-            x=alt.X("value:Q", title="value with its 95 % interval", scale=alt.Scale(zero=False)),
+            x=alt.X("at:Q", title="value with its 95 % interval", scale=alt.Scale(zero=False)),
             y=alt.Y("system:N", title=None, sort=alt.EncodingSortField("order", op="max", order="descending")),
             yOffset=alt.YOffset("targets:N"),
-            color=colours("targets:N", {"all": "played", "played": "played", "skipped": "skipped"}, legend),
+            color=colours("form:N", colour, legend),
             tooltip=tooltip("system", "metric", "targets", "ranking", interval="value [95 % interval]"),
         )
-        .properties(width=_WIDTH, height={"step": ROW, "for": "position"})
+        .properties(
+            width=_WIDTH,
+            height={"step": ROW, "for": "position"},
+            title=alt.TitleParams(
+                text=alt.expr(says_start), orient="bottom", fontSize=11, fontWeight="normal", color="var(--quiet)"
+            ),
+        )
     )
     return layers
-
-
-def _starts_at() -> alt.Chart:
-    """A line of text above the axis that says where it starts, if that is not 0."""
-    start = "domain('x')[0]"
-    said = f"{start} > 0 ? 'The axis starts at ' + format({start}, '.2f') + ', not at 0' : ''"
-    text = alt.Chart(alt.InlineData(values=[{}])).mark_text(align="left", baseline="bottom", fontSize=11, aria=False)
-    made: alt.Chart = text.encode(
-        x=alt.value(0), y=alt.value(-5), text=alt.value(alt.expr(said)), color=alt.value("var(--quiet)")
-    )
-    return made
 
 
 def feedback_chart(by_protocol: Mapping[str, ComparisonData]) -> Chart | None:

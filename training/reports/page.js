@@ -56,9 +56,10 @@ const narrow = room < 600;
 
 function fit(spec) {
   spec.config.padding = { left: 2, top: 5, right: 12, bottom: 5 };
-  spec.config.legend.columns = 2;
+  spec.config.legend = { ...spec.config.legend, columns: 3, layout: { top: { direction: "vertical", anchor: "start" } } };
+  spec.config.axis.labelFontSize = 10;
   const rows = spec.encoding?.y?.type === "nominal" && spec.height?.step;
-  spec.width = room - (rows ? 24 : 70);
+  spec.width = room - (rows ? 24 : 64);
   if (!rows) return;
   spec.height = { ...spec.height, step: 46 };
   const inside = { labelAlign: "left", labelPadding: -2, labelOffset: -19, ticks: false, domain: false };

@@ -100,7 +100,8 @@ BEST_CASES: list[tuple[dict[str, float], list[str] | None, str]] = [
     (
         {"sasrec": 0.7, "caser": 0.69, "markov": 0.5},
         None,
-        f"No single best: the confidence intervals overlap of sasrec {FIRST} and one of the two other systems: caser.",
+        f"No single best: the confidence interval of sasrec {FIRST} overlaps with that of one of the two other "
+        "systems: caser.",
     ),
     (
         {"sasrec": 0.7, "caser": 0.6, "markov": 0.5},

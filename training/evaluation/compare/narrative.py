@@ -145,8 +145,8 @@ def _best(measured: ComparisonData) -> str:
         if measured.lead is not None:
             tests = "a paired test does" if others == 1 else "paired tests do"
             return f"No single best: {tests} not separate {best} ({_with_interval(measured, best)}) from {of}."
-        overlap = "the confidence intervals overlap of"
-        return f"No single best: {overlap} {best} ({_with_interval(measured, best)}) and {of}."
+        overlaps = f"overlaps with {'that' if len(near) == 1 else 'those'} of {of}"
+        return f"No single best: the confidence interval of {best} ({_with_interval(measured, best)}) {overlaps}."
     what = f"better than {measured.ranked[1]}" if others == 1 else f"the best of {number_word(others + 1)} systems"
     tests = "no other confidence interval overlaps with its own"
     if measured.lead is not None:

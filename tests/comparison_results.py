@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from training.evaluation.compare.tables import ComparisonData
 
 SESSIONS = 400
 
@@ -47,3 +50,13 @@ def gaining(folder: Path) -> list[Path]:
                 found.append(result(path, system, given, seed, protocol=protocol))
         found.append(result(folder / f"{protocol}-markov.json", "markov", ranks + 5, protocol=protocol))
     return found
+
+
+def measured_of(folder: Path, systems: dict[str, list[int]], **changed: Any) -> "ComparisonData":
+    """What is measured of these ranks; every second target is skipped."""
+    from training.evaluation.compare.narrative import chosen
+    from training.evaluation.compare.report import measure
+
+    files = [result(folder / f"{name}.json", name, np.array(ranks), **changed) for name, ranks in systems.items()]
+    (section,) = measure(files, 500)
+    return chosen(section.by_protocol)

@@ -142,7 +142,7 @@ class TestComparison:
             *("last-play", "last-play, repeat=after:5", "last-play, repeat=never")
         ]
         text = as_markdown(sections)
-        assert "(last-play split, test targets, repeat=never)" in text
+        assert "## Spotify sessions (MSSD): last play of each session, repeat=never" in text
         assert f"Every system, {same}, repeat=after:5" in text
         assert [one["repeat"] for one in as_json(sections)["questions"]] == ["allow", "after:5", "never"]
 

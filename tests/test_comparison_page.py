@@ -16,27 +16,24 @@ pytest.importorskip("jinja2")
 
 from altair import SCHEMA_URL
 
-from tests.comparison_results import gaining, result
+from tests.comparison_results import gaining, measured_of, result
 from training import vega
 from training.evaluation.compare import narrative as words
-from training.evaluation.compare.chart_parts import has_feedback
-from training.evaluation.compare.charts import charts, systems_chart
+from training.evaluation.compare.charts import (
+    charts,
+    feedback_chart,
+    skip_measures_chart,
+    systems_chart,
+    versions_chart,
+)
 from training.evaluation.compare.line_charts import BEST, first_shown
 from training.evaluation.compare.report import ReportSection, measure, write_report
-from training.evaluation.compare.tables import ComparisonData
 
 
 @pytest.fixture
 def section(tmp_path: Path) -> ReportSection:
     (section,) = measure(gaining(tmp_path), 200)
     return section
-
-
-def measured_of(folder: Path, systems: dict[str, list[int]], **changed: Any) -> ComparisonData:
-    """What is measured of these ranks; every second target is skipped."""
-    files = [result(folder / f"{name}.json", name, np.array(ranks), **changed) for name, ranks in systems.items()]
-    (section,) = measure(files, 500)
-    return words.chosen(section.by_protocol)
 
 
 class Page(HTMLParser):
@@ -139,64 +136,6 @@ class TestPage:
         assert Page(text.replace(vega.javascript(), "")).tags.count("script") == 3
 
 
-class TestWords:
-    def test_the_best_is_that_of_played_targets_and_whose_interval_overlaps_is_named(self, tmp_path: Path) -> None:
-        played = [1, 50, 1, 50, 1, 50, 50, 50] * 20  # 60 of 80 played targets in the first ten, no skipped one
-        skipped = [50, 1, 50, 1, 50, 1, 50, 1] * 20  # the other way round
-        measured = measured_of(tmp_path, {"sasrec": skipped, "gru4rec": played, "caser": [*played[::-1][1:], 50]})
-        assert words.best_system(measured) == "gru4rec"
-        first, _ = words.answer(measured)
-        assert first.startswith(
-            "gru4rec has the highest hit rate: in 75 of 100 sessions whose next track was played, the next"
-        )
-        assert "HR@10 0.750" in first
-        assert first.endswith("There is no clear winner: the interval of caser overlaps with it.")
-
-    def test_what_feedback_gains_and_costs_is_counted(self, tmp_path: Path) -> None:
-        # Played and skipped targets alternate. With feedback every played target is at 5, every skipped one beyond.
-        without = [1, 1, 50, 1] * 50
-        measured = measured_of(tmp_path, {"sasrec": without, "sasrec+nce": [5, 50] * 100})
-        _, second = words.answer(measured)
-        assert second == (
-            "Effect of skip feedback: HR@10 on played targets is higher for the one system (sasrec+nce: 1.000 "
-            "instead of 0.500). Skipped targets are ranked lower by the one system. The cost is a lower HR@1 on played "
-            "targets: sasrec+nce 0.000 instead of 0.500."
-        )
-
-    def test_no_gain_is_said(self, tmp_path: Path) -> None:
-        measured = measured_of(tmp_path, {"sasrec": [1, 50] * 50, "sasrec+nce": [1, 50] * 50})
-        _, second = words.answer(measured)
-        assert second == (
-            "Effect of skip feedback: HR@10 on played targets is higher for no system. Skipped targets are ranked "
-            "lower by no system. No system has a clearly lower HR@1 on played targets."
-        )
-
-    def test_without_two_versions_nothing_is_said_of_feedback(self, tmp_path: Path) -> None:
-        _, second = words.answer(measured_of(tmp_path, {"sasrec": [1, 50] * 50}))
-        assert second.startswith("The effect of skip feedback is unknown")
-
-    def test_the_example_is_a_session_of_the_data(self, tmp_path: Path) -> None:
-        # Session 3 is the first whose target was played (every second one is skipped) and stood between 2 and 10.
-        changed = {"session_length": [12] * 8, "session_skip_rate": [0.25] * 8}
-        measured = measured_of(tmp_path, {"sasrec": [1, 4, 7, 1, 50, 1, 2, 1]}, **changed)
-        shown, counted = words.example(measured)
-        assert shown.startswith(
-            "Take session 3 of 8. The system sasrec saw its 12 plays before the target, 3 of them skipped"
-        )
-        assert "which the listener played, has rank 7: a hit at 10, a miss at 1." in shown
-        assert counted.endswith("HR@10 = 3 / 4 = 0.750.")
-
-    def test_every_system_is_described(self) -> None:
-        from training.evaluation.compare import tables as paper
-
-        for system in [*paper.SYSTEMS, "ngram", "hybrid", "hybrid-caser+nce", "markov", "sasrec+nce+published-pairing"]:
-            said = words.describe_system(system)
-            assert "a system of your own" not in said
-            assert (";" in said.removeprefix(words.MODELS.get(system, ""))) == has_feedback(
-                system
-            ) or system in words.MODELS
-
-
 class TestCharts:
     def test_without_a_browser_a_mark_tells_its_value_and_interval(self, section: ReportSection) -> None:
         drawn = ElementTree.fromstring(systems_chart(section.by_protocol).svg())
@@ -222,14 +161,84 @@ class TestCharts:
         drawn = ElementTree.fromstring(systems_chart({"full": measured}).svg())
         assert "a<b>&'\"" in [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
 
-    def test_few_systems_all_have_a_line_and_of_many_the_best_of_each_model(self, tmp_path: Path) -> None:
+    def test_few_systems_all_have_a_line_and_of_many_the_first_of_each_model(self, tmp_path: Path) -> None:
         few = measured_of(tmp_path, {"sasrec": [1, 50] * 50, "sasrec+nce": [50, 50] * 50})
         assert first_shown(few) == ["sasrec", "sasrec+nce"]
-        names = [f"{model}{loss}" for model in ("sasrec", "bert4rec", "gru4rec", "caser") for loss in ("", "+nce")]
-        ranks = {name: [1 if at <= number else 50 for at in range(20)] for number, name in enumerate(names)}
+        names = [f"{model}{loss}" for model in ("sasrec", "bert4rec", "wrmf") for loss in ("", "+nce")]
+        names += ["sasrec+nce+played-only", "wrmf-bl", "wrmf-nr"]
+        ranks = {name: [1 if at <= 2 * number else 50 for at in range(20)] for number, name in enumerate(names)}
         many = measured_of(tmp_path, ranks | {"markov": [1] * 20})
-        assert first_shown(many) == ["sasrec+nce", "bert4rec+nce", "gru4rec+nce", "caser+nce", "markov"]
+        shown = ["sasrec", "bert4rec", "bert4rec+nce", "wrmf", "sasrec+nce+played-only", "wrmf-nr", "markov"]
+        assert first_shown(many) == shown  # with and without feedback
         curve = next(chart for chart in charts({"full": many}) if chart.name == "list-length")
         assert curve.spec["params"][0]["value"] == BEST
         drawn = ElementTree.fromstring(curve.svg())
-        assert len(list(drawn.iter("{http://www.w3.org/2000/svg}title"))) == 5 * 8
+        assert len(list(drawn.iter("{http://www.w3.org/2000/svg}title"))) == len(shown) * 8
+
+    def test_the_gain_of_the_skip_loss_has_an_axis_of_its_own(self, tmp_path: Path) -> None:
+        plain = [1, 1, 50, 1] * 100
+        small, large = list(plain), [1] * 400
+        small[2] = 1
+        measured = measured_of(
+            tmp_path, {"sasrec": plain, "sasrec+nce": small, "wrmf": plain, "wrmf-bl": large, "markov": plain}
+        )
+        loss, versions = feedback_chart({"full": measured}), versions_chart({"full": measured})
+        assert loss is not None
+        assert versions is not None
+        assert {row["system"] for row in rows_of(loss.spec)} == {"sasrec+nce"}
+        assert {row["system"] for row in rows_of(versions.spec)} == {"wrmf-bl"}
+        assert max(number for number in numbers(loss.svg()) if number < 1) < 0.05
+        assert max(numbers(versions.svg())) >= 0.5
+
+    def test_the_axis_of_systems_fits_most_of_them_and_says_where_it_starts(self, tmp_path: Path) -> None:
+        rates = {"sasrec": 60, "gru4rec": 62, "caser": 64, "bert4rec": 61, "markov": 63, "popularity": 2}
+        ranks = {name: [1 if at % 100 < rate else 50 for at in range(400)] for name, rate in rates.items()}
+        svg = systems_chart({"full": measured_of(tmp_path, ranks)}).svg()
+        starts = re.search(r"The axis starts at (0\.\d+), not at 0", svg)
+        assert starts
+        assert 0.3 < float(starts.group(1)) < 0.6
+        assert "popularity: HR@10 of played targets 0.020" in svg  # at the edge, with its value
+        low = {name: [1 if at % 100 < rate // 10 else 50 for at in range(400)] for name, rate in rates.items()}
+        assert (
+            "The axis starts" not in systems_chart({"full": measured_of(tmp_path, {"caser": low["popularity"]})}).svg()
+        )
+
+    def test_the_first_eight_of_many_systems_are_drawn_at_first(self, tmp_path: Path) -> None:
+        ranks = {f"own{number}": [1 if at % 20 <= number else 50 for at in range(60)] for number in range(10)}
+        measured = measured_of(tmp_path, ranks)
+        texts = [text for text in texts_of(systems_chart({"full": measured}).svg()) if text.startswith("own")]
+        assert texts == measured.ranked[:8]
+        assert len([t for t in texts_of(systems_chart({"full": measured}, every=True).svg()) if t in ranks]) == 10
+
+    def test_skip_measures_are_drawn_and_explained_if_results_have_them(self, tmp_path: Path) -> None:
+        def of(value: float) -> dict[str, float]:
+            return {"value": value, "low": value - 0.01, "high": value + 0.01}
+
+        changed = {
+            "skip_measures": {"pairwise_auc": of(0.6), "responsiveness": {"after_skip": of(-0.02)}, "reasons": {}},
+            "target_stratum": [0, 0, 1, 1] * 10,
+            "target_group_members": {"pair_seen": [True, False] * 20},
+        }
+        measured = measured_of(tmp_path, {"sasrec": [1, 50] * 20, "sasrec+nce": [1, 1] * 20}, **changed)
+        assert list(words.measures(measured)) == [
+            *("Matched gap", "Matched effect", "AUC in a session", "After a skip", "Pair seen, pair unseen")
+        ]
+        chart = skip_measures_chart(measured)
+        assert chart is not None
+        kinds = {(row["system"], row["tested"]): row["kind"] for row in rows_of(chart.spec)}
+        assert kinds["sasrec", "AUC in a session"] == "better"
+        assert kinds["sasrec", "after skip, pp"] == "better"  # below 0 is better
+        assert kinds["sasrec", "matched gap of HR@10"] == "no difference"  # 0 is no reference
+        assert kinds["sasrec+nce", "matched effect on HR@10"] == "worse"
+        bare = measured_of(tmp_path, {"sasrec": [1, 50] * 20})
+        assert (words.measures(bare), skip_measures_chart(bare)) == ({}, None)
+
+
+def texts_of(svg: str) -> list[str]:
+    """The texts of a chart, in order."""
+    return [text.text or "" for text in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def numbers(svg: str) -> list[float]:
+    """The numbers on the axes of a chart."""
+    return [float(text.replace("\u2212", "-")) for text in texts_of(svg) if re.fullmatch("[\u2212\\d.]+", text)]

@@ -616,6 +616,8 @@ class TestOptions:
             ({"min_session_plays": 30}, "expected at most max_session_plays, which is 20"),
             ({"skip_flag": "skip_4"}, "skip_flag is 'skip_4'"),
             ({"gap": 3}, "gap is 3"),
+            ({"title": "a\nb"}, "title is 'a\\\\nb': expected one line of at most 100 characters"),
+            ({"title": "a" * 101}, "expected one line of at most 100 characters"),
         ],
     )
     def test_wrong_options_are_refused_in_one_line(self, options: dict[str, Any], message: str) -> None:
@@ -635,6 +637,15 @@ class TestOptions:
         options = run("lfm1k", LFM1K, seed=5).dataset.facts.options
         assert options["seed"] == 5
         assert "skip_flag" not in options
+
+    def test_a_title_names_the_dataset_and_changes_no_play(self, run: Run) -> None:
+        untitled = run("lfm1k", LFM1K).dataset.facts
+        titled = run("lfm1k", LFM1K, title="My last.fm").dataset.facts
+        assert (untitled.title, titled.title) == ("Last.fm 1K", "My last.fm")
+        assert untitled.fingerprint == titled.fingerprint
+        older = titled.model_copy(update={"options": {"seed": 0}})  # a dataset of an earlier version has no title
+        assert older.title == "Last.fm 1K"
+        assert titled.model_copy(update={"options": {}, "source": "synthetic"}).title == "Simulated sessions"
 
     def test_progress_is_told_to_the_end(self, run: Run, tmp_path: Path) -> None:
         run("lfm1k", LFM1K)

@@ -7,6 +7,7 @@ and the part of its report.
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -27,8 +28,9 @@ _ASKED: Final = re.compile(r"^<!-- results: (\w+) (\w+) -->$", re.MULTILINE)
 _FIELDS: Final = ("source", "fingerprint", "split", "part", "protocol")
 _HYBRIDS: Final = [f"{name}{loss}" for name in HYBRIDS for loss in ("", "+nce")]
 _CHARTS: Final[dict[str, Callable[[dict[str, ComparisonData]], Chart | None]]] = {
-    "systems": charts.systems_chart,
+    "systems": partial(charts.systems_chart, every=True),
     "feedback": charts.feedback_chart,
+    "versions": charts.versions_chart,
 }
 
 

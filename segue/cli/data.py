@@ -37,6 +37,11 @@ def _not_a_file(_context: click.Context, _parameter: click.Parameter, kind: str)
 @click.option("--out", type=FOLDER, required=True, metavar="FOLDER", help="Folder to write the dataset to.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing dataset.")
 @click.option(
+    "--title",
+    metavar="TEXT",
+    help="Title of the dataset in pages and tables, such as 'Spotify sessions'.  [default: the name of the kind]",
+)
+@click.option(
     "--idle-gap",
     "idle_gap_s",
     type=float,

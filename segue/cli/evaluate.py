@@ -219,7 +219,7 @@ def _in_percent(estimate: Mapping[str, float] | None) -> Mapping[str, float] | N
 def print_evaluations(question: "Question", results: list[tuple[str, Any]]) -> None:
     """Print the tables of one or more systems with the same evaluation settings."""
     targets = f"{question.part} targets{' of known outcome' if question.targets == 'known' else ''}"
-    title = f"{question.dataset.facts.source}: {targets}, {question.split} split, {question.protocol} ranking"
+    title = f"{question.dataset.facts.title}: {targets}, {question.split} split, {question.protocol} ranking"
     if question.repeat.plays:
         title += f", repeat={question.repeat}"
     print_table(partial(evaluation_table, title, results))

@@ -48,8 +48,11 @@ def page(browser: "Browser", report: Path) -> "Iterator[Page]":
     yield from opened(browser, report, java_script_enabled=True)
 
 
-def opened(browser: "Browser", report: Path, **facts: Any) -> "Iterator[Page]":
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, **facts)
+def opened(
+    browser: "Browser", report: Path, *, width: int = 1280, height: int = 900, folded: bool = False, **facts: Any
+) -> "Iterator[Page]":
+    """The page with all parts unfolded, unless `folded`. It may ask for nothing but itself, and print no message."""
+    context = browser.new_context(viewport={"width": width, "height": height}, **facts)
     faults: list[str] = []
     page = context.new_page()
     page.on("request", lambda request: faults.append(request.url))
@@ -58,6 +61,8 @@ def opened(browser: "Browser", report: Path, **facts: Any) -> "Iterator[Page]":
     page.goto((report / "report.html").as_uri())
     if facts.get("java_script_enabled", True):
         playwright.expect(page.locator(".vega-bind")).to_have_count(12)  # all charts have got their menus
+        if not folded:
+            page.evaluate("for (const details of document.querySelectorAll('details.fold')) details.open = true")
     yield page
     assert faults == [(report / "report.html").as_uri()]  # nothing was asked for but the page, and nothing complained
     context.close()
@@ -79,11 +84,11 @@ def test_a_table_sorts_by_any_column_in_both_orders(page: "Page") -> None:
     table = page.locator("table").filter(has_text="Every system").first
     header = table.get_by_role("columnheader", name="HR@1", exact=True)
     header.get_by_role("button").click()
-    values = [float(text.split()[0]) for text in column(page, "Every system", 3)]
+    values = [float(text.split()[0]) for text in column(page, "Every system", 4)]
     assert values == sorted(values)
     assert len(set(values)) > 1
     header.get_by_role("button").press("Enter")
-    assert [float(text.split()[0]) for text in column(page, "Every system", 3)] == sorted(values, reverse=True)
+    assert [float(text.split()[0]) for text in column(page, "Every system", 4)] == sorted(values, reverse=True)
     playwright.expect(header).to_have_attribute("aria-sort", "descending")
     table.get_by_role("columnheader", name="system").get_by_role("button").click()
     assert column(page, "Every system", 1) == ["gru4rec", "gru4rec+nce", "markov", "sasrec", "sasrec+nce"]
@@ -105,7 +110,7 @@ def test_systems_are_filtered_by_model_and_by_feedback(page: "Page") -> None:
     shown = page.locator("table").filter(has_text="Every system").first.locator("tbody tr:visible th")
     playwright.expect(shown).to_have_text(["gru4rec+nce", "sasrec+nce"])
     playwright.expect(marks(page, "systems")).to_have_count(2 * 2)
-    figure.get_by_role("combobox", name="Model").select_option("sasrec")
+    figure.get_by_role("combobox", name="Systems").select_option("sasrec")
     playwright.expect(shown).to_have_text(["sasrec+nce"])
     playwright.expect(marks(page, "systems")).to_have_count(2)
     figure.get_by_role("combobox", name="Feedback").select_option("with or without")
@@ -177,37 +182,108 @@ def test_the_keyboard_reaches_menus_and_the_table_of_a_chart(page: "Page") -> No
     figure.get_by_role("combobox", name="Metric").focus()
     page.keyboard.press("ArrowDown")
     playwright.expect(marks(page, "systems").first).not_to_have_attribute("aria-label", re.compile("HR@10"))
-    summary = figure.locator("summary")
+    summary = figure.get_by_text("Values of this chart as a table")
     summary.focus()
     page.keyboard.press("Enter")
     playwright.expect(figure.get_by_role("cell").first).to_be_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [320, 1280])
+@pytest.mark.parametrize("width", [390, 1440])
 def test_axe_finds_nothing(browser: "Browser", report: Path, scheme: "Literal['light', 'dark']", width: int) -> None:
-    for page in opened(browser, report, color_scheme=scheme, bypass_csp=True):  # axe is put into the page
-        page.set_viewport_size({"width": width, "height": 900})
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for page in opened(browser, report, width=width, color_scheme=scheme, bypass_csp=True):  # axe is put into the page
         found = axe.Axe().run(page)
         assert found.violations_count == 0, found.generate_report()
         keep_picture(page, f"{width} {scheme}", of="evaluation")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844), (320, 640)])
+def test_the_first_screen_has_the_answer_and_nothing_is_wider_than_it(
+    browser: "Browser", report: Path, width: int, height: int
+) -> None:
+    for page in opened(browser, report, width=width, height=height, folded=True):
+        keep_picture(page, f"{width} folded", of="evaluation")
+        answer = page.locator(".answer").first.bounding_box()
+        assert answer is not None
+        assert page.locator("details.fold[open]").count() == 0
+        if width >= 390:
+            assert answer["y"] + answer["height"] < height
+            assert page.evaluate("document.documentElement.scrollHeight") <= 1.5 * height
+        for _ in ("folded", "unfolded"):
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
+
+
+def test_on_a_phone_a_chart_is_as_wide_as_the_page_and_the_best_system_is_first(
+    browser: "Browser", report: Path
+) -> None:
+    for page in opened(browser, report, width=390, height=844):
+        shown = page.evaluate(
+            """[...document.querySelectorAll(".chart svg")].map((svg) => {
+                const { width, left, right } = svg.getBoundingClientRect();
+                return [width / svg.viewBox.baseVal.width, left, right];
+            })"""
+        )
+        assert len(shown) == 7
+        for scale, left, right in shown:
+            assert scale > 0.97  # texts are hardly scaled down
+            assert left >= 0
+            assert right <= 390
+        names = page.locator("[data-chart=systems] .role-axis-label text").all_text_contents()
+        systems = [name for name in names if not name[0].isdigit()]
+        table = page.locator("[data-chart=systems] table tbody th").all_text_contents()
+        assert systems == table
+
+
+def test_a_link_of_the_contents_opens_the_folded_part(browser: "Browser", report: Path) -> None:
+    for page in opened(browser, report, folded=True):
+        table = page.get_by_role("table", name=re.compile("^With feedback against without")).first
+        playwright.expect(table).not_to_be_visible()
+        page.get_by_role("navigation").get_by_role("link", name="Gain of skip feedback").click()
+        playwright.expect(table).to_be_visible()
 
 
 def test_without_a_script_tables_and_charts_stay(browser: "Browser", report: Path) -> None:
     for page in opened(browser, report, java_script_enabled=False):
         playwright.expect(page.locator("svg[role=img]").first).to_be_visible()
         assert page.locator("svg[role=img]").count() == 8
+        page.get_by_role("heading", name="All results").click()
+        page.get_by_role("heading", name="Every system", level=3).last.click()
         assert page.locator("table").filter(has_text="Every system").first.is_visible()
         assert page.locator("select:visible").count() == 0
-        page.locator("[data-chart=list-length] summary").click()
+        page.get_by_role("heading", name="By list length").click()
+        page.locator("[data-chart=list-length] summary:visible").click()
         playwright.expect(page.get_by_role("table", name="HR@k of all targets")).to_be_visible()
 
 
-def test_it_prints(page: "Page") -> None:
-    page.emulate_media(media="print", color_scheme="dark")
-    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(22, 24, 29)"  # ink, whatever the screen has
-    assert page.locator("select:visible").count() == 0
-    printed = page.pdf(prefer_css_page_size=True)
-    assert printed.startswith(b"%PDF-")
-    assert len(re.findall(rb"/Type\s*/Page\b", printed)) > 3
+@pytest.mark.parametrize("script", [True, False])
+def test_it_prints_all_folded_parts(browser: "Browser", report: Path, script: bool) -> None:
+    for page in opened(browser, report, folded=True, java_script_enabled=script):
+        page.emulate_media(media="print", color_scheme="dark")
+        ink = "getComputedStyle(document.body).color"
+        assert page.evaluate(ink) == "rgb(22, 24, 29)"  # whatever the screen has
+        assert page.locator("select:visible").count() == 0
+        hidden = page.evaluate(
+            """[...document.querySelectorAll("main :is(h2, h3, p, dt, dd, table, .chart svg, figcaption)")]
+            .filter((element) => !element.checkVisibility({ visibilityProperty: true }))
+            .map((element) => element.textContent.slice(0, 60))"""
+        )
+        assert hidden == []
+        wide = page.evaluate(
+            "[...document.querySelectorAll('.chart svg')].map((svg) => svg.getBoundingClientRect().width)"
+        )
+        assert min(wide) > 100
+        printed = page.pdf(prefer_css_page_size=True)
+        assert printed.startswith(b"%PDF-")
+        assert len(re.findall(rb"/Type\s*/Page\b", printed)) > 6
+        assert page.locator("details.fold[open]").count() == 0  # folded again
+
+
+def test_of_up_to_eight_systems_all_are_shown(page: "Page") -> None:
+    shown = {says.partition(":")[0] for says in descriptions(page, "systems")}
+    assert shown == {says.partition(":")[0] for says in descriptions(page, "list-length")}
+    assert shown == {"gru4rec", "gru4rec+nce", "markov", "sasrec", "sasrec+nce"}
+
+
+def test_it_is_one_small_file(report: Path) -> None:
+    assert (report / "report.html").stat().st_size < 3_000_000

@@ -51,6 +51,28 @@ MAPPED_FROM: Final = 4_000_000  # plays; the arrays of a smaller dataset are rea
 _IDS_PER_UPDATE: Final = 1_000_000  # track ids joined into one string per update of the hash
 
 
+# The title of a dataset that was given none, by the source of its plays.
+_TITLES: Final = {
+    "synthetic": "Simulated sessions",
+    "mssd": "Spotify sessions (MSSD)",
+    "lfm1k": "Last.fm 1K",
+    "lfm2b": "LFM-2b",
+    "yambda": "Yambda",
+    "events": "Listening log",
+    "spotify": "Spotify history",
+    "spotify-account": "Spotify history",
+    "lastfm": "Last.fm history",
+    "listenbrainz": "ListenBrainz history",
+    "apple-music": "Apple Music history",
+    "rockbox": "Rockbox log",
+}
+
+
+def source_title(source: str) -> str:
+    """Return the title of a dataset from this source that was given none, the source itself if it is unknown."""
+    return _TITLES.get(source, source)
+
+
 class Counts(BaseModel):
     """The size of a dataset."""
 
@@ -76,6 +98,11 @@ class Facts(BaseModel):
     malformed_lines: int = Field(ge=0, description="Lines of the log that could not be read and were ignored")
     fingerprint: str = Field(description="sha256 of track ids, rows, skip flags and offsets, in hexadecimal")
     log: LogFacts | None = Field(default=None, description="The log: null for simulated and older datasets")
+
+    @property
+    def title(self) -> str:
+        """The title in pages and tables: that of `segue prepare --title`, else the name of the source in words."""
+        return str(self.options.get("title") or source_title(self.source))
 
 
 @dataclass(frozen=True, eq=False)

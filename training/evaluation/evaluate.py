@@ -264,7 +264,7 @@ def evaluate(question: Question, answers: RecommenderUnderTest, advance: Advance
         "options": manifest.options,
         "train_seed": manifest.options.get("seed", 0),
         "training": manifest.evaluation.get("training", {}),
-        "dataset": {"source": question.dataset.facts.source, "fingerprint": question.dataset.facts.fingerprint},
+        "dataset": {name: getattr(question.dataset.facts, name) for name in ("source", "title", "fingerprint")},
         "split": question.split,
         "part": question.part,
         "protocol": question.protocol,

@@ -77,6 +77,7 @@ Role: TypeAlias = Literal[
 ]
 
 _MOST_FILTERS: Final = 50  # columns
+_LONGEST_TITLE: Final = 100  # characters
 
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
@@ -86,6 +87,7 @@ class PrepareOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    title: str = Field(default="", description="The title of the dataset in pages and tables; empty: the kind of log")
     idle_gap_s: float = Field(default=1200, gt=0, description="A session ends after this many seconds of inactivity")
     skip_within_s: float = Field(
         default=30, ge=0, description="A play is skipped if the next one of its session starts within this many seconds"
@@ -137,6 +139,13 @@ class PrepareOptions(BaseModel):
     )
     include_private: bool = Field(default=False, description="Spotify only: keep the plays of private sessions")
     seed: int = Field(default=0, ge=0, lt=2**31, description="Random seed for session sampling")
+
+    @field_validator("title")
+    @classmethod
+    def _one_line(cls, value: str) -> str:
+        if len(value) > _LONGEST_TITLE or not value.isprintable():
+            raise ValueError(f"expected one line of at most {_LONGEST_TITLE} characters")
+        return value.strip()
 
     @field_validator("columns", mode="before")
     @classmethod

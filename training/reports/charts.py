@@ -51,7 +51,9 @@ def with_interval(form: str) -> str:
 
 
 def menu(name: str, label: str, options: Sequence[str]) -> alt.Parameter:
-    """A variable of the chart that the reader sets with a menu; the first option is the default."""
+    """A variable of the chart that the reader sets with a menu; the first option is the default, and needs no menu."""
+    if len(options) == 1:
+        return alt.param(name=name, value=options[0])
     return alt.param(name=name, value=options[0], bind=alt.binding_select(options=list(options), name=f"{label} "))
 
 

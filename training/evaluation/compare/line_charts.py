@@ -6,7 +6,7 @@ from typing import Any, Final
 import altair as alt
 import numpy as np
 
-from training.evaluation.compare.chart_parts import cell, family_of, system_fields, value_fields
+from training.evaluation.compare.chart_parts import cell, family_of, has_feedback, system_fields, value_fields
 from training.evaluation.compare.statistics import LIST_LENGTHS, Breakdown
 from training.evaluation.compare.tables import ComparisonData
 from training.reports.charts import (
@@ -22,7 +22,7 @@ from training.reports.charts import (
 )
 from training.reports.tables import Table
 
-BEST: Final = "best of each model"
+BEST: Final = "best of each model, with and without feedback"
 EVERY: Final = "every system"
 # The title and the axis of each breakdown.
 BREAKDOWN_TITLES: Final = {
@@ -32,7 +32,7 @@ BREAKDOWN_TITLES: Final = {
 }
 _WIDTH: Final = 520
 _HEIGHT: Final = 280
-_FEW: Final = 8  # up to this number, all systems have a line
+FEW: Final = 8  # up to this number, all systems have a line
 
 
 def hit_curves(measured: ComparisonData) -> Chart:
@@ -179,14 +179,17 @@ def _label_heights(measured: ComparisonData, seconds: Mapping[str, float]) -> li
 
 
 def first_shown(measured: ComparisonData) -> list[str]:
-    """The systems whose lines are shown at first: all if they are few, else the best of each model by HR@10."""
+    """The systems whose lines are shown at first: all if they are few.
+
+    Else the first of each model with feedback and the first of each model without it.
+    """
     systems = list(measured.asked.systems)
-    if len(systems) <= _FEW:
+    if len(systems) <= FEW:
         return systems
-    best: dict[str, str] = {}
-    for system in sorted(systems, key=lambda s: -measured.estimates[s, "all", "HR@10"].value):
-        best.setdefault(family_of(system), system)
-    return [system for system in systems if system in best.values()]
+    first: dict[tuple[str, bool], str] = {}
+    for system in measured.ranked:
+        first.setdefault((family_of(system), has_feedback(system)), system)
+    return [system for system in systems if system in first.values()]
 
 
 def _lines(
@@ -194,7 +197,7 @@ def _lines(
 ) -> alt.LayerChart:
     """Lines of the chosen systems: the colour is the model, a dashed line is a system without feedback."""
     models = list(dict.fromkeys(map(family_of, measured.asked.systems)))
-    few = len(measured.asked.systems) <= _FEW
+    few = len(measured.asked.systems) <= FEW
     chosen_lines = menu("lines", "Systems", [EVERY, *models] if few else [BEST, EVERY, *models])
     path = alt.Chart().mark_line(strokeWidth=1.8, aria=False).encode(strokeDash=alt.StrokeDash(
         "feedback:N",

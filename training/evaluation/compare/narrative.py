@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 
 from segue.arrays import Bool, Float64
-from segue.ranking_metrics import Estimate, hit
-from training.evaluation.compare.statistics import Difference, Pair
+from segue.ranking_metrics import hit
+from training.evaluation.compare.statistics import Difference
 from training.evaluation.compare.tables import ComparisonData
 
 # The parts of a system's name; the first part is the model.
@@ -71,53 +71,120 @@ def chosen(by_protocol: Mapping[str, ComparisonData]) -> ComparisonData:
     return by_protocol.get("full") or next(iter(by_protocol.values()))
 
 
-def wanted_group(measured: ComparisonData) -> str:
-    """The targets that a good system ranks high: the played ones, or all if skips are unknown."""
-    return "played" if any(group == "played" for _, group, _ in measured.estimates) else "all"
+# The measures beyond hit rates, one sentence each, and the groups or columns that a result needs for them.
+# The measures beyond hit rates: name, and the meaning in one sentence.
+_MEASURES: Final = {
+    "gap": (
+        "Matched gap",
+        "How much more often played targets are found than skipped ones, in sessions with an equally likely skip.",
+    ),
+    "effect": (
+        "Matched effect",
+        "The matched gap of a system minus that of the same system without feedback, or of the Markov chain: above 0, "
+        "the system knows more about which tracks are skipped.",
+    ),
+    "auc": (
+        "AUC in a session",
+        "How often a system scores a played track above a skipped one of the same session; chance is 0.5.",
+    ),
+    "response": (
+        "After a skip",
+        "How far tracks similar to a skipped one move in the list, in percentage points (pp): they should fall, so "
+        "below 0 is better.",
+    ),
+    "pair": (
+        "Pair seen, pair unseen",
+        "Hit rates of targets whose last two tracks before follow each other in a training session, and of targets for "
+        "which they do not, where counts of pairs are no help.",
+    ),
+    "after": ("After play, after skip", "Hit rates by the outcome of the play before the target."),
+    "repeat": (
+        "Repeat, new",
+        "Hit rates of targets that were already played in the session, and of all others.",
+    ),
+}
+
+
+def measures(measured: ComparisonData) -> dict[str, str]:
+    """What the skip measures and groups of targets in these results mean: name and one sentence each."""
+    groups = {group for _, group, _ in measured.groups}
+    seeds = [of for answered in measured.asked.systems.values() for of in answered.skip_measures]
+    shown = {
+        "gap": bool(measured.gaps),
+        "effect": any(gaps.difference for gaps in measured.gaps.values()),
+        "auc": any(of.get("pairwise_auc") for of in seeds),
+        "response": any(of.get("responsiveness") for of in seeds),
+        "pair": bool({"pair_seen", "pair_unseen"} & groups),
+        "after": bool({"after_play", "after_skip"} & groups),
+        "repeat": bool({"repeat", "new"} & groups),
+    }
+    return dict(_MEASURES[name] for name, is_shown in shown.items() if is_shown)
 
 
 def best_system(measured: ComparisonData) -> str:
-    """The system with the highest HR@10 on those targets."""
-    group = wanted_group(measured)
-    return max(measured.asked.systems, key=lambda s: measured.estimates[s, group, "HR@10"].value)
+    """The system with the highest HR@10 on the targets that a good system ranks high."""
+    return measured.lead.system if measured.lead is not None else measured.ranked[0]
 
 
 def answer(measured: ComparisonData) -> tuple[str, str]:
-    """The best system, and what feedback gained and cost: one text each."""
+    """Whether there is a best system, and what feedback gained and cost: one text each."""
     return _best(measured), _feedback(measured)
 
 
 def _best(measured: ComparisonData) -> str:
-    best, group = best_system(measured), wanted_group(measured)
-    top = measured.estimates[best, group, "HR@10"]
-    if len(measured.asked.systems) == 1:
-        return _only(best, len(measured.asked.systems[best].ranks), group, top)
-    beside = [
-        system
-        for system in measured.asked.systems
-        if system != best and measured.estimates[system, group, "HR@10"].high >= top.low
-    ]
-    near = "No other confidence interval overlaps."
-    if beside:
-        near = f"There is no clear winner: the interval{'s' * (len(beside) > 1)} of {listed(beside)} "
-        near += f"overlap{'s' * (len(beside) == 1)} with it."
-    return f"{best} has the highest hit rate: {_in_words(group, top)}. {near}"
+    best, systems = best_system(measured), measured.asked.systems
+    others = len(systems) - 1
+    if not others:
+        return _only(best, len(systems[best].ranks), measured)
+    near = _near(measured, best)
+    if near:
+        counts = (len(near), others) if others >= len(_WORDS) else (number_word(len(near)), number_word(others))
+        of = "{} of the {} other systems".format(*counts)
+        of = "any other system" if len(near) == others else of
+        of = near[0] if others == 1 else f"{of}: {listed(near)}"
+        if measured.lead is not None:
+            tests = "a paired test does" if others == 1 else "paired tests do"
+            return f"No single best: {tests} not separate {best} ({_with_interval(measured, best)}) from {of}."
+        overlaps = f"overlaps with {'that' if len(near) == 1 else 'those'} of {of}"
+        return f"No single best: the confidence interval of {best} ({_with_interval(measured, best)}) {overlaps}."
+    what = f"better than {measured.ranked[1]}" if others == 1 else f"the best of {number_word(others + 1)} systems"
+    tests = "no other confidence interval overlaps with its own"
+    if measured.lead is not None:
+        tests = "a paired test separates the two" if others == 1 else "paired tests separate it from every other system"
+    return f"{best} is {what}: {_in_words(measured, best)}, and {tests}."
 
 
-def _only(system: str, seeds: int, group: str, hit_rate: Estimate) -> str:
+def _near(measured: ComparisonData, best: str) -> list[str]:
+    """The systems that are not separated from the best: by a paired test, else by intervals that do not overlap."""
+    low = measured.hit_rate(best).low
+    overlapping = [system for system in measured.ranked if system != best and measured.hit_rate(system).high >= low]
+    return overlapping if measured.lead is None else [s for s in measured.ranked if s in measured.lead.level]
+
+
+def _only(system: str, seeds: int, measured: ComparisonData) -> str:
     """The sentence about a comparison of one system."""
     what = "One result" if seeds == 1 else f"One system ({seeds} seeds)"
     return (
-        f"{what}: nothing to compare. {system}: {_in_words(group, hit_rate)}. Add the results of other systems on the "
-        "same dataset, split, targets and policy for repeated tracks."
+        f"{what}, so there is nothing to compare: {system} {_finds(measured, system)}. Add the results of other "
+        "systems on the same dataset, split, targets and policy for repeated tracks."
     )
 
 
-def _in_words(group: str, hit_rate: Estimate) -> str:
-    return (
-        f"in {of_sessions(group, f'{100 * hit_rate.value:.0f} of 100')}, the next track is among the first ten of its "
-        f"list (HR@10 {hit_rate.value:.3f}, 95 % interval {hit_rate.low:.3f} to {hit_rate.high:.3f})"
-    )
+def _in_words(measured: ComparisonData, system: str) -> str:
+    return f"it {_finds(measured, system)}"
+
+
+def _finds(measured: ComparisonData, system: str) -> str:
+    found = measured.hit_rate(system)
+    sessions = of_sessions(measured.wanted_group, f"{100 * found.value:.0f} of 100")
+    interval = f"HR@10 {found.value:.3f}, 95 % interval {found.low:.3f} to {found.high:.3f}"
+    return f"finds the next track among its first ten in {sessions} ({interval})"
+
+
+def _with_interval(measured: ComparisonData, system: str) -> str:
+    found = measured.hit_rate(system)
+    targets = "HR@10 on played targets" if measured.wanted_group == "played" else "HR@10"
+    return f"{targets} {found.value:.3f}, 95 % interval {found.low:.3f} to {found.high:.3f}"
 
 
 def of_sessions(group: str, count: str) -> str:
@@ -125,56 +192,109 @@ def of_sessions(group: str, count: str) -> str:
     return f"{count} sessions whose next track was played" if group == "played" else f"{count} sessions"
 
 
+_WORDS: Final = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def number_word(count: int) -> str:
+    """A number as a sentence writes it: in words up to ten."""
+    return _WORDS[count] if count < len(_WORDS) else str(count)
+
+
 def _feedback(measured: ComparisonData) -> str:
-    pairs = list(dict.fromkeys(d.pair for d in measured.differences if d.pair.why == "feedback"))
-    if not pairs:
-        return "The effect of skip feedback is unknown: no system was evaluated both with and without it."
-    more, fewer = (_changed(measured, "played", "HR@10", up=up) for up in (True, False))
-    lower, higher = (_changed(measured, "skipped", "MRR@10", up=up) for up in (False, True))
-    count = len(pairs)
-    gained = f"HR@10 on played targets is higher for {_of(more, count)}{_largest(more)}"
-    gained += f" and lower for {_of(fewer, count)}" if fewer else ""
-    ranked = f"Skipped targets are ranked lower by {_of(lower, count)}"
-    ranked += f" and higher by {_of(higher, count)}" if higher else ""
-    return f"Effect of skip feedback: {gained}. {ranked}. {_price(measured, pairs)}"
-
-
-def _price(measured: ComparisonData, pairs: Sequence[Pair]) -> str:
-    """Systems whose HR@1 on played targets is lower with feedback, with intervals that do not overlap."""
-    found = []
-    for pair in pairs:
-        with_it, without = (measured.estimates.get((s, "played", "HR@1")) for s in (pair.system, pair.against))
-        if with_it is not None and without is not None and with_it.high < without.low:
-            found.append(f"{pair.system} {with_it.value:.3f} instead of {without.value:.3f}")
+    tested = [d for d in measured.differences if d.pair.why == "feedback"]
+    found = [d for d in tested if (d.group, d.metric) == (measured.wanted_group, "HR@10")]
     if not found:
-        return "No system has a clearly lower HR@1 on played targets."
-    return f"The cost is a lower HR@1 on played targets: {listed(found)}."
+        return "Cannot estimate the effect of skip feedback: add results with and without `--no-nce`."
+    skipped = [d for d in tested if (d.group, d.metric) == ("skipped", "MRR@10")]
+    said = (
+        [_one_found(measured, found[0])] if len(found) == 1 else [_found(measured, found), _at_rank_1(measured, found)]
+    )
+    if skipped:
+        said.append(_one_skipped(skipped[0]) if len(skipped) == 1 else _skipped(skipped))
+    return " ".join(filter(None, said))
 
 
-def _changed(measured: ComparisonData, group: str, metric: str, *, up: bool) -> list[Difference]:
-    """The significant changes by feedback, upwards or downwards."""
-    return [
-        d
-        for d in measured.differences
-        if d.pair.why == "feedback" and (d.group, d.metric) == (group, metric)
-        if d.significant and (d.estimate.value > 0) == up
-    ]
+def _one_found(measured: ComparisonData, d: Difference) -> str:
+    """What feedback changed in the hits of the one system that was evaluated with and without it."""
+    name = d.pair.against if d.pair.system == f"{d.pair.against}+nce" else d.pair.system
+    what = "played targets" if d.group == "played" else "targets"
+    values = f"({d.before + d.estimate.value:.3f} against {d.before:.3f})"
+    if d.significant:
+        said, join = f"finds {_points(d.estimate.value)} {what} in its first ten {values}", " and"
+    else:
+        said, join = (
+            f"finds neither significantly more nor fewer {what} in its first ten {values}",
+            ", but",
+        )
+    at_rank_1 = _changed_at_rank_1(measured, d)
+    return f"With skip feedback, {name} {said}{f'{join} {at_rank_1}' if at_rank_1 else ''}."
 
 
-def _of(changed: Sequence[Difference], count: int) -> str:
-    """How many of `count` systems changed, for example "3 of 4 systems"."""
-    if count == 1:
-        return "the one system" if changed else "no system"
-    number = "all" if len(changed) == count else f"{len(changed) or 'none'} of"
-    return f"{number} {count} systems"
-
-
-def _largest(changed: Sequence[Difference]) -> str:
-    if not changed:
+def _changed_at_rank_1(measured: ComparisonData, d: Difference) -> str:
+    """The change of HR@1 in words, if the intervals with and without feedback do not overlap, else nothing."""
+    with_it, without = (measured.estimates.get((s, d.group, "HR@1")) for s in (d.pair.system, d.pair.against))
+    if with_it is None or without is None or (with_it.high >= without.low and with_it.low <= without.high):
         return ""
-    most = max(changed, key=lambda d: d.estimate.value)
-    most_of_all = "the most for " * (len(changed) > 1)
-    return f" ({most_of_all}{most.pair.system}: {most.before + most.estimate.value:.3f} instead of {most.before:.3f})"
+    return f"{_points(with_it.value - without.value)} at rank 1 ({with_it.value:.3f} against {without.value:.3f})"
+
+
+def _points(change: float) -> str:
+    points = f"{100 * abs(change):.1f}"
+    return f"{points} point{'s' * (points != '1.0')} {'more' if change > 0 else 'fewer'}"
+
+
+def _found(measured: ComparisonData, found: Sequence[Difference]) -> str:
+    """How many of several systems find more of the targets with feedback, and how many find fewer."""
+    what = "played targets" if measured.wanted_group == "played" else "targets"
+    more, fewer = _moved(found, up=True), _moved(found, up=False)
+    first_ten = f"in {'its' if len(more) < 2 else 'their'} first ten"
+    said = f"{_of(more, found)} find{_s(more)} significantly more {what} {first_ten}"
+    if more:
+        most = max(more, key=lambda d: d.estimate.value)
+        values = f"{most.before + most.estimate.value:.3f} against {most.before:.3f}"
+        at_most = "at most " * (len(more) > 1)
+        said += f" ({at_most}{_points(most.estimate.value).removesuffix(' more')}: {most.pair.system}, {values})"
+    said += f", and {number_word(len(fewer))} find{_s(fewer)} fewer" if fewer else ""
+    return f"With skip feedback, {said}."
+
+
+def _at_rank_1(measured: ComparisonData, found: Sequence[Difference]) -> str:
+    """The systems whose HR@1 is clearly lower with feedback: its cost."""
+    changed = [(d.pair.system, _changed_at_rank_1(measured, d)) for d in found]
+    cost = [f"{system} finds {change.replace(' at rank 1', '')}" for system, change in changed if " fewer " in change]
+    return f"Cost at rank 1: {listed(cost)}." if cost else ""
+
+
+def _one_skipped(d: Difference) -> str:
+    values = f"(MRR@10 {d.before + d.estimate.value:.3f} against {d.before:.3f})"
+    if not d.significant:
+        return f"It ranks skipped targets neither significantly lower nor higher {values}."
+    return f"It ranks skipped targets {'lower' if d.estimate.value < 0 else 'higher'} {values}."
+
+
+def _skipped(skipped: Sequence[Difference]) -> str:
+    lower, higher = _moved(skipped, up=False), _moved(skipped, up=True)
+    said = f"{_of(lower, skipped)} rank{_s(lower)} skipped targets significantly lower"
+    said += f", and {number_word(len(higher))} rank{_s(higher)} them higher" if higher else ""
+    return f"{said[0].upper()}{said[1:]}."
+
+
+def _moved(differences: Sequence[Difference], *, up: bool) -> list[Difference]:
+    """The significant differences, upwards or downwards."""
+    return [d for d in differences if d.significant and (d.estimate.value > 0) == up]
+
+
+def _of(changed: Sequence[Difference], every: Sequence[Difference]) -> str:
+    """How many systems changed, as the subject of a sentence: "none of the four systems", "both systems"."""
+    if len(changed) == len(every):
+        return "both systems" if len(every) == 2 else f"all {number_word(len(every))} systems"
+    some = number_word(len(changed)) if changed else "none"
+    return f"{some} of the {number_word(len(every))} systems"
+
+
+def _s(subject: Sequence[Difference]) -> str:
+    """The ending of a verb in the third person."""
+    return "s" if len(subject) < 2 else ""
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
@@ -186,7 +306,7 @@ def listed(names: Sequence[str], most: int = 6) -> str:
 
 def example(measured: ComparisonData) -> list[str]:
     """How a hit rate is computed, with one session as an example: sentences."""
-    asked, best, group = measured.asked, best_system(measured), wanted_group(measured)
+    asked, best, group = measured.asked, best_system(measured), measured.wanted_group
     seed, ranks = next(iter(sorted(asked.systems[best].ranks.items())))
     members = asked.members(group)
     number = _pick_example(ranks, members)

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from markupsafe import Markup
 
 from segue.ranking_metrics import METRICS
+from training.data.dataset import source_title
 from training.evaluation.compare import narrative
 from training.evaluation.compare.chart_parts import family_of, has_feedback
 from training.evaluation.compare.charts import charts, share_of_100
@@ -26,6 +27,7 @@ from training.evaluation.compare.statistics import (
     estimates,
     group_estimates,
     hit_curves,
+    lead,
     skip_gaps,
 )
 from training.evaluation.compare.tables import (
@@ -63,12 +65,14 @@ class ReportSection:
 
     @property
     def heading(self) -> str:
-        """The title of the section."""
-        question = narrative.chosen(self.by_protocol).asked.question
-        known = " of known outcome" if question.targets == "known" else ""
-        last = f"last play{known} of each session"
-        whole = "sessions that training never saw" if self.split == "new-sessions" else last
-        return f"{self.source}: {whole} ({self.split} split, {self.part} targets{known}{question.policy})"
+        """The title of the section, in words."""
+        asked = narrative.chosen(self.by_protocol).asked
+        known = " of known outcome" if asked.question.targets == "known" else ""
+        whole = f"last play{known} of each session"
+        if self.split == "new-sessions":
+            whole = "sessions that training never saw" + (f", last play{known}" if known else "")
+        part = "" if self.part == "test" else f", {self.part} targets"
+        return f"{asked.title or source_title(self.source)}: {whole}{part}{asked.question.policy}"
 
 
 def measure(paths: Sequence[Path], permutations: int = PERMUTATIONS) -> list[ReportSection]:
@@ -85,6 +89,7 @@ def measure(paths: Sequence[Path], permutations: int = PERMUTATIONS) -> list[Rep
                 breakdowns(compared[question]),
                 group_estimates(compared[question]),
                 skip_gaps(compared[question]),
+                lead(compared[question], permutations),
             )
             for question in questions
         }
@@ -135,6 +140,8 @@ def as_json(sections: Sequence[ReportSection]) -> dict[str, Any]:
         "questions": [
             {
                 **measured.asked.question._asdict(),
+                "title": measured.asked.title,
+                "lead": None if measured.lead is None else asdict(measured.lead),
                 "notes": measured.asked.notes,
                 "sessions": {group: int(measured.asked.members(group).sum()) for group in ("all", "played", "skipped")},
                 "systems": {system: _system_json(measured, system) for system in measured.asked.systems},
@@ -187,6 +194,16 @@ def write_report(
         write_text(as_json_file, json.dumps(as_json(sections), indent=1) + "\n")
 
 
+# The folded parts of a section of the page: heading, and the charts and tables of which it needs one.
+_CONTENTS: Final[dict[str, tuple[str, set[str] | None]]] = {
+    "all": ("Every system", None),
+    "gain": ("Gain of skip feedback", {"feedback", "versions"}),
+    "skips": ("Skip measures and groups of targets", {"skip-measures", "Skip measures", "Groups of targets"}),
+    "groups": ("By list length, session and training time", None),
+    "tests": ("Significance tests and the paper's tables", None),
+}
+
+
 def page(sections: Sequence[ReportSection]) -> str:
     """Render the page. The same results give the same text."""
     parts = [_part(section, f"s{number}") for number, section in enumerate(sections)]
@@ -202,16 +219,19 @@ def page(sections: Sequence[ReportSection]) -> str:
 
 def _part(section: ReportSection, anchor: str) -> dict[str, Any]:
     measured = narrative.chosen(section.by_protocol)
-    asked, group = measured.asked, narrative.wanted_group(measured)
+    asked, drawn = measured.asked, charts(section.by_protocol)
+    found = {chart.name for chart in drawn} | {table.title.split(",")[0] for table in section.tables}
     return {
         "anchor": anchor,
         "section": section,
         "systems": {system: (family_of(system), has_feedback(system)) for system in asked.systems},
-        "charts": charts(section.by_protocol),
+        "charts": drawn,
+        "contents": {name: heading for name, (heading, of) in _CONTENTS.items() if of is None or of & found},
+        "measures": narrative.measures(measured),
         "answer": narrative.answer(measured),
         "example": narrative.example(measured),
-        "hits": round(100 * measured.estimates[narrative.best_system(measured), group, "HR@10"].value),
-        "of_100": narrative.of_sessions(group, "100"),
+        "hits": round(100 * measured.hit_rate(narrative.best_system(measured)).value),
+        "of_100": narrative.of_sessions(measured.wanted_group, "100"),
         "sessions": len(asked.target_skipped),
         "skipped": 100 * float(asked.members("skipped").mean()),
     }

@@ -78,6 +78,7 @@ class EvaluationResults:
     target_known: Bool | None = None  # [sessions], whether the outcome of the target is known; None: of all of them
     group_members: dict[str, list[bool | None]] = field(default_factory=dict)  # whether a target is in a group
     stratum: list[int | None] = field(default_factory=list)  # the state of the session before each target
+    title: str = ""  # of the dataset, for readers; empty in results of older versions
     notes: list[str] = field(default_factory=list)  # what the evaluation cannot measure, and what holds anyway
 
     def members(self, group: str) -> Bool:
@@ -132,6 +133,7 @@ def _add(compared: Comparison, path: Path, content: dict[str, Any]) -> None:
     drawn = content.get("evaluation_seed", 0) if question.protocol == "sampled" else 0
     skipped, plays, length, skip_rate = (np.array(content[key]) for key in _OF_A_SESSION)
     asked = compared.setdefault(question, EvaluationResults(question, skipped, plays, length, skip_rate, drawn))
+    asked.title = asked.title or dataset.get("title", "")
     if "target_known" in content:
         asked.target_known = np.array(content["target_known"])
     for group, members in content.get("target_group_members", {}).items():

@@ -141,6 +141,34 @@ def holm(p_values: Float64) -> Float64:
     return result
 
 
+@dataclass(frozen=True)
+class Lead:
+    """The first system by HR@10, and those that paired tests do not separate from it."""
+
+    group: str  # of targets: the played ones, or all if no outcome is known
+    system: str
+    p_corrected: Mapping[str, float]  # of every other system: that its difference from the first one is 0
+
+    @property
+    def level(self) -> list[str]:
+        """The systems that are not separated from the first one at 5 %."""
+        return [system for system, p in self.p_corrected.items() if p >= 0.05]
+
+
+def lead(asked: EvaluationResults, permutations: int = PERMUTATIONS, seed: int = 0) -> Lead:
+    """Test the first system by HR@10 against every other one, paired over sessions, corrected by Holm's procedure."""
+    group = "played" if asked.members("played").any() else "all"
+    members = asked.members(group)
+    values = {system: answered.values("HR@10")[members] for system, answered in asked.systems.items()}
+    first = max(values, key=lambda system: float(values[system].mean()))
+    others = [system for system in values if system != first]
+    if not others:
+        return Lead(group, first, {})
+    changes = np.stack([values[first] - values[system] for system in others], axis=1)
+    p_values = holm(permutation_test(changes, np.random.default_rng(seed), permutations))
+    return Lead(group, first, dict(zip(others, map(float, p_values), strict=True)))
+
+
 def estimates(
     asked: EvaluationResults, metrics: Sequence[str], seed: int = 0
 ) -> Mapping[tuple[str, str, str], Estimate]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from segue.ranking_metrics import Estimate
 from training.evaluation.compare.results import EvaluationResults
-from training.evaluation.compare.statistics import NEURAL, Breakdown, Difference, Pair, SkipGaps, kendall
+from training.evaluation.compare.statistics import NEURAL, Breakdown, Difference, Lead, Pair, SkipGaps, kendall
 from training.evaluation.skip_measures import GROUP_NAMES
 from training.reports.tables import Table
 
@@ -89,6 +89,21 @@ class ComparisonData:
     breakdowns: Sequence[Breakdown] = ()
     groups: Mapping[tuple[str, str, str], Estimate] = field(default_factory=dict)  # (system, target group, metric)
     gaps: Mapping[str, SkipGaps] = field(default_factory=dict)  # of played and skipped targets, by system
+    lead: Lead | None = None  # None without the ranks of the sessions, which paired tests need
+
+    @property
+    def wanted_group(self) -> str:
+        """The targets that a good system ranks high: the played ones, or all if no outcome is known."""
+        return "played" if any(group == "played" for _, group, _ in self.estimates) else "all"
+
+    def hit_rate(self, system: str) -> Estimate:
+        """HR@10 of a system on these targets, by which the page sorts systems."""
+        return self.estimates[system, self.wanted_group, "HR@10"]
+
+    @property
+    def ranked(self) -> list[str]:
+        """The systems by descending HR@10 on these targets."""
+        return sorted(self.asked.systems, key=lambda system: -self.hit_rate(system).value)
 
     def change(self, system: str, group: str, metric: str, why: str = "feedback") -> Difference | None:
         """The tested difference of a system from its baseline, None if it was not tested."""
@@ -167,12 +182,23 @@ def table_2(by_protocol: Mapping[str, ComparisonData], paper_dataset: str | None
 
 def systems_table(measured: ComparisonData) -> Table:
     """Every system with intervals, the values of its seeds and the cost of its training."""
-    asked = measured.asked
+    asked, played = measured.asked, ["HR@10 played"] if measured.wanted_group == "played" else []
     return Table(
         f"Every system, {asked.question}",
-        ["system", "seeds", *SHOWN, "HR@10 of each seed", "MRR@10 skipped", "coverage@20", "training", "peak memory"],
-        [[system, *_system_cells(measured, system)] for system in _by_hit_rate(measured)],
-        f"{len(asked.target_skipped):,} sessions; mean over seeds with 95 % bootstrap intervals over sessions. "
+        [
+            "system",
+            "seeds",
+            *played,
+            *SHOWN,
+            "HR@10 of each seed",
+            "MRR@10 skipped",
+            "coverage@20",
+            "training",
+            "peak memory",
+        ],
+        [[system, *_system_cells(measured, system)] for system in measured.ranked],
+        f"Sorted by HR@10 of {measured.wanted_group} targets. {len(asked.target_skipped):,} sessions; mean over seeds "
+        "with 95 % bootstrap intervals over sessions. "
         "Other processes ran during the training; peak memory is that of the whole process.",
     )
 
@@ -185,6 +211,7 @@ def _system_cells(measured: ComparisonData, system: str) -> list[str]:
     coverage = float(np.mean(answered.coverage))
     return [
         str(len(answered.ranks)),
+        *([interval(measured.hit_rate(system))] if measured.wanted_group == "played" else []),
         *(interval(measured.estimates[system, "all", metric]) for metric in SHOWN),
         ", ".join(f"{value:.4f}" for value in seeds),
         interval(measured.estimates.get((system, "skipped", "MRR@10"))),
@@ -209,7 +236,7 @@ def groups_table(measured: ComparisonData) -> Table:
         ["system", *(f"{metric} {name.replace('_', ' ')}" for name in names for metric in ("HR@1", "HR@10"))],
         [
             [system, *(interval(measured.groups.get((system, n, m))) for n in names for m in ("HR@1", "HR@10"))]
-            for system in _by_hit_rate(measured)
+            for system in measured.ranked
         ],
         "pair seen: the last two tracks before the target directly follow each other in a training session. repeat: "
         "the target occurs in the session before.",
@@ -224,17 +251,17 @@ def skips_table(measured: ComparisonData) -> Table:
             "system",
             *(f"matched gap {metric}" for metric in SHOWN[:2]),
             "against",
-            *(f"difference {metric}" for metric in SHOWN[:2]),
+            *(f"matched effect {metric}" for metric in SHOWN[:2]),
             *(f"raw gap {metric}" for metric in SHOWN[:2]),
             "AUC in a session",
             "after a skip, pp",
             "skip - play, pp",
         ],
-        [_skip_cells(measured, system) for system in _by_hit_rate(measured) if system in measured.gaps],
-        "Gap: played minus skipped targets, higher is better; matched: between sessions in the same state. Difference: "
-        "of the matched gaps, paired over targets. AUC: played tracks above skipped ones of the same session. After a "
-        "skip: change of position of similar tracks in percentage points; it should be below 0. AUC and changes: means "
-        "over seeds of values and of the limits of their intervals.",
+        [_skip_cells(measured, system) for system in measured.ranked if system in measured.gaps],
+        "Gap: played minus skipped targets, higher is better; matched: between sessions in the same state. Matched "
+        "effect: the matched gap minus that of the system under `against`, paired over targets. AUC: played tracks "
+        "above skipped ones of the same session. After a skip: change of position of similar tracks in percentage "
+        "points; it should be below 0. AUC and changes: means over seeds of values and of interval limits.",
     )
 
 
@@ -248,11 +275,11 @@ def _skip_cells(measured: ComparisonData, system: str) -> list[str]:
         *(interval(gaps.difference.get(metric), "+") for metric in SHOWN[:2]),
         *(interval(gaps.raw.get(metric), "+") for metric in SHOWN[:2]),
         interval(mean_estimate([of.get("pairwise_auc") for of in seeds])),
-        *(interval(mean_estimate([of.get(key) for of in responses], 100), "+") for key in _RESPONSES),
+        *(interval(mean_estimate([of.get(key) for of in responses], 100), "+") for key in RESPONSES),
     ]
 
 
-_RESPONSES: Final = ("after_skip", "skip_minus_play")
+RESPONSES: Final = ("after_skip", "skip_minus_play")
 
 
 def mean_estimate(of_seeds: Sequence[Mapping[str, Any] | None], scale: float = 1.0) -> Estimate | None:
@@ -261,10 +288,6 @@ def mean_estimate(of_seeds: Sequence[Mapping[str, Any] | None], scale: float = 1
     if not found or len(found) < len(of_seeds):
         return None
     return Estimate(*(scale * float(np.mean([of[key] for of in found])) for key in ("value", "low", "high")))
-
-
-def _by_hit_rate(measured: ComparisonData) -> list[str]:
-    return sorted(measured.asked.systems, key=lambda s: -measured.estimates[s, "all", "HR@10"].value)
 
 
 def differences_table(measured: ComparisonData, why: str, title: str) -> Table:
@@ -333,16 +356,16 @@ def protocols_table(by_protocol: Mapping[str, ComparisonData]) -> Table | None:
     if {"full", "sampled"} - by_protocol.keys():
         return None
     full, sampled = by_protocol["full"], by_protocol["sampled"]
-    systems = [system for system in full.asked.systems if system in sampled.asked.systems]
-    systems.sort(key=lambda s: -full.estimates[s, "all", "HR@10"].value)
-    values = [[of.estimates[s, "all", "HR@10"].value for s in systems] for of in (full, sampled)]
+    systems = [system for system in full.ranked if system in sampled.asked.systems]
+    values = [[of.hit_rate(system).value for system in systems] for of in (full, sampled)]
     place = np.argsort(np.argsort(-np.array(values[1]))) + 1
     rows = [
         [system, f"{values[0][i]:.4f}", str(i + 1), f"{values[1][i]:.4f}", str(place[i])]
         for i, system in enumerate(systems)
     ]
     return Table(
-        f"Sampled against full ranking, HR@10, {full.asked.question.split} split{full.asked.question.policy}",
+        f"Sampled against full ranking, HR@10 of {full.wanted_group} targets, {full.asked.question.split} split"
+        f"{full.asked.question.policy}",
         ["system", "full", "place", "sampled", "place"],
         rows,
         f"Kendall's tau of the two orders: {kendall(*values):.2f}. A sampled value ranks the target among 1,000 other "

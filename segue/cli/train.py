@@ -3,11 +3,14 @@
 import contextlib
 import json
 import os
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
+from rich.table import Table
 
 from segue.cli.data import FOLDER, SPLIT
 from segue.cli.evaluate import CAUTION, REPEAT, TARGETS, print_evaluations, say_notes
@@ -200,7 +203,7 @@ def _print_release(release: "Release", dataset: Path, *, as_json: bool) -> None:
         "size": f"{sum(file.bytes for file in manifest.files.values()) / 1e6:,.1f} MB",
     }
     print_table(facts_table(f"trained {system_name(manifest.model, manifest.options)}", facts))
-    say(f"Release written to {path}. Next: segue evaluate {path} {dataset}, or segue serve {path}")
+    say(f"Release written to {path}.", f"segue evaluate {path} {dataset}", f"segue serve {path}")
 
 
 @click.command(
@@ -294,7 +297,7 @@ def evaluate(
         if output is None:
             say("To compare releases, save each result with --output FILE and run `segue compare FILE FILE`.")
         else:
-            say(f"Result written to {output}. Next: segue compare {output} OTHER.json --html comparison.html")
+            say(f"Result written to {output}.", f"segue compare {output} OTHER.json --html comparison.html")
 
 
 def _check_order(release: Path, dataset: Path) -> None:
@@ -376,9 +379,14 @@ def index(release: Path, kind: str, device: str, recall: float, as_json: bool) -
     if as_json:
         print_json(facts)
         return
-    shown = {key: value for key, value in facts.items() if key != "tried"}
-    print_table(facts_table(f"index of {opened.name}", shown))
-    say(f"Index written to {release}. Next: segue serve {release}")
+    print_table(partial(_index_table, opened.name, facts))
+    say(f"Index written to {release}.", f"segue serve {release}")
+
+
+def _index_table(name: str, facts: Mapping[str, Any], room: int | None = None) -> Table:
+    """Return the facts of an index. On a terminal, without the hash of the embeddings, which is one long word."""
+    omitted = {"tried"} if room is None else {"tried", "embeddings_sha256"}
+    return facts_table(f"index of {name}", {key: value for key, value in facts.items() if key not in omitted})
 
 
 def build_index(release: "Release", *, kind: str = "auto", device: str = "cpu", recall: float = 0.99) -> dict[str, Any]:

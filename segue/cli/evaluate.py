@@ -72,7 +72,7 @@ def _evaluation_table(title: str, results: Results, columns: Sequence[str], *, i
     words = "value [95 % interval]. " if intervals else ""
     table = titled(title, f"{words}For skipped targets, lower is better.")
     for name in ("system", "targets"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for group in ("all", "played", "skipped"):
@@ -96,7 +96,7 @@ def hit_rates(results: Results, room: int | None = None) -> Table:
 def _hit_rates(results: Results, width: int) -> Table:
     table = titled("Hit rate@k", "Good: long bars for played targets, short bars for skipped targets.")
     for name in ("k", "system"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name)
     for group in _STYLES:
         table.add_column(group, justify="right", no_wrap=True)
         table.add_column("", no_wrap=True)
@@ -120,7 +120,7 @@ def other_metrics(results: Results) -> Table:
     is_unknown = any(result.get("unknown_targets") for _, result in results)
     unknown = " not measurable: the outcome of targets is unknown." if is_unknown else ""
     table = titled("Other metrics", f"{notes} -: no targets, or not measured.{unknown}")
-    table.add_column("system", no_wrap=True)
+    table.add_column("system")
     for name in ("MRR@10 played - skipped", "coverage@20", "unseen"):
         table.add_column(name, justify="right", no_wrap=True)
     for system, result in results:
@@ -181,7 +181,7 @@ def _target_groups(results: Results, intervals: bool, sessions: bool) -> Table:
     notes = "seen together: the last two tracks directly follow each other in a training session."
     table = titled("Hit rates by group of targets", f"{notes} -: no targets, or not known.")
     for name in ("targets", "system"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name)
     for name in ("sessions", "HR@1", "HR@10") if sessions else ("HR@1", "HR@10"):
         table.add_column(name, justify="right", no_wrap=True)
     for group, text in _GROUPS.items():
@@ -209,7 +209,7 @@ def _skip_measures(results: Results, intervals: bool) -> Table:
     table = titled("Skip measures", " ".join([notes, *(f"No {names[key]}: {text}." for key, text in reasons.items())]))
     table.add_column("measure", no_wrap=True)
     for system, _ in measured:
-        table.add_column(Text(system), justify="right", no_wrap=True)
+        table.add_column(Text(system), justify="right")
     for key, text in _GAPS.items():
         for metric in METRIC_COLUMNS:
             cells = [_estimate((of[key] or {}).get(metric), sign="+", intervals=intervals) for _, of in measured]
@@ -314,7 +314,7 @@ def _first_columns(table: "ComparisonTable", places: Sequence[int], *, intervals
     shown = titled(table.title, table.note)
     places = [place for place in places if place < len(table.columns)]
     for place in places:
-        shown.add_column(table.columns[place], no_wrap=True)
+        shown.add_column(table.columns[place], no_wrap=place > 0)  # the first has names, which are never cut
     for row in table.rows:
         shown.add_row(*(row[place] if intervals else row[place].partition(" [")[0] for place in places))
     return shown

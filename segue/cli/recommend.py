@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from service.releases.loaded import RecommendResult, Track
 
 _WIDE, _NARROW = 16, 6  # characters of a bar
+_WHOLE_ID = 40  # characters of an id that a narrow terminal shows in one line
 
 
 def items(answer: "RecommendResult") -> list[dict[str, Any]]:
@@ -77,8 +78,9 @@ def _next_tracks(answer: "RecommendResult", explanation: "Explanation | None", w
 def _stacked(answer: "RecommendResult", explanation: "Explanation | None") -> Table:
     """Return a table for narrow terminals: title, artist and explanation of a track are lines of one column."""
     table = titled(_title(answer), _excluded(explanation))
-    for name in ("rank", "track_id", _score_name(answer)):
-        table.add_column(name, no_wrap=True, justify="left" if name == "track_id" else "right")
+    table.add_column("rank", justify="right", no_wrap=True)
+    table.add_column("track_id", no_wrap=max((len(t.track_id) for t in answer.tracks), default=0) <= _WHOLE_ID)
+    table.add_column(_score_name(answer), justify="right", no_wrap=True)
     table.add_column("title, artist" if explanation is None else "title, artist, what raised or lowered it most")
     for place, track in enumerate(answer.tracks):
         words = Text(", ".join(filter(None, (track.title, track.artist))) or track.track_id)

@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from segue.catalogue import Catalogue
@@ -76,7 +77,6 @@ def _write_titled(path: Path, chance: random.Random) -> None:
             }
         )
     )
-    embeddings = pl.DataFrame({str(column): [0.0] * (count + 1) for column in range(2)}).to_numpy().astype("float32")
-    for row in range(1, count + 1):
-        embeddings[row] = (1.0, row / 100)
+    embeddings = np.ones((count + 1, 2), dtype=np.float32)
+    embeddings[:, 1] = np.arange(count + 1) / 100
     write_encoder_release(path, catalogue, embeddings)

@@ -11,6 +11,7 @@ Direction marks (U+200E, U+200F) are part of ordinary titles and stay.
 
 import json
 import re
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,8 +58,7 @@ def say(line: str, *commands: str) -> None:
     if not console.is_terminal:
         click.echo(escaped(" ".join([line, *([f"Next: {', or '.join(commands)}"] if commands else [])])), err=True)
         return
-    for shown in Text(escaped(line)).wrap(console, console.width, overflow="ignore"):
-        click.echo(shown.plain.rstrip(), err=True)
+    click.echo(textwrap.fill(escaped(line), console.width, break_long_words=False, break_on_hyphens=False), err=True)
     for number, command in enumerate(commands):  # each in a line of its own, to be copied
         click.echo(f"{'  or' if number else 'Next'}: {escaped(command)}", err=True)
 

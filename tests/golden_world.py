@@ -16,7 +16,6 @@ _WORDS = ("Midnight", "Carousel", "Scarlet", "Radio", "Velvet", "Summer", "Elect
 _RECIPE = """\
 epochs = 2
 dimension = 8
-layers = 1
 learning_rate = 0.05
 negatives = 16
 """

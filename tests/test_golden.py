@@ -74,7 +74,7 @@ CASES: Final[dict[str, tuple[str, ...]]] = {
         "keys list --file keys.toml",
         "keys revoke player --file keys.toml",
     ),
-    "top": ("top SERVICE --once --interval 0.1", "top SERVICE --interval 0.1"),
+    "top": ("top SERVICE --once --interval 0.1", "top SERVICE --interval 60"),
     "openapi": ("openapi",),
     "messages": (
         "trian data/mine",
@@ -137,17 +137,18 @@ class World:
         until = None if "--once" in arguments or (name == "top" and width == "piped") else _UNTIL.get(name)
         if width == "piped":
             done = self.commands.piped(*arguments, until=until)
-            texts = [done.stdout, f"--- stderr\n{done.stderr}" if done.stderr else ""]
+            messages = without_logs(done.stderr)
+            texts = [done.stdout, f"--- stderr\n{messages}" if messages else ""]
         else:
             done = self.commands.on_terminal(int(width), *arguments, until=until)
-            texts = [done.stdout]
+            texts = [without_logs(done.stdout)]
         assert done.code == (2 if name in {"messages", "segue"} else 0), texts
         shown = [text for all_text in texts for text in all_text.splitlines()[: _FIRST_LINES.get(name)]]
-        return "\n".join([f"$ segue {line}", *(text for text in shown if not text.startswith('{"'))]) + "\n"
+        return "\n".join([f"$ segue {line}", *shown]) + "\n"
 
     def _address(self) -> str:
         if self._service is None:
-            self._service = ServiceProcess(self._tiny, self._folder / "top")
+            self._service = ServiceProcess(self._tiny, self._folder / "top", event_log_flush_s=3600)
             with self._service.client() as client:
                 for event in ("play", "skip"):
                     body = {"events": [{"type": event, "track_id": "g0-t01"}]}
@@ -155,6 +156,11 @@ class World:
                 client.get("/recommendations", params={"session_id": "s-1"}).raise_for_status()
             self._url = str(client.base_url)
         return self._url
+
+
+def without_logs(text: str) -> str:
+    """Leave out the lines of a service's log, which are JSON on a terminal, too."""
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith('{"'))
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +186,7 @@ def stable(text: str) -> str:
         (r"in \d+ of 100", "in ## of 100"),
         (r"[▁▂▃▄▅▆▇]+", lambda found: "▁" * len(found[0])),
         (r"[█▏▎▍▌▋▊▉]+ *", lambda found: "█".ljust(len(found[0]))),  # a bar begins here
-        (r"\d+\.\d+", lambda found: re.sub(r"\d", "#", found[0])),
+        (r"(?<![\d.])\d+\.\d+(?!\d|\.\d)", lambda found: re.sub(r"\d", "#", found[0])),
     ):
         text = re.sub(pattern, placeholder, text)
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
@@ -188,7 +194,12 @@ def stable(text: str) -> str:
 
 def without_numbers(text: str) -> str:
     """Replace numbers of `segue top`, which are rates and times, by a sign that ends where they end."""
-    return re.sub(r"( *|\t)(?<![\w#.])([\d#][\d#.,]*)(?=[\s,]|$)", lambda found: "#".rjust(len(found[0])), text)
+    return re.sub(
+        r"( +|\t)[\d#][\d#.,]*?(?=,?\s|,?$)",
+        lambda found: f"{found[1]}#" if len(found[1]) == 1 else "#".rjust(len(found[0])),
+        text,
+        flags=re.M,
+    )
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -231,7 +242,7 @@ def words(text: str) -> set[str]:
     return {word for word in found if re.search(r"[A-Za-z]{2}", word)}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name != "openapi"])  # a document, not a text for a terminal
 def test_80_columns_are_enough(world: World, name: str) -> None:
     """No line is longer, no cell is cut by an ellipsis, and no word or name is broken over lines.
 

@@ -1,6 +1,7 @@
 """The logs and releases that the golden files of tests/golden are made from. Everything has a fixed seed."""
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def write_logs(folder: Path, tiny: Release) -> None:
     sessions = {"session_id": ["a", "a", "b"], "position": [0, 1, 0], "track_id": ["g0-t00", "g1-t00", "g2-t03"]}
     pl.DataFrame(sessions | {"skipped": [False, True, False]}).write_parquet(folder / "sessions.parquet")
     (folder / "releases").mkdir()
-    (folder / "releases" / "tiny").symlink_to(tiny.path)
+    shutil.copytree(tiny.path, folder / "releases" / "tiny")
     _write_titled(folder / "releases" / "titled", chance)
 
 

@@ -42,16 +42,20 @@ CASES: Final[dict[str, tuple[str, ...]]] = {
     "prepare": ("prepare events plays.csv --tracks tracks.csv --out data/mine --overwrite",),
     "describe": ("describe data/mine",),
     "train": (
-        "train data/mine --model hybrid-bert4rec --recipe small.toml --out releases/mine --overwrite",
+        "train data/mine --model sasrec --recipe small.toml --out releases/mine --overwrite",
         "train data/mine --model sasrec --no-nce --recipe small.toml --out releases/plain --overwrite",
+    ),
+    "train-baselines": (
         "train data/mine --model markov --out releases/markov --overwrite",
+        "train data/mine --model vmis-knn --out releases/vmis-knn --overwrite",
     ),
     "tune": ("tune data/mine --model markov --search window=2,5 --trials 2 --out studies/mine",),
     "evaluate": (
-        "evaluate releases/mine data/mine --output mine.json",
-        "evaluate releases/plain data/mine --split last-play --output plain.json",
+        "evaluate releases/markov data/mine --output markov.json",
+        "evaluate releases/vmis-knn data/mine --protocol sampled",
+        "evaluate releases/vmis-knn data/mine --output vmis-knn.json",
     ),
-    "compare": ("compare mine.json plain.json", "compare mine.json plain.json --html comparison.html"),
+    "compare": ("compare markov.json vmis-knn.json", "compare markov.json vmis-knn.json --html comparison.html"),
     "reproduce": (
         "reproduce data/mine --system markov --system popularity --seeds 1 --split last-play --protocol full --jobs 1 "
         "--out study",
@@ -82,9 +86,9 @@ CASES: Final[dict[str, tuple[str, ...]]] = {
         "train data/mine --out releases/other --epochs 3",
         "train data/mine --out releases/other --model gru4rec --set heads=2",
         "train data/mine --out releases/other --set epochs=many",
-        "train data/mine --out releases/mine",
-        "evaluate data/mine releases/mine",
-        "compare releases/mine releases/plain",
+        "train data/mine --out releases/markov",
+        "evaluate data/mine releases/markov",
+        "compare releases/markov releases/vmis-knn",
         "index releases/markov",
         "recommend releases/tiny --filter mood:sad",
         "serve releases/tiny --port 99999",
@@ -94,6 +98,19 @@ CASES: Final[dict[str, tuple[str, ...]]] = {
 _UNTIL: Final = {"demo": r"Ctrl-C|" + _ADDRESS, "serve": _ADDRESS, "top": r"Press Ctrl-C to quit"}
 # What a case writes and would otherwise continue, or refuse to write.
 _REMOVED_FIRST: Final = {"tune": "studies", "reproduce": "study", "keys": "keys.toml"}
+# The case whose files a case reads.
+_NEEDS: Final = {
+    "describe": "prepare",
+    "train": "prepare",
+    "train-baselines": "prepare",
+    "tune": "prepare",
+    "reproduce": "prepare",
+    "evaluate": "train-baselines",
+    "messages": "train-baselines",
+    "compare": "evaluate",
+    "index": "train",
+}
+_TERMINAL_ONLY: Final = {"top SERVICE --interval 60"}  # a screen, which is drawn again after a minute
 _FIRST_LINES: Final = {"openapi": 12}
 # Words that only a narrow terminal shows, in place of columns.
 _NARROW_WORDS: Final = {"lowered", "most"}
@@ -117,13 +134,11 @@ class World:
     def output(self, name: str, width: Width) -> str:
         """Return what the commands of a case print, each after a line with the command."""
         if (name, width) not in self._outputs:
-            for earlier in ("prepare", "train", "evaluate"):
-                if name == earlier:
-                    break
-                if name in {"describe", "train", "tune", "evaluate", "compare", "reproduce", "index", "messages"}:
-                    self.output(earlier, "piped")
+            if (needed := _NEEDS.get(name)) is not None:
+                self.output(needed, "piped")
             self._remove(_REMOVED_FIRST.get(name))
-            self._outputs[name, width] = "\n".join(self._run(name, line, width) for line in CASES[name])
+            lines = [line for line in CASES[name] if width != "piped" or line not in _TERMINAL_ONLY]
+            self._outputs[name, width] = "\n".join(self._run(name, line, width) for line in lines)
         return self._outputs[name, width]
 
     def _remove(self, name: str | None) -> None:
@@ -134,7 +149,7 @@ class World:
 
     def _run(self, name: str, line: str, width: Width) -> str:
         arguments = [self._address() if word == "SERVICE" else word for word in shlex.split(line)]
-        until = None if "--once" in arguments or (name == "top" and width == "piped") else _UNTIL.get(name)
+        until = None if "--once" in arguments else _UNTIL.get(name)
         if width == "piped":
             done = self.commands.piped(*arguments, until=until)
             messages = without_logs(done.stderr)

@@ -52,7 +52,6 @@ CASES: Final[dict[str, tuple[str, ...]]] = {
     "tune": ("tune data/mine --model markov --search window=2,5 --trials 2 --out studies/mine",),
     "evaluate": (
         "evaluate releases/markov data/mine --output markov.json",
-        "evaluate releases/vmis-knn data/mine --protocol sampled",
         "evaluate releases/vmis-knn data/mine --output vmis-knn.json",
     ),
     "compare": ("compare markov.json vmis-knn.json", "compare markov.json vmis-knn.json --html comparison.html"),

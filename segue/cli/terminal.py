@@ -11,6 +11,7 @@ Direction marks (U+200E, U+200F) are part of ordinary titles and stay.
 
 import json
 import re
+import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,9 +59,10 @@ def say(line: str, *commands: str) -> None:
     if not console.is_terminal:
         click.echo(escaped(" ".join([line, *([f"Next: {', or '.join(commands)}"] if commands else [])])), err=True)
         return
-    click.echo(textwrap.fill(escaped(line), console.width, break_long_words=False, break_on_hyphens=False), err=True)
+    lines = [textwrap.fill(escaped(line), console.width, break_long_words=False, break_on_hyphens=False)]
     for number, command in enumerate(commands):  # each in a line of its own, to be copied
-        click.echo(f"{'  or' if number else 'Next'}: {escaped(command)}", err=True)
+        lines.append(f"{'  or' if number else 'Next'}: {escaped(command)}")
+    sys.stderr.write("".join(f"{shown}\n" for shown in lines))  # a progress bar moves below it; click would bypass it
 
 
 def print_json(content: Any) -> None:

@@ -13,7 +13,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
@@ -111,6 +111,21 @@ _NEEDS: Final = {
 }
 _TERMINAL_ONLY: Final = {"top SERVICE --interval 60"}  # a screen, which is drawn again after a minute
 _FIRST_LINES: Final = {"openapi": 12}
+# What `stable` replaces, and by what.
+_PLACEHOLDERS: Final[tuple[tuple[str, str | Callable[["re.Match[str]"], str]], ...]] = (
+    (r"segue_[\w-]{43}", "segue_" + "k" * 43),
+    (r"\b[0-9a-f]{10,64}\b", lambda found: "h" * len(found[0])),
+    (r"\d\d:\d\d:\d\d", "##:##:##"),
+    (r"\d{4}-\d\d-\d\d", "####-##-##"),
+    (r"(127\.0\.0\.1:)\d{4,5}", r"\1#####"),
+    (r"\d[\d,]* sessions/s", "# sessions/s"),
+    (r"(Ready|Completed) in (\d+ min )?\d+ s", r"\1 in # s"),
+    (r"(search_ms|exact_ms|build_s)(\s+)\S+", r"\1\2#"),
+    (r"in \d+ of 100", "in ## of 100"),
+    (r"[▁▂▃▄▅▆▇]+", lambda found: "▁" * len(found[0])),
+    (r"[█▏▎▍▌▋▊▉]+ *", lambda found: "█".ljust(len(found[0]))),  # a bar begins here
+    (r"(?<![\d.])\d+\.\d+(?!\d|\.\d)", lambda found: re.sub(r"\d", "#", found[0])),
+)
 # Words that only a narrow terminal shows, in place of columns.
 _NARROW_WORDS: Final = {"lowered", "most"}
 
@@ -188,20 +203,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_release: Release) -> It
 
 def stable(text: str) -> str:
     """Replace what varies between runs and machines by placeholders, which are as wide wherever columns follow."""
-    for pattern, placeholder in (
-        (r"segue_[\w-]{43}", "segue_" + "k" * 43),
-        (r"\b[0-9a-f]{10,64}\b", lambda found: "h" * len(found[0])),
-        (r"\d\d:\d\d:\d\d", "##:##:##"),
-        (r"\d{4}-\d\d-\d\d", "####-##-##"),
-        (r"(127\.0\.0\.1:)\d{4,5}", r"\1#####"),
-        (r"\d[\d,]* sessions/s", "# sessions/s"),
-        (r"(Ready|Completed) in (\d+ min )?\d+ s", r"\1 in # s"),
-        (r"(search_ms|exact_ms|build_s)(\s+)\S+", r"\1\2#"),
-        (r"in \d+ of 100", "in ## of 100"),
-        (r"[▁▂▃▄▅▆▇]+", lambda found: "▁" * len(found[0])),
-        (r"[█▏▎▍▌▋▊▉]+ *", lambda found: "█".ljust(len(found[0]))),  # a bar begins here
-        (r"(?<![\d.])\d+\.\d+(?!\d|\.\d)", lambda found: re.sub(r"\d", "#", found[0])),
-    ):
+    for pattern, placeholder in _PLACEHOLDERS:
         text = re.sub(pattern, placeholder, text)
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
 

@@ -3,14 +3,11 @@
 import contextlib
 import json
 import os
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from segue.cli.data import FOLDER, SPLIT
 from segue.cli.evaluate import CAUTION, REPEAT, TARGETS, print_evaluations, say_notes
@@ -379,14 +376,10 @@ def index(release: Path, kind: str, device: str, recall: float, as_json: bool) -
     if as_json:
         print_json(facts)
         return
-    print_table(partial(_index_table, opened.name, facts))
+    shown = {key: value for key, value in facts.items() if key != "tried"}
+    on_terminals = {key: value for key, value in shown.items() if key != "embeddings_sha256"}  # one long word
+    print_table(lambda room: facts_table(f"index of {opened.name}", shown if room is None else on_terminals))
     say(f"Index written to {release}.", f"segue serve {release}")
-
-
-def _index_table(name: str, facts: Mapping[str, Any], room: int | None = None) -> Table:
-    """Return the facts of an index. On a terminal, without the hash of the embeddings, which is one long word."""
-    omitted = {"tried"} if room is None else {"tried", "embeddings_sha256"}
-    return facts_table(f"index of {name}", {key: value for key, value in facts.items() if key not in omitted})
 
 
 def build_index(release: "Release", *, kind: str = "auto", device: str = "cpu", recall: float = 0.99) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class Commands:
             [sys.executable, "-c", _SERVER, *_PRELOADED.split()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            bufsize=0,  # select sees what has not been read
             env=kept | {"TERM": "xterm-256color", "PYTHONUNBUFFERED": "1"},
         )
 
@@ -99,7 +99,8 @@ class Commands:
         name = os.ttyname(there)
         process = self._start(arguments, name, name)
         text, seen, deadline = "", False, time.monotonic() + 240
-        while (done := self._answered()) is None or select.select([here], [], [], 0)[0]:
+        done: int | None = None
+        while (done := self._answered() if done is None else done) is None or select.select([here], [], [], 0)[0]:
             assert time.monotonic() < deadline, text[-3000:]
             if select.select([here], [], [], 0.02)[0]:
                 text += os.read(here, 65_536).decode(errors="replace")
@@ -131,8 +132,7 @@ class Commands:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         request = [[str(argument) for argument in arguments], str(self._folder), out, err]
-        self._server.stdin.write(f"{json.dumps(request)}\n")
-        self._server.stdin.flush()
+        self._server.stdin.write(f"{json.dumps(request)}\n".encode())
         return int(self._server.stdout.readline())
 
     def _answered(self) -> int | None:

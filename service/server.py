@@ -16,9 +16,10 @@ import sys
 import tempfile
 import threading
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from types import FrameType
@@ -35,13 +36,21 @@ from service.settings import Settings, as_environment
 from service.shutdown import CLOSING_S, end_in_time
 from service.telemetry import MULTIPROCESS_DIR, configure_logging
 
+_REDIS_PORT: Final = 6379
 _OTHER_FILES: Final = 256  # file descriptors for the release, the event log and connections to Redis
 
 
-def serve(settings: Settings, workers: int = 1, *, open_player: bool = False) -> None:
+def serve(
+    settings: Settings,
+    workers: int = 1,
+    *,
+    open_player: bool = False,
+    announce: Callable[[str], None] | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT. Print the line `http://host:port` when the service is ready.
 
-    `open_player` opens the player page in the user's browser when the service is ready.
+    `open_player` opens the player page in the user's browser when the service is ready. `announce` is called with the
+    address in place of printing it.
 
     Raises BadOption, BadRelease or StoreUnavailable with a one-line message if the service cannot start.
     """
@@ -54,7 +63,8 @@ def serve(settings: Settings, workers: int = 1, *, open_player: bool = False) ->
             url = opened.enter_context(embedded_redis(**settings.embedded_redis))
             settings = settings.model_copy(update={"redis_url": url})
         listening = opened.enter_context(_bind(settings.host, settings.port))
-        opened.enter_context(_announce_address(_address(listening), open_player=open_player))
+        announcement = partial(_print_address, settings) if announce is None else announce
+        opened.enter_context(_announce_address(_address(listening), announcement, open_player=open_player))
         if workers == 1:
             _serve_in_process(settings, listening)
         else:
@@ -184,8 +194,8 @@ def _address(listening: socket.socket) -> str:
 
 
 @contextlib.contextmanager
-def _announce_address(address: str, *, open_player: bool) -> Iterator[None]:
-    """Print the address as soon as the service responds. `open_player` also opens the address in a browser.
+def _announce_address(address: str, announce: Callable[[str], None], *, open_player: bool) -> Iterator[None]:
+    """Announce the address as soon as the service responds. `open_player` also opens the address in a browser.
 
     A thread polls the service, because uvicorn does not report when its workers are ready.
     """
@@ -195,16 +205,15 @@ def _announce_address(address: str, *, open_player: bool) -> Iterator[None]:
     for any_address, loopback in unspecified.items():
         target = target.replace(any_address, loopback)
 
-    def announce() -> None:
+    def poll() -> None:
         while not leaving.wait(0.05):
-            if _is_live(target):
-                sys.stdout.write(f"{address}\n")
-                sys.stdout.flush()
+            if _status(target, "/health/live") == HTTPStatus.OK:
+                announce(address)
                 if open_player:
                     webbrowser.open(target)
                 return
 
-    thread = threading.Thread(target=announce, name="announce", daemon=True)
+    thread = threading.Thread(target=poll, name="announce", daemon=True)
     thread.start()
     try:
         yield
@@ -213,16 +222,38 @@ def _announce_address(address: str, *, open_player: bool) -> Iterator[None]:
         thread.join()
 
 
-def _is_live(address: str) -> bool:
+def _status(address: str, path: str) -> int | None:
+    """Return the status of the response to GET `path`; None without a response."""
     url = urlsplit(address)
     connection = HTTPConnection(url.hostname or "", url.port, timeout=0.5)
     try:
-        connection.request("GET", "/health/live")
-        return connection.getresponse().status == HTTPStatus.OK
+        connection.request("GET", path)
+        return connection.getresponse().status
     except (OSError, HTTPException):
-        return False
+        return None
     finally:
         connection.close()
+
+
+def _print_address(settings: Settings, address: str) -> None:
+    """Print the address. On a terminal, a line before it says if Redis is not reachable. The log says so as JSON."""
+    if sys.stderr.isatty() and settings.redis_url is not None and not _accepts_connections(settings.redis_url):
+        url = urlsplit(settings.redis_url)
+        does = "serving the most played tracks" if settings.fallback == "popularity" else "requests get a 503"
+        sys.stderr.write(f"Redis at {url.hostname}:{url.port or _REDIS_PORT} is not reachable; {does}.\n")
+    sys.stdout.write(f"{address}\n")
+    sys.stdout.flush()
+
+
+def _accepts_connections(redis_url: str) -> bool:
+    url = urlsplit(redis_url)
+    if url.hostname is None:  # a Unix socket
+        return True
+    try:
+        socket.create_connection((url.hostname, url.port or _REDIS_PORT), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

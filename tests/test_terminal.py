@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from segue.cli import main
-from segue.cli.evaluate import evaluation_table, hit_rates, other_metrics, skip_measures, target_groups
+from segue.cli.evaluate import _rich, evaluation_table, hit_rates, other_metrics, skip_measures, target_groups
 from segue.cli.terminal import (
     TrainingProgress,
     bar,
@@ -19,11 +20,14 @@ from segue.cli.terminal import (
     facts_table,
     plain_lines,
     print_table,
+    say,
     shares,
     sparkline,
     titled,
 )
 from segue.release import Release
+from tests.pseudo_terminal import screen
+from training.reports.tables import Table as ComparisonTable
 
 PICTURES = set("█▉▊▋▌▍▎▏▁▂▃▄▅▆▇─━│┃┏┌╭")
 
@@ -32,6 +36,11 @@ def shown(renderable: Any, *, terminal: bool, width: int = 160) -> str:
     stream = io.StringIO()
     Console(file=stream, force_terminal=terminal, width=width, color_system="truecolor").print(renderable)
     return stream.getvalue()
+
+
+def read(text: str) -> str:
+    """What a person reads of a text for a terminal."""
+    return screen(text.replace("\n", "\r\n"))
 
 
 class TestPictures:
@@ -166,6 +175,38 @@ class TestEvaluations:
         assert "0.030" not in narrow.replace("-0.030", "")
 
 
+class TestNarrowTables:
+    @pytest.mark.parametrize(
+        "names", [("hybrid-bert4rec+nce",), ("hybrid-bert4rec+nce", "hybrid-gru4rec+nce"), ("hybrid+nce", "hybrid")]
+    )
+    @pytest.mark.parametrize("constant", [False, True])
+    def test_show_the_whole_names_of_systems_at_80_columns(self, names: tuple[str, ...], constant: bool) -> None:
+        more = {"by_construction": ["HR@10", "HR@20"]} if constant else {}
+        results = [(name, result(0.5, 0.25) | more) for name in names]
+        for table in (evaluation_table("a title", results, 80), hit_rates(results, 80), other_metrics(results)):
+            text = read(shown(table, terminal=False, width=80))
+            assert "…" not in text
+            assert {name for name in names if name not in text.split()} == set()
+            assert max(map(len, text.splitlines())) <= 80
+        narrow = read(shown(evaluation_table("a title", results, 40), terminal=False, width=40))
+        assert "…" not in narrow  # less than is promised: names are folded
+
+    def test_of_a_comparison_leave_out_seeds_then_intervals(self) -> None:
+        row = ["hybrid-bert4rec+nce", "1", *["0.2333 [0.1667, 0.3002]"] * 3]
+        made = ComparisonTable("Every system", ["system", "seeds", "HR@1", "HR@10", "MRR@10"], [row])
+        assert [column.header for column in _rich(made, None).columns] == list(made.columns)
+        assert [column.header for column in _rich(made, 80).columns] == ["system", "HR@1", "HR@10"]
+        narrow = read(shown(_rich(made, 60), terminal=False, width=60))
+        assert narrow.split()[2:6] == ["system", "HR@1", "HR@10", "MRR@10"]
+        assert "[" not in narrow
+
+
+class TestMessages:
+    def test_are_one_line_where_there_is_no_terminal(self, capsys: pytest.CaptureFixture[str]) -> None:
+        say("Release written to r.", "segue evaluate r d", "segue serve r")
+        assert capsys.readouterr().err == "Release written to r. Next: segue evaluate r d, or segue serve r\n"
+
+
 class TestTraining:
     LINES = (
         {"epoch": 1, "loss": 5.5, "nll": 5.0, "nce": 0.5, "HR@10": 0.1, "sessions_per_s": 1000.0},
@@ -201,6 +242,42 @@ class TestTraining:
         assert "at most 0:25 left" in text
         assert "at most 0:15 left" in text
         assert "at most 0:05 left" in text
+
+    @pytest.mark.parametrize(
+        ("width", "words"),
+        [
+            (140, "Training 1 of 2, epoch 1/3 BAR loss 5.000  nll 4.000  nce 0.500  7 sessions/s  at most 0:50 left"),
+            (100, "Training 1 of 2, epoch 1/3 BAR loss 5.000  7 sessions/s  at most 0:50 left"),
+            (80, "Training 1 of 2, epoch 1/3 BAR at most 0:50 left"),
+        ],
+    )
+    def test_shows_phase_and_time_left_in_one_line_of_any_width(self, width: int, words: str) -> None:
+        """First the terms of the loss are left out, then the speed, then the loss."""
+        progress, stream = self.started(width, {"loss": 5.0, "nll": 4.0, "nce": 0.5})
+        with progress:
+            progress._progress.refresh()
+            text = stream.getvalue()
+        [last] = [line for line in read(text).splitlines() if "Training" in line]
+        assert len(last) <= width
+        assert " ".join(re.sub("[━╸╺]+", "BAR", last).split()) == " ".join(words.split())
+
+    def test_shows_no_skip_loss_where_there_is_none(self) -> None:
+        progress, stream = self.started(140, {"loss": 5.0, "nll": 5.0, "nce": 0.0})
+        with progress:
+            pass
+        assert "loss 5.000" in stream.getvalue()
+        assert "nce" not in stream.getvalue()
+
+    def started(self, width: int, terms: dict[str, float]) -> tuple[TrainingProgress, io.StringIO]:
+        """Half of the first of three epochs, after five seconds."""
+        stream = io.StringIO()
+        ticks = itertools.count(0.0, 5.0)
+        console = Console(file=stream, force_terminal=True, width=width, color_system=None)
+        progress = TrainingProgress(3, console, lambda: next(ticks), phase="Training 1 of 2")
+        progress._progress.get_time = itertools.count(0.0, 5.0).__next__
+        progress.step(0, 15, 100, terms)
+        progress.step(0, 50, 100, terms)
+        return progress, stream
 
     def test_of_a_model_without_epochs_shows_no_time_that_nobody_knows(self) -> None:
         stream = io.StringIO()

@@ -77,6 +77,8 @@ def segue() -> None:
 
     To try Segue on synthetic data, run `segue demo`. For your own listening logs, run prepare, train, evaluate and
     serve, in this order.
+
+    Results are tables on a terminal and tab-separated lines when piped, in a stable format. With --json, they are JSON.
     """
 
 

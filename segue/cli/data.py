@@ -309,9 +309,9 @@ def log_table(report: "PrepareReport") -> Table:
 
 def _show_notes(report: "PrepareReport") -> None:
     for note in report.log.notes:
-        say(f"Note: {note}.", wrap=True)
+        say(f"Note: {note}.")
     for warning in report.log.warnings:
-        say(f"Warning: {warning.message}.", wrap=True)
+        say(f"Warning: {warning.message}.")
 
 
 def _show_malformed(report: "PrepareReport") -> None:
@@ -340,4 +340,4 @@ def _print_dataset(dataset: "Dataset") -> None:
     facts = dataset.facts
     shown = {"folder": dataset.path, **facts.counts.model_dump(), "skip rate": f"{facts.skip_rate:.1%}"}
     print_table(facts_table(f"dataset {facts.fingerprint[:12]}", shown))
-    say(f"Dataset written to {dataset.path}. Next: segue train {dataset.path} --out releases/{dataset.path.name}")
+    say(f"Dataset written to {dataset.path}.", f"segue train {dataset.path} --out releases/{dataset.path.name}")

@@ -2,9 +2,12 @@
 
 import errno
 import json
+import os
 import socket
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -68,12 +71,12 @@ def demo(folder: Path, tracks: int, sessions: int, port: int, browser: bool, ser
     results = [_system(dataset, releases / name, beta) for name, beta in SYSTEMS.items()]
     print_evaluations(results[0][0], [(result["system"], result) for _, result in results])
     if difference := _difference([result for _, result in results]):
-        say(difference, wrap=True)
-    say(f"Completed in {time.monotonic() - started:.0f} s. The releases are in {releases}.")
+        say(difference)
     if serve:
-        say("Starting the service. When its address appears, open it for the player, or ADDRESS/ops for operations.")
-        say("Press Ctrl-C to stop.")
-        _serve(releases, folder / "data", port, browser=browser)
+        say(f"The releases are in {releases}. Starting the service.")
+        _serve(releases, folder / "data", port, browser=browser, announce=partial(_announce, started))
+    else:
+        say(f"Completed in {_in_words(time.monotonic() - started)}. The releases are in {releases}.")
 
 
 def _difference(results: Sequence[Mapping[str, Any]]) -> str:
@@ -115,9 +118,10 @@ def _system(dataset: "Dataset", out: Path, beta: float | None) -> tuple[Any, dic
     from training.run import TrainingJob, train
 
     if not _is_system(out):
-        say(f"Training {list(SYSTEMS).index(out.name) + 1} of {len(SYSTEMS)}: {_DESCRIBED[out.name]}")
+        phase = f"Training {list(SYSTEMS).index(out.name) + 1} of {len(SYSTEMS)}"
+        say(f"{phase}: {_DESCRIBED[out.name]}")
         options = read_options(SasRecOptions, "demo", [], "hybrid", beta=beta)
-        with TrainingProgress(options.epochs) as progress:
+        with TrainingProgress(options.epochs, phase=phase) as progress:
             release = train(TrainingJob("hybrid", options, dataset, "last-play", out, overwrite=True), progress)
         build_index(release)
     question = Question(dataset, open_release(out), "last-play")
@@ -143,16 +147,38 @@ def _is_system(release: Path) -> bool:
     return system_name(manifest.model, manifest.options) == release.name
 
 
-def _serve(releases: Path, data: Path, port: int, *, browser: bool) -> None:
+def _announce(started: float, address: str) -> None:
+    """Print what to open, what to try and how to stop; the address alone if stdout is not a terminal.
+
+    `started` is the time of the start by time.monotonic().
+    """
+    if not sys.stdout.isatty():
+        click.echo(address)
+        return
+    click.echo(
+        f"Ready in {_in_words(time.monotonic() - started)}.\n"
+        f"  Player      {address}\n"
+        "              Play three tracks, skip one, and watch the list change.\n"
+        f"  Operations  {address}/ops\n"
+        "  Stop        Press Ctrl-C. To start again, run the same command. It takes seconds."
+    )
+
+
+def _in_words(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _serve(releases: Path, data: Path, port: int, *, browser: bool, announce: Callable[[str], None]) -> None:
     """Serve one system. The other is live with a share of 0, so that the player can compare the two."""
     from service.server import serve as run
     from service.settings import read_settings
 
     current, other = _current_and_other(releases)
-    settings = read_settings(
-        release=releases / current, releases_dir=releases, experiment=f"{other}:0", data_dir=data, port=port
-    )
-    run(settings, 1, open_player=browser)
+    given: dict[str, Any] = {"release": releases / current, "releases_dir": releases, "experiment": f"{other}:0"}
+    if "SEGUE_LOG_LEVEL" not in os.environ:
+        given["log_level"] = "warning"  # the start is not worth lines of JSON before what to open
+    run(read_settings(**given, data_dir=data, port=port), 1, open_player=browser, announce=announce)
 
 
 def _current_and_other(releases: Path) -> tuple[str, str]:

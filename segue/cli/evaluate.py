@@ -49,34 +49,39 @@ CAUTION: Final = click.option(
 METRIC_COLUMNS: Final = ("HR@1", "HR@10", "MRR@10")
 HIT_RATES: Final = ("HR@1", "HR@5", "HR@10", "HR@20")
 _STYLES: Final = {"played": "green", "skipped": "yellow"}
-_BAR_WIDTHS: Final = (24, 16, 12, 8)  # the widest that the terminal has room for
+_BAR_WIDTHS: Final = (24, 16, 12, 8, 4)  # the widest that the terminal has room for
 
 
 def say_notes(notes: Sequence[str]) -> None:
     """Print sentences about what a training or an evaluation rests on."""
     for note in notes:
-        say(f"Note: {note}", wrap=True)
+        say(f"Note: {note}")
 
 
 def evaluation_table(title: str, results: Results, room: int | None = None) -> Table:
     """Return a row for each group of targets and system: means with 95 % bootstrap intervals.
 
-    With less `room` (characters), the number of sessions is omitted, then MRR@10. None: no limit.
+    With less `room` (characters), the number of sessions is omitted, then MRR@10, then the intervals. None: no limit.
     """
     narrower = (("sessions", *METRIC_COLUMNS), METRIC_COLUMNS, METRIC_COLUMNS[:2])
-    return first_that_fits([partial(_evaluation_table, title, results, columns) for columns in narrower], room)
+    tables = [partial(_evaluation_table, title, results, columns) for columns in narrower]
+    return first_that_fits([*tables, partial(_evaluation_table, title, results, METRIC_COLUMNS, intervals=False)], room)
 
 
-def _evaluation_table(title: str, results: Results, columns: Sequence[str]) -> Table:
-    table = titled(title, "value [95 % interval]. For skipped targets, lower is better.")
+def _evaluation_table(title: str, results: Results, columns: Sequence[str], *, intervals: bool = True) -> Table:
+    words = "value [95 % interval]. " if intervals else ""
+    table = titled(title, f"{words}For skipped targets, lower is better.")
     for name in ("system", "targets"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for group in ("all", "played", "skipped"):
         for system, result in results:
             measured = result["groups"][group]
-            cells = [f"{measured[name]:,}" if name == "sessions" else _cell(result, group, name) for name in columns]
+            cells = [
+                f"{measured[name]:,}" if name == "sessions" else _cell(result, group, name, intervals)
+                for name in columns
+            ]
             table.add_row(Text(system), Text(group, style=_STYLES.get(group, "")), *cells)
         if len(results) > 1:
             table.add_section()
@@ -91,7 +96,7 @@ def hit_rates(results: Results, room: int | None = None) -> Table:
 def _hit_rates(results: Results, width: int) -> Table:
     table = titled("Hit rate@k", "Good: long bars for played targets, short bars for skipped targets.")
     for name in ("k", "system"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name)
     for group in _STYLES:
         table.add_column(group, justify="right", no_wrap=True)
         table.add_column("", no_wrap=True)
@@ -115,7 +120,7 @@ def other_metrics(results: Results) -> Table:
     is_unknown = any(result.get("unknown_targets") for _, result in results)
     unknown = " not measurable: the outcome of targets is unknown." if is_unknown else ""
     table = titled("Other metrics", f"{notes} -: no targets, or not measured.{unknown}")
-    table.add_column("system", no_wrap=True)
+    table.add_column("system")
     for name in ("MRR@10 played - skipped", "coverage@20", "unseen"):
         table.add_column(name, justify="right", no_wrap=True)
     for system, result in results:
@@ -129,11 +134,11 @@ def other_metrics(results: Results) -> Table:
     return table
 
 
-def _cell(result: Mapping[str, Any], group: str, metric: str) -> Text:
+def _cell(result: Mapping[str, Any], group: str, metric: str, intervals: bool) -> Text:
     estimate = result["groups"][group][metric]
-    if estimate is not None and _is_constant(result, metric):
+    if intervals and estimate is not None and _is_constant(result, metric):
         return Text.assemble((_value(estimate), "bold"), (" by construction", "dim"))
-    return _estimate(estimate, _missing(result))
+    return _estimate(estimate, _missing(result), intervals=intervals)
 
 
 def _is_constant(result: Mapping[str, Any], metric: str) -> bool:
@@ -164,22 +169,26 @@ _RESPONSES: Final = {
 
 
 def target_groups(results: Results, room: int | None = None) -> Table:
-    """Return HR@1 and HR@10 of each group of targets for each system, without intervals if there is little `room`."""
-    return first_that_fits([partial(_target_groups, results, intervals) for intervals in (True, False)], room)
+    """Return HR@1 and HR@10 of each group of targets for each system.
+
+    With little `room` (characters), the intervals are omitted, then the number of sessions.
+    """
+    narrower = ((True, True), (False, True), (False, False))
+    return first_that_fits([partial(_target_groups, results, *shown) for shown in narrower], room)
 
 
-def _target_groups(results: Results, intervals: bool) -> Table:
+def _target_groups(results: Results, intervals: bool, sessions: bool) -> Table:
     notes = "seen together: the last two tracks directly follow each other in a training session."
     table = titled("Hit rates by group of targets", f"{notes} -: no targets, or not known.")
     for name in ("targets", "system"):
-        table.add_column(name, no_wrap=True)
-    for name in ("sessions", "HR@1", "HR@10"):
+        table.add_column(name)
+    for name in ("sessions", "HR@1", "HR@10") if sessions else ("HR@1", "HR@10"):
         table.add_column(name, justify="right", no_wrap=True)
     for group, text in _GROUPS.items():
         for system, result in results:
             of = result["target_groups"][group]
             cells = [_estimate(of[metric], intervals=intervals) for metric in ("HR@1", "HR@10")]
-            table.add_row(text, Text(system), f"{of['sessions']:,}", *cells)
+            table.add_row(text, Text(system), *([f"{of['sessions']:,}"] if sessions else []), *cells)
     return table
 
 
@@ -200,7 +209,7 @@ def _skip_measures(results: Results, intervals: bool) -> Table:
     table = titled("Skip measures", " ".join([notes, *(f"No {names[key]}: {text}." for key, text in reasons.items())]))
     table.add_column("measure", no_wrap=True)
     for system, _ in measured:
-        table.add_column(Text(system), justify="right", no_wrap=True)
+        table.add_column(Text(system), justify="right")
     for key, text in _GAPS.items():
         for metric in METRIC_COLUMNS:
             cells = [_estimate((of[key] or {}).get(metric), sign="+", intervals=intervals) for _, of in measured]
@@ -280,21 +289,32 @@ def show(sections: "Sequence[ReportSection]") -> None:
     """Print the conclusions of a comparison, then its main tables."""
     for section in sections:
         for sentence in section.sentences:
-            say(f"{section.setting}: {sentence}", wrap=True)
+            say(f"{section.setting}: {sentence}")
         for table in section.tables:
             if table.title.startswith(("Every system", "Groups of targets", "Skip measures")):
                 print_table(partial(_rich, table))
 
 
 def _rich(table: "ComparisonTable", room: int | None) -> Table:
-    """Return the first columns of a table, at most six and no more than fit."""
-    return first_that_fits([partial(_first_columns, table, number) for number in (6, 5, 4, 3)], room)
+    """Return the first columns of a table, at most six and no more than fit.
+
+    With little `room` (characters), the number of seeds is omitted, then the intervals.
+    """
+    first = [partial(_first_columns, table, range(number)) for number in (6, 5, 4)]
+    places = [place for place, column in enumerate(table.columns) if column != "seeds"]
+    narrow = [partial(_first_columns, table, places[:number]) for number in (4, 3)]
+    return first_that_fits(
+        [*first, *narrow, *(partial(_first_columns, table, places[:number], intervals=False) for number in (4, 3, 2))],
+        room,
+    )
 
 
-def _first_columns(table: "ComparisonTable", number: int) -> Table:
+def _first_columns(table: "ComparisonTable", places: Sequence[int], *, intervals: bool = True) -> Table:
+    """Return the columns at `places`. Those that a table does not have are left out."""
     shown = titled(table.title, table.note)
-    for column in table.columns[:number]:
-        shown.add_column(column, no_wrap=True)
+    places = [place for place in places if place < len(table.columns)]
+    for place in places:
+        shown.add_column(table.columns[place], no_wrap=place > 0)  # the first has names, which are never cut
     for row in table.rows:
-        shown.add_row(*row[:number])
+        shown.add_row(*(row[place] if intervals else row[place].partition(" [")[0] for place in places))
     return shown

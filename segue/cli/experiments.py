@@ -109,10 +109,8 @@ def tune(
         print_table(facts_table(f"Best of {len(study.trials)} trials of {model}", best))
         same = "" if split == "last-play" else f" --split {split}"
         same += "" if targets == "last" else f" --targets {targets}"
-        say(
-            f"Recipe written to {out / BEST}. "
-            f"Next: segue train {dataset} --recipe {out / BEST}{same} --out releases/tuned"
-        )
+        next_command = f"segue train {dataset} --recipe {out / BEST}{same} --out releases/tuned"
+        say(f"Recipe written to {out / BEST}.", next_command)
 
 
 def _report_trial(trial: "FrozenTrial", study: "Study") -> None:

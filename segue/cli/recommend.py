@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from service.releases.loaded import RecommendResult, Track
 
 _WIDE, _NARROW = 16, 6  # characters of a bar
-_ROOM_FOR_COLUMNS = 120  # characters of a terminal that shows an explanation in columns, not below each track
+_WHOLE_ID = 40  # characters of an id that a narrow terminal shows in one line
 
 
 def items(answer: "RecommendResult") -> list[dict[str, Any]]:
@@ -44,16 +44,16 @@ def explained(explanation: "Explanation") -> dict[str, Any]:
 def next_tracks(answer: "RecommendResult", explanation: "Explanation | None", room: int | None = None) -> Table:
     """Return the table of recommended tracks; with an explanation, what raises and lowers each of them most.
 
-    `room` is the width of the terminal in characters; None: no limit.
+    `room` is the width of the terminal in characters; None: no limit. If the columns do not fit, titles and
+    explanations are in the lines of one column.
     """
-    if explanation is not None and room is not None and room < _ROOM_FOR_COLUMNS:
-        return _explained_below(answer, explanation)
-    return first_that_fits([partial(_next_tracks, answer, explanation, width) for width in (_WIDE, _NARROW)], room)
+    columns = [partial(_next_tracks, answer, explanation, width) for width in (_WIDE, _NARROW)]
+    return first_that_fits([*columns, partial(_stacked, answer, explanation)], room)
 
 
 def _next_tracks(answer: "RecommendResult", explanation: "Explanation | None", width: int) -> Table:
     table = titled(_title(answer), _excluded(explanation))
-    for name in ("rank", "track_id", _score_name(answer), ""):  # these columns are never cut
+    for name in ("rank", "track_id", _score_name(answer), ""):
         table.add_column(name, no_wrap=True, justify="left" if name in {"track_id", ""} else "right")
     for name in ("title", "artist"):
         table.add_column(name)
@@ -68,27 +68,28 @@ def _next_tracks(answer: "RecommendResult", explanation: "Explanation | None", w
             Text(track.track_id),
             _score(answer, track),
             bar(share, width, "cyan"),
-            _cut(track.title or ""),
-            _cut(track.artist or "", "dim"),
+            Text(track.title or ""),
+            Text(track.artist or "", "dim"),
         ]
         table.add_row(*cells, *(_reasons(explanation, place) if explanation is not None else ()))
     return table
 
 
-def _explained_below(answer: "RecommendResult", explanation: "Explanation") -> Table:
-    """Return a table for narrow terminals: the explanation is on a second line of each track."""
+def _stacked(answer: "RecommendResult", explanation: "Explanation | None") -> Table:
+    """Return a table for narrow terminals: title, artist and explanation of a track are lines of one column."""
     table = titled(_title(answer), _excluded(explanation))
-    for name in ("rank", "track_id", _score_name(answer)):
-        table.add_column(name, no_wrap=True, justify="left" if name == "track_id" else "right")
-    table.add_column("track, and what raised or lowered it most")
+    table.add_column("rank", justify="right", no_wrap=True)
+    table.add_column("track_id", no_wrap=max((len(t.track_id) for t in answer.tracks), default=0) <= _WHOLE_ID)
+    table.add_column(_score_name(answer), justify="right", no_wrap=True)
+    table.add_column("title, artist" if explanation is None else "title, artist, what raised or lowered it most")
     for place, track in enumerate(answer.tracks):
-        raised, lowered, rank = _reasons(explanation, place)
-        named = ", ".join(filter(None, (track.title, track.artist))) or track.track_id
-        words = Text.assemble(named, "\n")
-        for label, reason in (("raised by ", raised), ("lowered by ", lowered)):
-            if reason.plain:
-                words.append(label, "dim").append_text(reason).append("\n")
-        words.append(f"rank without skips {rank}", "dim")
+        words = Text(", ".join(filter(None, (track.title, track.artist))) or track.track_id)
+        if explanation is not None:
+            raised, lowered, rank = _reasons(explanation, place)
+            for label, reason in (("raised by ", raised), ("lowered by ", lowered)):
+                if reason.plain:
+                    words.append("\n").append(label, "dim").append_text(reason)
+            words.append(f"\nrank without skips {rank}", "dim")
         table.add_row(str(place + 1), Text(track.track_id), _score(answer, track), words)
     return table
 
@@ -125,12 +126,7 @@ def _reasons(explanation: "Explanation", place: int) -> tuple[Text, Text, str]:
 def _play(play: "tuple[Track, bool]", amount: float) -> Text:
     track, skipped = play
     outcome = ", skipped" if skipped else ""
-    return _cut(f"{amount:+.3f} {track.title or track.track_id}{outcome}", "yellow" if amount < 0 else "green")
-
-
-def _cut(text: str, style: str = "") -> Text:
-    """Return text that is cut if its column is too narrow, so that each track has one line."""
-    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+    return Text(f"{amount:+.3f} {track.title or track.track_id}{outcome}", "yellow" if amount < 0 else "green")
 
 
 def _excluded(explanation: "Explanation | None") -> Text | None:

@@ -1,6 +1,6 @@
 """`segue serve`, `segue recommend`, `segue openapi` and `segue keys`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
+from rich.table import Table
+from rich.text import Text
 
 from segue.cli.data import FOLDER
 from segue.cli.evaluate import CAUTION, REPEAT
 from segue.cli.recommend import explained, items, next_tracks
-from segue.cli.terminal import counting, example, print_json, print_table, say
+from segue.cli.terminal import counting, example, print_json, print_table, say, titled
 
 if TYPE_CHECKING:
     from segue.sessions import Event
+    from service.http.keys import Key
     from service.releases.loaded import Question
-
-
-from rich.table import Table
 
 
 @click.command(short_help="Serve a release over HTTP.", epilog=example("segue serve releases/mine --port 8000"))
@@ -340,10 +340,17 @@ def list_keys(file: Path, as_json: bool) -> None:
         facts = [{"name": k.name, "scopes": sorted(k.scopes), "created": k.created, "sha256": k.sha256} for k in kept]
         print_json({"keys": facts})
         return
-    table = Table("name", "scopes", "created", "sha256")
+    print_table(partial(_keys_table, kept))
+
+
+def _keys_table(kept: "Sequence[Key]", room: int | None = None) -> Table:
+    table = titled(None)
+    for name in ("name", "scopes", "created", "sha256" if room is None else "sha256, first 12"):
+        table.add_column(name, no_wrap=name != "scopes")
     for key in kept:
-        table.add_row(key.name, ", ".join(sorted(key.scopes)), str(key.created or ""), f"{key.sha256[:12]}…")
-    print_table(table)
+        cut = key.sha256[:12] + ("…" if room is None else "")
+        table.add_row(Text(key.name), ", ".join(sorted(key.scopes)), str(key.created or ""), cut)
+    return table
 
 
 @keys.command(short_help="Revoke an API key.")

@@ -11,7 +11,6 @@ Direction marks (U+200E, U+200F) are part of ordinary titles and stay.
 
 import json
 import re
-import shutil
 import sys
 import textwrap
 import time
@@ -21,7 +20,7 @@ from typing import Any, Final, Self
 
 import click
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -54,13 +53,16 @@ def example(*commands: str) -> str:
     return "\b\nExample:\n" + "\n".join(f"  {command}" for command in commands)
 
 
-def say(line: str, *, wrap: bool = False) -> None:
-    """Print a message to stderr. `wrap`: on a terminal, break it between words."""
-    shown = escaped(line)
-    if wrap and sys.stderr.isatty():
-        width = shutil.get_terminal_size().columns
-        shown = textwrap.fill(shown, width, break_long_words=False, break_on_hyphens=False)
-    click.echo(shown, err=True)
+def say(line: str, *commands: str) -> None:
+    """Print a message to stderr, and the commands that can follow. On a terminal, lines end between words."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        click.echo(escaped(" ".join([line, *([f"Next: {', or '.join(commands)}"] if commands else [])])), err=True)
+        return
+    lines = [textwrap.fill(escaped(line), console.width, break_long_words=False, break_on_hyphens=False)]
+    for number, command in enumerate(commands):  # each in a line of its own, to be copied
+        lines.append(f"{'  or' if number else 'Next'}: {escaped(command)}")
+    sys.stderr.write("".join(f"{shown}\n" for shown in lines))  # a progress bar moves below it; click would bypass it
 
 
 def print_json(content: Any) -> None:
@@ -78,6 +80,8 @@ def print_table(table: Table | Callable[[int | None], Table]) -> None:
         table = table(console.width if console.is_terminal else None)
     if console.is_terminal:
         console.print(table)
+        if table.caption:
+            console.print()
         return
     for line in plain_lines(table):
         click.echo(line)
@@ -111,7 +115,11 @@ def _plain(cell: Any) -> str:
 
 
 class _Table(Table):
-    """A table that escapes control characters in its cells."""
+    """A table that escapes control characters in its cells, and folds a word that is too long instead of cutting it."""
+
+    def add_column(self, header: RenderableType = "", *args: Any, **options: Any) -> None:
+        """Add a column. Cells that do not fit are continued in the next line."""
+        super().add_column(header, *args, **{"overflow": "fold", **options})
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         """Add a row with escaped cells."""
@@ -131,10 +139,10 @@ def harmless(cell: Any) -> Any:
     return shown
 
 
-def titled(title: str, caption: str | Text | None = None, *, header: bool = True) -> Table:
+def titled(title: str | None, caption: str | Text | None = None, *, header: bool = True) -> Table:
     """Return an empty table in the style of all commands: the title above, the caption below."""
     return _Table(
-        title=Text(escaped(title), style="bold"),
+        title=None if title is None else Text(escaped(title), style="bold"),
         caption=harmless(caption),
         title_justify="left",
         caption_justify="left",
@@ -196,6 +204,7 @@ def shares(scores: Sequence[float]) -> list[float]:
     return [0.05 + 0.95 * (score - low) / (high - low) if high > low else 1.0 for score in scores]
 
 
+_BAR_WIDTH: Final = 24
 _POINTS: Final = 20  # epochs in the sparkline
 _WITHOUT_POINTS: Final = 74  # characters of an epoch's line besides the sparkline and the terms
 _ROOM_FOR_TERMS: Final = 120  # characters of a terminal that shows the terms of the loss
@@ -204,7 +213,7 @@ _ROOM_FOR_TERMS: Final = 120  # characters of a terminal that shows the terms of
 def _bar(console: Console, *columns: Any) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=_BAR_WIDTH),
         *columns,
         console=console,
         transient=True,
@@ -232,24 +241,38 @@ def counting_steps() -> Iterator[Callable[[str, int, int], None]]:
         yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
 
 
-class _Speed(ProgressColumn):
-    """Sessions per second, once they can be measured."""
+class _Details(ProgressColumn):
+    """The loss, its terms, sessions per second and the time left: as many of them as fit, the time left always."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f} sessions/s" if task.speed is not None else "")
+        loss, terms, left = (task.fields[name] for name in ("loss", "terms", "left"))
+        speed = f"{task.speed:,.0f} sessions/s" if task.speed is not None else ""
+        room = self._console.width - len(task.description) - _BAR_WIDTH - len("  ")
+        choices = ((loss, terms, speed, left), (loss, speed, left), (loss, left), (left,))
+        texts = ["  ".join(filter(None, parts)) for parts in choices]
+        return Text(next((text for text in texts if len(text) <= room), texts[-1]), no_wrap=True)
 
 
 class TrainingProgress:
     """A progress bar over the sessions of an epoch, and one line for each completed epoch."""
 
     def __init__(
-        self, epochs: int, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        epochs: int,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        phase: str = "",
     ) -> None:
-        """`console` defaults to stderr; `clock` returns seconds."""
+        """`console` defaults to stderr; `clock` returns seconds; `phase` is shown first, such as `1 of 2`."""
         self._epochs = epochs
         self._console = console or Console(stderr=True)
-        columns = [TextColumn("{task.fields[terms]}"), _Speed(), TextColumn("{task.fields[left]}")]
-        self._progress = _bar(self._console, *columns)
+        self._progress = _bar(self._console, _Details(self._console))
+        self._phase = f"{phase}, " if phase else ""
         self._task: TaskID | None = None
         self._epoch_shown = -1
         self._clock = clock
@@ -269,16 +292,18 @@ class TrainingProgress:
 
     def step(self, epoch: int, sessions_done: int, sessions: int, terms: Mapping[str, float]) -> None:
         """Update the bar (training.trainer.Reporter)."""
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
+        loss = f"loss {terms['loss']:.3f}" if "loss" in terms else ""
+        parts = {name: value for name, value in terms.items() if name != "loss"} if terms.get("nce") else {}
+        shown = {"loss": loss, "terms": "  ".join(f"{name} {value:.3f}" for name, value in parts.items())}
         if self._task is None or epoch != self._epoch_shown:
             if self._task is not None:
                 self._progress.remove_task(self._task)
             self._task = self._progress.add_task(
-                f"epoch {epoch + 1}/{self._epochs}", total=sessions, terms=shown, left=""
+                f"{self._phase}epoch {epoch + 1}/{self._epochs}", total=sessions, left="", **shown
             )
             self._epoch_shown = epoch
         left = self._left(epoch, sessions_done / max(sessions, 1))
-        self._progress.update(self._task, completed=sessions_done, terms=shown, left=left)
+        self._progress.update(self._task, completed=sessions_done, left=left, **shown)
 
     def epoch(self, line: Mapping[str, float]) -> None:
         """Print the line of an epoch (training.trainer.Reporter)."""
@@ -296,6 +321,11 @@ class TrainingProgress:
             )
         )
         self._console.print(shown, soft_wrap=True)
+        if self._task is not None and line["epoch"] == self._epochs:
+            finishing = {"loss": "", "terms": "", "left": ""}
+            self._progress.update(
+                self._task, description=f"{self._phase}finishing the release", total=None, **finishing
+            )
 
     def _line(self, line: Mapping[str, float]) -> Text:
         """Return the line of an epoch for a terminal, with the best epoch highlighted and a sparkline of validation."""

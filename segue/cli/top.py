@@ -2,7 +2,9 @@
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
@@ -13,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segue.cli.rates import Snapshot, SnapshotHistory
-from segue.cli.terminal import example, facts_table, print_json, print_table, sparkline, titled
+from segue.cli.terminal import example, facts_table, first_that_fits, print_json, print_table, sparkline, titled
 from segue.errors import InputError
 
 FIGURES_S: Final = 10.0  # period of rates and latencies
@@ -22,6 +24,8 @@ _TIMEOUT_S: Final = 5.0
 _POINTS: Final = 60
 _OTHER_LINES: Final = 28  # lines of the screen besides routes and releases
 _FEWEST_ROUTES: Final = 2
+_TRAFFIC: Final = ("per s", "p50 ms", "p90 ms", "p99 ms", "4xx per s", "5xx per s", "responses")
+_NARROWER: Final = (("per s", "p50 ms", "p90 ms", "p99 ms", "5xx per s"), ("per s", "p50 ms", "p99 ms", "5xx per s"))
 
 
 class NoAnswer(InputError):
@@ -71,7 +75,7 @@ def _show(service: "Service", screen: "Screen", interval_s: float, *, once: bool
     if once or not console.is_terminal:
         time.sleep(interval_s)
         screen.add(service.ask())
-        for table in screen.tables():
+        for table in screen.tables(console.width if console.is_terminal else None):
             print_table(table)
         return
     try:
@@ -81,14 +85,14 @@ def _show(service: "Service", screen: "Screen", interval_s: float, *, once: bool
 
 
 def _watch(console: Console, screen: "Screen", service: "Service", interval_s: float) -> None:
-    with Live(screen.shown(console.height), console=console, screen=True, auto_refresh=False) as live:
+    with Live(screen.shown(console.height, console.width), console=console, screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(interval_s)
             try:
                 screen.add(service.ask())
             except NoAnswer as error:  # it may be restarting
                 screen.fault = str(error)
-            live.update(screen.shown(console.height), refresh=True)
+            live.update(screen.shown(console.height, console.width), refresh=True)
 
 
 class Service:
@@ -160,7 +164,7 @@ class Screen:
         self._rates.append(self._figures["total"]["per_s"])
         self._slowest.append(self._figures["total"]["p99_ms"])
 
-    def shown(self, height: int) -> Group:
+    def shown(self, height: int, width: int) -> Group:
         """Return the whole screen in `height` lines. If they are few, only the busiest routes are shown."""
         head = Text.assemble(
             (" segue top ", "bold reverse"), "  ", (self._url, "bold"), "  ", _clock(self._latest["at"])
@@ -169,40 +173,43 @@ class Screen:
         parts += [
             Text.assemble(("requests/s  ", "dim"), (sparkline(list(self._rates), _POINTS), "cyan")),
             Text.assemble(("p99         ", "dim"), (sparkline(list(self._slowest), _POINTS), "yellow")),
-            *self.tables(max(_FEWEST_ROUTES, height - _OTHER_LINES - len(self._latest["releases"]))),
+            *self.tables(width, max(_FEWEST_ROUTES, height - _OTHER_LINES - len(self._latest["releases"]))),
             Text("Press Ctrl-C to quit", style="dim"),
         ]
         return Group(*parts)
 
-    def tables(self, most_routes: int | None = None) -> list[Table]:
-        """Return the tables of traffic, releases, and the state of the service."""
-        return [self._traffic(most_routes), self._releases(), self._facts()]
+    def tables(self, room: int | None = None, most_routes: int | None = None) -> list[Table]:
+        """Return the tables of traffic, releases, and the state of the service.
 
-    def _traffic(self, most_routes: int | None) -> Table:
+        With little `room` (characters), columns of the traffic are omitted. None: no limit.
+        """
+        traffic = [partial(self._traffic, columns, most_routes) for columns in (_TRAFFIC, *_NARROWER)]
+        return [first_that_fits(traffic, room), self._releases(), self._facts()]
+
+    def _traffic(self, columns: Sequence[str], most_routes: int | None) -> Table:
         seconds = self._figures["seconds"]
         title = f"Requests, last {seconds:.0f} s" if seconds is not None else "Requests since start"
         table = titled(title)
-        table.add_column("route", no_wrap=True)
-        for name in ("per s", "p50 ms", "p90 ms", "p99 ms", "4xx per s", "5xx per s", "responses"):
+        table.add_column("route")
+        for name in columns:
             table.add_column(name, justify="right", no_wrap=True)
         lines = sorted(self._figures["routes"], key=lambda line: -(line["per_s"] or 0.0))
         for line in (self._figures["total"], *lines[:most_routes]):
-            table.add_row(
-                Text(
-                    "all listener requests" if line is self._figures["total"] else line["name"],
-                    style="bold" if line is self._figures["total"] else "",
-                ),
-                _number(line["per_s"]),
-                *(_number(line[f"p{percent}_ms"]) for percent in (50, 90, 99)),
-                _number(line["refused_per_s"]),
-                _alarming(line["errors_per_s"]),
-                f"{line['answered']:,}",
-            )
+            is_total = line is self._figures["total"]
+            cells: dict[str, str | Text] = {
+                "per s": _number(line["per_s"]),
+                **{f"p{percent} ms": _number(line[f"p{percent}_ms"]) for percent in (50, 90, 99)},
+                "4xx per s": _number(line["refused_per_s"]),
+                "5xx per s": _alarming(line["errors_per_s"]),
+                "responses": f"{line['answered']:,}",
+            }
+            name = Text("all listener requests" if is_total else line["name"], style="bold" if is_total else "")
+            table.add_row(name, *(cells[column] for column in columns))
         return table
 
     def _releases(self) -> Table:
         table = titled(f"Recommendation outcomes by release, last {SKIPS_S / 60:.0f} min")
-        table.add_column("release", no_wrap=True)
+        table.add_column("release")
         for name in ("in use", "lists per s", "plays", "played", "skipped"):
             table.add_column(name, justify="right")
         lists = {line["release"]: line["lists_per_s"] for line in self._figures["releases"]}

@@ -200,7 +200,7 @@ def _print_release(release: "Release", dataset: Path, *, as_json: bool) -> None:
         "size": f"{sum(file.bytes for file in manifest.files.values()) / 1e6:,.1f} MB",
     }
     print_table(facts_table(f"trained {system_name(manifest.model, manifest.options)}", facts))
-    say(f"Release written to {path}. Next: segue evaluate {path} {dataset}, or segue serve {path}")
+    say(f"Release written to {path}.", f"segue evaluate {path} {dataset}", f"segue serve {path}")
 
 
 @click.command(
@@ -294,7 +294,7 @@ def evaluate(
         if output is None:
             say("To compare releases, save each result with --output FILE and run `segue compare FILE FILE`.")
         else:
-            say(f"Result written to {output}. Next: segue compare {output} OTHER.json --html comparison.html")
+            say(f"Result written to {output}.", f"segue compare {output} OTHER.json --html comparison.html")
 
 
 def _check_order(release: Path, dataset: Path) -> None:
@@ -377,8 +377,9 @@ def index(release: Path, kind: str, device: str, recall: float, as_json: bool) -
         print_json(facts)
         return
     shown = {key: value for key, value in facts.items() if key != "tried"}
-    print_table(facts_table(f"index of {opened.name}", shown))
-    say(f"Index written to {release}. Next: segue serve {release}")
+    on_terminals = {key: value for key, value in shown.items() if key != "embeddings_sha256"}  # one long word
+    print_table(lambda room: facts_table(f"index of {opened.name}", shown if room is None else on_terminals))
+    say(f"Index written to {release}.", f"segue serve {release}")
 
 
 def build_index(release: "Release", *, kind: str = "auto", device: str = "cpu", recall: float = 0.99) -> dict[str, Any]:

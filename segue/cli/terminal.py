@@ -294,7 +294,8 @@ class TrainingProgress:
         """Update the bar (training.trainer.Reporter)."""
         loss = f"loss {terms['loss']:.3f}" if "loss" in terms else ""
         parts = {name: value for name, value in terms.items() if name != "loss"} if terms.get("nce") else {}
-        shown = {"loss": loss, "terms": "  ".join(f"{name} {value:.3f}" for name, value in parts.items())}
+        named = "  ".join(f"{name} {value:.3f}" for name, value in parts.items())
+        shown: dict[str, Any] = {"loss": loss, "terms": named}
         if self._task is None or epoch != self._epoch_shown:
             if self._task is not None:
                 self._progress.remove_task(self._task)
@@ -322,7 +323,7 @@ class TrainingProgress:
         )
         self._console.print(shown, soft_wrap=True)
         if self._task is not None and line["epoch"] == self._epochs:
-            finishing = {"loss": "", "terms": "", "left": ""}
+            finishing: dict[str, Any] = {"loss": "", "terms": "", "left": ""}
             self._progress.update(
                 self._task, description=f"{self._phase}finishing the release", total=None, **finishing
             )

@@ -203,8 +203,8 @@ class Screen:
                 "5xx per s": _alarming(line["errors_per_s"]),
                 "responses": f"{line['answered']:,}",
             }
-            name = Text("all listener requests" if is_total else line["name"], style="bold" if is_total else "")
-            table.add_row(name, *(cells[column] for column in columns))
+            route = Text("all listener requests" if is_total else line["name"], style="bold" if is_total else "")
+            table.add_row(route, *(cells[column] for column in columns))
         return table
 
     def _releases(self) -> Table:

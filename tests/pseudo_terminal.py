@@ -4,6 +4,7 @@ One process imports the heavy packages and forks a child for each command, so th
 second. The terminal is a real pseudo-terminal, whose width is set as a terminal emulator sets it (TIOCSWINSZ).
 """
 
+import codecs
 import fcntl
 import json
 import os
@@ -99,11 +100,12 @@ class Commands:
         name = os.ttyname(there)
         process = self._start(arguments, name, name)
         text, seen, deadline = "", False, time.monotonic() + 240
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a read may end within a character
         done: int | None = None
         while (done := self._answered() if done is None else done) is None or select.select([here], [], [], 0)[0]:
             assert time.monotonic() < deadline, text[-3000:]
             if select.select([here], [], [], 0.02)[0]:
-                text += os.read(here, 65_536).decode(errors="replace")
+                text += decoder.decode(os.read(here, 65_536))
             if until is not None and not seen and re.search(until, text):
                 seen = True
                 os.kill(process, signal.SIGINT)

@@ -28,6 +28,7 @@ from tests.golden_world import write_logs
 from tests.pseudo_terminal import Commands
 
 pytest.importorskip("torch")
+pytestmark = pytest.mark.slow
 
 Width: TypeAlias = Literal["80", "120", "piped"]
 WIDTHS: Final[tuple[Width, ...]] = ("80", "120", "piped")
@@ -95,6 +96,8 @@ CASES: Final[dict[str, tuple[str, ...]]] = {
 }
 # Commands that go on until they are interrupted, and what they have printed by then.
 _UNTIL: Final = {"demo": r"Ctrl-C|" + _ADDRESS, "serve": _ADDRESS, "top": r"Press Ctrl-C to quit"}
+# Cases that are run once before: each output is that of a second start, as the epochs of a training vary with the CPU.
+_STARTED_BEFORE: Final = {"demo"}
 # What a case writes and would otherwise continue, or refuse to write.
 _REMOVED_FIRST: Final = {"tune": "studies", "reproduce": "study", "keys": "keys.toml"}
 # The case whose files a case reads.
@@ -151,6 +154,8 @@ class World:
             if (needed := _NEEDS.get(name)) is not None:
                 self.output(needed, "piped")
             self._remove(_REMOVED_FIRST.get(name))
+            if name in _STARTED_BEFORE and not any(name == case for case, _ in self._outputs):
+                self._run(name, CASES[name][0], "piped")
             lines = [line for line in CASES[name] if width != "piped" or line not in _TERMINAL_ONLY]
             self._outputs[name, width] = "\n".join(self._run(name, line, width) for line in lines)
         return self._outputs[name, width]

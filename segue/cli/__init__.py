@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from types import FrameType
 
@@ -56,6 +56,28 @@ _EXTRA_OF = {
     "tensorboard": "tensorboard",
     "opentelemetry": "tracing",
 }
+
+
+_UNBROKEN_HYPHEN = "\u2011"
+
+
+class _WholeNames(click.HelpFormatter):
+    """Help without line breaks at the hyphen of a name such as `vmis-knn`."""
+
+    def write_text(self, text: str) -> None:
+        """Write a paragraph."""
+        super().write_text(text.replace("-", _UNBROKEN_HYPHEN))
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        """Write options or commands and their descriptions."""
+        super().write_dl([(name, text.replace("-", _UNBROKEN_HYPHEN)) for name, text in rows], col_max, col_spacing)
+
+    def getvalue(self) -> str:
+        """Return the text."""
+        return super().getvalue().replace(_UNBROKEN_HYPHEN, "-")
+
+
+click.Context.formatter_class = _WholeNames
 
 
 class _InOrderOfUse(click.Group):

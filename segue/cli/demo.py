@@ -160,7 +160,7 @@ def _announce(started: float, address: str) -> None:
         f"  Player      {address}\n"
         "              Play three tracks, skip one, and watch the list change.\n"
         f"  Operations  {address}/ops\n"
-        "  Stop        Press Ctrl-C. To start again, run the same command. It takes seconds."
+        "  Stop        Press Ctrl-C. The same command starts it again in seconds."
     )
 
 

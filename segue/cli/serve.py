@@ -86,7 +86,7 @@ def _in_order(context: click.Context, plays: tuple[str, ...], skips: tuple[str, 
     short_help="Recommend next tracks for one session or a file of sessions, without a service.",
     epilog=example(
         "segue recommend releases/mine --play track-1 --skip track-2 -k 10",
-        "segue recommend releases/mine --sessions sessions.parquet --out lists.parquet -k 50",
+        "segue recommend releases/mine --sessions s.parquet --out lists.parquet",
     ),
 )
 @click.argument("release", type=FOLDER)

@@ -128,6 +128,9 @@ _PLACEHOLDERS: Final[tuple[tuple[str, str | Callable[["re.Match[str]"], str]], .
     (r"[▁▂▃▄▅▆▇]+", lambda found: "▁" * len(found[0])),
     (r"[█▏▎▍▌▋▊▉]+ *", lambda found: "█".ljust(len(found[0]))),  # a bar begins here
     (r"(?<![\d.])\d+\.\d+(?!\d|\.\d)", lambda found: re.sub(r"\d", "#", found[0])),
+    (r"(?<![\d#])[+-](?=#)", "±"),  # a difference near 0
+    (r"(epoch +\d+/\d+ .*HR@10 #\.####).*?(  # sessions/s)", r"\1 ...\2"),  # which epoch is best varies with the CPU
+    (r"(best epoch\s+)\d+", r"\1#"),
 )
 # Words that only a narrow terminal shows, in place of columns.
 _NARROW_WORDS: Final = {"lowered", "most"}

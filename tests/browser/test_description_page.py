@@ -69,7 +69,7 @@ def test_a_tooltip_tells_the_rate(browser: "Browser", file: Path) -> None:
 def test_a_table_of_values_opens_and_sorts(browser: "Browser", file: Path) -> None:
     with opened(browser, file) as page:
         figure = page.locator("[data-chart=position]")
-        figure.locator("summary").click()
+        figure.get_by_text("Values of this chart as a table").click()
         figure.get_by_role("columnheader", name="plays").get_by_role("button").click()
         plays = [int(text) for text in figure.locator("tbody td:nth-child(2)").all_text_contents()]
         assert plays == sorted(plays)

@@ -45,6 +45,7 @@ def test_every_state_fits_every_screen(page: "Page", width: int, scheme: "Litera
     page.evaluate("scrollTo(0, 0)")
     page.get_by_role("button", name="Skip").click()
     playwright.expect(page.locator("#story-words")).to_contain_text("You skipped Song 48")
+    page.get_by_role("button", name="Pause").click()  # looking takes longer than the next track
     playwright.expect(page.locator("#next .why")).to_have_count(15)
     playwright.expect(page.locator("#map[data-points]")).to_be_attached()
     playwright.expect(page.locator("#found")).to_be_hidden()

@@ -120,7 +120,7 @@ class TestCommands:
         assert "markov\tskipped\t0\tnot measurable\tnot measurable\tnot measurable" in out
         code, _, err = run(capsys, "compare", file)
         assert code == 0
-        assert "One result: nothing to compare. markov: in " in err
+        assert "One result, so there is nothing to compare: markov finds " in err
         assert "40 of 40 targets count neither as played nor as skipped" in err
 
     def test_a_policy_for_repeats_is_told_from_evaluation_to_comparison(
@@ -136,7 +136,7 @@ class TestCommands:
         assert json.loads(file.read_text())["repeat"] == "never"
         code, out, err = run(capsys, "compare", file)
         assert (code, ", full ranking, repeat=never" in out) == (0, True)
-        assert "last-play, repeat=never: One result: nothing to compare." in err
+        assert "last-play, repeat=never: One result, so there is nothing to compare" in err
         for command in (asked, ("recommend", release, "--repeat"), ("reproduce", data, "--out", release, "--repeat")):
             code, _, err = run(capsys, *command, "sometimes")
             assert code == 2
@@ -231,7 +231,7 @@ class TestComparison:
         files = [result_file(tmp_path / f"{seed}.json", "sasrec", [1.0, 3.0, 12.0, 2.0], seed) for seed in range(2)]
         code, _, err = run(capsys, "compare", *files)
         assert code == 0
-        assert "One system (2 seeds): nothing to compare." in err
+        assert "One system (2 seeds), so there is nothing to compare" in err
 
     def test_results_of_other_targets_are_not_compared(
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -241,7 +241,7 @@ class TestComparison:
             result_file(tmp_path / "known.json", "markov", [1.0, 3.0, 12.0, 2.0], targets="known"),
         ]
         _, out, err = run(capsys, "compare", *files)
-        assert err.count("One result: nothing to compare.") == 2
+        assert err.count("One result, so there is nothing to compare") == 2
         assert "test targets of known outcome" in out
 
 

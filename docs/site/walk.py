@@ -72,6 +72,8 @@ class Shell:
         programs = self.folder / "bin"
         # A terminal, as whoever follows the document has one, but without colours and moving bars.
         terminal = {"FORCE_COLOR": "1", "TERM": "dumb", "COLUMNS": "110", "LINES": "50"}
+        # Trained weights depend on the number of threads.
+        terminal["OMP_NUM_THREADS"] = "1"
         return os.environ | terminal | {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
 
 

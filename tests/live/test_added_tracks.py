@@ -127,7 +127,7 @@ def test_all_workers_and_replicas_follow_also_after_a_restart_and_a_swap(
             assert {NEW, "lonely", "vector"} <= set(ids(recommended(restarted, "nobody", k=100)))
         # The second release knows the artists, and none of the neighbours.
         admin.put("/releases/current", json={"name": "second"}).raise_for_status()
-        until(lambda: named_by_all(there, "x-g0-t00"))
+        until(lambda: named_by_all(here, "x-g0-t00") and named_by_all(there, "x-g0-t00"))
         found = ids(recommended(admin, "nobody", k=100))
         assert {NEW, "vector"} <= set(found)
         assert "lonely" not in found

@@ -33,6 +33,7 @@ import structlog
 from segue.catalogue import Catalogue
 from segue.release import DatasetFacts, Release, ReleaseMetadata, WindowFacts, write_release
 from service.sessions.embedded_redis import redis_server_binary
+from tests.preloaded import SERVICE, Child, preloaded
 from tests.stopwatch import until
 
 # A busy machine makes one example of a property slow. Tests do not measure time.
@@ -42,7 +43,7 @@ hypothesis.settings.load_profile("segue")
 GENRES, TRACKS_OF_A_GENRE = 6, 12
 WINDOW = 5
 _SERVE = (
-    "{prelude}; from service.server import serve; from service.settings import read_settings; import sys;"
+    "from service.server import serve; from service.settings import read_settings; import sys;"
     "serve(read_settings(), workers=int(sys.argv[1]))"
 )
 
@@ -188,13 +189,17 @@ class ServiceProcess:
         given = {"release": release, "data_dir": data_dir, "port": 0, "log_level": "info", **settings}
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SEGUE_")}
         environment |= {f"SEGUE_{name.upper()}": str(value) for name, value in given.items()}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE.format(prelude=prelude), str(workers)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        self.process: Child | subprocess.Popen[str]
+        if prelude == "pass":
+            self.process = preloaded(SERVICE).piped(_SERVE, workers, env=environment)
+        else:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", f"{prelude}; {_SERVE}", str(workers)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 

@@ -1,0 +1,216 @@
+"""Start Python processes by fork from one that has already imported the heavy packages.
+
+A service imports for 1.5 s of processor time, a command that trains for 3 s; a fork takes 0.02 s. Everything else is as
+in a process that is started with `subprocess.Popen`: an environment, a folder and files of its own, signals with their
+usual handlers, and the usual end of an interpreter.
+"""
+
+import functools
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Final
+
+SERVICE: Final = ("service.server", "service.app")
+COMMANDS: Final = (
+    *SERVICE,
+    *("segue.cli", "polars", "rich.progress", "torch", "torch._dynamo", "onnx", "onnxruntime", "training.run"),
+    *("training.evaluation.evaluate", "training.evaluation.compare.report", "training.data.describe.statistics"),
+)
+SEGUE: Final = "import sys; from segue.cli import main; sys.exit(main(sys.argv[1:]))"
+_LONGEST: Final = 1_000_000
+
+
+class Child:
+    """A process that was forked for this one, with the methods of `subprocess.Popen`."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self.stdout: IO[Any] | None = None
+        self.pid = int(connection.recv(20))
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit code; None while the process runs."""
+        return self._ended(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code. Raises subprocess.TimeoutExpired."""
+        code = self._ended(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired("a preloaded process", timeout or 0)
+        return code
+
+    def _ended(self, timeout: float | None) -> int | None:
+        if self.returncode is None:
+            self._connection.settimeout(timeout)
+            try:
+                answer = self._connection.recv(20)
+            except (TimeoutError, BlockingIOError):
+                return None
+            self.returncode = int(answer) if answer else -signal.SIGKILL  # the server itself was ended
+            self._connection.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+class Preloaded:
+    """A process that has imported `modules` and forks."""
+
+    def __init__(self, modules: Sequence[str]) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._server = ours
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _MAIN, str(theirs.fileno()), *modules],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env={name: value for name, value in os.environ.items() if not name.startswith("SEGUE_")},
+        )
+        theirs.close()
+
+    def start(
+        self,
+        code: str,
+        *arguments: object,
+        stdin: int,
+        stdout: int,
+        stderr: int,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        new_session: bool = False,
+    ) -> Child:
+        """Run `code` as the main module of a new process. The files are numbers of open ones, which stay open here."""
+        request = json.dumps(
+            [code, ["-c", *map(str, arguments)], dict(os.environ if env is None else env), str(cwd or Path.cwd()), new_session]
+        ).encode()
+        assert len(request) < _LONGEST
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        socket.send_fds(self._server, [request], [theirs.fileno(), stdin, stdout, stderr])
+        theirs.close()
+        return Child(ours)
+
+    def piped(self, code: str, *arguments: object, **options: Any) -> Child:
+        """Run `code` without stdin; what it prints, stderr too, is `stdout` of the process, a text file."""
+        here, there = os.pipe()
+        with open(os.devnull) as nothing:
+            child = self.start(code, *arguments, stdin=nothing.fileno(), stdout=there, stderr=there, **options)
+        os.close(there)
+        child.stdout = os.fdopen(here)
+        return child
+
+    def run(
+        self, code: str, *arguments: object, timeout: float = 240, **options: Any
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run `code` to its end, without stdin; what it prints goes through files."""
+        with open(os.devnull) as nothing, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            child = self.start(
+                code, *arguments, stdin=nothing.fileno(), stdout=out.fileno(), stderr=err.fileno(), **options
+            )
+            try:
+                done = child.wait(timeout)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                raise
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess([code, *arguments], done, out.read(), err.read())
+
+    def end(self) -> None:
+        """End the server; its children go on."""
+        self._server.close()
+        self._process.wait(30)
+
+
+@functools.cache
+def preloaded(modules: Sequence[str]) -> Preloaded:
+    """The one of this test process."""
+    return Preloaded(modules)
+
+
+# What the server does. In a forked child, `next_request` returns the code of its main module.
+_MAIN: Final = """
+import tests.preloaded, sys
+code = tests.preloaded.next_request(int(sys.argv[1]), sys.argv[2:])
+del tests
+exec(compile(code, "<string>", "exec"))
+"""
+
+
+def next_request(number: int, modules: Sequence[str]) -> str:
+    """Import, then fork a child for each request, and tell the exit code of each child. Ends with the other side."""
+    for name in modules:
+        importlib.import_module(name)
+    server = socket.socket(fileno=number)
+    woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(waker)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which end this process
+    children: dict[int, socket.socket] = {}
+    while True:
+        ready, _, _ = select.select([server, woken], [], [])
+        if woken in ready:
+            os.read(woken, 4096)
+            while children and (found := os.waitpid(-1, os.WNOHANG))[0]:
+                connection = children.pop(found[0])
+                with connection:
+                    connection.send(str(os.waitstatus_to_exitcode(found[1])).encode(), socket.MSG_NOSIGNAL)
+        if server in ready:
+            request, files, _, _ = socket.recv_fds(server, _LONGEST, 4)
+            if not request:
+                raise SystemExit
+            sys.stdout.flush()
+            child = os.fork()
+            if child == 0:
+                signal.set_wakeup_fd(-1)
+                for one in (server, *children.values()):
+                    one.close()
+                for one in (woken, waker, files[0]):
+                    os.close(one)
+                return _become(json.loads(request), files[1:])
+            connection = children[child] = socket.socket(fileno=files[0])
+            connection.send(str(child).encode(), socket.MSG_NOSIGNAL)
+            for one in files[1:]:
+                os.close(one)
+
+
+def _become(request: list[Any], files: list[int]) -> str:
+    """Take the environment, folder and files of a request; return its code."""
+    code, sys.argv, environment, folder, new_session = request
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if new_session:
+        os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    time.tzset()
+    os.chdir(folder)
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+    for file in files:
+        os.close(file)
+    sys.stdin = sys.__stdin__ = open(0, closefd=False)
+    terminal = os.isatty(1)
+    sys.stdout = sys.__stdout__ = open(1, "w", buffering=1 if terminal else -1, closefd=False)
+    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")
+    return str(code)

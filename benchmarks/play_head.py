@@ -16,10 +16,9 @@ import click
 import numpy as np
 
 from segue.arrays import Bool, Float64, Int
-from segue.catalogue import PAD_ROW
 from segue.play_head import SESSION_FEATURES, PlayHead, session_features
 from segue.ranking_metrics import Estimate, bootstrap
-from segue.recommend import CANDIDATES, Outcomes, Recommender, log_probabilities
+from segue.recommend import Outcomes, Recommender
 from segue.release import open_release
 from segue.window import Windows, to_windows
 from service.releases.loaded import recommender_of
@@ -27,6 +26,7 @@ from training.data.dataset import Dataset, open_dataset
 from training.data.splits import Examples, Split, examples, training_part
 from training.evaluation.session_state import quantile_strata, train_skip_classifier
 from training.evaluation.session_state import session_features as state_features
+from training.evaluation.skip_evaluation import caution_candidates
 from training.evaluation.skip_measures import pairwise_auc, permuted_control
 from training.models.play_head import FittedHead, fit_play_head
 
@@ -128,7 +128,7 @@ def measure(
     assert recommender.head is not None
     asked = examples(data, split, "test")
     windows, targets, skipped = _of_targets(asked, recommender.window)
-    log_next, rows = _candidates(recommender, windows)
+    log_next, rows = caution_candidates(recommender, windows)
     play = np.exp(_log_played(recommender.head, windows, rows))
     column = np.where((rows == targets[:, None]).any(axis=1), (rows == targets[:, None]).argmax(axis=1), -1)
     classifier = train_skip_classifier(training_part(data, split), seed)
@@ -157,19 +157,6 @@ def measure(
         line["effect"] = [_json(one) for one in control.effect or ()]
         found["cautions"].append(line)
     return found
-
-
-def _candidates(recommender: Recommender, windows: Windows) -> tuple[Float64, Int]:
-    """Return log P(next) and the rows of the tracks that caution re-ranks, as in a request for 20 tracks."""
-    ranker = recommender.ranker
-    parts = []
-    for at in range(0, len(windows), _BATCH):
-        batch = windows.select(slice(at, at + _BATCH))
-        found = ranker.rank(batch, CANDIDATES)
-        log_next = log_probabilities(ranker, batch, found.scores, found.scores)
-        parts.append((np.where(found.rows == PAD_ROW, -np.inf, log_next), found.rows))
-    log_next, rows = map(np.concatenate, zip(*parts, strict=True))
-    return log_next, rows
 
 
 def session_auc(data: Dataset, split: Split, recommender: Recommender, caution: float) -> Float64:

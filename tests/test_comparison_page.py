@@ -215,18 +215,26 @@ class TestCharts:
             return {"value": value, "low": value - 0.01, "high": value + 0.01}
 
         changed = {
-            "skip_measures": {"pairwise_auc": of(0.6), "responsiveness": {"after_skip": of(-0.02)}, "reasons": {}},
+            "skip_measures": {
+                "pairwise_auc": of(0.6),
+                "responsiveness": {"after_skip": of(-0.02)},
+                "caution_effect": {"effect": {"HR@1": of(0.0), "HR@10": of(0.05)}},
+                "reasons": {},
+            },
             "target_stratum": [0, 0, 1, 1] * 10,
             "target_group_members": {"pair_seen": [True, False] * 20},
         }
         measured = measured_of(tmp_path, {"sasrec": [1, 50] * 20, "sasrec+nce": [1, 1] * 20}, **changed)
         assert list(words.measures(measured)) == [
-            *("Matched gap", "Matched effect", "AUC in a session", "After a skip", "Pair seen, pair unseen")
+            *("Matched gap", "Matched effect", "Effect of caution"),
+            *("AUC in a session", "After a skip", "Pair seen, pair unseen"),
         ]
         chart = skip_measures_chart(measured)
         assert chart is not None
         kinds = {(row["system"], row["tested"]): row["kind"] for row in rows_of(chart.spec)}
         assert kinds["sasrec", "AUC in a session"] == "better"
+        assert kinds["sasrec", "effect of caution on HR@10"] == "better"
+        assert kinds["sasrec", "effect of caution on HR@1"] == "no difference"
         assert kinds["sasrec", "after skip, pp"] == "better"  # below 0 is better
         assert kinds["sasrec", "matched gap of HR@10"] == "no difference"  # 0 is no reference
         assert kinds["sasrec+nce", "matched effect on HR@10"] == "worse"

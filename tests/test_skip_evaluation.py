@@ -1,5 +1,6 @@
 """Groups of targets and skip measures of an evaluation: sessions by hand, rankers whose reaction to a skip is known."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,9 +16,10 @@ from segue.window import SessionViews, Windows
 from tests.datasets import write_dataset
 from tests.test_evaluate import baseline, dataset, offline
 from training.data.dataset import Dataset
-from training.data.splits import Split
+from training.data.splits import Split, training_part
 from training.evaluation.evaluate import HttpRecommender, LocalRecommender, Question, evaluate
 from training.evaluation.skip_evaluation import seen_pairs
+from training.models.play_head import fit_play_head
 
 
 def evaluated(path: Path, data: Dataset, split: Split = "last-play", ranker: Any = None) -> dict[str, Any]:
@@ -252,6 +254,28 @@ class TestResponsiveness:
         measured = evaluated(tmp_path / "r", dataset(tmp_path / "d", {"s1": "aaaa"}))["skip_measures"]
         assert measured["responsiveness"] is None
         assert measured["reasons"]["responsiveness"] == "no recommended track has a similar track"
+
+
+def test_the_effect_of_caution_is_its_matched_gap_minus_that_of_its_permuted_control(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "d", moods(120))
+    release = baseline(tmp_path / "r", data, "markov")
+    fitted = fit_play_head(training_part(data, "last-play"), data.catalogue.num_rows, 20)
+    assert fitted is not None
+    measured = {}
+    for caution in (0.0, 2.0):
+        question = Question(data, release, "last-play", caution=caution)
+        recommender = replace(offline(question).recommender, head=fitted.head)
+        answers = LocalRecommender(recommender, question.to_release())
+        measured[caution] = evaluate(question, answers)["skip_measures"]
+    assert measured[0.0]["caution_effect"] is None
+    found = measured[2.0]["caution_effect"]
+    for metric in ("HR@1", "HR@10"):
+        gap = measured[2.0]["matched_gap"][metric]["value"]  # of the lists as they are answered
+        effect, real, permuted = (found[name][metric] for name in ("effect", "matched_gap", "matched_gap_permuted"))
+        assert real["value"] == pytest.approx(gap)
+        assert effect["value"] == pytest.approx(gap - permuted["value"])
+        assert effect["low"] <= effect["value"] <= effect["high"]
+    assert any(found["matched_gap"][m] != found["matched_gap_permuted"][m] for m in ("HR@1", "HR@10"))
 
 
 def test_a_service_has_the_measures_of_ranks_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,7 +205,7 @@ def _skip_measures(results: Results, intervals: bool) -> Table:
         "than after a play."
     )
     reasons = {key: text for _, of in measured for key, text in of["reasons"].items()}
-    names = _GAPS | {"pairwise_auc": "AUC", "responsiveness": "similar tracks"}
+    names = _GAPS | {"pairwise_auc": "AUC", "responsiveness": "similar tracks", "caution_effect": "effect of caution"}
     table = titled("Skip measures", " ".join([notes, *(f"No {names[key]}: {text}." for key, text in reasons.items())]))
     table.add_column("measure", no_wrap=True)
     for system, _ in measured:
@@ -214,6 +214,12 @@ def _skip_measures(results: Results, intervals: bool) -> Table:
         for metric in METRIC_COLUMNS:
             cells = [_estimate((of[key] or {}).get(metric), sign="+", intervals=intervals) for _, of in measured]
             table.add_row(f"{text}, {metric}", *cells)
+    if any(of.get("caution_effect") for _, of in measured):
+        for metric in METRIC_COLUMNS:
+            effects = [((of.get("caution_effect") or {}).get("effect") or {}).get(metric) for _, of in measured]
+            table.add_row(
+                f"effect of caution, {metric}", *(_estimate(of, sign="+", intervals=intervals) for of in effects)
+            )
     table.add_row(_AUC, *(_estimate(of["pairwise_auc"], intervals=intervals) for _, of in measured))
     for key, text in _RESPONSES.items():
         changes = [(of["responsiveness"] or {}).get(key) for _, of in measured]

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from segue.arrays import Float64, Int
+from segue.arrays import Bool, Float64, Int
 from segue.window import Sessions, SessionViews
 
 STRATA: Final = 10
@@ -73,3 +73,18 @@ def quantile_strata(probabilities: Float64, wanted: int = STRATA) -> Int:
         return np.empty(0, dtype=np.int64)
     edges = np.quantile(probabilities, np.linspace(0, 1, wanted + 1)[1:-1])
     return np.searchsorted(edges, probabilities, side="right").astype(np.int64)
+
+
+def seen_pairs(training: SessionViews, first: Int, second: Int, num_rows: int) -> Bool:
+    """Return whether `second[i]` directly follows `first[i]` in a session of the training part. [n] bool.
+
+    `first` and `second` are [n] int64 rows below `num_rows`.
+    """
+    wanted = first * num_rows + second
+    seen = np.zeros(len(wanted), dtype=np.bool_)
+    for block in training.blocks():
+        follows = np.ones(len(block.rows), dtype=np.bool_)
+        follows[block.offsets[:-1][block.lengths > 0]] = False
+        to = np.flatnonzero(follows)
+        seen |= np.isin(wanted, block.rows[to - 1] * num_rows + block.rows[to])
+    return seen

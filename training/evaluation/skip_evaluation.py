@@ -13,11 +13,11 @@ import scipy.sparse
 from segue.arrays import Bool, Float32, Float64, Int
 from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW
 from segue.ranking_metrics import LIST_LENGTH, METRICS, Estimate, bootstrap
-from segue.recommend import Recommender
-from segue.window import Sessions, SessionViews
+from segue.recommend import CANDIDATES, Recommender, log_probabilities
+from segue.window import Sessions, SessionViews, Windows, to_windows
 from training.data.dataset import Dataset
 from training.data.splits import Examples, Split
-from training.evaluation.session_state import quantile_strata, session_features, train_skip_classifier
+from training.evaluation.session_state import quantile_strata, seen_pairs, session_features, train_skip_classifier
 from training.evaluation.skip_measures import (
     GROUP_NAMES,
     MEASURED,
@@ -25,6 +25,7 @@ from training.evaluation.skip_measures import (
     metric_values,
     pairwise_auc,
     percentiles,
+    permuted_control,
 )
 
 GROUPS: Final = ("pair_seen", "after_skip", "repeat")  # with their complements: GROUP_NAMES
@@ -89,6 +90,7 @@ def skip_blocks(targets: EvaluatedTargets, release: ScoredRelease | str) -> dict
     members, reasons = group_members(targets)
     strata, skips = _gaps(targets)
     skips |= _scored(targets, release, skips["reasons"])
+    skips |= _caution_effect(targets, release, strata, skips["reasons"])
     return {
         "target_groups": _target_groups(targets, members) | {"reasons": reasons},
         "skip_measures": skips,
@@ -121,21 +123,6 @@ def group_members(targets: EvaluatedTargets) -> tuple[dict[str, list[bool | None
     spans = zip(asked.targets.tolist(), starts.tolist(), ends.tolist(), strict=True)
     found["repeat"] = [bool((whole.rows[start:end] == target).any()) for target, start, end in spans]
     return found, reasons
-
-
-def seen_pairs(training: SessionViews, first: Int, second: Int, num_rows: int) -> Bool:
-    """Return whether `second[i]` directly follows `first[i]` in a session of the training part. [n] bool.
-
-    `first` and `second` are [n] int64 rows below `num_rows`.
-    """
-    wanted = first * num_rows + second
-    seen = np.zeros(len(wanted), dtype=np.bool_)
-    for block in training.blocks():
-        follows = np.ones(len(block.rows), dtype=np.bool_)
-        follows[block.offsets[:-1][block.lengths > 0]] = False
-        to = np.flatnonzero(follows)
-        seen |= np.isin(wanted, block.rows[to - 1] * num_rows + block.rows[to])
-    return seen
 
 
 def _target_groups(targets: EvaluatedTargets, members: dict[str, list[bool | None]]) -> dict[str, Any]:
@@ -193,6 +180,48 @@ def _scored(targets: EvaluatedTargets, release: ScoredRelease | str, reasons: di
     if found["responsiveness"] is None:
         reasons["responsiveness"] = "no recommended track has a similar track"
     return found | {"reasons": reasons}
+
+
+def _caution_effect(
+    targets: EvaluatedTargets, release: ScoredRelease | str, strata: list[int | None], reasons: dict[str, str]
+) -> dict[str, Any]:
+    """Return the matched gap of caution minus that of its permuted control. The lists of both allow repeats."""
+    if isinstance(release, str) or not release.caution:
+        return {"caution_effect": None}
+    if "matched_gap" in reasons:
+        return {"caution_effect": None, "reasons": reasons | {"caution_effect": reasons["matched_gap"]}}
+    head = release.recommender.head
+    assert head is not None  # caution needs one
+    measured = np.flatnonzero(targets.known)
+    windows = to_windows(release.mapped(targets.asked.inputs.select(measured)), release.recommender.window)
+    log_next, rows = caution_candidates(release.recommender, windows)
+    play = np.concatenate([np.exp(head.log_played(windows.select(at), rows[at])) for at in _batches(len(rows))])
+    is_target = rows == release.to_release[targets.asked.targets[measured]][:, None]
+    column = np.where(is_target.any(axis=1) & (rows[:, 0] != PAD_ROW), is_target.argmax(axis=1), -1)
+    outcome = targets.asked.target_skipped[measured], np.array([strata[i] for i in measured], dtype=np.int64)
+    control = permuted_control(log_next, play, column, outcome, release.caution, targets.seed)
+    real, permuted = control.matched
+    parts = {"effect": control.effect, "matched_gap": real, "matched_gap_permuted": permuted}
+    return {"caution_effect": {name: _by_metric(estimates) for name, estimates in parts.items()}}
+
+
+def caution_candidates(recommender: Recommender, windows: Windows) -> tuple[Float64, Int]:
+    """Return log P(next) and the rows of the tracks that caution re-ranks, as in a request for 20 tracks.
+
+    [windows, candidates] float64 and int64. Padding has -inf and PAD_ROW.
+    """
+    ranker, parts = recommender.ranker, []
+    for at in _batches(len(windows)):
+        batch = windows.select(at)
+        found = ranker.rank(batch, CANDIDATES)
+        log_next = log_probabilities(ranker, batch, found.scores, found.scores)
+        parts.append((np.where(found.rows == PAD_ROW, -np.inf, log_next), found.rows))
+    log_next, rows = map(np.concatenate, zip(*parts, strict=True))
+    return log_next, rows
+
+
+def _batches(count: int) -> list[slice]:
+    return [slice(at, at + _BATCH) for at in range(0, count, _BATCH)]
 
 
 def session_auc(targets: EvaluatedTargets, release: ScoredRelease) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from training.evaluation.compare.line_charts import EVERY, FEW, breakdown_chart,
 from training.evaluation.compare.narrative import chosen
 from training.evaluation.compare.results import GROUPS
 from training.evaluation.compare.statistics import Difference, Pair
-from training.evaluation.compare.tables import RESPONSES, SHOWN, ComparisonData, mean_estimate
+from training.evaluation.compare.tables import RESPONSES, SHOWN, ComparisonData, caution_effect, mean_estimate
 from training.reports.charts import (
     ROW,
     Chart,
@@ -234,6 +234,10 @@ def _skip_measures(measured: ComparisonData, system: str) -> list[_SkipMeasure]:
         if gaps is not None and metric in gaps.difference:
             note = f" compared with {gaps.against}"
             found.append(_SkipMeasure(f"matched effect on {metric}", gaps.difference[metric], note=note))
+    for metric in SHOWN[:2]:
+        effect = caution_effect(measured.asked.systems[system], metric)
+        if effect is not None:
+            found.append(_SkipMeasure(f"effect of caution on {metric}", effect))
     auc = mean_estimate([of.get("pairwise_auc") for of in seeds])
     if auc is not None:
         found.append(_SkipMeasure("AUC in a session", auc, chance=0.5))

@@ -83,6 +83,11 @@ _MEASURES: Final = {
         "The matched gap of a system minus that of the same system without feedback, or of the Markov chain: above 0, "
         "the system knows more about which tracks are skipped.",
     ),
+    "caution": (
+        "Effect of caution",
+        "The matched gap with caution minus that of its permuted control, whose play probabilities are shuffled within "
+        "each list: above 0, caution knows which tracks are skipped.",
+    ),
     "auc": (
         "AUC in a session",
         "How often a system scores a played track above a skipped one of the same session; chance is 0.5.",
@@ -112,6 +117,7 @@ def measures(measured: ComparisonData) -> dict[str, str]:
     shown = {
         "gap": bool(measured.gaps),
         "effect": any(gaps.difference for gaps in measured.gaps.values()),
+        "caution": any(of.get("caution_effect") for of in seeds),
         "auc": any(of.get("pairwise_auc") for of in seeds),
         "response": any(of.get("responsiveness") for of in seeds),
         "pair": bool({"pair_seen", "pair_unseen"} & groups),

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from segue.ranking_metrics import Estimate
-from training.evaluation.compare.results import EvaluationResults
+from training.evaluation.compare.results import EvaluationResults, SystemResults
 from training.evaluation.compare.statistics import NEURAL, Breakdown, Difference, Lead, Pair, SkipGaps, kendall
 from training.evaluation.skip_measures import GROUP_NAMES
 from training.reports.tables import Table
@@ -245,6 +245,7 @@ def groups_table(measured: ComparisonData) -> Table:
 
 def skips_table(measured: ComparisonData) -> Table:
     """The measures of skip learning of every system."""
+    cautious = any(caution_effect(answered, metric) for answered in measured.asked.systems.values() for metric in SHOWN)
     return Table(
         f"Skip measures, {measured.asked.question}",
         [
@@ -253,19 +254,22 @@ def skips_table(measured: ComparisonData) -> Table:
             "against",
             *(f"matched effect {metric}" for metric in SHOWN[:2]),
             *(f"raw gap {metric}" for metric in SHOWN[:2]),
+            *(f"effect of caution {metric}" for metric in SHOWN[:2] if cautious),
             "AUC in a session",
             "after a skip, pp",
             "skip - play, pp",
         ],
-        [_skip_cells(measured, system) for system in measured.ranked if system in measured.gaps],
+        [_skip_cells(measured, system, cautious=cautious) for system in measured.ranked if system in measured.gaps],
         "Gap: played minus skipped targets, higher is better; matched: between sessions in the same state. Matched "
-        "effect: the matched gap minus that of the system under `against`, paired over targets. AUC: played tracks "
-        "above skipped ones of the same session. After a skip: change of position of similar tracks in percentage "
-        "points; it should be below 0. AUC and changes: means over seeds of values and of interval limits.",
+        "effect: the matched gap minus that of the system under `against`, paired over targets. "
+        + ("Effect of caution: minus that of its permuted control. " if cautious else "")
+        + "AUC: played tracks above skipped ones of the same session. After a skip: change of position of similar "
+        "tracks in percentage points; it should be below 0. AUC and changes: means over seeds of values and of "
+        "interval limits.",
     )
 
 
-def _skip_cells(measured: ComparisonData, system: str) -> list[str]:
+def _skip_cells(measured: ComparisonData, system: str, *, cautious: bool) -> list[str]:
     gaps, seeds = measured.gaps[system], measured.asked.systems[system].skip_measures
     responses = [of.get("responsiveness") or {} for of in seeds]
     return [
@@ -274,12 +278,19 @@ def _skip_cells(measured: ComparisonData, system: str) -> list[str]:
         gaps.against or "-",
         *(interval(gaps.difference.get(metric), "+") for metric in SHOWN[:2]),
         *(interval(gaps.raw.get(metric), "+") for metric in SHOWN[:2]),
+        *(interval(caution_effect(measured.asked.systems[system], m), "+") for m in SHOWN[:2] if cautious),
         interval(mean_estimate([of.get("pairwise_auc") for of in seeds])),
         *(interval(mean_estimate([of.get(key) for of in responses], 100), "+") for key in RESPONSES),
     ]
 
 
 RESPONSES: Final = ("after_skip", "skip_minus_play")
+
+
+def caution_effect(answered: SystemResults, metric: str) -> Estimate | None:
+    """The effect of caution on a metric: the mean over seeds; None without caution."""
+    effects = [((of.get("caution_effect") or {}).get("effect") or {}).get(metric) for of in answered.skip_measures]
+    return mean_estimate(effects)
 
 
 def mean_estimate(of_seeds: Sequence[Mapping[str, Any] | None], scale: float = 1.0) -> Estimate | None:

@@ -5,6 +5,7 @@ in a process that is started with `subprocess.Popen`: an environment, a folder a
 usual handlers, and the usual end of an interpreter.
 """
 
+import contextlib
 import functools
 import importlib
 import json
@@ -20,10 +21,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
-SERVICE: Final = ("service.server", "service.app")
+SERVICE: Final = ("service.server", "service.app", "segue.cli", "rich.progress")
 COMMANDS: Final = (
     *SERVICE,
-    *("segue.cli", "polars", "rich.progress", "torch", "torch._dynamo", "onnx", "onnxruntime", "training.run"),
+    *("polars", "torch", "torch._dynamo", "onnx", "onnxruntime", "training.run"),
     *("training.evaluation.evaluate", "training.evaluation.compare.report", "training.data.describe.statistics"),
 )
 SEGUE: Final = "import sys; from segue.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -101,9 +102,8 @@ class Preloaded:
         new_session: bool = False,
     ) -> Child:
         """Run `code` as the main module of a new process. The files are numbers of open ones, which stay open here."""
-        request = json.dumps(
-            [code, ["-c", *map(str, arguments)], dict(os.environ if env is None else env), str(cwd or Path.cwd()), new_session]
-        ).encode()
+        argv, environment = ["-c", *map(str, arguments)], dict(os.environ if env is None else env)
+        request = json.dumps([code, argv, environment, str(cwd or Path.cwd()), new_session]).encode()
         assert len(request) < _LONGEST
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         socket.send_fds(self._server, [request], [theirs.fileno(), stdin, stdout, stderr])
@@ -113,7 +113,7 @@ class Preloaded:
     def piped(self, code: str, *arguments: object, **options: Any) -> Child:
         """Run `code` without stdin; what it prints, stderr too, is `stdout` of the process, a text file."""
         here, there = os.pipe()
-        with open(os.devnull) as nothing:
+        with Path(os.devnull).open() as nothing:
             child = self.start(code, *arguments, stdin=nothing.fileno(), stdout=there, stderr=there, **options)
         os.close(there)
         child.stdout = os.fdopen(here)
@@ -123,7 +123,11 @@ class Preloaded:
         self, code: str, *arguments: object, timeout: float = 240, **options: Any
     ) -> "subprocess.CompletedProcess[str]":
         """Run `code` to its end, without stdin; what it prints goes through files."""
-        with open(os.devnull) as nothing, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        with (
+            Path(os.devnull).open() as nothing,
+            tempfile.TemporaryFile("w+") as out,
+            tempfile.TemporaryFile("w+") as err,
+        ):
             child = self.start(
                 code, *arguments, stdin=nothing.fileno(), stdout=out.fileno(), stderr=err.fileno(), **options
             )
@@ -148,7 +152,6 @@ def preloaded(modules: Sequence[str]) -> Preloaded:
     return Preloaded(modules)
 
 
-# What the server does. In a forked child, `next_request` returns the code of its main module.
 _MAIN: Final = """
 import tests.preloaded, sys
 code = tests.preloaded.next_request(int(sys.argv[1]), sys.argv[2:])
@@ -158,7 +161,10 @@ exec(compile(code, "<string>", "exec"))
 
 
 def next_request(number: int, modules: Sequence[str]) -> str:
-    """Import, then fork a child for each request, and tell the exit code of each child. Ends with the other side."""
+    """Import, then fork a child for each request, and tell the exit code of each child. Ends with the other side.
+
+    Returns the code of the main module in each child.
+    """
     for name in modules:
         importlib.import_module(name)
     server = socket.socket(fileno=number)
@@ -171,27 +177,34 @@ def next_request(number: int, modules: Sequence[str]) -> str:
         ready, _, _ = select.select([server, woken], [], [])
         if woken in ready:
             os.read(woken, 4096)
-            while children and (found := os.waitpid(-1, os.WNOHANG))[0]:
-                connection = children.pop(found[0])
-                with connection:
-                    connection.send(str(os.waitstatus_to_exitcode(found[1])).encode(), socket.MSG_NOSIGNAL)
+            _report_ended(children)
         if server in ready:
             request, files, _, _ = socket.recv_fds(server, _LONGEST, 4)
             if not request:
                 raise SystemExit
-            sys.stdout.flush()
             child = os.fork()
             if child == 0:
                 signal.set_wakeup_fd(-1)
-                for one in (server, *children.values()):
-                    one.close()
-                for one in (woken, waker, files[0]):
-                    os.close(one)
+                for opened in (server, *children.values()):
+                    opened.close()
+                for unused in (woken, waker, files[0]):
+                    os.close(unused)
                 return _become(json.loads(request), files[1:])
-            connection = children[child] = socket.socket(fileno=files[0])
-            connection.send(str(child).encode(), socket.MSG_NOSIGNAL)
-            for one in files[1:]:
-                os.close(one)
+            children[child] = socket.socket(fileno=files[0])
+            _tell(children[child], child)
+            for unused in files[1:]:
+                os.close(unused)
+
+
+def _report_ended(children: dict[int, socket.socket]) -> None:
+    while children and (found := os.waitpid(-1, os.WNOHANG))[0]:
+        with children.pop(found[0]) as connection:
+            _tell(connection, os.waitstatus_to_exitcode(found[1]))
+
+
+def _tell(connection: socket.socket, number: int) -> None:
+    with contextlib.suppress(OSError):  # nobody waits for this child any more
+        connection.send(str(number).encode(), socket.MSG_NOSIGNAL)
 
 
 def _become(request: list[Any], files: list[int]) -> str:
@@ -209,8 +222,7 @@ def _become(request: list[Any], files: list[int]) -> str:
         os.dup2(file, number)
     for file in files:
         os.close(file)
-    sys.stdin = sys.__stdin__ = open(0, closefd=False)
-    terminal = os.isatty(1)
-    sys.stdout = sys.__stdout__ = open(1, "w", buffering=1 if terminal else -1, closefd=False)
-    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")
+    sys.stdin = sys.__stdin__ = os.fdopen(0, closefd=False)
+    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", buffering=1 if os.isatty(1) else -1, closefd=False)
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1, closefd=False, errors="backslashreplace")
     return str(code)

@@ -147,7 +147,6 @@ class World:
         self._outputs: dict[tuple[str, Width], str] = {}
 
     def close(self) -> None:
-        self.commands.close()
         if self._service is not None:
             self._service.stop()
 

@@ -5,8 +5,9 @@ import pty
 import select
 import signal
 import subprocess
-import sys
 import time
+
+from tests.preloaded import SEGUE, SERVICE, preloaded
 
 
 class Terminal:
@@ -15,13 +16,14 @@ class Terminal:
     def __init__(self, *arguments: object, lines: int = 50) -> None:
         self._here, there = pty.openpty()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SEGUE_")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "segue", *map(str, arguments)],
+        self.process = preloaded(SERVICE).start(
+            SEGUE,
+            *arguments,
             stdin=there,
             stdout=there,
             stderr=there,
             env=environment | {"TERM": "xterm-256color", "COLUMNS": "120", "LINES": str(lines)},
-            start_new_session=True,
+            new_session=True,
         )
         os.close(there)
         self.text = ""

@@ -13,21 +13,37 @@ const NOTHING = { kind: "none", ranks: new Map() };
 let ranks = new Map(); // track id -> rank in the list that is shown
 let answered = null; // the session's list, also while a hypothetical one is shown
 let baseline = NOTHING; // what the arrows compare with: `kind` says why, `ranks` has the rank of each track then
+let beforeHypothetical = NOTHING;
+let ranksIfPlayed = null; // after a skip: the rank of each track, had the track been played; null until it is known
 const rows = new Map(); // track id -> its row
 
 /** Compare the next list with the one that is shown now. `kind`: "skip", "play", "release", "options" or "other". */
 export function rememberRanks(kind) {
+  ranksIfPlayed = null;
   baseline = { kind, ranks: new Map(ranks) };
 }
 
-/** Compare with these ranks, such as those of a hypothetical list. */
-export function compareWith(kind, items) {
-  baseline = { kind, ranks: new Map(items.map((track) => [track.track_id, track.rank])) };
+/** Compare a hypothetical list with the session's. `endHypothetical` returns to the comparison before. */
+export function compareHypothetical() {
+  beforeHypothetical = baseline;
+  baseline = { kind: "hypothetical", ranks: ranksOf(answered.items) };
 }
+
+export function endHypothetical() {
+  baseline = beforeHypothetical;
+}
+
+/** Say in each row where its track would be in this list, which the skip prevented. The arrows stay those of the skip. */
+export function supposePlayed(items) {
+  ranksIfPlayed = ranksOf(items);
+}
+
+const ranksOf = (items) => new Map(items.map((track) => [track.track_id, track.rank]));
 
 /** Compare the next list with nothing. */
 export function forgetRanks() {
   ranks = new Map();
+  ranksIfPlayed = null;
   baseline = NOTHING;
 }
 
@@ -73,6 +89,7 @@ export function showNext(answer, choices, { hypothetical = false } = {}) {
   const before = new Map([...list.children].map((item) => [item.dataset.track, item.getBoundingClientRect()]));
   const focused = list.contains(document.activeElement) ? document.activeElement.closest("li").dataset.track : null;
   const was = withoutHeard(baseline.ranks);
+  const supposed = ranksIfPlayed && withoutHeard(ranksIfPlayed);
   const why = reasonsOf(answer);
   for (const id of rows.keys()) if (!answer.items.some((track) => track.track_id === id)) rows.delete(id);
   const items = answer.items.map((track) => rowOf(track, choices));
@@ -80,7 +97,7 @@ export function showNext(answer, choices, { hypothetical = false } = {}) {
   answer.items.forEach((track, at) => {
     const close = closestPlay(why.get(track.track_id));
     const reason = baseline.kind === "skip" || baseline.kind === "hypothetical"
-      ? difference(track, was) : close && close !== closest ? `close to ${titleOf(trackOf(close))}` : "";
+      ? difference(track, was, supposed) : close && close !== closest ? `close to ${titleOf(trackOf(close))}` : "";
     closest = close ?? closest;
     fillRow(items[at], track, was, reason, answer.source);
     fillReasons(items[at], why.get(track.track_id), answer);
@@ -142,12 +159,13 @@ function movement({ track_id: id, rank }, was) {
   return before > rank ? ["up", `▲ ${moved}`, `up ${moved}, was ${before}`] : ["down", `▼ ${moved}`, `down ${moved}, was ${before}`];
 }
 
-/** Where a track would be without the latest skip; empty if it is there now. */
-function difference({ track_id: id, rank }, was) {
-  const there = was.get(id);
-  if (there === rank) return "";
-  if (baseline.kind === "hypothetical") return there === undefined ? "not in your list" : `#${there} in your list`;
-  return there === undefined ? "not in the list without the skip" : `would be #${there} without the skip`;
+/** Where a track would be had the skipped one been played; empty if it is there now, or if that is not known yet. */
+function difference({ track_id: id, rank }, was, supposed) {
+  const isHypothetical = baseline.kind === "hypothetical";
+  const there = (isHypothetical ? was : supposed)?.get(id);
+  if (there === rank || !(isHypothetical || supposed)) return "";
+  if (isHypothetical) return there === undefined ? "not in your list" : `#${there} in your list`;
+  return there === undefined ? "not in the list had you played it" : `would be #${there} had you played it`;
 }
 
 // ---- movement

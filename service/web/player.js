@@ -6,7 +6,7 @@ import { feedbackOf, listenToControls, loadFeatures, showOptions, showStation } 
 import { listenToKeys } from "./keys.js";
 import { chooseOther, listenToReleases, readLive, showAnswering } from "./live.js";
 import { showMap, showMove } from "./map.js";
-import { changeOf, compareWith, currentAnswer, firstNext, forgetRanks, forgetRows, markPlaying, nthNext, rememberRanks, shownRanks, showNext } from "./next.js";
+import { changeOf, compareHypothetical, currentAnswer, endHypothetical, firstNext, forgetRanks, forgetRows, markPlaying, nthNext, rememberRanks, shownRanks, showNext, supposePlayed } from "./next.js";
 import { heard, listenToClock, showControls, showName, showNow, showQueue, showSkipped, togglePause } from "./now.js";
 import { showSession } from "./ribbon.js";
 import { listenToSearch, loadPopular } from "./search.js";
@@ -150,7 +150,11 @@ function finish() {
     if (!track) return;
     skipped = null;
     if (state.isStarted) await countPlay(track, ["You played ", quoted(track)]);
-    else tellStory("play", [quoted(track), " ended"], changeOf(currentAnswer().items, shownRanks()));
+    else {
+      rememberRanks("play"); // the list stays, so no row has a mark
+      showAnswer(currentAnswer());
+      tellStory("play", [quoted(track), " ended"], changeOf(currentAnswer().items, shownRanks()));
+    }
     startTrack(state.queue.shift() ?? firstNext());
     explainNext();
   });
@@ -201,12 +205,13 @@ function toggleSupposed() {
   return act(async () => {
     if (!skipped) return;
     if (supposing) {
-      compareWith("skip", (await supposed(hadItBeenPlayed(), currentAnswer().release)).items);
+      endHypothetical();
       showAnswer(currentAnswer());
+      explainNext();
       return;
     }
     const answer = await supposed(hadItBeenPlayed(), currentAnswer().release, NEXT);
-    compareWith("hypothetical", currentAnswer().items);
+    compareHypothetical();
     supposing = true;
     showNext(answer, choices, { hypothetical: true });
     showSupposing();
@@ -222,7 +227,7 @@ function showSupposing() {
 
 /**
  * Load the reasons after the list, because they take longer to compute. After a skip, load the list had the track been played
- * first. Drop both if the session has changed meanwhile.
+ * first, for the words of the rows. Drop both if the session has changed meanwhile.
  */
 async function explainNext() {
   const { plays } = state;
@@ -231,7 +236,7 @@ async function explainNext() {
     const answer = await supposed(hadItBeenPlayed(), currentAnswer().release).catch(() => null);
     if (plays !== state.plays || supposing) return;
     if (answer) {
-      compareWith("skip", answer.items);
+      supposePlayed(answer.items);
       showAnswer(currentAnswer());
     }
   }

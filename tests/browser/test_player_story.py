@@ -63,10 +63,10 @@ def test_a_row_says_where_it_would_be_only_where_that_differs(page: "Page", runn
     expected = []
     for rank, track in enumerate(here):
         if track not in there:
-            expected.append("not in the list without the skip")
+            expected.append("not in the list had you played it")
         else:
             would = there.index(track)
-            expected.append("" if would == rank else f"would be #{would + 1} without the skip")
+            expected.append("" if would == rank else f"would be #{would + 1} had you played it")
     assert len(set(expected)) > 2
     playwright.expect(page.locator("#next .reason")).to_have_text(expected)
     playwright.expect(page.locator("#next .why")).to_have_count(15)

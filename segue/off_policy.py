@@ -24,7 +24,6 @@ from segue.arrays import Float64, Int
 from segue.errors import InputError
 from segue.safe_files import UNREADABLE, check_footer
 
-WINDOW_S: Final = 1200.0
 LEAST_EFFECTIVE: Final = 100.0  # effective observations below which an estimate is uncertain, whatever its interval
 _RESAMPLES: Final = 1_000
 _GROUP: Final = ("release", "arm", "policy")
@@ -112,7 +111,7 @@ def _read(files: Sequence[Path], columns: Sequence[str]) -> pl.DataFrame:
     return pl.concat(frames)
 
 
-def observed_places(log: ListLog, window_s: float = WINDOW_S) -> pl.DataFrame:
+def observed_places(log: ListLog, window_s: float) -> pl.DataFrame:
     """Return a row for each place of each list: `list`, `session_id`, `rank` from 1, `track_id`, `propensity`,
     `explored` and `reward`.
 

@@ -9,9 +9,15 @@ import numpy as np
 import polars as pl
 import pytest
 
+from segue.cli.off_policy import _lists_of
 from segue.errors import InputError
 from segue.list_steps import explored, propensities
 from segue.off_policy import ListLog, PolicyRates, bootstrap, observed_places, play_rates, read_log
+from segue.release import Release
+from segue.sessions import Outcome, Play
+
+pytest.importorskip("faiss")
+from service.releases.loaded import load_release
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 LIST = {"release": "r-1", "arm": None, "policy": "radio"}
@@ -86,6 +92,15 @@ def test_weights_are_worked_out_by_hand(tmp_path: Path) -> None:
     assert other is not None
     assert (other.play_rate, other.matched, other.effective) == (1, 1, pytest.approx(1))  # of a, with the weight 10
     assert rates(log, [[], ["q"], ["y", "x"]]).target is None
+
+
+def test_the_lists_of_a_release_follow_the_plays_before_them(tiny_release: Release, tmp_path: Path) -> None:
+    plays = [played("a", 0, "g0-t00"), played("a", 1, "g1-t00", skipped=True), played("a", 2, "g2-t00")]
+    lists = [served("a", 2, "xyz"), served("nothing", 1, "xy")]
+    live = load_release(tiny_release.path)
+    after = [Play("g0-t00"), Play("g1-t00", Outcome.SKIPPED)]
+    expected = [[one.track_id for one in live.recommend(before, k).tracks] for before, k in ((after, 3), ([], 2))]
+    assert list(_lists_of(tiny_release.path, log_of(lists, plays, tmp_path))) == expected
 
 
 def simulated(chance: random.Random, folder: Path, sessions: int = 1_500) -> ListLog:

@@ -69,9 +69,9 @@ def _write_event_log(folder: Path, chance: random.Random) -> None:
                 "explored": drawn,
             }
         )
-        place = chance.choice([0, 0, 1, 2, None])
-        skips = place is not None and chance.random() < (0.6 if drawn[place] else 0.3)
-        following = (1, "g3-t00" if place is None else track_ids[place], skips)
+        at_rank = chance.choice([0, 0, 1, 2, None])
+        skips = at_rank is not None and chance.random() < (0.6 if drawn[at_rank] else 0.3)
+        following = (1, "g3-t00" if at_rank is None else track_ids[at_rank], skips)
         for position, track_id, skipped in ((0, "g0-t09", False), following):
             own = {"session_id": f"s{number}@0", "position": position, "track_id": track_id, "skipped": skipped}
             plays.append(own | {"written_at": at + timedelta(seconds=60 * position)})

@@ -1,13 +1,22 @@
 """Served lists: a sample of the lists is in files beside the event log, with the propensities of their tracks."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import polars as pl
+import pytest
 
+from segue.cli import main
+from segue.errors import StoreUnavailable
+from segue.release import Release
+from service.releases.loaded import load_release
+from service.releases.served_lists import MAX_QUEUED, ServedLists
 from service.sessions.event_log import LIST_SCHEMA
+from service.telemetry import Telemetry
 from tests.event_log_reader import read_back
 from tests.stopwatch import until
 
@@ -92,3 +101,70 @@ def test_nothing_is_logged_by_default_and_a_stop_loses_nothing(start_service: St
             play(client, f"s{number}", "g0-t00", recommend=3)
     assert service.stop() == 0
     assert len(logged(folder)) == 20
+
+
+def test_readers_of_plays_take_the_plays_alone(
+    start_service: StartService, tmp_path: Path, tiny_release: Release, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also beyond the plays that a session keeps, the list has the position of the next play."""
+    folder = tmp_path / "data" / "events"
+    service = start_service(list_log_rate=1, max_session_plays=2)
+    with service.client() as client:
+        for number in range(3):
+            play(client, "a", f"g0-t0{number}")
+        [best] = shown(client, session_id="a", k=1)
+        play(client, "a", best)
+    assert service.stop() == 0
+    [one] = logged(folder)
+    assert one["position"] == 3
+    assert main(["prepare", "events", str(folder), "--out", str(tmp_path / "dataset"), "--min-session-plays", "1"]) == 0
+    assert len(pl.read_parquet(tmp_path / "dataset" / "sessions.parquet")) == 1
+    out = tmp_path / "lists.parquet"
+    assert main(["recommend", str(tiny_release.path), "--sessions", str(folder), "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["off-policy", str(folder)]) == 0
+    shown_rates = capsys.readouterr()
+    assert "observed\t1\nplay rate as served\t1.0000\n" in shown_rates.out
+    assert "every propensity is 1" in shown_rates.err
+    assert main(["off-policy", str(folder), "--policy-release", str(tiny_release.path)]) == 2
+
+
+class _Store:
+    """A session store that rejects the lists of some sessions."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[str, int, Mapping[str, str]]] = []
+
+    async def log_list(self, session_id: str, plays: int, at_ms: int, fields: Mapping[str, str]) -> int:
+        if session_id == "rejected":
+            raise StoreUnavailable("it is away")
+        self.entries.append((session_id, plays, fields))
+        return 0
+
+
+def test_a_full_queue_and_an_unavailable_redis_drop_lists_and_count_them(tiny_release: Release) -> None:
+    async def run() -> tuple[list[tuple[str, int, Mapping[str, str]]], float]:
+        store, telemetry, stopping = _Store(), Telemetry(), asyncio.Event()
+        first, second = SimpleNamespace(), SimpleNamespace()
+        releases = SimpleNamespace(live=lambda: [(first, 0.5), (second, 0.5)])
+        answer = load_release(tiny_release.path).recommend([], 2)
+        lists: Any = ServedLists(store, releases, 1, telemetry)  # type: ignore[arg-type]
+        assert "any session" in lists
+        assert "any session" not in ServedLists(store, releases, 0, telemetry)  # type: ignore[arg-type]
+        lists.add("no plays", 0, first, None, answer)
+        lists.add("rejected", 1, first, None, answer)
+        lists.add("a", 1, first, None, answer)
+        for _ in range(MAX_QUEUED):
+            lists.add("b", 2, second, "radio", answer)
+        task = asyncio.create_task(lists.run(stopping))
+        stopping.set()
+        await task
+        return store.entries, telemetry.registry.get_sample_value("segue_list_log_dropped_lists_total") or 0
+
+    entries, dropped = asyncio.run(run())
+    assert dropped == 1 + 2
+    assert len(entries) == MAX_QUEUED - 1
+    assert [(name, plays, fields["arm"], fields["policy"]) for name, plays, fields in entries[:2]] == [
+        ("a", 1, "current", ""),
+        ("b", 2, "second", "radio"),
+    ]

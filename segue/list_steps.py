@@ -6,10 +6,14 @@ places, never the number of tracks. Candidates are numbers; 0 is the best of the
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from random import Random
+from typing import TypeAlias
 
 import numpy as np
 
 from segue.arrays import Float32, Float64
+
+# Returns those of some candidates that a place of a list may have: (list, place, candidates) -> candidates.
+MayHave: TypeAlias = Callable[[list[int], int, list[int]], list[int]]
 
 
 def boosted(values: Float64, weights: Float64) -> list[int]:
@@ -68,7 +72,7 @@ def explored(
     rate: float,
     draw: Random,
     fixed: Collection[int] = (),
-    may_have: Callable[[list[int], int, list[int]], list[int]] | None = None,
+    may_have: MayHave | None = None,
 ) -> list[int]:
     """Return a list in which each place gets, with the probability `rate`, a candidate of `pool` that is not in it.
 
@@ -79,9 +83,38 @@ def explored(
     for place in range(len(made)):
         if place in fixed or draw.random() >= rate:
             continue
-        taken = set(made)
-        left = [one for one in pool if one not in taken]
-        left = left if may_have is None else may_have(made, place, left)
+        left = _left(made, place, pool, may_have)
         if left:
             made[place] = left[draw.randrange(len(left))]
     return made
+
+
+def propensities(
+    listed: Sequence[int],
+    shown: Sequence[int],
+    pool: Sequence[int],
+    rate: float,
+    fixed: Collection[int] = (),
+    may_have: MayHave | None = None,
+) -> list[float]:
+    """Return the probability of each candidate of `shown` at its place, given the places above it.
+
+    `shown` is a list that `explored` returned for the other arguments. Places are drawn from the top, so the product of
+    the probabilities is the probability of the whole list. A place that cannot change has 1. A place that kept its
+    candidate has 1 - `rate`; a drawn candidate has `rate` divided by the number of candidates that were left.
+    """
+    made = list(listed)
+    chances: list[float] = []
+    for place, candidate in enumerate(shown):
+        left = [] if place in fixed else _left(made, place, pool, may_have)
+        kept = candidate == listed[place]
+        chances.append((1.0 - rate if kept else rate / len(left)) if left else 1.0)
+        made[place] = candidate
+    return chances
+
+
+def _left(made: list[int], place: int, pool: Sequence[int], may_have: MayHave | None) -> list[int]:
+    """Return the candidates of `pool` that exploration may draw for a place."""
+    taken = set(made)
+    left = [one for one in pool if one not in taken]
+    return left if may_have is None else may_have(made, place, left)

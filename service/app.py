@@ -52,6 +52,7 @@ from service.problems import answer_problems, describe_problems, only_known_para
 from service.releases.attribution import Attribution
 from service.releases.policies import Policies
 from service.releases.registry import ReleaseRegistry, check_servable
+from service.releases.served_lists import ServedLists
 from service.sessions.embedded_redis import embedded_redis, terminate_with_parent
 from service.sessions.event_log import EventLog, open_folder
 from service.sessions.store import DurabilityCheck, SessionStore, connect
@@ -189,10 +190,14 @@ async def _open(settings: Settings, telemetry: Telemetry, opened: contextlib.Asy
     _log.info("release_loaded", release=live.name, tracks=len(live.catalogue), index=live.index_facts["kind"])
     store = SessionStore(client, settings, telemetry)
     opened.push_async_callback(store.aclose)
+    served_lists = ServedLists(store, registry, settings.list_log_rate, telemetry) if settings.list_log_rate else None
+    if served_lists is not None:
+        await opened.enter_async_context(_running(served_lists.run))
     return AppState(
         releases=registry,
         policies=policies,
         attribution=Attribution(store, settings.attribution_sample_rate, telemetry),
+        served_lists=served_lists,
         store=store,
         streams=SessionStreams(store),
         threads=threads,

@@ -241,15 +241,13 @@ class Settings(BaseSettings):
         default=None, description="Folder of the event log; default: `events/` in `data_dir`"
     )
     event_log_flush_s: float = Field(
-        default=30,
-        gt=0,
-        le=3600,
-        description="Seconds between two event log files, and until an erasure reaches the files",
+        default=30, gt=0, le=3600, description="Seconds between two event log files, and until an erasure reaches them"
     )
     event_log_stream_max_length: int = Field(
-        default=10_000,
-        ge=100,
-        description="Events kept in each of the 64 Redis streams until the event log writer takes them",
+        default=10_000, ge=100, description="Events kept in each of the 64 Redis streams until the writer takes them"
+    )
+    list_log_rate: float = Field(
+        default=0, ge=0, le=1, description="Share of sessions whose lists are logged beside the event log; 0: off"
     )
 
     @field_validator("experiment", mode="before")
@@ -326,6 +324,8 @@ class Settings(BaseSettings):
             )
         if self.cors_origins == ("*",) and self.api_keys is None:
             raise ValueError("cors_origins=* requires api_keys: set them, or list the origins")
+        if self.list_log_rate and not self.event_log:
+            raise ValueError("list_log_rate requires event_log: set SEGUE_EVENT_LOG=true, or SEGUE_LIST_LOG_RATE=0")
         if self.key_rate_limit is not None and self.api_keys is None:
             raise ValueError("key_rate_limit requires api_keys")
         return self

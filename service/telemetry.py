@@ -167,6 +167,10 @@ class Telemetry:
         self.log_drops = self._counter(
             "event_log_dropped_plays", "Plays lost from the event log because its Redis stream was full"
         )
+        self.logged_lists = self._counter("list_log_written_lists", "Served lists written to the event log's files")
+        self.list_drops = self._counter(
+            "list_log_dropped_lists", "Served lists lost because a queue was full or Redis was unavailable"
+        )
         self.log_failures = self._counter("event_log_failures", "Failed flushes of the event log")
         self.log_lag = Gauge(
             "segue_event_log_lag_seconds",

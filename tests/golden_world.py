@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,47 @@ def write_logs(folder: Path, tiny: Release) -> None:
     (folder / "small.toml").write_text(_RECIPE)
     sessions = {"session_id": ["a", "a", "b"], "position": [0, 1, 0], "track_id": ["g0-t00", "g1-t00", "g2-t03"]}
     pl.DataFrame(sessions | {"skipped": [False, True, False]}).write_parquet(folder / "sessions.parquet")
+    _write_event_log(folder / "events", random.Random(7))
     (folder / "releases").mkdir()
     shutil.copytree(tiny.path, folder / "releases" / "tiny")
     _write_titled(folder / "releases" / "titled", chance)
+
+
+def _write_event_log(folder: Path, chance: random.Random) -> None:
+    """Served lists of the tiny release, with and without exploration, and the plays that followed."""
+    lists: list[dict[str, Any]] = []
+    plays: list[dict[str, Any]] = []
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    for number in range(300):
+        at, explores = start + timedelta(minutes=number), number % 4 > 0
+        track_ids, chances = [f"g0-t0{one}" for one in range(3)], [0.8 if explores else 1.0] * 3
+        drawn = [explores and chance.random() < 0.2 for _ in track_ids]
+        for place in [place for place, is_drawn in enumerate(drawn) if is_drawn]:
+            chances[place] = 0.2 / (5 - sum(drawn[:place]))
+            track_ids[place] = chance.choice([f"g0-t0{one}" for one in range(3, 8) if f"g0-t0{one}" not in track_ids])
+        lists.append(
+            {
+                "session_id": f"s{number}@0",
+                "position": 1,
+                "timestamp": at,
+                "release": "sasrec-0123456789",
+                "arm": None,
+                "policy": "radio" if explores else None,
+                "track_ids": track_ids,
+                "propensities": chances,
+                "explored": drawn,
+            }
+        )
+        at_rank = chance.choice([0, 0, 1, 2, None])
+        skips = at_rank is not None and chance.random() < (0.6 if drawn[at_rank] else 0.3)
+        following = (1, "g3-t00" if at_rank is None else track_ids[at_rank], skips)
+        for position, track_id, skipped in ((0, "g0-t09", False), following):
+            own = {"session_id": f"s{number}@0", "position": position, "track_id": track_id, "skipped": skipped}
+            plays.append(own | {"written_at": at + timedelta(seconds=60 * position)})
+    folder.mkdir()
+    types = {"arm": pl.String, "policy": pl.String}
+    pl.DataFrame(lists, schema_overrides=types, infer_schema_length=None).write_parquet(folder / "lists-1.parquet")
+    pl.DataFrame(plays).write_parquet(folder / "events-1.parquet")
 
 
 def _write_plays(path: Path, chance: random.Random) -> None:

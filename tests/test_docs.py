@@ -20,7 +20,7 @@ def doc(name: str) -> str:
 
 
 def test_the_readme_lists_every_command() -> None:
-    listed = set(re.findall(r"^\| `segue (\w+)` \|", README, flags=re.MULTILINE))
+    listed = set(re.findall(r"^\| `segue ([\w-]+)` \|", README, flags=re.MULTILINE))
     assert listed == set(segue.commands)
 
 

@@ -79,6 +79,10 @@ CASES: Final[dict[str, tuple[str, ...]]] = {
         "keys revoke player --file keys.toml",
     ),
     "top": ("top SERVICE --once --interval 0.1", "top SERVICE --interval 60"),
+    "off-policy": (
+        "off-policy events",
+        "off-policy events --policy-release releases/tiny",
+    ),
     "openapi": ("openapi",),
     "messages": (
         "trian data/mine",

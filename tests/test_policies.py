@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from segue.errors import BadPolicy, NoEmbeddings
 from segue.filters import read_filter
-from segue.list_steps import boosted, diversified, explored, pinned
+from segue.list_steps import boosted, diversified, explored, pinned, propensities
 from segue.policy import Policy, read_policy
 from segue.spacing import Spacing
 from service.releases.lists import check_policy
@@ -235,6 +236,48 @@ class TestSteps:
             assert after == before or (after in pool and place not in fixed and even(made, place, [after]))
         assert made == explored(listed, pool, rate, random.Random(seed), fixed, even)
         assert explored(listed, pool, 0.0, random.Random(seed)) == listed
+
+    @given(st.integers(1, 4), st.integers(0, 4), st.floats(0, 1), st.sets(st.integers(0, 3)), st.integers(1, 3))
+    def test_propensities_of_all_lists_sum_to_one(
+        self, k: int, more: int, rate: float, fixed: set[int], modulus: int
+    ) -> None:
+        """At each place, given the places above it, and of whole lists."""
+        listed, pool = list(range(k)), list(range(k, k + more))
+
+        def some(_: list[int], place: int, candidates: list[int]) -> list[int]:
+            return [one for one in candidates if (place + one) % modulus == 0]
+
+        def below(above: list[int]) -> float:
+            place = len(above)
+            if place == k:
+                return 1.0
+            kept = [*above, *listed[place:]]
+            possible = [listed[place]]
+            if place not in fixed:
+                possible += some(kept, place, [one for one in pool if one not in kept])
+            if rate == 1 and len(possible) > 1:
+                possible = possible[1:]
+            total = 0.0
+            for candidate in possible:
+                shown = [*above, candidate, *listed[place + 1 :]]
+                total += propensities(listed, shown, pool, rate, fixed, some)[place] * below([*above, candidate])
+            return total
+
+        assert below([]) == pytest.approx(1)
+
+    def test_propensities_are_the_shares_of_many_draws(self) -> None:
+        """A drawn track is one less for the places below, and a track that lost its place may be drawn again."""
+        listed, pool, rate, fixed = [0, 1, 7], [5, 6, 7], 0.4, {1}
+        draw = random.Random(11)
+        lists = Counter(tuple(explored(listed, pool, rate, draw, fixed)) for _ in range(50_000))
+        chances = {shown: math.prod(propensities(listed, shown, pool, rate, fixed)) for shown in lists}
+        assert sum(chances.values()) == pytest.approx(1)
+        for shown, count in lists.items():
+            deviation = math.sqrt(chances[shown] * (1 - chances[shown]) * 50_000)
+            assert abs(count - chances[shown] * 50_000) < 5 * deviation
+        assert propensities(listed, [5, 1, 6], pool, rate, fixed) == pytest.approx([0.4 / 2, 1, 0.4 / 1])
+        assert propensities(listed, [0, 1, 7], pool, rate, fixed) == pytest.approx([0.6, 1, 0.6])
+        assert propensities(listed, listed, [], rate) == [1, 1, 1]
 
     def test_exploration_has_its_rate_and_draws_uniformly(self) -> None:
         draw, rate, pool = random.Random(7), 0.2, list(range(10, 40))

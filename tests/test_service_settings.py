@@ -36,6 +36,7 @@ def test_what_is_given_goes_before_the_environment(monkeypatch: pytest.MonkeyPat
         ({"idle_gap_s": 0}, "idle_gap_s is 0: expected a number above 0; see SEGUE_IDLE_GAP_S"),
         ({"redis_url": "localhost"}, "redis_url is 'localhost'"),
         ({"log_level": "loud"}, "log_level is 'loud': expected 'debug', 'info', 'warning' or 'error'; see"),
+        ({"event_log": False, "list_log_rate": 0.1}, "list_log_rate requires event_log: set SEGUE_EVENT_LOG=true, or"),
         ({"event_log": "perhaps"}, "event_log is 'perhaps': expected true or false; see"),
         ({"redis_connections": "many"}, "redis_connections is 'many': expected a whole number; see"),
         ({"redis_password_file": "nowhere"}, "redis_password_file is 'nowhere': expected an existing file; see"),

@@ -20,6 +20,7 @@ from segue.cli.demo import demo
 from segue.cli.describe import describe
 from segue.cli.evaluate import compare
 from segue.cli.experiments import reproduce, tune
+from segue.cli.off_policy import off_policy
 from segue.cli.serve import keys, openapi, recommend, serve
 from segue.cli.terminal import escaped, say
 from segue.cli.top import top
@@ -119,6 +120,7 @@ for _command in (
     serve,
     keys,
     top,
+    off_policy,
     openapi,
 ):
     segue.add_command(_command)

@@ -163,8 +163,9 @@ class _Plays:
         """Raises InputError if a file cannot be read, lacks a column or has a column of the wrong type."""
         self._source = source
         files = [source]
-        if source.is_dir():  # an event log has likes, dislikes and bans in files of their own
-            files = sorted(set(source.glob("*.parquet")) - set(source.glob("preferences-*.parquet")))
+        if source.is_dir():  # an event log has preferences and served lists in files of their own
+            others = {*source.glob("preferences-*.parquet"), *source.glob("lists-*.parquet")}
+            files = sorted(set(source.glob("*.parquet")) - others)
         if not source.exists():
             raise InputError(f"{source} does not exist: give a Parquet file of plays, or a folder of such files")
         if not files:

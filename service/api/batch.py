@@ -182,7 +182,7 @@ async def _recommendations(service: AppState, asked: BatchRequest, session: OneS
     if session.session_id is None:
         return next_tracks_json(await active.ranking(question), fields=fields, unknown_seeds=unknown)
     options: dict[str, Any] = {"fields": fields, "attributed": asked.release is None, "unknown_seeds": unknown}
-    return await recommend(service, active, session.session_id, question, **options)
+    return await recommend(service, active, session.session_id, question, policy=asked.policy, **options)
 
 
 def _problem(response: Response) -> bytes:

@@ -1,6 +1,7 @@
 """Recommendations: for a stored session, for a hypothetical one, and with explanations."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import orjson
@@ -158,7 +159,9 @@ async def recommendations(  # noqa: PLR0913, PLR0917 (parameters of the request)
         wishes = await wishes_of(service, live, found.preferences)
         exclude, station = [*exclude, *wishes.exclude], wishes.station
     question = Question(found.plays, k, exclude, *rules, station=station)
-    content = await recommend(service, active, session_id, question, explain, names, attributed=release is None)
+    content = await recommend(
+        service, active, session_id, question, explain, names, attributed=release is None, policy=policy
+    )
     return Response(content, media_type="application/json")
 
 
@@ -197,17 +200,25 @@ async def recommend(  # noqa: PLR0913 (options of the request)
     fields: Sequence[str] = (),
     *,
     attributed: bool = True,
+    policy: str | None = None,
     unknown_seeds: Sequence[str] = (),
 ) -> bytes:
     """The next tracks of a session: a RecommendationsBody as JSON, with the attributes `fields` of the tracks.
 
-    `attributed`: whether plays and skips of these tracks count for the release. They do not if the client chose the
-    release itself.
+    `attributed`: whether plays and skips of these tracks count for the release, and the list may be logged. They do
+    not if the client chose the release itself. A list with a seed is not logged, as its exploration is not random.
     """
+    lists = service.served_lists if attributed and question.seed is None else None
+    if lists is not None and session_id in lists:
+        question = replace(question, with_propensities=True)
+    else:
+        lists = None
     answer = await answer_or_popular(service, active, question)
     service.telemetry.series(service.telemetry.recommendations, active.live.name, answer.source).inc()
     if attributed:
         service.attribution.remember(session_id, answer)
+    if lists is not None:
+        lists.add(session_id, len(question.plays), active, policy, answer)
     explanation = await _explanation(service, question, answer) if explain else None
     # Session ids need no JSON escapes.
     return b'{"session_id":"%b",%b' % (

@@ -162,7 +162,8 @@ async def append_events(service: AppState, session_id: str, reported: EventsRequ
             found = await with_bans(service, stored.session)
             exclude, station, _ = await wishes_of(service, live, found.preferences)
         question = Question(stored.plays, wanted.k, exclude, *rules, station=station)
-        tracks = await recommend(service, active, session_id, question, fields=fields)
+        policy = wanted.options.policy
+        tracks = await recommend(service, active, session_id, question, fields=fields, policy=policy)
         answer["recommendations"] = orjson.Fragment(tracks)
     return orjson.dumps(answer)
 

@@ -32,6 +32,7 @@ from service.releases.attribution import Attribution
 from service.releases.loaded import LoadedRelease
 from service.releases.policies import Policies
 from service.releases.registry import ReleaseRegistry
+from service.releases.served_lists import ServedLists
 from service.sessions.store import SessionStore
 from service.telemetry import Telemetry
 from service.threads import Threads
@@ -52,6 +53,7 @@ class AppState:
     releases: ReleaseRegistry
     policies: Policies
     attribution: Attribution
+    served_lists: ServedLists | None  # None: lists are not logged
     store: SessionStore
     streams: SessionStreams
     threads: Threads

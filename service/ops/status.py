@@ -86,6 +86,14 @@ class EventLogState(BaseModel):
     failures: int = Field(description="Failed flushes")
 
 
+class ServedListsState(BaseModel):
+    """The log of served lists."""
+
+    rate: float = Field(description="Share of the sessions whose lists are logged; 0: off")
+    written: int = Field(description="Lists written to files by this service")
+    dropped: int = Field(description="Lists lost because a queue was full or Redis was unavailable")
+
+
 class Operations(BaseModel):
     """The state of the service. Counters start at zero with the service."""
 
@@ -99,6 +107,7 @@ class Operations(BaseModel):
     fallbacks: dict[str, int] = Field(description="Popularity lists by the component that failed")
     redis: RedisState
     event_log: EventLogState
+    served_lists: ServedListsState
     release: ReleaseBody = Field(description="The current release")
     experiment: ExperimentBody | None = None
     swaps: dict[str, int] = Field(description="Number of releases `loaded` and `rejected`")
@@ -212,6 +221,7 @@ class ServiceStatus:
         self._telemetry = telemetry
         self._reading = BlockingCalls("metrics and the event log's folder", LIMIT_S, max_calls=32)
         self._log_kept = settings.event_log
+        self._list_log_rate = settings.list_log_rate
         self._folder = (
             EventLogFiles(settings.event_log_folder) if settings.event_log and settings.event_log_writer else None
         )
@@ -232,6 +242,11 @@ class ServiceStatus:
             fallbacks=numbers.by("segue_fallbacks_total", "component"),
             redis=self._redis(store, numbers),
             event_log=await self._event_log(store, numbers),
+            served_lists=ServedListsState(
+                rate=self._list_log_rate,
+                written=numbers.count("segue_list_log_written_lists_total"),
+                dropped=numbers.count("segue_list_log_dropped_lists_total"),
+            ),
             release=ReleaseBody.of(self._releases.current.live),
             experiment=self._releases.experiment(),
             swaps=numbers.by("segue_release_swaps_total", "result"),

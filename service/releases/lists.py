@@ -16,7 +16,7 @@ from segue.arrays import Float32, Float64, Int
 from segue.catalogue import PAD_ROW, Catalogue, Row
 from segue.errors import NoEmbeddings, UnknownAttribute
 from segue.filters import Every, Filter
-from segue.list_steps import boosted, diversified, explored, pinned
+from segue.list_steps import boosted, diversified, explored, pinned, propensities
 from segue.policy import Pin, Policy
 from segue.recommend import EncoderRanker, Recommendation
 from segue.spacing import CANDIDATES_PER_TRACK, MAX_CANDIDATES, UNKNOWN, Groups, Spacing, forbidden, names_of, spaced
@@ -46,6 +46,8 @@ class Steps:
     ranking: list[Row]  # the tracks by their scores
     lists: list[tuple[Step, list[Row]]]  # the tracks in order after each step that ran
     rules: dict[Row, int]  # the rules of spacing that moved a track, as a set of bits
+    propensities: list[float] | None = None  # of the tracks at their ranks; None without exploration, or not asked for
+    before_exploration: list[Row] | None = None  # the list without exploration, if there are propensities
 
     def moves(self, rows: Iterable[Row]) -> list[list[Move]]:
         """Return the steps that changed the rank of each track, in order."""
@@ -131,7 +133,8 @@ class Lists:
             if made.relaxed and len(one.rows) == size < MAX_CANDIDATES:
                 [one] = live.ranked(wanted, [question], [MAX_CANDIDATES])  # noqa: PLW2901 (more tracks to choose from)
                 made = _List(self, live, question, one, now)
-            lists.append((made.recommendation(one), Steps(one.rows.tolist(), made.lists, made.rules)))
+            steps = Steps(one.rows.tolist(), made.lists, made.rules, made.propensities, made.before_exploration)
+            lists.append((made.recommendation(one), steps))
         return lists
 
 
@@ -174,6 +177,8 @@ class _List:
         self.lists: list[tuple[Step, list[Row]]] = []
         self.rules: dict[Row, int] = {}
         self.relaxed = False
+        self.propensities: list[float] | None = None
+        self.before_exploration: list[Row] | None = None
         order, policy = list(range(len(ranked.rows))), question.policy
         if policy is not None and policy.boosts:
             order = self._boost(policy, order)
@@ -286,7 +291,11 @@ class _List:
                     candidates = [one for one in candidates if groups.tracks[one] not in wrong]
             return candidates
 
-        made = explored(order, best[question.k : depth], policy.exploration.rate, draw, fixed, may_have)
+        pool, rate = best[question.k : depth], policy.exploration.rate
+        made = explored(order, pool, rate, draw, fixed, may_have)
+        if question.with_propensities:
+            self.propensities = propensities(order, made, pool, rate, fixed, may_have)
+            self.before_exploration = self._rows[order].tolist()
         if made != order:
             self._keep("exploration", made)
         return made

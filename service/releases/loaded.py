@@ -72,6 +72,7 @@ class Question:
     policy: Policy | None = None  # whose steps make the list; its other options are the fields above
     seed: int | None = None  # of the policy's exploration
     station: Pull | None = None  # seeds that pull the list
+    with_propensities: bool = False  # whether to compute the propensities of exploration
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The event log: reported events as Parquet files. `segue prepare events` reads the plays as training data.
 
-Plays are in files `events-*.parquet`. Likes, dislikes and bans are in files `preferences-*.parquet`, so that no reader
-of plays takes them for plays.
+Plays are in files `events-*.parquet`. Likes, dislikes and bans are in files `preferences-*.parquet`, and served lists
+(SEGUE_LIST_LOG_RATE) in files `lists-*.parquet`, so that no reader of plays takes them for plays.
 
 Every event stays in its Redis stream until it is in a file, so a crash loses nothing. A crash between writing and
 deleting writes some rows twice (at least once delivery). Each folder has one writer at a time. Per session_id and
@@ -30,7 +30,7 @@ from segue.errors import BadOption, StoreUnavailable
 from segue.safe_files import UNREADABLE, DamagedFile, check_footer, private_file
 from service.sessions.privacy import BUCKETS, close_to_others
 from service.sessions.redis_client import store_errors
-from service.sessions.store import erasures_of, preferences_of, stream_of
+from service.sessions.store import erasures_of, lists_of, preferences_of, stream_of
 from service.telemetry import Telemetry
 from service.threads import BlockingCalls
 
@@ -53,14 +53,28 @@ PREFERENCE_SCHEMA: Final[dict[str, pl.DataType]] = {
     "timestamp": pl.Datetime("ms", "UTC"),
     "written_at": pl.Datetime("us", "UTC"),
 }
+LIST_SCHEMA: Final[dict[str, pl.DataType]] = {
+    "session_id": pl.String(),  # as above
+    "position": pl.Int64(),  # of the next play of the session at that time
+    "timestamp": pl.Datetime("ms", "UTC"),  # of the answer
+    "release": pl.String(),
+    "arm": pl.String(),  # of a running A/B test: current or second; null without one
+    "policy": pl.String(),  # null without one
+    "source": pl.String(),  # model or popularity
+    "track_ids": pl.List(pl.String()),  # in order
+    "propensities": pl.List(pl.Float64()),  # of each track at its rank, given the ranks above it
+    "explored": pl.List(pl.Boolean()),  # whether exploration drew the track
+    "written_at": pl.Datetime("us", "UTC"),
+}
 _MAX_ROWS: Final = 100_000  # per file
+_TRACKS_PER_ROW: Final = 10  # tracks of lists that count as one row
 # Entries read, and rows passed to Polars, per step. A step blocks the event loop or the GIL for a few milliseconds.
 _CHUNK_SIZE: Final = 500
 _UNFINISHED: Final = ".unfinished"
 _DIGITS: Final = 32  # of the content's sha256, in the file name
-_EVENTS, _PREFERENCES = "events", "preferences"  # the kinds of files
-_SCHEMAS: Final = {_EVENTS: SCHEMA, _PREFERENCES: PREFERENCE_SCHEMA}
-_NAME: Final = re.compile(rf"(?:events|preferences)-\d{{8}}T\d{{6}}-([0-9a-f]{{{_DIGITS}}})\.parquet")
+_EVENTS, _PREFERENCES, _LISTS = "events", "preferences", "lists"  # the kinds of files
+_SCHEMAS: Final = {_EVENTS: SCHEMA, _PREFERENCES: PREFERENCE_SCHEMA, _LISTS: LIST_SCHEMA}
+_NAME: Final = re.compile(rf"(?:events|preferences|lists)-\d{{8}}T\d{{6}}-([0-9a-f]{{{_DIGITS}}})\.parquet")
 
 Entry: TypeAlias = tuple[str, dict[str, str]]
 
@@ -72,6 +86,8 @@ class _Batch:
     read_to: dict[str, str] = field(default_factory=dict)  # stream -> id of the last entry read
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     preferences: list[tuple[Any, ...]] = field(default_factory=list)
+    lists: list[tuple[Any, ...]] = field(default_factory=list)
+    listed: int = 0  # tracks of the lists
     erasures: dict[str, list[str]] = field(default_factory=dict)  # key of the erasure set -> its marks
     oldest_us: int | None = None
     full: bool = False  # whether the streams may contain more
@@ -81,10 +97,15 @@ class _Batch:
         for entry_id, fields in entries:
             written_us = _written_us(entry_id)
             self.oldest_us = min(self.oldest_us or written_us, written_us)
-            if "type" in fields:
+            if "tracks" in fields:
+                self.lists.append(_list(fields, written_us))
+                self.listed += fields["tracks"].count("\n") + 1
+            elif "type" in fields:
                 self.preferences.append(_preference(fields, written_us))
             else:
                 self.rows.append(_row(fields, written_us))
+        size = len(self.rows) + len(self.preferences) + self.listed // _TRACKS_PER_ROW
+        self.full = size >= _MAX_ROWS
 
 
 class EventLog:
@@ -125,9 +146,12 @@ class EventLog:
                 await self._disk_calls(write_file, self._folder, batch.rows)
             if batch.preferences:
                 await self._disk_calls(write_file, self._folder, batch.preferences, _PREFERENCES)
+            if batch.lists:
+                await self._disk_calls(write_file, self._folder, batch.lists, _LISTS)
             await self._delete(batch)
             rows += len(batch.rows)
             self._telemetry.logged_plays.inc(len(batch.rows))
+            self._telemetry.logged_lists.inc(len(batch.lists))
             if not batch.full:
                 return rows
 
@@ -171,7 +195,6 @@ class EventLog:
                 while entries := await self._entries(stream, start):
                     batch.add(stream, entries)
                     start = "(" + entries[-1][0]
-                    batch.full = len(batch.rows) + len(batch.preferences) >= _MAX_ROWS
                     if batch.full:
                         return batch
                     if len(entries) < _CHUNK_SIZE:
@@ -183,7 +206,7 @@ class EventLog:
         return list(entries)
 
     async def _streams_with_entries(self) -> list[str]:
-        streams = [key_of(bucket) for key_of in (stream_of, preferences_of) for bucket in range(BUCKETS)]
+        streams = [key_of(bucket) for key_of in (stream_of, preferences_of, lists_of) for bucket in range(BUCKETS)]
         pipeline = self._client.pipeline(transaction=False)
         for stream in streams:
             pipeline.xlen(stream)
@@ -224,7 +247,8 @@ def open_folder(folder: Path) -> Path:
 def write_file(folder: Path, rows: Sequence[tuple[Any, ...]], kind: str = _EVENTS) -> Path:
     """Atomically write rows to a new file. Returns its path.
 
-    `kind` is `events`, with columns in the order of SCHEMA, or `preferences`, in the order of PREFERENCE_SCHEMA.
+    `kind` is `events`, with columns in the order of SCHEMA, `preferences`, in the order of PREFERENCE_SCHEMA, or
+    `lists`, in the order of LIST_SCHEMA.
     """
     chunks = [rows[start : start + _CHUNK_SIZE] for start in range(0, len(rows), _CHUNK_SIZE)]
     frame = pl.concat([pl.DataFrame(chunk, schema=_SCHEMAS[kind], orient="row") for chunk in chunks])
@@ -232,7 +256,7 @@ def write_file(folder: Path, rows: Sequence[tuple[Any, ...]], kind: str = _EVENT
 
 
 def erase_from_files(folder: Path, marks: Sequence[str]) -> None:
-    """Remove the plays and preferences of erased sessions from the folder's files. A changed file gets a new name.
+    """Remove the rows of erased sessions from the folder's files of every kind. A changed file gets a new name.
 
     A mark `<id>@<ms>` erases the sessions with that id that started until then. Damaged files are skipped, because they
     must not block the events that are written after the erasure.
@@ -322,5 +346,45 @@ def _preference(fields: Mapping[str, str], written_us: int) -> tuple[Any, ...]:
         fields["type"],
         fields["track_id"],
         int(fields["at"]),
+        written_us,
+    )
+
+
+def list_fields(
+    track_ids: Sequence[str],
+    propensities: Sequence[float] | None,
+    explored: Sequence[bool] | None,
+    *,
+    release: str,
+    arm: str,
+    policy: str,
+    source: str,
+) -> dict[str, str]:
+    """Return the fields of a served list in its stream. No propensities: each is 1. `arm` and `policy`: '' for none."""
+    return {
+        "release": release,
+        "arm": arm,
+        "policy": policy,
+        "source": source,
+        "tracks": "\n".join(track_ids),
+        "propensities": "\n".join(map(repr, propensities or ())),
+        "explored": "".join("01"[one] for one in explored or ()),
+    }
+
+
+def _list(fields: Mapping[str, str], written_us: int) -> tuple[Any, ...]:
+    track_ids = fields["tracks"].split("\n")
+    propensities, explored = fields["propensities"], fields["explored"]
+    return (
+        fields["session_id"],
+        int(fields["position"]),
+        int(fields["at"]),
+        fields["release"],
+        fields["arm"] or None,
+        fields["policy"] or None,
+        fields["source"],
+        track_ids,
+        [float(one) for one in propensities.split("\n")] if propensities else [1.0] * len(track_ids),
+        [one == "1" for one in explored] if explored else [False] * len(track_ids),
         written_us,
     )

@@ -214,6 +214,11 @@ def preferences_of(bucket: int) -> str:
     return f"segue:{{b{bucket}}}:preferences"
 
 
+def lists_of(bucket: int) -> str:
+    """The key of the stream of served lists of a bucket."""
+    return f"segue:{{b{bucket}}}:lists"
+
+
 def erasures_of(bucket: int) -> str:
     """The key of the set of a bucket's sessions to erase from the event log's files, each as `<id>@<ms>`."""
     return f"segue:{{b{bucket}}}:erasures"
@@ -237,11 +242,20 @@ class SessionStore:
         self._append = Script.read("append_events.lua")
         self._erase = Script.read("erase_session.lua")
         self._remember = Script.read("remember.lua")
+        self._log_list = Script.read("log_list.lua")
         self._probe = Script.read("write_probe.lua")
         self._set_station = Script.read("set_station.lua")
         change_bans = Script.read("change_bans.lua")
         self._client = client
-        scripts = (self._append, self._erase, self._remember, self._probe, self._set_station, change_bans)
+        scripts = (
+            self._append,
+            self._erase,
+            self._remember,
+            self._log_list,
+            self._probe,
+            self._set_station,
+            change_bans,
+        )
         self._send = RedisCommands(client, settings, telemetry or Telemetry(), scripts)
         self.listeners = ListenerStore(self._send, change_bans)
         self._durability = DurabilityCheck(client, settings.durability)
@@ -290,10 +304,23 @@ class SessionStore:
         recommended = "\n".join((release, *track_ids, ""))
         await self._send(self._remember.call(keys_of(session_id)[1:2], [recommended], repeatable=True))
 
+    async def log_list(self, session_id: str, plays: int, at_ms: int, fields: Mapping[str, str]) -> int:
+        """Log a list that was served to the session. Returns the entries dropped from the full stream.
+
+        `plays` is the number of stored plays that the list followed, `fields` are those of an entry besides session,
+        position and time (service/sessions/event_log.py). Nothing is logged if the session was erased.
+        """
+        if plays >= self._max_plays:
+            plays = -1  # there may have been more, which were dropped
+        pairs = [part for pair in fields.items() for part in pair]
+        keys = [keys_of(session_id)[1], lists_of(bucket_of(session_id))]
+        arguments: list[str | int] = [self._stream_length, session_id, plays, at_ms, *pairs]
+        return int(await self._send(self._log_list.call(keys, arguments, repeatable=True)))
+
     async def erase(self, session_id: str) -> None:
         """Erase the session from Redis. The event log's writer erases it from its files later."""
         bucket = bucket_of(session_id)
-        keys = [*keys_of(session_id), erasures_of(bucket), erased_marker(bucket)]
+        keys = [*keys_of(session_id), lists_of(bucket), erasures_of(bucket), erased_marker(bucket)]
         arguments: list[str | int] = [session_id, int(self._stream_length > 0)]
         await self._send(self._erase.call(keys, arguments, repeatable=True))
 

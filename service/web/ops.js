@@ -172,7 +172,7 @@ function showOutcomes(now, skips, ever) {
   ])));
 }
 
-function showStore({ redis, event_log: log, fallbacks }) {
+function showStore({ redis, event_log: log, served_lists: lists, fallbacks }) {
   const known = redis.memory_bytes !== null;
   facts("redis", {
     Status: [redis.reachable ? "up" : "unreachable", !redis.reachable],
@@ -195,6 +195,12 @@ function showStore({ redis, event_log: log, fallbacks }) {
     "Plays written": count(log.plays_written),
     "Plays dropped": [count(log.dropped), log.dropped > 0],
     "Failed writes": [count(log.failures), log.failures > 0],
+  });
+  facts("lists", {
+    Status: lists.rate ? "logged" : "off",
+    "Share of sessions": lists.rate > 0 && percent(lists.rate),
+    "Lists written": count(lists.written),
+    "Lists dropped": [count(lists.dropped), lists.dropped > 0],
   });
 }
 

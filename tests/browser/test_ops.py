@@ -135,6 +135,7 @@ def test_what_it_shows_is_what_the_service_answers(browser: "Browser", swappable
         assert page.locator("#outcomes td").all_text_contents()[2:] == ["40", "40", "75.0 %", skipped, skipped]
         assert "append-only file" in page.locator("#redis").inner_text()
         assert latest["event_log"]["last_file"]["name"] in page.locator("#log").inner_text()
+        playwright.expect(page.locator("#lists")).to_contain_text("off")
         facts = page.locator("#facts").inner_text()
         assert "0.4321 (all targets, full ranking)" in facts
         assert "NaN" not in page.locator("body").inner_text()

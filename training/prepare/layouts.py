@@ -50,7 +50,10 @@ _SHAPES: Final[dict[LogKind, tuple[bytes, ...]]] = {
 
 # Files of event logs and published data sets that hold no plays, by the pattern of their names: what they hold instead.
 _NO_PLAYS: Final[dict[LogKind, tuple[tuple[str, str], ...]]] = {
-    "events": (("preferences-????????t??????-*.parquet", "likes, dislikes and bans of an event log, not plays"),),
+    "events": (
+        ("preferences-????????t??????-*.parquet", "likes, dislikes and bans of an event log, not plays"),
+        ("lists-????????t??????-*.parquet", "served lists of an event log, not plays"),
+    ),
     "mssd": (("tf_*.csv", "features of tracks"),),
     "lfm1k": (("userid-profile*", "profiles of listeners"),),
     "yambda": (

@@ -239,7 +239,7 @@ class ServiceProcess:
         except AssertionError:
             self.process.kill()
             raise
-        code: int = self.process.returncode
+        code = self.process.wait()
         self._reader.join(10)
         assert self.process.stdout is not None
         self.process.stdout.close()

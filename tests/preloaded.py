@@ -98,19 +98,17 @@ class Preloaded:
         self,
         code: str,
         *arguments: object,
-        stdin: int,
-        stdout: int,
-        stderr: int,
+        files: tuple[int, int, int],
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         new_session: bool = False,
     ) -> Child:
-        """Run `code` as the main module of a new process. The files are numbers of open ones, which stay open here."""
+        """Run `code` as the main module of a new process. `files`: numbers of its stdin, stdout, stderr."""
         argv, environment = ["-c", *map(str, arguments)], dict(os.environ if env is None else env)
         request = json.dumps([code, argv, environment, str(cwd or Path.cwd()), new_session]).encode()
         assert len(request) < _LONGEST
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        socket.send_fds(self._server, [request], [theirs.fileno(), stdin, stdout, stderr])
+        socket.send_fds(self._server, [request], [theirs.fileno(), *files])
         theirs.close()
         return Child(ours)
 
@@ -118,7 +116,7 @@ class Preloaded:
         """Run `code` without stdin; what it prints, stderr too, is `stdout` of the process, a text file."""
         here, there = os.pipe()
         with Path(os.devnull).open() as nothing:
-            child = self.start(code, *arguments, stdin=nothing.fileno(), stdout=there, stderr=there, **options)
+            child = self.start(code, *arguments, files=(nothing.fileno(), there, there), **options)
         os.close(there)
         child.stdout = os.fdopen(here)
         return child
@@ -132,9 +130,7 @@ class Preloaded:
             tempfile.TemporaryFile("w+") as out,
             tempfile.TemporaryFile("w+") as err,
         ):
-            child = self.start(
-                code, *arguments, stdin=nothing.fileno(), stdout=out.fileno(), stderr=err.fileno(), **options
-            )
+            child = self.start(code, *arguments, files=(nothing.fileno(), out.fileno(), err.fileno()), **options)
             try:
                 done = child.wait(timeout)
             except subprocess.TimeoutExpired:
@@ -142,7 +138,7 @@ class Preloaded:
                 raise
             out.seek(0)
             err.seek(0)
-            return subprocess.CompletedProcess([code, *arguments], done, out.read(), err.read())
+            return subprocess.CompletedProcess([code, *map(str, arguments)], done, out.read(), err.read())
 
     def end(self) -> None:
         """End the server; its children go on."""
@@ -171,11 +167,11 @@ def serve(number: int, modules: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which end this process
     children: dict[int, socket.socket] = {}
     while True:
-        ready, _, _ = select.select([server, woken], [], [])
+        ready, _, _ = select.select([server.fileno(), woken], [], [])
         if woken in ready:
             os.read(woken, 4096)
             _report_ended(children)
-        if server in ready:
+        if server.fileno() in ready:
             request, files, _, _ = socket.recv_fds(server, _LONGEST, 4)
             if not request:
                 return
@@ -219,9 +215,9 @@ def _become(request: list[Any], files: list[int]) -> str:
         os.dup2(file, number)
     for file in files:
         os.close(file)
-    sys.stdin = sys.__stdin__ = os.fdopen(0, closefd=False)
-    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", buffering=1 if os.isatty(1) else -1, closefd=False)
-    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1, closefd=False, errors="backslashreplace")
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout = os.fdopen(1, "w", buffering=1 if os.isatty(1) else -1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, errors="backslashreplace")
     return str(code)
 
 

@@ -50,8 +50,7 @@ class Commands:
         """Run a command on a terminal of this width. `until`: interrupt it once a line has these words."""
         here, there = pty.openpty()
         fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", _LINES, columns, 0, 0))
-        files = dict.fromkeys(("stdin", "stdout", "stderr"), there)
-        process = preloaded(COMMANDS).start(SEGUE, *arguments, **files, **self._options)
+        process = preloaded(COMMANDS).start(SEGUE, *arguments, files=(there, there, there), **self._options)
         text, seen, deadline = "", False, time.monotonic() + 240
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a read may end within a character
         while (done := process.poll()) is None or select.select([here], [], [], 0)[0]:
@@ -70,8 +69,8 @@ class Commands:
         with tempfile.TemporaryDirectory() as folder:
             out, err = Path(folder, "out"), Path(folder, "err")
             with Path(os.devnull).open() as nothing, out.open("w") as stdout, err.open("w") as stderr:
-                files = {"stdin": nothing.fileno(), "stdout": stdout.fileno(), "stderr": stderr.fileno()}
-                process = preloaded(COMMANDS).start(SEGUE, *arguments, **files, **self._options)
+                files = (nothing.fileno(), stdout.fileno(), stderr.fileno())
+                process = preloaded(COMMANDS).start(SEGUE, *arguments, files=files, **self._options)
             deadline = time.monotonic() + 240
             while (done := process.poll()) is None:
                 text = out.read_text() + err.read_text()

@@ -18,7 +18,7 @@ from tests.test_evaluate import baseline, dataset, offline
 from training.data.dataset import Dataset
 from training.data.splits import Split, training_part
 from training.evaluation.evaluate import HttpRecommender, LocalRecommender, Question, evaluate
-from training.evaluation.skip_evaluation import seen_pairs
+from training.evaluation.session_state import seen_pairs
 from training.models.play_head import fit_play_head
 
 

@@ -19,9 +19,7 @@ class Terminal:
         self.process = preloaded(SERVICE).start(
             SEGUE,
             *arguments,
-            stdin=there,
-            stdout=there,
-            stderr=there,
+            files=(there, there, there),
             env=environment | {"TERM": "xterm-256color", "COLUMNS": "120", "LINES": str(lines)},
             new_session=True,
         )

@@ -76,6 +76,7 @@ def test_a_row_says_where_it_would_be_only_where_that_differs(page: "Page", runn
 def test_what_if_shows_the_other_list_and_returns(page: "Page", running: httpx.Client) -> None:
     taste(page)
     page.get_by_role("button", name="Skip").click()
+    playwright.expect(page.locator("#session li.skipped")).to_have_count(1)
     playwright.expect(page.locator("#next .why")).to_have_count(15)
     mine = next_tracks(page)
     plays = running.get(f"/sessions/{session_of(page)}").json()["plays"]

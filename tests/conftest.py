@@ -358,6 +358,7 @@ def running(
         settings |= {
             "redis_url": request.getfixturevalue("redis_cluster"),
             "redis_cluster": True,
+            "event_log_flush_s": 1,  # a read of all streams of a cluster is work
             "durability": "memory",
         }
     service = ServiceProcess(tiny_release.path, tmp_path_factory.mktemp("service"), **settings)

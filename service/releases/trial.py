@@ -50,9 +50,11 @@ def validate_in_child(path: Path, limit_s: float, leaving: threading.Event | Non
     """
     receiver, sender = _context.Pipe(duplex=False)
     errors, stderr = _context.Pipe(duplex=False)
-    child = _context.Process(target=_try, args=(path, sender, stderr, limit_s), name="release-trial", daemon=True)
-    with receiver, errors:
-        with sender, stderr:
+    service_ends, held_open = _context.Pipe(duplex=False)
+    arguments = (path, sender, stderr, service_ends, limit_s)
+    child = _context.Process(target=_try, args=arguments, name="release-trial", daemon=True)
+    with receiver, errors, held_open:
+        with sender, stderr, service_ends:
             child.start()
         try:
             reply = receiver.recv_bytes(_MAX_LINE) if _wait_for_reply(receiver, limit_s, leaving) else None
@@ -110,8 +112,10 @@ def _last_line(errors: Connection) -> str:
     return next((line.strip()[:_MAX_REASON] for line in reversed(lines) if line.strip()), "")
 
 
-def _try(path: Path, sender: Connection, stderr: Connection, limit_s: float) -> None:
+def _try(path: Path, sender: Connection, stderr: Connection, service_ends: Connection, limit_s: float) -> None:
     terminate_with_parent()
+    # The fork server lives on while this process does, and may have started it after the service has ended.
+    threading.Thread(target=_exit_at_end_of, args=(service_ends,), daemon=True).start()
     os.set_blocking(stderr.fileno(), False)  # if the pipe is full, further lines are dropped
     os.dup2(stderr.fileno(), 2)
     _set_limits(path, limit_s)
@@ -124,6 +128,13 @@ def _try(path: Path, sender: Connection, stderr: Connection, limit_s: float) -> 
         reason = (str(error).splitlines() or [""])[0][:_MAX_REASON]
         outcome = f"{path} fails when it is queried: {type(error).__name__} {reason}".encode(errors="replace")
     sender.send_bytes(outcome[:_MAX_LINE])
+
+
+def _exit_at_end_of(service_ends: Connection) -> None:
+    """Exit when the service has closed its end of this pipe, or has been killed."""
+    with contextlib.suppress(EOFError, OSError):
+        service_ends.recv_bytes(_MAX_LINE)
+    os._exit(1)
 
 
 def _set_limits(path: Path, limit_s: float) -> None:

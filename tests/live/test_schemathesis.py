@@ -14,9 +14,7 @@ import pytest
 from service.http.keys import new_key, write_keys
 
 NIGHTLY = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(1500)]
-EXAMPLES = pytest.mark.parametrize(
-    "examples", [15, pytest.param(50, marks=pytest.mark.slow), pytest.param(500, marks=NIGHTLY)]
-)
+EXAMPLES = pytest.mark.parametrize("examples", [15, pytest.param(500, marks=NIGHTLY)])
 
 
 # What a filter and `fields` can name depends on the release, which a description cannot say.

@@ -229,8 +229,10 @@ def test_a_release_under_trial_does_not_hold_up_the_end(
         parent = psutil.Process(service.process.pid)
         until(lambda: any("forkserver" in " ".join(child.cmdline()) for child in parent.children()))
         time.sleep(1)
+        trials = [child for child in parent.children(recursive=True) if "forkserver" in " ".join(child.cmdline())]
         service.process.send_signal(signal.SIGTERM)
         assert service.stop() == 0  # after 9 s the shutdown timer would end it with 1
+        until(lambda: not any(psutil.pid_exists(trial.pid) for trial in trials))  # none goes on computing
         if asked_by == "call":
             assert answer.result().status_code == 500
             assert not (releases_dir / "current").exists()

@@ -1,8 +1,6 @@
 """From synthetic sessions to a running service: offline evaluation and the service give the same recommendations."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,13 @@ import pytest
 
 pytest.importorskip("torch")
 
-SEGUE = [sys.executable, "-m", "segue"]
+from tests.preloaded import COMMANDS, SEGUE, preloaded
+
 SMALL = ["epochs=4", "dimension=32", "heads=4", "negatives=200"]
 
 
 def segue(*arguments: object, code: int = 0) -> str:
-    done = subprocess.run([*SEGUE, *map(str, arguments)], capture_output=True, text=True, check=False)
+    done = preloaded(COMMANDS).run(SEGUE, *arguments)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout
@@ -90,9 +89,7 @@ def test_a_service_of_another_release_is_not_measured_by_mistake(
     release: Path, dataset: Path, start_service: Callable[..., Any]
 ) -> None:
     url = start_service().address()  # serves the tiny release
-    done = subprocess.run(
-        [*SEGUE, "evaluate", str(release), str(dataset), "--url", url], capture_output=True, text=True, check=False
-    )
+    done = preloaded(COMMANDS).run(SEGUE, "evaluate", release, dataset, "--url", url)
     assert done.returncode == 2
     assert "serve the release that you evaluate" in done.stderr
 
@@ -130,7 +127,7 @@ def test_a_baseline_is_evaluated_but_not_served(dataset: Path, tmp_path: Path) -
     segue("train", dataset, "--model", "markov", "--out", tmp_path / "markov")
     result = json.loads(segue("evaluate", tmp_path / "markov", dataset, "--json"))
     assert result["groups"]["all"]["HR@10"]["value"] > 0.05
-    done = subprocess.run([*SEGUE, "serve", str(tmp_path / "markov")], capture_output=True, text=True, check=False)
+    done = preloaded(COMMANDS).run(SEGUE, "serve", tmp_path / "markov")
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "markov" in done.stderr

@@ -22,6 +22,7 @@ export function tellStory(kind, lead, change, actions = []) {
   ].filter(([, count]) => count);
   byId("story-words").replaceChildren(element("span", "lead", ...lead), element("span", "counts", ...counted(counts)));
   showDetails(change);
+  byId("story-which").closest("details").hidden = !counts.length;
   for (const id of ["undo", "what-if"]) byId(id).hidden = !actions.includes(id);
 }
 

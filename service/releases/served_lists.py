@@ -70,7 +70,7 @@ class ServedLists:
             self._telemetry.list_drops.inc()
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Send the queue to Redis until `stopping` is set, then what is left in it."""
+        """Send the queue to Redis until `stopping` is set. Send the remaining lists before the return."""
         stop = asyncio.create_task(stopping.wait())
         while not stopping.is_set() or not self._queue.empty():
             first = asyncio.create_task(self._queue.get())

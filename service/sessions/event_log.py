@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import re
 import time
@@ -67,6 +68,7 @@ LIST_SCHEMA: Final[dict[str, pl.DataType]] = {
     "written_at": pl.Datetime("us", "UTC"),
 }
 _MAX_ROWS: Final = 100_000  # per file
+_TRACK_IDS: Final = list(LIST_SCHEMA).index("track_ids")
 _TRACKS_PER_ROW: Final = 10  # tracks of lists that count as one row
 # Entries read, and rows passed to Polars, per step. A step blocks the event loop or the GIL for a few milliseconds.
 _CHUNK_SIZE: Final = 500
@@ -98,8 +100,9 @@ class _Batch:
             written_us = _written_us(entry_id)
             self.oldest_us = min(self.oldest_us or written_us, written_us)
             if "tracks" in fields:
-                self.lists.append(_list(fields, written_us))
-                self.listed += fields["tracks"].count("\n") + 1
+                row = served_list(fields, written_us)
+                self.lists.append(row)
+                self.listed += len(row[_TRACK_IDS])
             elif "type" in fields:
                 self.preferences.append(_preference(fields, written_us))
             else:
@@ -366,15 +369,16 @@ def list_fields(
         "arm": arm,
         "policy": policy,
         "source": source,
-        "tracks": "\n".join(track_ids),
-        "propensities": "\n".join(map(repr, propensities or ())),
+        "tracks": json.dumps(list(track_ids)),
+        "propensities": json.dumps(list(propensities or ())),
         "explored": "".join("01"[one] for one in explored or ()),
     }
 
 
-def _list(fields: Mapping[str, str], written_us: int) -> tuple[Any, ...]:
-    track_ids = fields["tracks"].split("\n")
-    propensities, explored = fields["propensities"], fields["explored"]
+def served_list(fields: Mapping[str, str], written_us: int) -> tuple[Any, ...]:
+    """Return the row of a served list, in the order of LIST_SCHEMA. `fields` are those of its entry in the stream."""
+    track_ids = json.loads(fields["tracks"])
+    propensities, explored = json.loads(fields["propensities"]), fields["explored"]
     return (
         fields["session_id"],
         int(fields["position"]),
@@ -384,7 +388,7 @@ def _list(fields: Mapping[str, str], written_us: int) -> tuple[Any, ...]:
         fields["policy"] or None,
         fields["source"],
         track_ids,
-        [float(one) for one in propensities.split("\n")] if propensities else [1.0] * len(track_ids),
+        propensities or [1.0] * len(track_ids),
         [one == "1" for one in explored] if explored else [False] * len(track_ids),
         written_us,
     )

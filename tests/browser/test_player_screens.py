@@ -49,7 +49,7 @@ def test_every_state_fits_every_screen(page: "Page", width: int, scheme: "Litera
     playwright.expect(page.locator("#next .why")).to_have_count(15)
     playwright.expect(page.locator("#map[data-points]")).to_be_attached()
     playwright.expect(page.locator("#found")).to_be_hidden()
-    name = page.locator("#now .title")  # the buttons beside it leave room for the name of the current track
+    name = page.locator("#now .title")  # it needs room beside the buttons
     assert name.evaluate("e => e.clientWidth >= Math.min(e.scrollWidth, 150)")
     assert on_screen(page, "#story", SIZES[width]) == 1
     assert on_screen(page, "#next > li", SIZES[width]) >= ROWS[width]

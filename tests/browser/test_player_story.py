@@ -53,6 +53,25 @@ def test_the_sentence_counts_what_the_skip_changed(page: "Page", running: httpx.
     playwright.expect(page.locator("#story-which")).to_contain_text(f"(was {before.index(left[0]) + 1})")
 
 
+def test_the_marks_of_the_rows_are_those_that_the_sentence_counts(page: "Page") -> None:
+    taste(page)
+    page.get_by_role("button", name="Skip").click()
+    playwright.expect(page.locator("#session li.skipped")).to_have_count(1)
+    for _ in range(2):  # at once, and with the list had the track been played
+        for kind, marked in (("came", "#next li.new"), ("moved", "#next li.up, #next li.down")):
+            counted = page.locator(f"#story-words .count.{kind} b").all_inner_texts()
+            assert page.locator(marked).count() == sum(map(int, counted))
+        playwright.expect(page.locator("#next .why")).to_have_count(15)
+
+
+def test_a_list_that_stays_has_no_marks(page: "Page") -> None:
+    taste(page)
+    page.locator("body").press("e")
+    playwright.expect(page.locator(STORY)).to_have_text("Song 48 ended: the list stays.")
+    playwright.expect(page.locator("#next li.new, #next li.up, #next li.down")).to_have_count(0)
+    playwright.expect(page.get_by_text("Which tracks?")).to_be_hidden()
+
+
 def test_a_row_says_where_it_would_be_only_where_that_differs(page: "Page", running: httpx.Client) -> None:
     taste(page)
     page.get_by_role("button", name="Skip").click()

@@ -15,7 +15,7 @@ from segue.errors import StoreUnavailable
 from segue.release import Release
 from service.releases.loaded import load_release
 from service.releases.served_lists import MAX_QUEUED, ServedLists
-from service.sessions.event_log import LIST_SCHEMA
+from service.sessions.event_log import LIST_SCHEMA, list_fields, served_list
 from service.telemetry import Telemetry
 from tests.event_log_reader import read_back
 from tests.stopwatch import until
@@ -41,6 +41,17 @@ def shown(client: httpx.Client, **query: Any) -> list[str]:
     answer = client.get("/recommendations", params=query)
     assert answer.status_code == 200, answer.text
     return [one["track_id"] for one in answer.json()["items"]]
+
+
+@pytest.mark.parametrize("drawn", [None, [False, True, False]])
+def test_any_track_id_comes_back_from_the_stream(drawn: list[bool] | None) -> None:
+    track_ids, chances = ["a\nb", '["c", "d"]', "é 🎵"], [0.8, 1 / 3, 1e-17] if drawn else None
+    fields = list_fields(track_ids, chances, drawn, release="r", arm="", policy="", source="model")
+    row = served_list(fields | {"session_id": "s@1", "position": "3", "at": "5"}, 7)
+    found = dict(zip(LIST_SCHEMA, row, strict=True))
+    assert (found["session_id"], found["position"], found["timestamp"], found["written_at"]) == ("s@1", 3, 5, 7)
+    assert (found["track_ids"], found["arm"], found["policy"]) == (track_ids, None, None)
+    assert (found["propensities"], found["explored"]) == (chances or [1.0] * 3, drawn or [False] * 3)
 
 
 def test_a_list_is_logged_with_its_session_and_what_made_it(start_service: StartService, tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def test_a_release_under_trial_does_not_hold_up_the_end(
         trials = [child for child in parent.children(recursive=True) if "forkserver" in " ".join(child.cmdline())]
         service.process.send_signal(signal.SIGTERM)
         assert service.stop() == 0  # after 9 s the shutdown timer would end it with 1
-        until(lambda: not any(psutil.pid_exists(trial.pid) for trial in trials))  # none goes on computing
+        until(lambda: not any(psutil.pid_exists(trial.pid) for trial in trials))  # no trial outlives its service
         if asked_by == "call":
             assert answer.result().status_code == 500
             assert not (releases_dir / "current").exists()

@@ -1,6 +1,6 @@
 """Start Python processes by fork from one that has already imported the heavy packages.
 
-A service imports for 1.5 s of processor time, a command that trains for 3 s; a fork takes 0.02 s. Everything else is as
+A service imports for 1.5 s of processor time, an evaluation for 3 s; a fork takes 0.02 s. Everything else is as
 in a process that is started with `subprocess.Popen`: an environment, a folder and files of its own, signals with their
 usual handlers, and its exit functions.
 """

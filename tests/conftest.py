@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -33,7 +34,7 @@ import structlog
 from segue.catalogue import Catalogue
 from segue.release import DatasetFacts, Release, ReleaseMetadata, WindowFacts, write_release
 from service.sessions.embedded_redis import redis_server_binary
-from tests.preloaded import SERVICE, Child, preloaded
+from tests.preloaded import GRAPHS, SERVICE, Child, preloaded, share_graphs
 from tests.stopwatch import until
 
 # A busy machine makes one example of a property slow. Tests do not measure time.
@@ -64,8 +65,20 @@ def logging_ends_with_its_test() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-def pytest_configure() -> None:
-    """Restore the handler of SIGINT: background jobs of a shell ignore it, and child processes inherit that."""
+@pytest.fixture(autouse=True)
+def graphs_are_shared() -> None:
+    """Export an encoder once in a run, see share_graphs."""
+    share_graphs()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the folder of shared graphs, and restore the handler of SIGINT.
+
+    Background jobs of a shell ignore SIGINT, and child processes inherit that.
+    """
+    if GRAPHS not in os.environ:  # otherwise this is a process of pytest-xdist
+        os.environ[GRAPHS] = tempfile.mkdtemp(prefix="segue-graphs-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(GRAPHS), ignore_errors=True))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

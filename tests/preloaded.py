@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import functools
 import gc
+import hashlib
 import importlib
 import json
 import os
@@ -28,7 +29,7 @@ from typing import IO, Any, Final
 SERVICE: Final = ("service.server", "service.app", "segue.cli", "rich.progress")
 COMMANDS: Final = (
     *SERVICE,
-    *("polars", "torch", "torch._dynamo", "onnx", "onnxruntime", "training.run"),
+    *("polars", "torch", "torch._dynamo", "onnx", "onnxruntime", "training.run", "training.export_onnx"),
     *("training.evaluation.evaluate", "training.evaluation.compare.report", "training.data.describe.statistics"),
 )
 SEGUE: Final = "import sys; from segue.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -147,6 +148,39 @@ def preloaded(modules: Sequence[str]) -> Preloaded:
     return Preloaded(modules)
 
 
+def segue(*arguments: object, code: int = 0, timeout: float = 240) -> str:
+    """Run a command, which must end with this exit code; return what it prints to stdout."""
+    done = preloaded(COMMANDS).run(SEGUE, *arguments, timeout=timeout)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+GRAPHS: Final = "TESTS_GRAPHS"  # the environment variable that names the folder of share_graphs
+
+
+def share_graphs() -> None:
+    """Share the graphs of encoders between all processes of a test run, if this one exports.
+
+    A process keeps the graph of each architecture that it has exported, which took seconds; a command exports one.
+    """
+    exporter = sys.modules.get("training.export_onnx")
+    if exporter is None or GRAPHS not in os.environ or hasattr(exporter._graph, "__wrapped__"):
+        return
+    graph, folder = exporter._graph, Path(os.environ[GRAPHS])
+
+    @functools.wraps(graph)
+    def shared(encoder: Any) -> bytes:
+        file = folder / hashlib.sha256(repr(encoder.architecture).encode()).hexdigest()
+        if not file.exists():
+            draft = file.with_suffix(f".{os.getpid()}")
+            draft.write_bytes(graph(encoder))
+            draft.rename(file)
+        return file.read_bytes()
+
+    exporter._graph = shared  # type: ignore[attr-defined]
+
+
 _MAIN: Final = "import tests.preloaded, sys; tests.preloaded.serve(int(sys.argv[1]), sys.argv[2:])"
 
 
@@ -154,6 +188,7 @@ def serve(number: int, modules: Sequence[str]) -> None:
     """Import, then fork a child for each request, and tell the exit code of each child. Ends with the other side."""
     for name in modules:
         importlib.import_module(name)
+    share_graphs()
     gc.freeze()  # a child's collector writes to no page that it shares
     server = socket.socket(fileno=number)
     woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

@@ -186,8 +186,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.mark.slow
 class TestBrowser:
-    @pytest.mark.parametrize("scheme", ["light", "dark"])
-    @pytest.mark.parametrize("width", [1440, 390])
+    @pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
     def test_pages_are_accessible_and_ask_nobody_else(
         self, served: str, browser: Any, width: int, scheme: Literal["light", "dark"]
     ) -> None:
@@ -204,17 +203,18 @@ class TestBrowser:
         assert faults == []
 
     @pytest.mark.timeout(600)
-    @pytest.mark.parametrize("width", [1440, 390, 320])
-    def test_no_page_scrolls_sideways(self, served: str, site: Path, browser: Any, width: int) -> None:
-        page = browser.new_page(viewport={"width": width, "height": 844})
+    def test_no_page_scrolls_sideways(self, served: str, site: Path, browser: Any) -> None:
+        page = browser.new_page()
         wide, broken_lines = [], []
         for path in sorted(site.rglob("*.html")):
             if path.name in ("report.html", "404.html"):
                 continue
             page.goto(f"{served}/{path.relative_to(site)}")
-            if page.evaluate("document.documentElement.scrollWidth") > width:
-                wide.append(path.name)
-            broken_lines += page.evaluate(INTERVALS_OVER_LINES)
+            for width in (1440, 390, 320):
+                page.set_viewport_size({"width": width, "height": 844})
+                if page.evaluate("document.documentElement.scrollWidth") > width:
+                    wide.append((path.name, width))
+                broken_lines += page.evaluate(INTERVALS_OVER_LINES)
         page.close()
         assert (wide, broken_lines) == ([], [])
 

@@ -19,7 +19,7 @@ from training.models.encoders.caser import Caser  # noqa: E402
 from training.models.encoders.encoder import CausalEncoder, SessionEncoder, drop_skipped  # noqa: E402
 from training.models.encoders.gru4rec import Gru4Rec  # noqa: E402
 from training.models.encoders.sasrec import SasRec  # noqa: E402
-from training.options import Bert4RecOptions, CaserOptions, Gru4RecOptions, SasRecOptions  # noqa: E402
+from training.options import Bert4RecOptions, CaserOptions, Gru4RecOptions, NeuralOptions, SasRecOptions  # noqa: E402
 
 ROWS, WINDOW = 50, 8
 
@@ -114,6 +114,39 @@ class EncoderContract:
         content = (tmp_path / ENCODER).read_bytes()
         assert trained_like.item_embeddings.weight.detach().numpy().tobytes() not in content
         assert str(Path(__file__).parents[1]).encode() not in content  # nor where on which machine it was made
+
+    def test_encoders_of_one_architecture_share_a_graph(
+        self, trained_like: SessionEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        export_encoder(trained_like)
+        monkeypatch.setattr("training.export_onnx._traced", None)  # traced once
+        options = trained_like.options.model_copy(update={"seed": 5, "epochs": 3, "beta": 0.25, "dropout": 0.1})
+        other = type(trained_like)(3 * ROWS, options)
+        other.initialise(torch.Generator().manual_seed(4))
+        (tmp_path / ENCODER).write_bytes(export_encoder(other))
+        np.save(tmp_path / ITEM_EMBEDDINGS, item_embeddings(other))
+        assert check_parity(tmp_path, other, random_windows(64)) <= 1e-4
+        served = OnnxEncoder(tmp_path / ENCODER).encode(random_windows(64))
+        assert not np.allclose(served, self.ask(trained_like, random_windows(64)).numpy(), atol=1e-2)
+
+    def test_the_options_that_a_query_depends_on_are_the_architecture(self) -> None:
+        """Other options that are read have no effect on a query."""
+        read: set[str] = set()
+
+        class Recording:
+            def __init__(self, options: NeuralOptions) -> None:
+                self._options = options
+
+            def __getattr__(self, name: str) -> Any:
+                read.add(name)
+                return getattr(self._options, name)
+
+        given = self.encoder().options
+        encoder = type(self.encoder())(ROWS, Recording(given)).eval()  # type: ignore[arg-type]
+        self.ask(encoder, random_windows(2))
+        without_effect = {"dropout", "masking", "duplication_factor"}
+        assert read - without_effect <= {*given.architecture_options} <= {*type(given).model_fields}
+        assert encoder.architecture == self.encoder().architecture
 
     def test_a_differing_export_is_refused(self, trained_like: SessionEncoder, tmp_path: Path) -> None:
         from segue.errors import BadRelease

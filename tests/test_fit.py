@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from segue.errors import BadOption  # noqa: E402 (after the check that torch is there)
 from segue.window import Sessions, SessionViews  # noqa: E402
+from tests.preloaded import COMMANDS, SEGUE, preloaded, segue  # noqa: E402
 from tests.stopped_training import Killed, KilledAfter, Silent  # noqa: E402
 from training import losses as objective  # noqa: E402
 from training import trainer as training_fit  # noqa: E402
@@ -262,27 +261,21 @@ class TestInterrupted:
 @pytest.mark.slow
 def test_kill_minus_nine_and_the_same_command_give_the_weights_of_an_undisturbed_run(tmp_path: Path) -> None:
     """The command itself, killed at several moments by SIGKILL."""
-    segue = [sys.executable, "-m", "segue"]
     data = tmp_path / "data"
-    subprocess.run([*segue, "simulate", "--tracks", "1000", "--sessions", "1500", "--out", str(data)], check=True)
-
-    def command(out: str) -> list[str]:
-        settings = [f"--set={s}" for s in ("epochs=3", "dimension=16", "heads=2", "negatives=100", "patience=3")]
-        return [*segue, "train", str(data), "--out", str(tmp_path / out), *settings]
-
-    subprocess.run(command("whole"), check=True)
-    for last_seen in (
-        "epoch 1/3",
-        "epoch 2/3",
-    ):  # killed as soon as an epoch is told of: how fast a machine is does not matter
-        with subprocess.Popen(command("killed"), stderr=subprocess.PIPE, text=True) as process:
-            assert process.stderr is not None
-            seen = next((line for line in process.stderr if line.startswith(last_seen)), None)
-            os.kill(process.pid, signal.SIGKILL)
+    segue("simulate", "--tracks", 1000, "--sessions", 1500, "--out", data)
+    settings = [f"--set={s}" for s in ("epochs=3", "dimension=16", "heads=2", "negatives=100", "patience=3")]
+    segue("train", data, "--out", tmp_path / "whole", *settings)
+    killed = ("train", data, "--out", tmp_path / "killed", *settings)
+    for last_seen in ("epoch 1/3", "epoch 2/3"):  # not after a time: how fast a machine is does not matter
+        process = preloaded(COMMANDS).piped(SEGUE, *killed)
+        assert process.stdout is not None
+        with process.stdout as said:
+            seen = next((line for line in said if line.startswith(last_seen)), None)
+            process.kill()
         assert seen, f"training ended before {last_seen}"
-        assert process.returncode == -signal.SIGKILL
+        assert process.wait(10) == -signal.SIGKILL
         assert not (tmp_path / "killed").exists()
-    subprocess.run(command("killed"), check=True)
-    whole, killed = (np.load(tmp_path / out / "item_embeddings.npy") for out in ("whole", "killed"))
-    assert whole.tobytes() == killed.tobytes()
+    segue(*killed)
+    whole, resumed = (np.load(tmp_path / out / "item_embeddings.npy") for out in ("whole", "killed"))
+    assert whole.tobytes() == resumed.tobytes()
     assert not (tmp_path / "killed.training").exists()

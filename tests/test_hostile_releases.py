@@ -232,7 +232,7 @@ class TestTheTrial:
         """As a crash of ONNX Runtime or FAISS would, or the kernel where memory runs out."""
         made.with_encoder(tmp_path / "bad", hostile.endless_encoder())
 
-        ending = threading.Thread(target=_end_the_trial, args=(number,))
+        ending = threading.Thread(target=_end_the_trial, args=(number,), daemon=True)
         ending.start()
         with pytest.raises(BadRelease, match=rf"crashes the process that loads it \({name}\)"):
             validate_in_child(tmp_path / "bad", 30)
@@ -240,7 +240,9 @@ class TestTheTrial:
 
     def test_its_last_line_on_stderr_is_told(self, made: Hostile, tmp_path: Path) -> None:
         made.with_encoder(tmp_path / "bad", hostile.endless_encoder())
-        ending = threading.Thread(target=_end_the_trial, args=(signal.SIGABRT, b"loading\nstd::bad_alloc\n\n"))
+        ending = threading.Thread(
+            target=_end_the_trial, args=(signal.SIGABRT, b"loading\nstd::bad_alloc\n\n"), daemon=True
+        )
         ending.start()
         with pytest.raises(BadRelease, match=r"crashes the process that loads it \(SIGABRT\): std::bad_alloc; copy it"):
             validate_in_child(tmp_path / "bad", 30)

@@ -177,7 +177,7 @@ class TestEveryIndex:
         def ask(i: int) -> None:
             found[i] = index.search(QUERIES[10 * i : 10 * i + 10], 10)
 
-        threads = [threading.Thread(target=ask, args=(i,)) for i in range(10)]
+        threads = [threading.Thread(target=ask, args=(i,), daemon=True) for i in range(10)]
         for thread in threads:
             thread.start()
         for thread in threads:

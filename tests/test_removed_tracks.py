@@ -112,7 +112,7 @@ def test_an_older_read_does_not_overtake_a_change(tmp_path: Path, monkeypatch: p
         return loads(content)
 
     monkeypatch.setattr(json, "loads", slow)
-    reader = threading.Thread(target=tracks._read)
+    reader = threading.Thread(target=tracks._read, daemon=True)
     reader.start()
     time.sleep(0.05)
     assert changed(tracks, "b")

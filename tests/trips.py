@@ -26,6 +26,7 @@ import httpx
 ROOT: Final = Path(__file__).resolve().parents[1]
 PACKAGES: Final = ("segue", "service", "training", "index")
 REPEATS: Final = 5
+_ENOUGH: Final = 4  # backward passes
 SETTLE_S: Final = 0.2  # what is written after the response belongs to the request
 
 _prefixes: Final = {f"{ROOT / package}{os.sep}": package for package in PACKAGES}
@@ -41,6 +42,8 @@ def profile(frame: FrameType, event: str, _: Any) -> None:
     file = code.co_filename
     if code.co_name == "backward" and file.endswith(f"torch{os.sep}autograd{os.sep}__init__.py"):
         _backward_passes.append(len(_recorded))
+        if len(_backward_passes) == _ENOUGH:
+            sys.setprofile(None)  # the rest of a training takes several times as long with it
     elif code.co_name != "<module>" and file.startswith(tuple(_prefixes)):
         _recorded.append(str(Path(file).relative_to(ROOT)))
 
@@ -55,6 +58,12 @@ def recording() -> Iterator[list[str]]:
         yield _recorded
     finally:
         _recorded = None
+
+
+def start_profiler() -> None:
+    """Call `profile` from now on, in threads that are yet to start as well. It slows down everything."""
+    threading.setprofile(profile)
+    sys.setprofile(profile)
 
 
 def in_order(files: list[str]) -> list[str]:
@@ -81,6 +90,7 @@ def preparation(folder: Path) -> list[str]:
     )
     log.write_text("user_id,track_id,timestamp\n" + "\n".join(rows) + "\n")
     segue("prepare", "events", log, "--out", folder / "first")
+    start_profiler()
     with recording() as files:
         segue("prepare", "events", log, "--out", folder / "second")
     return in_order(files)
@@ -88,10 +98,12 @@ def preparation(folder: Path) -> list[str]:
 
 def training_step(folder: Path) -> list[str]:
     """One step of SASRec with the skip loss, from its batch on. Recorded from one backward pass to the next."""
-    segue("train", folder / "dataset", "--out", folder / "warm", "--set", "epochs=1")
+    small = ("--set", "epochs=1", "--set", "dimension=16")
+    segue("train", folder / "dataset", "--out", folder / "warm", *small)
+    start_profiler()
     with recording() as files:
-        segue("train", folder / "dataset", "--out", folder / "trained", "--set", "epochs=1")
-        start, end = _backward_passes[2:4]
+        segue("train", folder / "dataset", "--out", folder / "trained", *small)
+        start, end = _backward_passes[_ENOUGH - 2 : _ENOUGH]
     step = files[start:end]
     first = step.index("training/data/loader.py")
     return in_order(step[first:] + step[:first])
@@ -130,6 +142,7 @@ def requests(folder: Path) -> dict[str, list[str]]:
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    start_profiler()
     thread = threading.Thread(target=drive, name="client")
     thread.start()
     segue("serve", folder / "dataset.release", "--port", port)
@@ -140,12 +153,10 @@ def requests(folder: Path) -> dict[str, list[str]]:
 def main() -> None:
     """Take one kind of trip: the timer of a stopped service would end this process during the next."""
     kind, folder = sys.argv[1], Path(sys.argv[2])
-    threading.setprofile(profile)
-    sys.setprofile(profile)
     if kind != "prepare":
         segue("simulate", "--tracks", 1000, "--sessions", 400 if kind == "step" else 150, "--out", folder / "dataset")
     if kind == "request":
-        segue("train", folder / "dataset", "--out", folder / "dataset.release", "--set", "epochs=1")
+        segue("train", folder / "dataset", "--out", folder / "dataset.release", "--set=epochs=1", "--set=dimension=16")
         found = requests(folder)
     else:
         found = {"A training step": training_step(folder)} if kind == "step" else {"segue prepare": preparation(folder)}

@@ -4,11 +4,11 @@ The ONNX file does not contain the item embeddings. The graph refers to the data
 folder as external data, and ONNX Runtime maps the file into memory.
 """
 
+import copy
 import io
 import logging
-import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from onnxscript.optimizer import optimize
 from torch import Tensor, nn
 
 from segue.arrays import Float32
@@ -38,6 +39,12 @@ class _Query(nn.Module):
         return self.encoder.query(tracks, skipped)
 
 
+_PREFIX: Final = "encoder."  # of the names of weights: the attribute of _Query
+_ITEM_EMBEDDINGS: Final = f"{_PREFIX}item_embeddings.weight"
+_MAX_GRAPHS: Final = 32
+_graphs: dict[Hashable, bytes] = {}  # by architecture, see _graph
+
+
 def item_embeddings(encoder: Encoder) -> Float32:
     """Return the item embeddings of `encoder` as a contiguous array on the CPU. [num_rows, dimension] float32."""
     matrix: Float32 = encoder.item_embeddings.weight.detach().cpu().numpy().astype(np.float32)
@@ -48,13 +55,46 @@ def export_encoder(encoder: Encoder) -> bytes:
     """Return the content of encoder.onnx.
 
     The inputs of the graph are `tracks` [batch, window] int64 and `skipped` [batch, window] bool. The output is `query`
-    [batch, dimension] float32.
+    [batch, dimension] float32. The first export of an architecture takes some seconds; later ones reuse its graph.
     """
     encoder = encoder.cpu().eval()
+    model = onnx.ModelProto.FromString(_graph(encoder))
+    weights = {_PREFIX + name: weight for name, weight in encoder.state_dict().items()}
+    del weights[_ITEM_EMBEDDINGS]
+    for tensor in model.graph.initializer:
+        if tensor.name in weights:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(weights[tensor.name].numpy(), tensor.name))
+    model = optimize(model)
+    _refer_to_item_embeddings(model, item_embeddings(encoder))
+    _forget_where_it_was_made(model)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _graph(encoder: Encoder) -> bytes:
+    """Return the ONNX model of an encoder before optimisation, with some weights of this architecture.
+
+    It has two rows of item embeddings, so that neither time nor memory depends on the number of tracks.
+    """
+    architecture = encoder.architecture
+    if architecture not in _graphs:
+        if len(_graphs) == _MAX_GRAPHS:
+            _graphs.clear()
+        _graphs[architecture] = _traced(_with_two_rows(encoder))
+    return _graphs[architecture]
+
+
+def _with_two_rows(encoder: Encoder) -> Encoder:
+    few = nn.Embedding(2, encoder.item_embeddings.embedding_dim)
+    with torch.no_grad():
+        few.weight.copy_(torch.tensor([[1e9], [2e9]]))  # equal to no other weight, which the optimiser would merge
+    return copy.deepcopy(encoder, {id(encoder.item_embeddings): few})
+
+
+def _traced(encoder: Encoder) -> bytes:
     window = encoder.options.window
     example = (torch.ones(2, window, dtype=torch.int64), torch.zeros(2, window, dtype=torch.bool))
     batch = {0: torch.export.Dim.DYNAMIC}
-    with _quiet_exporter(), tempfile.TemporaryDirectory() as folder:
+    with _quiet_exporter():
         program = torch.onnx.export(
             _Query(encoder),
             example,
@@ -63,17 +103,14 @@ def export_encoder(encoder: Encoder) -> bytes:
             input_names=["tracks", "skipped"],
             output_names=["query"],
             opset_version=OPSET,
+            optimize=False,  # that needs the weights
             verbose=False,
         )
-        assert program is not None
-        program.save(str(Path(folder) / ENCODER), external_data=False)
-        model = onnx.load(str(Path(folder) / ENCODER))
-    for place, name in ((model.graph.input, "batch"), (model.graph.output, "batch")):
-        for value in place:
-            value.type.tensor_type.shape.dim[0].dim_param = name
-    _refer_to_item_embeddings(model, item_embeddings(encoder))
-    _forget_where_it_was_made(model)
-    return bytes(model.SerializeToString(deterministic=True))
+    assert program is not None
+    model = program.model_proto
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    return bytes(model.SerializeToString())
 
 
 def check_parity(folder: Path, encoder: Encoder, windows: Windows) -> float:
@@ -117,15 +154,18 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def _refer_to_item_embeddings(model: onnx.ModelProto, matrix: Float32) -> None:
-    """Replace the item embeddings in the graph by a reference to item_embeddings.npy. Change `model` in place."""
-    raw = matrix.tobytes()
-    for tensor in model.graph.initializer:
-        if list(tensor.dims) == list(matrix.shape) and tensor.raw_data == raw:
-            tensor.ClearField("raw_data")
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            facts = {"location": ITEM_EMBEDDINGS, "offset": header_bytes(matrix), "length": len(raw)}
-            for key, value in facts.items():
-                tensor.external_data.add(key=key, value=str(value))
+    """Replace the two rows of item embeddings in the graph by a reference to item_embeddings.npy. In place."""
+    [tensor] = [tensor for tensor in model.graph.initializer if tensor.name == _ITEM_EMBEDDINGS]
+    tensor.ClearField("raw_data")
+    tensor.dims[:] = matrix.shape
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    facts = {"location": ITEM_EMBEDDINGS, "offset": header_bytes(matrix), "length": matrix.nbytes}
+    for key, value in facts.items():
+        tensor.external_data.add(key=key, value=str(value))
+    for index, value in enumerate(model.graph.value_info):
+        if value.name == _ITEM_EMBEDDINGS:
+            del model.graph.value_info[index]
+            return
 
 
 def _forget_where_it_was_made(model: onnx.ModelProto) -> None:

@@ -43,6 +43,9 @@ class ServedOptions(Options):
 class NeuralOptions(ServedOptions):
     """Options of every encoder; the defaults are the paper's (section 4.1.2) where it names a value."""
 
+    # The options that define the network. All others define its training.
+    architecture_options: ClassVar[tuple[str, ...]] = ("window", "dimension", "skip_input", "plays")
+
     rescoring: Literal["off", "next", "next-played"] = Field(
         default="off",
         description="Hybrids only: correct the most probable tracks with a small network, learned on validation "
@@ -129,6 +132,8 @@ class NeuralOptions(ServedOptions):
 class TransformerOptions(NeuralOptions):
     """Sizes of a stack of blocks; the defaults are the paper's (section 4.1.2)."""
 
+    architecture_options: ClassVar[tuple[str, ...]] = (*NeuralOptions.architecture_options, "blocks", "heads", "norm")
+
     blocks: int = Field(default=2, ge=1, description="Number of transformer blocks")
     heads: int = Field(default=8, ge=1, description="Attention heads per block. Must divide the dimension")
     norm: Literal["post", "pre"] = Field(
@@ -165,6 +170,7 @@ class Gru4RecOptions(NeuralOptions):
     """GRU4Rec's own sizes."""
 
     family: ClassVar[str] = "gru4rec"
+    architecture_options: ClassVar[tuple[str, ...]] = (*NeuralOptions.architecture_options, "layers")
 
     layers: int = Field(default=1, ge=1, description="Recurrent layers; the authors found one to be best")
 
@@ -173,6 +179,10 @@ class CaserOptions(NeuralOptions):
     """Caser's own sizes; the defaults are those of the authors' public code."""
 
     family: ClassVar[str] = "caser"
+    architecture_options: ClassVar[tuple[str, ...]] = (
+        *NeuralOptions.architecture_options,
+        *("order", "horizontal_filters", "vertical_filters"),
+    )
 
     order: int = Field(default=5, ge=1, description="Latest plays that the convolutions cover (L in the original)")
     horizontal_filters: int = Field(

@@ -33,7 +33,7 @@ class StrippingProxy(socketserver.ThreadingTCPServer):
         self.address = f"http://127.0.0.1:{self.server_address[1]}"
         self.outside: list[str] = []
         self.open: set[socket.socket] = set()
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05})
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:

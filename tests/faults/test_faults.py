@@ -215,8 +215,8 @@ def test_the_model_hangs_on_a_track_that_is_asked_for_all_the_time(tiny_release:
                     found = answer.json()["source"] if answer.is_success else str(answer.status_code)
                     sources[f"{track} {found}"] += 1
 
-        askers = [threading.Thread(target=ask, args=(poison, 0.1)) for _ in range(3)]
-        askers += [threading.Thread(target=ask, args=("g3-t05", 0.05))]
+        askers = [threading.Thread(target=ask, args=(poison, 0.1), daemon=True) for _ in range(3)]
+        askers += [threading.Thread(target=ask, args=("g3-t05", 0.05), daemon=True)]
         for thread in askers:
             thread.start()
         with stand.listeners() as listeners:

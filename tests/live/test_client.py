@@ -161,7 +161,9 @@ class TestSync:
     def test_threads_share_a_client(self, running: httpx.Client) -> None:
         session_id = new_id()
         with Client(str(running.base_url)) as client:
-            threads = [threading.Thread(target=client.play, args=(session_id, "g0-t00")) for _ in range(16)]
+            threads = [
+                threading.Thread(target=client.play, args=(session_id, "g0-t00"), daemon=True) for _ in range(16)
+            ]
             for thread in threads:
                 thread.start()
             for thread in threads:

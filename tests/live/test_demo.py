@@ -3,8 +3,6 @@
 import json
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -12,13 +10,15 @@ import pytest
 
 pytest.importorskip("torch")
 
+from tests.preloaded import COMMANDS, SEGUE, preloaded, segue
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_demo_shows_the_skip_loss_at_work(tmp_path: Path) -> None:
     """HR@10: skipped targets lower than without the loss, by intervals that do not touch; played targets not lower."""
-    command = [sys.executable, "-m", "segue", "demo", "--folder", str(tmp_path), "--no-serve"]
-    subprocess.run(command, check=True)
+    command = ("demo", "--folder", tmp_path, "--no-serve")
+    segue(*command, timeout=1400)
     [world] = tmp_path.iterdir()
     made = {path: path.stat().st_mtime_ns for path in world.rglob("*") if path.is_file()}
 
@@ -30,7 +30,8 @@ def test_the_demo_shows_the_skip_loss_at_work(tmp_path: Path) -> None:
     assert hr10("hybrid+nce", "skipped")["high"] < hr10("hybrid", "skipped")["low"]
     assert hr10("hybrid+nce", "played")["value"] > hr10("hybrid", "played")["value"]
 
-    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    again = preloaded(COMMANDS).run(SEGUE, *command)
+    assert again.returncode == 0, again.stderr
     assert "Training" not in again.stdout + again.stderr
     assert {path: path.stat().st_mtime_ns for path in world.rglob("*") if path.is_file()} == made
 
@@ -38,11 +39,11 @@ def test_the_demo_shows_the_skip_loss_at_work(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_it_serves_both_so_that_the_player_can_compare_them(tmp_path: Path) -> None:
     options = ["--folder", str(tmp_path), "--sessions", "150", "--tracks", "1000", "--port", "0", "--no-browser"]
-    command = [sys.executable, "-m", "segue", "demo", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as demo:
-        assert demo.stdout is not None
+    demo = preloaded(COMMANDS).piped(SEGUE, "demo", *options)
+    assert demo.stdout is not None
+    with demo.stdout as said:
         try:
-            address = next(found[0] for line in demo.stdout if (found := re.search(r"http://\S+$", line.strip())))
+            address = next(found[0] for line in said if (found := re.search(r"http://\S+$", line.strip())))
             with httpx.Client(base_url=address, trust_env=False, timeout=20) as client:
                 live = client.get("/releases/current").json()["live"]
                 assert [(one["folder"], one["share"], one["has_map"]) for one in live] == [
@@ -57,8 +58,8 @@ def test_it_serves_both_so_that_the_player_can_compare_them(tmp_path: Path) -> N
                     assert (answer["release"], answer["source"]) == (one["name"], "model")
         finally:
             demo.send_signal(signal.SIGTERM)
-            demo.stdout.read()
-    assert demo.returncode == 0
+            said.read()
+    assert demo.wait(10) == 0
 
 
 def test_a_demo_that_was_swapped_compares_with_the_other_release(tmp_path: Path) -> None:

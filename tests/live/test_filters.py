@@ -169,7 +169,7 @@ def test_a_takedown_reaches_every_replica_within_a_second(
                         wrong.append(f"{answer.url} names the track {time.monotonic() - taken_down[0]:.2f} s later")
 
     here, there = first.address(), second.address()
-    threads = [threading.Thread(target=listen, args=one) for one in ((here, 0), (here, 1), (there, 2))]
+    threads = [threading.Thread(target=listen, args=one, daemon=True) for one in ((here, 0), (here, 1), (there, 2))]
     with httpx.Client(base_url=here, trust_env=False, timeout=20) as admin:
         for thread in threads:
             thread.start()
@@ -228,7 +228,7 @@ def test_a_takedown_holds_while_redis_restarts_and_a_release_is_swapped(
                 if is_hidden and gone in {item.track_id for item in found.items}:
                     wrong.append(f"turn {turn} has the track")
 
-    threads = [threading.Thread(target=listen, args=one) for one in zip(replicas, range(2), strict=True)]
+    threads = [threading.Thread(target=listen, args=one, daemon=True) for one in zip(replicas, range(2), strict=True)]
     try:
         with Client(replicas[0]) as admin:
             for thread in threads:

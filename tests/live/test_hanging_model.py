@@ -59,7 +59,7 @@ def poisoned(address: str, every_s: float = 0.1) -> Iterator[list[int]]:
                 pool.submit(ask, number)
                 number += 1
 
-    thread = threading.Thread(target=ask_all)
+    thread = threading.Thread(target=ask_all, daemon=True)
     thread.start()
     try:
         yield statuses

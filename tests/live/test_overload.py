@@ -268,7 +268,7 @@ def test_a_stopping_service_finishes_what_is_under_way(start_service: StartServi
         os.kill(server, signal.SIGSTOP)
         answers: list[httpx.Response] = []
         try:
-            asking = threading.Thread(target=lambda: answers.append(client.get("/sessions/a")))
+            asking = threading.Thread(target=lambda: answers.append(client.get("/sessions/a")), daemon=True)
             asking.start()
             time.sleep(0.5)
             service.process.send_signal(signal.SIGTERM)

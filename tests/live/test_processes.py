@@ -78,7 +78,7 @@ def test_no_acknowledged_event_is_lost_by_a_kill(start_service: StartService, tm
                     return
                 acknowledged[session_id].append(f"t{number}")
 
-    writers = [threading.Thread(target=write, args=(name,)) for name in acknowledged]
+    writers = [threading.Thread(target=write, args=(name,), daemon=True) for name in acknowledged]
     for writer in writers:
         writer.start()
     time.sleep(1)

@@ -52,7 +52,7 @@ class Listener(threading.Thread):
     """Asks without pause, until told to leave, and keeps what is wrong with the answers."""
 
     def __init__(self, address: httpx.URL, number: int, names: dict[str, str]) -> None:
-        super().__init__()
+        super().__init__(daemon=True)  # a test that fails leaves it behind
         self.leaving = threading.Event()
         self.answers = 0
         self.wrong: list[str] = []

@@ -10,16 +10,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tests.preloaded import COMMANDS, SEGUE, preloaded
+from tests.preloaded import COMMANDS, SEGUE, preloaded, segue
 
 SMALL = ["epochs=4", "dimension=32", "heads=4", "negatives=200"]
-
-
-def segue(*arguments: object, code: int = 0) -> str:
-    done = preloaded(COMMANDS).run(SEGUE, *arguments)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ The initial values and the gradient steps also follow `implicit`. The difference
 the factors after every sample, this module after every batch, with the summed gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -193,6 +193,11 @@ class Bpr(Encoder):
         self.item_embeddings = nn.Embedding(num_rows, options.dimension + 1, padding_idx=PAD_ROW)
         means = 2 if version == "nr" else 1
         self.register_buffer("fold", torch.zeros(means * options.dimension, options.dimension))
+
+    @property
+    def architecture(self) -> Hashable:
+        """As in the base class."""
+        return super().architecture, self.version
 
     def set_factors(self, tracks: Tensor, fold: Tensor) -> None:
         """Set the track factors and the fold-in map.

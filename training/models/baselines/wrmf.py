@@ -33,7 +33,7 @@ excludes a pair from the loss, as bl requires.
 A session that was not in the training data gets its factors from a ridge regression on the track factors (`Wrmf`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -115,6 +115,11 @@ class Wrmf(Encoder):
         self.version = version
         self.item_embeddings = nn.Embedding(num_rows, options.dimension, padding_idx=PAD_ROW)
         self.register_buffer("inverse", torch.eye(options.dimension))
+
+    @property
+    def architecture(self) -> Hashable:
+        """As in the base class."""
+        return super().architecture, self.version
 
     def set_factors(self, tracks: Float32) -> None:
         """Set the track factors to `tracks` [num_rows, dimension] float32 and the padding row to zero."""

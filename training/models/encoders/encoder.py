@@ -11,7 +11,7 @@ A new encoder subclasses one of the last two, adds a line to the table in traini
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, TypeAlias
 
 import torch
@@ -116,6 +116,11 @@ class Encoder(nn.Module, ABC):
     options: Options
     item_embeddings: nn.Embedding  # [num_rows, dimension] float32, row PAD_ROW zero
 
+    @property
+    def architecture(self) -> Hashable:
+        """Encoders of equal architecture compute their queries in the same way, with other weights."""
+        return type(self), self.options
+
     @abstractmethod
     def query(self, tracks: Tensor, skipped: Tensor) -> Tensor:
         """Return the query vector of each window.
@@ -145,6 +150,11 @@ class SessionEncoder(Encoder):
         self.options = options
         self.item_embeddings = nn.Embedding(num_rows, options.dimension, padding_idx=PAD_ROW)
         self.skip_embedding = nn.Parameter(torch.zeros(1, options.dimension)) if options.skip_input else None
+
+    @property
+    def architecture(self) -> Hashable:
+        """As in the base class; options of the training make no difference."""
+        return type(self), *(getattr(self.options, name) for name in self.options.architecture_options)
 
     @abstractmethod
     def encode(self, tracks: Tensor, skipped: Tensor) -> Tensor:

@@ -87,13 +87,23 @@ class Preloaded:
     def __init__(self, modules: Sequence[str]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._server = ours
+        self._name = f"segue-tests-{os.getpid()}-{id(self)}"
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listening.bind(f"\0{self._name}")
+        listening.listen(100)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _MAIN, str(theirs.fileno()), *modules],
-            pass_fds=[theirs.fileno()],
+            [sys.executable, "-c", _MAIN, str(theirs.fileno()), str(listening.fileno()), *modules],
+            pass_fds=[theirs.fileno(), listening.fileno()],
             stdin=subprocess.DEVNULL,
             env={name: value for name, value in os.environ.items() if not name.startswith("SEGUE_")},
         )
         theirs.close()
+        listening.close()
+
+    @property
+    def program(self) -> str:
+        """The text of a program that starts `segue` here, with its own arguments, environment, folder and files."""
+        return f"#!{sys.executable} -IS\n{_PROGRAM}start({self._name!r}, {SEGUE!r})\n"
 
     def start(
         self,
@@ -181,42 +191,68 @@ def share_graphs() -> None:
     exporter._graph = shared  # type: ignore[attr-defined]
 
 
-_MAIN: Final = "import tests.preloaded, sys; tests.preloaded.serve(int(sys.argv[1]), sys.argv[2:])"
+_PROGRAM: Final = """
+import json, os, signal, socket, sys
+
+def start(server, code):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.connect("\\0" + server)
+        request = [code, ["-c", *sys.argv[1:]], dict(os.environ), os.getcwd(), False]
+        socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
+        process = int(connection.recv(20))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _: os.kill(process, number))
+        code = int(connection.recv(20) or -signal.SIGKILL)
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
+
+"""
+_MAIN: Final = "import tests.preloaded, sys; tests.preloaded.serve(*map(int, sys.argv[1:3]), sys.argv[3:])"
 
 
-def serve(number: int, modules: Sequence[str]) -> None:
-    """Import, then fork a child for each request, and tell the exit code of each child. Ends with the other side."""
+def serve(requests: int, programs: int, modules: Sequence[str]) -> None:
+    """Import, then fork a child for each request, and tell the exit code of each child. Ends with the other side.
+
+    `requests` and `programs` are the numbers of the sockets of a Preloaded and of its programs.
+    """
     for name in modules:
         importlib.import_module(name)
     share_graphs()
     gc.freeze()  # a child's collector writes to no page that it shares
-    server = socket.socket(fileno=number)
+    server, listening = socket.socket(fileno=requests), socket.socket(fileno=programs)
     woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(waker)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which end this process
     children: dict[int, socket.socket] = {}
+    sources = {server.fileno(): server, listening.fileno(): listening}
     while True:
-        ready, _, _ = select.select([server.fileno(), woken], [], [])
+        ready, _, _ = select.select([*sources, woken], [], [])
         if woken in ready:
             os.read(woken, 4096)
             _report_ended(children)
-        if server.fileno() in ready:
-            request, files, _, _ = socket.recv_fds(server, _LONGEST, 4)
+        for asked in (sources[number] for number in ready if number in sources):
+            connection = None if asked is server else asked.accept()[0]
+            request, files, _, _ = socket.recv_fds(connection or server, _LONGEST, 4)
             if not request:
                 return
+            if connection is None:
+                connection = socket.socket(fileno=files.pop(0))
             child = os.fork()
             if child == 0:
                 signal.set_wakeup_fd(-1)
-                for opened in (server, *children.values()):
-                    opened.close()
-                for unused in (woken, waker, files[0]):
-                    os.close(unused)
-                _run(_become(json.loads(request), files[1:]))
-            children[child] = socket.socket(fileno=files[0])
-            _tell(children[child], child)
-            for unused in files[1:]:
-                os.close(unused)
+                _close(server, listening, connection, *children.values(), woken, waker)
+                _run(_become(json.loads(request), files))
+            children[child] = connection
+            _tell(connection, child)
+            _close(*files)
+
+
+def _close(*opened: socket.socket | int) -> None:
+    for one in opened:
+        os.close(one if isinstance(one, int) else one.detach())
 
 
 def _report_ended(children: dict[int, socket.socket]) -> None:
@@ -272,3 +308,9 @@ def _run(code: str) -> None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(status)
+
+
+if __name__ == "__main__":  # `segue` in a process of its own, such as one of torchrun, which shares graphs
+    importlib.import_module("training.export_onnx")
+    share_graphs()
+    exec(SEGUE)

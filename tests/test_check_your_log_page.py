@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("mkdocs", reason="the documents are not part of the wheel")
 
 from docs.site import walk
+from tests.preloaded import COMMANDS, preloaded
 from tests.test_docs_site import words_of
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +22,7 @@ SOURCES = {
 
 def test_what_it_shows_is_what_comes_out() -> None:
     (block,) = walk.blocks(PAGE)
-    with walk.shell() as shell:
+    with walk.shell(preloaded(COMMANDS).program) as shell:
         for command, shown in block:
             found = words_of(shell.run(command))
             alike = (found & words_of(shown)).total()

@@ -16,6 +16,7 @@ pytest.importorskip("material", reason="the documents are not part of the wheel"
 from docs.site import figures, hooks, http_examples, http_reference, plays, reference, spotify_history, walk
 from segue.cli import segue
 from service.settings import Settings
+from tests.preloaded import COMMANDS, preloaded
 from training.data.describe.description import Description
 from training.registry import MODELS
 
@@ -170,7 +171,7 @@ class TestTutorial:
     @pytest.mark.timeout(900)  # half a minute on two idle cores
     def test_what_it_shows_is_what_comes_out(self) -> None:
         assert len(walk.blocks(TUTORIAL)) >= 7
-        with walk.shell() as shell:
+        with walk.shell(preloaded(COMMANDS).program) as shell:
             for command, shown in (line for block in walk.blocks(TUTORIAL) for line in block):
                 found = words_of(shell.run(command))
                 alike = (found & words_of(shown)).total()
@@ -182,7 +183,7 @@ class TestHttpExamples:
     @pytest.mark.timeout(900)
     @pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")), reason="needs curl and jq")
     def test_the_answers_are_those_of_a_service(self) -> None:
-        with http_examples.service() as shell:
+        with http_examples.service(segue=preloaded(COMMANDS).program) as shell:
             for command, shown in http_examples.examples(HTTP):
                 language, answer = http_examples.answer_to(shell, command)
                 if language == "json":

@@ -151,7 +151,7 @@ class TestJoining:
 
 def command(data: Path, out: Path) -> list[str]:
     settings = ("epochs=3", "dimension=16", "heads=2", "negatives=100", "patience=3", "dropout=0")
-    return ["segue", "train", str(data), "--out", str(out), *(f"--set={setting}" for setting in settings)]
+    return ["tests.preloaded", "train", str(data), "--out", str(out), *(f"--set={setting}" for setting in settings)]
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +162,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a minute on two idle cores
 class TestCommand:
     def test_a_process_that_is_killed_is_started_anew_and_they_go_on(self, data: Path, tmp_path: Path) -> None:
         """As an undisturbed training by two, to the bit: both add up in the same order."""

@@ -13,6 +13,7 @@ pytest.importorskip("mkdocs", reason="the documents are not part of the wheel")
 from docs.site import walk
 from segue.errors import BadLog, InputError
 from service.releases.added import FILE, AddedTrack, AddedTracksFile
+from tests.preloaded import COMMANDS, preloaded
 from tests.test_docs_site import words_of
 from training.data.dataset import open_dataset
 from training.prepare.pipeline import PrepareOptions, prepare
@@ -234,7 +235,7 @@ def test_fine_tuning_keeps_the_attributes_of_the_release(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("first", ["filter-tracks", "policies"])
 def test_the_pages_show_what_comes_out(first: str) -> None:
-    with walk.shell() as shell:
+    with walk.shell(preloaded(COMMANDS).program) as shell:
         for name in (first, *(name for name, before in walk.AFTER.items() if before == first)):
             page = (ROOT / "docs" / "how-to" / f"{name}.md").read_text(encoding="utf-8")
             for command, shown in (one for block in walk.blocks(page) for one in block):

@@ -42,9 +42,9 @@ def filled(document: str) -> str:
 
 
 @contextmanager
-def service() -> Iterator[walk.Shell]:
-    """A shell beside a running service. Raises CalledProcessError if a command fails."""
-    with walk.shell() as shell:
+def service(**options: str) -> Iterator[walk.Shell]:
+    """A shell beside a running service. `options`: as of walk.shell. Raises CalledProcessError if a command fails."""
+    with walk.shell(**options) as shell:
         for command in _SETUP:
             shell.run(command)
         yield shell

@@ -78,8 +78,8 @@ class Shell:
 
 
 @contextmanager
-def shell() -> Iterator[Shell]:
-    """A shell in an empty folder with the logs of the tutorial and this `segue`; what it started is ended."""
+def shell(segue: str = f'#!/bin/sh\nexec "{sys.executable}" -m segue "$@"\n') -> Iterator[Shell]:
+    """A shell in an empty folder with the logs of the tutorial and the program `segue`; what it started is ended."""
     with socket.socket() as free, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         free.bind(("127.0.0.1", 0))
@@ -90,7 +90,7 @@ def shell() -> Iterator[Shell]:
             (folder / "docs" / log).write_bytes((ROOT / "docs" / log).read_bytes())
         (folder / "bin").mkdir()
         program = folder / "bin" / "segue"
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m segue "$@"\n')
+        program.write_text(segue)
         program.chmod(0o755)
         try:
             yield shell

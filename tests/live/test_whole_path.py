@@ -39,6 +39,7 @@ def indexed(request: pytest.FixtureRequest, release: Path) -> Path:
     return release
 
 
+@pytest.mark.timeout(900)  # half a minute on two idle cores
 def test_the_same_sessions_offline_and_over_http_give_identical_lists_and_figures(
     indexed: Path, dataset: Path, tmp_path: Path, start_service: Callable[..., Any]
 ) -> None:

@@ -49,6 +49,9 @@ _MOST_IN_A_LIST: Final = (
 )
 _NEIGHBOURS: Final = 32  # neighbours of a centroid in the HNSW graph
 _EF_LISTS: Final = 128  # candidate centroids during construction and search of the HNSW graph
+# Candidate centroids while the index is built, when only the nearest list of a track is needed. With 32,768 lists it is
+# the nearest one for 86 % of the tracks, for 88 % with 128 candidates, in a third of the time.
+_EF_ASSIGNED: Final = 32
 _CODE_FLOATS: Final = 4  # dimensions per byte of a product code, about
 
 
@@ -78,13 +81,13 @@ def build(embeddings: Float32, kind: IvfKind, nlist: int, rng: np.random.Generat
     a_list = _TRAINING_ROWS_PER_SHORT_LIST if uses_hnsw_quantizer(kind, nlist) else _TRAINING_ROWS_PER_LIST
     sample = sample_of(embeddings, max(_CODE_TRAINING_ROWS, a_list * nlist), rng)
     centroids = _centroids(sample, kind, nlist, seed)
-    nearest = _coarse_quantizer(kind, nlist, sample.shape[1], faiss.METRIC_L2, seed)
+    nearest = _coarse_quantizer(kind, nlist, sample.shape[1], faiss.METRIC_L2, seed, _EF_ASSIGNED)
     nearest.add(centroids)
     index = _empty(kind, nearest, nlist)
     index.train(sample)  # trains only the quantiser of the codes: the centroids are already trained
     for first in range(FIRST_TRACK_ROW, len(embeddings), ROWS_AT_ONCE):
         index.add(np.ascontiguousarray(embeddings[first : first + ROWS_AT_ONCE]))
-    visited = _coarse_quantizer(kind, nlist, sample.shape[1], faiss.METRIC_INNER_PRODUCT, seed)
+    visited = _coarse_quantizer(kind, nlist, sample.shape[1], faiss.METRIC_INNER_PRODUCT, seed, _EF_LISTS)
     visited.add(centroids)
     index.quantizer = visited
     index.referenced_objects = [visited]  # FAISS stores only a pointer, so Python must keep the object alive
@@ -108,18 +111,21 @@ def _centroids(sample: Float32, kind: IvfKind, nlist: int, seed: int) -> Float32
     clustering = faiss.Clustering(sample.shape[1], nlist)
     clustering.seed, clustering.niter = seed, _KMEANS_ROUNDS
     clustering.min_points_per_centroid = 1  # no warning on stderr for a small catalogue
-    quantizer = _coarse_quantizer(kind, nlist, sample.shape[1], faiss.METRIC_L2, seed)
+    quantizer = _coarse_quantizer(kind, nlist, sample.shape[1], faiss.METRIC_L2, seed, _EF_ASSIGNED)
     clustering.train(sample, quantizer)  # each iteration rebuilds the quantizer
     return np.asarray(faiss.vector_to_array(clustering.centroids), dtype=np.float32).reshape(nlist, -1)
 
 
-def _coarse_quantizer(kind: IvfKind, nlist: int, dimension: int, metric: int, seed: int) -> Any:
-    """Return an empty coarse quantizer: an HNSW graph for many lists, otherwise a flat index."""
+def _coarse_quantizer(kind: IvfKind, nlist: int, dimension: int, metric: int, seed: int, ef: int) -> Any:
+    """Return an empty coarse quantizer: an HNSW graph for many lists, otherwise a flat index.
+
+    `ef` is the number of candidates of a search in the graph.
+    """
     if not uses_hnsw_quantizer(kind, nlist):
         return faiss.IndexFlat(dimension, metric)
     graph = faiss.IndexHNSWFlat(dimension, _NEIGHBOURS, metric)
     graph.hnsw.efConstruction = _EF_LISTS
-    graph.hnsw.efSearch = _EF_LISTS
+    graph.hnsw.efSearch = ef
     graph.hnsw.rng = faiss.RandomGenerator(seed)
     return graph
 

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -30,12 +30,16 @@ import polars as pl
 import pytest
 import redis
 import structlog
+from httpx._transports import default as transports
 
 from segue.catalogue import Catalogue
 from segue.release import DatasetFacts, Release, ReleaseMetadata, WindowFacts, write_release
 from service.sessions.embedded_redis import redis_server_binary
-from tests.preloaded import GRAPHS, SERVICE, Child, preloaded, share_graphs
+from tests.preloaded import GRAPHS, SERVICE, Child, lighten_training, preloaded
 from tests.stopwatch import until
+
+# httpx reads the certificates of all authorities for each client, which takes 25 ms. Tests have many clients.
+transports.create_ssl_context = cache(transports.create_ssl_context)  # type: ignore[attr-defined]
 
 # A busy machine makes one example of a property slow. Tests do not measure time.
 hypothesis.settings.register_profile("segue", deadline=None)
@@ -65,10 +69,11 @@ def logging_ends_with_its_test() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-@pytest.fixture(autouse=True)
-def graphs_are_shared() -> None:
-    """Export an encoder once in a run, see share_graphs."""
-    share_graphs()
+@pytest.fixture(autouse=True, scope="module")
+def training_is_light() -> None:
+    """Draw small maps and export an encoder once in a run, see lighten_training."""
+    if "torch" in sys.modules:
+        lighten_training()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -29,7 +29,7 @@ from typing import IO, Any, Final
 SERVICE: Final = ("service.server", "service.app", "segue.cli", "rich.progress")
 COMMANDS: Final = (
     *SERVICE,
-    *("polars", "torch", "torch._dynamo", "onnx", "onnxruntime", "training.run", "training.export_onnx"),
+    *("polars", "torch", "torch._dynamo", "onnx", "onnxruntime", "training.run"),
     *("training.evaluation.evaluate", "training.evaluation.compare.report", "training.data.describe.statistics"),
 )
 SEGUE: Final = "import sys; from segue.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -166,16 +166,19 @@ def segue(*arguments: object, code: int = 0, timeout: float = 240) -> str:
     return done.stdout
 
 
-GRAPHS: Final = "TESTS_GRAPHS"  # the environment variable that names the folder of share_graphs
+GRAPHS: Final = "TESTS_GRAPHS"  # the environment variable that names the folder of shared graphs
 
 
-def share_graphs() -> None:
-    """Share the graphs of encoders between all processes of a test run, if this one exports.
+def lighten_training() -> None:
+    """Save most of the time that a training of this process spends on its map and its export.
 
-    A process keeps the graph of each architecture that it has exported, which took seconds; a command exports one.
+    t-SNE of 1,000 tracks takes 2 s, of 100 landmarks 0.2; tests of the map set their own. The first export of an
+    architecture takes 3 to 7 s and is shared between all processes of a test run.
     """
-    exporter = sys.modules.get("training.export_onnx")
-    if exporter is None or GRAPHS not in os.environ or hasattr(exporter._graph, "__wrapped__"):
+    drawing = importlib.import_module("training.track_map")
+    drawing.LANDMARKS = 100  # type: ignore[attr-defined]
+    exporter = importlib.import_module("training.export_onnx")
+    if GRAPHS not in os.environ or hasattr(exporter._graph, "__wrapped__"):
         return
     graph, folder = exporter._graph, Path(os.environ[GRAPHS])
 
@@ -219,7 +222,8 @@ def serve(requests: int, programs: int, modules: Sequence[str]) -> None:
     """
     for name in modules:
         importlib.import_module(name)
-    share_graphs()
+    if "torch" in sys.modules:
+        lighten_training()
     gc.freeze()  # a child's collector writes to no page that it shares
     server, listening = socket.socket(fileno=requests), socket.socket(fileno=programs)
     woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -311,6 +315,5 @@ def _run(code: str) -> None:
 
 
 if __name__ == "__main__":  # `segue` in a process of its own, such as one of torchrun, which shares graphs
-    importlib.import_module("training.export_onnx")
-    share_graphs()
+    lighten_training()
     exec(SEGUE)

@@ -36,6 +36,12 @@ def share_with_like_neighbours(places: Float32, groups: Int) -> float:
     return float((groups[1:][nearest] == groups[1:, None]).mean())
 
 
+@pytest.fixture(autouse=True)
+def as_many_landmarks_as_outside_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See lighten_training in tests/preloaded.py."""
+    monkeypatch.setattr(drawing, "LANDMARKS", 2000)
+
+
 @pytest.mark.parametrize(("tracks", "landmarks"), [(40, 2000), (300, 2000), (300, 100)])
 def test_like_tracks_lie_near_each_other(monkeypatch: pytest.MonkeyPatch, tracks: int, landmarks: int) -> None:
     """By two components where there are few tracks, by t-SNE, and among the nearest of those that took part in it."""

@@ -7,7 +7,6 @@ imports do not count. Files that fewer than most repetitions pass belong to back
 """
 
 import contextlib
-import importlib
 import io
 import json
 import os
@@ -24,7 +23,7 @@ from typing import Any, Final
 
 import httpx
 
-from tests.preloaded import share_graphs
+from tests.preloaded import lighten_training
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PACKAGES: Final = ("segue", "service", "training", "index")
@@ -157,8 +156,7 @@ def main() -> None:
     """Take one kind of trip: the timer of a stopped service would end this process during the next."""
     kind, folder = sys.argv[1], Path(sys.argv[2])
     if kind != "prepare":
-        importlib.import_module("training.export_onnx")
-        share_graphs()
+        lighten_training()
         segue("simulate", "--tracks", 1000, "--sessions", 400 if kind == "step" else 150, "--out", folder / "dataset")
     if kind == "request":
         segue("train", folder / "dataset", "--out", folder / "dataset.release", "--set=epochs=1", "--set=dimension=16")

@@ -6,11 +6,11 @@ GPU_VENV := .venv-gpu
 DEMO_FLAGS ?=
 BENCH ?= /tmp/segue-bench
 
-# The tests to run; CI uses MARKS="not nightly". Two cores run four processes, because tests mostly wait for services. A file stays in one process, so that its tests share fixtures.
+# The tests to run; CI uses MARKS="not nightly". Two cores run three processes, because tests also wait for services; with more, the services answer late. A file stays in one process, so that its tests share fixtures.
 # Tests marked `alone`, which are slow ones in tests/live, run first and one after another. Each browser keeps a core busy, so only two run at a time.
 MARKS ?= not slow
 PYTEST := $(BIN)/python -m pytest
-PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
+PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-alone test-browser test-others fuzz check docs lock image-check bench bench-serving bench-training gpu-check clean
 
@@ -23,7 +23,7 @@ test-alone: $(VENV)/.dev-installed
 	$(if $(TESTS)$(filter-out not slow,$(MARKS)),$(PYTEST) -m "($(MARKS)) and alone" $(or $(TESTS),tests/live) || [ $$? = 5 ])
 
 test-browser: $(VENV)/.dev-installed
-	$(if $(TESTS),,$(PYTEST) -m "$(MARKS)" $(subst -n 4,-n 2,$(PARALLEL)) tests/browser)
+	$(if $(TESTS),,$(PYTEST) -m "$(MARKS)" $(subst -n 3,-n 2,$(PARALLEL)) tests/browser)
 
 test-others: $(VENV)/.dev-installed
 	$(PYTEST) -m "($(MARKS)) and not alone" $(if $(TESTS),,$(PARALLEL) --ignore tests/browser) --durations=25 $(TESTS)

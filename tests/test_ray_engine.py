@@ -209,6 +209,7 @@ def command(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 @needs_ray
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a minute on two idle cores
 class TestACommand:
     def test_it_starts_a_ray_of_its_own_and_ends_it(self, command: subprocess.Popen[str], tmp_path: Path) -> None:
         out, err = command.communicate(timeout=200)
@@ -217,18 +218,18 @@ class TestACommand:
         prepare("lfm1k", [tmp_path / "log"], tmp_path / "plain", prepare_options(seed=3))
         assert contents(tmp_path / "out") == contents(tmp_path / "plain")
         assert json.loads(out)["files"] == 3
-        assert _waited_for(lambda: not started_by(str(tmp_path)), 60)
+        assert _waited_for(lambda: not started_by(str(tmp_path)), 200)
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_an_interrupt_leaves_nothing(
         self, command: subprocess.Popen[str], tmp_path: Path, number: signal.Signals
     ) -> None:
-        assert _waited_for(lambda: "raylet" in started_by(str(tmp_path)), 100)
+        assert _waited_for(lambda: "raylet" in started_by(str(tmp_path)), 200)
         command.send_signal(number)
-        _, err = command.communicate(timeout=100)
+        _, err = command.communicate(timeout=200)
         assert (command.returncode, err.strip()) == (130, "segue: interrupted")
         assert [path.name for path in tmp_path.iterdir()] == ["log"]
-        assert _waited_for(lambda: not started_by(str(tmp_path)), 60)
+        assert _waited_for(lambda: not started_by(str(tmp_path)), 200)
 
     @staticmethod
     def malformed(folder: Path) -> str:

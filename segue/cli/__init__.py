@@ -33,6 +33,7 @@ _EXTRA_OF = {
     "jinja2": "training",
     "markupsafe": "training",
     "onnx": "training",
+    "onnxscript": "training",
     "optuna": "training",
     "scipy": "training",
     "sklearn": "training",

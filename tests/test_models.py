@@ -20,7 +20,7 @@ from training.registry import MODELS
 from training.run import TrainingJob, train
 
 CORRECTED = {"wrmf-bl", "wrmf-nr", "bpr-bl", "bpr-nr"}  # of families that the everyday suite has already
-SMALL = {"epochs": 1, "dimension": 8, "heads": 2, "negatives": 20, "iterations": 2, "beta": 0.5}
+SMALL = {"epochs": 1, "dimension": 8, "heads": 2, "window": 8, "negatives": 20, "iterations": 2, "beta": 0.5}
 
 
 class Silent:

@@ -12,7 +12,7 @@ from training.registry import MODELS, RankerModel
 
 pytestmark = pytest.mark.slow
 
-SMALL = {"epochs": 1, "dimension": 16, "heads": 2, "negatives": 50, "iterations": 2}
+SMALL = {"epochs": 1, "dimension": 8, "heads": 2, "window": 8, "negatives": 50, "iterations": 2}
 
 
 @pytest.fixture(scope="module")

@@ -131,13 +131,15 @@ def load(folder: Path, port: int, scenario: str, seconds: float, **more: Any) ->
     } | more
     file = folder / "plan.json"
     file.write_text(json.dumps(plan))
-    done = subprocess.run(
-        [sys.executable, HERE / "load.py", file],
-        check=True,
-        stdout=subprocess.PIPE,
-        preexec_fn=lambda: os.sched_setaffinity(0, {OTHER_CORE}),
-    )
-    result: dict[str, Any] = json.loads(done.stdout)
+    answers = folder / "load.json"
+    with answers.open("w") as out:  # not a pipe: a long result has come damaged through one
+        subprocess.run(
+            [sys.executable, HERE / "load.py", file],
+            check=True,
+            stdout=out,
+            preexec_fn=lambda: os.sched_setaffinity(0, {OTHER_CORE}),
+        )
+    result: dict[str, Any] = json.loads(answers.read_text())
     shown = {key: value for key, value in result.items() if key != "kept"}
     print(f"{scenario} {more.get('rate', '')} {shown}", flush=True)
     return result

@@ -65,7 +65,7 @@ def export_encoder(encoder: Encoder) -> bytes:
         if tensor.name in weights:
             tensor.CopyFrom(onnx.numpy_helper.from_array(weights[tensor.name].numpy(), tensor.name))
     model = optimize(model)
-    _refer_to_item_embeddings(model, item_embeddings(encoder))
+    _refer_to_item_embeddings(model, encoder.item_embeddings.weight.detach().numpy())  # without a copy
     _forget_where_it_was_made(model)
     return bytes(model.SerializeToString(deterministic=True))
 

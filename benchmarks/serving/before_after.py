@@ -32,9 +32,12 @@ HERE: Final = Path(__file__).parents[2]
 
 
 def serving(
-    folder: Path, release: Path, url: str, name: str, tree: Path, prelude: str = ""
+    folder: Path, release: Path, url: str, name: str, tree: Path, prelude: str = "", workers: int = 1
 ) -> AbstractContextManager[psutil.Process]:
-    """The service of a source tree on the server's core, rejecting nothing. `prelude` is Python that runs before it."""
+    """The service of a source tree, rejecting nothing. `prelude` is Python that runs before it.
+
+    One worker runs on the server's core, several run on all cores.
+    """
     settings = (tree / "service" / "settings.py").read_text()
     budget = "LATENCY_BUDGET_MS" if "latency_budget_ms" in settings else "SHED_AFTER_MS"  # as old versions call it
     environment = {
@@ -48,7 +51,7 @@ def serving(
     redis_url = f"{url}?db={list(PORTS).index(name)}"
     start = f"{prelude}\nimport sys\nfrom segue.cli import main\nsys.exit(main())"
     command = [sys.executable, "-c", start, "serve", release, "--redis-url", redis_url, "--port", PORTS[name]]
-    return served(command, environment, PORTS[name])
+    return served([*command, "--workers", workers], environment, PORTS[name], workers)
 
 
 def commit_of(tree: Path) -> str:
@@ -58,9 +61,9 @@ def commit_of(tree: Path) -> str:
 
 
 def cpu_s(process: psutil.Process) -> float:
-    """Processor time of the service so far, in seconds."""
-    times = process.cpu_times()
-    return float(times.user + times.system)
+    """Processor time of the service and its workers so far, in seconds."""
+    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+    return float(sum(one.user + one.system for one in times))
 
 
 def measure(folder: Path, scenario: str, seconds: float, name: str, process: psutil.Process) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.serving.before_after import HERE, PORTS, commit_of, cpu_s, serving
-from benchmarks.serving.run import RECALL, RESULTS, load, redis, release_of, sessions_of
+from benchmarks.serving.run import RECALL, RESULTS, load, memory, redis, release_of, sessions_of
 
 # The parts of the tracks that they allow are about .5, .7, .1, .01 and .001.
 FILTERS: Final = {
@@ -37,13 +37,14 @@ EARLIER, NONE = "earlier version", "no filter"
 
 def measure(chosen: argparse.Namespace, release: Path) -> dict[str, Any]:
     """Return requests a second, p90, p99 and processor time of each kind of request, in rounds."""
-    kinds = [EARLIER, NONE, *FILTERS] if chosen.before else [NONE, *FILTERS]
+    filters = chosen.only or list(FILTERS)
+    kinds = [EARLIER, NONE, *filters] if chosen.before else [NONE, *filters]
     trees = {"before": chosen.before.resolve()} if chosen.before else {}
     found = np.zeros((chosen.rounds, len(kinds), 4))
     rng = np.random.default_rng(0)
     with redis(chosen.folder / "redis") as url, ExitStack() as stack:
         processes = {
-            name: stack.enter_context(serving(chosen.folder, release, url, name, tree))
+            name: stack.enter_context(serving(chosen.folder, release, url, name, tree, workers=chosen.workers))
             for name, tree in (trees | {"after": HERE}).items()
         }
         for name in processes:
@@ -61,12 +62,12 @@ def measure(chosen: argparse.Namespace, release: Path) -> dict[str, Any]:
                 done = load(chosen.folder, PORTS[name], "recommend", chosen.seconds, **plan)
                 used = (cpu_s(processes[name]) - began) / done["requests"] * 1e6
                 found[number, place] = done["per_s"], done["p90_ms"], done["p99_ms"], used
-        resident = processes["after"].memory_full_info().uss / 1e6
+        resident = memory(processes["after"])["pss_mib"]
     without = found[:, kinds.index(NONE)]
     lines = {kind: _line(found[:, place], without) for place, kind in enumerate(kinds)}
     if chosen.before:
         lines[NONE] |= _ratio(without, found[:, 0], "to_earlier")
-    return {"kinds": lines, "own_memory_mb": round(resident)}
+    return {"kinds": lines, "pss_mib": resident}
 
 
 def _line(values: Any, without: Any) -> dict[str, Any]:
@@ -95,14 +96,18 @@ def main() -> None:
     parser.add_argument("--kind", default="ivf-pq4", help="kind of index")
     parser.add_argument("--seconds", type=float, default=2, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--workers", type=int, default=1, help="of the service; more than one: on all cores")
+    parser.add_argument("--only", action="append", choices=list(FILTERS), help="a filter; may be repeated; all if absent")
     parser.add_argument("--rate", type=float, default=0, help="requests a second; 0: as many as possible")
     chosen = parser.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
     release = release_of(chosen.folder, chosen.tracks, chosen.kind, RECALL.get(chosen.tracks, 0.99))
     sessions_of(release, chosen.folder / "sessions.json")
-    result = {"tracks": chosen.tracks, "rounds": chosen.rounds, "rate": chosen.rate} | measure(chosen, release)
+    options = {name: getattr(chosen, name) for name in ("tracks", "rounds", "rate", "workers")}
+    result = options | measure(chosen, release)
     result |= {"commit": commit_of(HERE), "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
     name = "serving_filters" + ("_rate" if chosen.rate else "")
+    name += f"_{chosen.workers}_workers" if chosen.workers > 1 else ""
     (RESULTS / f"{name}_{chosen.tracks}.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 

@@ -88,14 +88,17 @@ def redis(folder: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def served(command: list[object], environment: dict[str, str], port: int) -> Iterator[psutil.Process]:
-    """A server on the server's core, as soon as it answers."""
+def served(
+    command: list[object], environment: dict[str, str], port: int, workers: int = 1
+) -> Iterator[psutil.Process]:
+    """A server on the server's core, as soon as it answers. More than one worker: on all cores."""
+    cores = {SERVER_CORE} if workers == 1 else os.sched_getaffinity(0)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     process = subprocess.Popen(
         [str(word) for word in command],
         env=os.environ | threads | environment,
         stdout=subprocess.DEVNULL,
-        preexec_fn=lambda: os.sched_setaffinity(0, {SERVER_CORE}),  # noqa: PLW1509 (no threads here)
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),  # noqa: PLW1509 (no threads here)
     )
     try:
         for _ in range(1200):

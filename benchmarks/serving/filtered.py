@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--workers", type=int, default=1, help="of the service; more than one: on all cores")
-    parser.add_argument("--only", action="append", choices=list(FILTERS), help="a filter; may be repeated; all if absent")
+    parser.add_argument("--only", action="append", choices=list(FILTERS), help="a filter; repeatable")
     parser.add_argument("--rate", type=float, default=0, help="requests a second; 0: as many as possible")
     chosen = parser.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)

@@ -88,9 +88,7 @@ def redis(folder: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def served(
-    command: list[object], environment: dict[str, str], port: int, workers: int = 1
-) -> Iterator[psutil.Process]:
+def served(command: list[object], environment: dict[str, str], port: int, workers: int = 1) -> Iterator[psutil.Process]:
     """A server on the server's core, as soon as it answers. More than one worker: on all cores."""
     cores = {SERVER_CORE} if workers == 1 else os.sched_getaffinity(0)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")

@@ -5,7 +5,6 @@ import { compareAgain, compareLive, toggleCompare } from "./compare.js";
 import { feedbackOf, listenToControls, loadFeatures, showOptions, showStation } from "./controls.js";
 import { listenToKeys } from "./keys.js";
 import { chooseOther, listenToReleases, readLive, showAnswering } from "./live.js";
-import { showMap, showMove } from "./map.js";
 import { changeOf, compareHypothetical, currentAnswer, endHypothetical, firstNext, forgetRanks, forgetRows, markPlaying, nthNext, rememberRanks, shownRanks, showNext, supposePlayed } from "./next.js";
 import { heard, listenToClock, showControls, showName, showNow, showQueue, showSkipped, togglePause } from "./now.js";
 import { showSession } from "./ribbon.js";
@@ -245,7 +244,7 @@ async function explainNext() {
     if (isOver()) return;
     if (answer) {
       showExplained(answer);
-      if (skipped) showMove(skipped.track);
+      if (skipped) onMap(({ showMove }) => showMove(skipped?.track ?? null));
       return;
     }
     await new Promise((resolve) => setTimeout(resolve, wait)); // an overloaded service answers 503 and asks for a retry
@@ -256,7 +255,15 @@ function showExplained(answer) {
   showAnswer(answer);
   showSession();
   showName(); // the explanation names tracks that were played in another tab
-  showMap(answer, choices, skipped?.track);
+  onMap(({ showMap }) => showMap(answer, choices, skipped?.track));
+}
+
+/** The map is the largest part and is drawn last, so its code is loaded after the first list. */
+function onMap(draw) {
+  import("./map.js").then(draw, () => {
+    byId("map-part").hidden = false;
+    byId("map-about").textContent = "The map cannot be loaded. Load the page again to see it.";
+  });
 }
 
 async function openSession() {
@@ -330,7 +337,7 @@ async function newSession(begin = startAnew) {
   skipped = null;
   forgetRanks();
   hideStory();
-  showMove(null);
+  onMap(({ showMove }) => showMove(null));
   await begin();
   history.replaceState(null, "", location.pathname);
   await openSession();

@@ -211,6 +211,16 @@ def test_a_release_without_a_map_is_played_without_one(page: "Page") -> None:
     playwright.expect(page.locator("#map-part")).to_be_hidden()
 
 
+def test_the_player_plays_although_the_code_of_the_map_did_not_come(page: "Page") -> None:
+    page.route("**/web/map.js", lambda route: route.abort())
+    page.reload()
+    search_and_play(page, "g3-t00", "Song 36")
+    playwright.expect(page.locator("#next .why")).to_have_count(15)
+    playwright.expect(page.locator("#map-about")).to_have_text(
+        "The map cannot be loaded. Load the page again to see it."
+    )
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_stands_in_nobodys_way(page: "Page", map_: "Locator", scheme: "Literal['light', 'dark']") -> None:
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")

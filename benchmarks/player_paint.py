@@ -7,6 +7,12 @@ click's time ends with the frame that shows the list which follows from it. Clic
 request. The map is moved as a mouse would, in each frame, while all of
 its points are in view. Weights are bytes as they are sent. Prints JSON; --store puts it into results/player.json, by
 tracks.
+
+    git worktree add ../before COMMIT
+    python benchmarks/player_paint.py build/bench/release-600000-auto --before ../before
+
+Measures the page of an earlier commit with that commit's own script, by turns with this one, since a page says in its
+own way when the list is shown. Prints all pairs and the median of their ratios; below 1 is a gain.
 """
 
 import argparse
@@ -157,24 +163,68 @@ def measure(release: Path) -> dict[str, Any]:
     }
 
 
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+def commit(tree: Path = Path(__file__).parent) -> str:
+    """The short name of its commit."""
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=tree, capture_output=True, text=True, check=False
+    )
     return done.stdout.strip()
+
+
+def of_tree(tree: Path, release: Path) -> dict[str, float]:
+    """Medians of the page of a source tree, by its own script."""
+    script = [sys.executable, "benchmarks/player_paint.py", str(release.resolve())]
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    done = subprocess.run(script, cwd=tree, env=environment, check=True, capture_output=True, text=True, timeout=300)
+    found = json.loads(done.stdout)
+    return {
+        "first_contentful_paint_ms": found["first_contentful_paint_ms"]["median"],
+        "click_to_list_ms": found["click_to_list_ms"]["all"]["median"],
+        "map_frame_ms": found["map_frame_ms"]["median"],
+        "page_bytes": found["page_bytes"],
+        "page_files": found["page_files"],
+    }
+
+
+def compare(release: Path, before: Path, pairs: int) -> dict[str, Any]:
+    """The pages of two trees by turns, and the ratios of each pair."""
+    trees = {"before": before.resolve(), "after": Path(__file__).resolve().parents[1]}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
+    for number in range(pairs):
+        for name, tree in list(trees.items())[:: -1 if number % 2 else 1]:
+            found[name].append(of_tree(tree, release))
+            print(f"{number + 1} of {pairs}, {name}: {found[name][-1]}", file=sys.stderr, flush=True)
+    ratios = {
+        figure: [round(new[figure] / old[figure], 3) for old, new in zip(*found.values(), strict=True)]
+        for figure in ("first_contentful_paint_ms", "click_to_list_ms", "map_frame_ms")
+    }
+    medians = {figure: statistics.median(values) for figure, values in ratios.items()}
+    return found | {"ratios": ratios, "median_ratios": medians, "commits": {n: commit(t) for n, t in trees.items()}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("release", type=Path, help="a release folder, indexed")
     parser.add_argument("--store", action="store_true", help="keep the result in benchmarks/results/player.json")
+    parser.add_argument("--before", type=Path, help="source tree of an earlier commit, to compare with")
+    parser.add_argument("--pairs", type=int, default=5)
     given = parser.parse_args()
     if CHROMIUM is None:
         sys.exit("no Chromium is installed")
+    if given.before:
+        compared = compare(given.release, given.before, given.pairs)
+        print(json.dumps(compared, indent=2))
+        if given.store:
+            kept = json.loads(RESULTS.read_text())
+            kept["before_after"] = compared
+            RESULTS.write_text(json.dumps(kept, indent=2) + "\n")
+        return
     result = measure(given.release) | {"commit": commit()}
     print(json.dumps(result, indent=2))
     if given.store:
         kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
         kept[str(result["tracks"])] = result
-        RESULTS.write_text(json.dumps(dict(sorted(kept.items(), key=lambda one: int(one[0]))), indent=2) + "\n")
+        RESULTS.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ PHONE = ViewportSize(
 WIDTH = 1000  # of the picture: what README pages have room for
 MOVING_MS = 60  # between two pictures while the list moves
 MOVES = 6
+BETWEEN_MS = 700  # between two pictures while a track plays
 
 
 class Film:
@@ -60,7 +61,8 @@ def session(page: Page, film: Film) -> None:
     film.shoot(1200)
     page.locator("#show-me").click()
     while not page.locator("#story[data-kind=skip]").is_visible():
-        film.shoot(400)
+        film.shoot(BETWEEN_MS)
+        page.wait_for_timeout(BETWEEN_MS)
     expect(page.locator("#session li.started")).to_be_visible()
     page.locator("body").press("p")  # or the next track counts as played while pictures are taken
 

@@ -179,7 +179,7 @@ def read_filter(given: object) -> Filter:
         except (ValueError, RecursionError) as error:
             raise BadFilter(f"the filter {_shown(given)} is no JSON: {error}") from error
     read = _of_object(given, 1)
-    values = sum(_size(part) for part in _conditions(read))
+    values = sum(len(part.values) if isinstance(part, OneOf) else 2 for part in _conditions(read))
     if values > MAX_VALUES:
         raise BadFilter(f"the filter has {values:,} values, expected at most {MAX_VALUES:,}")
     return read
@@ -296,10 +296,6 @@ def _conditions(read: Filter) -> Iterator[OneOf | Between]:
         yield from _conditions(read.part)
     else:
         yield read
-
-
-def _size(condition: OneOf | Between) -> int:
-    return len(condition.values) if isinstance(condition, OneOf) else 2
 
 
 def _shown(value: object) -> str:

@@ -34,7 +34,7 @@ from segue.arrays import Bool, Float32, Float64, Int
 from segue.catalogue import PAD_ROW
 from segue.errors import BadRelease
 from segue.filters import Allowed
-from segue.ngram import PARTS, Found
+from segue.ngram import PARTS, Best, Found, best_of, in_order
 from segue.recommend import Ranked, ServedRanker
 from segue.window import Windows
 
@@ -82,7 +82,10 @@ _FLOORS: Final = np.array([[[{"recent": 1e-3, "own": 1e-3, "encoder": 1e-4}.get(
 
 
 class Mixture(NamedTuple):
-    """The weights of the three gates, in the order of FILES."""
+    """The weights of the three gates: that of repeats, and those of the parts for new tracks and for repeats.
+
+    Each is stored in its own file. FILES names them in this order.
+    """
 
     repeat: Float64  # [REPEAT_FEATURES] float64
     new_tracks: Float64  # [features, NEW_PARTS] float64
@@ -201,7 +204,7 @@ class HybridRanker:
             places = best.places[:, :RESCORED]
             best.scores[:, :RESCORED] = _corrected(self.network, _probable(windows, evidence, mixture, places))
             mixture[places[places >= 0]] = best.scores[:, :RESCORED][places >= 0]
-            best = _in_order(best, k)
+            best = in_order(best, k)
         scores = best.scores if rows is None else mixture[evidence.found.given[:, : rows.shape[1]]].astype(np.float32)
         return Ranked(np.where(best.places < 0, PAD_ROW, evidence.found.rows[best.places]), best.scores), scores
 
@@ -266,11 +269,11 @@ class HybridRanker:
         popular = self.by_plays[:most] if self.allowed is None else self.allowed.first(self.by_plays, most)
         return np.broadcast_to(popular, (len(windows), len(popular)))
 
-    def _best(self, evidence: Evidence, probabilities: Float64, k: int) -> "_Best":
+    def _best(self, evidence: Evidence, probabilities: Float64, k: int) -> Best:
         """Return the k most probable allowed candidates of each window."""
         found = evidence.found
         forbidden = found.rows == PAD_ROW if self.allowed is None else ~self.allowed.contains(found.rows)
-        return _best(found, probabilities, forbidden, len(evidence.features), k)
+        return best_of(found, probabilities, forbidden, len(evidence.features), k)
 
     def _weights(self, evidence: Evidence) -> Float64:
         """Return the weight of each part for each candidate. [ALL_PARTS, candidates] float64."""
@@ -374,45 +377,3 @@ def _softmax(logits: Float64) -> Float64:
     exponents = np.exp(logits - np.where(np.isfinite(largest), largest, 0.0))
     softmax: Float64 = exponents / np.maximum(exponents.sum(axis=1, keepdims=True), 1e-300)
     return softmax
-
-
-class _Best(NamedTuple):
-    """The most probable candidates of each window; of equal ones, lower rows first."""
-
-    places: Int  # [batch, k] int64 candidates, -1 after the last
-    scores: Float32  # [batch, k] float32, -inf after the last
-
-
-def _best(found: Found, probabilities: Float64, forbidden: Bool, batch: int, k: int) -> _Best:
-    keys = _keys(probabilities, np.arange(len(probabilities), dtype=np.int64))
-    keys[forbidden] = 0
-    counts = np.bincount(found.lines, minlength=batch)
-    width = max(int(counts.max(initial=0)), k)
-    table = np.zeros((batch, width), dtype=np.uint64)
-    table[np.arange(width) < counts[:, None]] = keys
-    return _largest(table, k)
-
-
-def _in_order(best: _Best, k: int) -> _Best:
-    """Return the k best of `best` by its scores, which need not be in order."""
-    keys = _keys(best.scores, best.places)
-    keys[best.places < 0] = 0
-    return _largest(keys, k)
-
-
-def _keys(probabilities: Float64 | Float32, places: Int) -> NDArray[np.uint64]:
-    """Return keys in the order of the probabilities. Of equal ones the lower place, so the lower row, is larger."""
-    # Bits of positive floats order like the floats.
-    bits = np.maximum(probabilities, 0.0).astype(np.float32).view(np.uint32).astype(np.uint64)
-    return (bits << np.uint64(32)) | (0xFFFFFFFF - places).astype(np.uint64)
-
-
-def _largest(keys: NDArray[np.uint64], k: int) -> _Best:
-    """Return the candidates of the k largest keys of each line, 0 for none. `keys` [batch, n], n at least k."""
-    if k < keys.shape[1]:
-        keys = np.partition(keys, keys.shape[1] - k, axis=1)[:, keys.shape[1] - k :]
-    keys = np.sort(keys, axis=1)[:, ::-1]
-    places = 0xFFFFFFFF - (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    scores = (keys >> np.uint64(32)).astype(np.uint32).view(np.float32)
-    empty = keys == 0
-    return _Best(np.where(empty, -1, places), np.where(empty, np.float32(-np.inf), scores).astype(np.float32))

@@ -330,3 +330,49 @@ def _check(tables: CountTables, num_rows: int, name: str) -> None:
     )
     if not fits:
         raise BadRelease(f"{name}: the arrays of transition counts do not fit each other: copy the release again")
+
+
+class Best(NamedTuple):
+    """The most probable candidates of each window; of equal ones, lower rows first."""
+
+    places: Int  # [batch, k] int64 candidates, -1 after the last
+    scores: Float32  # [batch, k] float32, -inf after the last
+
+
+def best_of(found: Found, probabilities: Float64, forbidden: Bool, batch: int, k: int) -> Best:
+    """Return the k most probable candidates of each window, without the forbidden ones.
+
+    `probabilities` and `forbidden` [candidates]; `batch` is the number of windows.
+    """
+    keys = _keys(probabilities, np.arange(len(probabilities), dtype=np.int64))
+    keys[forbidden] = 0
+    counts = np.bincount(found.lines, minlength=batch)
+    width = max(int(counts.max(initial=0)), k)
+    table = np.zeros((batch, width), dtype=np.uint64)
+    table[np.arange(width) < counts[:, None]] = keys
+    return _largest(table, k)
+
+
+def in_order(best: Best, k: int) -> Best:
+    """Return the k best of `best` by its scores, which need not be in order."""
+    keys = _keys(best.scores, best.places)
+    keys[best.places < 0] = 0
+    return _largest(keys, k)
+
+
+def _keys(probabilities: Float64 | Float32, places: Int) -> NDArray[np.uint64]:
+    """Return keys in the order of the probabilities. Of equal ones the lower place, so the lower row, is larger."""
+    # Bits of positive floats order like the floats.
+    bits = np.maximum(probabilities, 0.0).astype(np.float32).view(np.uint32).astype(np.uint64)
+    return (bits << np.uint64(32)) | (0xFFFFFFFF - places).astype(np.uint64)
+
+
+def _largest(keys: NDArray[np.uint64], k: int) -> Best:
+    """Return the candidates of the k largest keys of each line, 0 for none. `keys` [batch, n], n at least k."""
+    if k < keys.shape[1]:
+        keys = np.partition(keys, keys.shape[1] - k, axis=1)[:, keys.shape[1] - k :]
+    keys = np.sort(keys, axis=1)[:, ::-1]
+    places = 0xFFFFFFFF - (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    scores = (keys >> np.uint64(32)).astype(np.uint32).view(np.float32)
+    empty = keys == 0
+    return Best(np.where(empty, -1, places), np.where(empty, np.float32(-np.inf), scores).astype(np.float32))

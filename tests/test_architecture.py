@@ -43,3 +43,14 @@ def test_the_page_lists_the_files_of_a_trip_in_order(kind: str, tmp_path: Path) 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:segue|service|training|index)/[\w/.]+\.\w+)`", PAGE))))
 def test_files_that_the_page_names_exist(path: str) -> None:
     assert (ROOT / path).is_file()
+
+
+def test_no_product_file_is_longer_than_400_lines() -> None:
+    files = [
+        path
+        for package in ("segue", "service", "training", "index")
+        for path in sorted((ROOT / package).rglob("*"))
+        if path.suffix in (".py", ".js", ".lua")
+    ]
+    assert len(files) > 100
+    assert {str(path.relative_to(ROOT)): n for path in files if (n := len(path.read_text().splitlines())) > 400} == {}

@@ -37,7 +37,7 @@ from training.models.encoders.encoder import Encoder, RankCounts, SessionEncoder
 from training.optimizer import ItemRows, Moments, adam, gradient_of
 from training.options import NeuralOptions
 from training.processes import Processes, StepTerms, is_distributed
-from training.validation import SESSIONS
+from training.validation import MAX_EXAMPLES
 
 # The other processes wait while the main process writes the release. The map of millions of tracks takes minutes.
 _COLLECTIVE_TIMEOUT: Final = timedelta(hours=2)
@@ -110,7 +110,7 @@ class DistributedProcesses(Processes):
         """Return this process's shard of the validation examples. With a sharded table, return all examples."""
         if self.sharded:
             return validation  # each process ranks all targets, but only among its own tracks
-        which = slice(self.rank, SESSIONS, self.world)
+        which = slice(self.rank, MAX_EXAMPLES, self.world)
         return Examples(
             SessionViews.of(validation.inputs.select(which)),
             validation.targets[which],

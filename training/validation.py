@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from training.models.encoders.encoder import Encoder, RankCounts
 
-# Validation only selects the best epoch and stops training early. More sessions would be slower, but not better.
-SESSIONS: Final = 20_000
+# Validation only selects the best epoch and stops training early. More examples would be slower, but not better.
+MAX_EXAMPLES: Final = 20_000
 _BATCH: Final = 512
 _SCORES_AT_ONCE: Final = 1 << 27  # 512 MiB of float32; for a large catalogue the batch size is reduced
 
@@ -29,7 +29,7 @@ _SCORES_AT_ONCE: Final = 1 << 27  # 512 MiB of float32; for a large catalogue th
 def encoder_score(
     encoder: "Encoder", examples: Examples, device: str = "cpu", counts: "RankCounts | None" = None
 ) -> tuple[float, float]:
-    """Return HR@10 and MRR@10 of `encoder` on the first SESSIONS examples, or zeros if there are no examples.
+    """Return HR@10 and MRR@10 of `encoder` on the first MAX_EXAMPLES examples, or zeros if there are no examples.
 
     Compare two models by HR@10 first and by MRR@10 second. Equal values of HR@10 are common in a catalogue of a few
     dozen tracks. `counts` computes the ranks from embedding rows that are sharded over several processes. If `counts`
@@ -46,7 +46,7 @@ def encoder_score(
 
 
 def ranker_score(ranker: Ranker, examples: Examples, window: int) -> float:
-    """Return HR@10 of `ranker` on the first SESSIONS examples, or 0 if there are no examples."""
+    """Return HR@10 of `ranker` on the first MAX_EXAMPLES examples, or 0 if there are no examples."""
     ranks = [
         rank_in_list(rows, scores, target)
         for windows, targets in validation_batches(examples, window)
@@ -56,8 +56,8 @@ def ranker_score(ranker: Ranker, examples: Examples, window: int) -> float:
 
 
 def validation_batches(examples: Examples, window: int, size: int = _BATCH) -> Iterator[tuple[Windows, Int]]:
-    """Yield the windows and targets of the first SESSIONS examples in batches of `size`. Targets are [batch] int64."""
-    count = min(len(examples.targets), SESSIONS)
+    """Yield windows and targets of the first MAX_EXAMPLES examples in batches of `size`. Targets are [batch] int64."""
+    count = min(len(examples.targets), MAX_EXAMPLES)
     for start in range(0, count, size):
         which = slice(start, min(start + size, count))
         yield to_windows(examples.inputs.select(which), window), examples.targets[which]

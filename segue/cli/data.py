@@ -89,13 +89,14 @@ def _not_a_file(_context: click.Context, _parameter: click.Parameter, kind: str)
     "--where",
     multiple=True,
     metavar="COLUMN=VALUE",
-    help="events only: read only lines with this value. May be repeated: values of one column are alternatives.",
+    help="events only: read only lines in which COLUMN has this VALUE. May be repeated: values of one column are "
+    "alternatives.",
 )
 @click.option(
     "--where-not",
     multiple=True,
     metavar="COLUMN=VALUE",
-    help="events only: leave out lines with this value. May be repeated.",
+    help="events only: leave out lines in which COLUMN has this VALUE. May be repeated.",
 )
 @click.option(
     "--timestamp-is",

@@ -127,7 +127,7 @@ async def report_events(  # noqa: PLR0913, PLR0917 (parameters of the request)
 
 
 class Wanted(NamedTuple):
-    """The list of next tracks that a report of events asks for."""
+    """The next tracks that a report of events also asks for: how many, which fields, and the options of the list."""
 
     k: int
     fields: str | None

@@ -37,7 +37,7 @@ _text: Final = re.compile(TEXT_PATTERN)
 
 @dataclass(frozen=True, slots=True)
 class AddedTrack:
-    """An added track, or changes of a known one. The values of attributes are those of JSON; None: no value."""
+    """An added track, or changes to a known one. The values of attributes are those of JSON; None: no value."""
 
     since: str  # time of the latest change, ISO 8601 in UTC
     title: str | None

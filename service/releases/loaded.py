@@ -20,14 +20,7 @@ from segue.filters import Allowed, Filter, read_filter
 from segue.hybrid import HybridRanker
 from segue.map_projection import TrackMap
 from segue.policy import Policy
-from segue.recommend import (
-    PopularityRanker,
-    QueryEncoder,
-    Ranked,
-    Recommendation,
-    Recommender,
-    Source,
-)
+from segue.recommend import PopularityRanker, QueryEncoder, Ranked, Recommendation, Recommender, Source
 from segue.release import Release, open_release
 from segue.sessions import ALLOW_REPEATS, Play, RepeatPolicy, repeat_policy
 from segue.spacing import Spacing
@@ -36,14 +29,7 @@ from segue.window import Windows, to_sessions
 from service.releases.added import Added, AddedTrack, added_to
 from service.releases.added_ranker import AddedRows, Vectors, similar_rows, with_added
 from service.releases.lists import Lists, Steps, check_policy, within
-from service.releases.rankers import (
-    EmbeddingSearch,
-    StepTimer,
-    first_line,
-    open_embeddings,
-    ranker_of,
-    untimed,
-)
+from service.releases.rankers import EmbeddingSearch, StepTimer, first_line, open_embeddings, ranker_of, untimed
 from service.releases.restricted import RestrictedRecommenders
 from service.releases.seeds import Seeds
 

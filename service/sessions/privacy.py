@@ -66,7 +66,10 @@ def close_to_others(folder: Path, *, shareable: bool = True, own: Sequence[str] 
 
 
 def bucket_of(name: str) -> int:
-    """The bucket of a session or listener, 0 to 63."""
+    """Return the bucket, 0 to 63, that a hash assigns to a session or listener.
+
+    Erasures are marked by bucket, so that a few marks stand for any number of sessions.
+    """
     return zlib.crc32(name.encode()) % BUCKETS
 
 

@@ -4,8 +4,12 @@ import { byId } from "./show.js";
 
 const OFF_KEY = "segue.keys-off";
 
-/** `actions` maps a key to a function. Ignored while the listener types and with Ctrl, Alt or Meta. */
-export function listenToKeys(actions) {
+const BUTTONS = { s: "skip", e: "played", p: "pause", u: "undo", w: "what-if" }; // that a key clicks
+
+/** `others` maps a key to a function. Ignored while the listener types and with Ctrl, Alt or Meta. */
+export function listenToKeys(others) {
+  const actions = { "/": () => byId("query").focus(), m: () => byId("map").focus(), ...others };
+  for (const [key, id] of Object.entries(BUTTONS)) actions[key] = () => byId(id).click();
   const enabled = byId("keys-on");
   const showHints = () => document.body.classList.toggle("keys-off", !enabled.checked);
   enabled.checked = localStorage.getItem(OFF_KEY) === null;

@@ -12,7 +12,7 @@ import { listenToSearch, loadPopular } from "./search.js";
 import { continueWith, explained, giveUp, hadItBeenPlayed, NEXT, open, recommendations, replay, report, setStarted, startAnew, state, streamPath, supposed, takeOver, titleOf } from "./session.js";
 import { listenToReplay, share, showShared } from "./shared.js";
 import { listenToShowMe, stopShowing } from "./show-me.js";
-import { byId, isStill } from "./show.js";
+import { byId, isStill, tell } from "./show.js";
 import { hideStory, quoted, tellStory } from "./story.js";
 
 const HOLD_MS = 1500; // how long "Skipped" is shown before the next track starts
@@ -48,11 +48,6 @@ async function act(action) {
   const following = waiting;
   waiting = null;
   if (following) await act(following);
-}
-
-function tell(words) {
-  byId("error").textContent = words;
-  byId("error").hidden = !words;
 }
 
 // ---- actions of the listener
@@ -363,13 +358,6 @@ byId("key-form").addEventListener("submit", (event) => {
 byId("compare").addEventListener("click", toggleCompare);
 document.addEventListener("visibilitychange", watchSession);
 listenToKeys({
-  "/": () => byId("query").focus(),
-  s: () => byId("skip").click(),
-  e: () => byId("played").click(),
-  p: () => byId("pause").click(),
-  u: () => byId("undo").click(),
-  w: () => byId("what-if").click(),
-  m: () => byId("map").focus(),
   c: toggleCompare,
   r: chooseOther,
   ...Object.fromEntries([1, 2, 3, 4, 5, 6, 7, 8, 9].map((rank) => [rank, () => nthNext(rank) && choices.onPlay(nthNext(rank))])),

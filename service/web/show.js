@@ -28,5 +28,11 @@ export function sign(shown, words, className = "") {
   return made;
 }
 
+/** Show a message at the edge of the window, or none for "". */
+export function tell(words) {
+  byId("error").textContent = words;
+  byId("error").hidden = !words;
+}
+
 /** Whether the listener prefers reduced motion. */
 export const isStill = () => matchMedia("(prefers-reduced-motion: reduce)").matches;

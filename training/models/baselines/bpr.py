@@ -84,7 +84,7 @@ class Sampler:
     def _number_of_contrasts(self, share: float) -> int:
         """Return the number of samples per epoch that rank a played track above a skipped one.
 
-        If only one kind of sample is possible, the number is `self.draws` or 0.
+        If all possible samples are of this kind, the number is `self.draws`. If none is, the number is 0.
         """
         if len(self._open) and len(self._contrasted):
             return round(share * self.draws)

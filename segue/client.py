@@ -82,10 +82,10 @@ class _Call(Generic[T]):
     path: str
     read: Callable[[bytes], T]
     query: Mapping[str, Any] = field(default_factory=dict)
-    body: Mapping[str, Any] = field(default_factory=dict)
+    body: Mapping[str, Any] | None = None
 
     def request(self, http: httpx.Client | httpx.AsyncClient, timeout_s: float) -> httpx.Request:
-        return http.build_request(self.method, self.path, params=self.query, json=self.body or None, timeout=timeout_s)
+        return http.build_request(self.method, self.path, params=self.query, json=self.body, timeout=timeout_s)
 
     def answer(self, response: httpx.Response) -> T:
         """Return the answer. Raises the ServiceError of a problem document."""

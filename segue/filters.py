@@ -33,6 +33,7 @@ from segue.arrays import Bool, Int
 from segue.attributes import NAME_PATTERN, Attribute, Attributes, Kind
 from segue.catalogue import FIRST_TRACK_ROW
 from segue.errors import BadFilter
+from segue.safe_files import parse_json
 
 MAX_DEPTH: Final = 8
 MAX_VALUES: Final = 200
@@ -172,13 +173,13 @@ def read_filter(given: object) -> Filter:
     if isinstance(given, str):
         if len(given) > MAX_TEXT:
             raise BadFilter(f"the filter has {len(given):,} characters, expected at most {MAX_TEXT:,}")
-        if not given.lstrip().startswith("{"):
-            return _compact(given)
+        is_compact = not given.lstrip().startswith("{")
         try:
-            given = json.loads(given)
-        except (ValueError, RecursionError) as error:
+            read = _compact(given) if is_compact else _of_object(parse_json(given), 1)
+        except ValueError as error:
             raise BadFilter(f"the filter {_shown(given)} is no JSON: {error}") from error
-    read = _of_object(given, 1)
+    else:
+        read = _of_object(given, 1)
     values = sum(len(part.values) if isinstance(part, OneOf) else 2 for part in _conditions(read))
     if values > MAX_VALUES:
         raise BadFilter(f"the filter has {values:,} values, expected at most {MAX_VALUES:,}")
@@ -246,38 +247,30 @@ def _compact(text: str) -> Filter:
         if text[at] != ",":
             raise BadFilter(f"the filter {_shown(text)} has {text[at]!r} at character {at + 1}, expected , or |")
         at += 1
-    if len(parts) > MAX_VALUES:
-        raise BadFilter(f"the filter has {len(parts):,} conditions, expected at most {MAX_VALUES:,}")
     return parts[0] if len(parts) == 1 else Every(tuple(parts))
 
 
 def _compact_values(text: str, name: str, at: int) -> tuple[Filter, int]:
     """Read the values of a condition from the position `at`. Return the condition and the position behind it."""
-    values: list[Value] = []
-    bounds: list[Value | None] = []
     first, at = _compact_value(text, at)
     if text.startswith("..", at):
         last, at = _compact_value(text, at + 2)
-        bounds = [first, last]
         if first is None and last is None:
             raise BadFilter(f"{name}:.. has no bound: write {name}:MIN.., {name}:..MAX or {name}:MIN..MAX")
-        return Between(name, bounds[0], bounds[1]), at
-    if first is None:
-        raise BadFilter(f"{name}: has no value at character {at + 1} of the filter {_shown(text)}")
-    values.append(first)
-    while text.startswith("|", at):
+        return Between(name, first, last), at
+    values = [first]
+    while values[-1] is not None and text.startswith("|", at):
         value, at = _compact_value(text, at + 1)
-        if value is None:
-            raise BadFilter(f"{name}: has no value at character {at + 1} of the filter {_shown(text)}")
         values.append(value)
-    if len(values) > MAX_VALUES:
-        raise BadFilter(f"the filter has {len(values):,} values of {name}, expected at most {MAX_VALUES:,}")
-    return OneOf(name, tuple(values)), at
+    known = tuple(value for value in values if value is not None)
+    if len(known) < len(values):
+        raise BadFilter(f"{name}: has no value at character {at + 1} of the filter {_shown(text)}")
+    return OneOf(name, known), at
 
 
 def _compact_value(text: str, at: int) -> tuple[str | None, int]:
     found = _VALUE.match(text, at)
-    if found is None:
+    if found is None or (found["plain"] is not None and not found["plain"].strip()):
         return None, at
     if found["quoted"] is None:
         return str(_value("a value", found["plain"].strip())), found.end()
@@ -360,9 +353,11 @@ def _values_for(condition: OneOf | Between, kind: Kind) -> list[Any]:
         return [_converted(condition.name, value, kind) for value in condition.values]
     if kind not in ("number", "date"):
         raise BadFilter(f"{condition.name} is a {kind}: a range needs a number or a date")
-    return [
-        None if bound is None else _converted(condition.name, bound, kind) for bound in (condition.low, condition.high)
-    ]
+    ends = (condition.low, condition.high)
+    low, high = (None if end is None else _converted(condition.name, end, kind) for end in ends)
+    if low is not None and high is not None and low > high:
+        raise BadFilter(f"{condition.name}: {ends[0]} to {ends[1]} is no range: give the lower end first")
+    return [low, high]
 
 
 def _converted(name: str, value: Value, kind: Kind) -> Any:

@@ -27,7 +27,7 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Annotated, Any, Final, Self, TypeAlias
 
@@ -76,8 +76,8 @@ def _instant(given: object, *, end: bool) -> float:
     )
     try:
         if isinstance(given, str) and re.fullmatch(r"\d{4}-\d{2}-\d{2}", given):
-            day = date.fromisoformat(given) + timedelta(days=end)
-            return datetime.combine(day, time(), UTC).timestamp()
+            day = datetime.combine(date.fromisoformat(given), time(), UTC)
+            return day.timestamp() + 86_400 * end  # the end of the last possible day is no date
         found = datetime.fromisoformat(given) if isinstance(given, str) else None
     except (ValueError, OverflowError):
         raise expected from None

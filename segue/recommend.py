@@ -19,7 +19,7 @@ from segue.window import Sessions, Windows, to_windows
 Source: TypeAlias = Literal["model", "popularity"]
 
 MAX_CAUTION: Final = 10.0
-CANDIDATES: Final = 100  # tracks that caution re-ranks; twice the requested number if that is more
+CANDIDATES: Final = 100  # tracks that caution re-ranks, or the requested number if that is more
 NORMALISED: Final = 100  # the best tracks whose scores of an encoder are normalised to probabilities
 _LEAST_PROBABILITY: Final = 1e-38
 
@@ -173,7 +173,8 @@ def log_probabilities(ranker: Ranker, windows: Windows, scores: Float32, best: F
 class CautiousRanker:
     """Ranks by log P(next) + caution * log P(played). The score of a track is this sum.
 
-    It re-ranks the CANDIDATES best tracks of `ranker`, or 2 k for a list of k if that is more.
+    It re-ranks the CANDIDATES best tracks of `ranker`, or the k best if that is more. For k up to CANDIDATES, a shorter
+    list is therefore the start of a longer one.
     """
 
     ranker: Ranker
@@ -182,7 +183,7 @@ class CautiousRanker:
 
     def rank(self, windows: Windows, k: int) -> Ranked:
         """Return the k best tracks for each window. Of equal scores, the track that `ranker` prefers comes first."""
-        found = self.ranker.rank(windows, max(CANDIDATES, 2 * k))
+        found = self.ranker.rank(windows, max(CANDIDATES, k))
         log_next = log_probabilities(self.ranker, windows, found.scores, found.scores)
         scores = (log_next + self._played(windows, found.rows)).astype(np.float32)
         scores[found.rows == PAD_ROW] = -np.inf
@@ -271,7 +272,9 @@ class Recommender:
         excluded_rows = [_excluded_rows(sessions, i, excluded, policies[i]) for i in range(count)]
         cautions = [caution] * count if isinstance(caution, int | float) else caution
         rankers = {value: self.ranker_with(value) for value in set(cautions)}
-        needs = [(_overfetch(k_per_session[i], len(excluded_rows[i])), cautions[i]) for i in range(count)]
+        # The tracks that caution re-ranks must not depend on k, or an evaluated list would differ from a served one.
+        fewest = [max(k, CANDIDATES) if value else k for k, value in zip(k_per_session, cautions, strict=True)]
+        needs = [(_overfetch(fewest[i], len(excluded_rows[i])), cautions[i]) for i in range(count)]
         windows = to_windows(sessions, self.window)
         ranked: list[tuple[Source, Int, Float32]] = [("popularity", _NO_ROWS, _NO_SCORES)] * count
         for source, ranker, usable in self._by_source(windows):

@@ -189,11 +189,17 @@ def read_json(path: Path) -> Any:
             raise ValueError("it is a link")
         if path.stat().st_size > MOST_BYTES:
             raise ValueError(f"it has {path.stat().st_size:,} bytes, at most {MOST_BYTES:,} are read")
-        return json.loads(path.read_bytes(), object_pairs_hook=_without_repetition, parse_constant=_refuse)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        return parse_json(path.read_bytes())
     except OSError as error:
         raise ValueError(f"it cannot be read ({error.strerror})") from error
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Parse JSON as `read_json` does. Raises ValueError with a one-line message."""
+    try:
+        return json.loads(content, object_pairs_hook=_without_repetition, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -371,6 +371,8 @@ WRONG: Final[list[tuple[dict[str, Any], type[Exception], str]]] = [
     ({"attributes": {"year": True}}, InputError, "year is a number"),
     ({"attributes": {"year": 1e300}}, InputError, "a number up to 2"),
     ({"attributes": {"explicit": 1}}, InputError, "give true or false"),
+    ({"attributes": {"artist": "Artist 1"}}, InputError, "artist is in `attributes`: give it beside them"),
+    ({"attributes": {"artist": None}}, InputError, "artist is in `attributes`"),
     ({"attributes": {"released": "2020-02-30"}}, InputError, "a date such as 2026-11-29"),
     ({"attributes": {"markets": "DE"}}, InputError, "a list of at most 500 texts"),
     ({"attributes": {"genre": "a\x00"}}, InputError, "a text of 1 to"),

@@ -51,12 +51,19 @@ SCHEMA: Final[dict[str, Any]] = {
 }
 texts = st.one_of(st.sampled_from(GENRES), st.lists(st.sampled_from(GENRES), min_size=1, max_size=3))
 sets = st.one_of(st.sampled_from(MARKETS), st.lists(st.sampled_from(MARKETS), min_size=1, max_size=3))
-bounds = st.dictionaries(st.sampled_from(["min", "max"]), st.integers(1989, 1996), min_size=1)
+
+
+def in_order(ends: dict[str, Any]) -> dict[str, Any]:
+    """The lower end as `min`."""
+    return dict(zip(sorted(ends, reverse=True), sorted(ends.values()), strict=True)) if len(ends) == 2 else ends
+
+
+bounds = st.dictionaries(st.sampled_from(["min", "max"]), st.integers(1989, 1996), min_size=1).map(in_order)
 days = st.dictionaries(
     st.sampled_from(["min", "max"]),
     st.integers(-1, 6).map(lambda days: (FIRST_DAY + timedelta(days=days)).isoformat()),
     min_size=1,
-)
+).map(in_order)
 conditions = st.one_of(
     st.booleans().map(lambda value: {"explicit": value}),
     texts.map(lambda value: {"genre": value}),
@@ -194,6 +201,13 @@ class TestLanguage:
             ("year:1_0", "give a number"),
             ("year:\uff11", "give a number"),
             ({"genre": ["rock"] * 201}, "has 201 values, expected at most 200"),
+            (",".join(["genre:" + "|".join(["rock"] * 150)] * 2), "has 300 values, expected at most 200"),
+            ("genre: ", "has no value"),
+            ("genre:rock| ,year:1", "has no value"),
+            ("year:2..1", "2 to 1 is no range"),
+            ({"released": {"min": "2020-02-01", "max": "2020-01-31"}}, "give the lower end first"),
+            ('{"not": {"genre": "rock"}, "not": {"genre": "jazz"}}', "'not' twice"),
+            ('{"year": NaN}', "NaN is no number of JSON"),
         ],
     )
     def test_a_filter_that_means_nothing_is_refused(self, wanted: object, told: str) -> None:

@@ -24,9 +24,10 @@ from segue.play_head import (
     linear_weights,
     session_features,
 )
+from segue.ranking_metrics import LIST_LENGTH
 from segue.recommend import CautiousRanker, EncoderRanker, PopularityRanker, Ranked, Recommender
 from segue.release import Release, open_release
-from segue.sessions import ALLOW_REPEATS, NEVER_REPEAT, Outcome, Play
+from segue.sessions import ALLOW_REPEATS, NEVER_REPEAT, Outcome, Play, RepeatPolicy
 from segue.window import Sessions, SessionViews, Windows, to_sessions
 from service.releases.explanation import contributions, explain_answer
 from service.releases.loaded import Question, load_release, recommender_of
@@ -381,6 +382,20 @@ class TestRelease:
             [found] = offline.recommend(asked, 20, caution=meant)
             assert served.rows == found.rows.tolist()
             np.testing.assert_allclose(served.scores, found.scores, rtol=1e-6)
+
+    @pytest.mark.parametrize("repeat", [ALLOW_REPEATS, NEVER_REPEAT])
+    def test_a_short_list_is_the_start_of_the_one_that_is_evaluated(
+        self, release: Release, dataset: Dataset, repeat: RepeatPolicy
+    ) -> None:
+        asked = examples(dataset, "new-sessions", "test").inputs.gathered()
+        for caution in (0.5, 10.0):
+            lists = [
+                recommender_of(release, exact=True).recommend(asked, k, repeat=repeat, caution=caution)
+                for k in (5, 20, LIST_LENGTH)
+            ]
+            for shortest, short, evaluated in zip(*lists, strict=True):
+                assert shortest.rows.tolist() == evaluated.rows[:5].tolist()
+                assert short.rows.tolist() == evaluated.rows[:20].tolist()
 
     def test_an_explanation_adds_up_with_caution(self, release: Release, dataset: Dataset) -> None:
         live, ids = load_release(release.path), dataset.catalogue.track_id

@@ -53,6 +53,10 @@ def written(folder: Path, text: str | bytes, name: str = "radio") -> Path:
 
 
 class TestFiles:
+    def test_a_rule_can_hold_to_the_end_of_all_dates(self, tmp_path: Path) -> None:
+        policy = read_policy(written(tmp_path, '[[pins]]\ntracks = ["a"]\nplace = 1\nuntil = 9999-12-31'))
+        assert policy.pins[0].is_active(datetime.fromisoformat("9999-12-31T23Z").timestamp())
+
     def test_every_key_is_read(self, tmp_path: Path) -> None:
         policy = read_policy(written(tmp_path, RADIO))
         assert policy.filter == read_filter("explicit:false,market:DE")

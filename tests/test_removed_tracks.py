@@ -120,6 +120,28 @@ def test_an_older_read_does_not_overtake_a_change(tmp_path: Path, monkeypatch: p
     assert set(tracks.since) == {"a", "x", "b"}
 
 
+def test_a_change_that_could_not_be_applied_is_applied_later(tmp_path: Path) -> None:
+    one = RemovedTracks(tmp_path)
+    failures = [MemoryError(), TimeoutError(), OSError()]
+    applied: list[set[str]] = []
+
+    def apply() -> None:
+        if one.since and failures:
+            raise failures.pop()
+        applied.append(set(one.since))
+
+    async def follow() -> None:
+        leaving = asyncio.Event()
+        watching = asyncio.create_task(one.watch(leaving, apply))
+        await one.change("a", removed=True)  # by this worker, which then fails to apply it
+        await asyncio.to_thread(until, lambda: bool(applied) and applied[-1] == {"a"})
+        leaving.set()
+        await watching
+
+    asyncio.run(follow())
+    assert not failures
+
+
 def test_changes_of_others_are_followed(tmp_path: Path) -> None:
     one, other = RemovedTracks(tmp_path), RemovedTracks(tmp_path)
     calls: list[set[str]] = []

@@ -24,7 +24,7 @@ from segue.window import Windows, to_sessions, to_windows
 from service.releases.candidates import RankQuestion, popular, rank_candidates
 from service.releases.explanation import contributions, explain_answer
 from service.releases.loaded import LoadedRelease, Question, load_release
-from tests.conftest import track_ids, write_tiny_release
+from tests.conftest import track_ids, write_encoder_release, write_tiny_release
 from tests.test_filters import CATALOGUE, EMBEDDINGS, PLAYS, RANKERS, TRACKS, sessions
 
 LENGTH = 5
@@ -243,6 +243,14 @@ class TestRelease:
         [answer] = live.answer([Question([], 6, caution=5.0, station=radio(live, "Artist 4"))])
         assert [row % 2 for row in answer.rows] == [1] * 6
 
+    def test_the_fallback_keeps_its_distance_from_what_just_played(self, live: LoadedRelease) -> None:
+        [first] = popular(live, Question([], 1)).tracks
+        [heard, *_] = [one for one in live.seeds.of_same_artist([first.track_id]) if one != first.track_id]
+        for gap in (0, 2):
+            answer = popular(live, Question([Play(heard)], 5, spacing=Spacing(artist_gap=gap)))
+            assert (answer.tracks[0].artist == first.artist) is (gap == 0)
+            assert first.artist not in [track.artist for track in answer.tracks[:gap]]
+
     def test_the_fallback_leaves_out_what_is_banned_and_needs_no_model(self, live: LoadedRelease) -> None:
         best = listed(live, Question([], 3))
         question = Question([Play("g3-t00")], 5, exclude=best, station=radio(live, "Artist 4"))
@@ -324,3 +332,23 @@ def test_artist_ids_are_seeds_as_well(tmp_path: Path) -> None:
         assert seeds.pull(Station((), (name,))) == (Pull((rows,), 0.5), [])
     assert seeds.of_same_artist(["d"]) == ["d"]
     assert seeds.of_same_artist(["a"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "Float64", "String"])
+def test_a_changed_track_stays_a_seed_of_its_artist(dtype: str, tmp_path: Path) -> None:
+    import polars as pl
+
+    from segue.catalogue import Catalogue
+    from service.releases.added import AddedTrack
+
+    frame = pl.DataFrame({"track_id": ["a", "b", "c"], "plays": [5, 9, 7], "artist_id": [12, 12, 7]})
+    frame = frame.with_columns(pl.col("artist_id").cast(getattr(pl, dtype)), skips=pl.lit(0))
+    embeddings = np.eye(4, dtype=np.float32)
+    write_encoder_release(tmp_path / "r", Catalogue.from_frame(frame), embeddings, 5)
+    live = load_release(tmp_path / "r")
+    renamed = AddedTrack.now(title="New title", artist=None, attributes={})
+    for one in (live, live.with_added({"a": renamed}), live.with_added({"a": renamed, "b": renamed})):
+        pull, unknown = one.seeds.pull(Station((), ("12",)))
+        assert unknown == []
+        assert pull is not None
+        assert sorted(pull.seeds[0]) == [1, 2]

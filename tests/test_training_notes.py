@@ -160,6 +160,21 @@ class TestCommands:
         _, out, _ = run(capsys, "compare", file, "--json")
         assert json.loads(out)["questions"][0]["targets"] == "known"
 
+    def test_a_release_is_not_asked_for_what_its_weights_of_counts_were_fitted_to(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        data = listened(tmp_path / "d", inferred=True).path
+        for targets in ("last", "known"):
+            asked = ("train", data, "--model", "ngram", "--targets", targets, "--out", tmp_path / targets)
+            assert run(capsys, *asked)[0] == 0
+        code, _, err = run(capsys, "evaluate", tmp_path / "last", data, "--targets", "known")
+        assert code == 2
+        assert "was trained without --targets known, on test targets of --targets known" in err
+        assert run(capsys, "evaluate", tmp_path / "known", data, "--targets", "known")[0] == 0
+        code, _, err = run(capsys, "evaluate", tmp_path / "last", data, "--part", "validation")
+        assert code == 0
+        assert "weights of counts were fitted to these validation targets" in err
+
     def test_a_log_without_outcomes_cannot_be_split_by_known_targets(
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:

@@ -7,7 +7,7 @@ manifest (`evaluation.notes`), and a result of `segue evaluate` those of its eva
 from collections.abc import Sequence
 
 from segue.ranking_metrics import CUTOFFS, METRICS
-from segue.release import Manifest
+from segue.release import Manifest, Release
 from segue.sessions import NEVER_REPEAT, RepeatPolicy
 from segue.window import SessionViews
 from training.data.dataset import Dataset
@@ -59,6 +59,16 @@ def selection_note(asked: Examples, dataset: Dataset) -> str:
     return (
         f"{seen:,} of {len(asked.targets):,} targets were validation targets of the training, which may have "
         "chosen its epoch or options with them: train with --targets known for a test that it never saw."
+    )
+
+
+def fitted_note(release: Release, part: str) -> str | None:
+    """Return a sentence about validation targets that a release was fitted to, or None."""
+    if part != "validation" or not release.has_counts:
+        return None
+    return (
+        "The weights of counts were fitted to these validation targets, so the values are a little too good: evaluate "
+        "the part test to compare with other models."
     )
 
 

@@ -139,7 +139,7 @@ async def add_track(track_id: TrackIdPath, request: Request) -> AddedTrackBody:
     live, given = service.releases.current.live, asked.track()
     track = await service.threads.run_long(check_track, track_id, given, live.stored_catalogue, live.vectors)
     await service.releases.added.put(track_id, track)
-    await service.threads.run_long(service.releases.apply_changes)
+    await service.releases.follow_changes()
     return AddedTrackBody.of(service, track_id, track)
 
 
@@ -154,6 +154,6 @@ async def added_tracks(service: Service) -> AddedTracks:
 async def delete_added_track(track_id: TrackIdPath, service: Service) -> DeletionBody:
     """Delete an added track, or the changes of a known one. Sessions keep their plays of it."""
     deleted = await service.releases.added.delete(track_id)
-    await service.threads.run_long(service.releases.apply_changes)
+    await service.releases.follow_changes()
     known = track_id in service.releases.current.live.stored_catalogue
     return DeletionBody(track_id=track_id, deleted=deleted, in_catalogue=known)

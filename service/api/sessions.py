@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, StringConstraints, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
 from segue.errors import UnknownSession
-from segue.filters import read_filter
+from segue.filters import check_filter, read_filter
 from segue.sessions import SESSION_ID_PATTERN, Event, EventType
 from service.api.fallback import with_bans
 from service.api.json_body import JsonBody, described_body, read_json
@@ -111,8 +111,8 @@ async def report_events(  # noqa: PLR0913, PLR0917 (parameters of the request)
     """
     service: AppState = request.app.state.service
     reported = await read_json(EventsRequest, request.scope["headers"], request.receive, service.max_request_bytes)
-    if filter is not None:
-        read_filter(filter)  # a filter that cannot be read is an error, also without a list
+    if filter is not None:  # a filter that does not fit is an error, also without a list
+        check_filter(read_filter(filter), service.releases.for_session(session_id).live.catalogue.attributes)
     if fields is not None:
         fields_of(service.releases.for_session(session_id).live, fields)
     if policy is not None:

@@ -215,7 +215,7 @@ async def remove_tracks(request: Request) -> TakedownBody:
     service: AppState = request.app.state.service
     asked = await read_json(Takedown, request.scope["headers"], request.receive, service.max_request_bytes)
     changed = await service.releases.removed.change_all(asked.track_ids, removed=asked.removed)
-    await service.threads.run_long(service.releases.apply_changes)
+    await service.releases.follow_changes()
     catalogue = service.releases.current.live.catalogue
     unknown = [track_id for track_id in dict.fromkeys(asked.track_ids) if track_id not in catalogue]
     return TakedownBody(removed=asked.removed, changed=changed, not_in_catalogue=unknown)
@@ -233,7 +233,7 @@ async def removed_tracks(service: Service) -> RemovedTracksBody:
 
 async def _change(service: Service, track_id: str, *, removed: bool) -> RemovalBody:
     changed = await service.releases.removed.change(track_id, removed=removed)
-    await service.threads.run_long(service.releases.apply_changes)
+    await service.releases.follow_changes()
     known = track_id in service.releases.current.live.catalogue
     return RemovalBody(track_id=track_id, removed=removed, changed=changed, in_catalogue=known)
 

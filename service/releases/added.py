@@ -146,6 +146,8 @@ def check_track(track_id: str, track: AddedTrack, catalogue: Catalogue, vectors:
     Raises UnknownAttribute, or InputError if an attribute, a neighbour or the embedding does not fit the release, or if
     it gives no neighbours for a new track.
     """
+    if "artist" in track.attributes:
+        raise InputError("artist is in `attributes`: give it beside them, as the member `artist` of the body")
     check_attributes(track.attributes, catalogue.attributes)
     for neighbour in track.neighbours:
         if neighbour not in catalogue:

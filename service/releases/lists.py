@@ -251,8 +251,8 @@ class _List:
 
     def _groups(self, spacing: Spacing, rows: Int) -> tuple[Groups | None, Groups | None]:
         """Return the artists and the albums of tracks and of the latest plays; None where there is no rule."""
-        plays = self._question.plays
-        latest = [play.track_id for play in plays[max(len(plays) - max(spacing.artist_gap, spacing.album_gap), 0) :]]
+        heard = [play.track_id for play in self._question.plays] or list(self._question.latest)
+        latest = heard[max(len(heard) - max(spacing.artist_gap, spacing.album_gap), 0) :]
         before = self._live.catalogue.rows(latest)
         artists, albums = (
             Groups(grouping.of(rows), grouping.of(before)) if needed else None

@@ -59,6 +59,7 @@ class Question:
     seed: int | None = None  # of the policy's exploration
     station: Pull | None = None  # seeds that pull the list
     with_propensities: bool = False  # whether to compute the propensities of exploration
+    latest: Sequence[str] = ()  # without plays: the latest tracks, from which artists and albums keep their distance
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +256,10 @@ class LoadedRelease:
         """Recommend the most played tracks, without the encoder and the index. The fallback if the model fails."""
         heard = [play.track_id for play in question.plays[question.repeat.start(len(question.plays)) :]]
         excluded = [*question.exclude, *heard]
-        asked = replace(question, plays=(), exclude=excluded, repeat=ALLOW_REPEATS, caution=None, station=None)
+        latest = [play.track_id for play in question.plays]
+        asked = replace(
+            question, plays=(), latest=latest, exclude=excluded, repeat=ALLOW_REPEATS, caution=None, station=None
+        )
         return self.answer([asked])[0]
 
     @property

@@ -42,6 +42,7 @@ _log = structlog.get_logger()
 
 _MAX_LISTED: Final = 1000
 _DISK_TIMEOUT_S: Final = 5.0  # the folder of releases may be on a network
+_APPLY_TIMEOUT_S: Final = 30.0  # a million removed ids take seconds
 
 
 @dataclass(slots=True, eq=False)
@@ -135,6 +136,8 @@ class ReleaseRegistry:
         self.removed = RemovedTracks(settings.releases_dir)
         self.added = AddedTracksFile(settings.releases_dir)
         self._applying = threading.Lock()
+        self._following = asyncio.Lock()
+        self._changing = BlockingCalls("the changed tracks", _APPLY_TIMEOUT_S)
         self._seen: PointerState | None = None
         self._swapping = False
         self._leaving = threading.Event()
@@ -311,6 +314,14 @@ class ReleaseRegistry:
             for served in (self.current, self._challenger):
                 if served is not None:
                     served.apply(self.added.tracks, self.removed.since)
+
+    async def follow_changes(self) -> None:
+        """Call `apply_changes` in a thread of its own, as all ranking threads may hang. Raises ReleasesUnavailable."""
+        async with self._following:
+            try:
+                await self._changing(self.apply_changes)
+            except TimeoutError as error:
+                raise ReleasesUnavailable(f"{error}. The change is stored: all workers follow it") from None
 
     def _served(self, live: LoadedRelease) -> ActiveRelease:
         """Return a release that is ready to answer. Slow if tracks were added: call it in a thread."""

@@ -14,7 +14,8 @@ from segue.sessions import Station
 from segue.stations import Pull
 
 _SHOWN, _LONGEST = 5, 80  # unknown seeds in a message, and characters of each
-_MAX_KEPT: Final = 1024  # artists whose rows are kept; finding them reads a number of each track
+# Artists whose rows are kept. Finding them reads a number of each track. Above the bans and seeds of one listener.
+_MAX_KEPT: Final = 4096
 
 
 class Seeds:
@@ -87,11 +88,17 @@ class Seeds:
     def _named(self, artist: str) -> Int:
         """Return the rows of an artist by `artist_id`, else by name, else by name in any case. [n] int64."""
 
+        def as_text(values: pl.Series) -> pl.Series:
+            # The numbers of changed tracks are floats.
+            return (
+                values.cast(pl.String).str.strip_suffix(".0") if values.dtype.is_numeric() else values.cast(pl.String)
+            )
+
         def exactly(values: pl.Series) -> pl.Series:
-            return values.cast(pl.String) == artist
+            return as_text(values) == artist
 
         def in_any_case(values: pl.Series) -> pl.Series:
-            return values.cast(pl.String).str.to_lowercase() == artist.lower()
+            return as_text(values).str.to_lowercase() == artist.lower()
 
         for name in self._names:
             if self._catalogue.attributes[name].kind in ("text", "number"):

@@ -75,11 +75,18 @@ class TracksFile(Generic[Value]):
             raise ReleasesUnavailable(f"{error}: check its disk") from None
 
     async def watch(self, leaving: asyncio.Event, on_change: Callable[[], object]) -> None:
-        """Call `on_change` whenever another worker has changed the file, until `leaving` is set."""
+        """Call `on_change` with every change of the file, until `leaving` is set. A call that fails is repeated.
+
+        The changes of this worker are among them, as the call that made one may have failed before it applied it.
+        """
+        followed: Mapping[str, Value] | None = None
         while self._folder is not None and not leaving.is_set():
             try:
-                if await self._calls(self._read):
+                await self._calls(self._read)
+                tracks = self.tracks
+                if tracks is not followed:
                     await self._calls(on_change)  # in a thread: a large number of ids takes a while
+                    followed = tracks
             except (ReleasesUnavailable, TimeoutError) as error:
                 _log.error(f"{self.key}_tracks_unreadable", reason=str(error))
             except Exception:  # noqa: BLE001 (the task must not end)

@@ -113,6 +113,7 @@ class TestSync:
         shutil.copytree(tiny_release.path, tmp_path / "releases" / "tiny")
         with Client(start_service(releases_dir=tmp_path / "releases").address()) as client:
             client.add_track("new/1", title="Fresh", neighbours=["g1-t00"])
+            client.add_track("g1-t00")  # without facts: a known track as it was
             assert [track.track_id for track in client.search("fresh")] == ["new/1"]
             assert "new/1" in {item.track_id for item in client.what_if([play("g1-t00")], 20).items}
             client.remove_track("g1-t01")

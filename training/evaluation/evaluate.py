@@ -35,6 +35,7 @@ from training.evaluation.skip_evaluation import SAMPLED, SERVICE, EvaluatedTarge
 from training.notes import (
     by_construction,
     construction_note,
+    fitted_note,
     one_target_note,
     outcomes_note,
     release_notes,
@@ -185,10 +186,10 @@ class Question:
                 f"{self.release.path} was trained with the split {manifest.dataset.split}, so the {self.split} split "
                 "would ask for plays that it was trained on: train with the split that you evaluate"
             )
-        if self._moves_targets and self.part == "validation":
+        if self._moves_targets and (self.part == "validation" or self.release.has_counts):
             raise InputError(
-                f"{self.release.path} was trained without --targets known, so it was trained on validation targets of "
-                "--targets known: train with --targets known, or evaluate the part test"
+                f"{self.release.path} was trained without --targets known, on {self.part} targets of --targets known: "
+                "train with --targets known"
             )
 
     @property
@@ -208,6 +209,7 @@ class Question:
             outcomes_note(self.dataset, asked),
             repeats_note(asked, self.repeat),
             selection_note(asked, self.dataset) if self._same_dataset and self._moves_targets else None,
+            fitted_note(self.release, self.part) if self._same_dataset else None,
             construction_note(self.candidates),
             one_target_note(len(asked.targets), self.part),
             *release_notes(self.release.manifest),

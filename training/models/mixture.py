@@ -39,10 +39,10 @@ class Targets(NamedTuple):
 
     windows: Windows
     rows: Int  # [examples] int64
-    skipped: Bool  # [examples], whether that track was skipped
+    skipped: Bool  # [examples], whether that track was skipped, or its outcome is unknown
 
     def played(self) -> "Targets":
-        """Return the targets that were not skipped."""
+        """Return the targets that are known to be played."""
         kept = np.flatnonzero(~self.skipped)
         return Targets(self.windows.select(kept), self.rows[kept], self.skipped[kept])
 

@@ -74,11 +74,13 @@ def fit_ngram(  # noqa: PLR0913 (all of a training job)
         catalogue.by_plays.astype(np.int64),
         None if encoder is None else _ranker_of(encoder),
     )
+    not_played = validation.target_skipped  # a target of unknown outcome is not a played one
+    if validation.target_known is not None:
+        not_played = not_played | ~validation.target_known
     if split == "new-sessions":
-        targets = every_position(validation.inputs, validation.targets, validation.target_skipped, window)
+        targets = every_position(validation.inputs, validation.targets, not_played, window)
     else:
-        windows = to_windows(validation.inputs.gathered(), window)
-        targets = Targets(windows, validation.targets, validation.target_skipped)
+        targets = Targets(to_windows(validation.inputs.gathered(), window), validation.targets, not_played)
     ranker = replace(ranker, mixture=fit_mixture(ranker, targets))
     if rescoring == "off":
         return ranker

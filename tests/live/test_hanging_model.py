@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import shutil
 import signal
 import threading
 import time
@@ -308,15 +309,19 @@ def test_the_supervisor_ends_in_time_although_a_worker_does_not_hear_it(start_se
 
 
 def test_readiness_fails_with_the_reason_while_the_model_hangs_on_everything(
-    start_service: StartService, tiny_release: Release
+    start_service: StartService, tiny_release: Release, tmp_path: Path
 ) -> None:
-    """A sleep in place of the search cannot be interrupted: threads are abandoned, then calls are refused at once."""
+    """A sleep in place of the search cannot be interrupted: threads are abandoned, then calls are refused at once.
+
+    A takedown holds nevertheless.
+    """
     prelude = (
         "import time, index.exact as e; search = e.ExactIndex.search; began = time.monotonic();"
         "e.ExactIndex.search = lambda self, q, *more: "
         "search(self, q, *more) if time.monotonic() - began < 8 or time.monotonic() - began > 30 else time.sleep(22)"
     )
-    service = start_service(prelude=prelude, ranking_timeout_s=TIMEOUT_S)
+    shutil.copytree(tiny_release.path, tmp_path / "releases" / "tiny")
+    service = start_service(prelude=prelude, ranking_timeout_s=TIMEOUT_S, releases_dir=tmp_path / "releases")
     with service.client() as client:
         assert what_if(client, "g0-t00").json()["source"] == "model"
         assert client.get("/health/ready").status_code == 200
@@ -329,6 +334,9 @@ def test_readiness_fails_with_the_reason_while_the_model_hangs_on_everything(
             assert recommended(client, "a", k=3)["source"] == "popularity"
             assert what_if(client, "g0-t00").status_code == 503
         assert watch.seconds < 10 * TIMEOUT_S
+        first, *others = [item["track_id"] for item in recommended(client, "a", k=3)["items"]]
+        assert client.put(f"/removed-tracks/{first}").is_success
+        assert [item["track_id"] for item in recommended(client, "a", k=3)["items"]][:2] == others
         assert metric(client, "segue_ranking_threads_stuck") >= 4
     with Stopwatch() as watch:
         assert service.stop() == 0

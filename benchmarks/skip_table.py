@@ -4,8 +4,9 @@
 
 RESULT files are written by `segue evaluate --output`, for one dataset: the last-play split with --repeat allow and
 never, and optionally the split new-sessions with --repeat allow for the AUC. PLAY_HEAD_JSON is the output of
-`benchmarks.play_head` on the last-play split. The command prints the table in Markdown and writes all values with
-their 95 % intervals to FILE as [value, low, high], without the ranks of single sessions.
+`benchmarks.play_head` on the last-play split. With --add-to, the systems of an earlier FILE of the same dataset stay as
+they are, and those that it does not have are added. The command prints the table in Markdown and writes all values
+with their 95 % intervals to FILE as [value, low, high], without the ranks of single sessions.
 """
 
 import json
@@ -46,16 +47,37 @@ COLUMNS: Final = (
 @click.command()
 @click.argument("results", type=click.Path(path_type=Path, exists=True), nargs=-1, required=True)
 @click.option("--control", type=click.Path(path_type=Path, exists=True), help="Output of benchmarks.play_head.")
+@click.option("--add-to", "earlier", type=click.Path(path_type=Path, exists=True), help="A table to add systems to.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-def main(results: tuple[Path, ...], control: Path | None, out: Path) -> None:
+def main(results: tuple[Path, ...], control: Path | None, earlier: Path | None, out: Path) -> None:
     """Write and print the table of all systems."""
     compared = read_results(results)
     caution = {} if control is None else effects(json.loads(control.read_text(encoding="utf-8")))
     questions = [_question(asked) for asked in compared.values()]
-    found = {"fingerprint": next(iter(compared)).fingerprint, "questions": questions, "caution": caution}
+    found: dict[str, Any] = {
+        "fingerprint": next(iter(compared)).fingerprint,
+        "questions": questions,
+        "caution": caution,
+    }
+    if earlier is not None:
+        _add(json.loads(earlier.read_text(encoding="utf-8")), found)
     lines = json.dumps(found, separators=(",", ":")).replace('"systems":{', '"systems":{\n').replace('}},"', '}},\n"')
     out.write_text(lines + "\n", encoding="utf-8")
-    print(table(questions, caution))
+    print(table(found["questions"], found["caution"]))
+
+
+def _add(earlier: dict[str, Any], found: dict[str, Any]) -> None:
+    """Put an earlier table into `found`, with the systems of `found` that it does not have."""
+    if earlier["fingerprint"] != found["fingerprint"]:
+        raise click.UsageError("--add-to: the table is of another dataset")
+    asked = ("source", "split", "part", "protocol", "repeat", "targets")
+    new = {tuple(one[key] for key in asked): one["systems"] for one in found["questions"]}
+    for one in earlier["questions"]:
+        one["systems"] = new.pop(tuple(one[key] for key in asked), {}) | one["systems"]
+    if new:
+        raise click.UsageError(f"--add-to: the table does not have {', '.join(map(str, new))}")
+    found["questions"] = earlier["questions"]
+    found["caution"] |= earlier["caution"]
 
 
 def effects(control: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def pause_after_two_looks(page: "Page", told: list[dict[str, Any]]) -> None:
 
 def test_what_it_shows_is_what_the_service_answers(browser: "Browser", swappable: httpx.Client) -> None:
     told: list[dict[str, Any]] = []
-    with watched(browser, str(swappable.base_url), "/") as page:
+    with watched(browser, str(swappable.base_url), "/health/live") as page:  # a page that asks for nothing
         page.on("response", lambda answer: told.append(answer.json()) if answer.url.endswith("/operations") else None)
         page.goto("/ops")
         playwright.expect(page.get_by_role("status").first).to_contain_text("Live")

@@ -4,6 +4,7 @@ import json
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,6 +18,8 @@ from tests.comparison_results import result as result_file
 from tests.datasets import write_dataset
 from training.data.dataset import Dataset
 from training.data.log_facts import LogFacts, SkipSources
+from training.data.splits import examples, training_part
+from training.models.ngram import fit_ngram
 from training.notes import training_notes
 from training.options import Options, SasRecOptions, VmisKnnOptions, WrmfOptions
 
@@ -225,6 +228,23 @@ class TestCommands:
         code, _, err = run(capsys, "tune", data, *search)
         assert code == 0
         assert "HR@10 and HR@20 are 1 by construction" in err
+
+
+def test_a_network_for_played_tracks_learns_from_none_of_unknown_outcome(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rescoring = pytest.importorskip("training.models.rescoring")
+    data = listened(tmp_path / "d", inferred=True)
+    sessions, validation = training_part(data, "new-sessions"), examples(data, "new-sessions", "validation")
+    learned: list[Any] = []
+    monkeypatch.setattr(rescoring, "fit_network", lambda _, targets: learned.append(targets))
+    for chosen in ("next", "next-played"):
+        fit_ngram(sessions, data.catalogue, validation, "new-sessions", window=5, rescoring=chosen)
+    every, played = learned
+    inputs = validation.inputs.gathered()
+    known = ~np.delete(inputs.skipped, inputs.offsets[:-1])  # the first play of a session is no target
+    assert len(every.rows) == len(known) + len(validation.targets)
+    assert len(played.rows) == known.sum()
 
 
 def test_fine_tuning_keeps_the_validation_targets_unseen(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class Seeds:
             )
 
         def exactly(values: pl.Series) -> pl.Series:
-            return as_text(values) == artist
+            return as_text(values) == (artist.removesuffix(".0") if values.dtype.is_numeric() else artist)
 
         def in_any_case(values: pl.Series) -> pl.Series:
             return as_text(values).str.to_lowercase() == artist.lower()

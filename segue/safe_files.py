@@ -194,10 +194,11 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"it cannot be read ({error.strerror})") from error
 
 
-def parse_json(content: str | bytes) -> Any:
+def parse_json(content: str | bytes | bytearray) -> Any:
     """Parse JSON as `read_json` does. Raises ValueError with a one-line message."""
+    text = content if isinstance(content, str) else content.decode(json.detect_encoding(content), "surrogatepass")
     try:
-        return json.loads(content, object_pairs_hook=_without_repetition, parse_constant=_refuse)
+        return _STRICT.decode(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -214,6 +215,8 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number of JSON")
 
+
+_STRICT: Final = json.JSONDecoder(object_pairs_hook=_without_repetition, parse_constant=_refuse)
 
 _MAGIC: Final = b"PAR1"
 _TAIL: Final = 8  # bytes at the end of the file: length of the footer and _MAGIC

@@ -67,6 +67,28 @@ def test_the_largest_valid_request_is_accepted(
     assert len(validated(model, body).events) == number
 
 
+@pytest.mark.parametrize(
+    ("model", "body", "found"),
+    [
+        (EventsRequest, '{"events":[{"type":"play","track_id":"a","type":"skip"}]}', "'type' twice"),
+        (EventsRequest, '{"events":[],"events":[{"type":"play","track_id":"a"}]}', "'events' twice"),
+        (WhatIfRequest, '{"events":[],"filter":{"markets":"DE","markets":"SE"}}', "'markets' twice"),
+        (WhatIfRequest, '{"events":[],"filter":{"not":{"genre":"a","genre":"b"}}}', "'genre' twice"),
+        (WhatIfRequest, '{"events":[],"k":5,"k":6}', "'k' twice"),
+        (RankRequest, '{"events":[],"candidates":["a"],"candidates":["b"]}', "'candidates' twice"),
+        (WhatIfRequest, '{"events":[],"filter":{"\\u006darkets":"DE","markets":"SE"}}', "'markets' twice"),
+        (BatchRequest, '{"sessions":[{"session_id":"a","session_id":"b"}]}', "'session_id' twice"),
+    ],
+)
+def test_a_repeated_member_is_an_error(model: type[JsonBody], body: str, found: str) -> None:
+    """A parser that takes the last one would serve another market than the one that the client reads."""
+    with pytest.raises(RequestValidationError) as caught:
+        validated(model, body.encode())
+    (error,) = caught.value.errors()
+    assert error["type"] == "repeated_member"
+    assert error["found"] == f"an object holds {found}"
+
+
 @pytest.mark.parametrize("text", ["\U0001f600" * 256, '"' * 256, "é" * 256])
 def test_the_largest_valid_ranking_and_batch_are_accepted(text: str) -> None:
     more = {"repeat": "after:1000", "release": "r" * 64, "caution": 0.123456789}

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from segue.errors import SegueError
+from segue.safe_files import parse_json
 from service.problems import MAX_COUNTED_ERRORS, MAX_LISTED_ERRORS
 
 _JSON: Final = b"application/json"
@@ -105,22 +106,22 @@ async def read_json(
 
 
 def validated(model: type[Body], body: bytes | bytearray) -> Body:
-    """Parse and validate `body` as `model`, without type conversions.
+    """Parse and validate `body` as `model`, without type conversions. Repeated members of an object are errors.
 
     Raises RequestValidationError with at most MAX_LISTED_ERRORS errors.
     """
     if len(body) > _UNCOUNTED_BYTES and _values(body, model.max_values()) > model.max_values():
-        raise _too_much(
+        raise _rejected(
             "too_many_values",
             f"{len(body):,} bytes of JSON",
             f"At most {model.max_values():,} JSON values: {model.remedy}",
         )
     try:
-        return model.model_validate_json(body, strict=True)
+        content = model.model_validate_json(body, strict=True)
     except ValidationError as error:
         count = error.error_count()
         if count > MAX_COUNTED_ERRORS:
-            raise _too_much(
+            raise _rejected(
                 "too_many_errors",
                 f"wrong in {count:,} places",
                 f"A body as openapi.json describes it: {model.remedy}",
@@ -130,6 +131,11 @@ def validated(model: type[Body], body: bytes | bytearray) -> Body:
         if found and found[0]["type"] == "json_invalid":
             errors[0]["input"] = body[:_LONGEST_INVALID].decode("utf-8", "replace")  # text, not a bytes repr
         raise RequestValidationError(errors) from error
+    try:
+        parse_json(body)  # pydantic uses the last one of repeated members
+    except ValueError as error:
+        raise _rejected("repeated_member", str(error), "Each member of an object once, and numbers of JSON") from None
+    return content
 
 
 def _check_headers(model: type[JsonBody], headers: Sequence[tuple[bytes, bytes]], max_bytes: int) -> None:
@@ -176,7 +182,7 @@ def _too_large(model: type[JsonBody], max_bytes: int) -> BodyTooLarge:
     return BodyTooLarge(f"the body is larger than {max_bytes:,} bytes: {model.remedy}")
 
 
-def _too_much(kind: str, found: str, expected: str) -> RequestValidationError:
+def _rejected(kind: str, found: str, expected: str) -> RequestValidationError:
     summary: dict[str, Any] = {"type": kind, "loc": ("body",), "msg": expected, "found": found}
     return RequestValidationError([summary])
 

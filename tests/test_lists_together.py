@@ -91,7 +91,7 @@ def test_a_list_has_k_allowed_tracks_and_no_other(
 ) -> None:
     policy = Policy.model_validate(given_policy)
     pull = None if seeds is None else live.seeds.pull(Station(tuple(seeds[0]), tuple(seeds[1]), 0.5))[0]
-    live.remove(removed)
+    live.remove(set(removed))
     try:
         question = Question(
             [Play(track_id, outcome) for track_id, outcome in plays],
@@ -107,7 +107,7 @@ def test_a_list_has_k_allowed_tracks_and_no_other(
         [answer] = live.answer([question])
         explained = explain_answer(live, question, answer)
     finally:
-        live.remove(())
+        live.remove(frozenset())
     found = [live.catalogue.track_id(row) for row in answer.rows]
     heard = {track_id for track_id, _ in plays} if repeat is NEVER_REPEAT else set()
     gone = {*exclude, *removed, *heard}

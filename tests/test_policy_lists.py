@@ -339,12 +339,12 @@ class TestLists:
 
         assert first(question) == "t7"
         try:
-            facts.live.remove(["t7"])
+            facts.live.remove({"t7"})
             assert first(question) != "t7"
             if "pins" in policy:
                 assert first(question) == "t8"  # the next one of the pin
         finally:
-            facts.live.remove([])
+            facts.live.remove(frozenset())
         heard = replace(question, plays=[Play("t7"), Play("t1")])
         assert first(heard) == "t7"
         assert first(replace(heard, repeat=NEVER_REPEAT)) != "t7"

@@ -7,6 +7,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import orjson
 import pytest
 
 from segue.errors import NoReleasesFolder, ReleasesUnavailable, TooManyTracks
@@ -105,13 +106,13 @@ def test_an_older_read_does_not_overtake_a_change(tmp_path: Path, monkeypatch: p
     tracks = RemovedTracks(tmp_path)
     changed(tracks, "a")
     (tmp_path / FILE).write_text(json.dumps({"removed": {"a": "t", "x": "t"}}))
-    loads = json.loads
+    loads = orjson.loads
 
     def slow(content: bytes) -> object:
         time.sleep(0.3)
         return loads(content)
 
-    monkeypatch.setattr(json, "loads", slow)
+    monkeypatch.setattr(orjson, "loads", slow)
     reader = threading.Thread(target=tracks._read, daemon=True)
     reader.start()
     time.sleep(0.05)

@@ -6,6 +6,7 @@ This module does not depend on HTTP or Redis. `segue recommend` and `segue evalu
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -98,8 +99,7 @@ class LoadedRelease:
         popularity = PopularityRanker(self.catalogue.plays, self.catalogue.by_plays)
         self.ranker = ranker_of(release, embeddings, self.catalogue, timed)
         self.recommender = Recommender(self.ranker, popularity, release.manifest.window.length, release.play_head)
-        self._restricted = RestrictedRecommenders(self.recommender, self.catalogue, np.empty(0, dtype=np.int64))
-        self._has_removed = False
+        self._restricted = RestrictedRecommenders(self.recommender, self.catalogue)
         self._lists = Lists(self.catalogue)
         self.seeds = Seeds(self.catalogue, release.manifest.window.length)
         self.stored_catalogue, self._stored_recommender = self.catalogue, self.recommender  # without added tracks
@@ -115,7 +115,7 @@ class LoadedRelease:
             live.recommender = with_added(live.recommender, added.rows)
         live._lists = Lists(live.catalogue)
         live.seeds = Seeds(live.catalogue, self.release.manifest.window.length)
-        live.remove(())
+        live._restricted = RestrictedRecommenders(live.recommender, live.catalogue)
         return live
 
     @property
@@ -209,8 +209,6 @@ class LoadedRelease:
         """
         if station is not None:
             return pulled(self.recommender_for(wanted), station)
-        if wanted is None and not self._has_removed:
-            return self.recommender
         return self._restricted.recommender(wanted)
 
     def allowed(self, wanted: Filter | None) -> Allowed | None:
@@ -221,12 +219,9 @@ class LoadedRelease:
         """Return whether `recommender_for` returns at once. Raises BadFilter or UnknownAttribute."""
         return self._restricted.is_ready(wanted)
 
-    def remove(self, track_ids: Sequence[str]) -> None:
+    def remove(self, track_ids: AbstractSet[str]) -> None:
         """Recommend these tracks no longer, and all others. Ids outside the catalogue are ignored."""
-        rows = np.unique(self.catalogue.rows(track_ids))
-        rows = rows[rows != PAD_ROW]
-        self._restricted = RestrictedRecommenders(self.recommender, self.catalogue, rows)
-        self._has_removed = len(rows) > 0  # afterwards, as another thread may be answering
+        self._restricted = self._restricted.without(track_ids)
 
     def caution(self, asked: float | None) -> float:
         """Return the caution of a request: `asked`, or the default of the release. Raises InputError."""

@@ -69,7 +69,7 @@ class ActiveRelease:
                 _log.warning("added_tracks_incomplete", release=live.name, tracks=len(lines), first=lines[:3])
         elif removed is self.removed:
             return
-        live.remove(list(removed))
+        live.remove(removed.keys())
         self.ranking.rank_with(live)
         self.live, self.added, self.removed = live, added, removed
 

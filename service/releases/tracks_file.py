@@ -8,7 +8,6 @@ A file that is lost or damaged while a service runs changes nothing there.
 import asyncio
 import contextlib
 import fcntl
-import json
 import os
 import threading
 import uuid
@@ -16,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
+import orjson
 import structlog
 
 from segue.errors import NoReleasesFolder, ReleasesUnavailable, TooManyTracks
@@ -115,12 +115,14 @@ class TracksFile(Generic[Value]):
                     return False
                 if len(tracks) > max(self.most, len(self.tracks)):
                     raise TooManyTracks(f"{self.most:,} tracks are {self.key} already: {self.remedy}")
-                with unfinished.open("w", encoding="utf-8") as stream:
-                    json.dump({self.key: {name: self.as_json(one) for name, one in tracks.items()}}, stream, indent=0)
+                content = {self.key: {name: self.as_json(one) for name, one in tracks.items()}}
+                with unfinished.open("wb") as stream:
+                    stream.write(orjson.dumps(content, option=orjson.OPT_INDENT_2))
                     stream.flush()
                     os.fsync(stream.fileno())  # a change that was answered survives a power failure
+                seen = _seen(unfinished.stat())
                 unfinished.replace(file)
-                self._read_file()
+                self._seen, self.tracks = seen, tracks
         except OSError as error:
             with contextlib.suppress(OSError):
                 unfinished.unlink(missing_ok=True)
@@ -135,14 +137,12 @@ class TracksFile(Generic[Value]):
             return False
         file = self._folder / self.file
         try:
-            facts = file.stat()
-            seen = (facts.st_ino, facts.st_mtime_ns, facts.st_size)
+            seen = _seen(file.stat())
             if seen == self._seen:
                 return False
-            content = json.loads(file.read_bytes())[self.key]
+            content = orjson.loads(file.read_bytes())[self.key]
             if not isinstance(content, dict):
                 raise ValueError("expected an object of ids")
-            json.dumps(content, ensure_ascii=False).encode()  # lone surrogates cannot be answered
             tracks = {track_id: self.read_value(value) for track_id, value in content.items()}
         except FileNotFoundError as error:
             if self._seen is None:
@@ -159,3 +159,8 @@ class TracksFile(Generic[Value]):
             ) from error
         self._seen, self.tracks = seen, tracks
         return True
+
+
+def _seen(facts: os.stat_result) -> tuple[int, int, int]:
+    """Return what tells one version of the file from the next."""
+    return facts.st_ino, facts.st_mtime_ns, facts.st_size

@@ -19,7 +19,7 @@ from segue.catalogue import Catalogue
 from segue.errors import InputError, UnknownAttribute
 from segue.filters import Allowed, read_filter
 from segue.hybrid import HybridRanker
-from segue.sessions import Outcome, Play, repeat_policy
+from segue.sessions import Outcome, Play, Station, repeat_policy
 from segue.spacing import Spacing
 from service.releases.added import AddedTrack, added_to, check_track
 from service.releases.added_ranker import AddedRanker, AddedRows
@@ -126,6 +126,20 @@ options = st.fixed_dictionaries(
         "spacing": st.none() | st.builds(Spacing, st.none() | st.integers(1, 3), st.integers(0, 2)),
     }
 )
+
+
+def test_a_station_outlives_its_added_seeds() -> None:
+    """A request finds the rows of its seeds, waits, and may be ranked after the added tracks have changed."""
+    live, whole, added = both()
+    seeds = [new_ids[0], new_ids[2], ids[1]]  # the first two have neighbours
+    pull, _ = live.seeds.known_pull(Station(tuple(seeds), (), 0.5))
+    stand_ins = [added[seeds[0]].neighbours[0], added[seeds[1]].neighbours[0], ids[1]]
+    assert pull.seeds == (tuple(whole.catalogue.rows(stand_ins).tolist()),)
+    questions = [Question([Play("t00")], 9, station=pull)]
+    [before], [after] = live.answer(questions), live.with_added({}).answer(questions)
+    assert set(after.rows) <= set(range(1, TRACKS + 1))
+    shown = [row for row in before.rows if row <= TRACKS]
+    assert [row for row in after.rows if row in shown] == shown
 
 
 @given(series=st.lists(st.sets(st.sampled_from([*ids, *new_ids, "no/such"]), max_size=6), max_size=6))

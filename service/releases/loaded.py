@@ -114,7 +114,7 @@ class LoadedRelease:
         if added.rows is not None:
             live.recommender = with_added(live.recommender, added.rows)
         live._lists = Lists(live.catalogue)
-        live.seeds = Seeds(live.catalogue, self.release.manifest.window.length)
+        live.seeds = Seeds(live.catalogue, self.release.manifest.window.length, added.rows)
         live._restricted = RestrictedRecommenders(live.recommender, live.catalogue)
         return live
 

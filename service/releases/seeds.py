@@ -12,6 +12,7 @@ from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Catalogue, Row
 from segue.errors import UnknownSeeds
 from segue.sessions import Station
 from segue.stations import Pull
+from service.releases.added_ranker import AddedRows
 
 _SHOWN, _LONGEST = 5, 80  # unknown seeds in a message, and characters of each
 # Artists whose rows are kept. Finding them reads a number of each track. Above the bans and seeds of one listener.
@@ -21,17 +22,22 @@ _MAX_KEPT: Final = 4096
 class Seeds:
     """Finds tracks by their artists. Thread-safe."""
 
-    def __init__(self, catalogue: Catalogue, window: int) -> None:
-        """`window` is the number of tracks that stand for an artist: the most played ones."""
+    def __init__(self, catalogue: Catalogue, window: int, added: AddedRows | None = None) -> None:
+        """`window` is the number of tracks that stand for an artist: the most played ones.
+
+        `added` are the added tracks of the catalogue.
+        """
         self._catalogue = catalogue
         self._window = window
+        self._added = added
         self._names = [name for name in ("artist_id", "artist") if name in catalogue.attributes]
         self._kept: dict[tuple[str, str], tuple[Row, ...]] = {}
 
     def pull(self, station: Station) -> tuple[Pull | None, list[str]]:
         """Return the pull of a station, None if no seed is known, and the unknown seeds.
 
-        All tracks together are one seed, and each artist is one.
+        All tracks together are one seed, and each artist is one. An added track is a seed as its first neighbour, as in
+        a window. The pull therefore stays valid when the added tracks change.
         """
         rows = self._catalogue.rows(station.tracks)
         unknown = [track for track, row in zip(station.tracks, rows.tolist(), strict=True) if row == PAD_ROW]
@@ -41,6 +47,8 @@ class Seeds:
             seeds.append(of_artist[: self._window])
             if not of_artist:
                 unknown.append(artist)
+        if self._added is not None:
+            seeds = [tuple(self._added.stand_in(np.array(seed, dtype=np.int64)).tolist()) for seed in seeds]
         seeds = list(filter(None, seeds))
         return (Pull(tuple(seeds), station.weight) if seeds else None), unknown
 

@@ -64,6 +64,7 @@ CASES: Final[dict[str, tuple[str, ...]]] = {
     "recommend": (
         "recommend releases/tiny --play g0-t00 --skip g1-t00 --play nobody -k 3",
         "recommend releases/tiny --play g0-t00 --skip g1-t00 --play g0-t05 -k 3 --repeat never --explain",
+        "recommend releases/tiny --play g0-t00 --play g1-t00 -k 4 --max-per-artist 2 --artist-gap 1 --explain",
         "recommend releases/titled --play spotify:track:0000000000000000000001 -k 3",
         "recommend releases/tiny --play nobody -k 2",
         "recommend releases/tiny --sessions sessions.parquet --out lists.parquet -k 5 --overwrite",

@@ -10,6 +10,7 @@ from segue.cli.terminal import bar, first_that_fits, shares, titled
 
 if TYPE_CHECKING:
     from service.releases.explanation import Explanation
+    from service.releases.lists import Move
     from service.releases.loaded import RecommendResult, Track
 
 _WIDE, _NARROW = 16, 6  # characters of a bar
@@ -61,6 +62,8 @@ def _next_tracks(answer: "RecommendResult", explanation: "Explanation | None", w
         for name in ("raised by", "lowered by"):
             table.add_column(name)
         table.add_column("rank without skips", justify="right")
+        if explanation.moves is not None:
+            table.add_column("moved by")
     tracks = answer.tracks
     for place, (track, share) in enumerate(zip(tracks, shares([t.score or 0.0 for t in tracks]), strict=True)):
         cells: list[str | Text] = [
@@ -71,7 +74,11 @@ def _next_tracks(answer: "RecommendResult", explanation: "Explanation | None", w
             Text(track.title or ""),
             Text(track.artist or "", "dim"),
         ]
-        table.add_row(*cells, *(_reasons(explanation, place) if explanation is not None else ()))
+        if explanation is not None:
+            cells += _reasons(explanation, place)
+            if explanation.moves is not None:
+                cells.append(_moved_by(explanation.moves[place]))
+        table.add_row(*cells)
     return table
 
 
@@ -90,6 +97,8 @@ def _stacked(answer: "RecommendResult", explanation: "Explanation | None") -> Ta
                 if reason.plain:
                     words.append("\n").append(label, "dim").append_text(reason)
             words.append(f"\nrank without skips {rank}", "dim")
+            if explanation.moves is not None and (moves := explanation.moves[place]):
+                words.append(f"\nmoved by {_moved_by(moves)}", "dim")
         table.add_row(str(place + 1), Text(track.track_id), _score(answer, track), words)
     return table
 
@@ -120,6 +129,15 @@ def _reasons(explanation: "Explanation", place: int) -> tuple[Text, Text, str]:
         _play(explanation.plays[best], line[best]) if best is not None and line[best] > 0 else Text(),
         _play(explanation.plays[worst], line[worst]) if worst is not None and line[worst] < 0 else Text(),
         str(rank) if rank is not None else "-",
+    )
+
+
+def _moved_by(moves: "list[Move]") -> str:
+    """Return the steps that moved a track: `boost from 5 to 2, spacing from 2 to 1 (artist_gap)`."""
+    return ", ".join(
+        f"{move.step} from {move.from_rank or '-'} to {move.to_rank}"
+        + (f" ({', '.join(move.rules)})" if move.rules else "")
+        for move in moves
     )
 
 

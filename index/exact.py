@@ -97,14 +97,16 @@ def ranked(queries: Float32, rows: Int, embeddings: Float32, k: int) -> Ranked:
     best = empty_result(len(queries), k)
     if not rows.size:
         return best
-    lines = np.repeat(np.arange(len(rows)), rows.shape[1])
-    scores = pair_scores(queries, lines, embeddings, rows.reshape(-1)).reshape(rows.shape)
-    missing = (rows == PAD_ROW) | ~np.isfinite(scores)
-    scores[missing] = -np.inf
+    scores = np.empty(rows.shape, dtype=np.float32)
+    step = max(1, _VALUES_AT_ONCE // max(1, rows.shape[1] * queries.shape[1]))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        np.vecdot(embeddings[rows[part]], queries[part, None], out=scores[part])  # as in pair_scores
+    scores[(rows == PAD_ROW) | ~np.isfinite(scores)] = -np.inf
     order = np.lexsort((rows, -scores), axis=-1)[:, :k]
-    kept = order.shape[1]
-    best.scores[:, :kept] = np.take_along_axis(scores, order, axis=1)
-    best.rows[:, :kept] = np.where(np.isneginf(best.scores[:, :kept]), PAD_ROW, np.take_along_axis(rows, order, axis=1))
+    kept = np.arange(len(rows))[:, None], order
+    best.scores[:, : order.shape[1]] = found = scores[kept]
+    best.rows[:, : order.shape[1]] = np.where(np.isneginf(found), PAD_ROW, rows[kept])
     return best
 
 

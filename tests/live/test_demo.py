@@ -15,9 +15,12 @@ from tests.preloaded import COMMANDS, SEGUE, preloaded, segue
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_the_demo_shows_the_skip_loss_at_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "size", [("--tracks", 1000, "--sessions", 2000), pytest.param((), marks=pytest.mark.nightly, id="whole")]
+)
+def test_the_demo_shows_the_skip_loss_at_work(size: tuple[object, ...], tmp_path: Path) -> None:
     """HR@10: skipped targets lower than without the loss, by intervals that do not touch; played targets not lower."""
-    command = ("demo", "--folder", tmp_path, "--no-serve")
+    command = ("demo", *size, "--folder", tmp_path, "--no-serve")
     segue(*command, timeout=1400)
     [world] = tmp_path.iterdir()
     made = {path: path.stat().st_mtime_ns for path in world.rglob("*") if path.is_file()}

@@ -20,7 +20,9 @@ from segue.cli import main
 
 NAMES = ("training", "service", "index", "tests")
 LEAVES_A_TRACE = "import pathlib; pathlib.Path({trace!r}).touch()\n"
-SCRIPT = "import sys\nfrom {module} import main\nif __name__ == '__main__':\n    sys.exit(main())\n"  # pip writes such
+PIPS_SCRIPT = (
+    "import sys\nfrom {module} import main\nif __name__ == '__main__':\n    sys.exit(main())\n"  # pip writes such
+)
 SMALL = [f"--set={option}" for option in ("epochs=2", "dimension=16", "heads=2", "negatives=50", "dropout=0")]
 Command = list[str]
 
@@ -41,10 +43,15 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     assert not trace.exists()
 
 
-@pytest.fixture(params=["python -m segue", "segue"])
+MODULE, SCRIPT = "python -m segue", "segue"
+script_only = pytest.mark.parametrize("segue", [SCRIPT], indirect=True)
+module_only = pytest.mark.parametrize("segue", [MODULE], indirect=True)
+
+
+@pytest.fixture(params=[MODULE, SCRIPT])
 def segue(request: pytest.FixtureRequest, tmp_path: Path) -> Command:
     """How a command begins."""
-    if request.param == "segue":
+    if request.param == SCRIPT:
         return [sys.executable, str(script(tmp_path, "segue", "segue.cli"))]
     return [sys.executable, "-m", "segue"]
 
@@ -59,7 +66,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def script(tmp_path: Path, name: str, module: str) -> Path:
     (tmp_path / "bin").mkdir(exist_ok=True)
     path = tmp_path / "bin" / name
-    path.write_text(SCRIPT.format(module=module))
+    path.write_text(PIPS_SCRIPT.format(module=module))
     return path
 
 
@@ -93,13 +100,25 @@ def test_data_is_simulated(folder: Path, segue: Command) -> None:
     assert (folder / "data" / "dataset.json").is_file()
 
 
-@pytest.mark.parametrize("engine", ["polars", "disk", pytest.param("ray", marks=[needs_ray, pytest.mark.slow])])
+@pytest.mark.parametrize("engine", ["polars", "disk"])
 def test_a_log_is_prepared_from_a_relative_path(folder: Path, segue: Command, engine: str) -> None:
+    prepare(folder, segue, engine)
+
+
+@script_only  # Ray starts the same processes, however it was started
+@needs_ray
+@pytest.mark.slow
+def test_a_log_is_prepared_on_ray(folder: Path, segue: Command) -> None:
+    prepare(folder, segue, "ray")
+
+
+def prepare(folder: Path, segue: Command, engine: str) -> None:
     write_log(folder)
     run(folder, segue, "prepare", "events", "plays.csv", "--out", "data", "--engine", engine)
     assert (folder / "data" / "dataset.json").is_file()
 
 
+@module_only  # which puts the folder on the path; the next two tests start processes
 @needs_torch
 @pytest.mark.slow
 def test_a_model_is_trained_and_evaluated(folder: Path, segue: Command, dataset: Path) -> None:
@@ -128,6 +147,7 @@ def test_a_model_is_trained_by_two_processes_one_of_which_is_restarted(
     assert (folder / "release" / "manifest.json").is_file()
 
 
+@script_only
 @needs_torch
 @pytest.mark.slow
 def test_a_study_is_reproduced(folder: Path, segue: Command, dataset: Path) -> None:
@@ -149,8 +169,16 @@ def serving(folder: Path, command: Command, releases: Path, workers: int) -> Ite
             process.communicate(timeout=30)
 
 
-@folders_and_files
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("segue", "folder", "workers"),
+    [
+        (MODULE, "folders", 1),
+        (SCRIPT, "files", 1),
+        pytest.param(MODULE, "files", 2, marks=pytest.mark.slow),
+        pytest.param(SCRIPT, "folders", 2, marks=pytest.mark.slow),
+    ],
+    indirect=["segue", "folder"],
+)
 def test_a_release_is_served_and_swapped(folder: Path, segue: Command, releases_dir: Path, workers: int) -> None:
     pytest.importorskip("faiss")
     with (

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import onnx
 import torch
 
 from benchmarks.serving.before_after import commit_of
@@ -39,7 +40,7 @@ WINDOW: Final = 20
 
 
 def export(out: Path, tracks: int) -> dict[str, float]:
-    """Export an encoder twice. Return seconds of processor time, and MiB above those that the encoder takes."""
+    """Export an encoder twice. Return nodes, seconds of processor time, and MiB above those that the encoder takes."""
     torch.set_num_threads(1)
     options = SasRecOptions(window=WINDOW, norm="pre")
     export_encoder(SasRec(100, SasRecOptions(dimension=16, heads=2)))  # import what exports need
@@ -54,7 +55,8 @@ def export(out: Path, tracks: int) -> dict[str, float]:
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
     (out / ENCODER).write_bytes(content)
     np.save(out / ITEM_EMBEDDINGS, item_embeddings(encoder))
-    return {"first_s": seconds[0], "second_s": seconds[1], "peak_mib": round(more, 1)}
+    nodes = len(onnx.ModelProto.FromString(content).graph.node)
+    return {"nodes": nodes, "first_s": seconds[0], "second_s": seconds[1], "peak_mib": round(more, 1)}
 
 
 def windows_us(encoder: OnnxEncoder, windows: Windows, batch: int) -> float:

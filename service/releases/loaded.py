@@ -209,6 +209,8 @@ class LoadedRelease:
         """
         if station is not None:
             return pulled(self.recommender_for(wanted), station)
+        if wanted is None and self._restricted.has_all:
+            return self.recommender
         return self._restricted.recommender(wanted)
 
     def allowed(self, wanted: Filter | None) -> Allowed | None:

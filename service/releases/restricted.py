@@ -26,6 +26,7 @@ class RestrictedRecommenders:
         self._catalogue = catalogue
         self._removed = removed
         self._removed_rows = rows
+        self.has_all = not len(rows)  # whether no track of the catalogue is removed
         self._lock = threading.Lock()
         self._kept: dict[Filter | None, tuple[Allowed, Recommender]] = {}
 
@@ -42,20 +43,17 @@ class RestrictedRecommenders:
 
     def recommender(self, wanted: Filter | None) -> Recommender:
         """Return the recommender of the allowed tracks. Raises BadFilter or UnknownAttribute."""
-        return self._whole if self._allows_all(wanted) else self._of(wanted)[1]
+        return self._whole if wanted is None and self.has_all else self._of(wanted)[1]
 
     def allowed(self, wanted: Filter | None) -> Allowed | None:
         """Return the allowed tracks; None: all. Raises BadFilter or UnknownAttribute."""
-        return None if self._allows_all(wanted) else self._of(wanted)[0]
+        return None if wanted is None and self.has_all else self._of(wanted)[0]
 
     def is_ready(self, wanted: Filter | None) -> bool:
         """Return whether the others return at once. Raises BadFilter or UnknownAttribute."""
         if wanted is not None:
             check_filter(wanted, self._catalogue.attributes)  # always: kept filters {"x": 1} and {"x": true} are equal
-        return wanted in self._kept or self._allows_all(wanted)
-
-    def _allows_all(self, wanted: Filter | None) -> bool:
-        return wanted is None and not len(self._removed_rows)
+        return wanted in self._kept or (wanted is None and self.has_all)
 
     def _of(self, wanted: Filter | None) -> tuple[Allowed, Recommender]:
         with self._lock:
@@ -75,5 +73,5 @@ class RestrictedRecommenders:
             allowed = Allowed(np.ones(len(self._catalogue), dtype=np.bool_))
         else:
             allowed = tracks_allowed(wanted, self._catalogue.attributes, len(self._catalogue))
-        allowed = allowed.without(self._removed_rows) if len(self._removed_rows) else allowed
+        allowed = allowed if self.has_all else allowed.without(self._removed_rows)
         return allowed, self._whole.within(allowed)

@@ -20,18 +20,21 @@ from pydantic import TypeAdapter
 
 from segue.client_answers import (
     AccessDenied,
+    BatchOptions,
     Conflict,
     EventFields,
     InvalidRequest,
+    ListOptions,
     NoAnswer,
     NotFound,
-    Options,
     RankedCandidate,
     RankedCandidates,
     RankedTrack,
+    RankOptions,
     RateLimited,
     Recommendations,
     Reported,
+    ReportOptions,
     ServiceError,
     Track,
     TrackFields,
@@ -105,7 +108,7 @@ def _error(response: httpx.Response) -> ServiceError:
     return error_of(problem | {"status": response.status_code}, float(seconds) if seconds.isdigit() else 0.0)
 
 
-def _in_query(options: Options) -> dict[str, Any]:
+def _in_query(options: ReportOptions | ListOptions) -> dict[str, Any]:
     return {name: ",".join(value) if name == "fields" else value for name, value in options.items()}  # type: ignore[arg-type]
 
 
@@ -136,7 +139,7 @@ def _events(
     *,
     recommend: int = 0,
     listener_id: str | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[ReportOptions],
 ) -> _Call[Reported]:
     """Report up to 100 events, made by `segue.sessions.play` and `skip`. `recommend=N` also returns N tracks.
 
@@ -149,24 +152,32 @@ def _events(
     return _Call("POST", path, Reported.model_validate_json, query, body)
 
 
-def _play(session_id: str, track_id: str, **fields: Unpack[EventFields]) -> _Call[Reported]:
+def _play(
+    session_id: str, track_id: str, *, listener_id: str | None = None, **fields: Unpack[EventFields]
+) -> _Call[Reported]:
     """Report that a track started."""
-    return _events(session_id, [Event(type=EventType.PLAY, track_id=track_id, **fields)])
+    return _events(session_id, [Event(type=EventType.PLAY, track_id=track_id, **fields)], listener_id=listener_id)
 
 
-def _skip(session_id: str, track_id: str, **fields: Unpack[EventFields]) -> _Call[Reported]:
+def _skip(
+    session_id: str, track_id: str, *, listener_id: str | None = None, **fields: Unpack[EventFields]
+) -> _Call[Reported]:
     """Report that the listener skipped a track."""
-    return _events(session_id, [Event(type=EventType.SKIP, track_id=track_id, **fields)])
+    return _events(session_id, [Event(type=EventType.SKIP, track_id=track_id, **fields)], listener_id=listener_id)
 
 
-def _like(session_id: str, track_id: str, **fields: Unpack[EventFields]) -> _Call[Reported]:
+def _like(
+    session_id: str, track_id: str, *, listener_id: str | None = None, **fields: Unpack[EventFields]
+) -> _Call[Reported]:
     """Report that the listener likes a track. It pulls the session's recommendations."""
-    return _events(session_id, [Event(type=EventType.LIKE, track_id=track_id, **fields)])
+    return _events(session_id, [Event(type=EventType.LIKE, track_id=track_id, **fields)], listener_id=listener_id)
 
 
-def _dislike(session_id: str, track_id: str, **fields: Unpack[EventFields]) -> _Call[Reported]:
+def _dislike(
+    session_id: str, track_id: str, *, listener_id: str | None = None, **fields: Unpack[EventFields]
+) -> _Call[Reported]:
     """Report that the listener dislikes a track. It is not recommended again in the session."""
-    return _events(session_id, [Event(type=EventType.DISLIKE, track_id=track_id, **fields)])
+    return _events(session_id, [Event(type=EventType.DISLIKE, track_id=track_id, **fields)], listener_id=listener_id)
 
 
 def _ban(
@@ -178,7 +189,7 @@ def _ban(
 
 
 def _recommend(
-    session_id: str, k: int = 20, *, listener_id: str | None = None, **options: Unpack[Options]
+    session_id: str, k: int = 20, *, listener_id: str | None = None, **options: Unpack[ListOptions]
 ) -> _Call[Recommendations]:
     """Return the next `k` tracks of a session. The bans of `listener_id` hold, or of the session's own listener."""
     query = {"session_id": session_id, "k": k, **_in_query(options)}
@@ -186,7 +197,7 @@ def _recommend(
     return _Call("GET", "/recommendations", Recommendations.model_validate_json, query)
 
 
-def _recommend_batch(session_ids: Sequence[str], k: int = 20, **options: Unpack[Options]) -> _Call[Batch]:
+def _recommend_batch(session_ids: Sequence[str], k: int = 20, **options: Unpack[BatchOptions]) -> _Call[Batch]:
     """Return the next tracks of up to 100 sessions. A session that failed has its error in the list."""
 
     def read(content: bytes) -> Batch:
@@ -199,7 +210,7 @@ def _recommend_batch(session_ids: Sequence[str], k: int = 20, **options: Unpack[
     return _Call("POST", "/recommendations/batch", read, body=body)
 
 
-def _what_if(events: Sequence[Event], k: int = 20, **options: Unpack[Options]) -> _Call[Recommendations]:
+def _what_if(events: Sequence[Event], k: int = 20, **options: Unpack[ListOptions]) -> _Call[Recommendations]:
     """Return the next `k` tracks of a hypothetical session. Nothing is stored."""
     body = {"events": _as_json(events), "k": k, **options}
     return _Call("POST", "/recommendations/what-if", Recommendations.model_validate_json, body=body)
@@ -210,7 +221,7 @@ def _rank(
     *,
     session_id: str | None = None,
     events: Sequence[Event] | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[RankOptions],
 ) -> _Call[RankedCandidates]:
     """Rank up to 500 tracks for a session, or for `events`. Unknown tracks come last."""
     body = {"candidates": list(candidates), "session_id": session_id, "events": _as_json(events), **options}

@@ -123,18 +123,39 @@ class Reported(_Answer):
 
 
 class Options(TypedDict, total=False):
-    """Options of the calls that rank. Without one, the service uses its default. `rank` has only the first four."""
+    """Options of all calls that rank. Without one, the service uses its default."""
 
     repeat: str  # allow, never or after:N
     caution: float  # 0 to 10
-    release: str  # a live release
     policy: str  # a policy of the service; other options take precedence
-    exclude: list[str]
+
+
+class RankOptions(Options, total=False):
+    """Options of `rank`."""
+
+    release: str  # a live release
+
+
+class ReportOptions(Options, total=False):
+    """Options of the list that a report of events returns."""
+
     filter: str  # such as genre:rock|pop,explicit:false
     fields: list[str]  # attributes to return
     max_per_artist: int
     artist_gap: int
     seed: int  # of the policy's exploration
+
+
+class BatchOptions(ReportOptions, total=False):
+    """Options of `recommend_batch`. They apply to all sessions."""
+
+    release: str  # a live release
+
+
+class ListOptions(BatchOptions, total=False):
+    """Options of `recommend` and `what_if`."""
+
+    exclude: list[str]  # tracks
 
 
 class EventFields(TypedDict, total=False):

@@ -1,7 +1,9 @@
 """The Python client against the real service: every method, sync and async, and events that count once."""
 
 import asyncio
+import functools
 import http.server
+import operator
 import shutil
 import subprocess
 import sys
@@ -15,8 +17,10 @@ from uuid import uuid4
 
 import httpx
 import pytest
+import yaml
 
 from segue import client as module
+from segue import client_answers as answers
 from segue.client import (
     AccessDenied,
     AsyncClient,
@@ -36,6 +40,8 @@ from service.http.keys import new_key, write_keys
 from tests.conftest import StartService, recommended, track_ids
 
 LAST = track_ids()[-1]  # it needs escaping
+
+OPENAPI = Path(__file__).parents[2] / "openapi.yaml"
 
 
 def new_id() -> str:
@@ -104,6 +110,8 @@ class TestSync:
             assert not found & {"g4-t01", "g4-t02", *track_ids()[60:]}
             elsewhere = {item.track_id for item in client.recommend(other, 72, listener_id=listener).items}
             assert not elsewhere & {"g4-t02", *track_ids()[60:]}
+            client.play(other, "g1-t00", listener_id=listener)
+            assert "g4-t02" not in {item.track_id for item in client.recommend(other, 72).items}
             client.forget_listener(listener)
             assert "g4-t02" in {item.track_id for item in client.recommend(other, 72, listener_id=listener).items}
 
@@ -333,6 +341,27 @@ class TestRetries:
 def test_it_imports_neither_the_service_nor_data_frames() -> None:
     program = "import sys, segue.client; print(*{'polars', 'numpy', 'fastapi', 'redis', 'service'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "place", "others"),
+    [
+        (answers.ListOptions, ("paths", "/recommendations", "get", "parameters"), "session_id k listener_id explain"),
+        (answers.ListOptions, ("components", "schemas", "WhatIfRequest", "properties"), "events k explain station"),
+        (answers.BatchOptions, ("components", "schemas", "BatchRequest", "properties"), "sessions k station"),
+        (answers.RankOptions, ("components", "schemas", "RankRequest", "properties"), "candidates session_id events"),
+        (
+            answers.ReportOptions,
+            ("paths", "/sessions/{session_id}/events", "post", "parameters"),
+            "session_id recommend",
+        ),
+    ],
+)
+def test_options_are_those_that_the_call_has(options: Any, place: tuple[str, ...], others: str) -> None:
+    """Another one is a 422, which a type checker should find before."""
+    found = functools.reduce(operator.getitem, place, yaml.safe_load(OPENAPI.read_text(encoding="utf-8")))
+    names = [one["name"] for one in found] if isinstance(found, list) else found
+    assert {*names} == {*options.__optional_keys__, *others.split()}
 
 
 def test_every_method_is_documented() -> None:

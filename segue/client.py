@@ -68,11 +68,7 @@ Batch = list["Recommendations | ServiceError"]
 
 _FIRST_WAIT_S: Final = 0.1  # between two attempts, if the service names no time; it doubles with each attempt
 _MAX_SHOWN: Final = 200
-
-
 _LOST: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
-
-
 _TRACKS: Final = TypeAdapter(dict[str, list[Track]])
 _RANKED_TRACKS: Final = TypeAdapter(dict[str, list[RankedTrack]])
 
@@ -147,9 +143,8 @@ def _events(
     """
     named = [one if one.event_id else one.model_copy(update={"event_id": uuid.uuid4().hex}) for one in events]
     query = _in_query(options) | ({"recommend": recommend} if recommend else {})
-    path = _path("sessions", session_id, "events")
     body = {"events": _as_json(named)} | ({} if listener_id is None else {"listener_id": listener_id})
-    return _Call("POST", path, Reported.model_validate_json, query, body)
+    return _Call("POST", _path("sessions", session_id, "events"), Reported.model_validate_json, query, body)
 
 
 def _play(
@@ -192,8 +187,8 @@ def _recommend(
     session_id: str, k: int = 20, *, listener_id: str | None = None, **options: Unpack[ListOptions]
 ) -> _Call[Recommendations]:
     """Return the next `k` tracks of a session. The bans of `listener_id` hold, or of the session's own listener."""
-    query = {"session_id": session_id, "k": k, **_in_query(options)}
-    query |= {} if listener_id is None else {"listener_id": listener_id}
+    named = {} if listener_id is None else {"listener_id": listener_id}
+    query = {"session_id": session_id, "k": k, **_in_query(options), **named}
     return _Call("GET", "/recommendations", Recommendations.model_validate_json, query)
 
 
@@ -250,9 +245,8 @@ def _start_station(
 ) -> _Call[list[str]]:
     """Let artists and tracks pull a session's recommendations. Returns the seeds that the service does not know."""
     body = {"artists": list(artists), "tracks": list(tracks), "weight": weight}
-    return _Call(
-        "PUT", _path("sessions", session_id, "station"), lambda content: json.loads(content)["unknown"], {}, body
-    )
+    path = _path("sessions", session_id, "station")
+    return _Call("PUT", path, lambda content: json.loads(content)["unknown"], {}, body)
 
 
 def _end_station(session_id: str) -> _Call[None]:

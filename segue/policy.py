@@ -44,9 +44,9 @@ from pydantic_core import PydanticCustomError
 
 from segue.errors import BadFilter, BadPolicy
 from segue.filters import Filter, read_filter
+from segue.list_steps import MAX_CANDIDATES, MAX_GAP, Spacing
 from segue.recommend import MAX_CAUTION
 from segue.sessions import REPEAT_EXPECTED, REPEAT_PATTERN, RepeatPolicy, TrackId, repeat_policy
-from segue.spacing import MAX_CANDIDATES, MAX_GAP, Spacing
 from segue.validation_messages import expectation
 
 NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$"

@@ -123,7 +123,7 @@ def new_folder(path: Path, *, overwrite: bool = False, marker: str, private: boo
             _close_files(unfinished)
         for file in unfinished.rglob("*"):
             if file.is_file():
-                _flush(file)
+                flush(file)
         if path.exists():
             replaced = path.parent / f".{path.name}.{token}.replaced"
             path.rename(replaced)
@@ -131,7 +131,7 @@ def new_folder(path: Path, *, overwrite: bool = False, marker: str, private: boo
             shutil.rmtree(replaced)
         else:
             unfinished.rename(path)
-        _flush(path.parent)
+        flush(path.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -151,9 +151,9 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     unfinished = private_file(path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.unfinished")
     try:
         yield unfinished
-        _flush(unfinished)
+        flush(unfinished)
         unfinished.rename(path)
-        _flush(path.parent)
+        flush(path.parent)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
@@ -167,7 +167,8 @@ def _close_files(folder: Path) -> None:
             _set_mode(found, file_mode(found.parent))
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Write a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -49,7 +49,7 @@ from service.http.admission_control import AdmissionControl
 from service.http.middleware import CrossOrigin, HotRoutes, Measured, Preflight
 from service.ops.status import Readiness, RedisStatus, ServiceStatus
 from service.problems import answer_problems, describe_problems, only_known_parameters
-from service.releases.attribution import Attribution
+from service.releases.experiment import Attribution
 from service.releases.policies import Policies
 from service.releases.registry import ReleaseRegistry, check_servable
 from service.releases.served_lists import ServedLists

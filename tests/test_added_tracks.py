@@ -19,13 +19,13 @@ from segue.catalogue import Catalogue
 from segue.errors import InputError, UnknownAttribute
 from segue.filters import Allowed, read_filter
 from segue.hybrid import HybridRanker
+from segue.list_steps import Spacing
 from segue.sessions import Outcome, Play, Station, repeat_policy
-from segue.spacing import Spacing
 from service.releases.added import AddedTrack, added_to, check_track
 from service.releases.added_ranker import AddedRanker, AddedRows
-from service.releases.candidates import RankQuestion, rank_candidates
 from service.releases.explanation import explain_answer
 from service.releases.loaded import LoadedRelease, Question, load_release
+from service.releases.ranking import RankQuestion, rank_candidates
 from tests.conftest import write_encoder_release
 from tests.test_candidates import folder, sessions_of
 from tests.test_ngram import Fixed, counts_of, window_of

@@ -9,8 +9,8 @@ from segue.cli import main
 from segue.recommend import Recommender
 from segue.release import Release
 from segue.sessions import Outcome, Play, repeat_policy
-from service.releases.candidates import RankQuestion, answer_all, popular, rank_candidates, without_unwanted
 from service.releases.loaded import LoadedRelease, Question, load_release
+from service.releases.ranking import RankQuestion, answer_all, popular, rank_candidates, without_unwanted
 
 SMALL = ("dimension=8", "heads=2", "epochs=1", "negatives=20", "window=6", "caution=0")
 

@@ -11,8 +11,8 @@ pytest.importorskip("jinja2")
 from segue.ranking_metrics import Estimate
 from tests.comparison_results import measured_of, result
 from training.evaluation.compare import narrative as words
-from training.evaluation.compare.chart_parts import has_feedback
 from training.evaluation.compare.charts import systems_chart
+from training.evaluation.compare.line_charts import has_feedback
 from training.evaluation.compare.report import measure
 from training.evaluation.compare.results import EvaluationResults, Question, SystemResults
 from training.evaluation.compare.statistics import Difference, Lead, Pair

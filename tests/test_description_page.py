@@ -18,9 +18,8 @@ from tests.descriptions import week_of_listening, written
 from tests.test_comparison_page import NAMES, Page, rows_of, specs_of
 from training import vega
 from training.data.describe import texts
-from training.data.describe.charts import charts
 from training.data.describe.description import Description
-from training.data.describe.page import page
+from training.data.describe.page import charts, page
 from training.data.describe.statistics import describe
 from training.data.log_facts import DataWarning, LogFacts, LogFile
 

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from training.models.encoders.encoder import gather_rows, scatter_to_padded  # noqa: E402
-from training.models.encoders.transformer import PackedLayout, build_attention_mask  # noqa: E402
+from training.models.encoders.sasrec import PackedLayout, build_attention_mask  # noqa: E402
 
 HEADS, WIDTH = 2, 6
 LENGTHS = 1, 4, 0, 3  # a session without a play among them
@@ -48,7 +48,7 @@ def test_it_equals_the_plain_formula_with_its_gradient(
     factors = torch.ones(len(LENGTHS) * HEADS, LONGEST, LONGEST, dtype=torch.float64)
     if share:
         factors = (torch.rand(factors.shape, generator=generator) > share).double() / (1 - share)
-        monkeypatch.setattr("training.models.encoders.transformer.dropout_mask", lambda *_: factors)
+        monkeypatch.setattr("training.models.encoders.sasrec.dropout_mask", lambda *_: factors)
     real = real_steps(left=left)
     places = PackedLayout(real, build_attention_mask(real, causal=causal), HEADS)
     found, expected = places.attend(inputs, share), by_hand(inputs, real, factors, causal=causal)

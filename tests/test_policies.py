@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from segue.errors import BadPolicy, NoEmbeddings
 from segue.filters import read_filter
-from segue.list_steps import boosted, diversified, explored, pinned, propensities
+from segue.list_steps import Spacing, boosted, diversified, explored, pinned, propensities
 from segue.policy import Policy, read_policy
-from segue.spacing import Spacing
 from service.releases.lists import check_policy
 from service.releases.policies import Policies
 

@@ -17,10 +17,9 @@ pytest.importorskip("onnx")
 
 from segue.catalogue import Catalogue
 from segue.filters import read_filter
-from segue.list_steps import diversified, explored, pinned
+from segue.list_steps import UNKNOWN, Spacing, diversified, explored, pinned
 from segue.policy import Policy
 from segue.sessions import ALLOW_REPEATS, NEVER_REPEAT, Outcome, Play
-from segue.spacing import UNKNOWN, Spacing
 from service.releases.lists import Move
 from service.releases.loaded import LoadedRelease, Question, load_release
 from tests.conftest import write_encoder_release

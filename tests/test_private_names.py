@@ -23,7 +23,7 @@ def embeddings() -> Float32:
 
 
 class TestTorch:
-    """training/optimizer.py and training/models/encoders/transformer.py call these."""
+    """training/optimizer.py and training/models/encoders/sasrec.py call these."""
 
     @pytest.fixture(autouse=True)
     def torch_is_there(self) -> None:

@@ -12,8 +12,8 @@ pytest.importorskip("faiss")
 pytest.importorskip("onnx")
 
 from segue.errors import InputError
+from segue.list_steps import RULES, UNKNOWN, Groups, Spaced, Spacing, forbidden, names_of, spaced
 from segue.sessions import Play
-from segue.spacing import RULES, UNKNOWN, Groups, Spaced, Spacing, forbidden, names_of, spaced
 from service.releases.loaded import LoadedRelease, Question, load_release
 from tests.conftest import TRACKS_OF_A_GENRE, track_ids, write_tiny_release
 

@@ -15,15 +15,15 @@ pytest.importorskip("onnx")
 from segue.arrays import Float64
 from segue.catalogue import PAD_ROW
 from segue.filters import Allowed
+from segue.list_steps import Spacing
 from segue.play_head import FEATURES, OutcomeCounts, PlayHead, linear_weights
 from segue.recommend import NORMALISED, EncoderRanker, PopularityRanker, Recommender
 from segue.sessions import LIKES_WEIGHT, NEVER_REPEAT, Outcome, Play, Preferences, Station, repeat_policy
-from segue.spacing import Spacing
-from segue.stations import MAX_WINDOWS, Pull, StationRanker, pulled, seed_windows
 from segue.window import Windows, to_sessions, to_windows
-from service.releases.candidates import RankQuestion, popular, rank_candidates
 from service.releases.explanation import contributions, explain_answer
 from service.releases.loaded import LoadedRelease, Question, load_release
+from service.releases.ranking import RankQuestion, popular, rank_candidates
+from service.releases.stations import MAX_WINDOWS, Pull, StationRanker, pulled, seed_windows
 from tests.conftest import track_ids, write_encoder_release, write_tiny_release
 from tests.test_filters import CATALOGUE, EMBEDDINGS, PLAYS, RANKERS, TRACKS, sessions
 
@@ -316,7 +316,7 @@ def test_artist_ids_are_seeds_as_well(tmp_path: Path) -> None:
     import polars as pl
 
     from segue.catalogue import Catalogue
-    from service.releases.seeds import Seeds
+    from service.releases.stations import Seeds
 
     frame = pl.DataFrame(
         {

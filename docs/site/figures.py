@@ -18,7 +18,7 @@ from benchmarks.skip_table import table_of
 from docs.site.reference import table
 from segue.ranking_metrics import Estimate
 from training.evaluation.compare import charts, narrative, tables
-from training.evaluation.compare.chart_parts import BASELINES
+from training.evaluation.compare.line_charts import BASELINES
 from training.evaluation.compare.results import EvaluationResults, Question, SystemResults
 from training.evaluation.compare.statistics import HYBRIDS, Difference, Pair
 from training.evaluation.compare.tables import ComparisonData

@@ -6,8 +6,8 @@ not depend on the ranges.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -47,6 +47,7 @@ class SessionsJob:
     source: Path
     out: Path
     question: "Question"  # for each session, whose plays replace those of the question
+    options: Mapping[str, str] = field(default_factory=dict)  # as they were given, for the metadata of the file
     overwrite: bool = False
 
 
@@ -152,7 +153,7 @@ class _Parts:
             "caution": caution,
             "written_at": now,
         }
-        metadata = {f"segue.{name}": value for name, value in facts.items()}
+        metadata = {f"segue.{name}": value for name, value in {**facts, **job.options}.items()}
         pl.scan_parquet(self._files).sink_parquet(path, compression="zstd", metadata=metadata)
 
 

@@ -1,6 +1,6 @@
 """`segue serve`, `segue recommend`, `segue openapi` and `segue keys`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from segue.cli.data import FOLDER
 from segue.cli.evaluate import CAUTION, REPEAT
 from segue.cli.recommend import explained, items, next_tracks
 from segue.cli.terminal import counting, example, print_json, print_table, say, titled
+from segue.errors import BadOption
 
 if TYPE_CHECKING:
     from segue.sessions import Event
@@ -73,12 +74,23 @@ class _InOrder(click.Command):
 
 
 def _in_order(context: click.Context, plays: tuple[str, ...], skips: tuple[str, ...]) -> "Iterator[Event]":
+    """Yield the plays and skips in the order of the options. Raises BadOption for what is no track id."""
+    from pydantic import ValidationError
+
     from segue.sessions import play, skip
 
-    made = {"plays": map(play, plays), "skips": map(skip, skips)}
+    given = {"plays": iter(plays), "skips": iter(skips)}
     for name in context.meta["segue.order"]:
-        if name in made:
-            yield next(made[name])
+        if name not in given:
+            continue
+        track_id = next(given[name])
+        try:
+            yield play(track_id) if name == "plays" else skip(track_id)
+        except ValidationError:
+            option = "--play" if name == "plays" else "--skip"
+            raise BadOption(
+                f"{option} {ascii(track_id)[:80]} is no track id: expected 1 to 256 characters, no control characters"
+            ) from None
 
 
 @click.command(
@@ -200,12 +212,16 @@ def recommend(
     given = context.get_parameter_source("repeat") is not ParameterSource.DEFAULT
     question = _question(policy_file, k, repeat if given else None, caution, only, max_per_artist, artist_gap)
     if sessions is not None and out is not None:
-        _recommend_sessions(release, sessions, out, question, overwrite=overwrite)
+        shaped = {"filter": only, "max_per_artist": max_per_artist, "artist_gap": artist_gap}
+        policy = None if policy_file is None else policy_file.read_text(encoding="utf-8")
+        options = {name: str(value) for name, value in (shaped | {"policy": policy}).items() if value is not None}
+        _recommend_sessions(release, sessions, out, question, options, overwrite=overwrite)
         return
     from segue.sessions import Station, plays_of
     from service.releases.explanation import explain_answer
     from service.releases.loaded import load_release
 
+    session = plays_of(_in_order(context, plays, skips))
     live = load_release(release)
     live.check(question)
     unknown_seeds: list[str] = []
@@ -213,7 +229,7 @@ def recommend(
     if station_tracks or station_artists:
         pull, unknown_seeds = live.seeds.known_pull(Station(station_tracks, station_artists, station_weight))
         pull = pull if station_weight else None
-    question = replace(question, plays=plays_of(_in_order(context, plays, skips)), station=pull)
+    question = replace(question, plays=session, station=pull)
     [answer] = live.answer([question])
     why = explain_answer(live, question, answer) if explain else None
     if unknown := [*live.unknown([play.track_id for play in question.plays]), *unknown_seeds]:
@@ -256,11 +272,13 @@ def _question(
     )
 
 
-def _recommend_sessions(release: Path, sessions: Path, out: Path, question: "Question", *, overwrite: bool) -> None:
+def _recommend_sessions(
+    release: Path, sessions: Path, out: Path, question: "Question", options: Mapping[str, str], *, overwrite: bool
+) -> None:
     from segue.cli.recommend_sessions import SessionsJob, recommend_sessions
     from service.releases.loaded import load_release
 
-    job = SessionsJob(sessions, out, question, overwrite)
+    job = SessionsJob(sessions, out, question, options, overwrite)
     live = load_release(release)
     live.check(question)
     with counting("recommending") as report:

@@ -15,15 +15,14 @@ from segue.sessions import (
     TrackId,
     session_of,
 )
-from service.api.fallback import answer_or_popular, stored_or_none
 from service.api.json_body import JsonBody, described_body, read_json
-from service.api.recommendations import MAX_HYPOTHETICAL_EVENTS
+from service.api.recommendations import MAX_HYPOTHETICAL_EVENTS, answer_or_popular, stored_or_none
 from service.api.state import AppState, Asked, RankOptions, rules_of
 from service.api.stations import wishes_of
 from service.http.auth import RANK_COST, caller_of
 from service.problems import problem_responses
-from service.releases.candidates import RankQuestion, outside_filter, without_unwanted
 from service.releases.loaded import RecommendResult
+from service.releases.ranking import RankQuestion, outside_filter, without_unwanted
 from service.releases.registry import ActiveRelease
 
 MAX_CANDIDATES: Final = 500

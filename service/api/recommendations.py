@@ -1,18 +1,24 @@
-"""Recommendations: for a stored session, for a hypothetical one, and with explanations."""
+"""Recommendations: for a stored session, for a hypothetical one, and with explanations.
 
+The popularity fallback answers with the release's most played tracks while Redis or the model is unavailable, if
+SEGUE_FALLBACK=popularity. Writes have no fallback: an event that cannot be stored is not acknowledged.
+"""
+
+import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import orjson
+import structlog
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
+from segue.errors import ModelUnavailable, SegueError, StoreUnavailable
 from segue.filters import MAX_VALUES
 from segue.release import RELEASE_NAME_PATTERN
-from segue.sessions import Event, TrackId, session_of
+from segue.sessions import Event, SessionState, TrackId, session_of
 from service.api.explanations import ExplanationBody
-from service.api.fallback import answer_or_popular, stored_or_none
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.state import (
     DEFAULT_K,
@@ -42,6 +48,7 @@ from service.http.auth import EXPLANATION_COST, caller_of
 from service.problems import problem_responses
 from service.releases.explanation import Explanation, explain_answer
 from service.releases.loaded import Question, RecommendResult
+from service.releases.ranking import popular
 from service.releases.registry import ActiveRelease
 
 MAX_HYPOTHETICAL_EVENTS = 500
@@ -49,6 +56,19 @@ MAX_HYPOTHETICAL_EVENTS = 500
 router = APIRouter()
 
 # --- bodies ---
+
+Excluded = Annotated[
+    list[TrackId], Query(max_length=MAX_TRACKS, description="A track not to return. Repeat it for several tracks")
+]
+Explain = Annotated[
+    bool,
+    Query(
+        description="Return an explanation of the ranking. It contains the session's plays, so an API key needs the "
+        "scope `read` as well as `client`. Counts as 13 requests"
+    ),
+]
+_LOG_INTERVAL_S: Final = 1.0
+_log = structlog.get_logger()
 
 
 class WindowBody(BaseModel):
@@ -101,17 +121,6 @@ class WhatIfRequest(JsonBody, ListOptions):
 
 
 # --- calls ---
-
-Excluded = Annotated[
-    list[TrackId], Query(max_length=MAX_TRACKS, description="A track not to return. Repeat it for several tracks")
-]
-Explain = Annotated[
-    bool,
-    Query(
-        description="Return an explanation of the ranking. It contains the session's plays, so an API key needs the "
-        "scope `read` as well as `client`. Counts as 13 requests"
-    ),
-]
 
 
 @router.get(
@@ -262,3 +271,54 @@ def next_tracks_json(
 
 async def _explanation(service: AppState, question: Question, answer: RecommendResult) -> Explanation:
     return await service.threads.run_long(explain_answer, answer.release, question, answer)
+
+
+async def stored_or_none(service: AppState, session_id: str, listener_id: str | None = None) -> SessionState:
+    """The session, with the bans of its listener. Without the store none, if there is a fallback.
+
+    Raises StoreUnavailable without a fallback.
+    """
+    try:
+        found = await service.store.session(session_id)
+        if listener_id is None and found.preferences is None:
+            return found
+        return await with_bans(service, found, listener_id)
+    except StoreUnavailable:
+        if not service.fallback:
+            raise
+        service.telemetry.fallbacks.labels("store").inc()
+        return SessionState([])
+
+
+async def with_bans(service: AppState, found: SessionState, listener_id: str | None = None) -> SessionState:
+    """The session together with the bans of this listener, or of the one that it remembers."""
+    if listener_id is None and found.preferences is not None:
+        listener_id = found.preferences.listener_id
+    if listener_id is None:
+        return found
+    bans = await service.store.listeners.bans(listener_id)
+    return found._replace(preferences=bans.added_to(found.preferences))
+
+
+async def answer_or_popular(service: AppState, active: ActiveRelease, question: Question) -> RecommendResult:
+    """The next tracks, by popularity if encoder or index fail and there is a fallback."""
+    try:
+        return await active.ranking(question)
+    except Exception as error:  # ONNX Runtime's and FAISS's errors share no class of their own
+        if (isinstance(error, SegueError) and not isinstance(error, ModelUnavailable)) or not service.fallback:
+            raise
+        _log_model_error(service, active, error)
+        service.telemetry.fallbacks.labels("model").inc()
+        return popular(active.live, question)
+
+
+def _log_model_error(service: AppState, active: ActiveRelease, error: Exception) -> None:
+    """Log at most one line a second, as each of thousands of requests may fail."""
+    now = time.monotonic()
+    if now - service.model_error_logged_at < _LOG_INTERVAL_S:
+        return
+    service.model_error_logged_at = now
+    if isinstance(error, ModelUnavailable):
+        _log.error("model_error", release=active.live.name, reason=str(error))
+    else:
+        _log.exception("model_error", release=active.live.name)

@@ -11,9 +11,8 @@ from starlette.types import Receive, Scope, Send
 from segue.errors import UnknownSession
 from segue.filters import check_filter, read_filter
 from segue.sessions import SESSION_ID_PATTERN, Event, EventType
-from service.api.fallback import with_bans
 from service.api.json_body import JsonBody, described_body, read_json
-from service.api.recommendations import RecommendationsBody, recommend
+from service.api.recommendations import RecommendationsBody, recommend, with_bans
 from service.api.state import (
     MAX_TRACKS,
     AppState,

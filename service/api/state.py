@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, WithJsonSchema, field_validator
 
 from segue.attributes import NAME_PATTERN
 from segue.filters import MAX_TEXT, Every, Filter, read_filter
+from segue.list_steps import MAX_GAP, Spacing
 from segue.policy import NAME_PATTERN as POLICY_PATTERN
 from segue.policy import Policy
 from segue.recommend import MAX_CAUTION
@@ -25,10 +26,9 @@ from segue.sessions import (
     repeat_policy,
     whole_number,
 )
-from segue.spacing import MAX_GAP, Spacing
 from service.api.stream import SessionStreams, StationBody
 from service.ops.status import Readiness, ServiceStatus
-from service.releases.attribution import Attribution
+from service.releases.experiment import Attribution
 from service.releases.loaded import LoadedRelease
 from service.releases.policies import Policies
 from service.releases.registry import ReleaseRegistry
@@ -223,7 +223,8 @@ async def rules_of(service: AppState, live: LoadedRelease, asked: Asked) -> List
 
 
 async def _prepare(service: AppState, live: LoadedRelease, wanted: Filter) -> None:
-    if not live.is_ready(wanted):
+    # It needs no model. If the model hangs in all threads, the fallback finds the allowed tracks itself.
+    if not live.is_ready(wanted) and not service.threads.exhausted:
         await service.threads.run(live.recommender_for, wanted)
 
 

@@ -8,12 +8,12 @@ from fastapi import Path as PathParameter
 from pydantic import BaseModel, Field, WithJsonSchema
 
 from segue.sessions import SESSION_ID_PATTERN, Preferences
-from segue.stations import Pull
 from service.api.json_body import JsonBody, described_body, read_json
 from service.api.state import AppState, Service, SessionId
 from service.api.stream import MAX_SEED_ARTISTS, MAX_SEED_TRACKS, StationBody
 from service.problems import problem_responses
 from service.releases.loaded import LoadedRelease
+from service.releases.stations import Pull
 
 router = APIRouter()
 
@@ -54,7 +54,7 @@ async def wishes_of(
         unknown = await _unknown_seeds(service, live, asked)
     pull = known.pull
     artists = () if pull is None else pull.artists
-    if not live.seeds.is_ready(artists, known.artist_bans):
+    if not live.seeds.is_ready(artists, known.artist_bans) and not service.threads.exhausted:
         await service.threads.run(live.seeds.find, artists, known.artist_bans)
     exclude = known.unwanted
     if known.artist_bans:
@@ -64,7 +64,7 @@ async def wishes_of(
 
 async def _unknown_seeds(service: AppState, live: LoadedRelease, asked: StationBody) -> list[str]:
     """The seeds that the release does not know. Raises UnknownSeeds if it knows none."""
-    if not live.seeds.is_ready(asked.artists):
+    if not live.seeds.is_ready(asked.artists) and not service.threads.exhausted:
         await service.threads.run(live.seeds.find, asked.artists)
     return live.seeds.known_pull(asked.station)[1]
 

@@ -1,5 +1,7 @@
 """Tracks: search, similar tracks, and the map of the catalogue."""
 
+import asyncio
+import heapq
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Self
 
@@ -225,7 +227,7 @@ async def remove_tracks(request: Request) -> TakedownBody:
 async def removed_tracks(service: Service) -> RemovedTracksBody:
     """List the removed tracks."""
     since = service.releases.removed.since
-    latest = sorted(since.items(), key=lambda one: (one[1], one[0]), reverse=True)[:MAX_LISTED]
+    latest = await asyncio.to_thread(heapq.nlargest, MAX_LISTED, since.items(), lambda one: (one[1], one[0]))
     return RemovedTracksBody(
         total=len(since), items=[RemovedTrack(track_id=track_id, since=time) for track_id, time in latest]
     )

@@ -192,10 +192,11 @@ def added_to(catalogue: Catalogue, vectors: Vectors | None, tracks: Mapping[str,
     known = {track_id: catalogue.row(track_id) for track_id in tracks if track_id in catalogue}
     new = {track_id: track for track_id, track in tracks.items() if track_id not in known}
     near = neighbours_of(new, catalogue)
+    new = _with_artist_ids(new, catalogue)
     placed = [track_id for track_id in new if near[track_id]]
     changed = [_changed(row, track_id, tracks[track_id], catalogue, ()) for track_id, row in known.items()]
     for place, track_id in enumerate(placed):
-        changed.append(_changed(catalogue.num_rows + place, track_id, tracks[track_id], catalogue, near[track_id]))
+        changed.append(_changed(catalogue.num_rows + place, track_id, new[track_id], catalogue, near[track_id]))
     lost = [f"{track_id} has no neighbour in it" for track_id in new if not near[track_id]]
     for track_id, track in tracks.items():
         names = [name for name, value in track.attributes.items() if not _fits(name, value, catalogue.attributes)]
@@ -206,6 +207,24 @@ def added_to(catalogue: Catalogue, vectors: Vectors | None, tracks: Mapping[str,
         rows = _rows(catalogue.num_rows, [near[name] for name in placed], [new[name] for name in placed], vectors)
     named = {track_id: [catalogue.track_id(row) for row in found] for track_id, found in near.items()}
     return Added(ChangedCatalogue(catalogue, changed), rows, named, lost)
+
+
+def _with_artist_ids(tracks: Mapping[str, AddedTrack], catalogue: Catalogue) -> dict[str, AddedTrack]:
+    """Return the tracks with the `artist_id` of their artist in the release, where only the artist's name is given.
+
+    Bans and spacing go by the id if the release has one.
+    """
+    known = catalogue.attributes
+    if "artist_id" not in known or "artist" not in known:
+        return dict(tracks)
+    named = {one: track for one, track in tracks.items() if track.artist and "artist_id" not in track.attributes}
+    found = dict(tracks)
+    for track_id, rows in _related(named, catalogue, "artist").items():
+        ids = [one["artist_id"] for one in known.of_rows(rows, ["artist_id"]) if one]
+        if ids:
+            track = tracks[track_id]
+            found[track_id] = replace(track, attributes={**track.attributes, "artist_id": ids[0]})
+    return found
 
 
 def _fits(name: str, value: Any, attributes: Attributes) -> bool:

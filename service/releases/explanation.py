@@ -27,11 +27,11 @@ from segue.map_projection import NEAREST, among
 from segue.ngram import POPULARITY_PRIOR
 from segue.recommend import CautiousRanker, Ranker
 from segue.sessions import Play
-from segue.stations import StationRanker
 from segue.window import Windows, to_sessions, to_windows
 from service.releases.added_ranker import AddedRanker
 from service.releases.lists import Move
 from service.releases.loaded import LoadedRelease, Question, RecommendResult, Track
+from service.releases.stations import StationRanker
 
 RANKED_AGAIN: Final = 200
 

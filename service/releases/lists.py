@@ -16,10 +16,23 @@ from segue.arrays import Float32, Float64, Int
 from segue.catalogue import PAD_ROW, Catalogue, Row
 from segue.errors import NoEmbeddings, UnknownAttribute
 from segue.filters import Every, Filter
-from segue.list_steps import boosted, diversified, explored, pinned, propensities
+from segue.list_steps import (
+    CANDIDATES_PER_TRACK,
+    MAX_CANDIDATES,
+    UNKNOWN,
+    Groups,
+    Spacing,
+    boosted,
+    diversified,
+    explored,
+    forbidden,
+    names_of,
+    pinned,
+    propensities,
+    spaced,
+)
 from segue.policy import Pin, Policy
 from segue.recommend import EncoderRanker, Recommendation
-from segue.spacing import CANDIDATES_PER_TRACK, MAX_CANDIDATES, UNKNOWN, Groups, Spacing, forbidden, names_of, spaced
 
 if TYPE_CHECKING:
     from service.releases.loaded import LoadedRelease, Question

@@ -19,20 +19,19 @@ from segue.catalogue import FIRST_TRACK_ROW, PAD_ROW, Row
 from segue.errors import BadRelease, UnknownMap
 from segue.filters import Allowed, Filter, read_filter
 from segue.hybrid import HybridRanker
+from segue.list_steps import Spacing
 from segue.map_projection import TrackMap
 from segue.policy import Policy
 from segue.recommend import PopularityRanker, QueryEncoder, Ranked, Recommendation, Recommender, Source
 from segue.release import Release, open_release
 from segue.sessions import ALLOW_REPEATS, Play, RepeatPolicy, repeat_policy
-from segue.spacing import Spacing
-from segue.stations import Pull, pulled
 from segue.window import Windows, to_sessions
 from service.releases.added import Added, AddedTrack, added_to
 from service.releases.added_ranker import AddedRows, Vectors, similar_rows, with_added
 from service.releases.lists import Lists, Steps, check_policy, within
 from service.releases.rankers import EmbeddingSearch, StepTimer, first_line, open_embeddings, ranker_of, untimed
 from service.releases.restricted import RestrictedRecommenders
-from service.releases.seeds import Seeds
+from service.releases.stations import Pull, Seeds, pulled
 
 
 @dataclass(frozen=True, slots=True)

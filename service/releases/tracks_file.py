@@ -19,6 +19,7 @@ import orjson
 import structlog
 
 from segue.errors import NoReleasesFolder, ReleasesUnavailable, TooManyTracks
+from segue.safe_files import flush
 from service.threads import BlockingCalls
 
 POLL_S: Final = 0.25
@@ -44,6 +45,7 @@ class TracksFile(Generic[Value]):
         """Read the file. Raises ReleasesUnavailable if it cannot be read: a service must not start then."""
         self._folder = folder
         self._calls = BlockingCalls(f"the {self.key} tracks", _TIMEOUT_S)
+        self._editing = asyncio.Lock()  # edits wait for each other here, not in threads
         self._lock = threading.Lock()  # of a read and a change, which run in different threads
         self._seen: tuple[int, int, int] | None = None
         self.tracks: Mapping[str, Value] = {}  # replaced by a new mapping whenever the file changes
@@ -70,7 +72,8 @@ class TracksFile(Generic[Value]):
                 "SEGUE_RELEASES_DIR and restart it"
             )
         try:
-            return await self._calls(lambda: self._edit(change))
+            async with self._editing:
+                return await self._calls(lambda: self._edit(change))
         except TimeoutError as error:
             raise ReleasesUnavailable(f"{error}: check its disk") from None
 
@@ -122,6 +125,7 @@ class TracksFile(Generic[Value]):
                     os.fsync(stream.fileno())  # a change that was answered survives a power failure
                 seen = _seen(unfinished.stat())
                 unfinished.replace(file)
+                flush(self._folder)
                 self._seen, self.tracks = seen, tracks
         except OSError as error:
             with contextlib.suppress(OSError):

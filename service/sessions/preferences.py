@@ -77,10 +77,11 @@ class Bans(NamedTuple):
 class ListenerStore:
     """The bans of listeners, which hold in all their sessions. Methods raise StoreUnavailable as SessionStore does."""
 
-    def __init__(self, send: RedisCommands, change: Script) -> None:
-        """`change` is the script change_bans.lua."""
+    def __init__(self, send: RedisCommands, change: Script, idle_gap_ms: int) -> None:
+        """`change` is the script change_bans.lua. A session ends `idle_gap_ms` after its last event."""
         self._send = send
         self._change = change
+        self._idle_gap_ms = idle_gap_ms
 
     async def bans(self, listener_id: str) -> Bans:
         """Return the bans of a listener. Empty for an unknown one."""
@@ -100,7 +101,7 @@ class ListenerStore:
                 event_id = "" if event.event_id is None else f"{session_id}\t{event.event_id}"
                 changes += [sets, f"{kind}\t{event.track_id}", event_id]
         if changes:
-            arguments = [MAX_BANS, _MAX_EVENT_IDS, *changes]
+            arguments = [MAX_BANS, _MAX_EVENT_IDS, self._idle_gap_ms, *changes]
             await self._send(self._change.call(_keys_of(listener_id), arguments, repeatable=True))
 
     async def erase(self, listener_id: str) -> None:

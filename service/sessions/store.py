@@ -257,7 +257,7 @@ class SessionStore:
             change_bans,
         )
         self._send = RedisCommands(client, settings, telemetry or Telemetry(), scripts)
-        self.listeners = ListenerStore(self._send, change_bans)
+        self.listeners = ListenerStore(self._send, change_bans, self._idle_gap_ms)
         self._durability = DurabilityCheck(client, settings.durability)
 
     async def append(

@@ -207,7 +207,7 @@ def test_options_limit_the_list_until_they_are_reset(page: "Page") -> None:
     page.get_by_label("Tracks per artist").select_option("1")
     playwright.expect(page.locator(STORY)).to_contain_text("You changed the options")
     page.wait_for_function(  # one track of each of the six artists, then further ones
-        "new Set([...document.querySelectorAll('#next .artist')].slice(0, 6).map((a) => a.textContent)).size === 6"
+        "() => new Set([...document.querySelectorAll('#next .artist')].slice(0, 6).map((a) => a.innerText)).size === 6"
     )
     playwright.expect(page.get_by_label("Caution")).to_be_hidden()  # the release has no play head
 

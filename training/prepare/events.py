@@ -21,12 +21,14 @@ from training.prepare.formats import (
     LogFormat,
     LogLines,
     Rule,
+    counted_values,
+    filtered_lines,
     lines_of,
     missing,
+    named_columns,
     outcome_of,
 )
 from training.prepare.options import PrepareOptions, Role
-from training.prepare.row_filters import counted_values, filtered_lines, named_columns
 from training.prepare.tables import LogTable
 from training.prepare.values import Fault
 

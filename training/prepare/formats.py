@@ -1,4 +1,4 @@
-"""The canonical columns of a log.
+"""The canonical columns of a log, and the lines that the options `where` and `where_not` leave out.
 
 A parser says what the columns of its format mean (`Fields`), and `lines_of` makes the canonical columns of them. Each
 line has a `problem`: 0 for a play, the number of its first fault, or, from IGNORED on, the reason why it is no play.
@@ -10,8 +10,10 @@ from typing import Final, NamedTuple
 
 import polars as pl
 
+from training.prepare.content import printable
+from training.prepare.options import PrepareOptions
 from training.prepare.tables import LogTable
-from training.prepare.values import Fault
+from training.prepare.values import Fault, without_missing
 
 LINE_COLUMNS: Final = {
     "owner": pl.String,  # of the user; in a log with sessions, of the session: its id, or its id, tab, id of the user
@@ -39,6 +41,10 @@ NOTED: Final = "note: "  # begins the name of a number of Fields.counted that th
 Rule = tuple[pl.Expr, bool, int]  # where the rule applies, whether the play was skipped, position in EVIDENCE
 
 EARLIEST_MS: Final = 631_152_000_000  # 1990-01-01
+
+FILTER: Final = "--where"  # begins the name of each filter among the reasons to ignore lines
+VALUES_OF: Final = "values of "  # begins the name of the number of values of a field of JSON
+_MOST_SHOWN: Final = 3
 
 
 class LogFormat(NamedTuple):
@@ -181,3 +187,50 @@ def _chosen(problem: pl.Expr, names: dict[int, str]) -> pl.Expr:
     return pl.coalesce(
         pl.lit(None, dtype=pl.String), *(pl.when(problem == number + 1).then(name) for number, name in names.items())
     )
+
+
+def columns_and_values(conditions: Sequence[str]) -> dict[str, list[str]]:
+    """The values of each column in texts such as `event=play`."""
+    found: dict[str, list[str]] = {}
+    for condition in conditions:
+        column, _, value = condition.partition("=")
+        found.setdefault(column.strip(), []).append(value)
+    return found
+
+
+def named_columns(options: PrepareOptions) -> list[str]:
+    """The columns that the options name."""
+    return list(columns_and_values((*options.where, *options.where_not)))
+
+
+def filtered_lines(table: LogTable, options: PrepareOptions) -> dict[str, pl.Expr]:
+    """The lines to leave out, by the options as they are written. Raises BadLog for a column that is not there."""
+    found: dict[str, pl.Expr] = {}
+    for option, conditions in ((FILTER, options.where), (f"{FILTER}-not", options.where_not)):
+        for column, values in columns_and_values(conditions).items():
+            shown = [f"{option} {printable(column)}={printable(value)}" for value in values]
+            name, text = column.lower(), shown[0]
+            if name not in table.schema:
+                raise table.expected_column(printable(column), text)
+            named = _is_one_of(table, name, values)
+            more = f" and {len(shown) - _MOST_SHOWN:,} more" if len(shown) > _MOST_SHOWN else ""
+            found[" ".join(shown[:_MOST_SHOWN]) + more] = ~named if option == FILTER else named
+    return found
+
+
+def counted_values(table: LogTable, options: PrepareOptions) -> dict[str, pl.Expr]:
+    """Numbers to sum, which tell whether any line of JSON has the columns: their names are not in one place there."""
+    if table.plain.content not in ("json", "json_lines"):
+        return {}
+    names = named_columns(options)
+    return {f"{VALUES_OF}{name}": pl.col(name.lower()).is_not_null().cast(pl.Int64) for name in names}
+
+
+def _is_one_of(table: LogTable, name: str, values: Sequence[str]) -> pl.Expr:
+    """Whether a column has one of these values. Never null. An empty text stands for a missing value."""
+    dtype, text = table.schema[name], table.text(name).value
+    if dtype.is_float() or dtype.is_decimal():
+        text = text.str.replace(r"\.0+$", "")
+    text = without_missing(text)
+    found = text.is_in(values).fill_null(value=False)
+    return found | text.is_null() if "" in values else found

@@ -17,11 +17,13 @@ from training.prepare.content import PlainFile, printable
 from training.prepare.events import read_events
 from training.prepare.exports import read_export
 from training.prepare.formats import (
+    FILTER,
     HIDDEN_OUTCOMES,
     IGNORED,
     LINE_COLUMNS,
     MISSING,
     NOTED,
+    VALUES_OF,
     LogFormat,
     LogLines,
     Problem,
@@ -29,7 +31,6 @@ from training.prepare.formats import (
 from training.prepare.ids import TRACK_NAMES, encode, first_names, partitioned
 from training.prepare.options import EXPORTS, LogKind, PrepareOptions
 from training.prepare.published import read_published
-from training.prepare.row_filters import FILTER, VALUES_OF
 from training.prepare.sources import FileSlice, InputSplit, LogFile, first_line, opened, rows_of_slice
 from training.prepare.tables import unreadable
 

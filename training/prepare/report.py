@@ -11,10 +11,10 @@ import polars as pl
 from segue.arrays import Bool, Int
 from segue.errors import BadLog
 from training.data.log_facts import MOST_FILES, LogFile, PrepareStep, SkipSources
+from training.prepare.formats import FILTER
 from training.prepare.options import PrepareOptions
 from training.prepare.play_order import UNKNOWN_TIME, Repeats
 from training.prepare.reading import LinesRead, ReadStats
-from training.prepare.row_filters import FILTER
 from training.prepare.sessionize import (
     SAME_SECOND,
     TIME,

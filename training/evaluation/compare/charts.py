@@ -14,8 +14,17 @@ import numpy as np
 
 from segue.ranking_metrics import METRICS, Estimate
 from training import vega
-from training.evaluation.compare.chart_parts import cell, family_of, system_fields, value_fields
-from training.evaluation.compare.line_charts import EVERY, FEW, breakdown_chart, hit_curves, training_time
+from training.evaluation.compare.line_charts import (
+    EVERY,
+    FEW,
+    breakdown_chart,
+    cell,
+    family_of,
+    hit_curves,
+    system_fields,
+    training_time,
+    value_fields,
+)
 from training.evaluation.compare.narrative import chosen
 from training.evaluation.compare.results import GROUPS
 from training.evaluation.compare.statistics import Difference, Pair

@@ -1,4 +1,7 @@
-"""Charts of a comparison with a line or a point for each system: by list length, group of sessions or training time."""
+"""Charts of a comparison with a line or a point for each system: by list length, group of sessions or training time.
+
+The first functions are parts of all charts: the fields of a row of data, and what a system's name tells.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -6,7 +9,8 @@ from typing import Any, Final
 import altair as alt
 import numpy as np
 
-from training.evaluation.compare.chart_parts import cell, family_of, has_feedback, system_fields, value_fields
+from segue.ranking_metrics import Estimate
+from training.evaluation.compare import tables
 from training.evaluation.compare.statistics import LIST_LENGTHS, Breakdown
 from training.evaluation.compare.tables import ComparisonData
 from training.reports.charts import (
@@ -22,6 +26,8 @@ from training.reports.charts import (
 )
 from training.reports.tables import Table
 
+BASELINES: Final = ("ngram", "vmis-knn", "markov", "popularity")
+
 BEST: Final = "best of each model, with and without feedback"
 EVERY: Final = "every system"
 # The title and the axis of each breakdown.
@@ -33,6 +39,31 @@ BREAKDOWN_TITLES: Final = {
 _WIDTH: Final = 520
 _HEIGHT: Final = 280
 FEW: Final = 8  # up to this number, all systems have a line
+
+
+def family_of(system: str) -> str:
+    """The model that a system's name begins with, "other" for an unknown one."""
+    return next((name for name in (*tables.FAMILIES, "hybrid", *BASELINES) if system.startswith(name)), "other")
+
+
+def has_feedback(system: str) -> bool:
+    """Whether the system was trained with skips as negative feedback."""
+    return "+nce" in system or system.endswith(("-bl", "-nr"))
+
+
+def system_fields(system: str) -> dict[str, str]:
+    """The fields of a row that the name of a system tells."""
+    return {"system": system, "model": family_of(system), "feedback": "with" if has_feedback(system) else "without"}
+
+
+def value_fields(estimate: Estimate) -> dict[str, float]:
+    """The fields of a row that hold an estimate."""
+    return {"value": round(estimate.value, 5), "low": round(estimate.low, 5), "high": round(estimate.high, 5)}
+
+
+def cell(estimate: Estimate, sign: str = "") -> str:
+    """A value with its interval, as the tables of charts show it."""
+    return f"{estimate.value:{sign}.3f} [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
 
 
 def hit_curves(measured: ComparisonData) -> Chart:

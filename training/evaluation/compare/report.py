@@ -15,8 +15,8 @@ from markupsafe import Markup
 from segue.ranking_metrics import METRICS
 from training.data.dataset import source_title
 from training.evaluation.compare import narrative
-from training.evaluation.compare.chart_parts import family_of, has_feedback
 from training.evaluation.compare.charts import charts, share_of_100
+from training.evaluation.compare.line_charts import family_of, has_feedback
 from training.evaluation.compare.results import read_results
 from training.evaluation.compare.statistics import (
     LIST_LENGTHS,

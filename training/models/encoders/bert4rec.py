@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from segue.catalogue import PAD_ROW
 from training.data.loader import Batch
 from training.models.encoders.encoder import SessionEncoder, dropout
-from training.models.encoders.transformer import Block, build_attention_mask
+from training.models.encoders.sasrec import Block, build_attention_mask
 from training.options import Bert4RecOptions
 
 WIDENING = 4  # width of the feed-forward layer relative to `dimension`, as in the original

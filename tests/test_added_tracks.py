@@ -128,6 +128,27 @@ options = st.fixed_dictionaries(
 )
 
 
+def test_an_added_track_by_the_name_of_an_artist_has_the_artists_id(tmp_path: Path) -> None:
+    """Bans and spacing go by the id if the release has one."""
+    frame = pl.DataFrame(
+        {
+            "track_id": ["a", "b", "c"],
+            "artist": ["Ada", "Ada", "Bo"],
+            "artist_id": ["1", "1", "2"],
+            "plays": [3, 2, 1],
+            "skips": [0, 0, 0],
+        }
+    )
+    write_encoder_release(tmp_path / "r", Catalogue.from_frame(frame), np.eye(4, dtype=np.float32), 5)
+    live = load_release(tmp_path / "r").with_added({"new": changed(title="New", artist="Ada", neighbours=["c"])})
+    assert live.seeds.of_same_artist(["a"]) == ["a", "b", "new"]
+    question = Question([Play("c")], 4, spacing=Spacing(max_per_artist=1))
+    [found] = live.answer([replace(question, exclude=("a", "b"))])
+    assert {track.track_id for track in found.tracks} == {"new", "c"}
+    first = live.answer([question])[0].tracks[:2]
+    assert len({"1" if track.artist == "Ada" else "2" for track in first}) == 2
+
+
 def test_a_station_outlives_its_added_seeds() -> None:
     """A request finds the rows of its seeds, waits, and may be ranked after the added tracks have changed."""
     live, whole, added = both()

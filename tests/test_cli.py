@@ -13,6 +13,7 @@ import pytest
 
 from segue import cli
 from segue.cli import _EXTRA_OF, main, segue
+from segue.release import Release
 from tests.stopwatch import Stopwatch
 
 
@@ -158,3 +159,13 @@ def test_threads_of_openmp_sleep_soon_unless_told_otherwise(set_by_user: dict[st
     if not found:
         pytest.skip("torch has no GNU OpenMP here")
     assert set(found) == {told}
+
+
+@pytest.mark.parametrize("option", ["--play", "--skip"])
+@pytest.mark.parametrize("track_id", ["", "a\tb", "x" * 257])
+def test_what_is_no_track_id_is_refused_in_one_line(
+    option: str, track_id: str, tiny_release: Release, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["recommend", str(tiny_release.path), option, track_id]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert f"{option} {ascii(track_id)[:80]} is no track id: expected 1 to 256 characters" in line

@@ -92,6 +92,21 @@ def test_each_session_gets_the_answer_of_the_service(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.parquet", "out.parquet"]
 
 
+def test_the_metadata_has_all_options_that_were_given(live: LoadedRelease, source: Path, tmp_path: Path) -> None:
+    out, policy = tmp_path / "out.parquet", tmp_path / "radio.toml"
+    policy.write_text("max_per_artist = 3\n")
+    given = ("--filter", "genre:g1|g2", "--policy", policy, "--artist-gap", 1)
+    assert run(live.release.path, source, out, "-k", 5, *given) == 0
+    facts = pl.read_parquet_metadata(out)
+    shown = {name: facts.get(f"segue.{name}") for name in ("filter", "policy", "artist_gap", "max_per_artist")}
+    assert shown == {
+        "filter": "genre:g1|g2",
+        "policy": "max_per_artist = 3\n",
+        "artist_gap": "1",
+        "max_per_artist": None,
+    }
+
+
 def test_the_result_does_not_depend_on_the_memory_or_the_order_of_the_rows(
     live: LoadedRelease, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

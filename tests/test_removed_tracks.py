@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from segue.errors import NoReleasesFolder, ReleasesUnavailable, TooManyTracks
+from service.releases import tracks_file
 from service.releases.added import AddedTrack, AddedTracksFile
 from service.releases.removed import FILE, RemovedTracks
 from tests.stopwatch import until
@@ -30,6 +31,24 @@ def test_two_services_share_a_file(tmp_path: Path) -> None:
     assert not changed(other, "b", removed=False)
     assert set(RemovedTracks(tmp_path).since) == {"a/%2F é"}
     assert [file.name for file in tmp_path.iterdir() if "removed" in file.name and file.suffix == ".json"] == [FILE]
+
+
+def test_edits_of_a_worker_wait_for_each_other(tmp_path: Path) -> None:
+    tracks = RemovedTracks(tmp_path)
+
+    async def remove_all() -> list[bool]:
+        return await asyncio.gather(*(tracks.change(f"t{number}", removed=True) for number in range(40)))
+
+    assert asyncio.run(remove_all()) == [True] * 40
+    assert len(RemovedTracks(tmp_path).since) == 40
+
+
+def test_a_change_is_on_the_disk_before_it_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file by its content, and the folder by the new name."""
+    flushed: list[Path] = []
+    monkeypatch.setattr(tracks_file, "flush", flushed.append)
+    changed(RemovedTracks(tmp_path), "a")
+    assert flushed == [tmp_path]
 
 
 def test_without_a_folder_nothing_can_be_removed() -> None:

@@ -219,6 +219,14 @@ def test_the_bans_of_a_listener_outlive_the_session(stores: Stores, session_id: 
             new_session(), [ban], listener_id=listener
         )  # the same id in another session is another event
         assert await store.listeners.bans(listener) == (["a"], ["b"])
+        await store.append(session_id, [unban.model_copy(update={"event_id": "u2"})], listener_id=listener)
+        assert await store.listeners.bans(listener) == ([], ["b"])
+        [ids] = [key async for key in client.scan_iter(match=f"*{listener}:event_ids")]
+        idle_gap_s = Settings.model_fields["idle_gap_s"].default
+        known = await client.zrange(ids, 0, -1, withscores=True)
+        await client.zadd(ids, {one: score - 1000 * idle_gap_s for one, score in known})
+        await store.append(session_id, [ban], listener_id=listener)  # a new session, which numbers its events again
+        assert await store.listeners.bans(listener) == (["a"], ["b"])
         await store.listeners.erase(listener)
         assert await store.listeners.bans(listener) == ([], [])
         assert [key async for key in client.scan_iter(match=f"*{listener}*")] == []

@@ -119,6 +119,12 @@ def artists_of(live: LoadedRelease, k: int, spacing: Spacing, *plays: str) -> li
     return [track.artist or "" for track in answer.tracks]
 
 
+def test_pins_of_an_artist_are_no_maximum_for_it() -> None:
+    """Two tracks of 7 are pinned, more than are ranked: without a maximum, none is given up."""
+    found = spaced(2, Spacing(artist_gap=1), Groups([7, 8], (), [7, 7]))
+    assert (found.places, found.relaxed, found.rules) == ([0, 1], False, {})
+
+
 def test_a_release_spaces_the_artists_of_its_lists(live: LoadedRelease) -> None:
     plain = artists_of(live, 10, Spacing(), "g1-t00")
     assert plain == ["Artist 1"] * 10

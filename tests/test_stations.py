@@ -334,6 +334,26 @@ def test_artist_ids_are_seeds_as_well(tmp_path: Path) -> None:
     assert seeds.of_same_artist(["a"]) == ["a", "b"]
 
 
+def test_artists_are_those_of_ids_in_sets_and_of_names_without_an_id() -> None:
+    import polars as pl
+
+    from segue.catalogue import Catalogue
+    from service.releases.stations import Seeds
+
+    facts = {"track_id": ["a", "b", "c", "d", "e"], "plays": [5, 4, 3, 2, 1], "skips": [0] * 5}
+    names = ["X", "X", "Y", "X", "Z"]
+    seeds = Seeds(
+        Catalogue.from_frame(pl.DataFrame({**facts, "artist": names, "artist_id": ["1", "1", "2", None, "1"]})), 9
+    )
+    assert seeds.of_same_artist(["a"]) == ["a", "b", "d", "e"]  # d by its name, as it has no id
+    assert seeds.of_same_artist(["d"]) == ["d", "a", "b"]
+    sets = [["1"], ["1", "2"], ["2"], ["3"], None]
+    seeds = Seeds(Catalogue.from_frame(pl.DataFrame({**facts, "artist_id": sets})), 9)
+    assert seeds.of_same_artist(["a"]) == ["a", "b"]
+    assert seeds.of_same_artist(["b"]) == ["b", "a", "c"]
+    assert seeds.pull(Station((), ("2",))) == (Pull(((2, 3),), 0.5), [])
+
+
 @pytest.mark.parametrize("dtype", ["Int64", "Float64", "String"])
 def test_a_changed_track_stays_a_seed_of_its_artist(dtype: str, tmp_path: Path) -> None:
     import polars as pl

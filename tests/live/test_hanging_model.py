@@ -337,6 +337,16 @@ def test_readiness_fails_with_the_reason_while_the_model_hangs_on_everything(
         first, *others = [item["track_id"] for item in recommended(client, "a", k=3)["items"]]
         assert client.put(f"/removed-tracks/{first}").is_success
         assert [item["track_id"] for item in recommended(client, "a", k=3)["items"]][:2] == others
+        # What needs no model does not wait for one: filters, artists of bans and seeds.
+        of_genre = recommended(client, "a", k=3, filter="genre:g1")
+        assert (of_genre["source"], {one["track_id"][:2] for one in of_genre["items"]}) == ("popularity", {"g1"})
+        events = [{"type": "play", "track_id": "g2-t00"}, {"type": "ban_artist", "track_id": "g3-t00"}]
+        answer = client.post("/sessions/b/events?recommend=72&filter=!genre:g4", json={"events": events})
+        assert answer.status_code == 200, answer.text
+        genres = {one["track_id"][:2] for one in answer.json()["recommendations"]["items"]}
+        assert genres >= {"g0", "g1", "g2", "g5"}
+        assert not genres & {"g3", "g4"}
+        assert client.put("/sessions/c/station", json={"artists": ["Artist 2"]}).status_code == 200
         assert metric(client, "segue_ranking_threads_stuck") >= 4
     with Stopwatch() as watch:
         assert service.stop() == 0

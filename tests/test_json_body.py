@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from segue.safe_files import _without_repetition
 from service.api.batch import MAX_BATCH_EVENTS, MAX_SESSIONS, BatchRequest, InvalidSession
 from service.api.json_body import JsonBody, validated
 from service.api.rank import MAX_CANDIDATES, RankRequest
@@ -65,6 +66,26 @@ def test_the_largest_valid_request_is_accepted(
     body = json.dumps({"events": events(number, text), **more}, ensure_ascii=False, indent=1).encode()
     assert FILL < len(body) <= largest
     assert len(validated(model, body).events) == number
+
+
+class Counting(str):
+    """A name that counts how often names are compared."""
+
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Counting.compared += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_the_search_for_a_repeated_member_does_not_compare_all_with_all() -> None:
+    """It runs on the event loop, for bodies of thousands of members."""
+    pairs = [(Counting(f"m{number}"), 0) for number in range(2000)]
+    with pytest.raises(ValueError, match="'m1999' twice"):
+        _without_repetition([*pairs, (Counting("m1999"), 1)])
+    assert 0 < Counting.compared < 4 * len(pairs)
 
 
 @pytest.mark.parametrize(

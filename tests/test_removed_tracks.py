@@ -50,6 +50,14 @@ def test_a_change_is_on_the_disk_before_it_is_answered(tmp_path: Path, monkeypat
     changed(RemovedTracks(tmp_path), "a")
     assert flushed == [tmp_path]
 
+    def fail(_: Path) -> None:
+        raise OSError(22, "Invalid argument")  # as a network file system may
+
+    monkeypatch.setattr(tracks_file, "flush", fail)
+    tracks = RemovedTracks(tmp_path)
+    assert changed(tracks, "b")
+    assert set(tracks.since) == set(RemovedTracks(tmp_path).since) == {"a", "b"}
+
 
 def test_without_a_folder_nothing_can_be_removed() -> None:
     with pytest.raises(NoReleasesFolder, match="set SEGUE_RELEASES_DIR"):

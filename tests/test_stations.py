@@ -347,6 +347,10 @@ def test_artists_are_those_of_ids_in_sets_and_of_names_without_an_id() -> None:
     )
     assert seeds.of_same_artist(["a"]) == ["a", "b", "d", "e"]  # d by its name, as it has no id
     assert seeds.of_same_artist(["d"]) == ["d", "a", "b"]
+    some = [["1"], ["1"], ["2"], [], None]
+    empty = Seeds(Catalogue.from_frame(pl.DataFrame({**facts, "artist": names, "artist_id": some})), 9)
+    assert empty.of_same_artist(["a"]) == ["a", "b", "d"]
+    assert empty.of_same_artist(["d"]) == ["d", "a", "b"]
     sets = [["1"], ["1", "2"], ["2"], ["3"], None]
     seeds = Seeds(Catalogue.from_frame(pl.DataFrame({**facts, "artist_id": sets})), 9)
     assert seeds.of_same_artist(["a"]) == ["a", "b"]
@@ -373,3 +377,8 @@ def test_a_changed_track_stays_a_seed_of_its_artist(dtype: str, tmp_path: Path) 
             assert unknown == []
             assert pull is not None
             assert sorted(pull.seeds[0]) == [1, 2]
+        assert sorted(one.seeds.of_same_artist(["a"])) == ["a", "b"]
+    known = {"artist_id": "7" if dtype == "String" else 7}
+    with_new = live.with_added({"new": AddedTrack.now(title="N", artist=None, attributes=known, neighbours=["a"])})
+    for track_id in ("c", "new"):
+        assert sorted(with_new.seeds.of_same_artist([track_id])) == ["c", "new"]

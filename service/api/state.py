@@ -1,6 +1,8 @@
 """What every call uses: the parts of the running service, and parameters that several calls share."""
 
+import asyncio
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, NamedTuple
@@ -63,6 +65,13 @@ class AppState:
     max_request_bytes: int
     fallback: bool  # answer by popularity while the store or the model is unavailable
     model_error_logged_at: float = -math.inf  # time.monotonic()
+
+    async def without_model(self, call: Callable[..., object], *arguments: object) -> None:
+        """Run a slow call that needs no model in a ranking thread, or in another one if the model hangs in all."""
+        if self.threads.exhausted:
+            await asyncio.to_thread(call, *arguments)
+        else:
+            await self.threads.run(call, *arguments)
 
 
 async def _service(request: Request) -> AppState:  # async, or FastAPI would call it in a thread
@@ -223,9 +232,8 @@ async def rules_of(service: AppState, live: LoadedRelease, asked: Asked) -> List
 
 
 async def _prepare(service: AppState, live: LoadedRelease, wanted: Filter) -> None:
-    # It needs no model. If the model hangs in all threads, the fallback finds the allowed tracks itself.
-    if not live.is_ready(wanted) and not service.threads.exhausted:
-        await service.threads.run(live.recommender_for, wanted)
+    if not live.is_ready(wanted):
+        await service.without_model(live.recommender_for, wanted)
 
 
 def fields_of(live: LoadedRelease, fields: str) -> list[str]:

@@ -54,8 +54,8 @@ async def wishes_of(
         unknown = await _unknown_seeds(service, live, asked)
     pull = known.pull
     artists = () if pull is None else pull.artists
-    if not live.seeds.is_ready(artists, known.artist_bans) and not service.threads.exhausted:
-        await service.threads.run(live.seeds.find, artists, known.artist_bans)
+    if not live.seeds.is_ready(artists, known.artist_bans):
+        await service.without_model(live.seeds.find, artists, known.artist_bans)
     exclude = known.unwanted
     if known.artist_bans:
         exclude += live.seeds.of_same_artist(known.artist_bans)
@@ -64,8 +64,8 @@ async def wishes_of(
 
 async def _unknown_seeds(service: AppState, live: LoadedRelease, asked: StationBody) -> list[str]:
     """The seeds that the release does not know. Raises UnknownSeeds if it knows none."""
-    if not live.seeds.is_ready(asked.artists) and not service.threads.exhausted:
-        await service.threads.run(live.seeds.find, asked.artists)
+    if not live.seeds.is_ready(asked.artists):
+        await service.without_model(live.seeds.find, asked.artists)
     return live.seeds.known_pull(asked.station)[1]
 
 

@@ -220,7 +220,8 @@ def _with_artist_ids(tracks: Mapping[str, AddedTrack], catalogue: Catalogue) -> 
     named = {one: track for one, track in tracks.items() if track.artist and "artist_id" not in track.attributes}
     found = dict(tracks)
     for track_id, rows in _related(named, catalogue, "artist").items():
-        ids = [one["artist_id"] for one in known.of_rows(rows, ["artist_id"]) if one]
+        given = [one.get("artist_id") for one in known.of_rows(rows, ["artist_id"])]
+        ids = [one for one in given if one not in (None, [])]
         if ids:
             track = tracks[track_id]
             found[track_id] = replace(track, attributes={**track.attributes, "artist_id": ids[0]})

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -251,10 +251,9 @@ class Seeds:
         found = [np.empty(0, dtype=np.int64)]
         for name, value in of_track.items():
             members = value if isinstance(value, list) else [value]
-            rows = self._rows_with(name, partial(pl.Series.is_in, other=members))
-            if name != self._names[0] and self._names[0] in of_track:  # of that name, those without an id
-                ids = attributes.of_rows(rows.tolist(), self._names[:1])
-                rows = rows[[not one for one in ids]]
+            rows = self._rows_with(name, partial(_is_one_of, members))
+            if name != self._names[0] and of_track.get(self._names[0]) not in (None, []):  # those without an id
+                rows = rows[np.isin(rows, self._rows_with(self._names[0], pl.Series.is_null))]
             found.append(rows)
         return np.unique(np.concatenate(found))
 
@@ -272,8 +271,16 @@ class Seeds:
 def _rows_of(attribute: Attribute, same: Callable[[pl.Series], pl.Series]) -> Int:
     """Return the rows whose value, or a member of whose set, is one that `same` finds. [n] int64."""
     values = pl.DataFrame({"value": attribute.values, "code": np.arange(len(attribute.values))})
-    values = values.explode("value") if attribute.kind == "set" else values
-    mask = np.zeros(len(attribute.codes), dtype=np.bool_)
-    for code in values.filter(same(values["value"]).fill_null(value=False))["code"].unique().to_list():
-        mask |= attribute.codes == code
-    return np.flatnonzero(mask) + FIRST_TRACK_ROW
+    if attribute.kind == "set":  # null for an empty set, in every version of Polars
+        value = pl.col("value")
+        values = values.with_columns(pl.when(value.list.len() > 0).then(value)).explode("value")
+    wanted = np.zeros(len(attribute.values), dtype=np.bool_)
+    wanted[values.filter(same(values["value"]).fill_null(value=False))["code"].to_numpy()] = True
+    return np.flatnonzero(wanted[attribute.codes]) + FIRST_TRACK_ROW
+
+
+def _is_one_of(members: Sequence[Any], values: pl.Series) -> pl.Series:
+    """Return whether each value is one of some, [n] boolean or null. The numbers of changed tracks are floats."""
+    if values.dtype.is_numeric():
+        return values.cast(pl.Float64).is_in([float(one) for one in members])
+    return values.is_in(members)

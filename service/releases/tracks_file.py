@@ -125,8 +125,8 @@ class TracksFile(Generic[Value]):
                     os.fsync(stream.fileno())  # a change that was answered survives a power failure
                 seen = _seen(unfinished.stat())
                 unfinished.replace(file)
-                flush(self._folder)
                 self._seen, self.tracks = seen, tracks
+                self._flush_folder()
         except OSError as error:
             with contextlib.suppress(OSError):
                 unfinished.unlink(missing_ok=True)
@@ -134,6 +134,14 @@ class TracksFile(Generic[Value]):
                 f"{file} cannot be written ({error.strerror}): the service must be able to write there"
             ) from error
         return True
+
+    def _flush_folder(self) -> None:
+        """Write the new name to the disk. Some network file systems cannot, and the change holds without it."""
+        assert self._folder is not None
+        try:
+            flush(self._folder)
+        except OSError as error:
+            _log.warning(f"{self.key}_tracks_not_flushed", folder=str(self._folder), reason=error.strerror)
 
     def _read_file(self) -> bool:
         """Read the file if it has changed. Return whether it has."""

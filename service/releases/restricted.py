@@ -33,7 +33,7 @@ class RestrictedRecommenders:
     def without(self, removed: AbstractSet[str]) -> "RestrictedRecommenders":
         """Return the recommenders without these tracks, and with all others. Ids outside the catalogue are ignored.
 
-        Only the ids that differ are looked up: 14 us each in 10 million tracks, and a million may be removed.
+        Only the ids that differ are looked up, because a million tracks may be removed.
         """
         restored = self._catalogue.rows(list(self._removed - removed))
         added = self._catalogue.rows(list(removed - self._removed))

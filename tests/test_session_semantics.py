@@ -36,7 +36,16 @@ from segue.sessions import (
 from service.sessions.embedded_redis import embedded_redis
 from service.sessions.privacy import BUCKETS, bucket_of
 from service.sessions.redis_client import store_errors
-from service.sessions.store import Appended, SessionStore, connect, erasures_of, keys_of, preferences_of, stream_of
+from service.sessions.store import (
+    Appended,
+    SessionStore,
+    connect,
+    erasures_of,
+    keys_of,
+    lists_of,
+    preferences_of,
+    stream_of,
+)
 from service.settings import Settings
 
 _numbers = itertools.count()
@@ -276,6 +285,34 @@ def test_the_latest_plays_are_kept_and_positions_go_on(stores: Stores, session_i
     plays, positions = stores(use, max_session_plays=3)
     assert [(one.track_id, one.skipped) for one in plays] == [("t4", False), ("t5", False), ("t6", True)]
     assert positions == ["0", "1", "2", "3", "4", "5", "6", "6"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "position"),
+    [
+        (["a", "b", "c"], [], 3),
+        (["a", "b", "c"], [play("d")], 3),  # the list is logged after the next play
+        (["a", "b", "c"], [skip("c"), play("c")], 3),  # the latest play became a skip, and was played again
+        (["a", "b", "c"], [play("d"), play("e")], None),  # the latest play is not kept any more
+        (["a"], [play("d"), play("e"), play("f")], 1),  # all plays were kept when the list was served
+    ],
+)
+def test_a_list_has_the_position_of_the_play_after_it(
+    stores: Stores, session_id: str, before: list[str], after: list[Event], position: int | None
+) -> None:
+    async def use(store: SessionStore, client: Any) -> list[Any]:
+        plays = (await store.append(session_id, [play(track) for track in before], with_plays=True)).plays
+        await asyncio.sleep(0.002)  # the time of a play is part of what finds it
+        if after:
+            await store.append(session_id, after)
+        assert await store.log_list(session_id, plays, 1, {"release": "r"}) == 0
+        entries = await client.xrange(lists_of(bucket_of(session_id)))
+        return [fields for _, fields in entries if fields["session_id"].startswith(f"{session_id}@")]
+
+    logged = stores(use, max_session_plays=2)
+    assert [(one["position"], one["at"], one["release"]) for one in logged] == (
+        [] if position is None else [(str(position), "1", "r")]
+    )
 
 
 def test_a_session_is_over_after_the_idle_gap(stores: Stores, session_id: str) -> None:

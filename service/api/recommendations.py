@@ -227,7 +227,7 @@ async def recommend(  # noqa: PLR0913 (options of the request)
     if attributed:
         service.attribution.remember(session_id, answer)
     if lists is not None:
-        lists.add(session_id, len(question.plays), active, policy, answer)
+        lists.add(session_id, question.plays, active, policy, answer)
     explanation = await _explanation(service, question, answer) if explain else None
     # Session ids need no JSON escapes.
     return b'{"session_id":"%b",%b' % (

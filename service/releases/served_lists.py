@@ -13,6 +13,7 @@ from typing import Final
 import structlog
 
 from segue.errors import StoreUnavailable
+from segue.sessions import Play
 from service.releases.experiment import SessionSampler
 from service.releases.loaded import RecommendResult
 from service.releases.registry import ActiveRelease, ReleaseRegistry
@@ -29,7 +30,7 @@ _log = structlog.get_logger()
 @dataclass(frozen=True, slots=True)
 class _Served:
     session_id: str
-    plays: int  # before the list
+    plays: Sequence[Play]  # before the list
     at_ms: int
     active: ActiveRelease
     policy: str | None
@@ -56,9 +57,14 @@ class ServedLists:
         return session_id in self._sample
 
     def add(
-        self, session_id: str, plays: int, active: ActiveRelease, policy: str | None, answer: RecommendResult
+        self,
+        session_id: str,
+        plays: Sequence[Play],
+        active: ActiveRelease,
+        policy: str | None,
+        answer: RecommendResult,
     ) -> None:
-        """Append the list that followed `plays` plays to the queue. If it is full, the list is dropped and counted.
+        """Append the list that followed `plays` to the queue. If it is full, the list is dropped and counted.
 
         A list without plays is ignored, because the event log names a session by its first play.
         """

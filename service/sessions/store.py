@@ -304,17 +304,18 @@ class SessionStore:
         recommended = "\n".join((release, *track_ids, ""))
         await self._send(self._remember.call(keys_of(session_id)[1:2], [recommended], repeatable=True))
 
-    async def log_list(self, session_id: str, plays: int, at_ms: int, fields: Mapping[str, str]) -> int:
+    async def log_list(self, session_id: str, plays: Sequence[Play], at_ms: int, fields: Mapping[str, str]) -> int:
         """Log a list that was served to the session. Returns the entries dropped from the full stream.
 
-        `plays` is the number of stored plays that the list followed, `fields` are those of an entry besides session,
-        position and time (service/sessions/event_log.py). Nothing is logged if the session was erased.
+        `plays` are the stored plays that the list followed, at least one. `fields` are those of an entry besides
+        session, position and time (service/sessions/event_log.py). Nothing is logged if the session was erased.
         """
-        if plays >= self._max_plays:
-            plays = -1  # there may have been more, which were dropped
+        position = len(plays) if len(plays) < self._max_plays else ""  # "": older plays may have been dropped
         pairs = [part for pair in fields.items() for part in pair]
-        keys = [keys_of(session_id)[1], lists_of(bucket_of(session_id))]
-        arguments: list[str | int] = [self._stream_length, session_id, plays, at_ms, *pairs]
+        stored, facts = keys_of(session_id)[:2]
+        latest = [str(plays[-1].at_ms), plays[-1].track_id]
+        keys = [facts, stored, lists_of(bucket_of(session_id))]
+        arguments: list[str | int] = [self._stream_length, session_id, position, at_ms, *latest, *pairs]
         return int(await self._send(self._log_list.call(keys, arguments, repeatable=True)))
 
     async def erase(self, session_id: str) -> None:

@@ -1,7 +1,7 @@
 """Served lists: a sample of the lists is in files beside the event log, with the propensities of their tracks."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 from segue.cli import main
 from segue.errors import StoreUnavailable
 from segue.release import Release
+from segue.sessions import Play
 from service.releases.loaded import load_release
 from service.releases.served_lists import MAX_QUEUED, ServedLists
 from service.sessions.event_log import LIST_SCHEMA, list_fields, served_list
@@ -146,10 +147,10 @@ class _Store:
     def __init__(self) -> None:
         self.entries: list[tuple[str, int, Mapping[str, str]]] = []
 
-    async def log_list(self, session_id: str, plays: int, at_ms: int, fields: Mapping[str, str]) -> int:
+    async def log_list(self, session_id: str, plays: Sequence[Play], at_ms: int, fields: Mapping[str, str]) -> int:
         if session_id == "rejected":
             raise StoreUnavailable("it is away")
-        self.entries.append((session_id, plays, fields))
+        self.entries.append((session_id, len(plays), fields))
         return 0
 
 
@@ -162,11 +163,11 @@ def test_a_full_queue_and_an_unavailable_redis_drop_lists_and_count_them(tiny_re
         lists: Any = ServedLists(store, releases, 1, telemetry)  # type: ignore[arg-type]
         assert "any session" in lists
         assert "any session" not in ServedLists(store, releases, 0, telemetry)  # type: ignore[arg-type]
-        lists.add("no plays", 0, first, None, answer)
-        lists.add("rejected", 1, first, None, answer)
-        lists.add("a", 1, first, None, answer)
+        lists.add("no plays", [], first, None, answer)
+        lists.add("rejected", [Play("x")], first, None, answer)
+        lists.add("a", [Play("x")], first, None, answer)
         for _ in range(MAX_QUEUED):
-            lists.add("b", 2, second, "radio", answer)
+            lists.add("b", [Play("x"), Play("y")], second, "radio", answer)
         task = asyncio.create_task(lists.run(stopping))
         stopping.set()
         await task

@@ -32,7 +32,7 @@ class _Served:
     session_id: str
     plays: Sequence[Play]  # before the list
     at_ms: int
-    active: ActiveRelease
+    arm: str
     policy: str | None
     answer: RecommendResult
 
@@ -71,7 +71,8 @@ class ServedLists:
         if not plays:
             return
         try:
-            self._queue.put_nowait(_Served(session_id, plays, time.time_ns() // 1_000_000, active, policy, answer))
+            at_ms, arm = time.time_ns() // 1_000_000, self._arm(active)
+            self._queue.put_nowait(_Served(session_id, plays, at_ms, arm, policy, answer))
         except asyncio.QueueFull:
             self._telemetry.list_drops.inc()
 
@@ -112,7 +113,7 @@ class ServedLists:
             steps.propensities if steps is not None else None,
             None if before is None else [row != own for row, own in zip(answer.rows, before, strict=True)],
             release=answer.release.name,
-            arm=self._arm(served.active),
+            arm=served.arm,
             policy=served.policy or "",
             source=answer.source,
         )

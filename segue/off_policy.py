@@ -35,10 +35,15 @@ Interval: TypeAlias = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class ListLog:
-    """The lists and plays of a log. Of several lists before the same play, and several rows of a play, the last."""
+    """The lists and plays of a log. Of several lists before the same play, and several rows of a play, the last.
+
+    A list that was answered after the play at its position was reported is not before this play, and is left out.
+    """
 
     lists: pl.DataFrame  # a row for each list: `list`, its number from 0, and _LIST_COLUMNS
-    plays: pl.DataFrame  # session_id, position, track_id, skipped, reported (datetime), by session and position
+    # session_id, position, track_id, skipped, reported and skipped_at (datetimes of the first report, and of the first
+    # that says that the play was skipped), by session and position
+    plays: pl.DataFrame
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +93,17 @@ def read_log(folder: Path) -> ListLog:
             f"{folder} has no served lists (lists-*.parquet): set SEGUE_LIST_LOG_RATE above 0 in the service"
         )
     lists = _read(files, _LIST_COLUMNS).sort("timestamp", maintain_order=True)
-    lists = lists.unique(["session_id", "position"], keep="last", maintain_order=True).with_row_index("list")
     plays = _read(sorted(folder.glob("events-*.parquet")), _PLAY_COLUMNS) if any(folder.glob("events-*")) else None
     if plays is None:
         raise InputError(f"{folder} has served lists but no plays (events-*.parquet): copy the whole event log")
     last = plays.sort("written_at", maintain_order=True).group_by("session_id", "position")
-    plays = last.agg(pl.last("track_id", "skipped"), pl.first("written_at").alias("reported"))
-    return ListLog(lists, plays.sort("session_id", "position"))
+    skipped_at = pl.col("written_at").filter("skipped").first().alias("skipped_at")
+    plays = last.agg(pl.last("track_id", "skipped"), pl.first("written_at").alias("reported"), skipped_at)
+    place = ["session_id", "position"]
+    lists = lists.join(plays.select(*place, "reported"), on=place, how="left", maintain_order="left")
+    lists = lists.filter(pl.col("reported").is_null() | (pl.col("timestamp") <= pl.col("reported"))).drop("reported")
+    lists = lists.unique(place, keep="last", maintain_order=True).with_row_index("list")
+    return ListLog(lists, plays.sort(place))
 
 
 def _read(files: Sequence[Path], columns: Sequence[str]) -> pl.DataFrame:

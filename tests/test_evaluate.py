@@ -357,7 +357,7 @@ class TestSampled:
     def test_it_cannot_go_through_a_service(self, tmp_path: Path) -> None:
         data = dataset(tmp_path / "d", {"s1": "abc"})
         question = Question(data, baseline(tmp_path / "r", data), "last-play", protocol="sampled")
-        service = HttpRecommender("http://127.0.0.1:9", data.catalogue, data.catalogue)
+        service = HttpRecommender("http://127.0.0.1:9", data.catalogue, question.release)
         with service, pytest.raises(BadOption, match="use --protocol full"):
             evaluate(question, service)
 
@@ -430,6 +430,6 @@ class TestRepeats:
 
 def test_a_service_that_does_not_answer_is_one_clear_line(tmp_path: Path) -> None:
     data = dataset(tmp_path / "d", {"s1": "abc"})
-    service = HttpRecommender("http://127.0.0.1:9", data.catalogue, data.catalogue)
+    service = HttpRecommender("http://127.0.0.1:9", data.catalogue, baseline(tmp_path / "r", data))
     with service, pytest.raises(InputError, match=r"--url http://127\.0\.0\.1:9: GET /releases/current got no"):
         service.serves()

@@ -61,6 +61,9 @@ def test_the_next_play_decides(tmp_path: Path) -> None:
         served("e", 1, "abc"),  # another list was shown before the play
         served("e", 1, "xyz", 5),
         served("e", 2, "xyz", 7),
+        served("f", 1, "xyz"),
+        served("f", 1, "abc", 3),  # answered after the play: requested before it, or together with it
+        served("g", 1, "xyz", 3),  # the only list of its play came after it
     ]
     plays = [
         played("a", 0, "x", 0),
@@ -70,13 +73,16 @@ def test_the_next_play_decides(tmp_path: Path) -> None:
         played("c", 1, "x", 61),
         played("e", 1, "x", 6),
         played("e", 2, "z", 8),
+        played("f", 1, "x", 2),
+        played("f", 1, "x", 9, skipped=True),
+        played("g", 1, "x", 2),
     ]
     log = log_of(lists, plays, tmp_path)
     found = rates(log)
     assert (found.release, found.arm, found.policy) == ("r-1", None, "radio")
-    assert (found.lists, found.sessions, found.observed) == (6, 5, 3)
-    assert found.play_rate == pytest.approx(2 / 3)
-    assert [(one.rank, one.observed, one.skip_rate) for one in found.by_rank] == [(1, 1, 0), (2, 1, 1), (3, 1, 0)]
+    assert (found.lists, found.sessions, found.observed) == (7, 6, 4)
+    assert found.play_rate == pytest.approx(2 / 4)
+    assert [(one.rank, one.observed, one.skip_rate) for one in found.by_rank] == [(1, 2, 0.5), (2, 1, 1), (3, 1, 0)]
     assert (found.explores, found.target) == (False, None)
     assert rates(log, window_s=0.5).observed == 0
     assert rates(log, window_s=0.5).play_rate is None
@@ -102,11 +108,24 @@ def test_weights_are_worked_out_by_hand(tmp_path: Path) -> None:
 
 
 def test_the_lists_of_a_release_follow_the_plays_before_them(tiny_release: Release, tmp_path: Path) -> None:
-    plays = [played("a", 0, "g0-t00"), played("a", 1, "g1-t00", skipped=True), played("a", 2, "g2-t00")]
-    lists = [served("a", 2, "xyz"), served("nothing", 1, "xy")]
+    plays = [
+        played("a", 0, "g0-t00", 0),
+        played("a", 1, "g1-t00", 1, skipped=True),
+        played("a", 0, "g0-t00", 3, skipped=True),  # a dislike: the first list is from before, the second from after
+        played("a", 2, "g2-t00", 4),
+        played("a", 3, "g3-t00", 5.001, skipped=True),  # at its first report: before the list, whatever the clocks say
+    ]
+    lists = [served("a", 2, "xyz", 2), served("a", 3, "xyz", 5), served("a", 4, "xy", 5), served("nothing", 1, "xy", 6)]
     live = load_release(tiny_release.path)
-    after = [Play("g0-t00"), Play("g1-t00", Outcome.SKIPPED)]
-    expected = [[one.track_id for one in live.recommend(before, k).tracks] for before, k in ((after, 3), ([], 2))]
+    skipped = Outcome.SKIPPED
+    asked = [
+        ([Play("g0-t00"), Play("g1-t00", skipped)], 3),
+        ([Play("g0-t00", skipped), Play("g1-t00", skipped), Play("g2-t00")], 3),
+        ([Play("g0-t00", skipped), Play("g1-t00", skipped), Play("g2-t00"), Play("g3-t00", skipped)], 2),
+        ([], 2),
+    ]
+    expected = [[one.track_id for one in live.recommend(before, k).tracks] for before, k in asked]
+    assert len({tuple(one) for one in expected}) == 4
     assert list(_lists_of(tiny_release.path, log_of(lists, plays, tmp_path))) == expected
 
 

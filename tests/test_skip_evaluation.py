@@ -282,7 +282,7 @@ def test_a_service_has_the_measures_of_ranks_only(tmp_path: Path, monkeypatch: p
     data = dataset(tmp_path / "d", moods(60))
     question = Question(data, baseline(tmp_path / "r", data), "last-play")
     local = offline(question)
-    service = HttpRecommender("http://127.0.0.1:9", data.catalogue, question.release.catalogue)
+    service = HttpRecommender("http://127.0.0.1:9", data.catalogue, question.release)
     monkeypatch.setattr(service, "lists", local.lists)
     with service:
         result = evaluate(question, service)

@@ -82,23 +82,27 @@ def off_policy(folder: Path, policy_release: Path | None, window_s: float, as_js
 
 
 def _lists_of(path: Path, log: "ListLog") -> Iterator[list[str]]:
-    """Yield the list of a release for each list of the log, after the plays that the log has of its session."""
+    """Yield the list of a release for each list of the log, after the plays that the log has of its session.
+
+    A play counts as skipped if that was known when the list was served: from its first report, or from a later one.
+    """
     from segue.sessions import Outcome, Play
     from service.releases.loaded import Question, load_release
 
     live = load_release(path)
-    sessions = log.plays.group_by("session_id", maintain_order=True).agg("position", "track_id", "skipped")
+    by_session = log.plays.group_by("session_id", maintain_order=True)
+    sessions = by_session.agg("position", "track_id", "reported", "skipped_at")
     plays = {name: columns for name, *columns in sessions.iter_rows()}
-    asked = log.lists.select("session_id", "position", "track_ids")
+    asked = log.lists.select("session_id", "position", "timestamp", "track_ids")
     for batch in asked.iter_slices(_BATCH):
         questions: list[Question] = []
-        for session_id, position, track_ids in batch.iter_rows():
-            positions, tracks, skipped = plays.get(session_id, ((), (), ()))
+        for session_id, position, at, track_ids in batch.iter_rows():
+            positions, tracks, reported, skipped = plays.get(session_id, ((), (), (), ()))
             end = bisect_left(positions, position)
             known = slice(max(end - _MAX_PLAYS, 0), end)
             before = [
-                Play(track, Outcome.SKIPPED if skip else Outcome.PLAYED)
-                for track, skip in zip(tracks[known], skipped[known], strict=True)
+                Play(track, Outcome.SKIPPED if skip and (skip == first or skip <= at) else Outcome.PLAYED)
+                for track, first, skip in zip(tracks[known], reported[known], skipped[known], strict=True)
             ]
             questions.append(Question(before, len(track_ids)))
         for answer in live.answer(questions):

@@ -314,9 +314,8 @@ def answers_of(question: "Question", url: str | None = None, *, exact: bool = Fa
 
     if url is None:
         return LocalRecommender(open_recommender(question.release, exact=exact), question.to_release())
-    over_http = HttpRecommender(
-        url, question.dataset.catalogue, question.release.catalogue, key=os.environ.get("SEGUE_API_KEY")
-    )
+    key = os.environ.get("SEGUE_API_KEY")
+    over_http = HttpRecommender(url, question.dataset.catalogue, question.release, key)
     served = over_http.serves()
     if served != question.release.name:
         raise BadRelease(f"{url} serves {served}, not {question.release.name}: serve the release that you evaluate")

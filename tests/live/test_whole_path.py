@@ -2,15 +2,23 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 
+from segue.errors import SegueError
+from segue.ranking_metrics import LIST_LENGTH
+from segue.release import Release
+from segue.window import Sessions
+from service.releases.loaded import recommender_of
 from tests.preloaded import COMMANDS, SEGUE, preloaded, segue
+from training.evaluation.evaluate import HttpRecommender
 
 SMALL = ["epochs=4", "dimension=32", "heads=4", "negatives=200"]
 
@@ -45,9 +53,8 @@ def test_the_same_sessions_offline_and_over_http_give_identical_lists_and_figure
 ) -> None:
     from segue.release import open_release
     from segue.sessions import repeat_policy
-    from service.releases.loaded import recommender_of
     from training.data.dataset import open_dataset
-    from training.evaluation.evaluate import HttpRecommender, LocalRecommender, Question
+    from training.evaluation.evaluate import LocalRecommender, Question
 
     service = start_service(release=indexed)
     url = service.address()
@@ -71,7 +78,7 @@ def test_the_same_sessions_offline_and_over_http_give_identical_lists_and_figure
     answers: list[list[int]] = []
     for policy in map(repeat_policy, ("allow", "never", "after:1", "after:5")):
         local = recommender.lists(inputs, policy)
-        with HttpRecommender(url, data.catalogue, opened.catalogue) as served:
+        with HttpRecommender(url, data.catalogue, opened) as served:
             for (rows, scores), (rows_served, scores_served) in zip(local, served.lists(inputs, policy), strict=True):
                 assert len(rows) == 100
                 assert rows.tolist() == rows_served.tolist()
@@ -87,6 +94,37 @@ def test_a_service_of_another_release_is_not_measured_by_mistake(
     done = preloaded(COMMANDS).run(SEGUE, "evaluate", release, dataset, "--url", url)
     assert done.returncode == 2
     assert "serve the release that you evaluate" in done.stderr
+
+
+def test_every_list_is_of_the_evaluated_release_and_its_model(
+    tiny_release: Release, releases_dir: Path, tmp_path: Path, start_service: Callable[..., Any]
+) -> None:
+    """Neither an A/B test nor a swap gives lists of another release, and a fallback is no list of the model."""
+    catalogue = tiny_release.catalogue
+    of_session = Sessions(np.array([1]), np.array([False]), np.array([0, 1]))
+    folders = {"release": releases_dir / "first", "releases_dir": releases_dir}
+    url = start_service(**folders, experiment="second:1").address()
+    with HttpRecommender(url, catalogue, tiny_release) as served:
+        [(rows, scores)] = served.lists(of_session)
+    [local] = recommender_of(tiny_release).recommend(of_session, LIST_LENGTH)
+    assert rows.tolist() == local.rows.tolist()
+    assert np.allclose(scores, local.scores, atol=1e-5)
+
+    url = start_service(**folders, data_dir=tmp_path / "swapped").address()
+    with HttpRecommender(url, catalogue, tiny_release) as served:
+        assert httpx.put(f"{url}/releases/current", json={"name": "second"}, trust_env=False).status_code == 200
+        with pytest.raises(SegueError, match=tiny_release.name):
+            served.lists(of_session)
+
+    broken = (
+        "import service.releases.rankers as o; encode = o.OnnxEncoder.encode;"
+        "o.OnnxEncoder.encode = lambda self, windows: 1 / 0 if (windows.tracks == 14).any() else encode(self, windows)"
+    )
+    url = start_service(prelude=broken, data_dir=tmp_path / "broken").address()
+    with HttpRecommender(url, catalogue, tiny_release) as served:
+        with pytest.raises(SegueError, match="answered with popular tracks"):
+            served.lists(replace(of_session, rows=np.array([14])))
+        assert len(served.lists(replace(of_session, offsets=np.array([0, 0])))[0][0]) > 0  # not a failure
 
 
 def test_a_service_with_keys_is_asked_with_the_one_in_the_environment(

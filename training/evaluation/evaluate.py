@@ -78,11 +78,12 @@ class LocalRecommender:
 class HttpRecommender:
     """Requests recommendations from a running service, after it has sent the plays of each session as events."""
 
-    def __init__(self, url: str, dataset: Catalogue, release: Catalogue, key: str | None = None) -> None:
+    def __init__(self, url: str, dataset: Catalogue, release: Release, key: str | None = None) -> None:
         """Create the HTTP client for the service at `url`.
 
-        `dataset` and `release` are catalogues. They convert rows to track ids and track ids to rows. `key` is an API
-        key with the scope `admin`, which the service requires to delete the evaluation sessions.
+        `dataset` converts rows to track ids. `release` is the one to evaluate: every request names it, so that neither
+        a swap nor an A/B test can give lists of another release. `key` is an API key with the scope `admin`, which the
+        service requires to delete the evaluation sessions.
         """
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(base_url=url, timeout=30.0, headers=headers)
@@ -117,11 +118,24 @@ class HttpRecommender:
         try:
             for start in range(0, len(events), 100):
                 self._ask("POST", f"/sessions/{session}/events", json={"events": events[start : start + 100]})
-            params = {"session_id": session, "k": LIST_LENGTH, "repeat": repeat.text, "caution": caution}
-            items = self._ask("GET", "/recommendations", params=params).json()["items"]
+            params = {
+                "session_id": session,
+                "k": LIST_LENGTH,
+                "repeat": repeat.text,
+                "caution": caution,
+                "release": self._release.name,
+            }
+            answer = self._ask("GET", "/recommendations", params=params).json()
         finally:
             self._ask("DELETE", f"/sessions/{session}")
-        rows = self._release.rows([item["track_id"] for item in items])
+        has_known = bool((self._release.catalogue.rows([one.track_id for one in plays]) != PAD_ROW).any())
+        if answer["source"] == "popularity" and has_known:
+            raise SegueError(
+                f"--url {self._url}: it answered with popular tracks, because its model or Redis failed for a moment: "
+                "see its log, and evaluate again"
+            )
+        items = answer["items"]
+        rows = self._release.catalogue.rows([item["track_id"] for item in items])
         return rows, np.array([item["score"] for item in items], dtype=np.float32)
 
     def _ask(self, method: str, path: str, **rest: Any) -> httpx.Response:

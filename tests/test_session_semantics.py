@@ -294,17 +294,23 @@ def test_the_latest_plays_are_kept_and_positions_go_on(stores: Stores, session_i
         (["a", "b", "c"], [play("d")], 3),  # the list is logged after the next play
         (["a", "b", "c"], [skip("c"), play("c")], 3),  # the latest play became a skip, and was played again
         (["a", "b", "c"], [play("d"), play("e")], None),  # the latest play is not kept any more
-        (["a"], [play("d"), play("e"), play("f")], 1),  # all plays were kept when the list was served
+        (["a"], [play("d")], 1),  # all plays were kept when the list was served
+        (["a"], [play("d"), play("e")], None),
+        (["a"], None, None),  # erased, and another session has its id
+        (["a", "b"], None, None),
     ],
 )
 def test_a_list_has_the_position_of_the_play_after_it(
-    stores: Stores, session_id: str, before: list[str], after: list[Event], position: int | None
+    stores: Stores, session_id: str, before: list[str], after: list[Event] | None, position: int | None
 ) -> None:
     async def use(store: SessionStore, client: Any) -> list[Any]:
         plays = (await store.append(session_id, [play(track) for track in before], with_plays=True)).plays
         await asyncio.sleep(0.002)  # the time of a play is part of what finds it
-        if after:
-            await store.append(session_id, after)
+        if after is None:
+            await store.erase(session_id)
+        following = [play(track) for track in before] if after is None else after
+        if following:
+            await store.append(session_id, following)
         assert await store.log_list(session_id, plays, 1, {"release": "r"}) == 0
         entries = await client.xrange(lists_of(bucket_of(session_id)))
         return [fields for _, fields in entries if fields["session_id"].startswith(f"{session_id}@")]
@@ -313,6 +319,26 @@ def test_a_list_has_the_position_of_the_play_after_it(
     assert [(one["position"], one["at"], one["release"]) for one in logged] == (
         [] if position is None else [(str(position), "1", "r")]
     )
+
+
+def test_a_list_that_is_stored_late_does_not_replace_a_later_one(stores: Stores, session_id: str) -> None:
+    async def use(store: SessionStore, _: Any) -> list[list[str]]:
+        credited = []
+        await store.append(session_id, [play("a")])
+        await store.append(session_id, [play("b")])
+        await store.remember(session_id, 2, "later", ["x", "y"])
+        await store.remember(session_id, 1, "late", ["x", "y"])
+        credited.append((await store.append(session_id, [play("x")])).attributions)
+        await store.remember(session_id, 3, "third", ["y"])
+        await store.remember(session_id, 3, "again", ["y"])
+        credited.append((await store.append(session_id, [skip("y")])).attributions)
+        await store.erase(session_id)
+        await store.append(session_id, [play("a")])
+        await store.remember(session_id, 4, "of the erased session", ["z"])
+        credited.append((await store.append(session_id, [play("z")])).attributions)
+        return credited
+
+    assert stores(use) == [["P\tlater"], ["S\tagain"], []]
 
 
 def test_a_session_is_over_after_the_idle_gap(stores: Stores, session_id: str) -> None:

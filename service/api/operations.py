@@ -57,7 +57,7 @@ async def metrics(service: Service) -> Response:
     return Response(service.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/operations", tags=["operations"])
+@router.get("/operations", tags=["operations"], responses=problem_responses(503))
 async def operations(service: Service) -> Operations:
     """Return the status of the service: traffic, latency, releases, Redis and the event log, over all workers."""
     return await service.status.look()

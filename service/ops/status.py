@@ -22,7 +22,7 @@ from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from segue.catalogue import FIRST_TRACK_ROW
-from segue.errors import ModelUnavailable, SegueError
+from segue.errors import ModelUnavailable, Overloaded, SegueError
 from segue.sessions import Play
 from service.ops.metrics_snapshot import EventNumbers, MetricsSnapshot, ReleaseNumbers, RouteNumbers
 from service.releases.experiment import ExperimentBody
@@ -227,10 +227,16 @@ class ServiceStatus:
         )
 
     async def look(self) -> Operations:
-        """Return the state of the service. Each step has the time limit LIMIT_S, so the call always ends."""
+        """Return the state of the service. Each step has the time limit LIMIT_S, so the call always ends.
+
+        Raises Overloaded if the metrics cannot be read in this time.
+        """
         store = await self._store.look()
         at = time.time()
-        numbers = MetricsSnapshot(await self._reading(self._telemetry.families))
+        try:
+            numbers = MetricsSnapshot(await self._reading(self._telemetry.families))
+        except TimeoutError as error:
+            raise Overloaded(f"{error}: try again in a moment") from error
         return Operations(
             instance=self._telemetry.instance,
             at=at,

@@ -167,10 +167,10 @@ class Attribution:
         self._telemetry = telemetry
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def remember(self, session_id: str, answer: RecommendResult) -> None:
-        """Start to store a recommended list if the session is in the sample. Does not wait until it is stored."""
+    def remember(self, session_id: str, plays: int, answer: RecommendResult) -> None:
+        """Start to store the list after `plays` stored plays if the session is in the sample. Does not wait for it."""
         if session_id in self._sample and len(self._tasks) < _MAX_STORING:
-            task = asyncio.create_task(self._remember(session_id, answer))
+            task = asyncio.create_task(self._remember(session_id, plays, answer))
             self._tasks.add(task)  # asyncio itself keeps no reference
             task.add_done_callback(self._tasks.discard)
 
@@ -186,7 +186,7 @@ class Attribution:
             if kind != "P":
                 self._telemetry.attributed_skips.labels(release).inc()
 
-    async def _remember(self, session_id: str, answer: RecommendResult) -> None:
+    async def _remember(self, session_id: str, plays: int, answer: RecommendResult) -> None:
         track_ids = [answer.release.catalogue.track_id(row) for row in answer.rows]
         with contextlib.suppress(StoreUnavailable):  # the list is lost; metrics show that Redis is unavailable
-            await self._store.remember(session_id, answer.release.name, track_ids)
+            await self._store.remember(session_id, plays, answer.release.name, track_ids)

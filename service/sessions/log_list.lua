@@ -6,20 +6,20 @@
 --       entry (service/sessions/event_log.py)
 -- Returns entries dropped from the full stream
 --
--- Lists are logged a moment after they are served, so further plays may be stored by now. If the number of plays before
--- the list is not known, it is found by the latest of them. Nothing is logged if the session was erased in the meantime.
+-- Lists are logged a moment after they are served. By then further plays may be stored, or the session may be erased
+-- and another may have its id. So the latest play before the list is looked for, and nothing is logged without it.
 local facts = redis.call('HMGET', KEYS[1], 'started', 'appended')
 if not facts[1] then return 0 end
 local appended, position = tonumber(facts[2]), tonumber(ARGV[3])
-for back = 1, position and 0 or redis.call('LLEN', KEYS[2]) do
-  local at, track = string.match(redis.call('LINDEX', KEYS[2], -back), '^%a\t(-?%d*)\t%d*\t(.*)$')
+local first, last = 1, redis.call('LLEN', KEYS[2]) -- places of plays, from the end
+if position then first, last = appended - position + 1, appended - position + 1 end
+for back = first, last do
+  local at, track = string.match(redis.call('LINDEX', KEYS[2], -back) or '', '^%a\t(-?%d*)\t%d*\t(.*)$')
   if at == ARGV[5] and track == ARGV[6] then
-    position = appended - back + 1
-    break
+    local before = redis.call('XLEN', KEYS[3])
+    redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[1], '*', 'session_id', ARGV[2] .. '@' .. facts[1],
+      'position', appended - back + 1, 'at', ARGV[4], unpack(ARGV, 7))
+    return before + 1 - redis.call('XLEN', KEYS[3])
   end
 end
-if not position or appended < position then return 0 end
-local before = redis.call('XLEN', KEYS[3])
-redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[1], '*', 'session_id', ARGV[2] .. '@' .. facts[1],
-  'position', position, 'at', ARGV[4], unpack(ARGV, 7))
-return before + 1 - redis.call('XLEN', KEYS[3])
+return 0

@@ -299,16 +299,17 @@ class SessionStore:
         arguments: list[str | int] = [self._idle_gap_ms, lines]
         return bool(await self._send(self._set_station.call(keys_of(session_id)[:3], arguments, repeatable=True)))
 
-    async def remember(self, session_id: str, release: str, track_ids: Sequence[str]) -> None:
-        """Store the list that a release recommended with the session, in place of the previous list."""
+    async def remember(self, session_id: str, plays: int, release: str, track_ids: Sequence[str]) -> None:
+        """Store the list that a release recommended after `plays` stored plays, unless a later list is stored."""
         recommended = "\n".join((release, *track_ids, ""))
-        await self._send(self._remember.call(keys_of(session_id)[1:2], [recommended], repeatable=True))
+        await self._send(self._remember.call(keys_of(session_id)[1:2], [recommended, plays], repeatable=True))
 
     async def log_list(self, session_id: str, plays: Sequence[Play], at_ms: int, fields: Mapping[str, str]) -> int:
         """Log a list that was served to the session. Returns the entries dropped from the full stream.
 
         `plays` are the stored plays that the list followed, at least one. `fields` are those of an entry besides
-        session, position and time (service/sessions/event_log.py). Nothing is logged if the session was erased.
+        session, position and time (service/sessions/event_log.py). Nothing is logged if the session was erased, or has
+        dropped these plays since.
         """
         position = len(plays) if len(plays) < self._max_plays else ""  # "": older plays may have been dropped
         pairs = [part for pair in fields.items() for part in pair]

@@ -34,15 +34,16 @@ function show(open) {
 export async function compareAgain() {
   if (byId("compare-part").hidden) return;
   const number = ++asked;
-  const questions = live.map(({ name }) => call(`recommendations?${new URLSearchParams({ session_id: state.id, k: NEXT, repeat: REPEAT, ...listOptions(), release: name })}`));
+  const releases = live; // they may change before the answers
+  const questions = releases.map(({ name }) => call(`recommendations?${new URLSearchParams({ session_id: state.id, k: NEXT, repeat: REPEAT, ...listOptions(), release: name })}`));
   const flipped = hadItBeenPlayed();
-  const others = flipped ? live.map(({ name }) => supposed(flipped, name, NEXT)) : [];
+  const others = flipped ? releases.map(({ name }) => supposed(flipped, name, NEXT)) : [];
   const [answers, alternatives] = await Promise.all([Promise.all(questions), Promise.all(others)]).catch(failed) ?? [];
   if (!answers || number !== asked) return; // the session has moved on
   answers.forEach(({ items }) => remember(items));
   const ranks = answers.map(({ items }) => new Map(items.map((item) => [item.track_id, item.rank])));
   byId("compare-words").textContent = inWords(ranks);
-  byId("compare-lists").replaceChildren(...answers.map((answer, at) => listOf(answer, live[at], ranks[1 - at], alternatives[at])));
+  byId("compare-lists").replaceChildren(...answers.map((answer, at) => listOf(answer, releases[at], ranks[1 - at], alternatives[at])));
 }
 
 /** Show the error. After a 404 read the live releases: one may have been swapped out. */

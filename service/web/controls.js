@@ -92,13 +92,14 @@ export function showStation() {
 }
 
 async function toggleStation() {
-  const artist = station?.session === state.id ? null : state.now?.artist;
-  const path = `sessions/${encodeURIComponent(state.id)}/station`;
+  const { id } = state; // another session may begin before the answer
+  const artist = station?.session === id ? null : state.now?.artist;
+  const path = `sessions/${encodeURIComponent(id)}/station`;
   try {
     const body = JSON.stringify({ artists: [artist], weight: STATION_WEIGHT });
     await call(path, artist ? { method: "PUT", headers: { "Content-Type": "application/json" }, body } : { method: "DELETE" });
-    station = artist && { artist, session: state.id };
-    handlers.stationed(artist);
+    station = artist && { artist, session: id };
+    if (id === state.id) handlers.stationed(artist);
   } catch (error) {
     if (NOT_HERE.includes(error.status)) features.station = false;
     else handlers.failed(error);

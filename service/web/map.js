@@ -17,8 +17,9 @@ const MOVED_MS = 450; // duration of the animation of the path's last step, the 
 const FOLLOWED = 4; // largest zoom while following, so that the surroundings stay visible
 const NAMED = 20; // plays named in the text alternative
 
-let release = null; // the release of the map
+let release = null; // the release of the latest list
 let points = null;
+let drawn = null; // the release of the points
 let marks = [];
 let movement = { began: -Infinity };
 let move = null; // { from, to, words }: where the session stood before the latest skip, and where it stands
@@ -29,7 +30,7 @@ let colours = null;
 let choices = null;
 let scheduled = false;
 let pointing = 0;
-const names = new Map(); // position -> track
+let names = new Map(); // position -> track
 
 /** Show the move that the skip of a track caused, until the next action; null to show none. */
 export function showMove(track) {
@@ -61,7 +62,8 @@ export async function showMap(answer, onChoice, skipped = null) {
     const content = await bytes(`map?${new URLSearchParams({ limit: MOST, release })}`);
     if (answer.release !== release) return; // another release has been selected meanwhile
     points = new Points(content);
-    names.clear();
+    drawn = release;
+    names = new Map();
     regions = regionsOf(mostPlayed(), (at) => points.placeOf(at), points.count);
     byId("map").dataset.regions = regions.map((region) => region.name).join("|");
     const shown = `${points.count.toLocaleString("en")} ${points.count === MOST ? "most played " : ""}tracks`;
@@ -163,8 +165,9 @@ async function trackAt(across, down) {
   if (mark) return { track: trackOf(mark.track.track_id), place: mark.place, role: mark.kind === "next" ? `next track, rank ${mark.rank}` : mark.kind };
   const position = points ? points.nearest(view, across, down, REACH * view.ratio) : -1;
   if (position < 0) return null;
-  if (!names.has(position)) names.set(position, await call(`map/tracks/${position}?${new URLSearchParams({ release })}`));
-  return { track: names.get(position), place: points.placeOf(position), role: "" };
+  const [known, place] = [names, points.placeOf(position)]; // another release may be selected before the answer
+  if (!known.has(position)) known.set(position, await call(`map/tracks/${position}?${new URLSearchParams({ release: drawn })}`));
+  return { track: known.get(position), place, role: "" };
 }
 
 /** Show the name of the track at a pixel. `aloud`: also announce it, for keyboard use; with a mouse that would be too much. */

@@ -1,5 +1,6 @@
 // The player: play, skip, and watch the next tracks change. Plain modules, no build step, no third-party code.
 
+import { act, isBusy, listenToActions } from "./actions.js";
 import { callUntilAnswered, keepKey, listenForKeys, listenToTimes, watch } from "./api.js";
 import { compareAgain, compareLive, toggleCompare } from "./compare.js";
 import { feedbackOf, listenToControls, loadFeatures, showOptions, showStation } from "./controls.js";
@@ -18,37 +19,13 @@ import { hideStory, quoted, tellStory } from "./story.js";
 const HOLD_MS = 1500; // how long "Skipped" is shown before the next track starts
 const EXPLAINED_AGAIN_MS = [500, 1000, 2000];
 
-let busy = false;
-let waiting = null;
 let watching = new AbortController();
+let watched = null; // the id of the session that is followed
+let missed = null; // the plays of the latest message of the stream during an action
+let explaining = 0; // number of the latest request for reasons
 let held = null; // { track, timer }: the track that starts in a moment, after a skip
 let skipped = null; // { track, before }: the latest skip, until the next action; `before` are the plays before it
 let supposing = false; // whether the list of "what if you had played it?" is shown
-
-/**
- * Run one action at a time. While one runs, only the latest further action waits; it is dropped if the current one fails.
- * An error is shown at the edge of the window.
- */
-async function act(action) {
-  if (busy) {
-    waiting = action;
-    return;
-  }
-  busy = true;
-  try {
-    await action();
-    tell("");
-  } catch (error) {
-    if (!error.isGivenUp) waiting = null;
-    tell(error.isGivenUp ? "" : error.message);
-  } finally {
-    busy = false;
-    showControls();
-  }
-  const following = waiting;
-  waiting = null;
-  if (following) await act(following);
-}
 
 // ---- actions of the listener
 
@@ -114,6 +91,7 @@ function enqueue(track) {
 
 /** Skip the current track and show what that changes. The next track starts in a moment. */
 function skip() {
+  const pressed = { track: state.now?.track_id, ms: heard() }; // the skip may have to wait, and the clock goes on
   return act(async () => {
     startHeld();
     if (!state.now) return; // the action before this one has already finished the track
@@ -123,7 +101,7 @@ function skip() {
     const plays = state.isStarted ? [...state.plays, { track_id: track.track_id, outcome: "played" }] : state.plays;
     rememberRanks("skip");
     setStarted(false);
-    const { items } = await reported("skip", track, heard());
+    const { items } = await reported("skip", track, pressed.track === track.track_id ? pressed.ms : heard());
     skipped = { track, before: plays };
     state.now = null;
     held = { track: state.queue.shift() ?? firstNext() };
@@ -131,14 +109,16 @@ function skip() {
     showQueue();
     showSkipped(track, held.track);
     if (isStill()) startHeld();
-    else held.timer = setTimeout(() => act(startHeld), HOLD_MS);
+    else held.timer = setTimeout(() => act(startHeld, { byTimer: true }), HOLD_MS);
     explainNext();
   });
 }
 
 /** Finish the current track as played and start the next one: from the queue, or else the first recommendation. */
-function finish() {
+function finish({ byTimer = false } = {}) {
+  const ended = state.now?.track_id;
   return act(async () => {
+    if (byTimer && state.now?.track_id !== ended) return; // the listener was faster
     startHeld();
     const track = state.now;
     if (!track) return;
@@ -151,17 +131,18 @@ function finish() {
     }
     startTrack(state.queue.shift() ?? firstNext());
     explainNext();
-  });
+  }, { byTimer });
 }
 
 /** The current track was heard for so long that it counts as played. */
 function count() {
+  const heardLong = state.now?.track_id;
   return act(async () => {
-    if (!state.isStarted) return;
+    if (!state.isStarted || state.now?.track_id !== heardLong) return;
     skipped = null;
     await countPlay(state.now, ["You are listening to ", quoted(state.now)]);
     explainNext();
-  });
+  }, { byTimer: true });
 }
 
 /** Start the track that follows a skip. */
@@ -225,10 +206,11 @@ function showSupposing() {
  */
 async function explainNext() {
   const { plays } = state;
-  const isOver = () => plays !== state.plays || busy || supposing;
+  const number = ++explaining; // a change of release, options or station leaves the plays as they are
+  const isOld = () => number !== explaining || plays !== state.plays || supposing;
   if (skipped) {
     const answer = await supposed(hadItBeenPlayed(), currentAnswer().release).catch(() => null);
-    if (plays !== state.plays || supposing) return;
+    if (isOld()) return;
     if (answer) {
       supposePlayed(answer.items);
       showAnswer(currentAnswer());
@@ -236,7 +218,7 @@ async function explainNext() {
   }
   for (const wait of EXPLAINED_AGAIN_MS) {
     const answer = await explained().catch(() => null);
-    if (isOver()) return;
+    if (isOld() || isBusy()) return;
     if (answer) {
       showExplained(answer);
       if (skipped) onMap(({ showMove }) => showMove(skipped?.track ?? null));
@@ -263,29 +245,38 @@ function onMap(draw) {
 
 async function openSession() {
   await open();
+  showOpened();
+  showExplained(await explained());
+  compareAgain();
+}
+
+/** Show the session, and follow it from now on. */
+function showOpened() {
   showSession();
   showNow();
   showQueue();
-  showExplained(await explained());
-  compareAgain();
   watchSession();
 }
 
 /** Follow changes made in another tab or on another device, and reconnect after an outage. */
 function watchSession() {
+  const { id } = state;
   watching.abort();
   watching = new AbortController();
+  watched = id;
+  missed = null;
   if (document.hidden) return; // a browser opens only six connections to a host, shared by all tabs
   watch(streamPath(), {
-    session: ({ plays }) => follow(plays),
-    away: () => { if (!busy) tell("Sessions are unavailable. Retrying…"); },
-    lost: () => { if (!busy) tell("The service does not answer. Retrying…"); },
-    found: () => { if (!busy) tell(""); },
+    session: ({ plays }) => { if (id === state.id) follow(plays); },
+    away: () => { if (!isBusy()) tell("Sessions are unavailable. Retrying…"); },
+    lost: () => { if (!isBusy()) tell("The service does not answer. Retrying…"); },
+    found: () => { if (!isBusy()) tell(""); },
   }, watching.signal);
 }
 
 function follow(plays) {
-  if (busy) return; // the response to the action contains more
+  missed = isBusy() ? plays : null;
+  if (missed) return; // the response to the action contains more, but for what happens elsewhere at this moment
   if (!byId("error").hidden) tell("");
   const before = state.now?.track_id;
   if (!takeOver(plays)) return;
@@ -357,6 +348,13 @@ byId("key-form").addEventListener("submit", (event) => {
 });
 byId("compare").addEventListener("click", toggleCompare);
 document.addEventListener("visibilitychange", watchSession);
+listenToActions({
+  ended: () => {
+    if (watched !== state.id) showOpened(); // a new session has begun, and could not be opened
+    showControls();
+  },
+  idle: () => { if (missed?.length > state.plays.length) follow(missed); }, // with plays of another tab
+});
 listenToKeys({
   c: toggleCompare,
   r: chooseOther,
@@ -366,7 +364,7 @@ listenForKeys(() => { byId("key-form").hidden = false; });
 listenToTimes(({ last, median }) => {
   byId("latency").textContent = `Last response ${last.toFixed(0)} ms, median ${median.toFixed(0)} ms`;
 });
-listenToClock({ counted: count, ended: finish });
+listenToClock({ counted: count, ended: () => finish({ byTimer: true }) });
 listenToSearch(choices, tell);
 listenToShowMe({ begin: () => act(() => newSession()), play, skip });
 listenToControls({ changed: () => listAgain("options", "You changed the options"), stationed: (name) => listAgain("options", name ? `Radio from ${name}` : "The radio ended"), failed: (error) => tell(error.message) });

@@ -757,6 +757,34 @@ class TestSlices:
             found.append(part)
         assert "".join(found) == (text.partition("\n")[2] if kind == "events" else text)
 
+    @pytest.mark.parametrize("end", ["", "\n"])
+    def test_a_log_that_grows_while_it_is_read_loses_no_line(self, folder: Folder, end: str) -> None:
+        """Also if only the begin of its last line was there when it was divided. Later lines are not read."""
+        lines = [f"t{number}" for number in range(100)]
+        file = folder.write("log", ("\n".join(lines) + end).encode())
+        slices = slices_of(file, "lfm1k", 100)
+        assert len(slices) == 4
+        found = ""
+        for slice_ in slices:
+            with opened(slice_, "lfm1k", folder.scratch) as plain:
+                found += plain.path.read_text()
+            with file.open("a") as log:
+                log.write("x\n" + "more\n" * 20)
+        assert found.split() == [*lines[:-1], "t99" if end else "t99x"]
+
+    def test_a_file_that_is_replaced_while_it_is_read_is_told_in_one_line(self, folder: Folder) -> None:
+        for content in (CSV.encode() * 9, parquet()):
+            file = folder.write("log", content)
+            first, second, *_ = slices_of(file, "events", len(content) // 3)
+            with opened(first, "events", folder.scratch):
+                pass
+            file.write_bytes(content[: len(content) // 2] if content[:4] != b"PAR1" else parquet() + b"PAR1")
+            with (
+                pytest.raises(BadLog, match="was replaced while it was read"),
+                opened(second, "events", folder.scratch),
+            ):
+                pass
+
     def test_rows_of_parquet_are_sliced(self, folder: Folder) -> None:
         file = LogFile(folder.write("log", parquet()))
         found: list[str] = []

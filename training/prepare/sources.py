@@ -80,6 +80,7 @@ class FileSlice(NamedTuple):
     number: int = 0
     of: int = 1
     file_number: int | None = None  # the index of the file in the log from 0, None in a log of one file
+    size: int | None = None  # bytes of the file when it was divided: a log may grow while it is read
 
 
 InputSplit: TypeAlias = tuple[FileSlice, ...]
@@ -136,7 +137,7 @@ def input_splits(
             splits.append(tuple(small))
             small, small_bytes = [], 0
         if slices > 1:
-            splits.extend((FileSlice(file, number, slices, file_number),) for number in range(slices))
+            splits.extend((FileSlice(file, number, slices, file_number, size),) for number in range(slices))
         else:
             small.append(FileSlice(file, file_number=file_number))
             small_bytes += size
@@ -190,12 +191,14 @@ def opened(slice_: FileSlice, kind: LogKind, scratch: Path, encoding: str = "") 
     default UTF-8. Bytes that are not UTF-8 in such text are left to the reader.
 
     Raises:
-        BadLog: The file cannot be read, is damaged, is no log, or is not in the encoding.
+        BadLog: The file cannot be read, is damaged, is no log, is not in the encoding, or is not what was divided.
 
     """
     file, name = slice_.file, str(slice_.file)
     form = _form_of(file, encoding)
     sliced = slice_.of > 1 and form.content != "parquet"
+    if slice_.size is not None and (file.size() < slice_.size or (not sliced and file.size() != slice_.size)):
+        raise BadLog(f"{name} was replaced while it was read: run the command again when nothing writes it")
     if form.is_plain and not sliced:
         yield PlainFile(file.path, form.content, name, form.is_lfm1b)
         return
@@ -322,10 +325,14 @@ def _copy_lines(slice_: FileSlice, form: _Form, write: Callable[[bytes], object]
 
 
 def _range_of(slice_: FileSlice, text: mmap.mmap, *, headed: bool) -> tuple[int, int]:
-    """Return the byte positions of the begin and the end of the lines of a slice."""
+    """Return the byte positions of the begin and the end of the lines of a slice.
+
+    Lines that were appended after the file was divided are in no slice.
+    """
+    size = len(text) if slice_.size is None else slice_.size
     first = _line_from(text, 1) if headed else 0
-    start = max(first, _line_from(text, len(text) * slice_.number // slice_.of))
-    return start, max(first, _line_from(text, len(text) * (slice_.number + 1) // slice_.of))
+    start = max(first, _line_from(text, size * slice_.number // slice_.of))
+    return start, max(first, _line_from(text, size * (slice_.number + 1) // slice_.of))
 
 
 def _line_from(text: mmap.mmap, place: int) -> int:

@@ -244,6 +244,7 @@ class TestInterrupted:
         found = Checkpoints(tmp_path / "stopped", OPTIONS.model_dump()).load()
         assert found is not None
         assert found[0].epoch * 8 + found[0].step == steps
+        assert found[0].seconds > 0  # also of an epoch that has not ended
         assert weights(run(tmp_path / "stopped")) == weights(run(tmp_path / "whole"))
 
     def test_a_second_signal_ends_it_at_once(self, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class Progress:
     step: int = 0  # finished steps of the current epoch
     best: tuple[float, float] = (-1.0, -1.0)  # best validation HR@10 so far, and its MRR@10, which breaks ties
     best_epoch: int = -1
-    seconds: float = 0.0  # total time of the finished epochs, including validation
+    seconds: float = 0.0  # total time of training so far, including validation
     history: list[dict[str, float]] = field(default_factory=list)  # one entry per finished epoch
     sums: dict[str, float] = field(default_factory=dict)  # loss terms of the current epoch, summed over its steps
 

@@ -38,7 +38,7 @@ from training.notes import training_notes
 from training.options import NeuralOptions, Options, ServedOptions
 from training.processes import Processes, is_distributed
 from training.registry import MODELS, ModelJob, TrainedModel
-from training.run_log import MultiReporter, RunFolder, environment, source_commit
+from training.run_log import MultiReporter, RunFolder, environment
 
 if TYPE_CHECKING:
     from training.models.encoders.encoder import Encoder
@@ -129,9 +129,10 @@ def train_distributed(
         raise BadOption(f"--model {job.model} is trained by one process: start it without torchrun")
     model = MODELS[job.model]
     importlib.import_module(model.module)  # before `environment()`, which reports on torch only if torch is imported
-    run, reporters = None, reporter
+    run, reporters, commit = None, reporter, None
     if processes.is_main:
         start = environment() | {"processes": processes.world}
+        commit = start["commit"]  # of the code that trains: a checkout may change during hours of training
         run = RunFolder(job.run_folder, _identity(job), start, resumed=checkpoints.exist())
         reporters = MultiReporter(run, reporter)
     validation = examples(job.dataset, job.split, "validation", job.targets)
@@ -147,7 +148,7 @@ def train_distributed(
             trained = _with_play_head(
                 job, trained._replace(evaluation=_with_facts(trained, job, catalogue, notes)), part
             )
-            release = _write(job, trained, catalogue)
+            release = _write(job, trained, catalogue, commit)
     if run is not None and release is not None:
         run.finish(release.name, trained.history)
         checkpoints.remove()
@@ -222,14 +223,16 @@ def _with_play_head(job: TrainingJob, trained: TrainedModel, part: SessionViews)
     return trained._replace(evaluation=facts, arrays={**trained.arrays, **fitted.head.arrays()})
 
 
-def _write(job: TrainingJob, trained: TrainedModel, catalogue: Catalogue) -> Release:
+def _write(job: TrainingJob, trained: TrainedModel, catalogue: Catalogue, commit: str | None) -> Release:
     if trained.encoder is None:
-        draft = _draft(job, trained, None)
+        draft = _draft(job, trained, None, commit)
         return write_release(job.out, draft, catalogue, trained.arrays, overwrite=job.overwrite)
-    return _write_encoder(job, trained, trained.encoder, catalogue)
+    return _write_encoder(job, trained, trained.encoder, catalogue, commit)
 
 
-def _write_encoder(job: TrainingJob, trained: TrainedModel, encoder: "Encoder", catalogue: Catalogue) -> Release:
+def _write_encoder(
+    job: TrainingJob, trained: TrainedModel, encoder: "Encoder", catalogue: Catalogue, commit: str | None
+) -> Release:
     from training.export_onnx import check_parity, export_encoder, item_embeddings
     from training.models.encoders.encoder import SessionEncoder
     from training.track_map import track_map
@@ -243,7 +246,7 @@ def _write_encoder(job: TrainingJob, trained: TrainedModel, encoder: "Encoder", 
     weights = {ENCODER_WEIGHTS: encoder_weights(encoder)} if isinstance(encoder, SessionEncoder) else {}
     return write_release(
         job.out,
-        _draft(job, trained, encoder.item_embeddings.embedding_dim),
+        _draft(job, trained, encoder.item_embeddings.embedding_dim, commit),
         catalogue,
         {
             ITEM_EMBEDDINGS: matrix,
@@ -258,7 +261,7 @@ def _write_encoder(job: TrainingJob, trained: TrainedModel, encoder: "Encoder", 
     )
 
 
-def _draft(job: TrainingJob, trained: TrainedModel, dimension: int | None) -> ReleaseMetadata:
+def _draft(job: TrainingJob, trained: TrainedModel, dimension: int | None, commit: str | None) -> ReleaseMetadata:
     neural = job.options if isinstance(job.options, NeuralOptions) else None
     fields = ("objective", "alpha", "beta", "temperature", "negatives")
     return ReleaseMetadata(
@@ -270,7 +273,7 @@ def _draft(job: TrainingJob, trained: TrainedModel, dimension: int | None) -> Re
         dataset=DatasetFacts(
             fingerprint=job.dataset.facts.fingerprint, source=job.dataset.facts.source, split=job.split
         ),
-        source_commit=source_commit(),
+        source_commit=commit,
         evaluation=trained.evaluation,
     )
 

@@ -157,8 +157,8 @@ class _Run:
         progress, options = self.progress, self.options
         order = epoch_order(options.seed, progress.epoch, len(self.training), len(self.training.whole.rows))
         remaining = order[progress.step * options.batch_size :]
-        started, saved, done_before = time.monotonic(), time.monotonic(), len(order) - len(remaining)
-        done = done_before
+        started = saved = counted = time.monotonic()
+        done = done_before = len(order) - len(remaining)
         at = progress.epoch, progress.step
         on_cpu = self.device.type == "cpu"
         shard = self.processes.shard
@@ -172,12 +172,14 @@ class _Run:
             reporter.step(progress.epoch, done, len(order), self._means())
             stopping = self.processes.any_process(self.stop.requested)
             if stopping or self.processes.broadcast_decision(time.monotonic() - saved > CHECKPOINT_EVERY_S):
+                progress.seconds += time.monotonic() - counted
+                counted = time.monotonic()
                 self._save()
                 saved = time.monotonic()
                 self._interrupt_if(stopping)
         rate = (done - done_before) / max(time.monotonic() - started, 1e-9)
         line = self._finish_epoch(rate)
-        progress.seconds += time.monotonic() - started
+        progress.seconds += time.monotonic() - counted
         self._save()
         reporter.epoch(line)
         self._interrupt_if(self.processes.any_process(self.stop.requested))

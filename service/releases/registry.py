@@ -194,10 +194,12 @@ class ReleaseRegistry:
 
         def open_and_point() -> tuple[ActiveRelease, PointerState]:
             with folder.locked():
-                ended = self._ended_by(name, folder, end_experiment=end_experiment)
+                if not end_experiment:
+                    self._check_experiment(name, folder)
                 live = self._served(self._validate_and_open(folder.find(name)))
                 if self._leaving.is_set():
                     raise SwapRefused("the service is shutting down: retry the swap after the restart")
+                ended = self._end_of_experiment(name, folder, end_experiment=end_experiment)
                 return live, folder.point(name, self._before(folder, name), ended)
 
         with self._exclusive_swap(), self._count_rejections(name):
@@ -210,17 +212,20 @@ class ReleaseRegistry:
             self._replace(live, seen)
             return self.current
 
-    def _ended_by(self, name: str, folder: ReleasesFolder, *, end_experiment: bool) -> str | None:
-        """Return the end of the A/B test, for the pointer that a swap writes. Raises EndsExperiment, BadRelease."""
+    def _check_experiment(self, name: str, folder: ReleasesFolder) -> None:
+        """Raise EndsExperiment if a swap changes an arm of the A/B test. Raises BadRelease."""
+        if self._experiment is not None and self._challenger is not None:
+            live = self.current.live.name, self._challenger.live.name
+            ended = self._end_of_experiment(name, folder, end_experiment=False)
+            self._experiment.check_swap(read_manifest(folder.find(name)), name, ended, live)
+
+    def _end_of_experiment(self, name: str, folder: ReleasesFolder, *, end_experiment: bool) -> str | None:
+        """Return the end of the A/B test, for the pointer that a swap writes now: validation may take minutes."""
         seen = folder.look()
         ended = seen.ended if seen is not None else None
-        if self._experiment is None or self._challenger is None:
+        if not end_experiment or self._experiment is None or self._challenger is None:
             return ended
-        if end_experiment:
-            return self._experiment.end(name, ended)
-        live = self.current.live.name, self._challenger.live.name
-        self._experiment.check_swap(read_manifest(folder.find(name)), name, ended, live)
-        return ended
+        return self._experiment.end(name, ended)
 
     def leave(self) -> None:
         """Stop validating releases and writing the pointer, because the service is shutting down."""

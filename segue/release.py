@@ -308,7 +308,8 @@ def write_release(
 def with_index(release: Release, index: bytes | None, facts: Mapping[str, Any]) -> Release:
     """Replace the index of a release and open the result. All other files stay unchanged.
 
-    `index` is the content of index.faiss, or None for exact search. `facts` is the content of index.json.
+    `index` is the content of index.faiss, or None for exact search. `facts` is the content of index.json. Raises
+    BadRelease if another release has taken its place since it was opened.
     """
     with new_folder(release.path, overwrite=True, marker=MANIFEST) as folder:
         for name in release.manifest.files:
@@ -317,6 +318,8 @@ def with_index(release: Release, index: bytes | None, facts: Mapping[str, Any]) 
         if index is not None:
             (folder / INDEX).write_bytes(index)
         (folder / INDEX_FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        if (now := read_manifest(release.path).name) != release.manifest.name:
+            raise BadRelease(f"{release.path} was replaced by {now} meanwhile: run the command again for its index")
         files = release.manifest.files | _facts_of(folder, only=_INDEX_FILES)
         if index is None:
             files.pop(INDEX, None)

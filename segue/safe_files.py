@@ -109,7 +109,8 @@ def new_folder(path: Path, *, overwrite: bool = False, marker: str, private: boo
 
     `marker` is the file that identifies a folder of the expected kind, such as `dataset.json` or `manifest.json`.
     `overwrite` replaces an existing folder at `path` only if it contains `marker`. Set `private` for listening data.
-    Raises InputError if `path` exists and must not be replaced.
+    Raises InputError if `path` exists and must not be replaced. If another process has created it meanwhile, the
+    finished folder is kept under another name, which the error states.
     """
     check_output_free(path, overwrite=overwrite, marker=marker)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,13 +126,16 @@ def new_folder(path: Path, *, overwrite: bool = False, marker: str, private: boo
         for file in unfinished.rglob("*"):
             if file.is_file():
                 flush(file)
-        if path.exists():
-            replaced = path.parent / f".{path.name}.{token}.replaced"
+        replaced = path.parent / f".{path.name}.{token}.replaced"
+        if overwrite and (path / marker).is_file():
             path.rename(replaced)
+        try:
             unfinished.rename(path)
-            shutil.rmtree(replaced)
-        else:
-            unfinished.rename(path)
+        except OSError as error:
+            if not path.exists():
+                raise
+            raise _kept(unfinished, path, token) from error
+        shutil.rmtree(replaced, ignore_errors=True)
         flush(path.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -142,22 +146,34 @@ def new_folder(path: Path, *, overwrite: bool = False, marker: str, private: boo
 def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary private file next to `path`, and rename it to `path` if the block ends without an error.
 
-    Raises InputError if `path` exists and `overwrite` is false, or if it is a folder.
+    Raises InputError if `path` exists and `overwrite` is false, or if it is a folder. If another process has created it
+    meanwhile, the finished file is kept under another name, which the error states.
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder: choose the name of a file for --out")
     if path.exists() and not overwrite:
         raise InputError(f"{path} already exists: choose another name for --out, or replace it with --overwrite")
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = private_file(path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.unfinished")
+    token = uuid.uuid4().hex[:8]
+    unfinished = private_file(path.parent / f".{path.name}.{token}.unfinished")
     try:
         yield unfinished
         flush(unfinished)
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise _kept(unfinished, path, token)
         unfinished.rename(path)
         flush(path.parent)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def _kept(unfinished: Path, path: Path, token: str) -> InputError:
+    """Keep what could not be renamed to `path`: it may have taken hours."""
+    kept = path.with_name(f"{path.name}.{token}")
+    unfinished.rename(kept)
+    flush(path.parent)
+    return InputError(f"{path} was created meanwhile and is left as it is: the result of this command is in {kept}")
 
 
 def _close_files(folder: Path) -> None:

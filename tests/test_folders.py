@@ -1,6 +1,7 @@
 """Folders that hold listening data are closed to other users, whatever the umask, unless a group shares them."""
 
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from segue.errors import InputError
-from segue.safe_files import new_folder, private_file, private_folder
+from segue.safe_files import new_file, new_folder, private_file, private_folder
 from training.data.dataset import open_dataset
 from training.data.sessions_parquet import FLAT_FOLDER, mapped_sessions
 from training.prepare.pipeline import prepare
@@ -78,6 +79,36 @@ def test_a_folder_written_whole_is_private_from_its_first_moment(tmp_path: Path)
         (folder / "inner" / "file").touch()
         (folder / "marker").touch()
     assert modes(tmp_path) == {"out": "700", "out/inner": "700", "out/inner/file": "600", "out/marker": "600"}
+
+
+def test_what_another_process_wrote_meanwhile_is_not_replaced_and_the_result_is_kept(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def write_folder(theirs: str, *, overwrite: bool) -> None:
+        with new_folder(out, overwrite=overwrite, marker="marker") as folder:
+            (folder / "marker").write_text("mine")
+            out.mkdir()
+            (out / theirs).write_text("theirs")
+
+    def write_file(*, overwrite: bool) -> None:
+        with new_file(out, overwrite=overwrite) as file:
+            file.write_text("mine")
+            out.write_text("theirs")
+
+    for overwrite, theirs in ((False, "marker"), (True, "something else")):
+        with pytest.raises(InputError, match="was created meanwhile") as caught:
+            write_folder(theirs, overwrite=overwrite)
+        assert (out / theirs).read_text() == "theirs"
+        kept = Path(str(caught.value).rpartition(" ")[2])
+        assert (kept / "marker").read_text() == "mine"
+        shutil.rmtree(kept)
+        shutil.rmtree(out)
+    with pytest.raises(InputError, match="was created meanwhile") as caught:
+        write_file(overwrite=False)
+    assert out.read_text() == "theirs"
+    assert Path(str(caught.value).rpartition(" ")[2]).read_text() == "mine"
+    write_file(overwrite=True)
+    assert out.read_text() == "mine"
 
 
 @pytest.mark.parametrize(("group", "folders", "files"), [(False, "700", "600"), (True, "2750", "640")])

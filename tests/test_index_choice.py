@@ -1,6 +1,7 @@
 """Building, tuning and opening the index of a release."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,16 @@ class TestOpening:
         claimed = claimed.model_copy(update={"embeddings_sha256": None})
         with pytest.raises(BadRelease, match="indexes 3001 tracks"):
             open_index(with_index(release, foreign, claimed.model_dump(mode="json")))
+
+    def test_a_release_that_was_replaced_meanwhile_gets_no_index(
+        self, release: Release, queries: Float32, tmp_path: Path
+    ) -> None:
+        content, facts = build_index(release, queries, "flat")
+        shutil.rmtree(release.path)
+        other = made(tmp_path / "release", tracks=TRACKS + 1)
+        with pytest.raises(BadRelease, match=r"was replaced by sasrec-.* meanwhile"):
+            with_index(release, content, facts.model_dump(mode="json"))
+        assert open_release(other.path).name == other.name
 
     def test_facts_and_file_must_come_together(self, release: Release, queries: Float32) -> None:
         content, facts = build_index(release, queries, "flat")

@@ -65,8 +65,9 @@ async def memory(number: int, plays: int, *, id_length: int, event_ids: bool) ->
         await _write(store, number, plays, id_length=id_length, event_ids=event_ids)
         taken = await _used(client) - before
         for session_id, events in sessions(number, plays, id_length=id_length, event_ids=event_ids):
+            latest = (await store.plays(session_id))[-1]
             await store.remember(
-                session_id, "sasrec-0123456789", [events[0].track_id[:-2] + f"{n:02}" for n in range(20)]
+                session_id, latest, "sasrec-0123456789", [events[0].track_id[:-2] + f"{n:02}" for n in range(20)]
             )
         remembered = await _used(client) - before - taken
         version = (await client.info("server"))["redis_version"]

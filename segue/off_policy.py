@@ -27,7 +27,16 @@ from segue.safe_files import UNREADABLE, check_footer
 LEAST_EFFECTIVE: Final = 100.0  # effective observations below which an estimate is uncertain, whatever its interval
 _RESAMPLES: Final = 1_000
 _GROUP: Final = ("release", "arm", "policy")
-_LIST_COLUMNS: Final = ("session_id", "position", "timestamp", *_GROUP, "track_ids", "propensities", "explored")
+_LIST_COLUMNS: Final = (
+    "session_id",
+    "position",
+    "timestamp",
+    *_GROUP,
+    "track_ids",
+    "propensities",
+    "explored",
+    "written_at",
+)
 _PLAY_COLUMNS: Final = ("session_id", "position", "track_id", "skipped", "written_at")
 
 Interval: TypeAlias = tuple[float, float]
@@ -37,7 +46,8 @@ Interval: TypeAlias = tuple[float, float]
 class ListLog:
     """The lists and plays of a log. Of several lists before the same play, and several rows of a play, the last.
 
-    A list that was answered after the play at its position was reported is not before this play, and is left out.
+    A list that was answered after the play at its position was reported counts only if there is no earlier one: lists
+    have the service's time and plays that of Redis, whose clocks may differ.
     """
 
     lists: pl.DataFrame  # a row for each list: `list`, its number from 0, and _LIST_COLUMNS
@@ -101,9 +111,11 @@ def read_log(folder: Path) -> ListLog:
     plays = last.agg(pl.last("track_id", "skipped"), pl.first("written_at").alias("reported"), skipped_at)
     place = ["session_id", "position"]
     lists = lists.join(plays.select(*place, "reported"), on=place, how="left", maintain_order="left")
-    lists = lists.filter(pl.col("reported").is_null() | (pl.col("timestamp") <= pl.col("reported"))).drop("reported")
-    lists = lists.unique(place, keep="last", maintain_order=True).with_row_index("list")
-    return ListLog(lists, plays.sort(place))
+    is_late = pl.col("timestamp") > pl.col("reported")  # null without a report
+    in_time = lists.filter(~is_late.fill_null(value=False)).unique(place, keep="last", maintain_order=True)
+    late = lists.filter(is_late).unique(place, keep="first", maintain_order=True)
+    lists = pl.concat([in_time, late.join(in_time, on=place, how="anti")]).sort("timestamp", maintain_order=True)
+    return ListLog(lists.drop("reported").with_row_index("list"), plays.sort(place))
 
 
 def _read(files: Sequence[Path], columns: Sequence[str]) -> pl.DataFrame:

@@ -312,19 +312,27 @@ def with_index(release: Release, index: bytes | None, facts: Mapping[str, Any]) 
     BadRelease if another release has taken its place since it was opened.
     """
     with new_folder(release.path, overwrite=True, marker=MANIFEST) as folder:
-        for name in release.manifest.files:
-            if name not in _INDEX_FILES:
-                (folder / name).hardlink_to(release.path / name)
+        try:
+            for name in release.manifest.files:
+                if name not in _INDEX_FILES:
+                    (folder / name).hardlink_to(release.path / name)
+        except FileNotFoundError:  # of a file that the release in its place does not have
+            _check_not_replaced(release)
+            raise
+        _check_not_replaced(release)
         if index is not None:
             (folder / INDEX).write_bytes(index)
         (folder / INDEX_FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        if (now := read_manifest(release.path).name) != release.manifest.name:
-            raise BadRelease(f"{release.path} was replaced by {now} meanwhile: run the command again for its index")
         files = release.manifest.files | _facts_of(folder, only=_INDEX_FILES)
         if index is None:
             files.pop(INDEX, None)
         _write_manifest(folder, release.manifest.model_copy(update={"files": files}))
     return open_release(release.path)
+
+
+def _check_not_replaced(release: Release) -> None:
+    if (now := read_manifest(release.path).name) != release.manifest.name:
+        raise BadRelease(f"{release.path} was replaced by {now} meanwhile: run the command again for its index")
 
 
 def _name(model: str, files: Mapping[str, FileFacts]) -> str:

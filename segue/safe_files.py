@@ -95,7 +95,7 @@ def _set_mode(path: Path, mode: int) -> None:
 
 def check_output_free(path: Path, *, overwrite: bool, marker: str) -> None:
     """Raise InputError if `path` exists. With `overwrite`, an existing folder with the file `marker` is allowed."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return
     if not overwrite:
         raise InputError(f"{path} already exists: choose another name for --out, or replace it with --overwrite")
@@ -104,13 +104,15 @@ def check_output_free(path: Path, *, overwrite: bool, marker: str) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, *, overwrite: bool = False, marker: str, private: bool = False) -> Iterator[Path]:
+def new_folder(
+    path: Path, *, overwrite: bool = False, marker: str, private: bool = False, keep: bool = True
+) -> Iterator[Path]:
     """Yield a temporary folder next to `path`, and rename it to `path` if the block ends without an error.
 
     `marker` is the file that identifies a folder of the expected kind, such as `dataset.json` or `manifest.json`.
     `overwrite` replaces an existing folder at `path` only if it contains `marker`. Set `private` for listening data.
     Raises InputError if `path` exists and must not be replaced. If another process has created it meanwhile, the
-    finished folder is kept under another name, which the error states.
+    finished folder is kept under another name, which the error states, unless `keep` is false.
     """
     check_output_free(path, overwrite=overwrite, marker=marker)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,14 +130,16 @@ def new_folder(path: Path, *, overwrite: bool = False, marker: str, private: boo
                 flush(file)
         replaced = path.parent / f".{path.name}.{token}.replaced"
         if overwrite and (path / marker).is_file():
-            path.rename(replaced)
+            with contextlib.suppress(FileNotFoundError):  # another process replaces it as well
+                path.rename(replaced)
         try:
             unfinished.rename(path)
         except OSError as error:
-            if not path.exists():
+            if not keep or not os.path.lexists(path):
                 raise
             raise _kept(unfinished, path, token) from error
-        shutil.rmtree(replaced, ignore_errors=True)
+        finally:
+            shutil.rmtree(replaced, ignore_errors=True)
         flush(path.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -151,7 +155,7 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder: choose the name of a file for --out")
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise InputError(f"{path} already exists: choose another name for --out, or replace it with --overwrite")
     path.parent.mkdir(parents=True, exist_ok=True)
     token = uuid.uuid4().hex[:8]
@@ -159,7 +163,7 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield unfinished
         flush(unfinished)
-        if path.is_dir() or (path.exists() and not overwrite):
+        if path.is_dir() or (os.path.lexists(path) and not overwrite):
             raise _kept(unfinished, path, token)
         unfinished.rename(path)
         flush(path.parent)

@@ -41,6 +41,11 @@ from tests.stopwatch import until
 # httpx reads the certificates of all authorities for each client, which takes 25 ms. Tests have many clients.
 transports.create_ssl_context = cache(transports.create_ssl_context)  # type: ignore[attr-defined]
 
+# A busy machine may take longer for an answer than the five seconds that httpx waits by default.
+for _call in (httpx.get, httpx.post, httpx.put, httpx.Client.__init__):
+    assert _call.__kwdefaults__ is not None
+    _call.__kwdefaults__["timeout"] = httpx.Timeout(20)
+
 # A busy machine makes one example of a property slow. Tests do not measure time.
 hypothesis.settings.register_profile("segue", deadline=None)
 hypothesis.settings.load_profile("segue")
@@ -204,7 +209,9 @@ class ServiceProcess:
         """`prelude` is Python that runs before the service is imported; `settings` go into its environment."""
         self.output: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
-        given = {"release": release, "data_dir": data_dir, "port": 0, "log_level": "info", **settings}
+        # A busy machine may pause Redis or the service for longer than the default limit.
+        given = {"release": release, "data_dir": data_dir, "port": 0, "log_level": "info", "redis_timeout_s": 10}
+        given |= settings
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SEGUE_")}
         environment |= {f"SEGUE_{name.upper()}": str(value) for name, value in given.items()}
         self.process: Child | subprocess.Popen[str]

@@ -3,7 +3,8 @@
 import asyncio
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 import pytest
 from starlette.types import Receive, Scope, Send
@@ -480,6 +481,30 @@ class TestUnfinishedRequests:
         asyncio.run(run())
 
 
+class Clock(asyncio.SelectorEventLoop):
+    """An event loop whose time passes only when it is told to, so that a busy machine uses up nobody's time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now = 0.0
+
+    def time(self) -> float:
+        return self._now
+
+    async def passes(self, seconds: float) -> None:
+        """Let time pass, and run what is due then."""
+        self._now += seconds
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+
+def run_with_clock(test: Callable[[Clock], Coroutine[Any, Any, None]]) -> None:
+    """Run a test in a loop with such a clock."""
+    clock = Clock()
+    with asyncio.Runner(loop_factory=lambda: clock) as runner:
+        runner.run(test(clock))
+
+
 class TestDeadline:
     """A client has `read_timeout_s` for a request, however many bytes it sends."""
 
@@ -494,49 +519,63 @@ class TestDeadline:
         ],
     )
     def test_ends_the_connection(self, sent: bytes, statuses: list[int]) -> None:
-        async def run() -> None:
-            connection = MemoryConnection(Recorder(), AdmissionControl(read_timeout_s=0.03))
+        async def run(clock: Clock) -> None:
+            connection = MemoryConnection(Recorder(), AdmissionControl(read_timeout_s=2))
             for start in range(0, len(sent), 9):
                 await connection.send(sent[start : start + 9])
-            await asyncio.sleep(0.08)
-            assert connection.transport.closed
+            await clock.passes(1.9)
+            is_early = connection.transport.closed
+            await clock.passes(0.2)
+            assert (is_early, connection.transport.closed) == (False, True)
             assert connection.statuses == statuses
             await connection.end()
 
-        asyncio.run(run())
+        run_with_clock(run)
 
     @pytest.mark.parametrize("stray", [b"\r\n", b"\n", b"\r", b"\r\n\r\n"])
     def test_counts_no_empty_line_before_a_request(self, stray: bytes) -> None:
         """Old clients send one after a body (RFC 9112, 2.2, 2022)."""
 
-        async def run() -> None:
+        async def run(clock: Clock) -> None:
             connection = MemoryConnection(Recorder(), AdmissionControl(read_timeout_s=0.4))
             await connection.send(GET, stray)
-            await asyncio.sleep(0.3)
+            await clock.passes(0.3)
             await connection.send(GET[:10])
-            await asyncio.sleep(0.3)
+            await clock.passes(0.3)
             await connection.send(GET[10:])
             assert connection.statuses == [200, 200]
             assert not connection.transport.closed
             await connection.end()
 
-        asyncio.run(run())
+        run_with_clock(run)
+
+    def test_is_none_of_an_idle_connection(self) -> None:
+        async def run(clock: Clock) -> None:
+            connection = MemoryConnection(Recorder(), AdmissionControl(read_timeout_s=0.2))
+            await connection.send(GET)
+            await clock.passes(connection.protocol.timeout_keep_alive - 1)
+            await connection.send(GET)
+            assert connection.statuses == [200, 200]
+            assert not connection.transport.closed
+            await connection.end()
+
+        run_with_clock(run)
 
     def test_begins_anew_with_each_request(self) -> None:
         """A client that always has one under way when another is complete is not slow."""
 
-        async def run() -> None:
+        async def run(clock: Clock) -> None:
             connection = MemoryConnection(Recorder(), AdmissionControl(read_timeout_s=0.2))
             await connection.send(GET[:10])
             for _ in range(30):
-                await asyncio.sleep(0.01)
+                await clock.passes(0.15)
                 await connection.send(GET[10:] + GET[:10])
             assert not connection.transport.closed
             await connection.send(GET[10:])
             assert connection.statuses == [200] * 31
             await connection.end()
 
-        asyncio.run(run())
+        run_with_clock(run)
 
 
 def test_the_names_of_uvicorn_that_are_overridden_exist() -> None:

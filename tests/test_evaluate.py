@@ -22,7 +22,8 @@ from segue.window import Sessions, SessionViews, Windows
 from tests.datasets import write_dataset
 from training.data.dataset import Dataset
 from training.data.splits import Examples, Part, Targets, examples, training_part
-from training.evaluation.evaluate import HttpRecommender, LocalRecommender, Question, evaluate, sample_candidates
+from training.evaluation.evaluate import LocalRecommender, Question, evaluate, sample_candidates
+from training.evaluation.http_recommender import HttpRecommender
 from training.models.baselines.markov import MarkovRanker
 
 

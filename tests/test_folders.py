@@ -95,6 +95,13 @@ def test_what_another_process_wrote_meanwhile_is_not_replaced_and_the_result_is_
             file.write_text("mine")
             out.write_text("theirs")
 
+    out.symlink_to(tmp_path / "nothing")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="already exists" if not overwrite else "holds no marker"):
+            write_folder("marker", overwrite=overwrite)
+    with pytest.raises(InputError, match="already exists"):
+        write_file(overwrite=False)
+    out.unlink()
     for overwrite, theirs in ((False, "marker"), (True, "something else")):
         with pytest.raises(InputError, match="was created meanwhile") as caught:
             write_folder(theirs, overwrite=overwrite)

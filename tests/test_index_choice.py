@@ -180,12 +180,13 @@ class TestOpening:
         with pytest.raises(BadRelease, match="indexes 3001 tracks"):
             open_index(with_index(release, foreign, claimed.model_dump(mode="json")))
 
+    @pytest.mark.parametrize("encoder", [b"", None])  # None: a release without some of the files
     def test_a_release_that_was_replaced_meanwhile_gets_no_index(
-        self, release: Release, queries: Float32, tmp_path: Path
+        self, release: Release, queries: Float32, tmp_path: Path, encoder: bytes | None
     ) -> None:
         content, facts = build_index(release, queries, "flat")
         shutil.rmtree(release.path)
-        other = made(tmp_path / "release", tracks=TRACKS + 1)
+        other = made(tmp_path / "release", TRACKS + 1, encoder)
         with pytest.raises(BadRelease, match=r"was replaced by sasrec-.* meanwhile"):
             with_index(release, content, facts.model_dump(mode="json"))
         assert open_release(other.path).name == other.name

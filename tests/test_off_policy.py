@@ -26,6 +26,7 @@ _TYPES: dict[str, pl.DataType] = {
     "policy": pl.String(),
     "position": pl.Int64(),
     "timestamp": pl.Datetime("ms", "UTC"),
+    "written_at": pl.Datetime("us", "UTC"),
 }
 
 
@@ -37,7 +38,8 @@ def log_of(lists: list[dict[str, Any]], plays: list[dict[str, Any]], folder: Pat
 
 
 def served(session: str, position: int, tracks: str, after_s: float = 0, **more: Any) -> dict[str, Any]:
-    line = {"session_id": session, "position": position, "timestamp": START + timedelta(seconds=after_s), **LIST}
+    at = START + timedelta(seconds=after_s)
+    line = {"session_id": session, "position": position, "timestamp": at, "written_at": at, **LIST}
     own = {"track_ids": list(tracks), "propensities": [1.0] * len(tracks), "explored": [False] * len(tracks)}
     return line | own | more
 
@@ -63,7 +65,8 @@ def test_the_next_play_decides(tmp_path: Path) -> None:
         served("e", 2, "xyz", 7),
         served("f", 1, "xyz"),
         served("f", 1, "abc", 3),  # answered after the play: requested before it, or together with it
-        served("g", 1, "xyz", 3),  # the only list of its play came after it
+        served("g", 1, "xyz", 3),  # the only list, and the clocks differ
+        served("g", 1, "abc", 4),
     ]
     plays = [
         played("a", 0, "x", 0),
@@ -80,12 +83,16 @@ def test_the_next_play_decides(tmp_path: Path) -> None:
     log = log_of(lists, plays, tmp_path)
     found = rates(log)
     assert (found.release, found.arm, found.policy) == ("r-1", None, "radio")
-    assert (found.lists, found.sessions, found.observed) == (7, 6, 4)
-    assert found.play_rate == pytest.approx(2 / 4)
-    assert [(one.rank, one.observed, one.skip_rate) for one in found.by_rank] == [(1, 2, 0.5), (2, 1, 1), (3, 1, 0)]
+    assert (found.lists, found.sessions, found.observed) == (8, 7, 5)
+    assert found.play_rate == pytest.approx(3 / 5)
+    assert [(one.rank, one.observed, one.skip_rate) for one in found.by_rank] == [
+        (1, 3, pytest.approx(1 / 3)),
+        (2, 1, 1),
+        (3, 1, 0),
+    ]
     assert (found.explores, found.target) == (False, None)
-    assert rates(log, window_s=0.5).observed == 0
-    assert rates(log, window_s=0.5).play_rate is None
+    assert (rates(log, window_s=0.5).observed, rates(log, window_s=0.5).play_rate) == (1, 1)  # of g
+    assert rates(log_of([served("d", 1, "x")], [played("e", 1, "x")], tmp_path)).play_rate is None
 
 
 def test_weights_are_worked_out_by_hand(tmp_path: Path) -> None:

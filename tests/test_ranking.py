@@ -2,18 +2,21 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Coroutine, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from onnxruntime import RunOptions
 
 from segue.errors import ModelUnavailable
 from segue.release import Release
 from segue.sessions import Play
 from service.releases.loaded import LoadedRelease, Question, RecommendResult, load_release
-from service.releases.ranking import Ranking
+from service.releases.ranking import BLOCK_S, Ranking
 from service.telemetry import Telemetry
-from service.threads import Threads
+from service.threads import Threads, interrupt_of_this_thread
 
 TIMEOUT_S = 0.5
 HANGS, FAILS = "g1-t01", "g1-t02"
@@ -34,14 +37,20 @@ class Faulty:
         tracks = {play.track_id for question in questions for play in question.plays}
         if self.hangs_once:
             self.hangs_once = False
-            self.returns.wait(TIMEOUT_S * 1.2)
-            raise RuntimeError("Exiting due to terminate flag being set to true.")
+            self._hang()
         if FAILS in tracks:
             raise ValueError("it fails")
         if HANGS in tracks or ({"g2-t01", "g2-t02"} <= tracks and len(questions) == 1):
-            self.returns.wait(TIMEOUT_S * 1.2)  # an interrupt ends it
-            raise RuntimeError("Exiting due to terminate flag being set to true.")
+            self._hang()
         return self._live.answer(questions)
+
+    def _hang(self) -> None:
+        """Return at an interrupt only, or once the test is over."""
+        interrupt = interrupt_of_this_thread(RunOptions)
+        assert interrupt is not None
+        while not interrupt.terminate and not self.returns.wait(0.005):
+            pass
+        raise RuntimeError("Exiting due to terminate flag being set to true.")
 
 
 def question(*tracks: str) -> Question:
@@ -110,13 +119,16 @@ def test_a_track_that_hung_is_refused_without_work(faulty: Faulty) -> None:
 
 def test_a_track_is_tried_again_apart_after_a_while(faulty: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
-        monkeypatch.setattr("service.releases.ranking.BLOCK_S", 1.5)
+        passed = 0.0
+        monkeypatch.setattr(
+            "service.releases.ranking.time", SimpleNamespace(monotonic=lambda: time.monotonic() + passed)
+        )
         ranking = ranking_of(faulty)
         for _ in range(2):
             with pytest.raises(ModelUnavailable):
                 await ranking(question(HANGS))
         await examined(ranking)
-        await asyncio.sleep(1.5)  # the block of the first ends
+        passed = BLOCK_S  # the block of the first ends
         asked = len(faulty.asked)
         with pytest.raises(ModelUnavailable):
             await ranking(question(HANGS))

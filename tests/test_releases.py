@@ -141,15 +141,17 @@ class TestFollowing:
             stale = folder.look()
             looked = asyncio.Event()
 
-            async def slow(function: Any, *_: Any) -> Any:
-                if function == folder.look:
-                    await looked.wait()
-                    return stale
-                return function()
+            asked: list[Any] = []
 
-            monkeypatch.setattr(asyncio, "to_thread", slow)
+            async def slow(function: Any) -> Any:
+                asked.append(function)
+                await looked.wait()
+                return stale
+
+            monkeypatch.setattr(releases, "_reading", slow)
             following = asyncio.create_task(releases._follow(folder))
             await asyncio.sleep(0)
+            assert asked == [folder.look]
             await releases.swap("second")
             looked.set()
             await following

@@ -17,7 +17,8 @@ from tests.datasets import write_dataset
 from tests.test_evaluate import baseline, dataset, offline
 from training.data.dataset import Dataset
 from training.data.splits import Split, training_part
-from training.evaluation.evaluate import HttpRecommender, LocalRecommender, Question, evaluate
+from training.evaluation.evaluate import LocalRecommender, Question, evaluate
+from training.evaluation.http_recommender import HttpRecommender
 from training.evaluation.session_state import seen_pairs
 from training.models.play_head import fit_play_head
 

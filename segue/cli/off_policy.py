@@ -84,7 +84,8 @@ def off_policy(folder: Path, policy_release: Path | None, window_s: float, as_js
 def _lists_of(path: Path, log: "ListLog") -> Iterator[list[str]]:
     """Yield the list of a release for each list of the log, after the plays that the log has of its session.
 
-    A play counts as skipped if that was known when the list was served: from its first report, or from a later one.
+    A play counts as skipped if that was known when the list was served: from its first report, or from a later one
+    before the list was logged, by the same clock of Redis.
     """
     from segue.sessions import Outcome, Play
     from service.releases.loaded import Question, load_release
@@ -93,7 +94,7 @@ def _lists_of(path: Path, log: "ListLog") -> Iterator[list[str]]:
     by_session = log.plays.group_by("session_id", maintain_order=True)
     sessions = by_session.agg("position", "track_id", "reported", "skipped_at")
     plays = {name: columns for name, *columns in sessions.iter_rows()}
-    asked = log.lists.select("session_id", "position", "timestamp", "track_ids")
+    asked = log.lists.select("session_id", "position", "written_at", "track_ids")
     for batch in asked.iter_slices(_BATCH):
         questions: list[Question] = []
         for session_id, position, at, track_ids in batch.iter_rows():

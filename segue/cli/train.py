@@ -310,7 +310,8 @@ def _check_order(release: Path, dataset: Path) -> None:
 
 def answers_of(question: "Question", url: str | None = None, *, exact: bool = False) -> "RecommenderUnderTest":
     """Return the release in this process, or the service at `url`. Raises BadRelease."""
-    from training.evaluation.evaluate import HttpRecommender, LocalRecommender
+    from training.evaluation.evaluate import LocalRecommender
+    from training.evaluation.http_recommender import HttpRecommender
 
     if url is None:
         return LocalRecommender(open_recommender(question.release, exact=exact), question.to_release())

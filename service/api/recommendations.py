@@ -225,7 +225,7 @@ async def recommend(  # noqa: PLR0913 (options of the request)
     answer = await answer_or_popular(service, active, question)
     service.telemetry.series(service.telemetry.recommendations, active.live.name, answer.source).inc()
     if attributed:
-        service.attribution.remember(session_id, len(question.plays), answer)
+        service.attribution.remember(session_id, question.plays, answer)
     if lists is not None:
         lists.add(session_id, question.plays, active, policy, answer)
     explanation = await _explanation(service, question, answer) if explain else None

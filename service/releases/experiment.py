@@ -8,7 +8,7 @@ Attribution counts the plays and skips of recommended tracks by the release that
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from hashlib import blake2b
@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field
 
 from segue.errors import EndsExperiment, StoreUnavailable
 from segue.release import Manifest
+from segue.sessions import Play
 from service.releases.loaded import LoadedRelease, RecommendResult
 from service.sessions.store import SessionStore
 from service.telemetry import Telemetry
@@ -167,10 +168,10 @@ class Attribution:
         self._telemetry = telemetry
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def remember(self, session_id: str, plays: int, answer: RecommendResult) -> None:
-        """Start to store the list after `plays` stored plays if the session is in the sample. Does not wait for it."""
+    def remember(self, session_id: str, plays: Sequence[Play], answer: RecommendResult) -> None:
+        """Start to store the list that followed `plays` if the session is in the sample. Does not wait for it."""
         if session_id in self._sample and len(self._tasks) < _MAX_STORING:
-            task = asyncio.create_task(self._remember(session_id, plays, answer))
+            task = asyncio.create_task(self._remember(session_id, plays[-1] if plays else None, answer))
             self._tasks.add(task)  # asyncio itself keeps no reference
             task.add_done_callback(self._tasks.discard)
 
@@ -186,7 +187,7 @@ class Attribution:
             if kind != "P":
                 self._telemetry.attributed_skips.labels(release).inc()
 
-    async def _remember(self, session_id: str, plays: int, answer: RecommendResult) -> None:
+    async def _remember(self, session_id: str, latest: Play | None, answer: RecommendResult) -> None:
         track_ids = [answer.release.catalogue.track_id(row) for row in answer.rows]
         with contextlib.suppress(StoreUnavailable):  # the list is lost; metrics show that Redis is unavailable
-            await self._store.remember(session_id, plays, answer.release.name, track_ids)
+            await self._store.remember(session_id, latest, answer.release.name, track_ids)

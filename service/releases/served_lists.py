@@ -30,7 +30,8 @@ _log = structlog.get_logger()
 @dataclass(frozen=True, slots=True)
 class _Served:
     session_id: str
-    plays: Sequence[Play]  # before the list
+    plays: int  # before the list
+    latest: Play  # of them
     at_ms: int
     arm: str
     policy: str | None
@@ -72,7 +73,7 @@ class ServedLists:
             return
         try:
             at_ms, arm = time.time_ns() // 1_000_000, self._arm(active)
-            self._queue.put_nowait(_Served(session_id, plays, at_ms, arm, policy, answer))
+            self._queue.put_nowait(_Served(session_id, len(plays), plays[-1], at_ms, arm, policy, answer))
         except asyncio.QueueFull:
             self._telemetry.list_drops.inc()
 
@@ -117,7 +118,7 @@ class ServedLists:
             policy=served.policy or "",
             source=answer.source,
         )
-        return await self._store.log_list(served.session_id, served.plays, served.at_ms, fields)
+        return await self._store.log_list(served.session_id, served.plays, served.latest, served.at_ms, fields)
 
     def _arm(self, active: ActiveRelease) -> str:
         """Return the arm of a running A/B test that gave the answer, '' without one."""

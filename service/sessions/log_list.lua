@@ -12,7 +12,11 @@ local facts = redis.call('HMGET', KEYS[1], 'started', 'appended')
 if not facts[1] then return 0 end
 local appended, position = tonumber(facts[2]), tonumber(ARGV[3])
 local first, last = 1, redis.call('LLEN', KEYS[2]) -- places of plays, from the end
-if position then first, last = appended - position + 1, appended - position + 1 end
+if position then
+  first = appended - position + 1
+  last = math.min(first, last)
+  if first < 1 then return 0 end
+end
 for back = first, last do
   local at, track = string.match(redis.call('LINDEX', KEYS[2], -back) or '', '^%a\t(-?%d*)\t%d*\t(.*)$')
   if at == ARGV[5] and track == ARGV[6] then

@@ -204,6 +204,11 @@ def _read_password(file: Path) -> str:
     return password
 
 
+def _found_by(play: Play | None) -> tuple[str, str]:
+    """What a script finds a stored play by: its time in ms and its track id, '' for none."""
+    return ("", "") if play is None else (str(play.at_ms), play.track_id)
+
+
 def stream_of(bucket: int) -> str:
     """The key of the event stream of a bucket."""
     return f"segue:{{b{bucket}}}:events"
@@ -299,24 +304,24 @@ class SessionStore:
         arguments: list[str | int] = [self._idle_gap_ms, lines]
         return bool(await self._send(self._set_station.call(keys_of(session_id)[:3], arguments, repeatable=True)))
 
-    async def remember(self, session_id: str, plays: int, release: str, track_ids: Sequence[str]) -> None:
-        """Store the list that a release recommended after `plays` stored plays, unless a later list is stored."""
+    async def remember(self, session_id: str, latest: Play | None, release: str, track_ids: Sequence[str]) -> None:
+        """Store the list that a release recommended after the play `latest`, unless a later list is stored."""
         recommended = "\n".join((release, *track_ids, ""))
-        await self._send(self._remember.call(keys_of(session_id)[1:2], [recommended, plays], repeatable=True))
+        arguments: list[str | int] = [recommended, *_found_by(latest)]
+        await self._send(self._remember.call(keys_of(session_id)[:2], arguments, repeatable=True))
 
-    async def log_list(self, session_id: str, plays: Sequence[Play], at_ms: int, fields: Mapping[str, str]) -> int:
+    async def log_list(self, session_id: str, plays: int, latest: Play, at_ms: int, fields: Mapping[str, str]) -> int:
         """Log a list that was served to the session. Returns the entries dropped from the full stream.
 
-        `plays` are the stored plays that the list followed, at least one. `fields` are those of an entry besides
-        session, position and time (service/sessions/event_log.py). Nothing is logged if the session was erased, or has
-        dropped these plays since.
+        `plays` is the number of stored plays that the list followed, and `latest` is the last of them. `fields` are
+        those of an entry besides session, position and time (service/sessions/event_log.py). Nothing is logged if the
+        session was erased, or has dropped this play since.
         """
-        position = len(plays) if len(plays) < self._max_plays else ""  # "": older plays may have been dropped
+        position = plays if plays < self._max_plays else ""  # "": older plays may have been dropped
         pairs = [part for pair in fields.items() for part in pair]
         stored, facts = keys_of(session_id)[:2]
-        latest = [str(plays[-1].at_ms), plays[-1].track_id]
         keys = [facts, stored, lists_of(bucket_of(session_id))]
-        arguments: list[str | int] = [self._stream_length, session_id, position, at_ms, *latest, *pairs]
+        arguments: list[str | int] = [self._stream_length, session_id, position, at_ms, *_found_by(latest), *pairs]
         return int(await self._send(self._log_list.call(keys, arguments, repeatable=True)))
 
     async def erase(self, session_id: str) -> None:

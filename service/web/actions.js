@@ -13,8 +13,8 @@ export const isBusy = () => busy;
 export const listenToActions = (given) => { handlers = given; };
 
 /**
- * Run an action. While one runs, only the latest further action of the listener waits, and the latest of a timer after it;
- * both are dropped if the current one fails. An error is shown at the edge of the window.
+ * Run an action. While one runs, only the latest further action of the listener waits, and the latest of a timer after it. If
+ * the current one fails, that of the listener is dropped, and an error is shown at the edge of the window.
  */
 export async function act(action, { byTimer = false } = {}) {
   if (busy) {
@@ -25,17 +25,17 @@ export async function act(action, { byTimer = false } = {}) {
   busy = true;
   try {
     await action();
-    tell("");
+    if (!byTimer) tell("");
   } catch (error) {
-    if (!error.isGivenUp) waiting = due = null;
+    if (!error.isGivenUp) waiting = null;
     tell(error.isGivenUp ? "" : error.message);
   } finally {
     busy = false;
     handlers.ended();
   }
-  const following = waiting ?? due;
-  if (waiting) waiting = null;
-  else due = null;
-  if (following) await act(following);
+  const [following, isDue] = [waiting ?? due, !waiting];
+  if (isDue) due = null;
+  else waiting = null;
+  if (following) await act(following, { byTimer: isDue });
   else handlers.idle();
 }

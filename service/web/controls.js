@@ -98,8 +98,9 @@ async function toggleStation() {
   try {
     const body = JSON.stringify({ artists: [artist], weight: STATION_WEIGHT });
     await call(path, artist ? { method: "PUT", headers: { "Content-Type": "application/json" }, body } : { method: "DELETE" });
+    if (id !== state.id) return;
     station = artist && { artist, session: id };
-    if (id === state.id) handlers.stationed(artist);
+    handlers.stationed(artist);
   } catch (error) {
     if (NOT_HERE.includes(error.status)) features.station = false;
     else handlers.failed(error);

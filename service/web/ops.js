@@ -13,23 +13,26 @@ const FEWEST_SAID = 100; // plays below which a skip rate is grey
 const FEWEST_DRAWN = 30; // plays below which a skip rate is not drawn
 const SPANS_S = [60, 120, 300]; // time span of the charts: the shortest that covers the data
 
-const state = { history: new History(), points: [], paused: false, timer: 0, latest: null };
+const state = { history: new History(), points: [], paused: false, timer: 0, looks: 0, latest: null };
 
 async function look() {
   clearTimeout(state.timer);
   if (state.paused) return;
+  const number = ++state.looks;
+  const isOld = () => state.paused || number !== state.looks; // paused meanwhile, or paused and resumed
   try {
     const snapshot = await call("operations");
-    if (state.paused) return;
+    if (isOld()) return;
     take(snapshot);
     await readReleases(snapshot);
+    if (isOld()) return;
     byId("error").hidden = true;
     byId("key-form").hidden = true;
     say(`Live, ${new Date(snapshot.at * 1000).toLocaleTimeString()}`);
   } catch (error) {
-    if (!fail(error)) return;
+    if (isOld() || !fail(error)) return;
   }
-  if (!state.paused) state.timer = setTimeout(look, EVERY_MS);
+  state.timer = setTimeout(look, EVERY_MS);
 }
 
 /** Show an error. Return true if the page should retry. */
@@ -231,7 +234,7 @@ byId("pause").addEventListener("click", () => {
   byId("pause").setAttribute("aria-pressed", String(state.paused));
   if (state.paused) {
     clearTimeout(state.timer);
-    say(`Paused, ${new Date(state.latest.at * 1000).toLocaleTimeString()}`);
+    say(state.latest ? `Paused, ${new Date(state.latest.at * 1000).toLocaleTimeString()}` : "Paused");
   } else look();
 });
 byId("key-form").addEventListener("submit", (event) => {

@@ -1,16 +1,17 @@
 // The player: play, skip, and watch the next tracks change. Plain modules, no build step, no third-party code.
 
 import { act, isBusy, listenToActions } from "./actions.js";
-import { callUntilAnswered, keepKey, listenForKeys, listenToTimes, watch } from "./api.js";
+import { callUntilAnswered, keepKey, listenForKeys, listenToTimes } from "./api.js";
 import { compareAgain, compareLive, toggleCompare } from "./compare.js";
 import { feedbackOf, listenToControls, loadFeatures, showOptions, showStation } from "./controls.js";
+import { catchUp, listenToSession, watchSession } from "./follow.js";
 import { listenToKeys } from "./keys.js";
 import { chooseOther, listenToReleases, readLive, showAnswering } from "./live.js";
 import { changeOf, compareHypothetical, currentAnswer, endHypothetical, firstNext, forgetRanks, forgetRows, markPlaying, nthNext, rememberRanks, shownRanks, showNext, supposePlayed } from "./next.js";
 import { heard, listenToClock, showControls, showName, showNow, showQueue, showSkipped, togglePause } from "./now.js";
 import { showSession } from "./ribbon.js";
 import { listenToSearch, loadPopular } from "./search.js";
-import { continueWith, explained, giveUp, hadItBeenPlayed, NEXT, open, recommendations, replay, report, setStarted, startAnew, state, streamPath, supposed, takeOver, titleOf } from "./session.js";
+import { continueWith, explained, giveUp, hadItBeenPlayed, NEXT, open, recommendations, replay, report, setStarted, startAnew, state, supposed, takeOver, titleOf } from "./session.js";
 import { listenToReplay, share, showShared } from "./shared.js";
 import { listenToShowMe, stopShowing } from "./show-me.js";
 import { byId, isStill, tell } from "./show.js";
@@ -19,10 +20,10 @@ import { hideStory, quoted, tellStory } from "./story.js";
 const HOLD_MS = 1500; // how long "Skipped" is shown before the next track starts
 const EXPLAINED_AGAIN_MS = [500, 1000, 2000];
 
-let watching = new AbortController();
-let watched = null; // the id of the session that is followed
-let missed = null; // the plays of the latest message of the stream during an action
+let opened = state.id; // the session that was opened, or could not be opened
+let listed = null; // the session whose list is shown
 let explaining = 0; // number of the latest request for reasons
+let starts = 0; // number of tracks started
 let held = null; // { track, timer }: the track that starts in a moment, after a skip
 let skipped = null; // { track, before }: the latest skip, until the next action; `before` are the plays before it
 let supposing = false; // whether the list of "what if you had played it?" is shown
@@ -42,6 +43,7 @@ async function reported(type, track, ms) {
 }
 
 function showAnswer(answer) {
+  listed = state.id;
   supposing = false;
   showSupposing();
   showNext(answer, choices);
@@ -56,6 +58,7 @@ function play(track) {
     skipped = null;
     await countPlay(track, ["You played ", quoted(track)]);
     state.now = track;
+    starts++;
     showNow();
     explainNext();
   });
@@ -76,6 +79,7 @@ async function countPlay(track, lead) {
  */
 function startTrack(track) {
   state.now = track ?? null;
+  starts++;
   setStarted(Boolean(track));
   showQueue();
   showNow();
@@ -109,16 +113,16 @@ function skip() {
     showQueue();
     showSkipped(track, held.track);
     if (isStill()) startHeld();
-    else held.timer = setTimeout(() => act(startHeld, { byTimer: true }), HOLD_MS);
+    else startLater(held);
     explainNext();
   });
 }
 
 /** Finish the current track as played and start the next one: from the queue, or else the first recommendation. */
 function finish({ byTimer = false } = {}) {
-  const ended = state.now?.track_id;
+  const ended = starting();
   return act(async () => {
-    if (byTimer && state.now?.track_id !== ended) return; // the listener was faster
+    if (byTimer && starting() !== ended) return; // the listener was faster
     startHeld();
     const track = state.now;
     if (!track) return;
@@ -136,13 +140,21 @@ function finish({ byTimer = false } = {}) {
 
 /** The current track was heard for so long that it counts as played. */
 function count() {
-  const heardLong = state.now?.track_id;
+  const heardLong = starting();
   return act(async () => {
-    if (!state.isStarted || state.now?.track_id !== heardLong) return;
+    if (!state.isStarted || starting() !== heardLong) return;
     skipped = null;
     await countPlay(state.now, ["You are listening to ", quoted(state.now)]);
     explainNext();
   }, { byTimer: true });
+}
+
+/** What tells one start of a track from another. */
+const starting = () => `${starts} ${state.now?.track_id}`;
+
+/** Start this held track in a moment, if it is still held then. */
+function startLater(track) {
+  track.timer = setTimeout(() => act(() => { if (held === track) startHeld(); }, { byTimer: true }), HOLD_MS);
 }
 
 /** Start the track that follows a skip. */
@@ -248,6 +260,7 @@ async function openSession() {
   showOpened();
   showExplained(await explained());
   compareAgain();
+  opened = state.id;
 }
 
 /** Show the session, and follow it from now on. */
@@ -258,28 +271,10 @@ function showOpened() {
   watchSession();
 }
 
-/** Follow changes made in another tab or on another device, and reconnect after an outage. */
-function watchSession() {
-  const { id } = state;
-  watching.abort();
-  watching = new AbortController();
-  watched = id;
-  missed = null;
-  if (document.hidden) return; // a browser opens only six connections to a host, shared by all tabs
-  watch(streamPath(), {
-    session: ({ plays }) => { if (id === state.id) follow(plays); },
-    away: () => { if (!isBusy()) tell("Sessions are unavailable. Retrying…"); },
-    lost: () => { if (!isBusy()) tell("The service does not answer. Retrying…"); },
-    found: () => { if (!isBusy()) tell(""); },
-  }, watching.signal);
-}
-
+/** Take over what happened elsewhere. */
 function follow(plays) {
-  missed = isBusy() ? plays : null;
-  if (missed) return; // the response to the action contains more, but for what happens elsewhere at this moment
-  if (!byId("error").hidden) tell("");
   const before = state.now?.track_id;
-  if (!takeOver(plays)) return;
+  if (!takeOver(plays) && listed === state.id) return;
   dropHeld();
   skipped = null;
   hideStory();
@@ -348,12 +343,16 @@ byId("key-form").addEventListener("submit", (event) => {
 });
 byId("compare").addEventListener("click", toggleCompare);
 document.addEventListener("visibilitychange", watchSession);
+listenToSession(follow);
 listenToActions({
   ended: () => {
-    if (watched !== state.id) showOpened(); // a new session has begun, and could not be opened
     showControls();
+    if (opened === state.id) return; // otherwise a new session has begun, and could not be opened
+    opened = state.id;
+    showOpened();
+    explainNext();
   },
-  idle: () => { if (missed?.length > state.plays.length) follow(missed); }, // with plays of another tab
+  idle: catchUp,
 });
 listenToKeys({
   c: toggleCompare,

@@ -68,10 +68,15 @@ export function choose(release) {
   else sessionStorage.setItem(RELEASE_KEY, release);
 }
 
+/** Whether plays differ from those of the page. */
+export function areNews(plays) {
+  const key = (list) => list.map((play) => `${play.outcome} ${play.track_id}`).join("\n");
+  return key(plays) !== key(state.plays);
+}
+
 /** Replace the plays by those of the service. Return true if they have changed. */
 export function takeOver(plays) {
-  const key = (list) => list.map((play) => `${play.outcome} ${play.track_id}`).join("\n");
-  const isNews = key(plays) !== key(state.plays);
+  const isNews = areNews(plays);
   if (isNews) state.plays = plays; // a new array would discard reasons that are being loaded for these plays
   const latest = plays.at(-1);
   if (isNews || (state.now === null && !state.isStarted)) state.now = latest?.outcome === "played" ? trackOf(latest.track_id) : null;

@@ -16,7 +16,7 @@ from tests.live.redis_server import Server
 from tests.test_live_figures import later, snapshot
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 StartService = Callable[..., Any]
@@ -80,36 +80,101 @@ def values(page: "Page", cells: str) -> list[float | None]:
     return [float(text) if text else None for text in texts]
 
 
-def pause_after_two_looks(page: "Page", told: list[dict[str, Any]]) -> None:
-    """Pause the page. The second of two more looks has seen all requests that were answered before."""
-    looks = len(told) + 2
-    for _ in range(240):
-        page.wait_for_timeout(250)
-        if len(told) >= looks:
-            break
-    page.get_by_role("button", name="Pause").click()
-    playwright.expect(page.get_by_role("status").first).to_contain_text("Paused")
-    page.wait_for_timeout(1000)  # for the answer of a look under way
+class Looks:
+    """The looks of a page at its service. Somebody makes requests before each, so that no rate is zero."""
+
+    def __init__(self, page: "Page", client: httpx.Client) -> None:
+        self.answers: list[dict[str, Any]] = []
+        self.held: list[Route] = []
+        self._page, self._client = page, client
+        self._holds = False
+        page.route("**/operations", self._answer)
+
+    def _answer(self, route: "Route") -> None:
+        if self._holds:
+            self.held.append(route)
+            return
+        for _ in range(3):
+            self._client.get("/tracks")
+        answer = route.fetch()
+        self.answers.append(answer.json())
+        route.fulfill(response=answer)
+
+    def _wait_until(self, condition: Callable[[], object]) -> None:
+        for _ in range(240):
+            if condition():
+                return
+            self._page.wait_for_timeout(250)
+        raise AssertionError(self.answers[-1:])
+
+    def pause_after_two(self) -> None:
+        """Pause the page. The second of two more looks has seen all requests that were answered before.
+
+        When the page looks again, it has shown the latest answer. It gets no further one before it is paused.
+        """
+        looks = len(self.answers) + 2
+        self._wait_until(lambda: len(self.answers) >= looks and self.answers[-1]["event_log"]["last_file"])
+        self._holds = True
+        self._wait_until(lambda: self.held)
+        self._page.get_by_role("button", name="Pause").click()
+        playwright.expect(self._page.get_by_role("status").first).to_contain_text("Paused")
+        self.held.pop().continue_()
+
+    def resume(self) -> None:
+        """Let the page look again."""
+        self._holds = False
+        self._page.get_by_role("button", name="Pause").click()
+
+
+def test_a_pause_outlives_the_look_that_is_under_way(browser: "Browser", swappable: httpx.Client) -> None:
+    """Also the first one. It fails after the pause, or after the page looks again."""
+    with watched(browser, str(swappable.base_url), "/health/live") as page:
+        held: list[Route] = []
+        page.route("**/operations", lambda route: held.append(route))  # noqa: PLW0108 (it sets an attribute)
+        status, button = page.get_by_role("status").first, page.get_by_role("button", name="Pause")
+
+        def wait_for(looks: int) -> None:
+            while len(held) < looks:
+                page.wait_for_timeout(50)
+
+        page.goto("/ops")
+        wait_for(1)
+        button.click()
+        playwright.expect(status).to_have_text("Paused")
+        with page.expect_event("requestfailed"):
+            held[0].abort()
+        page.wait_for_timeout(300)
+        playwright.expect(status).to_have_text("Paused")
+        button.click()
+        wait_for(2)
+        for _ in range(2):  # pause, and look again
+            button.click()
+        wait_for(3)
+        with page.expect_event("requestfailed"):
+            held[1].abort()
+        held[2].continue_()
+        playwright.expect(status).to_contain_text("Live")
+        wait_for(4)
+        page.wait_for_timeout(300)
+        assert len(held) == 4  # one look at a time
 
 
 def test_what_it_shows_is_what_the_service_answers(browser: "Browser", swappable: httpx.Client) -> None:
-    told: list[dict[str, Any]] = []
     with watched(browser, str(swappable.base_url), "/health/live") as page:  # a page that asks for nothing
-        page.on("response", lambda answer: told.append(answer.json()) if answer.url.endswith("/operations") else None)
+        looks = Looks(page, swappable)
         page.goto("/ops")
         playwright.expect(page.get_by_role("status").first).to_contain_text("Live")
         listen(swappable, 40)
         swappable.get("/recommendations")  # a 422
         playwright.expect(page.locator("#routes tr", has_text="POST /sessions")).to_be_visible()
-        pause_after_two_looks(page, told)
-        shown = len(told)
+        looks.pause_after_two()
         page.wait_for_timeout(2500)
-        assert len(told) == shown
+        assert looks.held == []
         history = SnapshotHistory()
-        for one in told:
+        for one in looks.answers:
             history.add(one)
         wanted, skips = history.rates_between(10), history.rates_between(300)
-        latest = told[-1]
+        latest = looks.answers[-1]
         total = wanted["total"]
         assert total["per_s"] > 0
         assert values(page, "#now dd") == pytest.approx([
@@ -157,7 +222,7 @@ def test_what_it_shows_is_what_the_service_answers(browser: "Browser", swappable
         assert all(
             page.locator(f"#{chart}-chart path").first.get_attribute("d") for chart in ("rate", "latency", "skip")
         )
-        page.get_by_role("button", name="Pause").click()
+        looks.resume()
         playwright.expect(page.get_by_role("status").first).to_contain_text("Live")
 
 

@@ -203,7 +203,7 @@ def test_the_model_hangs_on_a_track_that_is_asked_for_all_the_time(tiny_release:
     stand = Stand(tiny_release, tmp_path)
     stand.release_path = tmp_path / "hanging"
     try:
-        address = stand.start(ranking_timeout_s=0.5)
+        address = stand.start(ranking_timeout_s=2)
         leaving = threading.Event()
         sources: Counter[str] = Counter()
 

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -13,6 +12,7 @@ from typing import Self
 import redis
 
 from service.sessions.embedded_redis import redis_server_binary
+from tests.stopwatch import until
 
 
 class Server:
@@ -32,13 +32,12 @@ class Server:
         """Start it, anew as the case may be, and wait until it answers."""
         words = [word for name, value in self._options.items() for word in (f"--{name}", *value.split(" "))]
         self.process = subprocess.Popen([redis_server_binary(), *words], stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
-        while True:
-            with contextlib.suppress(redis.ConnectionError), self.client() as client:
-                client.ping()
-                return
-            assert time.monotonic() < deadline, "Redis does not start"
-            time.sleep(0.02)
+        until(self._answers, 30, lambda: "Redis does not start")
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(redis.ConnectionError), self.client() as client:
+            return bool(client.ping())
+        return False
 
     def client(self) -> "redis.Redis":
         """A client of it."""

@@ -5,9 +5,9 @@ import pty
 import select
 import signal
 import subprocess
-import time
 
 from tests.preloaded import SEGUE, SERVICE, preloaded
+from tests.stopwatch import Stopwatch
 
 
 class Terminal:
@@ -28,25 +28,24 @@ class Terminal:
 
     def until(self, words: str, seconds: float = 20) -> None:
         """Read until these words have been shown."""
-        deadline = time.monotonic() + seconds
-        while words not in self.text:
-            left = deadline - time.monotonic()
-            assert left > 0, self.text[-3000:]
-            if select.select([self._here], [], [], left)[0]:
-                self.text += os.read(self._here, 65_536).decode(errors="replace")
+        with Stopwatch() as watch:
+            while words not in self.text:
+                assert watch.seconds < seconds, self.text[-3000:]
+                if select.select([self._here], [], [], 0.1)[0]:
+                    self.text += os.read(self._here, 65_536).decode(errors="replace")
 
     def rest(self, seconds: float = 60) -> int:
         """Read what it shows until it ends by itself; its exit code."""
-        deadline = time.monotonic() + seconds
-        while True:
-            assert time.monotonic() < deadline, self.text[-3000:]
-            try:
-                part = os.read(self._here, 65_536) if select.select([self._here], [], [], 1)[0] else None
-            except OSError:  # Linux says so that nobody is on the other side
-                break
-            if part == b"":
-                break
-            self.text += (part or b"").decode(errors="replace")
+        with Stopwatch() as watch:
+            while True:
+                assert watch.seconds < seconds, self.text[-3000:]
+                try:
+                    part = os.read(self._here, 65_536) if select.select([self._here], [], [], 1)[0] else None
+                except OSError:  # Linux says so that nobody is on the other side
+                    break
+                if part == b"":
+                    break
+                self.text += (part or b"").decode(errors="replace")
         os.close(self._here)
         return self.process.wait(10)
 

@@ -95,13 +95,13 @@ def test_the_file_is_rewritten_at_most_once_in_a_period_and_only_after_erasures(
             time.sleep(0.5)
             assert rewrites() == 0
             marked = "segue:{b7}:erased"
+            began = time.monotonic()
             send_command(path, "SET", marked, "1")
             until(lambda: rewrites() >= 1)
-            began = time.monotonic()
             first = rewrites()
             send_command(path, "SET", marked, "1")
             until(lambda: rewrites() > first)
-            assert time.monotonic() - began > 1
+            assert time.monotonic() - began > 1.5
 
 
 def test_a_failed_rewrite_is_started_again(tmp_path: Path) -> None:

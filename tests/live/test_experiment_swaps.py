@@ -39,6 +39,19 @@ def swap(address: str, name: str, **more: Any) -> httpx.Response:
     return httpx.put(f"{address}/releases/current", json={"name": name, **more}, trust_env=False, timeout=30)
 
 
+def followed_swap(address: str, name: str, workers: int, **more: Any) -> None:
+    """Swap, and wait until all workers have followed. One that is at it refuses further swaps."""
+
+    def loaded() -> int:
+        told: dict[str, int] = httpx.get(f"{address}/operations", trust_env=False, timeout=20).json()["swaps"]
+        return told["loaded"]
+
+    before = loaded()
+    answer = swap(address, name, **more)
+    assert answer.status_code == 200, answer.text
+    until(lambda: loaded() == before + workers)
+
+
 def seen(address: str) -> dict[str, Any]:
     """What all workers say of the test, and the shares of the live releases. Raises if workers differ."""
     answers = []
@@ -101,19 +114,21 @@ def test_a_swap_ends_a_running_test_only_if_the_request_says_so(
     assert not (folder / "current").exists()
     assert (seen(address)["state"], seen(address)["live"]) == ("running", both)
 
-    assert swap(address, "third", end_experiment=True).status_code == 200
-    ended = agreed(address, state="ended", live={"third": 1.0, "second": 0.0})
+    followed_swap(address, "third", workers, end_experiment=True)
+    ended = seen(address)
+    assert (ended["state"], ended["live"]) == ("ended", {"third": 1.0, "second": 0.0})
     assert ended["reason"] == "a swap to third ended it"
     assert abs((datetime.now(UTC) - datetime.fromisoformat(ended["since"])).total_seconds()) < 30
     assert served(address) == {names["third"]}
     words = f"{names['second']} in second, 50% of sessions, ENDED since {ended['since']}: a swap to third ended it"
     assert experiment_line(ended) == words  # in `segue top`
 
-    assert swap(address, "first").status_code == 200  # rolled back, and the test stays ended
-    assert agreed(address, live={"first": 1.0, "second": 0.0})["since"] == ended["since"]
+    followed_swap(address, "first", workers)  # rolled back, and the test stays ended
+    again = seen(address)
+    assert (again["live"], again["since"]) == ({"first": 1.0, "second": 0.0}, ended["since"])
     assert served(address) == {names["first"]}
-    assert swap(address, "second").status_code == 200  # nothing to void any more
-    assert agreed(address, live={"second": 1.0})["state"] == "ended"
+    followed_swap(address, "second", workers)  # nothing to void any more
+    assert (seen(address)["live"], seen(address)["state"]) == ({"second": 1.0}, "ended")
     service.stop()
 
     address = start_service(workers=workers, **settings(folder)).address()  # SEGUE_RELEASE is `first`

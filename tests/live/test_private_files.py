@@ -1,5 +1,6 @@
 """What a running service keeps of its listeners is closed to other users of the machine."""
 
+import contextlib
 import stat
 from collections.abc import Collection
 from pathlib import Path
@@ -26,11 +27,13 @@ def wait_for_files(folder: Path, number: int, other_than: Collection[Path] = ())
 
 def open_to_others(folder: Path) -> list[str]:
     """What others may read, write or enter, with its mode."""
-    return [
-        f"{path.relative_to(folder)} {stat.S_IMODE(path.stat().st_mode):o}"
-        for path in (folder, *folder.rglob("*"))
-        if path.stat().st_mode & 0o077
-    ]
+    found = []
+    for path in (folder, *folder.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):  # the service replaces and renames files
+            mode = path.stat().st_mode
+            if mode & 0o077:
+                found.append(f"{path.relative_to(folder)} {stat.S_IMODE(mode):o}")
+    return found
 
 
 @pytest.mark.parametrize("existing", [False, True], ids=["new folder", "folders and files of an earlier version"])

@@ -69,7 +69,7 @@ def test_no_acknowledged_event_is_lost_by_a_kill(start_service: StartService, tm
     acknowledged: dict[str, list[str]] = {f"s{number}": [] for number in range(4)}
 
     def write(session_id: str) -> None:
-        with httpx.Client(base_url=address, trust_env=False, timeout=5) as client:
+        with httpx.Client(base_url=address, trust_env=False, timeout=20) as client:
             for number in range(100_000):
                 try:
                     if report(client, session_id, f"t{number}").status_code != 200:
@@ -81,12 +81,11 @@ def test_no_acknowledged_event_is_lost_by_a_kill(start_service: StartService, tm
     writers = [threading.Thread(target=write, args=(name,), daemon=True) for name in acknowledged]
     for writer in writers:
         writer.start()
-    time.sleep(1)
+    until(lambda: all(len(tracks) >= 50 for tracks in acknowledged.values()))
     everyone = [pid for child in children(service.process.pid) for pid in (child, *children(child))]
     service.kill()
     for writer in writers:
         writer.join()
-    assert all(acknowledged.values())
 
     again = start_service(workers=workers, max_session_plays=100_000)
     with again.client() as client:
@@ -151,7 +150,7 @@ def test_workers_share_sessions_and_add_up_their_metrics(start_service: StartSer
 
 def test_without_redis_the_service_says_so_and_recovers(start_service: StartService, tmp_path: Path) -> None:
     """Redis is frozen, not ended: the worst case, as connections stay open and nothing answers."""
-    service = start_service(redis_timeout_s=0.3)
+    service = start_service(redis_timeout_s=2)
     with service.client() as client:
         assert report(client, "a", "g0-t00").status_code == 200
         [server] = redis_servers(tmp_path / "data")
@@ -165,7 +164,7 @@ def test_without_redis_the_service_says_so_and_recovers(start_service: StartServ
             assert client.get("/tracks").status_code == 200
         finally:
             os.kill(server, signal.SIGCONT)
-        until(lambda: client.get("/health/ready").status_code == 200, 5)  # it is asked four times a second
+        until(lambda: client.get("/health/ready").status_code == 200)  # it is asked four times a second
         assert client.get("/sessions/a").status_code == 200
 
 

@@ -16,7 +16,7 @@ import pytest
 from segue.errors import Overloaded
 from service.api.stream import SessionStreams
 from tests.live.redis_server import Server
-from tests.stopwatch import Stopwatch
+from tests.stopwatch import Stopwatch, until
 
 StartService = Callable[..., Any]
 ACCEPT = {"Accept": "text/event-stream"}
@@ -136,11 +136,20 @@ def test_a_stream_whose_request_ends_late_takes_no_place_either(start_service: S
 
 
 def test_in_a_burst_no_more_streams_are_opened_than_so_many(start_service: StartService) -> None:
-    few = "import service.api.stream as s; s.SessionStreams.__init__.__defaults__ = (3,)"
+    few = (
+        "import service.api.stream as s; s.SessionStreams.__init__.__defaults__ = (3,)\n"
+        "release = s.SessionStreams.release_slot\n"
+        "def release_and_print(self):\n    release(self); print('a stream has ended', flush=True)\n"
+        "s.SessionStreams.release_slot = release_and_print"
+    )
     service = start_service(prelude=few)
+
+    def count(words: str) -> int:
+        return sum(words in line for line in service.output)
+
     with service.client() as client:
         address = (client.base_url.host, client.base_url.port or 0)
-        for _ in range(2):  # those of the first burst have left
+        for ended in (3, 6):
             with contextlib.ExitStack() as opened:
                 burst = [opened.enter_context(socket.create_connection(address, timeout=20)) for _ in range(12)]
                 assert client.get("/health/live").status_code == 200  # all connections are known by now
@@ -151,7 +160,8 @@ def test_in_a_burst_no_more_streams_are_opened_than_so_many(start_service: Start
                 service.process.send_signal(signal.SIGCONT)
                 answers = [one.recv(65_536)[9:12] for one in burst]
             assert sorted(answers) == [b"200"] * 3 + [b"503"] * 9
-            time.sleep(2)  # a stream notices that its client has gone when it looks at the session
+            # A stream notices that its client has gone when it looks at the session.
+            until(lambda expected=ended: count("a stream has ended") == expected)  # type: ignore[misc]
 
 
 def test_a_client_that_expects_an_end_is_refused(running: httpx.Client) -> None:

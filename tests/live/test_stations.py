@@ -14,8 +14,11 @@ from segue.release import Release
 from segue.sessions import Outcome, Play, Station
 from service.http.keys import new_key, write_keys
 from service.releases.loaded import Question, load_release
+from service.sessions.store import keys_of
 from tests.conftest import StartService, recommended, track_ids
 from tests.event_log_reader import read_back
+from tests.live.redis_server import Server
+from tests.live.stored_sessions import end_session
 from tests.stopwatch import until
 
 
@@ -153,12 +156,18 @@ class TestStations:
             assert told["baseline"] + sum(told["contributions"]) == pytest.approx(item["score"], rel=1e-3, abs=1e-6)
             assert sum(told["parts"].values()) == pytest.approx(item["score"], rel=1e-3, abs=1e-6)
 
-    def test_a_station_ends_with_its_session(self, start_service: StartService) -> None:
-        with start_service(idle_gap_s=0.5).client() as client:
-            session_id = new()
+    def test_a_station_ends_with_its_session(self, start_service: StartService, tmp_path: Path) -> None:
+        session_id = new()
+        with (
+            Server(tmp_path / "redis") as server,
+            server.client() as redis,
+            start_service(redis_url=server.url, durability="memory", idle_gap_s=600).client() as client,
+        ):
             client.put(f"/sessions/{session_id}/station", json={"artists": ["Artist 4"]}).raise_for_status()
             assert recommended(client, session_id)["source"] == "model"
-            until(lambda: client.get(f"/sessions/{session_id}").status_code == 404, 5)
+            assert 0 < redis.pttl(keys_of(session_id)[0]) <= 600_000
+            end_session(redis, session_id)
+            assert client.get(f"/sessions/{session_id}").status_code == 404
             assert recommended(client, session_id)["source"] == "popularity"
 
 

@@ -18,7 +18,7 @@ from segue.release import Release
 from segue.window import Sessions
 from service.releases.loaded import recommender_of
 from tests.preloaded import COMMANDS, SEGUE, preloaded, segue
-from training.evaluation.evaluate import HttpRecommender
+from training.evaluation.http_recommender import HttpRecommender
 
 SMALL = ["epochs=4", "dimension=32", "heads=4", "negatives=200"]
 

@@ -182,7 +182,7 @@ def mapped_sessions(file: Path) -> Sessions:
     except (OSError, ValueError):
         pass  # missing or incomplete: create the arrays again
     try:
-        with new_folder(folder, overwrite=True, marker=FLAT_FILE, private=True) as unfinished:
+        with new_folder(folder, overwrite=True, marker=FLAT_FILE, private=True, keep=False) as unfinished:
             sessions = _made(file, unfinished, digest)  # map the files before another process can replace the folder
     except (InputError, OSError) as error:
         if isinstance(error, BadDataset):

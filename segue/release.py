@@ -306,10 +306,9 @@ def write_release(
 
 
 def with_index(release: Release, index: bytes | None, facts: Mapping[str, Any]) -> Release:
-    """Replace the index of a release and open the result. All other files stay unchanged.
+    """Replace the index of a release and open the result. Raises BadRelease if another release has taken its place.
 
-    `index` is the content of index.faiss, or None for exact search. `facts` is the content of index.json. Raises
-    BadRelease if another release has taken its place since it was opened.
+    `index` is the content of index.faiss, or None for exact search. `facts` is the content of index.json.
     """
     with new_folder(release.path, overwrite=True, marker=MANIFEST) as folder:
         try:

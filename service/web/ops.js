@@ -234,7 +234,7 @@ byId("pause").addEventListener("click", () => {
   byId("pause").setAttribute("aria-pressed", String(state.paused));
   if (state.paused) {
     clearTimeout(state.timer);
-    say(state.latest ? `Paused, ${new Date(state.latest.at * 1000).toLocaleTimeString()}` : "Paused");
+    say(`Paused, ${new Date(state.latest.at * 1000).toLocaleTimeString()}`);
   } else look();
 });
 byId("key-form").addEventListener("submit", (event) => {

@@ -318,7 +318,6 @@ def with_index(release: Release, index: bytes | None, facts: Mapping[str, Any]) 
         except FileNotFoundError:  # of a file that the release in its place does not have
             _check_not_replaced(release)
             raise
-        _check_not_replaced(release)
         if index is not None:
             (folder / INDEX).write_bytes(index)
         (folder / INDEX_FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -326,6 +325,7 @@ def with_index(release: Release, index: bytes | None, facts: Mapping[str, Any]) 
         if index is None:
             files.pop(INDEX, None)
         _write_manifest(folder, release.manifest.model_copy(update={"files": files}))
+        _check_not_replaced(release)
     return open_release(release.path)
 
 

@@ -129,15 +129,18 @@ def new_folder(
             if file.is_file():
                 flush(file)
         replaced = path.parent / f".{path.name}.{token}.replaced"
-        if overwrite and (path / marker).is_file():
-            with contextlib.suppress(FileNotFoundError):  # another process replaces it as well
-                path.rename(replaced)
         try:
+            if overwrite and (path / marker).is_file():
+                with contextlib.suppress(FileNotFoundError):  # another process replaces it as well
+                    path.rename(replaced)
             unfinished.rename(path)
-        except OSError as error:
-            if not keep or not os.path.lexists(path):
-                raise
-            raise _kept(unfinished, path, token) from error
+        except BaseException as error:
+            if not os.path.lexists(path):
+                with contextlib.suppress(FileNotFoundError):
+                    replaced.rename(path)
+            elif keep and isinstance(error, OSError):
+                raise _kept(unfinished, path, token) from error
+            raise
         finally:
             shutil.rmtree(replaced, ignore_errors=True)
         flush(path.parent)

@@ -67,6 +67,7 @@ def _write_event_log(folder: Path, chance: random.Random) -> None:
                 "track_ids": track_ids,
                 "propensities": chances,
                 "explored": drawn,
+                "written_at": at,
             }
         )
         at_rank = chance.choice([0, 0, 1, 2, None])

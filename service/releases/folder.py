@@ -40,6 +40,10 @@ class PointerState:
     before: str | None = None  # the previous release
     ended: str | None = None  # the A/B test that a swap ended, as service/releases/experiment.py reads it
 
+    def is_pointer_of(self, other: "PointerState | None") -> bool:
+        """Whether the pointer is the same. The files of the release may differ."""
+        return other is not None and (self.name, self.written_ns) == (other.name, other.written_ns)
+
     @property
     def written(self) -> datetime:
         """When the pointer was written."""

@@ -262,7 +262,7 @@ class ReleaseRegistry:
         seen, live = folder.look(), self.current.live
         if seen is not None and seen.name == name:
             return seen.before
-        if seen is not None and (seen.name == live.folder or seen != self._seen):
+        if seen is not None and (seen.name == live.folder or (seen.files and not seen.is_pointer_of(self._seen))):
             return seen.name  # also if this worker has not followed the pointer yet
         return live.folder if folder.holds(live.release.path) and live.folder != name else None
 

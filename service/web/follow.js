@@ -37,7 +37,9 @@ function take(plays) {
 
 /** After an action: ask for what happened elsewhere meanwhile. */
 export function catchUp() {
-  if (missed && areNews(missed)) watchSession();
+  const plays = missed;
+  missed = null;
+  if (plays && areNews(plays)) watchSession();
 }
 
 function tellAway(words) {

@@ -33,9 +33,12 @@ let supposing = false; // whether the list of "what if you had played it?" is sh
 const choices = { onPlay: (track) => { stopShowing(); return play(track); }, onQueue: enqueue, onFeedback: null };
 
 async function reported(type, track, ms) {
-  const unsaved = (error) => tell(`Your ${type} of ${titleOf(track)} is not saved yet. Sending it again… (${error.message})`);
-  const answer = await report(type, track, ms, unsaved);
-  tell("");
+  let isUnsaved = false;
+  const answer = await report(type, track, ms, (error) => {
+    isUnsaved = true;
+    tell(`Your ${type} of ${titleOf(track)} is not saved yet. Sending it again… (${error.message})`);
+  });
+  if (isUnsaved) tell("");
   showAnswer(answer);
   showSession();
   compareAgain();

@@ -134,7 +134,7 @@ export async function report(type, track, msPlayed, onUnsaved) {
   };
   const answer = await callUntilAnswered(() => withKnownOptions(post), onUnsaved, giving.signal);
   answer.unknown_tracks.forEach((id) => unknown.add(id));
-  if (type === "play" || type === "skip") state.plays = playsAfter(type, event);
+  if (type === "play" || type === "skip") state.plays = playsAfter(type, event).slice(-answer.length); // old plays are dropped
   return answer.recommendations ? remembered(answer.recommendations) : recommendations();
 }
 

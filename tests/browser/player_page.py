@@ -33,6 +33,9 @@ document.addEventListener("securitypolicyviolation", (event) =>
   console.error(`violation of ${event.effectiveDirective} by ${event.blockedURI}`))
 """
 
+# A script for a page that is to wait for every answer, however slow the machine is.
+NO_TIME_LIMIT = "AbortSignal.timeout = () => new AbortController().signal"
+
 
 @contextlib.contextmanager
 def opened(

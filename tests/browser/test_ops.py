@@ -11,7 +11,7 @@ import pytest
 from segue.cli.rates import SnapshotHistory, rates_between
 from service.http.keys import new_key, write_keys
 from tests.browser.conftest import watched
-from tests.browser.player_page import keep_picture
+from tests.browser.player_page import NO_TIME_LIMIT, keep_picture
 from tests.live.redis_server import Server
 from tests.test_live_figures import later, snapshot
 
@@ -88,6 +88,7 @@ class Looks:
         self.held: list[Route] = []
         self._page, self._client = page, client
         self._holds = False
+        page.add_init_script(NO_TIME_LIMIT)
         page.route("**/operations", self._answer)
 
     def _answer(self, route: "Route") -> None:
@@ -132,6 +133,7 @@ def test_a_pause_outlives_the_look_that_is_under_way(browser: "Browser", swappab
         held: list[Route] = []
         status, button = page.get_by_role("status").first, page.get_by_role("button", name="Pause")
         playwright.expect(status).to_contain_text("Live")
+        page.evaluate(NO_TIME_LIMIT)
         page.route("**/operations", lambda route: held.append(route))  # noqa: PLW0108 (Playwright sets an attribute)
 
         def wait_for(looks: int) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.browser.player_page import next_tracks, playwright, search_and_play
+from tests.browser.player_page import NO_TIME_LIMIT, next_tracks, playwright, search_and_play
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Route
@@ -23,7 +23,7 @@ def session_of(page: "Page") -> str:
 
 def wait_for_ever(page: "Page") -> None:
     """Have the page wait for every answer, however slow the machine is."""
-    page.add_init_script("AbortSignal.timeout = () => new AbortController().signal")
+    page.add_init_script(NO_TIME_LIMIT)
     page.reload()
     playwright.expect(page.locator("#next > li")).to_have_count(15)
 
@@ -113,10 +113,10 @@ def test_a_timer_does_not_replace_what_the_listener_pressed(page: "Page", runnin
     page.reload()
     search_and_play(page, "g2-t05", "Song 29")
     playwright.expect(page.locator("#session li")).to_have_count(1)
+    page.clock.pause_at(datetime.fromtimestamp(page.evaluate("Date.now()") / 1000 + 60, UTC))
     page.get_by_role("button", name="Finish").click()
     playwright.expect(page.locator("#now .title")).not_to_have_text("Song 29")
     page.route("**/events*", lambda route: route.abort())
-    page.clock.pause_at(datetime.fromtimestamp(page.evaluate("Date.now()") / 1000 + 1, UTC))
     page.clock.run_for(10_400)  # the track counts as played now, which cannot be reported
     playwright.expect(page.get_by_role("alert")).to_contain_text("is not saved yet")
     page.clock.run_for(5_000)

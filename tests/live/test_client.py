@@ -154,12 +154,12 @@ class TestSync:
     def test_keys_and_limits(self, start_service: StartService, tmp_path: Path) -> None:
         text, kept = new_key("app", ["client"])
         write_keys(tmp_path / "keys.toml", [kept])
-        settings = {"key_rate_limit": 0.2, "rate_limit_burst_s": 10}
+        settings = {"key_rate_limit": 0.1, "rate_limit_burst_s": 20}
         address = start_service(api_keys=tmp_path / "keys.toml", **settings).address()
         with patient_client(address) as nobody, pytest.raises(AccessDenied):
             nobody.recommend("s")
-        # The deadline is before the next request is allowed, five seconds after the one before.
-        with Client(address, text, timeout_s=4, deadline_s=4) as client:
+        # The deadline is before the next request is allowed, ten seconds after the one before.
+        with Client(address, text, timeout_s=9, deadline_s=9) as client:
             with pytest.raises(AccessDenied, match="403"):
                 client.forget("s")
             client.recommend("s")

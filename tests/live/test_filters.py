@@ -186,15 +186,15 @@ def test_a_takedown_reaches_every_replica_soon_and_for_good(
         for thread in threads:
             thread.start()
         try:
-            until(lambda: min(rounds) >= 4)
+            until(lambda: min(rounds) >= 4, 60)
             assert not any(following)
             answer = admin.put(f"/removed-tracks/{gone}")
             assert answer.json() == {"track_id": gone, "removed": True, "changed": True, "in_catalogue": True}
             assert gone not in str(recommended(admin, "fresh", k=100)["items"])
-            until(lambda: all(following))
+            until(lambda: all(following), 60)
             admin.put("/releases/current", json={"name": "second"}).raise_for_status()
             before = list(rounds)
-            until(lambda: all(following) and all(now > then + 6 for now, then in zip(rounds, before, strict=True)))
+            until(lambda: all(following) and all(now > then + 6 for now, then in zip(rounds, before, strict=True)), 60)
         finally:
             leaving.set()
             for thread in threads:

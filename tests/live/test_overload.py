@@ -186,7 +186,7 @@ def test_requests_in_flight_are_counted_until_they_are_answered(start_service: S
 
 
 def test_slow_clients_are_told_and_let_go_and_take_nobodys_place(start_service: StartService) -> None:
-    service = start_service(read_timeout_s=0.5)
+    service = start_service(read_timeout_s=3)
     with service.client() as client, contextlib.ExitStack() as stack:
         slow = {
             "says nothing": b"",
@@ -195,7 +195,7 @@ def test_slow_clients_are_told_and_let_go_and_take_nobodys_place(start_service: 
         }
         sockets = {}
         for what, said in slow.items():
-            sockets[what] = stack.enter_context(socket.create_connection(address_of(client), timeout=5))
+            sockets[what] = stack.enter_context(socket.create_connection(address_of(client), timeout=20))
             sockets[what].sendall(said)
         waiting = [stack.enter_context(socket.create_connection(address_of(client))) for _ in range(100)]
         for one in waiting:
@@ -206,7 +206,7 @@ def test_slow_clients_are_told_and_let_go_and_take_nobodys_place(start_service: 
             answer = everything(sockets[what])
             assert answer.startswith(b"HTTP/1.1 408 Request Timeout"), what
             assert b"application/problem+json" in answer
-            assert answer.endswith(b'was not complete within 0.5 s: send it faster"}')
+            assert answer.endswith(b'was not complete within 3 s: send it faster"}')
         assert client.get("/recommendations?session_id=a").status_code == 200
 
 
@@ -241,11 +241,11 @@ def test_a_client_that_sends_bit_by_bit_has_no_more_time_and_one_in_time_is_answ
 
 def test_connections_above_the_limit_are_rejected(start_service: StartService) -> None:
     with start_service(max_connections=3).client() as client, contextlib.ExitStack() as stack:
-        others = [stack.enter_context(socket.create_connection(address_of(client), timeout=5)) for _ in range(3)]
+        others = [stack.enter_context(socket.create_connection(address_of(client), timeout=20)) for _ in range(3)]
         for other in others:
             other.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert other.recv(20).startswith(b"HTTP/1.1 200")
-        with socket.create_connection(address_of(client), timeout=5) as more:
+        with socket.create_connection(address_of(client), timeout=20) as more:
             assert everything(more).startswith(b"HTTP/1.1 503")
         others[0].close()
         until(lambda: _is_answered(client))

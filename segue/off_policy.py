@@ -47,7 +47,7 @@ class ListLog:
     """The lists and plays of a log. Of several lists before the same play, and several rows of a play, the last.
 
     A list that was answered after the play at its position was reported counts only if there is no earlier one: lists
-    have the service's time and plays that of Redis, whose clocks may differ.
+    have the service's time and plays have Redis' time, and these clocks may differ.
     """
 
     lists: pl.DataFrame  # a row for each list: `list`, its number from 0, and _LIST_COLUMNS

@@ -180,7 +180,7 @@ def _kept(unfinished: Path, path: Path, token: str) -> InputError:
     kept = path.with_name(f"{path.name}.{token}")
     unfinished.rename(kept)
     flush(path.parent)
-    return InputError(f"{path} was created meanwhile and is left as it is: the result of this command is in {kept}")
+    return InputError(f"{path} was created meanwhile and is not replaced: the result of this command is in {kept}")
 
 
 def _close_files(folder: Path) -> None:

@@ -482,7 +482,7 @@ class TestUnfinishedRequests:
 
 
 class Clock(asyncio.SelectorEventLoop):
-    """An event loop whose time passes only when it is told to, so that a busy machine uses up nobody's time."""
+    """An event loop whose clock moves only when the test moves it, so that a slow machine changes no result."""
 
     def __init__(self) -> None:
         super().__init__()

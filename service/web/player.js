@@ -98,7 +98,7 @@ function enqueue(track) {
 
 /** Skip the current track and show what that changes. The next track starts in a moment. */
 function skip() {
-  const pressed = { track: state.now?.track_id, ms: heard() }; // the skip may have to wait, and the clock goes on
+  const pressed = { track: state.now?.track_id, ms: heard() }; // a skip that waits reports the time of the press
   return act(async () => {
     startHeld();
     if (!state.now) return; // the action before this one has already finished the track

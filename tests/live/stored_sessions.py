@@ -9,7 +9,7 @@ from tests.stopwatch import until
 
 
 def end_session(client: "redis.Redis", session_id: str) -> None:
-    """Bring forward the time at which Redis ends a session, which every report sets anew, and wait for it."""
+    """Expire a session now instead of after its idle gap, and wait until Redis has deleted it."""
     keys = keys_of(session_id)[:3]
     assert client.pttl(keys[0]) > 0
     for key in keys:

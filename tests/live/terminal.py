@@ -41,7 +41,7 @@ class Terminal:
                 assert watch.seconds < seconds, self.text[-3000:]
                 try:
                     part = os.read(self._here, 65_536) if select.select([self._here], [], [], 1)[0] else None
-                except OSError:  # Linux says so that nobody is on the other side
+                except OSError:  # Linux reports that the other side has closed
                     break
                 if part == b"":
                     break

@@ -95,7 +95,7 @@ def test_a_track_on_which_the_model_hangs_costs_its_own_requests_only(
         assert what_if(client, POISON).status_code == 503
         assert client.get("/health/ready").status_code == 200
         assert client.get("/tracks").status_code == 200
-        assert metric(client, "segue_ranking_timeouts_total") == waited  # the track is known: nobody waits for it
+        assert metric(client, "segue_ranking_timeouts_total") == waited  # the track is known: no request waits for it
         assert metric(client, "segue_ranking_threads_stuck") == 0
         assert 'segue_fallbacks_total{component="model"} 2.0' in client.get("/metrics").text
     assert service.stop() == 0

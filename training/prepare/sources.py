@@ -198,7 +198,7 @@ def opened(slice_: FileSlice, kind: LogKind, scratch: Path, encoding: str = "") 
     form = _form_of(file, encoding)
     sliced = slice_.of > 1 and form.content != "parquet"
     if slice_.size is not None and (file.size() < slice_.size or (not sliced and file.size() != slice_.size)):
-        raise BadLog(f"{name} was replaced while it was read: run the command again when nothing writes it")
+        raise BadLog(f"{name} was replaced while it was read: run the command again after the writer has ended")
     if form.is_plain and not sliced:
         yield PlainFile(file.path, form.content, name, form.is_lfm1b)
         return

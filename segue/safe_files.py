@@ -142,7 +142,8 @@ def new_folder(
                 raise _kept(unfinished, path, token) from error
             raise
         finally:
-            shutil.rmtree(replaced, ignore_errors=True)
+            if os.path.lexists(path):
+                shutil.rmtree(replaced, ignore_errors=True)
         flush(path.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)

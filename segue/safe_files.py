@@ -128,22 +128,7 @@ def new_folder(
         for file in unfinished.rglob("*"):
             if file.is_file():
                 flush(file)
-        replaced = path.parent / f".{path.name}.{token}.replaced"
-        try:
-            if overwrite and (path / marker).is_file():
-                with contextlib.suppress(FileNotFoundError):  # another process replaces it as well
-                    path.rename(replaced)
-            unfinished.rename(path)
-        except BaseException as error:
-            if not os.path.lexists(path):
-                with contextlib.suppress(FileNotFoundError):
-                    replaced.rename(path)
-            elif keep and isinstance(error, OSError):
-                raise _kept(unfinished, path, token) from error
-            raise
-        finally:
-            if os.path.lexists(path):
-                shutil.rmtree(replaced, ignore_errors=True)
+        _put_in_place(unfinished, path, token, marker if overwrite else None, keep=keep)
         flush(path.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -174,6 +159,26 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def _put_in_place(unfinished: Path, path: Path, token: str, marker: str | None, *, keep: bool) -> None:
+    """Rename a folder to `path`. A folder with the file `marker` is replaced, or put back on failure."""
+    replaced = path.parent / f".{path.name}.{token}.replaced"
+    try:
+        if marker is not None and (path / marker).is_file():
+            with contextlib.suppress(FileNotFoundError):  # another process replaces it as well
+                path.rename(replaced)
+        unfinished.rename(path)
+    except BaseException as error:
+        if not os.path.lexists(path):
+            with contextlib.suppress(FileNotFoundError):
+                replaced.rename(path)
+        elif keep and isinstance(error, OSError):
+            raise _kept(unfinished, path, token) from error
+        raise
+    finally:
+        if os.path.lexists(path):
+            shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _kept(unfinished: Path, path: Path, token: str) -> InputError:

@@ -14,11 +14,12 @@ class Server:
     def __init__(self) -> None:
         self.up = False
         self.asked = 0
+        self.error: Exception = RedisConnectionError("away")
 
     async def ping(self) -> bool:
         self.asked += 1
         if not self.up:
-            raise RedisConnectionError("away")
+            raise self.error
         return True
 
 
@@ -75,6 +76,18 @@ def test_a_probe_in_the_background_closes_it() -> None:
         assert server.asked == asked
         circuit.failed(timed_out=False)
         assert not circuit.is_open  # failures are counted anew
+
+    run(test)
+
+
+def test_an_unexpected_error_does_not_end_the_probes() -> None:
+    async def test(server: Server, circuit: CircuitBreaker, told: list[bool]) -> None:
+        server.error = RuntimeError("unexpected")
+        circuit.failed(timed_out=True)
+        while server.asked < 3:
+            await asyncio.sleep(0.005)
+        server.up = True
+        await until_closed(circuit)
 
     run(test)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis, RedisCluster
@@ -86,7 +87,7 @@ def stores(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             url = request.getfixturevalue("redis_cluster")
         else:
             url = opened.enter_context(embedded_redis(tmp_path_factory.mktemp("redis")))
-        runner = opened.enter_context(asyncio.Runner())
+        runner = opened.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))  # as the service
         yield Stores(url, runner, cluster=request.param == "cluster")
 
 

@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple, Self
 
 import structlog
 from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
     ClusterDownError,
     NoPermissionError,
@@ -49,6 +50,7 @@ _CODE_BY_CLASS: Final[dict[type[RedisError], str]] = {
     NoPermissionError: "NOPERM",
     ClusterDownError: "CLUSTERDOWN",
     TryAgainError: "TRYAGAIN",
+    NoScriptError: "NOSCRIPT",  # Redis was restarted again while the scripts were loaded into it
 }
 _CODES: Final = (
     "OOM",
@@ -76,6 +78,35 @@ _MESSAGES: Final = {
     "NOPERM": "the session store denies Segue's user write access: grant the permissions in docs/operate/redis.md",
 }
 _REJECTED: Final = "the session store rejects commands at the moment: try again later"
+
+
+class _ReportsClosedTransport(AbstractConnection):
+    """Raises ConnectionError, not RuntimeError, if the connection was closed just before a write.
+
+    uvloop raises RuntimeError for a write to a closed transport, which asyncio's own event loop ignores until the next
+    read (MagicStack/uvloop#506). Without this class, the client would not treat it as a lost connection.
+    """
+
+    async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+        """Send a command as the base class does."""
+        try:
+            await super().send_packed_command(*args, **kwargs)
+        except RuntimeError as error:
+            raise RedisConnectionError("Connection lost before the command was sent.") from error
+
+
+def report_closed_transports(client: "Redis | RedisCluster") -> None:
+    """Make a new client raise ConnectionError for every lost connection. Call it before the first command."""
+    if isinstance(client, Redis):
+        client.connection_pool.connection_class = _reporting(client.connection_pool.connection_class)
+        return
+    client.connection_kwargs["connection_class"] = _reporting(client.connection_kwargs["connection_class"])
+    for node in client.startup_nodes:  # those discovered later get `connection_kwargs`
+        node.connection_class = client.connection_kwargs["connection_class"]
+
+
+def _reporting(base: type[AbstractConnection]) -> type[AbstractConnection]:
+    return type(base.__name__, (_ReportsClosedTransport, base), {})
 
 
 @contextlib.contextmanager
@@ -129,7 +160,7 @@ class CircuitBreaker:
         on_change: Callable[[bool], None] = lambda _: None,
         probe_interval_s: float = PROBE_INTERVAL_S,
     ) -> None:
-        """`probe` raises RedisError or OSError if Redis is unreachable. `on_change` gets the new `is_open`."""
+        """`probe` raises an exception if Redis is unreachable. `on_change` gets the new `is_open`."""
         self.is_open = False
         self._probe = probe
         self._on_change = on_change
@@ -160,6 +191,9 @@ class CircuitBreaker:
             try:
                 await self._probe()
             except (RedisError, OSError):
+                continue
+            except Exception:  # noqa: BLE001 (without a further probe, the circuit would stay open)
+                _log.exception("redis_probe_error")
                 continue
             self._failures = 0
             self._set(is_open=False)

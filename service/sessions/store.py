@@ -26,7 +26,7 @@ from segue.sessions import MAX_PREFERENCES, Event, Play, SessionState, Station
 from service.sessions.embedded_redis import MIN_VERSION, format_version
 from service.sessions.preferences import ListenerStore, decode_session, encode_station
 from service.sessions.privacy import BUCKETS, bucket_of, erased_marker
-from service.sessions.redis_client import Command, RedisCommands, Script, store_errors
+from service.sessions.redis_client import Command, RedisCommands, Script, report_closed_transports, store_errors
 from service.settings import FSYNC, Durability, Settings
 from service.telemetry import Telemetry
 
@@ -182,14 +182,22 @@ def connect(settings: Settings) -> "Redis | RedisCluster":
         common["ssl_ca_certs"] = str(settings.redis_ca_file)
     if settings.redis_password_file is not None:
         common["password"] = _read_password(settings.redis_password_file)
+    client: Redis | RedisCluster
     if settings.redis_cluster:
-        return RedisCluster.from_url(settings.redis_url or "", **common)
+        client = RedisCluster.from_url(settings.redis_url or "", **common)
+    else:
+        client = Redis.from_pool(_pool(settings, common))
+    report_closed_transports(client)
+    return client
+
+
+def _pool(settings: Settings, common: dict[str, Any]) -> BlockingConnectionPool:
     pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
         settings.redis_url or "",
         timeout=settings.redis_timeout_s,  # seconds to wait for a free connection
         **common,
     )
-    return Redis.from_pool(pool)
+    return pool
 
 
 def _read_password(file: Path) -> str:

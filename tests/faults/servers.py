@@ -1,7 +1,9 @@
-"""A way to a server that can be cut, slowed and stopped."""
+"""A way to a server that can be cut, slowed, stopped and reset."""
 
 import contextlib
+import random
 import socket
+import struct
 import threading
 import time
 
@@ -15,11 +17,15 @@ def free_port() -> int:
 
 
 class Proxy:
-    """Passes bytes between clients and a server; cuts all connections, waits before each piece, or passes nothing."""
+    """Passes bytes between clients and a server; cuts all connections, waits before each piece, or passes nothing.
+
+    `resets_after` is the most bytes that a connection passes, at random, before it is reset, as by a server that ends.
+    """
 
     def __init__(self, to_port: int) -> None:
         self._to_port = to_port
         self.delay_s = 0.0
+        self.resets_after: int | None = None
         self._passes = threading.Event()
         self._passes.set()
         self._open: set[socket.socket] = set()
@@ -68,8 +74,15 @@ class Proxy:
                 threading.Thread(target=self._pass, args=(source, target), daemon=True).start()
 
     def _pass(self, source: socket.socket, target: socket.socket) -> None:
+        left = None if self.resets_after is None else random.randint(0, self.resets_after)
         with contextlib.suppress(OSError):
             while piece := source.recv(65536):
+                if left is not None and (left := left - len(piece)) < 0:
+                    for one in (source, target):
+                        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        one.shutdown(socket.SHUT_RD)  # the other thread leaves it
+                        one.close()
+                    break
                 if self.delay_s:
                     time.sleep(self.delay_s)
                 self._passes.wait()

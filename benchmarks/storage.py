@@ -23,7 +23,8 @@ import numpy as np
 from segue.sessions import Event, EventType
 from service.sessions.embedded_redis import embedded_redis
 from service.sessions.event_log import EventLog, open_folder
-from service.sessions.store import SessionStore, connect
+from service.sessions.redis_server import connect
+from service.sessions.store import SessionStore
 from service.settings import Settings
 from service.telemetry import Telemetry
 

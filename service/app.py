@@ -55,7 +55,8 @@ from service.releases.registry import ReleaseRegistry, check_servable
 from service.releases.served_lists import ServedLists
 from service.sessions.embedded_redis import embedded_redis, terminate_with_parent
 from service.sessions.event_log import EventLog, open_folder
-from service.sessions.store import DurabilityCheck, SessionStore, connect
+from service.sessions.redis_server import DurabilityCheck, connect
+from service.sessions.store import SessionStore
 from service.settings import Settings, read_settings
 from service.shutdown import CLOSING_S, end_in_time
 from service.telemetry import Telemetry, configure_logging

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from segue.errors import BadOption
-from service.sessions.store import DurabilityCheck, check_durability
+from service.sessions.redis_server import DurabilityCheck, check_durability
 from service.settings import Durability
 
 WEAK, SECOND, ALWAYS = (

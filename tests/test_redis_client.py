@@ -1,9 +1,9 @@
-"""Whatever happens to a connection to Redis, the client reports it as a lost connection, on the service's event loop."""
+"""Whatever happens to a connection to Redis, the client reports a lost connection, on the service's event loop."""
 
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from segue.errors import StoreUnavailable
 from service.sessions.embedded_redis import embedded_redis
 from service.sessions.redis_client import RedisCommands, Script
-from service.sessions.store import connect
+from service.sessions.redis_server import connect
 from service.settings import Settings
 from service.telemetry import Telemetry
 from tests.faults.servers import Proxy
@@ -54,15 +54,17 @@ def test_a_write_to_a_connection_that_was_just_closed(kind: str, request: pytest
             nodes = [*client.startup_nodes, *client.get_nodes()]
             connections = [node.acquire_connection() for node in nodes]
         else:
-            connections = [await client.connection_pool.get_connection()]
+            connections = [client.connection_pool.make_connection()]  # type: ignore[no-untyped-call]
         for connection in connections:
-            await connection.connect()
+            await connection.connect()  # type: ignore[no-untyped-call]
+            assert connection._writer is not None
             connection._writer.transport.abort()
             with pytest.raises(RedisConnectionError):
                 await connection.send_command("PING")
             assert not connection.is_connected
             await connection.send_command("PING")  # over a new connection
             assert await connection.read_response() == "PONG"
+            await connection.disconnect()
 
     redis = request.getfixturevalue(kind)
     run(use, redis.url if isinstance(redis, Server) else redis, redis_cluster=kind == "redis_cluster")

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, Field
 from redis.asyncio import Redis, RedisCluster
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from segue.catalogue import FIRST_TRACK_ROW
 from segue.errors import ModelUnavailable, Overloaded, SegueError
@@ -30,7 +30,7 @@ from service.releases.folder import ReleaseBody
 from service.releases.loaded import LoadedRelease, Question
 from service.releases.registry import ReleaseRegistry
 from service.sessions.privacy import BUCKETS
-from service.sessions.redis_client import UNREACHABLE
+from service.sessions.redis_client import CLIENT_ERRORS, UNREACHABLE, StoreMisconfigured, as_store_error
 from service.sessions.store import SessionStore, stream_of
 from service.settings import Settings
 from service.telemetry import SECONDS, Telemetry
@@ -139,10 +139,14 @@ class RedisStatus:
                 return found
         except TimeoutError:
             return RedisSnapshot(reachable=False, detail=f"it did not respond within {LIMIT_S:g} s", facts={})
-        except UNREACHABLE:  # the error contains the address, which must not be in the response
+        except CLIENT_ERRORS as error:
+            misconfigured = as_store_error(error)
+            if isinstance(misconfigured, StoreMisconfigured):
+                return RedisSnapshot(reachable=True, detail=str(misconfigured), facts={})
+            if isinstance(error, RedisError) and not isinstance(error, UNREACHABLE):
+                return RedisSnapshot(reachable=True, detail=f"it rejected the query ({type(error).__name__})", facts={})
+            # The error contains the address, which must not be in the response.
             return RedisSnapshot(reachable=False, detail="it cannot be reached: see the service's log", facts={})
-        except RedisError as error:
-            return RedisSnapshot(reachable=True, detail=f"it rejected the query ({type(error).__name__})", facts={})
 
     async def _facts(self) -> RedisSnapshot:
         try:
@@ -151,7 +155,9 @@ class RedisStatus:
             else:
                 by_node: Any = await self._client.info(target_nodes=RedisCluster.PRIMARIES)
                 nodes = list(by_node.values()) if "redis_version" not in by_node else [by_node]
-        except (NoPermissionError, ResponseError):
+        except ResponseError as error:
+            if isinstance(as_store_error(error), StoreMisconfigured):
+                raise
             return RedisSnapshot(reachable=True, detail="its user lacks a permission: grant +info", facts={})
         return RedisSnapshot(reachable=True, detail=None, facts=redis_facts(nodes))
 

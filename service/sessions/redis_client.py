@@ -21,9 +21,10 @@ from typing import Any, Final, NamedTuple, Self
 
 import structlog
 from redis.asyncio import Redis, RedisCluster
-from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
     ClusterDownError,
+    InvalidResponse,
+    MovedError,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
@@ -42,6 +43,8 @@ from service.telemetry import Telemetry
 
 # Errors without a response from Redis.
 UNREACHABLE: Final = (RedisConnectionError, RedisTimeoutError, OSError)
+# All errors that the client raises on purpose. Those of the cluster client are not a RedisError.
+CLIENT_ERRORS: Final = (RedisError, RedisClusterException, OSError)
 # Error codes of a Redis that responds but cannot serve: full, read-only, unable to save, without a quorum. The client
 # has classes for some codes and removes them from the message. A script error keeps the code in its message.
 _CODE_BY_CLASS: Final[dict[type[RedisError], str]] = {
@@ -77,36 +80,18 @@ _MESSAGES: Final = {
     "NOREPLICAS": "the session store has too few replicas to accept writes: try again later",
     "NOPERM": "the session store denies Segue's user write access: grant the permissions in docs/operate/redis.md",
 }
+# The message for clients by a part of the error, if only other settings help.
+_MISCONFIGURATIONS: Final = {
+    "Cluster mode is not enabled": "the session store is not a Redis Cluster: set SEGUE_REDIS_CLUSTER=false",
+    "DB index is out of range": "the session store has no database with the number at the end of SEGUE_REDIS_URL: "
+    "remove the number, or use a lower one",
+}
+_UNREACHABLE: Final = "the session store cannot be reached: try again in a moment"
 _REJECTED: Final = "the session store rejects commands at the moment: try again later"
 
 
-class _ReportsClosedTransport(AbstractConnection):
-    """Raises ConnectionError, not RuntimeError, if the connection was closed just before a write.
-
-    uvloop raises RuntimeError for a write to a closed transport, which asyncio's own event loop ignores until the next
-    read (MagicStack/uvloop#506). Without this class, the client would not treat it as a lost connection.
-    """
-
-    async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
-        """Send a command as the base class does."""
-        try:
-            await super().send_packed_command(*args, **kwargs)
-        except RuntimeError as error:
-            raise RedisConnectionError("Connection lost before the command was sent.") from error
-
-
-def report_closed_transports(client: "Redis | RedisCluster") -> None:
-    """Make a new client raise ConnectionError for every lost connection. Call it before the first command."""
-    if isinstance(client, Redis):
-        client.connection_pool.connection_class = _reporting(client.connection_pool.connection_class)
-        return
-    client.connection_kwargs["connection_class"] = _reporting(client.connection_kwargs["connection_class"])
-    for node in client.startup_nodes:  # those discovered later get `connection_kwargs`
-        node.connection_class = client.connection_kwargs["connection_class"]
-
-
-def _reporting(base: type[AbstractConnection]) -> type[AbstractConnection]:
-    return type(base.__name__, (_ReportsClosedTransport, base), {})
+class StoreMisconfigured(StoreUnavailable):
+    """The server at SEGUE_REDIS_URL is not what the settings describe. A retry with the same settings fails again."""
 
 
 @contextlib.contextmanager
@@ -114,7 +99,7 @@ def store_errors() -> Iterator[None]:
     """Raise StoreUnavailable for errors of an unreachable or unusable Redis. Other errors are bugs and pass through."""
     try:
         yield
-    except (RedisError, OSError) as error:
+    except CLIENT_ERRORS as error:
         converted = as_store_error(error)
         if converted is error:
             raise
@@ -125,14 +110,29 @@ def as_store_error(error: Exception) -> Exception:
     """Convert an error of an unreachable or unusable Redis to StoreUnavailable. Returns other errors unchanged."""
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     if isinstance(error, UNREACHABLE):
-        return StoreUnavailable("the session store cannot be reached: try again in a moment", reason)
+        return StoreUnavailable(_UNREACHABLE, reason)
+    misconfiguration = _misconfiguration(error)
+    if misconfiguration is not None:
+        return StoreMisconfigured(misconfiguration, reason)
     if isinstance(error, RedisClusterException):
-        return StoreUnavailable("the session store cannot be used: try again later", reason)
+        no_node = "cannot be connected" in reason
+        return StoreUnavailable(
+            _UNREACHABLE if no_node else "the session store cannot be used: try again later", reason
+        )
     code = _error_code(error)
     if code is None:
         return error
     # Restore the code if the client removed it: operators search the log for it.
     return StoreUnavailable(_MESSAGES.get(code, _REJECTED), reason if code in reason else f"{code} {reason}")
+
+
+def _misconfiguration(error: Exception) -> str | None:
+    """What to change if the settings do not describe the server; None for other errors."""
+    if isinstance(error, InvalidResponse):
+        return "the session store does not speak the Redis protocol: set SEGUE_REDIS_URL to a Redis server"
+    if isinstance(error, MovedError):
+        return "the session store is a node of a Redis Cluster: set SEGUE_REDIS_CLUSTER=true"
+    return next((message for part, message in _MISCONFIGURATIONS.items() if part in str(error)), None)
 
 
 def _error_code(error: Exception) -> str | None:
@@ -190,7 +190,7 @@ class CircuitBreaker:
             await asyncio.sleep(self._probe_interval_s)
             try:
                 await self._probe()
-            except (RedisError, OSError):
+            except CLIENT_ERRORS:
                 continue
             except Exception:  # noqa: BLE001 (without a further probe, the circuit would stay open)
                 _log.exception("redis_probe_error")

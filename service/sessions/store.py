@@ -1,145 +1,26 @@
-"""The session store in Redis, and the durability check. docs/session-semantics.md describes the rules.
+"""The session store in Redis. docs/session-semantics.md describes the rules.
 
 A write is one atomic script and a read is one command. service/sessions/redis_client.py sends them. Sessions are spread
 over 64 buckets by a hash of their id. The bucket is the hash tag of the keys, so that a session's keys and its event
 stream share a slot of Redis Cluster.
-
-The durability check compares SEGUE_DURABILITY with the server's configuration. `INFO` returns the version, the memory
-limit, the eviction policy and whether there is an append-only file. `CONFIG GET` returns how often that file is
-flushed. If the Redis user lacks the permission, the check passes and a warning names what was not verified.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import structlog
-from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.asyncio import Redis, RedisCluster
+from redis.exceptions import RedisClusterException, RedisError
 
 from segue.errors import BadOption, StoreUnavailable
 from segue.sessions import MAX_PREFERENCES, Event, Play, SessionState, Station
-from service.sessions.embedded_redis import MIN_VERSION, format_version
 from service.sessions.preferences import ListenerStore, decode_session, encode_station
 from service.sessions.privacy import BUCKETS, bucket_of, erased_marker
-from service.sessions.redis_client import Command, RedisCommands, Script, report_closed_transports, store_errors
-from service.settings import FSYNC, Durability, Settings
+from service.sessions.redis_client import Command, RedisCommands, Script
+from service.sessions.redis_server import DurabilityCheck
+from service.settings import Settings
 from service.telemetry import Telemetry
-
-_log = structlog.get_logger()
-
-Facts = Mapping[str, Any]
-
-# From weakest to strongest. A server without an append-only file counts as `no`: its data ends with its process.
-_STRENGTH: Final = ("no", "everysec", "always")
-
-
-class DurabilityCheck:
-    """Compares the required durability with the configuration of Redis."""
-
-    def __init__(self, client: "Redis | RedisCluster", required: Durability) -> None:
-        self._client = client
-        self._required: Durability = required
-        self._warned: set[str] = set()
-
-    async def check(self) -> None:
-        """Raise BadOption with one line if Redis is less durable than required, StoreUnavailable if it is unreachable.
-
-        If a server does not reveal its configuration, the check passes and a warning is logged.
-        """
-        info = await self._query("info")
-        check_version(info)
-        memory = info or await self._query("config_get", "maxmemory*")
-        if not memory:
-            self._warn("its memory limit", "grant +info to its user")
-        check_eviction_policy(memory)
-        if self._required == "memory":
-            return
-        files = await self._query("config_get", "append*")
-        if files:
-            check_durability(self._required, files)
-        else:
-            check_append_only(self._required, info)
-            self._warn("appendfsync" if info else "its append-only file", "grant +config|get to its user")
-
-    async def _query(self, command: str, *words: str) -> list[Facts]:
-        """The reply of each primary.
-
-        Empty if the user lacks the permission, or if a server does not support the command, as some hosted ones do.
-        """
-        try:
-            with store_errors():
-                if isinstance(self._client, Redis):
-                    answers: list[Facts] = [await getattr(self._client, command)(*words)]
-                else:
-                    answer: Any = await getattr(self._client, command)(*words, target_nodes=RedisCluster.PRIMARIES)
-                    answers = list(answer.values()) if _is_by_node(answer) else [answer]
-                return answers if all(answers) else []
-        except StoreUnavailable as error:
-            if not isinstance(error.__cause__, ResponseError):
-                raise
-        except ResponseError:
-            pass
-        return []
-
-    def _warn(self, what: str, remedy: str) -> None:
-        if what not in self._warned:
-            self._warned.add(what)
-            _log.warning("durability_not_verified", promised=self._required, unknown=what, remedy=remedy)
-
-
-def check_version(info: Iterable[Facts]) -> None:
-    """Raise BadOption if one of the servers (`INFO`) is older than the minimum version."""
-    for facts in info:
-        version = str(facts.get("redis_version", ""))
-        numbers = tuple(int(part) for part in version.split(".") if part.isdigit())
-        if numbers and numbers < MIN_VERSION:
-            raise BadOption(f"Redis has version {version}: Segue needs {format_version(MIN_VERSION)} or later")
-
-
-def check_eviction_policy(replies: Iterable[Facts]) -> None:
-    """Raise BadOption if one of the servers (`INFO` or `CONFIG GET maxmemory*`) evicts keys when it is full."""
-    for facts in replies:
-        limit = int(facts.get("maxmemory", 0))
-        policy = facts.get("maxmemory_policy", facts.get("maxmemory-policy", "noeviction"))
-        if limit and policy != "noeviction":
-            raise BadOption(
-                f"Redis has maxmemory {limit:,} and maxmemory-policy {policy}, so it evicts sessions when it is full: "
-                "set maxmemory-policy noeviction"
-            )
-
-
-def check_append_only(required: Durability, info: Iterable[Facts]) -> None:
-    """Raise BadOption if one of the servers (`INFO`) has no append-only file."""
-    for facts in info:
-        if not int(facts.get("aof_enabled", 1)):
-            raise BadOption(
-                f"durability is {required}, but Redis has no append-only file: set appendonly yes and appendfsync "
-                f"{FSYNC[required]} in Redis, or SEGUE_DURABILITY=memory"
-            )
-
-
-def check_durability(required: Durability, configurations: Iterable[Facts]) -> None:
-    """Raise BadOption if one of the configurations (`CONFIG GET append*`) is less durable than required."""
-    for found in configurations:
-        fsync = str(found.get("appendfsync")) if found.get("appendonly") == "yes" else "no"
-        strength = _STRENGTH.index(fsync) if fsync in _STRENGTH else -1  # an unknown value guarantees nothing
-        if strength < _STRENGTH.index(FSYNC[required]):
-            raise BadOption(
-                f"durability is {required}, but Redis has appendonly {found.get('appendonly')} and appendfsync "
-                f"{found.get('appendfsync')}: set appendonly yes and appendfsync {FSYNC[required]} in Redis, or a "
-                "weaker SEGUE_DURABILITY"
-            )
-
-
-def _is_by_node(answer: Facts) -> bool:
-    """Whether a reply is a mapping from nodes to replies. With a single node, the cluster client omits that mapping."""
-    return bool(answer) and all(isinstance(value, Mapping) for value in answer.values())
-
 
 # Event ids stored per session for deduplication; the oldest are dropped.
 MAX_EVENT_IDS: Final = 5000
@@ -163,53 +44,6 @@ class Appended:
     def plays(self) -> list[Play]:
         """The plays, oldest first. Empty unless requested."""
         return self.session.plays
-
-
-def connect(settings: Settings) -> "Redis | RedisCluster":
-    """Create a Redis client. It connects with its first command. `redis_url` must be set.
-
-    Raises BadOption if `redis_password_file` cannot be read or is not one line.
-    """
-    common: dict[str, Any] = {
-        "decode_responses": True,
-        "max_connections": settings.redis_connections,
-        "socket_timeout": settings.redis_timeout_s,
-        "socket_connect_timeout": settings.redis_timeout_s,
-        # A write that timed out may have been executed. Clients can retry it safely if its events have ids.
-        "retry": Retry(NoBackoff(), 0),
-    }
-    if settings.redis_ca_file is not None:
-        common["ssl_ca_certs"] = str(settings.redis_ca_file)
-    if settings.redis_password_file is not None:
-        common["password"] = _read_password(settings.redis_password_file)
-    client: Redis | RedisCluster
-    if settings.redis_cluster:
-        client = RedisCluster.from_url(settings.redis_url or "", **common)
-    else:
-        client = Redis.from_pool(_pool(settings, common))
-    report_closed_transports(client)
-    return client
-
-
-def _pool(settings: Settings, common: dict[str, Any]) -> BlockingConnectionPool:
-    pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
-        settings.redis_url or "",
-        timeout=settings.redis_timeout_s,  # seconds to wait for a free connection
-        **common,
-    )
-    return pool
-
-
-def _read_password(file: Path) -> str:
-    """The password in a file, without the line break."""
-    try:
-        password = file.read_text(encoding="utf-8").strip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise BadOption(f"redis_password_file {file} cannot be read: {reason}; write the password into it") from error
-    if not password or "\n" in password:
-        raise BadOption(f"redis_password_file {file} must contain exactly one line: write the password into it")
-    return password
 
 
 def _found_by(play: Play | None) -> tuple[str, str]:
@@ -358,7 +192,11 @@ class SessionStore:
             return [0]
         try:
             nodes = {bucket: self._client.get_node_from_key(stream_of(bucket)) for bucket in range(BUCKETS)}
-        except (RedisError, AttributeError):  # the client discovers the nodes with its first command
+        except (
+            RedisError,
+            RedisClusterException,
+            AttributeError,
+        ):  # the client discovers the nodes with its first command
             return list(range(BUCKETS))
         return list({node.name if node is not None else "": bucket for bucket, node in nodes.items()}.values())
 

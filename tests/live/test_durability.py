@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from segue.errors import BadOption
-from service.sessions.store import check_version
+from service.sessions.redis_server import check_version
 from service.settings import read_settings
 from tests.live.redis_server import Server
 from tests.stopwatch import until

@@ -61,7 +61,7 @@ def connect(settings: Settings) -> "Redis | RedisCluster":
         option = re.search(r"unexpected keyword argument ('\w+')", str(error))
         reason = f"the client has no option {option[1]}" if option else str(error).partition("\n")[0]
         raise BadOption(f"redis_url cannot be used: {reason}; correct SEGUE_REDIS_URL") from None
-    report_closed_transports(client)
+    _report_closed_transports(client)
     return client
 
 
@@ -102,7 +102,7 @@ class _ReportsClosedTransport(AbstractConnection):
             raise RedisConnectionError("Connection lost before the command was sent.") from error
 
 
-def report_closed_transports(client: "Redis | RedisCluster") -> None:
+def _report_closed_transports(client: "Redis | RedisCluster") -> None:
     """Make a new client raise ConnectionError for every lost connection. Call it before the first command."""
     if isinstance(client, Redis):
         client.connection_pool.connection_class = _reporting(client.connection_pool.connection_class)

@@ -12,7 +12,6 @@ import queue
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from httpx._transports import default as transports
 from segue.catalogue import Catalogue
 from segue.release import DatasetFacts, Release, ReleaseMetadata, WindowFacts, write_release
 from service.sessions.embedded_redis import redis_server_binary
+from tests.live.redis_server import free_pair
 from tests.preloaded import GRAPHS, SERVICE, Child, lighten_training, preloaded
 from tests.stopwatch import until
 
@@ -302,7 +302,7 @@ def start_service(tiny_release: Release, tmp_path: Path) -> Iterator[StartServic
 def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a node of a local Redis Cluster with three nodes and no replicas."""
     with contextlib.ExitStack() as stack:
-        ports = [_free_pair() for _ in range(3)]
+        ports = [free_pair() for _ in range(3)]
         for port in ports:
             options = {"port": port, "bind": "127.0.0.1", "cluster-enabled": "yes", "save": "", "loglevel": "warning"}
             options |= {"dir": tmp_path_factory.mktemp("node")}
@@ -331,16 +331,6 @@ def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def _knows_all(node: "redis.Redis", nodes: int) -> bool:
     facts = str(node.execute_command("CLUSTER", "INFO"))  # type: ignore[no-untyped-call]
     return "cluster_state:ok" in facts and f"cluster_known_nodes:{nodes}" in facts
-
-
-def _free_pair() -> int:
-    """Return a free port whose cluster bus port, 10,000 higher, is free too."""
-    while True:
-        with socket.socket() as one, socket.socket() as bus, contextlib.suppress(OSError, OverflowError):
-            one.bind(("127.0.0.1", 0))
-            bus.bind(("127.0.0.1", one.getsockname()[1] + 10_000))
-            port: int = one.getsockname()[1]
-            return port
 
 
 def _wait_for(ready: Callable[[], Any]) -> None:

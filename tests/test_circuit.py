@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import InvalidResponse, ResponseError
 
 from service.sessions.redis_client import MAX_FAILURES, CircuitBreaker
 
@@ -78,6 +79,18 @@ def test_a_probe_in_the_background_closes_it() -> None:
         assert not circuit.is_open  # failures are counted anew
 
     run(test)
+
+
+def test_an_error_that_redis_responds_with_closes_it_too() -> None:
+    """The next command reports that error to its client."""
+    for error in (InvalidResponse("HTTP/1.1"), ResponseError("MISCONF no disk")):
+
+        async def test(server: Server, circuit: CircuitBreaker, told: list[bool], error: Exception = error) -> None:
+            server.error = error
+            circuit.failed(timed_out=True)
+            await until_closed(circuit)
+
+        run(test)
 
 
 def test_an_unexpected_error_does_not_end_the_probes() -> None:

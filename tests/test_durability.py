@@ -41,6 +41,9 @@ def test_a_server_that_names_no_setting_is_believed() -> None:
     """As some that are hosted do."""
 
     class Silent(Redis):
+        async def ping(self, *_: Any, **__: Any) -> bool:
+            return True
+
         async def info(self, *_: Any, **__: Any) -> dict[str, Any]:
             return {}
 

@@ -99,8 +99,8 @@ def test_connections_that_are_reset_at_any_moment(server: Server) -> None:
         await client.connection_pool.disconnect()
         assert await client.ping()
 
-    run(use, f"redis://127.0.0.1:{proxy.port}")
-    proxy.close()
+    with contextlib.closing(proxy):
+        run(use, f"redis://127.0.0.1:{proxy.port}")
 
 
 def test_redis_that_is_restarted_again_while_scripts_are_loaded(server: Server) -> None:

@@ -36,7 +36,7 @@ from segue.sessions import (
 )
 from service.sessions.embedded_redis import embedded_redis
 from service.sessions.privacy import BUCKETS, bucket_of
-from service.sessions.redis_client import store_errors
+from service.sessions.redis_errors import store_errors
 from service.sessions.redis_server import connect
 from service.sessions.store import (
     Appended,

@@ -9,6 +9,7 @@ Redis and an alert reports them.
 """
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -17,12 +18,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import structlog
 from pydantic import BaseModel, Field
 from redis.asyncio import Redis, RedisCluster
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from segue.catalogue import FIRST_TRACK_ROW
-from segue.errors import ModelUnavailable, Overloaded, SegueError
+from segue.errors import ModelUnavailable, Overloaded, SegueError, StoreUnavailable
 from segue.sessions import Play
 from service.ops.metrics_snapshot import EventNumbers, MetricsSnapshot, ReleaseNumbers, RouteNumbers
 from service.releases.experiment import ExperimentBody
@@ -30,11 +32,13 @@ from service.releases.folder import ReleaseBody
 from service.releases.loaded import LoadedRelease, Question
 from service.releases.registry import ReleaseRegistry
 from service.sessions.privacy import BUCKETS
-from service.sessions.redis_client import CLIENT_ERRORS, UNREACHABLE, StoreMisconfigured, as_store_error
+from service.sessions.redis_errors import CLIENT_ERRORS, UNREACHABLE, StoreMisconfigured, as_store_error
 from service.sessions.store import SessionStore, stream_of
 from service.settings import Settings
 from service.telemetry import SECONDS, Telemetry
 from service.threads import BlockingCalls, Threads
+
+_log = structlog.get_logger()
 
 LIMIT_S: Final = 1.0
 _RANK_INTERVAL_S: Final = 1.0  # minimum time between two model checks, because each check runs the model
@@ -134,6 +138,8 @@ class RedisStatus:
         """Query Redis and its streams. Returns within the time limit, even if Redis does not respond."""
         try:
             async with asyncio.timeout(LIMIT_S):
+                with contextlib.suppress(NoPermissionError):
+                    await self._client.ping()  # fails if Redis rejects the connection
                 found = await self._facts()
                 found.waiting, found.oldest_s = await self._streams()
                 return found
@@ -155,9 +161,7 @@ class RedisStatus:
             else:
                 by_node: Any = await self._client.info(target_nodes=RedisCluster.PRIMARIES)
                 nodes = list(by_node.values()) if "redis_version" not in by_node else [by_node]
-        except ResponseError as error:
-            if isinstance(as_store_error(error), StoreMisconfigured):
-                raise
+        except ResponseError:
             return RedisSnapshot(reachable=True, detail="its user lacks a permission: grant +info", facts={})
         return RedisSnapshot(reachable=True, detail=None, facts=redis_facts(nodes))
 
@@ -174,17 +178,21 @@ class RedisStatus:
 
 def redis_facts(nodes: list[Mapping[str, Any]]) -> dict[str, Any]:
     """Compute fields of RedisState from the INFO replies of all primaries. `nodes` has one reply per primary."""
+
+    def total(name: str) -> int:
+        return sum(int(node.get(name, 0)) for node in nodes)  # a Sentinel has only some of the fields
+
     limits = [int(node.get("maxmemory", 0)) for node in nodes]
     return {
-        "version": str(nodes[0]["redis_version"]),
+        "version": str(nodes[0].get("redis_version", "unknown")),
         "nodes": len(nodes),
-        "clients": sum(int(node["connected_clients"]) for node in nodes),
-        "memory_bytes": sum(int(node["used_memory"]) for node in nodes),
+        "clients": total("connected_clients"),
+        "memory_bytes": total("used_memory"),
         "memory_limit_bytes": sum(limits) if all(limits) else 0,
-        "evicted_keys": sum(int(node["evicted_keys"]) for node in nodes),
-        "append_only": all(int(node["aof_enabled"]) for node in nodes),
+        "evicted_keys": total("evicted_keys"),
+        "append_only": all(int(node.get("aof_enabled", 0)) for node in nodes),
         "last_write_ok": all(
-            node["aof_last_write_status" if int(node["aof_enabled"]) else "rdb_last_bgsave_status"] == "ok"
+            node.get("aof_last_write_status" if int(node.get("aof_enabled", 0)) else "rdb_last_bgsave_status") == "ok"
             for node in nodes
         ),
     }
@@ -357,6 +365,9 @@ async def _error_of(check: Coroutine[Any, Any, None]) -> SegueError | None:
         await check
     except SegueError as error:
         return error
+    except Exception:  # noqa: BLE001 (readiness reports it)
+        _log.exception("readiness_error")
+        return StoreUnavailable("the check failed unexpectedly: see the log of the service")
     return None
 
 

@@ -30,7 +30,7 @@ from redis.asyncio import Redis, RedisCluster
 from segue.errors import BadOption, StoreUnavailable
 from segue.safe_files import UNREADABLE, DamagedFile, check_footer, private_file
 from service.sessions.privacy import BUCKETS, close_to_others
-from service.sessions.redis_client import store_errors
+from service.sessions.redis_errors import store_errors
 from service.sessions.store import erasures_of, lists_of, preferences_of, stream_of
 from service.telemetry import Telemetry
 from service.threads import BlockingCalls

@@ -5,147 +5,27 @@ is retried over a new connection only if it is safe to run twice.
 
 The circuit breaker opens after several failures in a row, or after one timeout. While it is open, commands fail
 immediately. A background probe closes it again, so no request waits for a test command.
-
-Error messages describe the effect on the client. The address of Redis and its own message are only logged
-(`StoreUnavailable.reason`).
 """
 
 import asyncio
-import contextlib
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 import structlog
 from redis.asyncio import Redis, RedisCluster
-from redis.exceptions import (
-    ClusterDownError,
-    InvalidResponse,
-    MovedError,
-    NoPermissionError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisClusterException,
-    RedisError,
-    TryAgainError,
-)
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from segue.errors import StoreUnavailable
 from service.batching import MicroBatch
+from service.sessions.redis_errors import CLIENT_ERRORS, REJECTED, as_store_error, connection_errors, is_unreachable
 from service.settings import Settings
 from service.telemetry import Telemetry
-
-# Errors without a response from Redis.
-UNREACHABLE: Final = (RedisConnectionError, RedisTimeoutError, OSError)
-# All errors that the client raises on purpose. Those of the cluster client are not a RedisError.
-CLIENT_ERRORS: Final = (RedisError, RedisClusterException, OSError)
-# Error codes of a Redis that responds but cannot serve: full, read-only, unable to save, without a quorum. The client
-# has classes for some codes and removes them from the message. A script error keeps the code in its message.
-_CODE_BY_CLASS: Final[dict[type[RedisError], str]] = {
-    OutOfMemoryError: "OOM",
-    ReadOnlyError: "READONLY",
-    NoPermissionError: "NOPERM",
-    ClusterDownError: "CLUSTERDOWN",
-    TryAgainError: "TRYAGAIN",
-    NoScriptError: "NOSCRIPT",  # Redis was restarted again while the scripts were loaded into it
-}
-_CODES: Final = (
-    "OOM",
-    "READONLY",
-    "MISCONF",
-    "NOREPLICAS",
-    "NOPERM",
-    "CLUSTERDOWN",
-    "MASTERDOWN",
-    "LOADING",
-    "BUSY",
-    "TRYAGAIN",
-)
-
-
-# Redis 7 reports NOPERM for a command within a script with this text.
-_SCRIPT_FORBIDDEN: Final = "The user executing the script can't"
-# The message for clients by error code.
-_MESSAGES: Final = {
-    "OOM": "the session store is full: try again later, and or ask its operator to raise the memory limit "
-    "(SEGUE_REDIS_MAX_MEMORY_MB for the embedded Redis, maxmemory for any other)",
-    "READONLY": "the session store is a read-only replica: set SEGUE_REDIS_URL to its primary",
-    "MISCONF": "the session store cannot write to its disk: try again later",
-    "NOREPLICAS": "the session store has too few replicas to accept writes: try again later",
-    "NOPERM": "the session store denies Segue's user write access: grant the permissions in docs/operate/redis.md",
-}
-# The message for clients by a part of the error, if only other settings help.
-_MISCONFIGURATIONS: Final = {
-    "Cluster mode is not enabled": "the session store is not a Redis Cluster: set SEGUE_REDIS_CLUSTER=false",
-    "DB index is out of range": "the session store has no database with the number at the end of SEGUE_REDIS_URL: "
-    "remove the number, or use a lower one",
-}
-_UNREACHABLE: Final = "the session store cannot be reached: try again in a moment"
-_REJECTED: Final = "the session store rejects commands at the moment: try again later"
-
-
-class StoreMisconfigured(StoreUnavailable):
-    """The server at SEGUE_REDIS_URL is not what the settings describe. A retry with the same settings fails again."""
-
-
-@contextlib.contextmanager
-def store_errors() -> Iterator[None]:
-    """Raise StoreUnavailable for errors of an unreachable or unusable Redis. Other errors are bugs and pass through."""
-    try:
-        yield
-    except CLIENT_ERRORS as error:
-        converted = as_store_error(error)
-        if converted is error:
-            raise
-        raise converted from error
-
-
-def as_store_error(error: Exception) -> Exception:
-    """Convert an error of an unreachable or unusable Redis to StoreUnavailable. Returns other errors unchanged."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    if isinstance(error, UNREACHABLE):
-        return StoreUnavailable(_UNREACHABLE, reason)
-    misconfiguration = _misconfiguration(error)
-    if misconfiguration is not None:
-        return StoreMisconfigured(misconfiguration, reason)
-    if isinstance(error, RedisClusterException):
-        no_node = "cannot be connected" in reason
-        return StoreUnavailable(
-            _UNREACHABLE if no_node else "the session store cannot be used: try again later", reason
-        )
-    code = _error_code(error)
-    if code is None:
-        return error
-    # Restore the code if the client removed it: operators search the log for it.
-    return StoreUnavailable(_MESSAGES.get(code, _REJECTED), reason if code in reason else f"{code} {reason}")
-
-
-def _misconfiguration(error: Exception) -> str | None:
-    """What to change if the settings do not describe the server; None for other errors."""
-    if isinstance(error, InvalidResponse):
-        return "the session store does not speak the Redis protocol: set SEGUE_REDIS_URL to a Redis server"
-    if isinstance(error, MovedError):
-        return "the session store is a node of a Redis Cluster: set SEGUE_REDIS_CLUSTER=true"
-    return next((message for part, message in _MISCONFIGURATIONS.items() if part in str(error)), None)
-
-
-def _error_code(error: Exception) -> str | None:
-    """The code of an error of an unusable Redis; None for other errors."""
-    for error_class, code in _CODE_BY_CLASS.items():
-        if isinstance(error, error_class):
-            return code
-    if not isinstance(error, RedisError):
-        return None
-    if _SCRIPT_FORBIDDEN in str(error):
-        return "NOPERM"
-    return next((code for code in _CODES if code in str(error)), None)
-
 
 MAX_FAILURES: Final = 2  # in a row: a single failure may come from a stale connection
 PROBE_INTERVAL_S: Final = 0.25
@@ -190,8 +70,10 @@ class CircuitBreaker:
             await asyncio.sleep(self._probe_interval_s)
             try:
                 await self._probe()
-            except CLIENT_ERRORS:
-                continue
+            except CLIENT_ERRORS as error:
+                if is_unreachable(error):
+                    continue
+                # Redis responds. The next command reports the error.
             except Exception:  # noqa: BLE001 (without a further probe, the circuit would stay open)
                 _log.exception("redis_probe_error")
                 continue
@@ -271,15 +153,21 @@ class RedisCommands:
         if self._circuit.is_open:  # it opened while the commands were queued
             raise _unavailable()
         try:
-            with self._telemetry.time_redis("commands"), store_errors():
+            with self._telemetry.time_redis("commands"), connection_errors():
                 replies = await self._execute_loading_scripts(commands)
         except StoreUnavailable as error:
             self._log_error(error)
-            if isinstance(error.__cause__, UNREACHABLE) and isinstance(
-                self._client, Redis
-            ):  # one node of a cluster is not all of it
-                self._circuit.failed(timed_out=isinstance(error.__cause__, RedisTimeoutError))
+            cause = error.__cause__
+            # One node of a cluster is not all of it.
+            if isinstance(self._client, Redis) and is_unreachable(cause):
+                self._circuit.failed(timed_out=isinstance(cause, RedisTimeoutError))
             raise
+        except (AttributeError, KeyError) as error:
+            if isinstance(self._client, Redis):
+                raise
+            # redis-py does not know a new node of the cluster until the first slot has moved to it.
+            _log.exception("redis_cluster_client_error")
+            raise StoreUnavailable(REJECTED) from error
         self._circuit.succeeded()
         return [self._convert_error(reply) if isinstance(reply, Exception) else reply for reply in replies]
 

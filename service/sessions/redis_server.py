@@ -1,4 +1,4 @@
-"""The connection to the Redis server of the settings, and the check that it is what they describe.
+"""Connects to Redis and checks that the server matches the settings.
 
 The check compares SEGUE_DURABILITY with the server's configuration. `INFO` returns the version, the kind of server, the
 memory limit, the eviction policy and whether there is an append-only file. `CONFIG GET` returns how often that file is
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import structlog
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
@@ -17,16 +17,22 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisClusterException, RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisClusterException, RedisError, ResponseError
 
 from segue.errors import BadOption, StoreUnavailable
 from service.sessions.embedded_redis import MIN_VERSION, format_version
-from service.sessions.redis_client import StoreMisconfigured, store_errors
+from service.sessions.redis_errors import StoreMisconfigured, connection_errors, store_errors
 from service.settings import FSYNC, Durability, Settings
 
 _log = structlog.get_logger()
 
 Facts = Mapping[str, Any]
+
+# Options after the `?` of `redis_url`, besides those of TLS.
+_URL_OPTIONS: Final = {
+    *("client_name", "db", "health_check_interval", "max_connections", "password", "protocol"),
+    *("socket_connect_timeout", "socket_keepalive", "socket_timeout", "timeout", "username"),
+}
 
 
 def connect(settings: Settings) -> "Redis | RedisCluster":
@@ -46,33 +52,51 @@ def connect(settings: Settings) -> "Redis | RedisCluster":
         common["ssl_ca_certs"] = str(settings.redis_ca_file)
     if settings.redis_password_file is not None:
         common["password"] = _read_password(settings.redis_password_file)
+    url = settings.redis_url or ""
+    _check_url(url)
     client: Redis | RedisCluster
-    parts = urlsplit(settings.redis_url or "")
-    if parts.scheme != "unix" and not re.fullmatch(r"/?[0-9]*/?", parts.path):  # the client would use database 0
-        raise BadOption(
-            f"redis_url ends with {parts.path!r}, which is not the number of a database: correct SEGUE_REDIS_URL"
-        )
+    connections: list[tuple[type[AbstractConnection], dict[str, Any]]]
     try:
         if settings.redis_cluster:
-            client = RedisCluster.from_url(settings.redis_url or "", **common)
+            client = RedisCluster.from_url(url, **common)
+            connections = [(node.connection_class, node.connection_kwargs) for node in client.startup_nodes]
         else:
-            client = Redis.from_pool(_pool(settings, common))
+            pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
+                url,
+                timeout=settings.redis_timeout_s,  # seconds to wait for a free connection
+                **common,
+            )
+            client = Redis.from_pool(pool)
+            connections = [(pool.connection_class, pool.connection_kwargs)]
+        for connection_class, options in connections:
+            connection_class(**options)  # checks the options; it does not connect
     except (TypeError, ValueError, RedisError, RedisClusterException) as error:
-        option = re.search(r"unexpected keyword argument ('\w+')", str(error))
-        reason = f"the client has no option {option[1]}" if option else str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0]
         raise BadOption(f"redis_url cannot be used: {reason}; correct SEGUE_REDIS_URL") from None
     _report_closed_transports(client)
     return client
 
 
-def _pool(settings: Settings, common: dict[str, Any]) -> BlockingConnectionPool:
-    pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
-        settings.redis_url or "",
-        timeout=settings.redis_timeout_s,  # seconds to wait for a free connection
-        **common,
-    )
-    pool.make_connection()  # type: ignore[no-untyped-call]  # raises TypeError for an unknown option of the URL
-    return pool
+def _check_url(url: str) -> None:
+    """Raise BadOption for a URL that redis-py would misread. The message contains no part of a password."""
+    parts = urlsplit(url)
+    rest = parts.query + parts.fragment
+    if "@" in (rest if parts.scheme == "unix" else parts.path + rest):
+        raise BadOption(
+            "redis_url has a `/`, `?` or `#` before the `@`: write these characters of a password as %2F, %3F, %23"
+        )
+    options = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    # redis-py would use database 0.
+    if parts.scheme != "unix" and "db" not in options and not re.fullmatch(r"/*[0-9]*/*", parts.path):
+        raise BadOption(
+            f"redis_url ends with {parts.path!r}, which is not the number of a database: correct SEGUE_REDIS_URL"
+        )
+    for name in options:
+        if name.startswith("ssl_"):
+            if parts.scheme != "rediss":
+                raise BadOption(f"redis_url has the option {name!r}, which requires rediss://: correct SEGUE_REDIS_URL")
+        elif name not in _URL_OPTIONS:
+            raise BadOption(f"redis_url has the unknown option {name!r}: use {', '.join(sorted(_URL_OPTIONS))}, ssl_*")
 
 
 def _read_password(file: Path) -> str:
@@ -129,14 +153,15 @@ class DurabilityCheck:
         self._warned: set[str] = set()
 
     async def check(self) -> None:
-        """Raise BadOption if Redis is not what the settings describe, StoreUnavailable if it is unreachable.
+        """Raise BadOption if Redis does not match the settings, StoreUnavailable if it is unreachable.
 
         If a server does not reveal its configuration, the check passes and a warning is logged.
         """
         try:
+            await self._ping()
             info = await self._query("info")
         except StoreMisconfigured as error:
-            raise BadOption(str(error)) from None
+            raise BadOption(f"{error} ({error.reason})") from None
         check_version(info)
         if isinstance(self._client, Redis):
             await self._check_mode(info)
@@ -158,12 +183,18 @@ class DurabilityCheck:
         if any(facts.get("redis_mode") == "sentinel" for facts in info):
             raise BadOption("Redis is a Sentinel, which stores no sessions: set SEGUE_REDIS_URL to the primary")
         if any(int(facts.get("cluster_enabled", 0)) for facts in info):
-            nodes = max(
-                (int(facts["cluster_size"]) for facts in await self._query("execute_command", "CLUSTER INFO")),
-                default=1,
-            )
-            if nodes > 1:
-                raise BadOption(f"Redis is one of {nodes} nodes of a cluster: set SEGUE_REDIS_CLUSTER=true")
+            for facts in await self._query("execute_command", "CLUSTER INFO"):
+                if int(facts.get("cluster_size", 1)) > 1:
+                    raise BadOption("Redis is one of several nodes of a cluster: set SEGUE_REDIS_CLUSTER=true")
+
+    async def _ping(self) -> None:
+        """Raise StoreMisconfigured if Redis rejects the connection. A user without the permission for PING passes."""
+        try:
+            with connection_errors():
+                await self._client.ping()
+        except StoreUnavailable as error:
+            if not isinstance(error.__cause__, NoPermissionError):
+                raise
 
     async def _query(self, command: str, *words: str) -> list[Facts]:
         """The reply of each primary.
@@ -178,8 +209,6 @@ class DurabilityCheck:
                     answer: Any = await getattr(self._client, command)(*words, target_nodes=RedisCluster.PRIMARIES)
                     answers = list(answer.values()) if _is_by_node(answer) else [answer]
                 return answers if all(answers) else []
-        except StoreMisconfigured:
-            raise
         except StoreUnavailable as error:
             if not isinstance(error.__cause__, ResponseError):
                 raise

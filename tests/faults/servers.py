@@ -19,7 +19,7 @@ def free_port() -> int:
 class Proxy:
     """Passes bytes between clients and a server; cuts all connections, waits before each piece, or passes nothing.
 
-    `resets_after` is the most bytes that a connection passes, at random, before it is reset, as by a server that ends.
+    Each connection is reset after a random number of bytes, at most `resets_after`.
     """
 
     def __init__(self, to_port: int) -> None:
@@ -80,7 +80,7 @@ class Proxy:
                 if left is not None and (left := left - len(piece)) < 0:
                     for one in (source, target):
                         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                        one.shutdown(socket.SHUT_RD)  # the other thread leaves it
+                        one.shutdown(socket.SHUT_RD)  # ends the other thread's recv
                         one.close()
                     break
                 if self.delay_s:

@@ -15,6 +15,16 @@ from service.sessions.embedded_redis import redis_server_binary
 from tests.stopwatch import until
 
 
+def free_pair() -> int:
+    """Return a free port whose cluster bus port, 10,000 higher, is free too."""
+    while True:
+        with socket.socket() as one, socket.socket() as bus, contextlib.suppress(OSError, OverflowError):
+            one.bind(("127.0.0.1", 0))
+            bus.bind(("127.0.0.1", one.getsockname()[1] + 10_000))
+            port: int = one.getsockname()[1]
+            return port
+
+
 class Server:
     """A Redis on a port of its own, whose data outlive it."""
 
@@ -22,8 +32,7 @@ class Server:
         """`options` are Redis' own."""
         folder.mkdir()
         self.folder = folder
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            self.port: int = listening.getsockname()[1]
+        self.port = free_pair()
         self.url = f"redis://127.0.0.1:{self.port}"
         self._options = {"port": str(self.port), "bind": "127.0.0.1", "dir": str(folder), "save": "", **options}
         self.start()

@@ -1,6 +1,8 @@
-"""A SEGUE_REDIS_URL that leads to something else than the settings describe: one line at the start, 503 afterwards."""
+"""A SEGUE_REDIS_URL that does not match the settings: one line at the start, 503 with the cause afterwards."""
 
+import asyncio
 import contextlib
+import re
 import socket
 import subprocess
 import threading
@@ -9,11 +11,16 @@ from pathlib import Path
 
 import pytest
 import redis
+import redis.asyncio
+import uvloop
 
-from segue.errors import BadOption
+from segue.errors import BadOption, StoreUnavailable
 from segue.release import Release
+from segue.sessions import Event
 from service.app import check_startup
-from service.sessions.embedded_redis import redis_server_binary
+from service.sessions.embedded_redis import embedded_redis, redis_server_binary
+from service.sessions.redis_server import connect
+from service.sessions.store import SessionStore, keys_of
 from service.settings import Settings
 from tests.conftest import StartService
 from tests.faults.servers import free_port
@@ -24,9 +31,14 @@ PLAY = {"events": [{"type": "play", "track_id": "g1-t01"}]}
 CLUSTER = {"cluster-enabled": "yes"}
 
 
+def web_server(port: int = 0) -> contextlib.AbstractContextManager[str]:
+    """A server that answers every request with HTTP 400."""
+    return answering(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", port)
+
+
 @contextlib.contextmanager
-def web_server(port: int = 0) -> Iterator[str]:
-    """A server that answers everything as a web server answers nonsense."""
+def answering(response: bytes, port: int = 0) -> Iterator[str]:
+    """A server that gives one response to everything, and closes the connection."""
     with socket.create_server(("127.0.0.1", port)) as listening:
 
         def answer() -> None:
@@ -34,7 +46,7 @@ def web_server(port: int = 0) -> Iterator[str]:
                 while True:
                     with listening.accept()[0] as connection:
                         connection.recv(1000)
-                        connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+                        connection.sendall(response)
 
         threading.Thread(target=answer, daemon=True).start()
         yield f"redis://127.0.0.1:{listening.getsockname()[1]}"
@@ -72,10 +84,14 @@ def refusal(release: Release, url: str, *, cluster: bool = False) -> str:
 @pytest.mark.parametrize(
     ("suffix", "cluster", "line"),
     [
-        ("/99", False, "no database with the number at the end of SEGUE_REDIS_URL"),
+        ("/99", False, "no database with the number in SEGUE_REDIS_URL"),
         ("/one", False, "redis_url ends with '/one', which is not the number of a database"),
-        ("/0?timeout_s=1", False, "redis_url cannot be used: the client has no option 'timeout_s'"),
-        ("/0?timeout_s=1", True, "redis_url cannot be used: the client has no option 'timeout_s'"),
+        ("/0?timeout_s=1", False, "redis_url has the unknown option 'timeout_s': use client_name, db, "),
+        ("/0?timeout_s=1", True, "redis_url has the unknown option 'timeout_s': use client_name, db, "),
+        ("/0?retry=3", False, "redis_url has the unknown option 'retry'"),
+        ("/0?ssl_cert_reqs=none", False, "redis_url has the option 'ssl_cert_reqs', which requires rediss://"),
+        ("/0?protocol=9", False, "redis_url cannot be used: protocol must be"),
+        ("?protocol=9", True, "redis_url cannot be used: protocol must be"),
         ("/0?db=one", False, "redis_url cannot be used: Invalid value for 'db'"),
         ("/3", True, "redis_url cannot be used: Argument 'db' must be 0 or None in cluster mode"),
         ("", True, "the session store is not a Redis Cluster: set SEGUE_REDIS_CLUSTER=false"),
@@ -86,8 +102,118 @@ def test_an_ordinary_server(tiny_release: Release, tmp_path: Path, suffix: str, 
         assert line in refusal(tiny_release, server.url + suffix, cluster=cluster)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:123/secret@host:6379",
+        "redis://user:12/secret@host:6379/0",
+        "redis://:1?secret=abc@host",
+        "redis://:1#secret@h",
+    ],
+)
+def test_a_password_that_is_not_quoted_is_not_shown(tiny_release: Release, url: str) -> None:
+    line = refusal(tiny_release, url)
+    assert "%2F, %3F, %23" in line
+    assert "secret" not in line
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "redis://host",
+            "redis://host:6379/",
+            "redis://host/0/",
+            "redis:///0",
+            "redis://host//0",
+            "redis://host/a?db=1",
+        ),
+        *("redis://u:p%2F@host/0?client_name=segue&socket_keepalive=true", "unix:///run/a@b.sock?db=1"),
+        "rediss://host/0?ssl_cert_reqs=none&ssl_check_hostname=false",
+    ],
+)
+def test_a_url_that_redis_py_reads(url: str) -> None:
+    connect(Settings(release=Path("unused"), redis_url=url))
+
+
+def test_a_server_that_rejects_the_connection(tiny_release: Release, tmp_path: Path) -> None:
+    with Server(tmp_path / "cluster", **CLUSTER) as server:
+        assert "no database with the number" in refusal(tiny_release, f"{server.url}/1")
+    with sentinel(tmp_path) as url:
+        assert "set SEGUE_REDIS_URL to a Redis server, not a Sentinel" in refusal(tiny_release, f"{url}/1")
+    with embedded_redis(tmp_path / "embedded") as url:
+        assert "no database with the number" in refusal(tiny_release, f"{url}?db=99")
+    denied = b"-DENIED Redis is running in protected mode\r\n"
+    with answering(denied) as url:
+        line = refusal(tiny_release, url)
+        assert "rejects the connection" in line
+        assert "protected mode" in line
+
+
+def test_the_documented_permissions_of_a_cluster(tiny_release: Release, redis_cluster: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operate" / "redis.md").read_text()
+    [rules] = re.findall(r"ACL SETUSER segue on >PASSWORD (.*)", page)
+    addition = "+cluster|slots"
+    assert f"`{addition}`" in page
+
+    def allow(*words: str) -> None:
+        with redis.RedisCluster.from_url(redis_cluster) as cluster:
+            for node in cluster.get_primaries():
+                cluster.execute_command("ACL", "SETUSER", "documented", "on", ">secret", *words, target_nodes=node)
+
+    async def use() -> None:
+        url = redis_cluster.replace("//", "//documented:secret@")
+        settings = Settings(release=Path("unused"), redis_url=url, redis_cluster=True, durability="memory")
+        client = connect(settings)
+        try:
+            await SessionStore(client, settings).check()
+        finally:
+            await client.aclose()
+
+    allow(*rules.split())
+    with pytest.raises(StoreUnavailable, match="grant the permissions in docs/operate/redis"):
+        asyncio.run(use())
+    with redis.Redis.from_url(redis_cluster) as client:
+        new = tuple(map(int, client.info()["redis_version"].split("."))) >= (7,)
+    allow(addition if new else "+cluster")
+    asyncio.run(use())
+
+
+def test_keys_that_move_to_another_node(redis_cluster: str) -> None:
+    """Commands get StoreUnavailable until a slot has moved."""
+
+    async def use() -> None:
+        settings = Settings(release=Path("unused"), redis_url=redis_cluster, redis_cluster=True, durability="memory")
+        client = connect(settings)
+        try:
+            store = SessionStore(client, settings)
+            event = Event.model_validate({"type": "play", "track_id": "a", "event_id": "e"})
+            await store.append("moving", [event])
+            assert isinstance(client, redis.asyncio.RedisCluster)
+            await client.delete(keys_of("moving")[-1])  # with all of its keys, the command would succeed
+            slot = client.keyslot(keys_of("moving")[0])
+            source = client.get_node_from_key(keys_of("moving")[0])
+            assert source is not None
+            target = next(node for node in client.get_primaries() if node.name != source.name)
+            ids = {node.name: await node.execute_command("CLUSTER", "MYID") for node in (source, target)}
+            await target.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source.name])
+            await source.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target.name])
+            try:
+                with pytest.raises(StoreUnavailable, match="rejects commands at the moment") as caught:
+                    await store.append("moving", [event])
+                assert caught.value.reason.startswith("TRYAGAIN")
+            finally:
+                for node in (source, target):
+                    await node.execute_command("CLUSTER", "SETSLOT", slot, "STABLE")
+            assert (await store.append("moving", [event])).duplicates == 1
+        finally:
+            await client.aclose()
+
+    uvloop.run(use())
+
+
 def test_other_servers(tiny_release: Release, tmp_path: Path, redis_cluster: str) -> None:
-    assert "one of 3 nodes of a cluster: set SEGUE_REDIS_CLUSTER=true" in refusal(tiny_release, redis_cluster)
+    assert "one of several nodes of a cluster: set SEGUE_REDIS_CLUSTER=true" in refusal(tiny_release, redis_cluster)
     with web_server() as url:
         assert "does not speak the Redis protocol" in refusal(tiny_release, url)
     with sentinel(tmp_path) as url:
@@ -97,7 +223,7 @@ def test_other_servers(tiny_release: Release, tmp_path: Path, redis_cluster: str
 
 
 def test_a_node_that_does_not_tell_that_it_has_others(start_service: StartService, redis_cluster: str) -> None:
-    """Its user may not ask. Sessions that other nodes store get a 503 that says what to do."""
+    """The user has no permission to ask. Sessions of other nodes get a 503 that says what to do."""
     with redis.Redis.from_url(redis_cluster) as client:
         client.execute_command("ACL", "SETUSER", "plain", "on", ">secret", "~segue:*", "+@all", "-cluster", "-info")
     service = start_service(redis_url=redis_cluster.replace("//", "//plain:secret@"), durability="memory")
@@ -117,13 +243,16 @@ def test_another_server_takes_the_place_of_redis(start_service: StartService, tm
     with service.client() as client:
         assert client.post("/sessions/a/events", json=PLAY).status_code == 200
         server.kill()
+        until(
+            lambda: client.get("/sessions/a").json().get("detail", "").startswith("the session store does not respond")
+        )
         with web_server(server.port):
             detail = "the session store does not speak the Redis protocol: set SEGUE_REDIS_URL to a Redis server"
             until(lambda: client.get("/sessions/a").json().get("detail") == detail)
             for path in ("/health/ready", "/sessions/a"):
                 assert client.get(path).status_code == 503
             assert client.get("/recommendations?session_id=a").json()["source"] == "popularity"
-            assert client.get("/operations").json()["redis"]["detail"] == detail
+            until(lambda: client.get("/operations").json()["redis"]["detail"] == detail)
         server.start()
         until(lambda: client.get("/health/ready").status_code == 200)
         server.kill()

@@ -19,6 +19,7 @@ import httpx
 from pydantic import TypeAdapter
 
 from segue.client_answers import (
+    MAX_SHOWN,
     AccessDenied,
     BatchOptions,
     Conflict,
@@ -39,6 +40,7 @@ from segue.client_answers import (
     Track,
     TrackFields,
     Unavailable,
+    error_in,
     error_of,
 )
 from segue.sessions import Event, EventType
@@ -67,8 +69,7 @@ T = TypeVar("T")
 Batch = list["Recommendations | ServiceError"]
 
 _FIRST_WAIT_S: Final = 0.1  # between two attempts, if the service names no time; it doubles with each attempt
-_MAX_SHOWN: Final = 200
-_LOST: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
+_LOST: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.ProxyError, httpx.RemoteProtocolError)
 _TRACKS: Final = TypeAdapter(dict[str, list[Track]])
 _RANKED_TRACKS: Final = TypeAdapter(dict[str, list[RankedTrack]])
 
@@ -89,19 +90,11 @@ class _Call(Generic[T]):
     def answer(self, response: httpx.Response) -> T:
         """Return the answer. Raises the ServiceError of a problem document."""
         if not response.is_success:
-            raise _error(response)
+            raise error_in(response)
         try:
             return self.read(response.content)
-        except (ValueError, LookupError) as error:
-            raise ServiceError(response.status_code, "Not an answer of Segue", str(error)[:_MAX_SHOWN]) from None
-
-
-def _error(response: httpx.Response) -> ServiceError:
-    problem = {"title": response.reason_phrase, "detail": response.text[:_MAX_SHOWN]}
-    if response.headers.get("content-type", "").startswith("application/problem+json"):
-        problem |= response.json()
-    seconds = response.headers.get("retry-after", "")
-    return error_of(problem | {"status": response.status_code}, float(seconds) if seconds.isdigit() else 0.0)
+        except (ValueError, LookupError, TypeError) as error:
+            raise ServiceError(response.status_code, "Not an answer of Segue", str(error)[:MAX_SHOWN]) from None
 
 
 def _in_query(options: ReportOptions | ListOptions) -> dict[str, Any]:
@@ -303,7 +296,8 @@ class _Attempts:
     def wait_s(self, failure: Exception) -> float:
         """Return the seconds to wait before the next attempt. Raises the failure if there is to be none."""
         self._problem = failure if isinstance(failure, ServiceError) else self._problem
-        error = self._problem or NoAnswer(0, "No answer", repr(failure)[:_MAX_SHOWN])
+        kind = NoAnswer if isinstance(failure, _LOST) else ServiceError
+        error = self._problem or kind(0, "No answer", repr(failure)[:MAX_SHOWN])
         wait_s = max(error.retry_after_s, self._next_wait_s * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
         self._next_wait_s = min(2 * self._next_wait_s, 20 * _FIRST_WAIT_S)
         if not isinstance(error, RateLimited | Unavailable | NoAnswer) or time.monotonic() + wait_s >= self._until:
@@ -359,7 +353,7 @@ class Client(_Methods):
         while True:
             try:
                 return call.answer(self._http.send(call.request(self._http, attempts.timeout_s())))
-            except (*_LOST, ServiceError) as failure:
+            except (httpx.RequestError, ServiceError) as failure:
                 wait_s = attempts.wait_s(failure)
             time.sleep(wait_s)
 
@@ -385,7 +379,7 @@ class AsyncClient(_Methods):
         while True:
             try:
                 return call.answer(await self._http.send(call.request(self._http, attempts.timeout_s())))
-            except (*_LOST, ServiceError) as failure:
+            except (httpx.RequestError, ServiceError) as failure:
                 wait_s = attempts.wait_s(failure)
             await asyncio.sleep(wait_s)
 

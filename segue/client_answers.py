@@ -1,10 +1,16 @@
 """What the calls of segue.client return, and the errors that they raise."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, TypedDict
 
+import httpx
 from pydantic import BaseModel, ConfigDict
+
+from segue.errors import InputError
+
+MAX_SHOWN: Final = 200  # characters of an unexpected response in an error
 
 
 class ServiceError(Exception):
@@ -62,7 +68,35 @@ _ERRORS: Final[dict[int, type[ServiceError]]] = {
 def error_of(problem: Mapping[str, Any], retry_after_s: float = 0.0) -> ServiceError:
     """Return the error of a problem document. `retry_after_s` is the wait that the service asks for, 0 for none."""
     kind = _ERRORS.get(problem["status"], ServiceError)
-    return kind(problem["status"], problem["title"], problem["detail"], problem.get("errors", ()), retry_after_s)
+    errors = problem.get("errors")
+    fields = errors if isinstance(errors, list) else ()
+    return kind(problem["status"], problem["title"], problem["detail"], fields, retry_after_s)
+
+
+def error_in(response: httpx.Response) -> ServiceError:
+    """Return the error of a response that is not a success."""
+    problem: dict[str, Any] = {"title": response.reason_phrase, "detail": response.text[:MAX_SHOWN]}
+    if response.headers.get("content-type", "").startswith("application/problem+json"):
+        with contextlib.suppress(ValueError, TypeError):  # it is no JSON object
+            problem |= response.json()
+    seconds = response.headers.get("retry-after", "")
+    return error_of(problem | {"status": response.status_code}, float(seconds) if seconds.isdigit() else 0.0)
+
+
+def headers_for(url: str, key: str | None) -> dict[str, str]:
+    """Return the headers of requests of a command to the service at `url`.
+
+    Raises InputError for an invalid URL or key.
+    """
+    try:
+        is_valid = httpx.URL(url).scheme in {"http", "https"} and bool(httpx.URL(url).host)
+    except httpx.InvalidURL:
+        is_valid = False
+    if not is_valid:
+        raise InputError(f"{url!r} is not the address of a service: expected an address such as http://127.0.0.1:8000")
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise InputError("--key contains characters that no key has: copy the key again")
+    return {"Authorization": f"Bearer {key.strip()}"} if key else {}
 
 
 class _Answer(BaseModel):

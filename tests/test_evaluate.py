@@ -434,3 +434,21 @@ def test_a_service_that_does_not_answer_is_one_clear_line(tmp_path: Path) -> Non
     service = HttpRecommender("http://127.0.0.1:9", data.catalogue, baseline(tmp_path / "r", data))
     with service, pytest.raises(InputError, match=r"--url http://127\.0\.0\.1:9: GET /releases/current got no"):
         service.serves()
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "line"),
+    [
+        *(
+            (url, None, "is not the address of a service")
+            for url in ("", "localhost:8000", "http://[::1", "http://h:p")
+        ),
+        ("http://127.0.0.1:9", "k\u00e9y", "--key contains characters that no key has"),
+    ],
+)
+def test_an_address_or_key_that_no_service_has_is_one_clear_line(
+    tmp_path: Path, url: str, key: str | None, line: str
+) -> None:
+    data = dataset(tmp_path / "d", {"s1": "abc"})
+    with pytest.raises(InputError, match=line):
+        HttpRecommender(url, data.catalogue, baseline(tmp_path / "r", data), key)

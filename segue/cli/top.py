@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, Self
-from urllib.parse import urlsplit
 
 import click
 from rich.console import Console, Group
@@ -102,13 +101,9 @@ class Service:
         """Raises InputError for an invalid address or key."""
         import httpx
 
-        if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname:
-            raise InputError(
-                f"{url!r} is not the address of a service: expected an address such as http://127.0.0.1:8000"
-            )
-        if key is not None and not (key.isascii() and key.isprintable()):
-            raise InputError("--key contains characters that no key has: copy the key again")
-        headers = {"Authorization": f"Bearer {key.strip()}"} if key else {}
+        from segue.client_answers import headers_for
+
+        headers = headers_for(url, key)
         self._url = url.rstrip("/")
         self._client = httpx.Client(headers=headers, timeout=_TIMEOUT_S)
 

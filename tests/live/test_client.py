@@ -363,6 +363,49 @@ class TestRetries:
             client.play("s", "a")
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(503, json=["no object"], headers={"content-type": "application/problem+json"}),
+        httpx.Response(503, text="no JSON", headers={"content-type": "application/problem+json"}),
+        httpx.Response(503, json={"errors": None}, headers={"content-type": "application/problem+json"}),
+        httpx.Response(422, json={"errors": 5, "title": None}, headers={"content-type": "application/problem+json"}),
+        *(httpx.Response(200, json=json) for json in (None, [1], {"results": 1}, {"results": [None]}, {})),
+        httpx.Response(200, content=b"\x1f\x8b", headers={"content-encoding": "gzip"}),
+        httpx.Response(200, text="\ufffd"),
+        httpx.ProxyError("refused"),
+        httpx.UnsupportedProtocol("no scheme"),
+        httpx.LocalProtocolError("too many headers"),
+        httpx.TooManyRedirects("endless"),
+    ],
+    ids=str,
+)
+def test_whatever_comes_instead_of_an_answer_is_a_service_error(
+    answer: httpx.Response | httpx.HTTPError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def respond(_: httpx.Client, request: httpx.Request) -> httpx.Response:
+        if isinstance(answer, Exception):
+            raise answer
+        answer.request = request
+        answer.read()
+        return answer
+
+    monkeypatch.setattr(httpx.Client, "send", respond)
+    calls: list[Callable[[Client], object]] = [
+        lambda client: client.recommend("s"),
+        lambda client: client.recommend_batch(["s"]),
+        lambda client: client.start_station("s", artists=["a"]),
+        lambda client: client.similar("t"),
+        lambda client: client.play("s", "t"),
+    ]
+    for call in calls:
+        with Client("http://127.0.0.1:9", deadline_s=0.05) as client, pytest.raises(ServiceError) as caught:
+            call(client)
+        is_passing = isinstance(answer, httpx.ProxyError)
+        assert (type(caught.value) is NoAnswer) == is_passing
+        assert caught.value.status == (answer.status_code if isinstance(answer, httpx.Response) else 0)
+
+
 def test_it_imports_neither_the_service_nor_data_frames() -> None:
     program = "import sys, segue.client; print(*{'polars', 'numpy', 'fastapi', 'redis', 'service'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"

@@ -94,6 +94,9 @@ def test_a_service_with_keys_wants_one_of_an_operator(
         ("127.0.0.1:8000", "is not the address of a service"),
         ("ftp://127.0.0.1", "is not the address of a service"),
         ("http://", "is not the address of a service"),
+        ("http://[::1", "is not the address of a service"),
+        ("http://localhost:port", "is not the address of a service"),
+        ("http://a\tb", "is not the address of a service"),
     ],
 )
 def test_a_wrong_address_is_one_line_and_code_two(capsys: pytest.CaptureFixture[str], url: str, told: str) -> None:

@@ -7,6 +7,7 @@ import httpx
 import numpy as np
 
 from segue.catalogue import PAD_ROW, Catalogue
+from segue.client_answers import headers_for
 from segue.errors import InputError, SegueError
 from segue.ranking_metrics import LIST_LENGTH
 from segue.release import Release
@@ -23,10 +24,9 @@ class HttpRecommender:
 
         `dataset` converts rows to track ids. `release` is the one to evaluate: every request names it, so that neither
         a swap nor an A/B test can give lists of another release. `key` is an API key with the scope `admin`, which the
-        service requires to delete the evaluation sessions.
+        service requires to delete the evaluation sessions. Raises InputError for an invalid address or key.
         """
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(base_url=url, timeout=30.0, headers=headers)
+        self._client = httpx.Client(base_url=url, timeout=30.0, headers=headers_for(url, key))
         self._url = url
         self._dataset = dataset
         self._release = release

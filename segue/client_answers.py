@@ -77,14 +77,16 @@ def error_in(response: httpx.Response) -> ServiceError:
     """Return the error of a response that is not a success."""
     problem: dict[str, Any] = {"title": response.reason_phrase, "detail": response.text[:MAX_SHOWN]}
     if response.headers.get("content-type", "").startswith("application/problem+json"):
-        with contextlib.suppress(ValueError, TypeError):  # it is no JSON object
+        with contextlib.suppress(ValueError, TypeError):  # not a JSON object
             problem |= response.json()
     seconds = response.headers.get("retry-after", "")
-    return error_of(problem | {"status": response.status_code}, float(seconds) if seconds.isdigit() else 0.0)
+    return error_of(
+        problem | {"status": response.status_code}, float(seconds) if seconds.isascii() and seconds.isdigit() else 0.0
+    )
 
 
 def headers_for(url: str, key: str | None) -> dict[str, str]:
-    """Return the headers of requests of a command to the service at `url`.
+    """Return the request headers for the service at `url`.
 
     Raises InputError for an invalid URL or key.
     """

@@ -26,7 +26,7 @@ SHOWN_BY: Final[dict[str, tuple[str, ...]]] = {
     "`SEGUE_REDIS_URL` is the address of another kind of server": (
         "live/test_redis_mismatch.py::test_other_servers",
         "live/test_redis_mismatch.py::test_another_server_takes_the_place_of_redis",
-        "live/test_redis_mismatch.py::test_a_node_that_does_not_tell_that_it_has_others",
+        "live/test_redis_mismatch.py::test_a_cluster_node_that_hides_its_cluster",
     ),
     "Redis hangs": ("live/test_redis_faults.py::test_while_redis_hangs_one_request_waits_and_the_others_do_not",),
     "Redis was restarted": (

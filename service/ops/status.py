@@ -9,7 +9,6 @@ Redis and an alert reports them.
 """
 
 import asyncio
-import contextlib
 import math
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -32,7 +31,7 @@ from service.releases.folder import ReleaseBody
 from service.releases.loaded import LoadedRelease, Question
 from service.releases.registry import ReleaseRegistry
 from service.sessions.privacy import BUCKETS
-from service.sessions.redis_errors import CLIENT_ERRORS, UNREACHABLE, StoreMisconfigured, as_store_error
+from service.sessions.redis_errors import CLIENT_ERRORS, UNREACHABLE_MESSAGE, as_store_error
 from service.sessions.store import SessionStore, stream_of
 from service.settings import Settings
 from service.telemetry import SECONDS, Telemetry
@@ -138,21 +137,21 @@ class RedisStatus:
         """Query Redis and its streams. Returns within the time limit, even if Redis does not respond."""
         try:
             async with asyncio.timeout(LIMIT_S):
-                with contextlib.suppress(NoPermissionError):
-                    await self._client.ping()  # fails if Redis rejects the connection
                 found = await self._facts()
                 found.waiting, found.oldest_s = await self._streams()
                 return found
         except TimeoutError:
             return RedisSnapshot(reachable=False, detail=f"it did not respond within {LIMIT_S:g} s", facts={})
         except CLIENT_ERRORS as error:
-            misconfigured = as_store_error(error)
-            if isinstance(misconfigured, StoreMisconfigured):
-                return RedisSnapshot(reachable=True, detail=str(misconfigured), facts={})
-            if isinstance(error, RedisError) and not isinstance(error, UNREACHABLE):
+            known = as_store_error(error)
+            if str(known) == UNREACHABLE_MESSAGE:
+                # The error contains the address, which must not be in the response.
+                return RedisSnapshot(reachable=False, detail="it cannot be reached: see the service's log", facts={})
+            if isinstance(known, StoreUnavailable):
+                return RedisSnapshot(reachable=True, detail=str(known), facts={})
+            if isinstance(error, RedisError):
                 return RedisSnapshot(reachable=True, detail=f"it rejected the query ({type(error).__name__})", facts={})
-            # The error contains the address, which must not be in the response.
-            return RedisSnapshot(reachable=False, detail="it cannot be reached: see the service's log", facts={})
+            raise
 
     async def _facts(self) -> RedisSnapshot:
         try:
@@ -161,7 +160,9 @@ class RedisStatus:
             else:
                 by_node: Any = await self._client.info(target_nodes=RedisCluster.PRIMARIES)
                 nodes = list(by_node.values()) if "redis_version" not in by_node else [by_node]
-        except ResponseError:
+        except ResponseError as error:
+            if not isinstance(error, NoPermissionError) and "unknown command" not in str(error):
+                raise
             return RedisSnapshot(reachable=True, detail="its user lacks a permission: grant +info", facts={})
         return RedisSnapshot(reachable=True, detail=None, facts=redis_facts(nodes))
 
@@ -183,6 +184,7 @@ def redis_facts(nodes: list[Mapping[str, Any]]) -> dict[str, Any]:
         return sum(int(node.get(name, 0)) for node in nodes)  # a Sentinel has only some of the fields
 
     limits = [int(node.get("maxmemory", 0)) for node in nodes]
+    has_persistence = all("aof_enabled" in node for node in nodes)
     return {
         "version": str(nodes[0].get("redis_version", "unknown")),
         "nodes": len(nodes),
@@ -190,11 +192,13 @@ def redis_facts(nodes: list[Mapping[str, Any]]) -> dict[str, Any]:
         "memory_bytes": total("used_memory"),
         "memory_limit_bytes": sum(limits) if all(limits) else 0,
         "evicted_keys": total("evicted_keys"),
-        "append_only": all(int(node.get("aof_enabled", 0)) for node in nodes),
+        "append_only": all(int(node["aof_enabled"]) for node in nodes) if has_persistence else None,
         "last_write_ok": all(
-            node.get("aof_last_write_status" if int(node.get("aof_enabled", 0)) else "rdb_last_bgsave_status") == "ok"
+            node["aof_last_write_status" if int(node["aof_enabled"]) else "rdb_last_bgsave_status"] == "ok"
             for node in nodes
-        ),
+        )
+        if has_persistence
+        else None,
     }
 
 

@@ -23,7 +23,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from segue.errors import StoreUnavailable
 from service.batching import MicroBatch
-from service.sessions.redis_errors import CLIENT_ERRORS, REJECTED, as_store_error, connection_errors, is_unreachable
+from service.sessions.redis_errors import CLIENT_ERRORS, as_store_error, connection_errors, is_unreachable
 from service.settings import Settings
 from service.telemetry import Telemetry
 
@@ -158,16 +158,10 @@ class RedisCommands:
         except StoreUnavailable as error:
             self._log_error(error)
             cause = error.__cause__
-            # One node of a cluster is not all of it.
+            # In a cluster, the other nodes may still respond.
             if isinstance(self._client, Redis) and is_unreachable(cause):
                 self._circuit.failed(timed_out=isinstance(cause, RedisTimeoutError))
             raise
-        except (AttributeError, KeyError) as error:
-            if isinstance(self._client, Redis):
-                raise
-            # redis-py does not know a new node of the cluster until the first slot has moved to it.
-            _log.exception("redis_cluster_client_error")
-            raise StoreUnavailable(REJECTED) from error
         self._circuit.succeeded()
         return [self._convert_error(reply) if isinstance(reply, Exception) else reply for reply in replies]
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from redis.exceptions import (
     AskError,
+    AuthenticationError,
     ClusterDownError,
     ClusterError,
     InvalidResponse,
@@ -29,8 +30,12 @@ from segue.errors import StoreUnavailable
 
 # Errors without a response from Redis.
 UNREACHABLE: Final = (RedisConnectionError, RedisTimeoutError, OSError)
-# Errors of redis-py. RedisClusterException is not a RedisError.
-CLIENT_ERRORS: Final = (RedisError, RedisClusterException, OSError)
+# Errors of redis-py. RedisClusterException is not a RedisError. For AttributeError, see `_UNKNOWN_NODE`.
+CLIENT_ERRORS: Final = (RedisError, RedisClusterException, OSError, AttributeError)
+# The cluster client fails with these texts if a node redirects it to a new node that stores no complete slot yet.
+_UNKNOWN_NODE: Final = tuple(
+    f"'NoneType' object has no attribute '{name}'" for name in ("connection_kwargs", "execute_command")
+)
 # Error codes of a Redis that responds but cannot serve: full, read-only, unable to save, without a quorum. The client
 # has classes for some codes and removes them from the message. A script error keeps the code in its message.
 _CODE_BY_CLASS: Final[dict[type[RedisError], str]] = {
@@ -67,10 +72,7 @@ _MESSAGES: Final = {
     "NOREPLICAS": "the session store has too few replicas to accept writes: try again later",
     "NOPERM": "the session store denies Segue's user write access: grant the permissions in docs/operate/redis.md",
 }
-# The message for clients by a part of the error, if only other settings help.
-_NOT_A_STORE: Final = (
-    "the session store lacks commands that Segue needs: set SEGUE_REDIS_URL to a Redis server, not a Sentinel"
-)
+# The message for clients by a part of the error, if only other settings help. The first match counts.
 _NO_DATABASE: Final = (
     "the session store has no database with the number in SEGUE_REDIS_URL: remove the number, or use a lower one"
 )
@@ -78,12 +80,17 @@ _MISCONFIGURATIONS: Final = {
     "cluster support disabled": "the session store is not a Redis Cluster: set SEGUE_REDIS_CLUSTER=false",
     "DB index is out of range": _NO_DATABASE,
     "SELECT is not allowed in cluster mode": _NO_DATABASE,
-    "unknown command": _NOT_A_STORE,
+    "HELLO": "the session store does not support HELLO: use Redis 6.2 or later, or add ?protocol=2 to SEGUE_REDIS_URL",
+    "unknown command": "the session store lacks commands that Segue needs: set SEGUE_REDIS_URL to a Redis server, not "
+    "a Sentinel",
 }
-_UNREACHABLE: Final = "the session store cannot be reached: try again in a moment"
+_WRONG_LOGIN: Final = (
+    "the session store rejects Segue's user name or password: correct SEGUE_REDIS_URL or SEGUE_REDIS_PASSWORD_FILE"
+)
+UNREACHABLE_MESSAGE: Final = "the session store cannot be reached: try again in a moment"
 _UNUSABLE: Final = "the session store cannot be used: try again later"
 _REJECTED_CONNECTION: Final = (
-    "the session store rejects the connection: correct SEGUE_REDIS_URL, or the settings of the server"
+    "the session store rejects Segue's connection or scripts: correct SEGUE_REDIS_URL, or the settings of the server"
 )
 REJECTED: Final = "the session store rejects commands at the moment: try again later"
 
@@ -106,9 +113,9 @@ def store_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def connection_errors() -> Iterator[None]:
-    """Do as store_errors, and raise StoreMisconfigured if Redis rejects the connection.
+    """Like store_errors, but raise StoreMisconfigured if Redis rejects the connection or a script.
 
-    Use it where an error that is raised cannot be the reply to a single command.
+    Use it where replies to other commands are returned, not raised.
     """
     with store_errors():
         try:
@@ -116,23 +123,22 @@ def connection_errors() -> Iterator[None]:
         except CLIENT_ERRORS as error:
             if as_store_error(error) is not error or not isinstance(error, ResponseError):
                 raise
-            rejected = (
-                "the session store rejects the connection: correct SEGUE_REDIS_URL, or the settings of the server"
-            )
-            raise StoreMisconfigured(rejected, _reason(error)) from error
+            raise StoreMisconfigured(_REJECTED_CONNECTION, _reason(error)) from error
 
 
 def as_store_error(error: Exception) -> Exception:
     """Convert an error of an unreachable or unusable Redis to StoreUnavailable. Returns other errors unchanged."""
     root = _root(error)
     reason = _reason(root)
-    if isinstance(root, UNREACHABLE):
-        return StoreUnavailable(_UNREACHABLE, reason)
+    if is_unreachable(root):
+        return StoreUnavailable(UNREACHABLE_MESSAGE, reason)
+    if isinstance(root, AttributeError):
+        return StoreUnavailable(REJECTED, reason) if any(text in reason for text in _UNKNOWN_NODE) else error
     misconfiguration = _misconfiguration(root)
     if misconfiguration is not None:
         return StoreMisconfigured(misconfiguration, reason)
     if isinstance(root, RedisClusterException):
-        return StoreUnavailable(_UNREACHABLE if "cannot be connected" in reason else _UNUSABLE, reason)
+        return StoreUnavailable(UNREACHABLE_MESSAGE if "cannot be connected" in reason else _UNUSABLE, reason)
     code = _error_code(root)
     if code is None:
         return error if root is error else StoreUnavailable(_UNUSABLE, reason)
@@ -142,11 +148,14 @@ def as_store_error(error: Exception) -> Exception:
 
 def is_unreachable(error: BaseException | None) -> bool:
     """Whether an error of the client means that there was no response from Redis."""
-    return isinstance(error, CLIENT_ERRORS) and isinstance(_root(error), UNREACHABLE)
+    root = _root(error) if isinstance(error, Exception) else None
+    return isinstance(root, UNREACHABLE) and not isinstance(root, AuthenticationError)
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    # Redis repeats the arguments of an unknown command: those of HELLO contain the password.
+    text = str(error).partition(", with args beginning with")[0]
+    return (text.splitlines() or [type(error).__name__])[0][:200]
 
 
 def _root(error: Exception) -> Exception:
@@ -161,6 +170,8 @@ def _root(error: Exception) -> Exception:
 
 def _misconfiguration(error: Exception) -> str | None:
     """Return the message for a server that does not match the settings, or None."""
+    if isinstance(error, AuthenticationError):
+        return _WRONG_LOGIN
     if isinstance(error, InvalidResponse):
         return "the session store does not speak the Redis protocol: set SEGUE_REDIS_URL to a Redis server"
     if isinstance(error, AskError):  # and its subclass MovedError; the cluster client follows both

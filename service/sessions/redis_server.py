@@ -17,7 +17,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoPermissionError, RedisClusterException, RedisError, ResponseError
+from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from segue.errors import BadOption, StoreUnavailable
 from service.sessions.embedded_redis import MIN_VERSION, format_version
@@ -33,6 +33,7 @@ _URL_OPTIONS: Final = {
     *("client_name", "db", "health_check_interval", "max_connections", "password", "protocol"),
     *("socket_connect_timeout", "socket_keepalive", "socket_timeout", "timeout", "username"),
 }
+_SINGLE_OPTIONS: Final = {"db", "timeout"}  # not for a cluster
 
 
 def connect(settings: Settings) -> "Redis | RedisCluster":
@@ -53,7 +54,7 @@ def connect(settings: Settings) -> "Redis | RedisCluster":
     if settings.redis_password_file is not None:
         common["password"] = _read_password(settings.redis_password_file)
     url = settings.redis_url or ""
-    _check_url(url)
+    _check_url(url, cluster=settings.redis_cluster)
     client: Redis | RedisCluster
     connections: list[tuple[type[AbstractConnection], dict[str, Any]]]
     try:
@@ -71,32 +72,34 @@ def connect(settings: Settings) -> "Redis | RedisCluster":
         for connection_class, options in connections:
             connection_class(**options)  # checks the options; it does not connect
     except (TypeError, ValueError, RedisError, RedisClusterException) as error:
-        reason = str(error).partition("\n")[0]
+        option = re.search(r"unexpected keyword argument ('\w+')", str(error))
+        reason = f"the client has no option {option[1]}" if option else str(error).partition("\n")[0]
         raise BadOption(f"redis_url cannot be used: {reason}; correct SEGUE_REDIS_URL") from None
     _report_closed_transports(client)
     return client
 
 
-def _check_url(url: str) -> None:
+def _check_url(url: str, *, cluster: bool) -> None:
     """Raise BadOption for a URL that redis-py would misread. The message contains no part of a password."""
     parts = urlsplit(url)
-    rest = parts.query + parts.fragment
-    if "@" in (rest if parts.scheme == "unix" else parts.path + rest):
+    options = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    supported = _URL_OPTIONS - _SINGLE_OPTIONS if cluster else _URL_OPTIONS
+    unsupported = [name for name in options if name not in supported and not re.fullmatch(r"ssl_[a-z_]+", name)]
+    # redis-py would use database 0 for another path.
+    has_database = parts.scheme == "unix" or "db" in options or re.fullmatch(r"/*[0-9]*/*", parts.path)
+    if "@" in parts.path + parts.query + parts.fragment and (unsupported or parts.fragment or not has_database):
         raise BadOption(
             "redis_url has a `/`, `?` or `#` before the `@`: write these characters of a password as %2F, %3F, %23"
         )
-    options = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    # redis-py would use database 0.
-    if parts.scheme != "unix" and "db" not in options and not re.fullmatch(r"/*[0-9]*/*", parts.path):
+    if not has_database:
         raise BadOption(
             f"redis_url ends with {parts.path!r}, which is not the number of a database: correct SEGUE_REDIS_URL"
         )
+    for name in unsupported:
+        raise BadOption(f"redis_url has the unsupported option {name!r}: use {', '.join(sorted(supported))}, ssl_*")
     for name in options:
-        if name.startswith("ssl_"):
-            if parts.scheme != "rediss":
-                raise BadOption(f"redis_url has the option {name!r}, which requires rediss://: correct SEGUE_REDIS_URL")
-        elif name not in _URL_OPTIONS:
-            raise BadOption(f"redis_url has the unknown option {name!r}: use {', '.join(sorted(_URL_OPTIONS))}, ssl_*")
+        if name.startswith("ssl_") and parts.scheme != "rediss":
+            raise BadOption(f"redis_url has the option {name!r}, which requires rediss://: correct SEGUE_REDIS_URL")
 
 
 def _read_password(file: Path) -> str:
@@ -188,12 +191,14 @@ class DurabilityCheck:
                     raise BadOption("Redis is one of several nodes of a cluster: set SEGUE_REDIS_CLUSTER=true")
 
     async def _ping(self) -> None:
-        """Raise StoreMisconfigured if Redis rejects the connection. A user without the permission for PING passes."""
+        """Raise StoreMisconfigured if Redis rejects the connection. It may reject PING itself."""
         try:
             with connection_errors():
                 await self._client.ping()
+        except StoreMisconfigured:
+            raise
         except StoreUnavailable as error:
-            if not isinstance(error.__cause__, NoPermissionError):
+            if not isinstance(error.__cause__, ResponseError):
                 raise
 
     async def _query(self, command: str, *words: str) -> list[Facts]:

@@ -371,7 +371,8 @@ class TestRetries:
         httpx.Response(503, json={"errors": None}, headers={"content-type": "application/problem+json"}),
         httpx.Response(422, json={"errors": 5, "title": None}, headers={"content-type": "application/problem+json"}),
         *(httpx.Response(200, json=json) for json in (None, [1], {"results": 1}, {"results": [None]}, {})),
-        httpx.Response(200, content=b"\x1f\x8b", headers={"content-encoding": "gzip"}),
+        httpx.Response(503, headers=[(b"retry-after", b"\xb2")]),
+        httpx.DecodingError("not gzip"),
         httpx.Response(200, text="\ufffd"),
         httpx.ProxyError("refused"),
         httpx.UnsupportedProtocol("no scheme"),
@@ -380,7 +381,7 @@ class TestRetries:
     ],
     ids=str,
 )
-def test_whatever_comes_instead_of_an_answer_is_a_service_error(
+def test_an_invalid_response_raises_a_service_error(
     answer: httpx.Response | httpx.HTTPError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def respond(_: httpx.Client, request: httpx.Request) -> httpx.Response:
@@ -390,7 +391,15 @@ def test_whatever_comes_instead_of_an_answer_is_a_service_error(
         answer.read()
         return answer
 
+    async def respond_later(_: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+        return respond(httpx.Client(), request)
+
+    async def recommend() -> object:
+        async with AsyncClient("http://127.0.0.1:9", deadline_s=0.05) as client:
+            return await client.recommend("s")
+
     monkeypatch.setattr(httpx.Client, "send", respond)
+    monkeypatch.setattr(httpx.AsyncClient, "send", respond_later)
     calls: list[Callable[[Client], object]] = [
         lambda client: client.recommend("s"),
         lambda client: client.recommend_batch(["s"]),
@@ -404,6 +413,8 @@ def test_whatever_comes_instead_of_an_answer_is_a_service_error(
         is_passing = isinstance(answer, httpx.ProxyError)
         assert (type(caught.value) is NoAnswer) == is_passing
         assert caught.value.status == (answer.status_code if isinstance(answer, httpx.Response) else 0)
+    with pytest.raises(ServiceError):
+        asyncio.run(recommend())
 
 
 def test_it_imports_neither_the_service_nor_data_frames() -> None:

@@ -22,6 +22,7 @@ from training.models.encoders.gru4rec import Gru4Rec
 from training.models.encoders.sasrec import SasRec
 from training.options import Gru4RecOptions, NeuralOptions, SasRecOptions
 from training.processes import Processes
+from training.run import end_process
 from training.trainer import FitResult, fit
 
 TRACKS, SESSIONS, LENGTH = 40, 57, 6
@@ -167,3 +168,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    end_process()

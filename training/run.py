@@ -4,13 +4,14 @@ This module does not import torch. The modules that need torch are imported when
 """
 
 import importlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -84,6 +85,17 @@ def started_processes(device: str, *, sharded: bool = False) -> AbstractContextM
     from training.distributed import init_distributed
 
     return init_distributed(device, sharded=sharded)
+
+
+def end_process() -> NoReturn:
+    """End one of several processes successfully, without the shutdown of the interpreter. Call it last.
+
+    During that shutdown, a thread of torch that needs the interpreter can abort the process ("terminate called without
+    an active exception"). torchrun would then report a failure of a training that has succeeded, and restart it.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 OnNote: TypeAlias = Callable[[str], None]

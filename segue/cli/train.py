@@ -100,7 +100,7 @@ def train(
     """
     from training.data.dataset import open_dataset
     from training.registry import model_named
-    from training.run import TrainingJob, started_processes, train_distributed
+    from training.run import TrainingJob, end_process, started_processes, train_distributed
     from training.run_log import MultiReporter
 
     release = None
@@ -129,6 +129,8 @@ def train(
         trained = train_distributed(job, reporter, processes, lambda note: say_notes([note]))
     if trained is not None:
         _print_release(trained, dataset, as_json=as_json)
+    if processes.world > 1:
+        end_process()
 
 
 def _board(folder: Path) -> "TensorBoard":

@@ -80,9 +80,8 @@ def error_in(response: httpx.Response) -> ServiceError:
         with contextlib.suppress(ValueError, TypeError):  # not a JSON object
             problem |= response.json()
     seconds = response.headers.get("retry-after", "")
-    return error_of(
-        problem | {"status": response.status_code}, float(seconds) if seconds.isascii() and seconds.isdigit() else 0.0
-    )
+    retry_after_s = float(seconds) if seconds.isascii() and seconds.isdigit() else 0.0
+    return error_of(problem | {"status": response.status_code}, retry_after_s)
 
 
 def headers_for(url: str, key: str | None) -> dict[str, str]:

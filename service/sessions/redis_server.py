@@ -148,7 +148,7 @@ _STRENGTH: Final = ("no", "everysec", "always")
 
 
 class DurabilityCheck:
-    """Compares the required durability with the configuration of Redis."""
+    """Compares the kind, version and configuration of the server with the settings, above all its durability."""
 
     def __init__(self, client: "Redis | RedisCluster", required: Durability) -> None:
         self._client = client

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from redis.asyncio import Redis, RedisCluster
-from redis.exceptions import RedisClusterException, RedisError
 
 from segue.errors import BadOption, StoreUnavailable
 from segue.sessions import MAX_PREFERENCES, Event, Play, SessionState, Station
 from service.sessions.preferences import ListenerStore, decode_session, encode_station
 from service.sessions.privacy import BUCKETS, bucket_of, erased_marker
 from service.sessions.redis_client import Command, RedisCommands, Script
+from service.sessions.redis_errors import CLIENT_ERRORS
 from service.sessions.redis_server import DurabilityCheck
 from service.settings import Settings
 from service.telemetry import Telemetry
@@ -192,11 +192,7 @@ class SessionStore:
             return [0]
         try:
             nodes = {bucket: self._client.get_node_from_key(stream_of(bucket)) for bucket in range(BUCKETS)}
-        except (
-            RedisError,
-            RedisClusterException,
-            AttributeError,
-        ):  # the client discovers the nodes with its first command
+        except CLIENT_ERRORS:  # the client discovers the nodes with its first command
             return list(range(BUCKETS))
         return list({node.name if node is not None else "": bucket for bucket, node in nodes.items()}.values())
 

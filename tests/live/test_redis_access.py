@@ -114,14 +114,14 @@ def test_sessions_are_kept_over_tls_by_a_user_with_few_rights(
         assert_unsaid(client, service)
 
 
-@pytest.mark.parametrize("fault", ["unknown certificate", "nobody there", "no TLS"])
+@pytest.mark.parametrize("fault", ["unknown certificate", "no server", "no TLS"])
 def test_what_is_wrong_with_redis_is_said_without_its_password(
     start_service: StartService, server: Server, fault: str
 ) -> None:
     given: dict[str, Any] = {"redis_url": server.url(), "redis_ca_file": server.ca_file}
     if fault == "unknown certificate":
         del given["redis_ca_file"]
-    elif fault == "nobody there":
+    elif fault == "no server":
         given["redis_url"] = f"rediss://segue:{ENCODED}@127.0.0.1:{free_port()}"
     else:
         given = {"redis_url": server.url().replace("rediss", "redis")}

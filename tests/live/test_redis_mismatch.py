@@ -287,6 +287,12 @@ def test_another_server_takes_the_place_of_redis(start_service: StartService, tm
             until(lambda: client.get("/operations").json()["redis"]["detail"] == detail)
         server.start()
         until(lambda: client.get("/health/ready").status_code == 200)
+        with server.client() as administrator:
+            administrator.config_set("requirepass", "secret")
+            administrator.client_kill_filter(_type="normal", skipme=True)
+        detail = "the session store rejects Segue's user name or password"
+        until(lambda: client.get("/sessions/a").json().get("detail", "").startswith(detail))
+        assert client.get("/health/ready").status_code == 503
         server.kill()
     assert service.stop() == 0
     assert "Traceback" not in "".join(service.output)
